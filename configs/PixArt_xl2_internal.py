@@ -1,0 +1,2 @@
+# The name that configs of the original project give to their base file.
+_base_ = ["./_base_.py"]

@@ -1,0 +1,67 @@
+# Every key the trainer reads, with the value it has when a config does not set it. tests/test_config.py holds them equal.
+
+image_size = 256  # pixels of a training image; the latents have image_size / 8 cells a side
+root = None  # folder of patches/, features/ and pretrained_models/; None: $PIXCELL_ROOT, else the current folder
+
+# data
+data = dict(
+    type="PanCancerDataLowRes",  # crops of 1024 patches; PanCancerData: whole patches of image_size
+    resolution=None,  # None: image_size; any other value is refused
+    root=None,  # None: root
+    patch_names_file="patch_names_all.hdf5",  # in root/patches/metadata
+    features_dir=None,  # None: beside the images, else root/features
+    vae_prefix="sd3_vae",  # <x>_<y>_sd3_vae.npy
+    ssl_prefix="uni",  # <x>_<y>_uni.npy
+    train_subset_keys=None,  # index keys to train on; None: all of the size that `type` reads
+)
+
+# network
+model = "PixArt_XL_2_UNI"  # a preset of diffusion/model/pixart.py
+model_kwargs = dict()  # arguments of PixArt that differ from the preset (depth, hidden_size, num_heads, patch_size ...)
+model_max_length = 1  # condition tokens: one per 256-pixel window
+caption_channels = 1536  # width of the embeddings: 1536 for UNI2-h
+use_cond_pos_embed = False  # positions for the condition tokens, from 512 pixels on
+pe_interpolation = 1.0  # scale of the position grid; image_size / 512 keeps one scale over all stages
+qk_norm = False  # LayerNorm on queries and keys
+class_dropout_prob = 0.1  # share of samples that train the null condition
+
+# latents
+vae_pretrained = "pretrained_models/sd-3.5-vae"  # diffusers folder below root, or "tiny"; decodes the sample grids
+scale_factor = None  # network latents = (z - shift_factor) * scale_factor; None: from vae_pretrained's config.json
+shift_factor = None
+
+# where to start and where to write
+load_from = None  # weights to start from (a stage before, or released ones)
+ignore_keys = ()  # weights of load_from not to take over
+resume_from = None  # a checkpoint of this run: a file, a folder, or "auto" for the newest in work_dir
+work_dir = None  # None: output/<name of the config file>
+
+# optimization
+mixed_precision = "no"  # no, bf16 or fp16 (a GPU)
+fp32_attention = True  # attention outside autocast: fp16 overflows there in deep networks
+grad_checkpointing = False  # recompute blocks in the backward pass: less memory, a third more time
+train_batch_size = 32  # per process
+gradient_accumulation_steps = 1
+gradient_clip = 1.0  # largest gradient norm
+optimizer = dict(
+    type="AdamW",  # or CAME
+    lr=1e-4,
+    weight_decay=0.0,
+    betas=None,  # None: the optimizer's own
+    eps=None,
+)
+auto_lr = None  # dict(rule="sqrt" or "linear"): lr grows with the global batch over 256
+lr_schedule = "constant"  # after the warm-up; or "cosine", to zero at the last step
+lr_schedule_args = dict(num_warmup_steps=0)  # in optimizer steps, whatever the number of processes
+ema_rate = 0.9999  # decay of the averaged weights
+num_epochs = 10
+max_steps = None  # optimizer steps; None: num_epochs long
+num_workers = 4  # loader processes per training process
+seed = 43
+
+# watching and saving
+log_interval = 50  # optimizer steps between lines of the log
+save_model_steps = 2000  # optimizer steps between checkpoints and sample grids
+save_model_epochs = None  # epochs between further checkpoints; None: none
+sample_grid = dict(count=8, steps=20, guidance=2.0)  # pictures in TensorBoard at every save; count 0: none
+report_to = "tensorboard"  # or none

@@ -1,0 +1,32 @@
+# Stage 1 of the published recipe (arXiv 2506.05127): 256 pixels from scratch.
+# 120,000 steps at a global batch of 4096: 16 GPUs x 128 x 2.
+_base_ = ["../_base_.py"]
+
+image_size = 256
+data = dict(type="PanCancerDataLowRes", resolution=image_size)  # 16 crops of every 1024 patch: 480 million samples
+
+model = "PixArt_XL_2_UNI"  # 608 M parameters
+model_max_length = 1  # one UNI2-h embedding: the crop is one 256-pixel window
+pe_interpolation = 0.5  # 16 tokens a side span positions 0..32, as in the later stages
+
+vae_pretrained = "pretrained_models/sd-3.5-vae"
+scale_factor = 1.5305  # of SD3's VAE: unit variance
+shift_factor = 0.0609
+
+mixed_precision = "fp16"
+fp32_attention = True  # fp16 attention scores overflow at this depth
+grad_checkpointing = True  # 128 images a GPU fit in 40 GB with it
+
+train_batch_size = 128
+gradient_accumulation_steps = 2  # 16 GPUs x 128 x 2 = 4096, the paper's batch
+gradient_clip = 0.01  # CAME's updates are normalized, so that this bounds outliers only
+optimizer = dict(type="CAME", lr=2e-5, weight_decay=0.0, betas=(0.9, 0.999, 0.9999), eps=(1e-30, 1e-16))
+lr_schedule_args = dict(num_warmup_steps=1000)
+class_dropout_prob = 0.1  # what guidance needs
+ema_rate = 0.9999
+
+num_epochs = 10  # of the released config; the paper stops at 120,000 steps, about one epoch
+num_workers = 16
+seed = 24
+log_interval = 20
+save_model_steps = 2000

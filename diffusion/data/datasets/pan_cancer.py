@@ -1,0 +1,122 @@
+"""Patches of many slides by their precomputed features: whole (PanCancerData) or as crops (PanCancerDataLowRes)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from diffusion.data.batch import PatchItem
+from diffusion.data.crops import LATENT_FACTOR, WINDOW, crops_per_side, square, tokens_of
+from diffusion.data.features import (
+    SSL_PREFIX,
+    VAE_PREFIX,
+    feature_path,
+    find_features_folder,
+    read_moments,
+    read_tokens,
+)
+from diffusion.data.index import DEFAULT_INDEX, PatchIndex, index_path
+from diffusion.data.sampler import Draw
+from diffusion.errors import InputError, MissingError
+
+LARGE_PATCH = 1024  # pixels of the patches that low-resolution stages crop
+
+
+class PanCancerData(Dataset):
+    """Whole patches of `resolution` pixels: items of latent (16, S/8, S/8) and tokens ((S/256)^2, D).
+
+    root: the folder of patches/ (and features/); train_subset_keys: index keys to take (default: all of that size);
+    features_dir: None to look beside the images and then in ROOT/features; return_img: items carry their pixels too.
+    Raises MissingError or InputError at once for an index, key or features folder that is not there.
+    """
+
+    def __init__(
+        self,
+        root: str | Path,
+        resolution: int,
+        patch_names_file: str = DEFAULT_INDEX,
+        features_dir: str | None = None,
+        vae_prefix: str = VAE_PREFIX,
+        ssl_prefix: str = SSL_PREFIX,
+        train_subset_keys: Sequence[str] | None = None,
+        return_img: bool = False,
+        patch_size: int | None = None,
+    ):
+        self.root, self.resolution = Path(root), resolution
+        self.patch_size = patch_size or resolution
+        self.crops_per_side = crops_per_side(self.patch_size, resolution)
+        self.vae_prefix, self.ssl_prefix, self.return_img = vae_prefix, ssl_prefix, return_img
+        self.index = PatchIndex(index_path(self.root, patch_names_file), train_subset_keys, self.patch_size)
+        self.features = find_features_folder(self.root, features_dir, self.index.name(0), vae_prefix)
+
+    def __len__(self) -> int:
+        return len(self.index) * self.crops_per_side**2
+
+    def __getitem__(self, key: int | Draw) -> PatchItem:
+        """Sample `key`; a Draw also says the seed of its posterior draw, a plain number takes torch's own generator."""
+        index, seed = key if isinstance(key, tuple) else (key, None)
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        patch, crop = divmod(index, self.crops_per_side**2)
+        name = self.index.name(patch)
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        return PatchItem(
+            latent=self._draw_latent(name, crop, generator),
+            tokens=self._tokens(name, crop),
+            name=name,
+            crop=crop,
+            image=self._image(name, crop) if self.return_img else None,
+        )
+
+    def _draw_latent(self, name: str, crop: int, generator: torch.Generator | None) -> torch.Tensor:
+        part = square(crop, self.crops_per_side, self.resolution // LATENT_FACTOR)
+        moments = read_moments(feature_path(self.features, name, self.vae_prefix), self.patch_size, *part)
+        mean, std = torch.from_numpy(moments).chunk(2)
+        return mean + std * torch.randn(mean.shape, generator=generator)
+
+    def _tokens(self, name: str, crop: int) -> torch.Tensor:
+        tokens = read_tokens(feature_path(self.features, name, self.ssl_prefix), self.patch_size)
+        return torch.from_numpy(tokens[tokens_of(crop, self.crops_per_side, self.patch_size // WINDOW)])
+
+    def _image(self, name: str, crop: int) -> torch.Tensor:
+        pixels = read_patch(self.root / "patches" / name, self.patch_size)
+        rows, columns = square(crop, self.crops_per_side, self.resolution)
+        return torch.from_numpy(pixels[rows, columns].transpose(2, 0, 1).copy())
+
+
+class PanCancerDataLowRes(PanCancerData):
+    """Crops of `resolution` pixels (256 or 512) from 1024-pixel patches and their features."""
+
+    def __init__(self, root: str | Path, resolution: int, **kwargs):
+        super().__init__(root, resolution, patch_size=LARGE_PATCH, **kwargs)
+
+
+DATASETS = {"PanCancerData": PanCancerData, "PanCancerDataLowRes": PanCancerDataLowRes}
+
+
+def build_dataset(type: str, **kwargs) -> PanCancerData:
+    """A data set by its class name, as config files name it. Raises InputError for an unknown one."""
+    if type not in DATASETS:
+        raise InputError(f"no data set type {type!r}; known are {', '.join(DATASETS)}")
+    return DATASETS[type](**kwargs)
+
+
+def read_patch(path: Path, size: int) -> np.ndarray:
+    """The pixels of a patch, uint8 (size, size, 3). Raises MissingError, or InputError for one unreadable, not RGB, or of another size."""
+    try:
+        with Image.open(path) as image:
+            mode, pixels = image.mode, np.asarray(image)
+    except FileNotFoundError:
+        raise MissingError(f"no image {path}") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path} is not a readable image ({error})") from error
+    if mode != "RGB" or pixels.shape != (size, size, 3):
+        raise InputError(
+            f"{path} is a {mode} image of {pixels.shape[1]} x {pixels.shape[0]}: expected RGB, {size} x {size}"
+        )
+    return pixels

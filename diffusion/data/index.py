@@ -1,0 +1,119 @@
+"""The HDF5 index of patches: one 1-D data set of byte strings per `<dataset>_<size>`, each entry a path below ROOT/patches.
+
+Published sizes run to 30.8 million names, so nothing here reads a whole key: names are looked up one by one.
+"""
+
+from __future__ import annotations
+
+import os
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+
+import h5py
+
+from diffusion.errors import InputError, MissingError
+
+INDEX_FOLDER = Path("patches/metadata")
+DEFAULT_INDEX = "patch_names_all.hdf5"
+
+
+def index_path(root: Path, patch_names_file: str | Path = DEFAULT_INDEX) -> Path:
+    """ROOT/patches/metadata/<file>; an absolute file is taken as it is."""
+    return Path(root) / INDEX_FOLDER / patch_names_file
+
+
+def split_key(key: str) -> tuple[str, int]:
+    """`tcga_diagnostic_1024` -> (`tcga_diagnostic`, 1024). Raises InputError when no size ends the key."""
+    dataset, _, size = key.rpartition("_")
+    if not dataset or not size.isdigit():
+        raise InputError(f"index key {key!r}: expected <dataset>_<size>, such as tcga_diagnostic_1024")
+    return dataset, int(size)
+
+
+class PatchIndex:
+    """The names under some keys of an index file, as one sequence in key order.
+
+    The file is opened by the process that first asks for a name and never carried over a fork or a pickle,
+    because HDF5 handles must not be shared between processes.
+    """
+
+    def __init__(self, path: Path, keys: Iterable[str] | None = None, size: int | None = None):
+        """Take `keys` (default: all) and, of these, the ones whose patches have `size` pixels (default: any).
+
+        Raises MissingError when the file or a key is not there, InputError when no key is left or none holds a name.
+        """
+        self.path = Path(path)
+        self._file: h5py.File | None = None
+        self._owner = -1
+        with open_index(self.path) as file:
+            self.keys = _choose_keys(self.path, list(file), keys, size)
+            self.lengths = [len(file[key]) for key in self.keys]
+        self._ends = list(accumulate(self.lengths))
+        if len(self) == 0:
+            raise InputError(f"{self.path}: no names under {', '.join(self.keys)}")
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def name(self, i: int) -> str:
+        """The path, relative to ROOT/patches, of patch `i` of all keys together."""
+        if not 0 <= i < len(self):
+            raise IndexError(f"patch {i} of {len(self)} in {self.path}")
+        which = bisect_right(self._ends, i)
+        start = self._ends[which] - self.lengths[which]
+        return self._open()[self.keys[which]][i - start].decode("utf-8")
+
+    def _open(self) -> h5py.File:
+        if self._owner != os.getpid():
+            self._file, self._owner = open_index(self.path), os.getpid()
+        return self._file
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_file": None, "_owner": -1}
+
+
+def open_index(path: Path) -> h5py.File:
+    """Open an index for reading. Raises MissingError or, for a file that is not HDF5, InputError."""
+    if not path.is_file():
+        raise MissingError(
+            f"no index at {path}; make one with tools/build_index.py, or name it with --root or patch_names_file"
+        )
+    try:
+        return h5py.File(path, "r")
+    except OSError as error:
+        raise InputError(f"{path} is not a readable HDF5 file ({error})") from error
+
+
+def index_keys(path: Path) -> list[str]:
+    """The keys of an index. Raises as open_index does."""
+    with open_index(path) as file:
+        return list(file)
+
+
+def write_index(path: Path, names_by_key: Mapping[str, Sequence[str]]) -> None:
+    """Write an index file anew, aside and then in place, so that a reader sees the old one or the new one whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with h5py.File(temporary, "w") as file:
+            for key, names in names_by_key.items():
+                split_key(key)
+                file.create_dataset(
+                    key, data=[name.encode("utf-8") for name in names], dtype=h5py.string_dtype("ascii")
+                )
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _choose_keys(path: Path, present: list[str], wanted: Iterable[str] | None, size: int | None) -> list[str]:
+    keys = present if wanted is None else list(wanted)
+    absent = [key for key in keys if key not in present]
+    if absent:
+        raise MissingError(f"{path} has no key {', '.join(absent)}; it has {', '.join(present) or 'none'}")
+    chosen = [key for key in keys if size is None or split_key(key)[1] == size]
+    if not chosen:
+        raise InputError(f"{path}: none of the keys {', '.join(keys) or '(none)'} holds patches of {size} pixels")
+    return chosen

@@ -1,0 +1,175 @@
+"""The latent codec: pixels <-> the latents that the diffusion network sees.
+
+Three spaces, named alike everywhere in the project:
+  pixels            (B, 3, H, W)       RGB in [-1, 1]
+  raw latents       (B, 16, H/8, W/8)  as the autoencoder makes them; their moments are what feature files store
+  network latents   (B, 16, H/8, W/8)  (raw - shift) * scale, about zero mean and unit variance
+
+Scale and shift belong to an autoencoder and are read from its folder; they live in this module and nowhere else.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from diffusion.errors import InputError, MissingError
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+LATENT_CHANNELS = 16
+DOWNSAMPLING = 8  # pixels per latent, along each side
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+
+# Codecs that come with the repository, by the name that --vae and the config files use.
+EMBEDDED_CODECS = {"tiny": Path(__file__).resolve().parents[2] / "asset" / "tiny_vae"}
+
+
+@dataclass(frozen=True)
+class LatentScale:
+    """The affine map between raw and network latents: network = (raw - shift) * scale."""
+
+    scale: float
+    shift: float
+
+    def to_network(self, raw: torch.Tensor) -> torch.Tensor:
+        return (raw - self.shift) * self.scale
+
+    def to_raw(self, latents: torch.Tensor) -> torch.Tensor:
+        return latents / self.scale + self.shift
+
+    @classmethod
+    def from_folder(cls, path: str | Path) -> LatentScale:
+        """The scale of an AutoencoderKL folder, read from its config.json without loading any weights."""
+        config = read_vae_config(Path(path))
+        return cls(scale=float(config["scaling_factor"]), shift=float(config["shift_factor"] or 0.0))
+
+
+SD3_SCALE = LatentScale(scale=1.5305, shift=0.0609)
+
+
+class LatentCodec:
+    """A frozen diffusers AutoencoderKL with 16 latent channels at an eighth of the resolution.
+
+    Attributes: `scale`, `channels` (16), `factor` (8), `name`, `vae`.
+    """
+
+    channels = LATENT_CHANNELS
+    factor = DOWNSAMPLING
+
+    def __init__(self, vae: AutoencoderKL, scale: LatentScale, name: str) -> None:
+        self.vae = vae.eval().requires_grad_(False)
+        self.scale = scale
+        self.name = name
+
+    @classmethod
+    def load(
+        cls, name_or_folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> LatentCodec:
+        """Load an embedded codec by name, or any diffusers AutoencoderKL folder with safetensors weights.
+
+        Raises MissingError where there is no such folder or file, InputError for another latent layout than ours.
+        """
+        from diffusers import AutoencoderKL
+
+        folder = codec_folder(name_or_folder)
+        scale = LatentScale.from_folder(folder)
+        if not (folder / WEIGHTS_NAME).is_file():
+            raise MissingError(f"no {WEIGHTS_NAME} in {folder}: latent codecs are read from safetensors only")
+        vae = AutoencoderKL.from_pretrained(
+            str(folder), torch_dtype=dtype, use_safetensors=True, low_cpu_mem_usage=False, local_files_only=True
+        )
+        # Channels last is about twice as fast for these convolutions on a CPU, and no slower elsewhere.
+        return cls(vae.to(device=device, memory_format=torch.channels_last), scale, str(name_or_folder))
+
+    @torch.no_grad()
+    def moments(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Posterior mean, then posterior standard deviation, in raw scale: what a feature file stores.
+
+        pixels (B, 3, H, W) in [-1, 1] -> float32 (B, 32, H/8, W/8).
+        """
+        posterior = self._posterior(pixels)
+        return torch.cat([posterior.mean, posterior.std], dim=1).float()
+
+    @torch.no_grad()
+    def encode(self, pixels: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        """Network latents: the posterior's mean, or one draw from it where a generator is given.
+
+        pixels (B, 3, H, W) in [-1, 1] -> (B, 16, H/8, W/8), in the codec's dtype.
+        """
+        posterior = self._posterior(pixels)
+        return self.scale.to_network(posterior.mean if generator is None else posterior.sample(generator))
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Pixels in [-1, 1] (B, 3, 8h, 8w) of network latents (B, 16, h, w)."""
+        if latents.ndim != 4 or latents.shape[1] != self.channels:
+            raise InputError(f"latents have shape {tuple(latents.shape)}, expected (B, {self.channels}, h, w)")
+        raw = self.scale.to_raw(latents.to(device=self.vae.device, dtype=self.vae.dtype))
+        return self.vae.decode(raw).sample.clamp(-1, 1)
+
+    def _posterior(self, pixels: torch.Tensor) -> Any:
+        if pixels.ndim != 4 or pixels.shape[1] != 3:
+            raise InputError(f"pixels have shape {tuple(pixels.shape)}, expected (B, 3, H, W)")
+        if pixels.shape[2] % self.factor or pixels.shape[3] % self.factor:
+            sides = f"{pixels.shape[2]}x{pixels.shape[3]}"
+            raise InputError(f"pixels are {sides}, expected sides that {self.factor} divides")
+        pixels = pixels.to(device=self.vae.device, dtype=self.vae.dtype, memory_format=torch.channels_last)
+        return self.vae.encode(pixels).latent_dist
+
+
+def codec_folder(name_or_folder: str | Path) -> Path:
+    """The folder of an embedded codec's name, or the folder itself."""
+    folder = EMBEDDED_CODECS.get(str(name_or_folder), Path(name_or_folder))
+    if not folder.is_dir():
+        names = ", ".join(sorted(EMBEDDED_CODECS))
+        raise MissingError(f"no latent codec at {folder}: expected an AutoencoderKL folder, or one of: {names}")
+    return folder
+
+
+def read_vae_config(folder: Path) -> dict[str, Any]:
+    """The config.json of an AutoencoderKL folder, checked to give 16 channels at an eighth of the resolution."""
+    path = folder / "config.json"
+    if not path.is_file():
+        raise MissingError(f"no config.json in {folder}: expected a diffusers AutoencoderKL folder")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        channels, levels = config["latent_channels"], len(config["block_out_channels"])
+        config["scaling_factor"], config["shift_factor"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not the config of a diffusers AutoencoderKL: {error!r}") from error
+    if channels != LATENT_CHANNELS:
+        raise InputError(f"{path}: latent_channels is {channels}, expected {LATENT_CHANNELS}")
+    if 2 ** (levels - 1) != DOWNSAMPLING:
+        raise InputError(f"{path}: {levels} levels downsample by {2 ** (levels - 1)}, expected {DOWNSAMPLING}")
+    return config
+
+
+def sd3_vae_config() -> dict[str, Any]:
+    """The arguments of `AutoencoderKL` that make the autoencoder of SD3 and SD3.5 (83.8 M parameters)."""
+    return {
+        "block_out_channels": (128, 256, 512, 512),
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "layers_per_block": 2,
+        "latent_channels": LATENT_CHANNELS,
+        "norm_num_groups": 32,
+        "mid_block_add_attention": True,
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
+        "sample_size": 1024,
+        "scaling_factor": SD3_SCALE.scale,
+        "shift_factor": SD3_SCALE.shift,
+    }
+
+
+def build_sd3_vae() -> AutoencoderKL:
+    """SD3's autoencoder with random weights."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(**sd3_vae_config())

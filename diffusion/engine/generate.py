@@ -1,0 +1,141 @@
+"""Many samples for conditions from an index: which image is which, and what lies in the folder already."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from diffusion.data.batch import PatchItem
+from diffusion.data.crops import LATENT_FACTOR
+from diffusion.data.datasets.pan_cancer import LARGE_PATCH, PanCancerData, PanCancerDataLowRes
+from diffusion.data.index import split_key
+from diffusion.data.sampler import Draw, Permutation
+from diffusion.encoders.latents import LatentCodec
+from diffusion.errors import InputError
+from diffusion.sampling import image_generator, initial_noise, sample_latents
+from diffusion.seeds import mix_seed
+from diffusion.workdir import Run
+
+SETTINGS_FILE = "samples.json"
+FORMATS = {"png": {"compress_level": 3}, "jpeg": {"quality": 95, "subsampling": 0}}
+
+
+def open_conditions(arguments: dict[str, Any], keys: list[str] | None) -> PanCancerData:
+    """The patches that conditions come from, with their pixels.
+
+    arguments: of the data set in a run's config. keys replace its index keys; they may hold patches of the image's own
+    size or, cropped, of 1024 pixels. Raises InputError for keys of both kinds or another size.
+    """
+    arguments = {**arguments, "return_img": True}
+    low_resolution = arguments.pop("type") == "PanCancerDataLowRes"
+    if keys is not None:
+        size = arguments["resolution"]
+        sizes = {split_key(key)[1] for key in keys}
+        if sizes not in ({size}, {LARGE_PATCH}):
+            raise InputError(f"--subset_keys {' '.join(keys)}: expected keys of {size} or all of {LARGE_PATCH} pixels")
+        low_resolution = sizes != {size}
+        arguments["train_subset_keys"] = keys
+    return (PanCancerDataLowRes if low_resolution else PanCancerData)(**arguments)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """An output folder: `real/` and `syn/` with the same file names, and the settings they were made with."""
+
+    path: Path
+    extension: str
+
+    def claim(self, settings: dict[str, Any]) -> None:
+        """Write the settings, or compare with those that are there, so that one folder never mixes two.
+
+        Raises InputError naming the first setting that differs.
+        """
+        file = self.path / SETTINGS_FILE
+        if file.is_file():
+            before = json.loads(file.read_text())
+            for name, value in settings.items():
+                if before.get(name) != value:
+                    raise InputError(
+                        f"{self.path} holds samples with {name} {before.get(name)}, not {value}; name another --out_dir"
+                    )
+            return
+        for part in ("real", "syn"):
+            (self.path / part).mkdir(parents=True, exist_ok=True)
+        _write_aside(file, lambda temporary: temporary.write_text(json.dumps(settings, indent=2) + "\n"))
+
+    def missing(self, indices: Iterable[int]) -> list[int]:
+        """The images that are not there yet; a file is there whole or not at all, and `syn` is written last."""
+        present = (
+            {name.split("_")[0] for name in os.listdir(self.path / "syn")} if (self.path / "syn").is_dir() else set()
+        )
+        return [i for i in indices if f"{i:06d}" not in present]
+
+    def write(self, i: int, item: PatchItem, synthetic: torch.Tensor) -> None:
+        """Image i: the patch's own pixels and the sample, uint8 (3, S, S) both."""
+        stem = Path(item.name)
+        name = f"{i:06d}_{stem.parent.name}_{stem.stem}_{item.crop}.{self.extension}"
+        for part, pixels in (("real", item.image), ("syn", synthetic)):
+            image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+            _write_aside(
+                self.path / part / name,
+                lambda file, image=image: image.save(file, self.extension, **FORMATS[self.extension]),
+            )
+
+
+class Generator:
+    """Image i of a run: condition, noise and everything random about it follow from (seed, i) alone."""
+
+    def __init__(
+        self,
+        run: Run,
+        codec: LatentCodec,
+        conditions: PanCancerData,
+        seed: int,
+        steps: int,
+        guidance: float,
+        algorithm: str,
+    ):
+        self.run, self.codec, self.conditions, self.seed = run, codec, conditions, seed
+        self.steps, self.guidance, self.algorithm = steps, guidance, algorithm
+
+    def item(self, i: int) -> PatchItem:
+        """The patch whose tokens condition image i: a random order without repeats, begun anew when it is through."""
+        round_, place = divmod(i, len(self.conditions))
+        index = Permutation(len(self.conditions), mix_seed(self.seed, round_))(place)
+        return self.conditions[Draw(index, mix_seed(self.seed, i))]
+
+    def images(self, indices: list[int]) -> Iterator[tuple[int, PatchItem, torch.Tensor]]:
+        """One batch: number, patch, and sampled pixels, uint8 (3, S, S)."""
+        items = [self.item(i) for i in indices]
+        generators = [image_generator(self.seed, i) for i in indices]
+        side = self.run.config.image_size // LATENT_FACTOR
+        null_tokens = self.run.null_tokens
+        noise = initial_noise(generators, (self.run.model.in_channels, side, side)).to(null_tokens.device)
+        tokens = torch.stack([item.tokens for item in items]).to(null_tokens.device)
+        latents = sample_latents(
+            self.run.model, noise, tokens, null_tokens, self.steps, self.guidance, self.algorithm, generators
+        )
+        for i, item, latent in zip(indices, items, latents, strict=True):
+            pixels = self.codec.decode(latent[None])[0]
+            yield i, item, to_uint8(pixels)
+
+
+def to_uint8(pixels: torch.Tensor) -> torch.Tensor:
+    """[-1, 1] -> 0..255, rounded, on the CPU."""
+    return ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to("cpu", torch.uint8)
+
+
+def _write_aside(path: Path, write) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

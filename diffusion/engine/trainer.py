@@ -1,0 +1,311 @@
+"""The training run: from checked settings to weights, in one fixed order.
+
+Letters: B batch of one process, G global batch (B * processes * accumulation). A position is a number of training
+samples that all processes together have taken from the stream; it is all there is to know about the data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.func import functional_call
+from tqdm import tqdm
+
+from diffusion.config import Config, dump_config
+from diffusion.data.batch import PatchBatch
+from diffusion.data.crops import tokens_per_image
+from diffusion.data.datasets.pan_cancer import PanCancerData, build_dataset
+from diffusion.data.loader import training_loader
+from diffusion.data.sampler import BatchStream
+from diffusion.encoders.latents import LatentScale
+from diffusion.engine.checkpoint import (
+    FOLDER,
+    LAST_EMA,
+    checkpoint_path,
+    find_checkpoint,
+    load_checkpoint,
+    newest_checkpoint,
+    restore,
+    run_state,
+    save_file,
+)
+from diffusion.engine.ema import EMA
+from diffusion.engine.optim import build_lr_schedule, build_optimizer, learning_rate
+from diffusion.engine.watch import Meter, Watch, sample_grid
+from diffusion.errors import InputError
+from diffusion.guidance import Network
+from diffusion.model.convert import load_into, load_weights
+from diffusion.model.pixart import PixArt, build_model
+from diffusion.objective import training_losses
+from diffusion.schedule import TIMESTEPS
+from diffusion.seeds import mix_seed
+from diffusion.workdir import CONFIG_FILE, latent_scale, load_codec
+
+log = logging.getLogger(__name__)
+
+# what follows from the architecture alone is made anew, whatever the weights to start from say
+REMADE = frozenset({"pos_embed", "y_pos_embed"})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The numbers of a run that follow from its settings, its data, and the number of processes."""
+
+    samples: int
+    global_batch: int
+    total_steps: int
+    lr: float
+
+    @property
+    def steps_per_epoch(self) -> float:
+        return self.samples / self.global_batch
+
+
+def plan_run(config: Config, samples: int, processes: int) -> Plan:
+    global_batch = config.train_batch_size * config.gradient_accumulation_steps * processes
+    whole_epochs = math.ceil(config.num_epochs * samples / global_batch)
+    total_steps = whole_epochs if config.max_steps is None else config.max_steps
+    return Plan(samples, global_batch, total_steps, learning_rate(config, global_batch))
+
+
+def train(config: Config, work_dir: Path, cpu: bool = False) -> None:
+    """Train until the plan's last step, saving on the way; continues from config.resume_from.
+
+    cpu: leave accelerators alone. Raises InputError for settings that the data, the device or the work dir contradict.
+    """
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    # ---- processes and precision
+    check_precision(config, cpu)
+    accelerator = Accelerator(
+        cpu=cpu,
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        # the only buffers are constants, equal in all processes from the start
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+
+    # ---- data
+    dataset = build_dataset(**config.data_arguments)
+    check_data(config, dataset)
+    plan = plan_run(config, len(dataset), accelerator.num_processes)
+    scale = latent_scale(config)
+
+    # ---- network, its average, and what trains it
+    resumed = open_checkpoint(config, work_dir)
+    torch.manual_seed(config.seed)  # the same initial weights in every process
+    model = build_network(config)
+    if resumed is not None:
+        load_into(model, resumed["model"], config.resume_from)
+    ema = EMA(model.to(accelerator.device), config.ema_rate)
+    optimizer = build_optimizer(model.parameters(), config.optimizer, plan.lr)
+    lr_schedule = build_lr_schedule(optimizer, config, plan.total_steps)  # not prepared: it counts optimizer steps
+    network, optimizer = accelerator.prepare(model, optimizer)
+    # from here on every process draws its own noise, timesteps and dropped conditions
+    torch.manual_seed(mix_seed(config.seed, accelerator.process_index))
+    step, position = 0, 0
+    if resumed is not None:
+        step, position = restore(resumed, ema, optimizer, lr_schedule, accelerator)
+
+    # ---- what a person watches; nothing has been written before this line
+    main = accelerator.is_main_process
+    codec = load_codec(config, accelerator.device) if main and config.sample_grid.count else None
+    watch = Watch(work_dir, main, config.report_to)
+    if main:
+        dump_config(dataclasses.replace(config, work_dir=str(work_dir)), work_dir / CONFIG_FILE)
+    log.info("%s", describe(config, plan, model, accelerator.num_processes))
+    log.info("weights from %s", config.resume_from if resumed else config.load_from or f"seed {config.seed}")
+    log.info("from step %d to %d, on %s", step, plan.total_steps, accelerator.device)
+
+    def save() -> None:
+        state = run_state(model, ema, optimizer, lr_schedule, step, position, accelerator)
+        if main:
+            save_file(state, checkpoint_path(work_dir, step))
+            save_file(
+                {key: state[key] for key in ("architecture", "step")} | {"state_dict": state["ema"]},
+                work_dir / FOLDER / LAST_EMA,
+            )
+            log.info("saved %s and %s", checkpoint_path(work_dir, step).name, LAST_EMA)
+        if codec is not None:
+            with averaged(model, ema) as averaged_network:
+                null_tokens = ema.tensors["y_embedder.y_embedding"]
+                watch.picture(
+                    "samples",
+                    sample_grid(averaged_network, null_tokens, dataset, codec, config.sample_grid, config.seed),
+                    step,
+                )
+        accelerator.wait_for_everyone()
+
+    if resumed is None:
+        save()  # so that a full disk or a broken codec shows now, not hours later
+    if step >= plan.total_steps:
+        log.info("nothing left to do: step %d of %d", step, plan.total_steps)
+        return
+
+    # ---- the loop
+    stream = BatchStream(
+        len(dataset),
+        config.train_batch_size,
+        config.seed,
+        accelerator.process_index,
+        accelerator.num_processes,
+        position,
+    )
+    loader = training_loader(dataset, stream, config.num_workers, pin_memory=accelerator.device.type == "cuda")
+    batches = timed(loader)
+    meter = Meter(accelerator)
+    saves = save_steps(config, plan)
+    progress = tqdm(total=plan.total_steps, initial=step, unit="step", disable=not main, mininterval=2)
+    network.train()
+    for batch, waited in batches:
+        with accelerator.accumulate(network):
+            losses = batch_losses(network, batch.to(accelerator.device), scale)
+            accelerator.backward(losses["loss"].mean())
+            position += config.train_batch_size * accelerator.num_processes
+            if accelerator.sync_gradients:
+                grad_norm = accelerator.clip_grad_norm_(network.parameters(), config.gradient_clip)
+                check_finite(grad_norm, config, step, batch)
+            optimizer.step()
+            optimizer.zero_grad()
+        meter.add(losses, waited)
+        if not accelerator.sync_gradients:
+            continue
+        if not accelerator.optimizer_step_was_skipped:  # by the fp16 scaler, which then lowers its scale
+            lr_schedule.step()
+            ema.update(model)
+        step += 1
+        progress.update()
+        if step % config.log_interval == 0 or step == plan.total_steps:
+            values = meter.read(plan.global_batch) | {"grad_norm": float(grad_norm), "lr": lr_schedule.get_last_lr()[0]}
+            watch.scalars(values, step, plan.total_steps, epoch=position / plan.samples)
+            progress.set_postfix(loss=f"{values['loss']:.4f}")
+        if step in saves or step == plan.total_steps:
+            save()
+        if step == plan.total_steps:
+            break
+    progress.close()
+    watch.close()
+    accelerator.end_training()
+
+
+def check_precision(config: Config, cpu: bool) -> None:
+    """fp16 has no CPU kernels for training, and accelerate's own message does not say what to do."""
+    if config.mixed_precision == "fp16" and (
+        cpu or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    ):
+        raise InputError("mixed_precision 'fp16' needs a GPU; on a CPU take --set mixed_precision=no (or bf16)")
+
+
+def check_data(config: Config, dataset: PanCancerData) -> None:
+    """Read one sample and hold it against the settings, before anything is built. Raises InputError."""
+    item = dataset[0]
+    wanted = (tokens_per_image(config.image_size), config.caption_channels)
+    if tuple(item.tokens.shape) != wanted:
+        raise InputError(
+            f"the tokens of {item.name} are {tuple(item.tokens.shape)}: the config expects {wanted}; "
+            "set caption_channels to the embedding width, or extract with the encoder it was meant for"
+        )
+
+
+def build_network(config: Config) -> PixArt:
+    """A new network, or one that starts from the weights of `load_from` without its `ignore_keys`."""
+    model = build_model(config.model, **config.model_arguments)
+    model.grad_checkpointing = config.grad_checkpointing
+    if config.load_from is not None:
+        weights = load_weights(config.load_from).state_dict
+        own = model.state_dict()
+        kept = {name: own[name] for name in own if name in REMADE | set(config.ignore_keys)}
+        taken = {name: tensor for name, tensor in weights.items() if name not in REMADE | set(config.ignore_keys)}
+        load_into(model, {**taken, **kept}, config.load_from)
+        log.info("started from %s; its own: %s", config.load_from, ", ".join(kept) or "nothing")
+    return model
+
+
+def open_checkpoint(config: Config, work_dir: Path) -> dict[str, Any] | None:
+    """The state to resume from, or None for a new run. Raises InputError rather than write over a run that is there."""
+    if config.resume_from is None:
+        present = newest_checkpoint(work_dir)
+        if present is not None:
+            raise InputError(
+                f"{work_dir} already holds a run ({present.name}); continue it with --resume-from auto, or name another --work-dir"
+            )
+        return None
+    path = find_checkpoint(config.resume_from, work_dir)
+    return None if path is None else load_checkpoint(path)
+
+
+def batch_losses(network: torch.nn.Module, batch: PatchBatch, scale: LatentScale) -> dict[str, torch.Tensor]:
+    """Losses (B,) of one batch at timesteps drawn uniformly."""
+    timestep = torch.randint(TIMESTEPS, (len(batch.names),), device=batch.latents.device)
+    return training_losses(network, scale.to_network(batch.latents), timestep, batch.tokens)
+
+
+def check_finite(grad_norm: torch.Tensor, config: Config, step: int, batch: PatchBatch) -> None:
+    """A gradient that is no number would spoil every weight; under fp16 the scaler skips such a step by itself."""
+    if config.mixed_precision != "fp16" and not torch.isfinite(grad_norm):
+        raise InputError(
+            f"the gradient of step {step + 1} is not finite; the weights are those of the last checkpoint. "
+            f"Patches: {', '.join(batch.names[:4])}. Lower the learning rate, or check these with tools/extract_features.py"
+        )
+
+
+@contextlib.contextmanager
+def averaged(model: PixArt, ema: EMA) -> Iterator[Network]:
+    """The network with its averaged weights, in eval mode, without a second copy of it."""
+    training = model.training
+    model.eval()
+    try:
+        yield lambda *inputs: functional_call(model, ema.tensors, inputs)
+    finally:
+        model.train(training)
+
+
+def save_steps(config: Config, plan: Plan) -> set[int]:
+    """The optimizer steps after which to save."""
+    steps = set(range(config.save_model_steps, plan.total_steps + 1, config.save_model_steps))
+    if config.save_model_epochs is not None:
+        every = config.save_model_epochs * plan.steps_per_epoch
+        steps |= {round(i * every) for i in range(1, int(plan.total_steps / every) + 1)}
+    return steps
+
+
+def timed(loader: Iterable[PatchBatch]) -> Iterator[tuple[PatchBatch, float]]:
+    """Batches with the seconds that each was waited for."""
+    batches = iter(loader)
+    while True:
+        asked = time.perf_counter()
+        batch = next(batches)
+        yield batch, time.perf_counter() - asked
+
+
+def describe(config: Config, plan: Plan, model: PixArt, processes: int) -> str:
+    """A run's numbers, for the log and the dry run."""
+    parameters = sum(p.numel() for p in model.parameters())
+    return (
+        f"{config.model}: {parameters / 1e6:.2f} M parameters; {plan.samples} samples of {config.image_size} pixels; "
+        f"global batch {plan.global_batch} = {config.train_batch_size} x {config.gradient_accumulation_steps} accumulated "
+        f"x {processes} processes; {plan.steps_per_epoch:.1f} steps an epoch, {plan.total_steps} steps; "
+        f"{config.optimizer.type}, learning rate {plan.lr:g}, {config.mixed_precision} mixed precision"
+    )
+
+
+def dry_run(config: Config, processes: int) -> str:
+    """Check everything that can be wrong before the first step, write nothing, and say what the run would be."""
+    dataset = build_dataset(**config.data_arguments)
+    check_data(config, dataset)
+    latent_scale(config)
+    plan = plan_run(config, len(dataset), processes)
+    with torch.device("meta"):
+        model = build_model(config.model, **config.model_arguments)
+    build_optimizer(model.parameters(), config.optimizer, plan.lr)
+    return describe(config, plan, model, processes)

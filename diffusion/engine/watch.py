@@ -1,0 +1,128 @@
+"""What a person sees of a run: the log, TensorBoard's curves and pictures."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from diffusion.config import SampleGridConfig
+from diffusion.data.sampler import Draw
+from diffusion.guidance import Network
+from diffusion.sampling import image_generator, initial_noise, sample_latents
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from diffusion.data.datasets.pan_cancer import PanCancerData
+    from diffusion.encoders.latents import LatentCodec
+
+log = logging.getLogger(__name__)
+
+
+class Meter:
+    """Means over the steps since the last reading, and over all processes; kept on the device until read."""
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator = accelerator
+        self._reset()
+
+    def add(self, losses: Mapping[str, torch.Tensor], waited: float) -> None:
+        """Count one batch: its losses (B,) and the seconds that its data was waited for."""
+        for name, loss in losses.items():
+            self.sums[name] = self.sums.get(name, 0) + loss.detach().mean()
+        self.batches += 1
+        self.waited += waited
+        self.steps += self.accelerator.sync_gradients
+
+    def read(self, global_batch: int) -> dict[str, float]:
+        """Mean losses, samples a second, and the share of time spent waiting for data; starts anew."""
+        names = list(self.sums)
+        means = torch.stack([self.sums[name] for name in names]) / self.batches
+        means = self.accelerator.reduce(means, "mean").tolist()
+        seconds = time.perf_counter() - self.since
+        values = dict(zip(names, means, strict=True))
+        values |= {"samples_per_second": self.steps * global_batch / seconds, "data_wait": self.waited / seconds}
+        self._reset()
+        return values
+
+    def _reset(self) -> None:
+        self.sums: dict[str, torch.Tensor] = {}
+        self.batches, self.steps, self.waited, self.since = 0, 0, 0.0, time.perf_counter()
+
+
+class Watch:
+    """Writes train_log.log and TensorBoard's events, in the main process only."""
+
+    def __init__(self, work_dir: Path, is_main_process: bool, report_to: str):
+        self.writer, self.began, self.first = None, time.perf_counter(), None
+        self.work_dir = work_dir
+        if not is_main_process:
+            return
+        work_dir.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(work_dir / "train_log.log")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        logging.getLogger("diffusion").addHandler(handler)
+        if report_to == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(work_dir / "tensorboard")
+
+    def scalars(self, values: Mapping[str, float], step: int, total_steps: int, epoch: float) -> None:
+        now = time.perf_counter()
+        if self.first is None:  # steps before this process started cost it no time
+            self.first = step, now
+        done = step - self.first[0]
+        left = timedelta(seconds=round((now - self.first[1]) / done * (total_steps - step))) if done else "?"
+        log.info(
+            "step %d/%d, epoch %.3f: loss %.4f (mse %.4f, vb %.4f), grad norm %.3f, lr %.2e, %.1f samples/s, data wait %.1f %%, left %s",
+            *(step, total_steps, epoch, values["loss"], values["mse"], values["vb"], values["grad_norm"], values["lr"]),
+            *(values["samples_per_second"], 100 * values["data_wait"], left),
+        )
+        if self.writer is not None:
+            for name, value in values.items():
+                self.writer.add_scalar(f"train/{name}", value, step)
+
+    def picture(self, name: str, pixels: torch.Tensor, step: int) -> None:
+        """A picture (3, H, W) in [0, 1], into TensorBoard and as a PNG in the work dir."""
+        from torchvision.utils import save_image
+
+        folder = self.work_dir / name
+        folder.mkdir(exist_ok=True)
+        save_image(pixels, folder / f"step_{step:08d}.png")
+        if self.writer is not None:
+            self.writer.add_image(name, pixels, step)
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+
+
+def sample_grid(
+    network: Network,
+    null_tokens: torch.Tensor,
+    dataset: PanCancerData,
+    codec: LatentCodec,
+    settings: SampleGridConfig,
+    seed: int,
+) -> torch.Tensor:
+    """Samples for the same conditions and the same noise at every call: a picture (3, H, W) in [0, 1].
+
+    The conditions are spread evenly over the data set; null_tokens (L, D) says where the network is.
+    """
+    from torchvision.utils import make_grid
+
+    device, count = null_tokens.device, settings.count
+    items = [dataset[Draw(i * len(dataset) // count, seed)] for i in range(count)]
+    noise = initial_noise([image_generator(seed, i) for i in range(count)], tuple(items[0].latent.shape)).to(device)
+    tokens = torch.stack([item.tokens for item in items]).to(device)
+    latents = sample_latents(network, noise, tokens, null_tokens, settings.steps, settings.guidance)
+    pixels = torch.cat(
+        [codec.decode(latent[None]) for latent in latents]
+    )  # one by one: a large VAE's activations are large
+    return make_grid((pixels.cpu() + 1) / 2, nrow=4)

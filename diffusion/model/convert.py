@@ -1,0 +1,329 @@
+"""Weights of PixArt in every format they come in: official names <-> the diffusers layout, and the architecture they imply.
+
+Nothing is ever unpickled: torch files are read with weights_only, everything else is safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from diffusion.errors import InputError, MissingError
+from diffusion.model.embed import grid_positions, sincos_2d
+from diffusion.model.pixart import PRESETS, PixArt
+
+DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
+DIFFUSERS_CLASS = "PixCellTransformer2DModel"
+
+# official name -> diffusers name, for what is the same tensor in both
+RENAMED = {
+    "x_embedder.proj": "pos_embed.proj",
+    "t_embedder.mlp.0": "adaln_single.emb.timestep_embedder.linear_1",
+    "t_embedder.mlp.2": "adaln_single.emb.timestep_embedder.linear_2",
+    "t_block.1": "adaln_single.linear",
+    "y_embedder.y_proj.fc1": "caption_projection.linear_1",
+    "y_embedder.y_proj.fc2": "caption_projection.linear_2",
+    "y_embedder.y_embedding": "caption_projection.uncond_embedding",
+    "y_pos_embed": "y_pos_embed.y_pos_embed",
+    "final_layer.linear": "proj_out",
+    "final_layer.scale_shift_table": "scale_shift_table",
+}
+RENAMED_IN_BLOCK = {
+    "scale_shift_table": "scale_shift_table",
+    "attn.proj": "attn1.to_out.0",
+    "attn.q_norm": "attn1.norm_q",
+    "attn.k_norm": "attn1.norm_k",
+    "cross_attn.q_linear": "attn2.to_q",
+    "cross_attn.proj": "attn2.to_out.0",
+    "mlp.fc1": "ff.net.0.proj",
+    "mlp.fc2": "ff.net.2",
+}
+# one official tensor that is several in diffusers, in this order
+FUSED_IN_BLOCK = {
+    "attn.qkv": ("attn1.to_q", "attn1.to_k", "attn1.to_v"),
+    "cross_attn.kv_linear": ("attn2.to_k", "attn2.to_v"),
+}
+
+
+class Weights(NamedTuple):
+    """A state dict in official names, and the PixArt arguments that its names and shapes (or its file) imply."""
+
+    state_dict: dict[str, torch.Tensor]
+    architecture: dict[str, Any]
+
+
+def load_weights(path: str | Path, ema: bool = True) -> Weights:
+    """Read an official .ckpt/.pth, a checkpoint of this project (file or folder), .safetensors, or a diffusers folder.
+
+    ema: of a checkpoint that holds both, take the averaged weights.
+    Raises MissingError, or InputError for a file that is damaged, needs unpickling, or holds no PixArt.
+    """
+    path = Path(path)
+    settings: dict[str, Any] = {}
+    if path.is_dir():
+        tensors, settings = _read_folder(path, ema)
+    elif not path.is_file():
+        raise MissingError(f"no weights at {path}")
+    elif path.suffix == ".safetensors":
+        tensors = _read_safetensors(path)
+    else:
+        tensors, settings = _read_checkpoint(path, ema)
+    if "pos_embed.proj.weight" in tensors:
+        tensors = from_diffusers(tensors)
+    if "x_embedder.proj.weight" not in tensors:
+        raise InputError(f"{path} holds no PixArt network: no x_embedder.proj.weight among its {len(tensors)} tensors")
+    architecture = {**infer_architecture(tensors, path), **settings}
+    if "pos_embed" not in tensors:  # the diffusers layout computes it
+        tensors["pos_embed"] = _position_grid(architecture)
+    return Weights(tensors, architecture)
+
+
+def load_into(model: PixArt, weights: Mapping[str, torch.Tensor], source: str | Path) -> None:
+    """Load strictly. Raises InputError naming the tensors that are missing, unknown, or of another shape."""
+    own = model.state_dict()
+    missing = sorted(own.keys() - weights.keys())
+    unknown = sorted(weights.keys() - own.keys())
+    shapes = [
+        f"{name} {tuple(weights[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in own
+        if name in weights and own[name].shape != weights[name].shape
+    ]
+    complaints = [
+        f"{what}: {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
+        for what, names in (("missing", missing), ("unknown", unknown), ("of another shape", shapes))
+        if names
+    ]
+    if complaints:
+        raise InputError(f"{source} is of another architecture than the network ({'; '.join(complaints)})")
+    model.load_state_dict(weights)
+
+
+def read_torch_file(path: Path, map_location: str = "cpu") -> Any:
+    """torch.load that runs no code. Raises InputError for anything but tensors and plain values, or a damaged file."""
+    try:
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except FileNotFoundError:
+        raise MissingError(f"no file {path}") from None
+    except pickle.UnpicklingError:  # its own message advises to unpickle all the same
+        raise InputError(
+            f"{path} is refused: it is damaged, or holds more than tensors and plain values, which could run code"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError) as error:
+        raise InputError(f"{path} is not a whole torch file ({_first_line(error)})") from None
+
+
+def infer_architecture(tensors: Mapping[str, torch.Tensor], source: str | Path = "the weights") -> dict[str, Any]:
+    """PixArt arguments from names and shapes. Raises InputError when a tensor needed for it is missing.
+
+    The heads leave no trace in the tensors: they are taken from the preset of that width, where there is one.
+    pe_interpolation and input_size come from the position grid.
+    """
+    try:
+        width, in_channels, patch_size, _ = tensors["x_embedder.proj.weight"].shape
+        tokens, caption_channels = tensors["y_embedder.y_embedding"].shape
+        outputs = tensors["final_layer.linear.weight"].shape[0] // patch_size**2
+        hidden = tensors["blocks.0.mlp.fc1.weight"].shape[0]
+    except KeyError as error:
+        raise InputError(f"{source} holds no whole PixArt network: {error.args[0]} is missing") from None
+    architecture = {
+        "patch_size": patch_size,
+        "in_channels": in_channels,
+        "hidden_size": width,
+        "depth": 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks.")),
+        "mlp_ratio": hidden / width,
+        "pred_sigma": outputs == 2 * in_channels,
+        "caption_channels": caption_channels,
+        "model_max_length": tokens,
+        "use_cond_pos_embed": "y_pos_embed" in tensors,
+        "qk_norm": "blocks.0.attn.q_norm.weight" in tensors,
+    }
+    heads = {preset["hidden_size"]: preset["num_heads"] for preset in PRESETS.values()}
+    if width in heads:
+        architecture["num_heads"] = heads[width]
+    if "pos_embed" in tensors:
+        architecture |= _position_settings(tensors["pos_embed"], patch_size)
+    return architecture
+
+
+def architecture_of(model: PixArt) -> dict[str, Any]:
+    """The PixArt arguments that would build this network again."""
+    return {
+        **infer_architecture(model.state_dict()),
+        "input_size": model.base_size * model.patch_size,
+        "num_heads": model.blocks[0].attn.heads,
+        "pe_interpolation": model.pe_interpolation,
+    }
+
+
+def to_diffusers(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Official names -> diffusers names; the position grid is left out, since that layout computes it."""
+    converted = {}
+    for name, tensor in tensors.items():
+        if name == "pos_embed":
+            continue
+        block, inner, kind = _parts(name, "blocks")
+        if inner in FUSED_IN_BLOCK:
+            targets = FUSED_IN_BLOCK[inner]
+            for target, part in zip(targets, tensor.chunk(len(targets)), strict=True):
+                converted[f"transformer_blocks.{block}.{target}{kind}"] = part.clone()
+        elif block is not None:
+            converted[f"transformer_blocks.{block}.{RENAMED_IN_BLOCK[inner]}{kind}"] = tensor
+        else:
+            converted[RENAMED[inner] + kind] = tensor
+    return converted
+
+
+def from_diffusers(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Diffusers names -> official names. Raises InputError for a name that the layout does not have."""
+    back, back_in_block = ({new: old for old, new in table.items()} for table in (RENAMED, RENAMED_IN_BLOCK))
+    parts_of = {part: fused for fused, parts in FUSED_IN_BLOCK.items() for part in parts}
+    converted = {}
+    for name, tensor in tensors.items():
+        block, inner, kind = _parts(name, "transformer_blocks")
+        if block is not None and inner in parts_of:
+            fused = parts_of[inner]
+            rows = [tensors[f"transformer_blocks.{block}.{part}{kind}"] for part in FUSED_IN_BLOCK[fused]]
+            converted[f"blocks.{block}.{fused}{kind}"] = torch.cat(rows)
+        elif block is not None and inner in back_in_block:
+            converted[f"blocks.{block}.{back_in_block[inner]}{kind}"] = tensor
+        elif block is None and inner in back:
+            converted[back[inner] + kind] = tensor
+        else:
+            raise InputError(f"{name!r} is no tensor of a {DIFFUSERS_CLASS}")
+    return converted
+
+
+def save_diffusers(model: PixArt, folder: str | Path) -> None:
+    """Write config.json and diffusion_pytorch_model.safetensors, as the released PixCell-256 and -1024 have them.
+
+    The folder appears whole or not at all. Raises InputError when it is already there.
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    if folder.exists():
+        raise InputError(f"{folder} is already there; name a new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in to_diffusers(model.state_dict()).items()}
+    save_file(tensors, aside / DIFFUSERS_WEIGHTS, metadata={"format": "pt"})
+    (aside / "config.json").write_text(json.dumps(diffusers_config(model), indent=2, sort_keys=True) + "\n")
+    aside.chmod(0o755)
+    os.replace(aside, folder)
+
+
+def diffusers_config(model: PixArt) -> dict[str, Any]:
+    """The config.json of a network, with the keys of the released ones."""
+    heads = model.blocks[0].attn.heads
+    qk_norm = isinstance(model.blocks[0].attn.q_norm, torch.nn.LayerNorm)
+    return {
+        "_class_name": DIFFUSERS_CLASS,
+        "activation_fn": "gelu-approximate",
+        "attention_bias": True,
+        "attention_head_dim": model.hidden_size // heads,
+        "attention_type": "default",
+        "caption_channels": model.caption_channels,
+        "caption_num_tokens": model.model_max_length,
+        "cross_attention_dim": model.hidden_size,
+        "dropout": 0.0,
+        "in_channels": model.in_channels,
+        "interpolation_scale": model.pe_interpolation,
+        "norm_elementwise_affine": False,
+        "norm_eps": 1e-06,
+        "norm_num_groups": 32,
+        "norm_type": "ada_norm_single",
+        "num_attention_heads": heads,
+        "num_embeds_ada_norm": 1000,
+        "num_layers": len(model.blocks),
+        "out_channels": model.out_channels,
+        "patch_size": model.patch_size,
+        "sample_size": model.base_size * model.patch_size,
+        "upcast_attention": False,
+        "use_additional_conditions": False,
+        **({"qk_norm": "layer_norm_across_heads"} if qk_norm else {}),
+    }
+
+
+def _parts(name: str, blocks: str) -> tuple[str | None, str, str]:
+    """`blocks.3.attn.qkv.weight` -> (`3`, `attn.qkv`, `.weight`); no block for names outside them."""
+    match = re.fullmatch(rf"(?:{blocks}\.(\d+)\.)?(.*?)(\.weight|\.bias)?", name)
+    return match[1], match[2], match[3] or ""
+
+
+def _read_folder(folder: Path, ema: bool) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    config = folder / "config.json"
+    if not config.is_file():
+        inside = folder / "last_ema.ckpt"
+        if inside.is_file():
+            return _read_checkpoint(inside, ema)
+        raise MissingError(
+            f"no weights in {folder}: looked for config.json with {DIFFUSERS_WEIGHTS}, and for last_ema.ckpt"
+        )
+    settings = json.loads(config.read_text())
+    architecture = {
+        "input_size": settings["sample_size"],
+        "num_heads": settings["num_attention_heads"],
+        "pe_interpolation": settings["interpolation_scale"],
+    }
+    return _read_safetensors(folder / DIFFUSERS_WEIGHTS), architecture
+
+
+def _read_checkpoint(path: Path, ema: bool) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """A torch file's network, and what the trainer of this project wrote beside it about its architecture."""
+    content = read_torch_file(path)
+    told = content.get("architecture") if isinstance(content, Mapping) else None
+    return _state_dict_of(content, path, ema), dict(told) if isinstance(told, Mapping) else {}
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise MissingError(f"no weights at {path}")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise InputError(f"{path} is not a whole safetensors file ({_first_line(error)})") from None
+
+
+def _state_dict_of(content: Any, path: Path, ema: bool) -> dict[str, torch.Tensor]:
+    """The network's tensors in a torch file: under `ema` or `model` in ours, under `state_dict` in released ones, or bare."""
+    if isinstance(content, Mapping):
+        keys = [key for key in ("ema" if ema else "model", "state_dict") if isinstance(content.get(key), Mapping)]
+        content = content[keys[0]] if keys else content
+    if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+        raise InputError(
+            f"{path} holds no state dict: expected tensors by name, at the top or under state_dict, ema or model"
+        )
+    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def _position_settings(pos_embed: torch.Tensor, patch_size: int) -> dict[str, Any]:
+    """input_size and pe_interpolation of a position grid (1, N, W): its second token is sin(1 / pe_interpolation) first."""
+    side = round(pos_embed.shape[1] ** 0.5)
+    settings: dict[str, Any] = {"input_size": side * patch_size}
+    if side > 1:
+        sine, cosine = pos_embed[0, 1, 0].double(), pos_embed[0, 1, pos_embed.shape[2] // 4].double()
+        angle = torch.atan2(sine, cosine).item() % (2 * torch.pi)
+        settings["pe_interpolation"] = round(1 / angle, 4)
+    return settings
+
+
+def _position_grid(architecture: Mapping[str, Any]) -> torch.Tensor:
+    """The (1, N, W) position grid of this architecture."""
+    side = architecture["input_size"] // architecture["patch_size"]
+    positions = grid_positions(side, side, architecture["pe_interpolation"])
+    return sincos_2d(architecture["hidden_size"], positions, positions)[None]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]

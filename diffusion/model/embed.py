@@ -1,0 +1,91 @@
+"""Embeddings of position, time and condition.
+
+Letters: B batch, N image tokens, L condition tokens, D condition width, W network width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from diffusion.model.blocks import Mlp
+
+
+def sincos_2d(width: int, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """Sine-cosine embedding of a grid: (len(rows) * len(columns), width) float32, row-major.
+
+    The column coordinate takes the first half of the width (as in MAE, whose grid is stored width first).
+    """
+    if width % 4:
+        raise ValueError(f"width {width} must be a multiple of 4: sine and cosine of two coordinates")
+    row, column = torch.meshgrid(rows.double(), columns.double(), indexing="ij")
+    frequencies = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    halves = []
+    for coordinate in (column, row):
+        angles = coordinate.reshape(-1, 1) * frequencies
+        halves += [angles.sin(), angles.cos()]
+    return torch.cat(halves, dim=1).float()
+
+
+def grid_positions(count: int, base: int, interpolation: float, phase: float = 0.0) -> torch.Tensor:
+    """Coordinates of `count` grid cells: g / (count / base) / interpolation + phase.
+
+    `base` cells span base / interpolation units; the three published stages all span 32 (PixArt-Sigma, section 3.3),
+    which is what lets the weights of one stage start the next.
+    """
+    return torch.arange(count, dtype=torch.float64) * base / count / interpolation + phase
+
+
+class PatchEmbed(nn.Module):
+    """Latents (B, C, H, W) -> tokens (B, N, width), row-major."""
+
+    def __init__(self, patch_size: int, in_channels: int, width: int):
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, width, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.proj(x).flatten(2).transpose(1, 2)
+
+
+class TimestepEmbedder(nn.Module):
+    """Timesteps (B,) -> (B, W): 256 cosine and sine features, then a two-layer MLP."""
+
+    features = 256
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(self.features, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, timestep: torch.Tensor) -> torch.Tensor:
+        half = self.features // 2
+        frequencies = torch.exp(
+            torch.arange(half, device=timestep.device, dtype=torch.float32) * (-math.log(10000) / half)
+        )
+        angles = timestep.float()[:, None] * frequencies
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=1).to(self.mlp[0].weight.dtype))
+
+
+class ConditionEmbedder(nn.Module):
+    """Condition tokens (B, L, D) -> (B, L, W), and the null condition that takes their place without guidance.
+
+    The null tokens are random and never trained, but they belong to the weights: a network only knows its own.
+    """
+
+    def __init__(self, channels: int, width: int, dropout: float, tokens: int):
+        super().__init__()
+        self.dropout = dropout
+        self.y_proj = Mlp(channels, width, width)
+        self.register_buffer("y_embedding", torch.randn(tokens, channels) / channels**0.5)
+
+    def drop(self, y: torch.Tensor) -> torch.Tensor:
+        """In training, replace whole samples by the null condition (classifier-free guidance, Ho & Salimans 2022)."""
+        if not self.training or self.dropout == 0:
+            return y
+        dropped = torch.rand(y.shape[0], device=y.device) < self.dropout
+        return torch.where(dropped[:, None, None], self.y_embedding.to(y.dtype), y)
+
+    def forward(self, y: torch.Tensor, position: torch.Tensor | None = None) -> torch.Tensor:
+        y = self.drop(y)
+        return self.y_proj(y if position is None else y + position)

@@ -1,0 +1,101 @@
+"""The training loss: squared error of the predicted noise plus the variational bound of the learned variance.
+
+Improved DDPM (Nichol & Dhariwal 2021), section 3.1: all 1000 steps, the bound in bits per dimension and not rescaled,
+its gradient stopped at the mean, so that it trains the variance alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+
+from diffusion.schedule import Schedule, add_noise, at, linear_schedule
+
+_SCHEDULE = linear_schedule()
+
+
+def training_losses(
+    model: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
+    x0: torch.Tensor,
+    timestep: torch.Tensor,
+    y: torch.Tensor,
+    noise: torch.Tensor | None = None,
+    schedule: Schedule = _SCHEDULE,
+) -> dict[str, torch.Tensor]:
+    """Losses of `model(x_t, timestep, y) -> (B, 2C, H, W)` on clean network latents x0 (B, C, H, W).
+
+    timestep (B,) int64 in 0..999; noise (B, C, H, W), drawn when not given. Returns float32 (B,) tensors `mse`, `vb`
+    and their sum `loss`. Raises ValueError when the model's output has no variance channels.
+    """
+    noise = torch.randn_like(x0) if noise is None else noise
+    x_t = add_noise(schedule, x0, noise, timestep)
+    output = model(x_t, timestep, y).float()
+    if output.shape[1] != 2 * x0.shape[1]:
+        raise ValueError(f"output of {output.shape[1]} channels: expected {2 * x0.shape[1]}, noise then variance")
+    predicted, variance = output.chunk(2, dim=1)
+    mse = mean_per_sample((noise - predicted) ** 2)
+    vb = variational_bound(schedule, x0, x_t, timestep, predicted.detach(), variance)
+    return {"loss": mse + vb, "mse": mse, "vb": vb}
+
+
+def variational_bound(
+    schedule: Schedule,
+    x0: torch.Tensor,
+    x_t: torch.Tensor,
+    timestep: torch.Tensor,
+    noise: torch.Tensor,
+    variance: torch.Tensor,
+) -> torch.Tensor:
+    """One term of the bound in bits per dimension, (B,): a KL for t > 0, the likelihood of the data for t = 0.
+
+    `variance` (B, C, H, W) interpolates, from -1 to 1, between the logarithms of the posterior variance and of beta.
+    """
+    alpha_bar = schedule.alpha_bar
+    of_clean, of_noisy = schedule.posterior_weights
+    predicted_x0 = (
+        at((1 / alpha_bar).sqrt(), timestep, x_t) * x_t - at((1 / alpha_bar - 1).sqrt(), timestep, x_t) * noise
+    )
+    true_mean = at(of_clean, timestep, x_t) * x0 + at(of_noisy, timestep, x_t) * x_t
+    mean = at(of_clean, timestep, x_t) * predicted_x0 + at(of_noisy, timestep, x_t) * x_t
+    true_log_variance = at(schedule.posterior_log_variance, timestep, x_t)
+    log_variance = interpolate_log_variance(variance, true_log_variance, at(schedule.betas.log(), timestep, x_t))
+    kl = mean_per_sample(gaussian_kl(true_mean, true_log_variance, mean, log_variance))
+    likelihood = mean_per_sample(discretized_log_likelihood(x0, mean, 0.5 * log_variance))
+    return torch.where(timestep == 0, -likelihood, kl) / math.log(2)
+
+
+def interpolate_log_variance(value: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    """Improved DDPM, equation 15: value -1 gives `low`, 1 gives `high`."""
+    fraction = (value + 1) / 2
+    return fraction * high + (1 - fraction) * low
+
+
+def gaussian_kl(
+    mean1: torch.Tensor, log_variance1: torch.Tensor, mean2: torch.Tensor, log_variance2: torch.Tensor
+) -> torch.Tensor:
+    """KL(N1 || N2) in nats, elementwise."""
+    difference = log_variance2 - log_variance1
+    return 0.5 * (-1 + difference + (-difference).exp() + (mean1 - mean2) ** 2 * (-log_variance2).exp())
+
+
+def discretized_log_likelihood(x: torch.Tensor, mean: torch.Tensor, log_std: torch.Tensor) -> torch.Tensor:
+    """Log-probability, in nats, of the bin of width 2/255 around x, with open bins beyond -1 and 1.
+
+    The bins are those of 8-bit images (Ho et al. 2020, equation 13); the objective applies them to latents unchanged.
+    """
+    inverse_std = (-log_std).exp()
+    upper = normal_cdf((x - mean + 1 / 255) * inverse_std)
+    lower = normal_cdf((x - mean - 1 / 255) * inverse_std)
+    probability = torch.where(x < -0.999, upper, torch.where(x > 0.999, 1 - lower, upper - lower))
+    return probability.clamp(min=1e-12).log()
+
+
+def normal_cdf(x: torch.Tensor) -> torch.Tensor:
+    """The tanh approximation of the standard normal's distribution function that the published objective uses."""
+    return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def mean_per_sample(x: torch.Tensor) -> torch.Tensor:
+    return x.flatten(1).mean(1)

@@ -1,0 +1,64 @@
+"""The noise schedule: the one source of betas for training and sampling: 1000 steps, linear from 1e-4 to 0.02.
+
+Notation of Ho et al. 2020 and Nichol & Dhariwal 2021: alpha_bar is the cumulative product of 1 - beta,
+q(x_t | x_0) = N(sqrt(alpha_bar) x_0, 1 - alpha_bar), and q(x_{t-1} | x_t, x_0) the posterior.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+TIMESTEPS = 1000
+BETA_START, BETA_END = 1e-4, 0.02
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Betas (T,) in float64 and what follows from them."""
+
+    betas: torch.Tensor
+
+    @cached_property
+    def alpha_bar(self) -> torch.Tensor:
+        return (1 - self.betas).cumprod(0)
+
+    @cached_property
+    def alpha_bar_before(self) -> torch.Tensor:
+        """alpha_bar of the step before; 1 before the first."""
+        return torch.cat([self.alpha_bar.new_ones(1), self.alpha_bar[:-1]])
+
+    @cached_property
+    def posterior_variance(self) -> torch.Tensor:
+        """Variance of q(x_{t-1} | x_t, x_0); zero at t = 0."""
+        return self.betas * (1 - self.alpha_bar_before) / (1 - self.alpha_bar)
+
+    @cached_property
+    def posterior_log_variance(self) -> torch.Tensor:
+        """Its logarithm; the first is taken from t = 1, since log 0 is no number."""
+        return torch.cat([self.posterior_variance[1:2], self.posterior_variance[1:]]).log()
+
+    @cached_property
+    def posterior_weights(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weights of x_0 and of x_t in the mean of q(x_{t-1} | x_t, x_0)."""
+        of_clean = self.betas * self.alpha_bar_before.sqrt() / (1 - self.alpha_bar)
+        of_noisy = (1 - self.alpha_bar_before) * (1 - self.betas).sqrt() / (1 - self.alpha_bar)
+        return of_clean, of_noisy
+
+
+def linear_schedule(timesteps: int = TIMESTEPS) -> Schedule:
+    return Schedule(torch.linspace(BETA_START, BETA_END, timesteps, dtype=torch.float64))
+
+
+def at(values: torch.Tensor, timestep: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """values (T,) at timesteps (B,), as float32 (B, 1, 1, 1) on the device of `like` (B, C, H, W)."""
+    picked = values.to(torch.float32).to(like.device)[timestep]
+    return picked.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def add_noise(schedule: Schedule, x0: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    """A draw of q(x_t | x_0): x0, noise (B, C, H, W), timestep (B,) -> x_t (B, C, H, W)."""
+    alpha_bar = schedule.alpha_bar
+    return at(alpha_bar.sqrt(), timestep, x0) * x0 + at((1 - alpha_bar).sqrt(), timestep, x0) * noise

@@ -1,0 +1,85 @@
+"""A finished (or running) run seen from outside: its settings, its network, its codec. The one door for sampling and scoring."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from diffusion.config import Config, read_config
+from diffusion.encoders.latents import EMBEDDED_CODECS, LatentCodec, LatentScale
+from diffusion.errors import InputError, MissingError
+from diffusion.model.convert import load_into, load_weights
+from diffusion.model.pixart import PixArt, build_model
+
+CONFIG_FILE = "config.py"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A work dir's settings and one of its networks, in eval mode on its device."""
+
+    folder: Path
+    checkpoint: Path
+    config: Config
+    model: PixArt
+
+    @property
+    def null_tokens(self) -> torch.Tensor:
+        """The null condition (L, D)."""
+        return self.model.y_embedder.y_embedding
+
+
+def open_run(work_dir: str | Path, checkpoint: str | Path, device: torch.device) -> Run:
+    """Open a run; a relative checkpoint is looked up in the work dir. Averaged weights are taken where a file has both.
+
+    Raises MissingError, or InputError for a checkpoint of another architecture than the saved config's.
+    """
+    folder = Path(work_dir)
+    if not folder.is_dir():
+        raise MissingError(f"no work dir {folder}")
+    config = read_config(folder / CONFIG_FILE)
+    path = folder / checkpoint
+    model = build_model(config.model, **config.model_arguments)
+    load_into(model, load_weights(path).state_dict, path)
+    return Run(folder, path, config, model.eval().requires_grad_(False).to(device))
+
+
+def vae_location(vae: str, root: Path) -> str | Path:
+    """An embedded codec's name, or a folder: absolute, else below `root`, else below the current folder."""
+    if vae in EMBEDDED_CODECS:
+        return vae
+    places = [root / vae, Path(vae)]
+    for place in places:
+        if place.is_dir():
+            return place
+    names = ", ".join(EMBEDDED_CODECS)
+    raise MissingError(
+        f"no VAE folder {' or '.join(str(place) for place in dict.fromkeys(places))}; embedded ones are: {names}"
+    )
+
+
+def load_codec(config: Config, device: torch.device, root: Path | None = None) -> LatentCodec:
+    """The codec of a run's latents. Raises MissingError, InputError (as `latent_scale`)."""
+    latent_scale(config, root)
+    return LatentCodec.load(vae_location(config.vae_pretrained, root or config.data_root), device)
+
+
+def latent_scale(config: Config, root: Path | None = None) -> LatentScale:
+    """Scale and shift of a run's latents: the config's numbers, else those of its VAE's own config.json.
+
+    Raises InputError when both are there and differ.
+    """
+    given = None if config.scale_factor is None else LatentScale(config.scale_factor, config.shift_factor)
+    try:
+        own = LatentScale.from_folder(vae_location(config.vae_pretrained, root or config.data_root))
+    except MissingError:
+        if given is None:
+            raise
+        return given
+    if given not in (None, own):
+        raise InputError(
+            f"scale_factor {given.scale}, shift_factor {given.shift} contradict {config.vae_pretrained}, which has {own.scale}, {own.shift}"
+        )
+    return own

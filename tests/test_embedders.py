@@ -1,0 +1,206 @@
+"""Patch embedders: the transform against Pillow's, widths, strict loading, and what must be refused."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffusion.encoders import embedders
+from diffusion.encoders.embedders import EMBEDDERS, PatchEmbedder, build_mobilenetv2, build_uni2h, resolve_embedder
+from diffusion.errors import InputError, MissingError
+
+
+@pytest.fixture
+def windows() -> torch.Tensor:
+    """Two smooth, coloured windows with an edge in them, uint8 (2, 3, 256, 256)."""
+    y, x = torch.meshgrid(torch.arange(256.0), torch.arange(256.0), indexing="ij")
+    waves = [128 + 120 * torch.sin(x / (9 + i) + i) * torch.cos(y / (13 - i)) for i in range(6)]
+    pixels = torch.stack(waves).reshape(2, 3, 256, 256)
+    pixels[:, :, 100:140, 60:90] = 255
+    return pixels.clamp(0, 255).to(torch.uint8)
+
+
+@pytest.fixture
+def mobilenet_file(tmp_path):
+    """A folder with a whole MobileNetV2, classifier included, as torchvision saves it."""
+    from torchvision.models import mobilenet_v2
+
+    torch.manual_seed(0)
+    model = mobilenet_v2(weights=None)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = None  # the plain mean of what it saw
+                module.reset_running_stats()
+        model(torch.randn(4, 3, 224, 224))  # with statistics of nothing, 50 layers fade every input to zero
+    path = tmp_path / "weights" / "mobilenet_v2-test.pth"
+    path.parent.mkdir()
+    torch.save(model.state_dict(), path)
+    return path
+
+
+def tiny_spec(**changes) -> embedders.EmbedderSpec:
+    fields = {"name": "tiny", "width": 4, "input_size": 224, "build": lambda: torch.nn.Linear(3, 4), "weights": ("tiny.pth",),
+              "folders": (), "default": "tiny.pth", "default_in_root": True, "how_to_get": "make it"}  # fmt: skip
+    return embedders.EmbedderSpec(**{**fields, **changes})
+
+
+def test_transform_is_pillows(windows):
+    embedder = PatchEmbedder(torch.nn.Identity(), "none", width=1)
+    mean, std = np.array(embedders.IMAGENET_MEAN), np.array(embedders.IMAGENET_STD)
+    for window, got in zip(windows, embedder.transform(windows)):
+        image = Image.fromarray(window.permute(1, 2, 0).numpy())
+        pixels = np.asarray(image.resize((224, 224), Image.Resampling.BICUBIC)) / 255
+        expected = torch.from_numpy((pixels - mean) / std).permute(2, 0, 1)
+        off = (got - expected).abs() * 255 * torch.tensor(std).view(3, 1, 1)
+        assert off.max() < 2.01  # Pillow reckons in fixed point: a tie in the first pass moves the second,
+        assert off.mean() < 0.03  # but rarely; without the rounding between the passes this is 0.2
+
+
+def test_embedding_does_not_depend_on_the_batch(mobilenet_file, windows):
+    embedder = PatchEmbedder.load(mobilenet_file)
+    together = embedder.embed(windows)
+    assert together.shape == (2, 1280) and together.dtype == torch.float32
+    assert not torch.allclose(together[0], together[1])
+    torch.testing.assert_close(together[1:], embedder.embed(windows[1:]), rtol=1e-4, atol=1e-5)
+
+
+def test_mobilenetv2_pools_the_last_features(mobilenet_file, windows):
+    from torchvision.models import mobilenet_v2
+
+    whole = mobilenet_v2(weights=None).eval()
+    whole.load_state_dict(torch.load(mobilenet_file, weights_only=True))
+    embedder = PatchEmbedder.load(mobilenet_file)
+    with torch.no_grad():
+        logits = whole(embedder.transform(windows))
+        torch.testing.assert_close(whole.classifier(embedder.embed(windows)), logits, rtol=1e-4, atol=1e-5)
+
+
+def test_low_precision_embeddings_come_out_in_float32(mobilenet_file, windows):
+    embedder = PatchEmbedder.load(mobilenet_file, dtype=torch.bfloat16)
+    assert next(embedder.model.parameters()).dtype == torch.bfloat16
+    assert embedder.embed(windows).dtype == torch.float32
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(1, 3, 256, 256), torch.zeros(1, 3, 224, 224, dtype=torch.uint8),
+                                   torch.zeros(3, 256, 256, dtype=torch.uint8)], ids=["float", "224", "no batch"])  # fmt: skip
+def test_only_uint8_windows_are_embedded(wrong):
+    embedder = PatchEmbedder(build_mobilenetv2().eval(), "mobilenetv2", 1280)
+    with pytest.raises(InputError, match="expected uint8"):
+        embedder.embed(wrong)
+
+
+def test_uni2h_architecture():
+    with torch.device("meta"):
+        model = build_uni2h()
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    assert len(model.blocks) == 24 and model.num_features == EMBEDDERS["uni2"].width == 1536
+    assert shapes["reg_token"] == (1, 8, 1536)
+    assert shapes["pos_embed"] == (1, 256, 1536)
+    assert shapes["blocks.23.mlp.fc1.weight"] == (8192, 1536) and shapes["blocks.23.mlp.fc2.weight"] == (1536, 4096)
+    assert not any(name.startswith("head") for name in shapes)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 681_394_176
+
+
+@pytest.mark.slow
+def test_uni2h_embeds(windows):
+    embedder = PatchEmbedder(build_uni2h().eval(), "uni2", 1536)
+    assert embedder.embed(windows[:1]).shape == (1, 1536)
+
+
+@pytest.mark.parametrize("form", ["folder", "file", "explicit", "explicit folder"])
+def test_encoder_values(mobilenet_file, form):
+    value = {"folder": mobilenet_file.parent, "file": mobilenet_file, "explicit": f"mobilenetv2={mobilenet_file}",
+             "explicit folder": f"mobilenetv2={mobilenet_file.parent}"}[form]  # fmt: skip
+    spec, path = resolve_embedder(value)
+    assert (spec.name, path) == ("mobilenetv2", mobilenet_file)
+
+
+def test_uni2_values(tmp_path):
+    path = tmp_path / "pretrained_models" / "uni2" / "pytorch_model.bin"
+    with pytest.raises(MissingError, match="no weights of uni2 at .*pytorch_model.bin"):
+        resolve_embedder("uni2", root=tmp_path)
+    path.parent.mkdir(parents=True)
+    with pytest.raises(
+        MissingError, match="no weights of uni2"
+    ):  # the folder's name tells the network, but it is empty
+        resolve_embedder(path.parent)
+    path.touch()
+    for value in ("uni2", path, path.parent, f"uni2={path}"):
+        assert resolve_embedder(value, root=tmp_path) == (EMBEDDERS["uni2"], path)
+
+
+def test_absent_demo_weights_say_how_to_get_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MissingError, match="python tools/fetch_demo_data.py"):
+        PatchEmbedder.load("mobilenetv2")
+
+
+def test_unknown_encoder_lists_the_known(tmp_path):
+    for value in ("resnet50", tmp_path, f"resnet50={tmp_path}", tmp_path / "model.safetensors"):
+        with pytest.raises(InputError, match="none of uni2, mobilenetv2"):
+            PatchEmbedder.load(value)
+
+
+class Payload:
+    """What an attacker would put in a weights file."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return (open, (str(self.trace), "w"))
+
+
+@pytest.mark.parametrize("writer", ["torch", "pickle"])
+def test_pickled_code_is_refused_and_not_run(tmp_path, writer):
+    path, trace = tmp_path / "pytorch_model.bin", tmp_path / "trace"
+    contents = {"cls_token": Payload(trace)}
+    if writer == "torch":
+        torch.save(contents, path)
+    else:
+        path.write_bytes(pickle.dumps(contents))
+    with pytest.raises(InputError, match="pytorch_model.bin is not a plain weights file .* never (run|done) here"):
+        embedders.read_weights(path)
+    assert not trace.exists()
+
+
+def test_a_file_that_is_no_weights_is_refused(tmp_path):
+    path = tmp_path / "mobilenet_v2.pth"
+    for contents in (b"", b"numpy>=1.24\n", b"PK\x03\x04garbage"):
+        path.write_bytes(contents)
+        with pytest.raises(InputError, match="not a plain weights file"):
+            PatchEmbedder.load(path)
+    torch.save({"epoch": 3, "weight": torch.zeros(1)}, path)
+    with pytest.raises(InputError, match="more than tensors"):
+        PatchEmbedder.load(path)
+    bad = tmp_path / "mobilenet_v2.safetensors"
+    bad.write_bytes(b"garbage")
+    with pytest.raises(InputError, match="not a readable safetensors"):
+        PatchEmbedder.load(bad)
+
+
+def test_wrong_weights_name_their_keys(tmp_path, monkeypatch):
+    monkeypatch.setitem(EMBEDDERS, "tiny", tiny_spec())
+    path = tmp_path / "tiny.pth"
+    torch.save({"weight": torch.zeros(4, 3), "extra": torch.zeros(1)}, path)
+    with pytest.raises(InputError, match="missing bias; unexpected extra"):
+        PatchEmbedder.load("tiny", root=tmp_path)
+    torch.save({"weight": torch.zeros(4, 5), "bias": torch.zeros(4)}, path)
+    with pytest.raises(InputError, match=r"weight \(4, 5\), expected \(4, 3\)"):
+        PatchEmbedder.load("tiny", root=tmp_path)
+
+
+def test_safetensors_and_torch_files_give_the_same(tmp_path, monkeypatch):
+    from safetensors.torch import save_file
+
+    monkeypatch.setitem(EMBEDDERS, "tiny", tiny_spec(weights=("tiny.pth", "tiny.safetensors")))
+    weights = {"weight": torch.randn(4, 3), "bias": torch.randn(4)}
+    torch.save(weights, tmp_path / "tiny.pth")
+    save_file(weights, tmp_path / "tiny.safetensors")
+    x = torch.randn(2, 3)
+    outputs = [PatchEmbedder.load(f"tiny={tmp_path / name}").model(x) for name in ("tiny.pth", "tiny.safetensors")]
+    torch.testing.assert_close(outputs[0], x @ weights["weight"].T + weights["bias"])
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=0, atol=0)

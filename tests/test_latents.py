@@ -1,0 +1,182 @@
+"""The latent codec: closed forms of the scale, layout of the moments, the embedded codec, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffusion.encoders.latents import (
+    EMBEDDED_CODECS,
+    SD3_SCALE,
+    WEIGHTS_NAME,
+    LatentCodec,
+    LatentScale,
+    build_sd3_vae,
+)
+from diffusion.errors import InputError, MissingError
+
+DEMO_IMAGE = Path(__file__).parents[1] / "data" / "demo" / "source" / "hgsc_nest.jpg"
+
+
+@pytest.fixture(scope="module")
+def codec() -> LatentCodec:
+    return LatentCodec.load("tiny")
+
+
+@pytest.fixture
+def pixels() -> torch.Tensor:
+    """Two smooth random images, (2, 3, 64, 96)."""
+    coarse = torch.rand(2, 3, 4, 6, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return torch.nn.functional.interpolate(coarse, scale_factor=16, mode="bicubic").clamp(-1, 1)
+
+
+def psnr(image: torch.Tensor, reference: torch.Tensor) -> float:
+    """Of images in [-1, 1], whose peak is 2."""
+    return 10 * math.log10(4 / (image - reference).square().mean().item())
+
+
+def test_scale_of_sd3_is_the_published_affine_map():
+    raw = torch.tensor([0.0609, 1.0609, -0.9391])
+    torch.testing.assert_close(SD3_SCALE.to_network(raw), torch.tensor([0.0, 1.5305, -1.5305]))
+    torch.testing.assert_close(SD3_SCALE.to_raw(torch.tensor([0.0, 1.5305])), torch.tensor([0.0609, 1.0609]))
+
+
+def test_scale_is_read_from_a_folder_without_weights(tmp_path):
+    write_config(tmp_path, scaling_factor=2.0, shift_factor=None)
+    assert LatentScale.from_folder(tmp_path) == LatentScale(scale=2.0, shift=0.0)
+
+
+def test_moments_are_the_posterior_mean_then_its_std(codec, pixels):
+    moments = codec.moments(pixels)
+    assert moments.shape == (2, 32, 8, 12) and moments.dtype == torch.float32
+    posterior = codec.vae.encode(pixels).latent_dist
+    torch.testing.assert_close(moments[:, :16], posterior.mean)
+    torch.testing.assert_close(moments[:, 16:], (posterior.logvar / 2).exp())
+
+
+def test_encode_is_the_scaled_mean_and_with_a_generator_a_draw(codec, pixels):
+    mean, std = codec.moments(pixels).chunk(2, dim=1)
+    torch.testing.assert_close(codec.encode(pixels), (mean - codec.scale.shift) * codec.scale.scale)
+    noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(5))
+    drawn = codec.encode(pixels, torch.Generator().manual_seed(5))
+    torch.testing.assert_close(drawn, codec.scale.to_network(mean + std * noise))
+
+
+def test_decode_undoes_the_scale_and_stays_in_range(codec, pixels):
+    mean = codec.moments(pixels)[:, :16]
+    torch.testing.assert_close(codec.decode(codec.encode(pixels)), codec.vae.decode(mean).sample.clamp(-1, 1))
+    wild = codec.decode(20 * torch.randn(1, 16, 2, 3, generator=torch.Generator().manual_seed(0)))
+    assert wild.shape == (1, 3, 16, 24) and wild.min() >= -1 and wild.max() <= 1
+
+
+def test_results_do_not_depend_on_the_batch(codec, pixels):
+    torch.testing.assert_close(codec.moments(pixels)[1:], codec.moments(pixels[1:]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(3, 64, 64), (1, 4, 64, 64), (1, 3, 60, 64), (1, 3, 64, 4)])
+def test_wrong_pixel_shapes_are_refused(codec, shape):
+    with pytest.raises(InputError, match="expected"):
+        codec.encode(torch.zeros(shape))
+
+
+def test_wrong_latent_shapes_are_refused(codec):
+    with pytest.raises(InputError, match=r"\(1, 4, 8, 8\), expected \(B, 16, h, w\)"):
+        codec.decode(torch.zeros(1, 4, 8, 8))
+
+
+def test_the_embedded_codec_is_small_and_in_half_precision():
+    from safetensors.torch import load_file
+
+    folder = EMBEDDED_CODECS["tiny"]
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 6e6
+    assert {tensor.dtype for tensor in load_file(folder / WEIGHTS_NAME).values()} == {torch.float16}
+
+
+def test_the_embedded_codec_reconstructs_a_smooth_picture(codec, pixels):
+    """Not H&E at all, so the bar is low: it catches weights that do not fit their config, or a wrong scale."""
+    assert psnr(codec.decode(codec.encode(pixels)), pixels) > 20
+
+
+def test_the_embedded_codec_on_tissue_it_was_not_trained_on(codec):
+    """The right quarter of the image is held out of the codec's training."""
+    tile = held_out_tile()
+    latents = codec.encode(tile)
+    assert psnr(codec.decode(latents), tile) > 30
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
+    assert psnr(codec.decode(latents + 0.05 * noise), tile) > 28
+    assert latents.mean().abs() < 0.5 and 0.5 < latents.std() < 1.5
+
+
+def test_a_missing_codec_is_named():
+    with pytest.raises(MissingError, match="no latent codec at nowhere/vae.*tiny"):
+        LatentCodec.load("nowhere/vae")
+
+
+def test_a_folder_without_config_is_named(tmp_path):
+    with pytest.raises(MissingError, match="no config.json"):
+        LatentCodec.load(tmp_path)
+
+
+def test_pickled_weights_are_not_taken(tmp_path):
+    write_config(tmp_path)
+    torch.save({}, tmp_path / "diffusion_pytorch_model.bin")
+    with pytest.raises(MissingError, match="safetensors"):
+        LatentCodec.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"latent_channels": 4}, "latent_channels is 4, expected 16"),
+        ({"block_out_channels": [8, 8, 8]}, "downsample by 4, expected 8"),
+        ({"block_out_channels": 8}, "not the config"),
+    ],
+)
+def test_other_latent_layouts_are_refused(tmp_path, change, message):
+    write_config(tmp_path, **change)
+    with pytest.raises(InputError, match=message):
+        LatentCodec.load(tmp_path)
+
+
+def test_a_broken_config_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match="not the config"):
+        LatentScale.from_folder(tmp_path)
+
+
+@pytest.mark.slow
+def test_the_real_architecture_of_sd3(tmp_path):
+    torch.manual_seed(0)
+    vae = build_sd3_vae()
+    assert round(sum(weight.numel() for weight in vae.parameters()) / 1e6, 1) == 83.8
+    vae.save_pretrained(tmp_path)
+
+    codec = LatentCodec.load(tmp_path)
+    assert codec.scale == SD3_SCALE
+    pixels = torch.rand(1, 3, 256, 256) * 2 - 1
+    latents = codec.encode(pixels)
+    assert latents.shape == (1, 16, 32, 32)
+    with torch.no_grad():
+        expected = (vae.eval().encode(pixels).latent_dist.mean - 0.0609) * 1.5305
+    torch.testing.assert_close(latents, expected, rtol=1e-3, atol=1e-3)
+    assert codec.decode(latents).shape == (1, 3, 256, 256)
+
+
+def write_config(folder: Path, **changes) -> None:
+    config = {"latent_channels": 16, "block_out_channels": [8, 8, 8, 8], "scaling_factor": 1.0, "shift_factor": 0.0}
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+def held_out_tile() -> torch.Tensor:
+    """A 256x256 tile of the demo's right quarter, (1, 3, 256, 256)."""
+    if not DEMO_IMAGE.is_file():
+        pytest.skip("needs the demo's images: run tools/fetch_demo_data.py")
+    import numpy as np
+    from PIL import Image
+
+    tile = Image.open(DEMO_IMAGE).convert("RGB").crop((1160, 600, 1416, 856))
+    return torch.from_numpy(np.asarray(tile).copy()).permute(2, 0, 1)[None] / 127.5 - 1

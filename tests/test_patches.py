@@ -1,0 +1,286 @@
+"""extract_patches and build_index through their command lines, on pictures made here; the arithmetic below them directly."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion.data import slides
+from diffusion.data.index import PatchIndex, index_path
+from diffusion.data.slides import Grid
+from diffusion.errors import InputError
+
+TOOLS = Path(__file__).resolve().parents[1] / "tools"
+
+
+def tool(name: str, *arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(TOOLS / name), *map(str, arguments)]
+    return subprocess.run(command, check=False, capture_output=True, text=True)
+
+
+def picture(width: int, height: int, tissue_from: int = 0) -> Image.Image:
+    """Smooth pink waves, on white left of `tissue_from`."""
+    y, x = np.mgrid[:height, :width]
+    wave = np.sin(x / 37) * np.cos(y / 23)
+    pixels = np.stack([200 + 30 * wave, 120 + 50 * wave, 190 + 20 * wave], axis=-1)
+    pixels[:, :tissue_from] = 245
+    return Image.fromarray(pixels.round().astype(np.uint8))
+
+
+def pixels_of(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def png(tmp_path) -> Path:
+    """600 x 400; the first 200 columns are glass."""
+    path = tmp_path / "slides" / "half.png"
+    path.parent.mkdir()
+    picture(600, 400, tissue_from=200).save(path)
+    return path
+
+
+@pytest.fixture
+def pyramid(tmp_path) -> Path:
+    """A slide of 1600 x 1200 pixels of 0.25 um, with levels 1, 2 and 4 times smaller; each level has its own red tint."""
+    import tifffile
+
+    path = tmp_path / "pyramid.tif"
+    base = picture(1600, 1200)
+    with tifffile.TiffWriter(path) as writer:
+        for level in range(3):
+            pixels = np.array(base.resize((1600 >> level, 1200 >> level), Image.Resampling.BOX))
+            pixels[..., 0] = 80 * (level + 1)
+            writer.write(pixels, tile=(256, 256), photometric="rgb", subfiletype=int(level > 0),
+                         resolution=(4e4 / 2**level, 4e4 / 2**level), resolutionunit="CENTIMETER")  # fmt: skip
+    return path
+
+
+def test_patches_of_tissue_and_their_names(png, tmp_path):
+    run = tool(
+        "extract_patches.py",
+        "--root",
+        tmp_path,
+        "--slides",
+        png.parent,
+        "--dataset",
+        "toy",
+        "--cohort",
+        "a",
+        "--size",
+        128,
+    )
+    assert run.returncode == 0, run.stderr
+    folder = tmp_path / "patches" / "toy" / "a" / "single_128" / "half"
+    # Columns at 0 and 128 (of which 56 of 128 pixels are tissue) are glass; three rows of the other two are whole.
+    assert names(folder) == {f"{x}_{y}.jpeg" for x in (256, 384) for y in (0, 128, 256)}
+    assert "half.png     6        6    6" in run.stdout
+    assert "taken pixel for pixel" in run.stderr + run.stdout
+    patch = folder / "256_128.jpeg"
+    assert Image.open(patch).size == (128, 128)
+    assert [sampling[1:3] for sampling in Image.open(patch).layer] == [(1, 1)] * 3  # 4:4:4
+    expected = np.asarray(picture(600, 400).crop((256, 128, 384, 256))).astype(int)
+    assert np.abs(pixels_of(patch) - expected).mean() < 1.5
+
+
+def test_area_and_threshold(png, tmp_path):
+    options = ["--slides", png, "--dataset", "toy", "--cohort", "a", "--size", 100, "--step", 50]
+    run = tool(
+        "extract_patches.py", "--root", tmp_path, *options, "--area", 0.25, 0.5, 0.75, 1, "--tissue_threshold", 0.75
+    )
+    assert run.returncode == 0, run.stderr
+    # x from 150 to 450, y from 200 to 400; the patch at 150 is half glass.
+    folder = tmp_path / "patches" / "toy" / "a" / "single_100" / "half"
+    assert names(folder) == {f"{x}_{y}.jpeg" for x in (200, 250, 300, 350) for y in (200, 250, 300)}
+
+
+def test_a_second_run_makes_only_what_is_missing(png, tmp_path):
+    command = [
+        "extract_patches.py",
+        "--root",
+        tmp_path,
+        "--slides",
+        png,
+        "--dataset",
+        "toy",
+        "--cohort",
+        "a",
+        "--size",
+        128,
+    ]
+    tool(*command)
+    folder = tmp_path / "patches" / "toy" / "a" / "single_128" / "half"
+    (folder / "256_0.jpeg").unlink()
+    (folder / "384_0.jpeg").write_bytes(b"left alone")
+    run = tool(*command)
+    assert "half.png     6        6    1" in run.stdout
+    assert Image.open(folder / "256_0.jpeg").size == (128, 128)
+    assert (folder / "384_0.jpeg").read_bytes() == b"left alone"
+    assert len(names(folder)) == 6
+
+
+def test_a_broken_slide_does_not_stop_the_others(png, tmp_path):
+    (png.parent / "broken.svs").write_bytes(b"no slide")
+    (png.parent / "cut.png").write_bytes(png.read_bytes()[:2000])
+    (png.parent / "notes.txt").write_text("no slide, and not taken for one")
+    run = tool(
+        "extract_patches.py",
+        "--out",
+        tmp_path / "out",
+        "--slides",
+        png.parent,
+        "--dataset",
+        "toy",
+        "--cohort",
+        "a",
+        "--size",
+        128,
+    )
+    assert run.returncode == 1
+    assert "broken.svs is neither a slide nor an image" in run.stdout and "cut.png is neither" in run.stdout
+    assert "notes.txt" not in run.stdout
+    assert {name.split("/")[3] for name in names(tmp_path / "out")} == {"half"}
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--slides", "nowhere"], "nothing at nowhere"),
+    (["--slides", "{folder}", "--area", "0.5", "0", "0.4", "1"], "expected fractions"),
+    (["--slides", "{folder}", "--dataset", "metadata"], "take another name"),
+    (["--slides", "{folder}", "--cohort", "a/b"], "one folder name"),
+    (["--slides", "{folder}", "--tissue_threshold", "50"], "expected 0 to 1"),
+    (["--slides", "{folder}", "{folder}/sub"], "would share the folder"),
+])  # fmt: skip
+def test_wrong_options_are_refused(png, tmp_path, arguments, message):
+    (png.parent / "sub").mkdir()
+    (png.parent / "sub" / "half.jpg").write_bytes(b"")
+    arguments = [argument.format(folder=png.parent) for argument in arguments]
+    run = tool("extract_patches.py", "--root", tmp_path, "--dataset", "toy", "--cohort", "a", *arguments)
+    assert run.returncode == 2 and message in run.stderr and "Traceback" not in run.stderr
+    assert not (tmp_path / "patches").exists()
+
+
+def test_build_index(png, tmp_path):
+    for size, cohort in ((128, "a"), (64, "b")):
+        tool(
+            "extract_patches.py",
+            "--root",
+            tmp_path,
+            "--slides",
+            png,
+            "--dataset",
+            "toy",
+            "--cohort",
+            cohort,
+            "--size",
+            size,
+        )
+    (tmp_path / "patches" / "toy" / "a" / "single_128" / "half" / ".1_1.jpeg").touch()
+    assert tool("build_index.py", "--root", tmp_path, "--size", 128).returncode == 0
+    run = tool("build_index.py", "--root", tmp_path, "--size", 64, "--dataset", "toy")
+    assert run.returncode == 0, run.stderr
+    assert "toy_64: " in run.stdout and "as before: toy_128 (6)" in run.stdout
+    index = PatchIndex(index_path(tmp_path), keys=["toy_128"])
+    expected = [f"toy/a/single_128/half/{x}_{y}.jpeg" for x in (256, 384) for y in (0, 128, 256)]
+    assert [index.name(i) for i in range(len(index))] == expected
+    assert names(tmp_path / "patches" / "metadata") == {"patch_names_all.hdf5"}
+    small = PatchIndex(index_path(tmp_path), keys=["toy_64"])
+    assert small.name(0).startswith("toy/b/single_64/half/")
+    assert all((tmp_path / "patches" / small.name(i)).is_file() for i in range(len(small)))
+
+
+def test_build_index_without_patches_says_what_to_do(tmp_path):
+    run = tool("build_index.py", "--root", tmp_path)
+    assert run.returncode == 2 and "make patches with tools/extract_patches.py" in run.stderr
+    (tmp_path / "patches" / "toy").mkdir(parents=True)
+    run = tool("build_index.py", "--root", tmp_path, "--dataset", "toy")
+    assert run.returncode == 2 and "no single_1024" in run.stderr
+    assert not (tmp_path / "patches" / "metadata").exists()
+
+
+def test_pyramid_reads_the_level_of_the_resolution(pyramid):
+    slide = slides.open_slide(pyramid, mpp=0.5)
+    assert (slide.width, slide.height, slide.note) == (800, 600, "0.5 um/px")
+    patch = np.asarray(slide.read(300, 200, 128)).astype(int)
+    assert (patch[..., 0] == 160).all()  # the red of level 1: read, not resampled from level 0
+    expected = np.asarray(picture(1600, 1200).resize((800, 600), Image.Resampling.BOX)).astype(int)[
+        200:328, 300:428, 1:
+    ]
+    assert np.abs(patch[..., 1:] - expected).max() <= 1
+
+
+def test_pyramid_resamples_the_next_finer_level(pyramid):
+    slide = slides.open_slide(pyramid, mpp=0.75)
+    assert (slide.width, slide.height) == (533, 400)
+    patch = np.asarray(slide.read(200, 100, 128)).astype(int)
+    assert (patch[..., 0] == 160).all()
+    y, x = np.mgrid[100:228, 200:328]
+    wave = np.sin((x * 3 + 1) / 37) * np.cos((y * 3 + 1) / 23)  # a patch pixel is 3 pixels of the finest level
+    assert np.abs(patch[..., 1] - (120 + 50 * wave))[4:-4, 4:-4].max() < 3
+
+
+def test_near_resolutions_are_not_resampled(pyramid):
+    slide = slides.open_slide(pyramid, mpp=0.515)
+    assert (slide.width, slide.note) == (800, "0.5 um/px")
+
+
+def test_a_slide_coarser_than_wanted_is_refused(pyramid, png):
+    with pytest.raises(InputError, match="coarser than the 0.1 asked for; give --mpp 0.25"):
+        slides.open_slide(pyramid, mpp=0.1)
+    with pytest.raises(InputError, match="coarser"):
+        slides.open_slide(png, mpp=0.5, image_mpp=1.0)
+
+
+def test_a_slide_without_resolution_is_refused():
+    with pytest.raises(InputError, match="does not say its resolution"):
+        slides.slide_mpp(Path("a.svs"), {})
+    with pytest.raises(InputError, match="only square"):
+        slides.slide_mpp(Path("a.svs"), {"openslide.mpp-x": "0.5", "openslide.mpp-y": "0.25"})
+    assert slides.slide_mpp(Path("a.svs"), {"openslide.mpp-x": "0.499", "openslide.mpp-y": "0.501"}) == pytest.approx(
+        0.5
+    )
+
+
+def test_image_mpp_scales_plain_images(png):
+    slide = slides.open_slide(png, mpp=0.5, image_mpp=0.25)
+    assert (slide.width, slide.height, slide.note) == (300, 200, "0.5 um/px")
+    patch = np.asarray(slide.read(150, 50, 64)).astype(int)
+    y, x = np.mgrid[50:114, 150:214]
+    assert np.abs(patch[..., 1] - (120 + 50 * np.sin((2 * x + 0.5) / 37) * np.cos((2 * y + 0.5) / 23))).max() < 3
+
+
+@pytest.mark.parametrize(
+    ("level", "expected"), [(0.0, 0.0), (0.09, 1.0), (0.5, 1.0)], ids=["glass", "pale tissue", "tissue"]
+)
+def test_one_kind_of_picture_is_of_one_kind(level, expected):
+    """Otsu would split any of these in two, at its noise or between its stains."""
+    value = 230
+    spread = np.random.default_rng(0).normal(0, 0.002, (64, 64)) + np.linspace(0, 0.3 * level, 64)
+    low = value * (1 - np.clip(level + spread, 0, 1))
+    image = np.stack([np.full_like(low, value), low, low], axis=-1).round().astype(np.uint8)
+    assert slides.tissue_mask(Image.fromarray(image)).mean() == expected
+
+
+def test_grid_stays_inside_the_area():
+    assert Grid(100, 50).corners(201, 100) == [(0, 0), (50, 0), (100, 0)]
+    assert Grid(100, 100).corners(99, 500) == []
+    assert Grid(22, 1, (0.07, 0, 0.29, 1)).corners(100, 22) == [
+        (7, 0)
+    ]  # in floats 7.000000000000001 to 28.999999999999996
+    train, held_out = Grid(256, 32, (0, 0, 0.75, 1)), Grid(256, 32, (0.75, 0, 1, 1))
+    for width in (1500, 2220, 2221, 1023):
+        rightmost = max(x for x, _ in train.corners(width, 300)) + 256
+        leftmost = min((x for x, _ in held_out.corners(width, 300)), default=width)
+        assert rightmost <= leftmost
+
+
+def test_natural_order():
+    shuffled = ["a/1024_0", "a/128_1024", "b/2", "a/128_0", "a10/1", "a9/1", "a/128_128"]
+    expected = ["a/128_0", "a/128_128", "a/128_1024", "a/1024_0", "a9/1", "a10/1", "b/2"]
+    assert sorted(shuffled, key=slides.natural_key) == expected

@@ -1,0 +1,89 @@
+"""Extract the two feature files of every indexed patch: VAE moments and patch embeddings."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
+
+from diffusion.cli import pick_device, positive_int, run, tool_parser
+
+EXAMPLES = """  python tools/extract_features.py --dataset_name tcga_diagnostic --size 256
+  accelerate launch tools/extract_features.py --dataset_name tcga_diagnostic --size 1024
+  python tools/extract_features.py --dataset_name demo --size 256 --vae tiny --encoder mobilenetv2"""
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = tool_parser(__doc__, EXAMPLES)
+    add = parser.add_argument
+    add(
+        "--dataset_name",
+        required=True,
+        help="data set of the index: its key <dataset_name>_<size>, else <dataset_name>_1024",
+    )
+    add("--size", type=positive_int, required=True, help="pixels of the windows that the VAE encodes at once")
+    add("--patch_names_file", default="patch_names_all.hdf5", help="index in ROOT/patches/metadata")
+    add(
+        "--features_dir",
+        help="folder below ROOT for the features, such as features; by default they go beside the images",
+    )
+    add(
+        "--vae",
+        default="pretrained_models/sd-3.5-vae",
+        help="diffusers folder (below ROOT or here), or the embedded 'tiny'",
+    )
+    add("--encoder", default="uni2", help="uni2, mobilenetv2, a weights file or its folder, or name=path")
+    add("--vae_prefix", default="sd3_vae", help="ending of the latent files")
+    add("--ssl_prefix", default="uni", help="ending of the embedding files")
+    add(
+        "--batch_size",
+        type=positive_int,
+        default=16,
+        help="windows per pass of a network; lower it when memory runs out",
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    device = pick_device(args.device)
+
+    from accelerate import PartialState
+    from tqdm import tqdm
+
+    from diffusion.data.index import PatchIndex, index_path
+    from diffusion.encoders.embedders import PatchEmbedder
+    from diffusion.encoders.latents import LatentCodec
+    from diffusion.engine.extract import FeatureFiles, choose_key, embed_patch, encode_patch, share
+    from diffusion.workdir import vae_location
+
+    path = index_path(args.root, args.patch_names_file)
+    key, patch_size = choose_key(path, args.dataset_name, args.size)
+    index = PatchIndex(path, [key])
+    state = PartialState(cpu=device.type == "cpu")
+    codec = LatentCodec.load(vae_location(args.vae, args.root), state.device)
+    embedder = PatchEmbedder.load(args.encoder, state.device, root=args.root)
+    files = FeatureFiles(args.root, args.features_dir, patch_size, embedder.width, args.vae_prefix, args.ssl_prefix)
+
+    windows = "whole" if patch_size == args.size else f"in windows of {args.size} pixels"
+    state.print(f"{key}: {len(index)} patches of {patch_size} pixels, encoded {windows}; {codec.name}, {embedder.name}")
+    written = 0
+    names = list(share(index, state.process_index, state.num_processes))
+    for name in tqdm(names, unit="patch", disable=not state.is_main_process):
+        if files.done(name):
+            continue
+        pixels = files.pixels(name)
+        moments = encode_patch(pixels, codec, args.size, args.batch_size)
+        files.write(name, moments, embed_patch(pixels, embedder, args.batch_size))
+        written += 1
+    state.wait_for_everyone()
+    state.print(
+        f"{written} patches written, {len(names) - written} were there"
+        + " (of this process)" * (state.num_processes > 1)
+    )
+
+
+if __name__ == "__main__":
+    run(main)

