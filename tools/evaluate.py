@@ -117,7 +117,7 @@ def write(out: Path, scores: dict[str, Any], images: dict[str, dict[str, Path]],
         loss={**scores["loss"], "plot": report.data_uri(plot)} if plot else None,
         pairs=[
             {"name": name, "real": report.data_uri(a), "synthetic": report.data_uri(b)}
-            for name, a, b in zip(scores["pairs"], real, synthetic)
+            for name, a, b in zip(scores["pairs"], real, synthetic, strict=True)
         ],
         common=len(images["real"].keys() & images["synthetic"].keys()),
         seed=scores["seed"],
@@ -131,6 +131,8 @@ def write(out: Path, scores: dict[str, Any], images: dict[str, dict[str, Path]],
     report.write_whole(out / "scores.json", (json.dumps(scores, indent=2) + "\n").encode("utf-8"))
     if real:
         report.write_whole(out / "pairs.png", report.png_bytes(report.pairs_grid(real, synthetic)))
+    else:
+        (out / "pairs.png").unlink(missing_ok=True)  # an earlier report's
     report.write_whole(out / "index.html", page)
 
 

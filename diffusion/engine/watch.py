@@ -65,9 +65,7 @@ class Watch:
         if not is_main_process:
             return
         work_dir.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(work_dir / "train_log.log")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        logging.getLogger("diffusion").addHandler(handler)
+        log_to(work_dir / "train_log.log")
         if report_to == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
 
@@ -101,6 +99,19 @@ class Watch:
     def close(self) -> None:
         if self.writer is not None:
             self.writer.close()
+
+
+def log_to(path: Path) -> None:
+    """Send the package's log to a file too, and no longer to that of a run before this one in the same process."""
+    logger = logging.getLogger("diffusion")
+    for old in [handler for handler in logger.handlers if handler.name == "run"]:
+        logger.removeHandler(old)
+        old.close()
+    handler = logging.FileHandler(path)
+    handler.name = "run"
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
 
 
 def sample_grid(

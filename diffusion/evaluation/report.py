@@ -11,6 +11,7 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from diffusion.errors import InputError, MissingError
 LOSS_TAG = "train/loss"
 GRID_COLUMNS = 8
 GRID_PAIRS = 16
-GRID_CELL = 128  # pixels a side of an image in the grid: the picture stays under a megabyte, for a README
+GRID_CELL = 104  # pixels a side of an image in the grid: the picture fits a README, in width and as a file
 ON_ANY_GROUND = "#7d8590"  # lettering that reads on a light page and on a dark one
 
 
@@ -33,14 +34,11 @@ class LossCurve:
     values: list[float]
 
     def smoothed(self) -> list[float]:
-        """Exponential mean over about a fiftieth of the curve, without the pull of its start value (as Adam's moments)."""
-        decay = math.exp(-1 / max(1.0, len(self.values) / 50))
-        mean, weight, result = 0.0, 0.0, []
-        for value in self.values:
-            mean = decay * mean + (1 - decay) * value
-            weight = decay * weight + (1 - decay)
-            result.append(mean / weight)
-        return result
+        """The mean of about a fiftieth of the curve around each point; of what there is of it near the ends."""
+        reach = len(self.values) // 100
+        sums = [0.0, *accumulate(self.values)]
+        spans = [(max(0, i - reach), min(len(self.values), i + reach + 1)) for i in range(len(self.values))]
+        return [(sums[end] - sums[start]) / (end - start) for start, end in spans]
 
 
 def read_loss(workdir: Path, tag: str = LOSS_TAG) -> LossCurve:
@@ -104,7 +102,7 @@ def pairs_grid(real: Sequence[Path], synthetic: Sequence[Path]) -> Image.Image:
     pitch = cell + gap
     band_height = 2 * pitch + 2 * gap
     grid = Image.new("RGB", (margin + columns * pitch, bands * band_height - gap), "white")
-    for i, paths in enumerate(zip(real, synthetic)):
+    for i, paths in enumerate(zip(real, synthetic, strict=True)):
         band, column = divmod(i, columns)
         for row, path in enumerate(paths):
             with Image.open(path) as image:

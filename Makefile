@@ -1,0 +1,47 @@
+# make demo: the whole chain on real tissue. make test: lint and tests. VENV=... reuses an environment.
+VENV ?= .venv
+PYTHON ?= python3
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.pixcell-ready
+DEMO := data/demo
+SOURCE := $(DEMO)/source
+HELD_OUT := --area 0.75 0 1 1 --dataset demo_heldout --size 256
+TRAIN := --area 0 0 0.75 1 --dataset demo
+SAMPLE := tools/sample_256.py --subset_keys demo_heldout_256 --n_images 96 --guidance_strength 2
+
+.PHONY: demo test test-all lint clean
+
+$(READY): requirements.txt pyproject.toml
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet -e ".[dev]"
+	touch $@
+
+demo: $(READY)
+	$(RUN) tools/fetch_demo_data.py
+	$(RUN) tools/extract_patches.py --root $(DEMO) $(TRAIN) --slides $(SOURCE)/cmu_small_region.svs --cohort slide --step 128 --tissue_threshold 0.7
+	$(RUN) tools/extract_patches.py --root $(DEMO) $(TRAIN) --slides $(SOURCE)/hgsc_nest.jpg $(SOURCE)/hgsc_stromal_he.jpg --cohort ovary --step 64
+	$(RUN) tools/extract_patches.py --root $(DEMO) $(HELD_OUT) --slides $(SOURCE)/cmu_small_region.svs --cohort slide --step 32
+	$(RUN) tools/extract_patches.py --root $(DEMO) $(HELD_OUT) --slides $(SOURCE)/hgsc_nest.jpg $(SOURCE)/hgsc_stromal_he.jpg --cohort ovary --step 64
+	$(RUN) tools/build_index.py --root $(DEMO) --dataset demo
+	$(RUN) tools/build_index.py --root $(DEMO) --dataset demo_heldout --size 256
+	$(RUN) tools/extract_features.py --root $(DEMO) --dataset_name demo --size 256 --vae tiny --encoder mobilenetv2 --vae_prefix tiny_vae --ssl_prefix mobilenetv2
+	$(RUN) tools/extract_features.py --root $(DEMO) --dataset_name demo_heldout --size 256 --vae tiny --encoder mobilenetv2 --vae_prefix tiny_vae --ssl_prefix mobilenetv2
+	$(RUN) -m accelerate.commands.launch train_scripts/train_pixcell.py configs/demo/demo_256.py --work-dir $(DEMO)/untrained --resume-from auto --set max_steps=0
+	$(RUN) -m accelerate.commands.launch train_scripts/train_pixcell.py configs/demo/demo_256.py --work-dir $(DEMO)/run --resume-from auto
+	$(RUN) $(SAMPLE) --workdir $(DEMO)/untrained --out_dir $(DEMO)/samples_untrained
+	$(RUN) $(SAMPLE) --workdir $(DEMO)/run --out_dir $(DEMO)/samples
+	$(RUN) tools/evaluate.py --real $(DEMO)/samples/real --syn $(DEMO)/samples/syn --untrained $(DEMO)/samples_untrained/syn --run $(DEMO)/run --out $(DEMO)/report
+	@echo "look at $(DEMO)/report/index.html"
+
+lint: $(READY)
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+test: lint
+	$(RUN) -m pytest
+
+test-all: lint
+	$(RUN) -m pytest -m "slow or not slow"
+
+clean:
+	rm -rf $(DEMO) .venv

@@ -1,0 +1,31 @@
+# A network of minutes on a laptop's CPU: `make demo`. The same code and objective as the recipe, smaller numbers.
+_base_ = ["../_base_.py"]
+
+image_size = 256
+root = "data/demo"
+data = dict(
+    type="PanCancerDataLowRes",
+    resolution=image_size,
+    vae_prefix="tiny_vae",  # the embedded codec and
+    ssl_prefix="mobilenetv2",  # an ImageNet embedder in place of SD3's VAE and UNI2-h
+    train_subset_keys=["demo_1024"],
+)
+
+model = "PixArt_Ti_2_UNI"  # 6 blocks of width 192
+caption_channels = 1280  # MobileNetV2's embeddings
+pe_interpolation = 0.5
+qk_norm = True  # keeps attention stable at this learning rate
+
+vae_pretrained = "tiny"
+
+train_batch_size = 16
+optimizer = dict(type="AdamW", lr=1e-3, weight_decay=0.0, betas=(0.9, 0.99))  # small networks bear a high rate
+lr_schedule = "cosine"
+lr_schedule_args = dict(num_warmup_steps=100)
+ema_rate = 0.99  # averages the last hundred steps; 0.9999 would still hold the random start
+
+max_steps = 1500
+num_workers = 0  # two cores: a worker would take one from the network
+log_interval = 20
+save_model_steps = 500
+sample_grid = dict(count=8, steps=20, guidance=2.0)

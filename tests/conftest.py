@@ -1,0 +1,96 @@
+"""Small data on disk that every test can use: patches, an index, features, weights of an embedder."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffusion.data.features import feature_path, write_feature
+from diffusion.data.index import index_path, write_index
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+WIDTH = 8  # of the embeddings of `feature_root`
+
+
+@pytest.fixture
+def feature_root(tmp_path: Path) -> Path:
+    """ROOT with three 1024 patches and their features (random numbers, width 8), no images."""
+    names = [f"set/brca/single_1024/slide_{i}/{i}_0.jpeg" for i in range(3)]
+    write_index(index_path(tmp_path), {"set_1024": names})
+    random = np.random.default_rng(0)
+    for name in names:
+        moments = random.normal(size=(32, 128, 128))
+        moments[16:] = 0.01 * np.abs(moments[16:])
+        write_feature(feature_path(tmp_path / "patches", name, "sd3_vae"), moments)
+        write_feature(feature_path(tmp_path / "patches", name, "uni"), random.normal(size=(16, WIDTH)))
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def tissue_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """ROOT with two 1024 and two 256 patches of coloured texture, indexed, without features."""
+    root = tmp_path_factory.mktemp("tissue")
+    names = {"toy_1024": [], "small_256": []}
+    for key, size in (("toy_1024", 1024), ("small_256", 256)):
+        for i in range(2):
+            name = f"{key.rpartition('_')[0]}/any/single_{size}/slide/{i}_0.jpeg"
+            path = root / "patches" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            texture(size, seed=i).save(path, quality=95, subsampling=0)
+            names[key].append(name)
+    write_index(index_path(root), names)
+    return root
+
+
+@pytest.fixture(scope="session")
+def mobilenet_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A weights file of MobileNetV2 with random numbers."""
+    import torch
+    from torchvision.models import mobilenet_v2
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "mobilenet_v2-random.pth"
+    torch.save(mobilenet_v2().state_dict(), path)
+    return path
+
+
+def texture(size: int, seed: int) -> Image.Image:
+    """Pink and purple blobs."""
+    coarse = np.random.default_rng(seed).integers(0, 255, (size // 32, size // 32), dtype=np.uint8)
+    grey = (
+        np.asarray(Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC), dtype=np.float32)[..., None]
+        / 255
+    )
+    return Image.fromarray((grey * [120, 60, 140] + (1 - grey) * [235, 170, 200]).astype(np.uint8))
+
+
+def command(*arguments: str | Path, processes: int = 0, **environment: str) -> subprocess.CompletedProcess:
+    """Run a script of the repository, under `accelerate launch` on the CPU when `processes` is given."""
+    launcher = [sys.executable]
+    if processes:
+        launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu"]
+        launcher += [
+            "--num_processes",
+            str(processes),
+            "--num_machines",
+            "1",
+            "--mixed_precision",
+            "no",
+            "--dynamo_backend",
+            "no",
+        ]
+        launcher += ["--main_process_port", "0"]
+    return subprocess.run(
+        [*launcher, *map(str, arguments)],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )

@@ -1,0 +1,234 @@
+"""The command lines of the README, as processes, on a tiny data set; and what they say when something is wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY, command, texture
+from PIL import Image
+
+from diffusion.data.features import is_valid, read_moments
+from diffusion.encoders.latents import LatentCodec
+
+TRAIN, EXTRACT, SAMPLE = "train_scripts/train_pixcell.py", "tools/extract_features.py", "tools/sample_256.py"
+PREFIXES = ("--vae_prefix", "tiny_vae", "--ssl_prefix", "mobilenetv2")
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "tiny.py"
+    path.write_text(
+        f"_base_ = [{str(REPOSITORY / 'configs/_base_.py')!r}]\n"
+        "model_kwargs = dict(depth=1, hidden_size=16, num_heads=2)\ncaption_channels = 1280\npe_interpolation = 0.5\n"
+        "data = dict(vae_prefix='tiny_vae', ssl_prefix='mobilenetv2', train_subset_keys=['toy_1024'])\nvae_pretrained = 'tiny'\n"
+        "train_batch_size = 2\nnum_workers = 0\nmax_steps = 3\nlog_interval = 1\nsave_model_steps = 2\n"
+        "sample_grid = dict(count=2, steps=2, guidance=2.0)\n"
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def root(tissue_root, mobilenet_weights) -> Path:
+    """The tiny data set with features of the embedded codec, extracted by the tool in one and in two processes."""
+    common = ("--root", tissue_root, "--size", 256, "--vae", "tiny", "--encoder", mobilenet_weights, *PREFIXES)
+    done = command(EXTRACT, "--dataset_name", "toy", *common, processes=2)
+    assert done.returncode == 0, done.stderr
+    assert "toy_1024: 2 patches of 1024 pixels, encoded in windows of 256 pixels" in done.stdout
+    done = command(EXTRACT, "--dataset_name", "small", *common)
+    assert done.returncode == 0, done.stderr
+    assert "small_256: 2 patches of 256 pixels, encoded whole" in done.stdout
+    return tissue_root
+
+
+@pytest.fixture(scope="module")
+def run(root, config_file, tmp_path_factory) -> Path:
+    """A work dir trained by two processes."""
+    work_dir = tmp_path_factory.mktemp("work") / "run"
+    done = command(TRAIN, config_file, "--work-dir", work_dir, "--root", root, processes=2)
+    assert done.returncode == 0, done.stderr
+    return work_dir
+
+
+def failed(result, *words: str) -> bool:
+    """One line on stderr that says these words, exit code not 0, no traceback."""
+    lines = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert result.returncode != 0 and len(lines) == 1 and "Traceback" not in result.stderr, result.stderr
+    assert all(word in lines[0] for word in words), lines[0]
+    return True
+
+
+class TestExtract:
+    def test_features_are_those_of_the_codec(self, root):
+        path = root / "patches/toy/any/single_1024/slide/1_0_tiny_vae.npy"
+        moments = read_moments(path, 1024)
+        pixels = np.asarray(Image.open(root / "patches/toy/any/single_1024/slide/1_0.jpeg"))[256:512, 512:768]
+        window = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1
+        expected = LatentCodec.load("tiny").moments(window)[0].numpy()
+        assert np.abs(moments[:, 32:64, 64:96] - expected).max() < 1e-2 * np.abs(expected).max()
+        assert is_valid(root / "patches/toy/any/single_1024/slide/1_0_mobilenetv2.npy", (16, 1280))
+        assert is_valid(root / "patches/small/any/single_256/slide/0_0_tiny_vae.npy", (32, 32, 32))
+
+    def test_again_writes_only_what_is_missing_or_broken(self, root, mobilenet_weights):
+        folder = root / "patches/small/any/single_256/slide"
+        (folder / "1_0_tiny_vae.npy").write_bytes(b"torn")
+        whole = (folder / "0_0_tiny_vae.npy").stat().st_mtime_ns
+        arguments = ("--root", root, "--size", 256, "--vae", "tiny", "--encoder", mobilenet_weights, *PREFIXES)
+        done = command(EXTRACT, "--dataset_name", "small", *arguments)
+        assert "1 patches written, 1 were there" in done.stdout
+        assert is_valid(folder / "1_0_tiny_vae.npy", (32, 32, 32))
+        assert (folder / "0_0_tiny_vae.npy").stat().st_mtime_ns == whole
+
+    def test_older_layout(self, root, mobilenet_weights, tmp_path):
+        shutil.copytree(root / "patches", tmp_path / "patches", ignore=shutil.ignore_patterns("*.npy"))
+        arguments = ("--size", 256, "--vae", "tiny", "--encoder", mobilenet_weights, "--features_dir", "features")
+        done = command(EXTRACT, "--dataset_name", "small", *arguments, PIXCELL_ROOT=str(tmp_path))
+        assert done.returncode == 0, done.stderr
+        assert is_valid(tmp_path / "features/small/any/single_256/slide/0_0_sd3_vae.npy", (32, 32, 32))
+        assert not list((tmp_path / "patches").rglob("*.npy"))
+
+    def test_bad_input(self, root, mobilenet_weights, tmp_path):
+        common = ("--size", 256, "--encoder", mobilenet_weights)
+        assert failed(
+            command(EXTRACT, "--dataset_name", "toy", "--root", tmp_path, *common), "no index at", str(tmp_path)
+        )
+        assert failed(
+            command(EXTRACT, "--dataset_name", "nope", "--root", root, *common), "nope_256 or nope_1024", "it has"
+        )
+        assert failed(command(EXTRACT, "--dataset_name", "toy", "--root", root, *common), "sd-3.5-vae", "tiny")
+        encoder = ("--size", 256, "--vae", "tiny", "--encoder", tmp_path / "mobilenet_v2-none.pth")
+        assert failed(command(EXTRACT, "--dataset_name", "toy", "--root", root, *encoder), "mobilenet_v2-none.pth")
+
+    def test_an_image_that_is_not_rgb(self, root, mobilenet_weights, tmp_path):
+        shutil.copytree(root / "patches", tmp_path / "patches", ignore=shutil.ignore_patterns("*.npy"))
+        folder = tmp_path / "patches/small/any/single_256/slide"
+        texture(256, 0).convert("L").save(folder / "0_0.jpeg")
+        arguments = ("--root", tmp_path, "--size", 256, "--vae", "tiny", "--encoder", mobilenet_weights)
+        assert failed(command(EXTRACT, "--dataset_name", "small", *arguments), "0_0.jpeg", "expected RGB")
+        assert not list(folder.glob("*.npy"))
+
+
+class TestTrain:
+    def test_two_processes_leave_one_run(self, run):
+        names = sorted(path.name for path in (run / "checkpoints").iterdir())
+        assert names == ["last_ema.ckpt", "step_00000000.ckpt", "step_00000002.ckpt", "step_00000003.ckpt"]
+        state = torch.load(run / "checkpoints/step_00000003.ckpt", weights_only=True)
+        assert state["position"] == 3 * 2 * 2 and len(state["rng"]) == 2
+        assert not torch.equal(state["rng"][0]["cpu"], state["rng"][1]["cpu"])
+        assert sorted(path.name for path in (run / "samples").iterdir())[-1] == "step_00000003.png"
+        assert "step 3/3" in (run / "train_log.log").read_text()
+
+    def test_curves(self, run):
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        events = EventAccumulator(str(run / "tensorboard")).Reload()
+        wanted = {"loss", "mse", "vb", "grad_norm", "lr", "samples_per_second", "data_wait"}
+        assert {f"train/{name}" for name in wanted} <= set(events.Tags()["scalars"])
+        assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3]
+        assert events.Tags()["images"] == ["samples"]
+
+    def test_a_run_goes_on_in_one_process(self, run, root, config_file, tmp_path):
+        shutil.copytree(run, tmp_path / "run")
+        common = (TRAIN, config_file, "--work-dir", tmp_path / "run", "--root", root, "--set", "max_steps=4")
+        assert failed(command(*common), "already holds a run", "--resume-from auto")
+        done = command(*common, "--resume-from", "auto")
+        assert done.returncode == 0, done.stderr
+        assert "from step 3 to 4" in done.stderr
+        assert torch.load(tmp_path / "run/checkpoints/last_ema.ckpt", weights_only=True)["step"] == 4
+
+    def test_dry_run(self, root, tmp_path):
+        recipe = REPOSITORY / "configs/pan_cancer/pixart_20x_256.py"
+        data = (
+            "data.train_subset_keys=['toy_1024']",
+            "data.vae_prefix=tiny_vae",
+            "data.ssl_prefix=mobilenetv2",
+            "caption_channels=1280",
+        )
+        done = command(
+            TRAIN, recipe, "--root", root, "--work-dir", tmp_path / "w", "--batch-size", 3, "--dry-run", "--set", *data
+        )
+        assert done.returncode == 0, done.stderr
+        assert (
+            "607." in done.stdout
+            and "global batch 6 = 3 x 2 accumulated" in done.stdout
+            and not (tmp_path / "w").exists()
+        )
+
+    def test_bad_input(self, root, config_file, tmp_path):
+        work_dir = tmp_path / "w"
+        (tmp_path / "typo.py").write_text("train_batchsize = 3")
+        (tmp_path / "text.py").write_text("not python at all")
+        common = ("--work-dir", work_dir, "--root", root)
+        assert failed(command(TRAIN, tmp_path / "none.py", *common), "no config file")
+        assert failed(command(TRAIN, tmp_path / "typo.py", *common), "train_batchsize", "train_batch_size")
+        assert failed(command(TRAIN, tmp_path / "text.py", *common), "not a Python config file")
+        assert failed(command(TRAIN, config_file, *common, "--load-from", "none.ckpt"), "no weights at none.ckpt")
+        assert failed(command(TRAIN, config_file, *common, "--set", "caption_channels=1536"), "caption_channels")
+        assert not work_dir.exists()
+
+
+class TestSample:
+    def sample(self, run, out, *arguments, processes=0):
+        common = ("--workdir", run, "--out_dir", out, "--sampling_steps", 2, *arguments)
+        done = command(SAMPLE, *common, processes=processes)
+        assert done.returncode == 0, done.stderr
+        return {path.name: np.asarray(Image.open(path)).astype(int) for path in sorted((out / "syn").iterdir())}
+
+    def test_images_depend_on_seed_and_number_alone(self, run, root, tmp_path):
+        one = self.sample(run, tmp_path / "one", "--n_images", 5, "--batch_size", 2)
+        two = self.sample(run, tmp_path / "two", "--n_images", 5, "--batch_size", 3, processes=2)
+        other = self.sample(run, tmp_path / "other", "--n_images", 1, "--seed", 7)
+        assert len(one) == 5 and one.keys() == two.keys()
+        for name in one:
+            assert np.abs(one[name] - two[name]).max() <= 1  # another batch size rounds otherwise
+        assert not any(np.array_equal(image, next(iter(other.values()))) for image in one.values())
+
+    def test_real_are_the_patches_own_pixels(self, run, root, tmp_path):
+        self.sample(run, tmp_path / "out", "--n_images", 2, "--guidance_strength", 1)
+        names = [sorted(path.name for path in (tmp_path / "out" / part).iterdir()) for part in ("real", "syn")]
+        assert names[0] == names[1] and len(names[0]) == 2
+        for name in names[0]:
+            _, slide, x, y, crop = name.removesuffix(".png").split("_")
+            row, column = divmod(int(crop), 4)
+            patch = np.asarray(Image.open(root / f"patches/toy/any/single_1024/{slide}/{x}_{y}.jpeg"))
+            expected = patch[256 * row : 256 * (row + 1), 256 * column : 256 * (column + 1)]
+            assert np.array_equal(np.asarray(Image.open(tmp_path / "out/real" / name)), expected)
+
+    def test_it_continues_and_never_mixes_settings(self, run, root, tmp_path):
+        out = tmp_path / "out"
+        first = self.sample(run, out, "--n_images", 3, "--sampling_algo", "iddpm", "--subset_keys", "small_256")
+        times = {path.name: path.stat().st_mtime_ns for path in (out / "syn").iterdir()}
+        removed = sorted(times)[1]
+        (out / "syn" / removed).unlink()
+        again = self.sample(run, out, "--n_images", 4, "--sampling_algo", "iddpm", "--subset_keys", "small_256")
+        assert len(again) == 4 and np.array_equal(first[removed], again[removed])
+        kept = {name: (out / "syn" / name).stat().st_mtime_ns for name in times if name != removed}
+        assert all(times[name] == kept[name] for name in kept)
+        refused = command(SAMPLE, "--workdir", run, "--out_dir", out, "--n_images", 4, "--sampling_steps", 3)
+        assert failed(refused, "sampling_steps 2, not 3")
+        assert json.loads((out / "samples.json").read_text())["sampling_algo"] == "iddpm"
+
+    def test_bad_input(self, run, root, tmp_path):
+        out = tmp_path / "out"
+        common = (SAMPLE, "--out_dir", out, "--n_images", 1)
+        assert failed(command(*common, "--workdir", tmp_path / "none"), "no work dir")
+        assert failed(
+            command(*common, "--workdir", run, "--checkpoint", "checkpoints/none.ckpt"), "none.ckpt", str(run)
+        )
+        assert failed(command(*common, "--workdir", run, "--subset_keys", "other_256"), "no key other_256")
+        assert failed(command(*common, "--workdir", run, "--data_root", tmp_path), "no index at")
+        zero = command(SAMPLE, "--out_dir", out, "--workdir", run, "--n_images", 0)
+        assert zero.returncode == 2 and "got 0" in zero.stderr
+        assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "script", [*sorted((REPOSITORY / "tools").glob("*.py")), REPOSITORY / TRAIN], ids=lambda path: path.stem
+)
+def test_help(script):
+    done = command(script, "--help")
+    assert done.returncode == 0 and "usage:" in done.stdout and "examples:" in done.stdout

@@ -1,0 +1,129 @@
+"""Config files: what is shipped, what the original project wrote, what is refused."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from diffusion.config import Config, dump_config, load_config, read_config
+from diffusion.errors import InputError, MissingError
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+SHIPPED = sorted(path for path in CONFIGS.rglob("*.py"))
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "config.py"
+    path.write_text(f"_base_ = [{str(CONFIGS / '_base_.py')!r}]\n{text}")
+    return path
+
+
+def test_the_base_file_states_the_defaults():
+    assert load_config(CONFIGS / "_base_.py") == Config()
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_configs_load_and_survive_the_round_trip(path, tmp_path):
+    config = load_config(path)
+    dump_config(config, tmp_path / "config.py")
+    assert read_config(tmp_path / "config.py") == config
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "tokens", "interpolation", "batch"),
+    [
+        ("pixart_20x_256", 256, 1, 0.5, 16 * 128 * 2),
+        ("pixart_20x_512_pos_embed", 512, 4, 1.0, 24 * 64),
+        ("pixart_20x_1024_pos_embed", 1024, 16, 2.0, 32 * 12),
+    ],
+)
+def test_the_published_recipe(name, size, tokens, interpolation, batch):
+    config = load_config(CONFIGS / "pan_cancer" / f"{name}.py")
+    processes = {256: 16, 512: 24, 1024: 32}[size]
+    assert config.train_batch_size * config.gradient_accumulation_steps * processes == batch
+    assert (config.image_size, config.model_max_length, config.pe_interpolation) == (size, tokens, interpolation)
+    assert config.use_cond_pos_embed == (size > 256)
+    assert (config.scale_factor, config.shift_factor, config.seed, config.ema_rate) == (1.5305, 0.0609, 24, 0.9999)
+    assert (config.optimizer.type, config.optimizer.lr, config.gradient_clip) == ("CAME", 2e-5, 0.01)
+    assert config.optimizer.betas == (0.9, 0.999, 0.9999) and config.optimizer.eps == (1e-30, 1e-16)
+    assert config.lr_schedule_args.num_warmup_steps == 1000 and config.class_dropout_prob == 0.1
+    assert config.mixed_precision == "fp16" and config.grad_checkpointing and config.save_model_steps == 2000
+
+
+def test_files_of_the_original_project_load(tmp_path, caplog):
+    (tmp_path / "base.py").write_text(
+        "data_root = '/data'\ndata = dict(type='InternalData', root='images', image_list_json=['x.json'], load_vae_feat=True)\n"
+        "kv_compress = False\nvalidation_prompts = ['dog']\nauto_lr = dict(rule='sqrt')\nema_rate = 0.9999\n"
+        "optimizer = dict(type='AdamW', lr=1e-4, weight_decay=3e-2, eps=1e-10)\nresume_from = dict(checkpoint=None, load_ema=False)\n"
+    )
+    (tmp_path / "stage.py").write_text(
+        "_base_ = ['base.py']\nimage_size = 256\nroot = f'/lus/pan_cancer'\n"
+        "data = dict(type='PanCancerDataLowRes', root=root, resolution=image_size)\nmodel = 'PixArt_XL_2_UNI'\nmodel_max_length = 1\n"
+        "optimizer = dict(type='CAMEWrapper', lr=2e-5, weight_decay=0.0, betas=(0.9, 0.999, 0.9999), eps=(1e-30, 1e-16))\n"
+        "lr_schedule_args = dict(num_warmup_steps=1000)\nauto_lr = None\nwork_dir = f'{root}/run'\nclass_dropout_prob = 0.2\n"
+    )
+    with caplog.at_level(logging.WARNING):
+        config = load_config(tmp_path / "stage.py")
+    assert config.data.root == "/lus/pan_cancer" and config.data.type == "PanCancerDataLowRes"
+    assert config.optimizer.type == "CAMEWrapper" and config.auto_lr is None and config.resume_from is None
+    assert config.model_arguments["class_dropout_prob"] == 0.2
+    (record,) = caplog.records  # one line for all
+    for key in ("data_root", "kv_compress", "validation_prompts", "data.image_list_json", "data.load_vae_feat"):
+        assert key in record.getMessage()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train_batchsize = 3", "unknown key 'train_batchsize'; the nearest known one is 'train_batch_size'"),
+        ("optimizer = dict(lrr=1)", "unknown key 'optimizer.lrr'; the nearest known one is 'optimizer.lr'"),
+        ("train_batch_size = 'many'", "train_batch_size is 'many': expected int"),
+        ("qk_norm = 1", "qk_norm is 1: expected bool"),
+        ("image_size = 512", "model_max_length 1 contradicts image_size 512: one token per 256-pixel window makes 4"),
+        ("data = dict(resolution=512)", "data.resolution 512 contradicts image_size 256"),
+        ("mixed_precision = 'fp8'", "expected one of no, fp16, bf16"),
+        ("scale_factor = 1.5", "scale_factor and shift_factor go together"),
+        ("class_dropout_prob = 1.5", "expected 0 <= p < 1"),
+        ("train_batch_size = 0", "expected at least 1"),
+        ("this is no Python", "not a Python config file"),
+        ("raise RuntimeError('boo')", "RuntimeError: boo"),
+    ],
+)
+def test_what_is_refused(tmp_path, text, message):
+    with pytest.raises(InputError) as error:
+        load_config(write(tmp_path, text))
+    assert message in str(error.value)
+
+
+def test_missing_files(tmp_path):
+    with pytest.raises(MissingError, match="no config file"):
+        load_config(tmp_path / "none.py")
+    (tmp_path / "orphan.py").write_text("_base_ = ['nowhere.py']")
+    with pytest.raises(MissingError, match="nowhere.py"):
+        load_config(tmp_path / "orphan.py")
+
+
+def test_overrides_win(tmp_path):
+    config = load_config(write(tmp_path, "max_steps = 5"), {"max_steps": 7, "optimizer.lr": 3})
+    assert config.max_steps == 7 and config.optimizer.lr == 3.0
+
+
+def test_a_saved_config_is_never_executed(tmp_path):
+    trap = tmp_path / "trap"
+    path = tmp_path / "config.py"
+    for text in (f"open({str(trap)!r}, 'w')", f"seed = open({str(trap)!r}, 'w')", "import os", "seed ="):
+        path.write_text(text)
+        with pytest.raises(InputError, match="literals only"):
+            read_config(path)
+    assert not trap.exists()
+    with pytest.raises(MissingError, match="is that the work dir"):
+        read_config(tmp_path / "sub" / "config.py")
+
+
+def test_root_falls_back_to_the_environment(monkeypatch):
+    monkeypatch.setenv("PIXCELL_ROOT", "/slides")
+    assert Config().data_root == Path("/slides") and Config(root="/here").data_root == Path("/here")
+    monkeypatch.delenv("PIXCELL_ROOT")
+    assert Config().data_root == Path(".")

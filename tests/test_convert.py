@@ -1,0 +1,140 @@
+"""Weights in every format: what comes back is what went in, and what is refused says why."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from diffusion.errors import InputError, MissingError
+from diffusion.model import PixArt
+from diffusion.model.convert import (
+    architecture_of,
+    diffusers_config,
+    from_diffusers,
+    infer_architecture,
+    load_into,
+    load_weights,
+    save_diffusers,
+    to_diffusers,
+)
+
+REFERENCE = Path(__file__).parent / "reference"
+ARGUMENTS = dict(
+    input_size=64, hidden_size=48, depth=3, num_heads=4, caption_channels=20, model_max_length=4,
+    pe_interpolation=1.0, use_cond_pos_embed=True, qk_norm=True, mlp_ratio=2.0,
+)  # fmt: skip
+
+
+@pytest.fixture
+def model() -> PixArt:
+    torch.manual_seed(0)
+    return PixArt(**ARGUMENTS)
+
+
+def same(first, second) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_architecture_is_read_off_the_tensors(model):
+    inferred = infer_architecture(model.state_dict())
+    assert {name: inferred[name] for name in ARGUMENTS if name != "num_heads"} == {
+        name: value for name, value in ARGUMENTS.items() if name != "num_heads"
+    }
+    assert PixArt(**architecture_of(model)).state_dict().keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize("interpolation", [0.5, 1.0, 2.0])
+def test_interpolation_is_read_off_the_positions(interpolation):
+    model = PixArt(**{**ARGUMENTS, "pe_interpolation": interpolation})
+    assert infer_architecture(model.state_dict())["pe_interpolation"] == interpolation
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda s: {"state_dict": s}, lambda s: s, lambda s: {"ema": s, "model": {}, "step": 3}]
+)
+def test_torch_files(model, tmp_path, wrap):
+    torch.save(wrap(model.state_dict()), tmp_path / "a.ckpt")
+    assert same(load_weights(tmp_path / "a.ckpt").state_dict, model.state_dict())
+
+
+def test_averaged_or_raw_is_a_choice(model, tmp_path):
+    other = {name: tensor + 1 for name, tensor in model.state_dict().items()}
+    torch.save({"ema": model.state_dict(), "model": other}, tmp_path / "a.ckpt")
+    assert same(load_weights(tmp_path / "a.ckpt").state_dict, model.state_dict())
+    assert same(load_weights(tmp_path / "a.ckpt", ema=False).state_dict, other)
+
+
+def test_safetensors(model, tmp_path):
+    save_file(model.state_dict(), tmp_path / "a.safetensors")
+    assert same(load_weights(tmp_path / "a.safetensors").state_dict, model.state_dict())
+
+
+def test_diffusers_round_trip_is_exact(model, tmp_path):
+    assert same(
+        from_diffusers(to_diffusers(model.state_dict())),
+        {k: v for k, v in model.state_dict().items() if k != "pos_embed"},
+    )
+    save_diffusers(model, tmp_path / "folder")
+    weights = load_weights(tmp_path / "folder")
+    assert same(weights.state_dict, model.state_dict())
+    assert weights.architecture == architecture_of(model)
+    with pytest.raises(InputError, match="already there"):
+        save_diffusers(model, tmp_path / "folder")
+
+
+def test_the_released_layout_is_written_as_it_is(tmp_path):
+    weights = load_weights(REFERENCE / "r256_diffusers")
+    model = PixArt(**weights.architecture)
+    load_into(model, weights.state_dict, "r256_diffusers")
+    save_diffusers(model, tmp_path / "folder")
+    name = "diffusion_pytorch_model.safetensors"
+    assert same(load_file(tmp_path / "folder" / name), load_file(REFERENCE / "r256_diffusers" / name))
+    released = json.loads((REFERENCE / "r256_diffusers/config.json").read_text())
+    del released["_diffusers_version"]
+    assert diffusers_config(model) == released
+
+
+def test_another_architecture_is_named(model, tmp_path):
+    torch.save({"state_dict": PixArt(**{**ARGUMENTS, "hidden_size": 32, "depth": 4}).state_dict()}, tmp_path / "a.ckpt")
+    with pytest.raises(InputError, match="unknown: blocks.3.*of another shape: pos_embed") as error:
+        load_into(model, load_weights(tmp_path / "a.ckpt").state_dict, tmp_path / "a.ckpt")
+    assert "\n" not in str(error.value)
+
+
+class Malicious:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path):
+    torch.save({"state_dict": Malicious(tmp_path / "trap")}, tmp_path / "a.ckpt")
+    with pytest.raises(InputError, match="could run code"):
+        load_weights(tmp_path / "a.ckpt")
+    assert not (tmp_path / "trap").exists()
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
+def test_damaged_and_foreign_files(model, tmp_path, suffix):
+    path = tmp_path / f"a{suffix}"
+    with pytest.raises(MissingError, match="no weights at"):
+        load_weights(path)
+    save = {".ckpt": torch.save, ".safetensors": save_file}[suffix]
+    save({"conv.weight": torch.zeros(2)}, path)
+    with pytest.raises(InputError, match="holds no PixArt network"):
+        load_weights(path)
+    save(model.state_dict(), path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(InputError, match="not a whole"):
+        load_weights(path)
+
+
+def test_an_empty_folder(tmp_path):
+    with pytest.raises(MissingError, match="looked for config.json"):
+        load_weights(tmp_path)

@@ -1,0 +1,279 @@
+"""The trainer: its average, its learning rate, what a checkpoint restores, what is refused before anything is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from conftest import WIDTH
+
+from diffusion.config import Config, DataConfig, OptimizerConfig, SampleGridConfig, ScheduleConfig, read_config
+from diffusion.data.features import feature_path, write_feature
+from diffusion.engine.checkpoint import checkpoint_path, find_checkpoint, newest_checkpoint, save_file
+from diffusion.engine.ema import EMA
+from diffusion.engine.optim import build_lr_schedule, build_optimizer, learning_rate
+from diffusion.engine.trainer import dry_run, plan_run, save_steps, train
+from diffusion.errors import InputError, MissingError
+from diffusion.model import PixArt
+from diffusion.model.convert import load_weights
+from diffusion.workdir import open_run
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """accelerate keeps one state per process, and every run here is to be the first."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def settings(root: Path, **changes) -> Config:
+    """A training run of seconds."""
+    config = Config(
+        data=DataConfig(root=str(root)),
+        model_kwargs=dict(depth=1, hidden_size=16, num_heads=2),
+        caption_channels=WIDTH,
+        pe_interpolation=0.5,
+        scale_factor=1.0,
+        shift_factor=0.0,
+        train_batch_size=2,
+        optimizer=OptimizerConfig(lr=1e-2),
+        lr_schedule_args=ScheduleConfig(num_warmup_steps=2),
+        ema_rate=0.5,
+        num_workers=0,
+        max_steps=4,
+        log_interval=1,
+        save_model_steps=2,
+        sample_grid=SampleGridConfig(count=0),
+        report_to="none",
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def read(work_dir: Path, step: int) -> dict:
+    return torch.load(checkpoint_path(work_dir, step), weights_only=True)
+
+
+def equal(first, second) -> bool:
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(equal(first[key], second[key]) for key in first)
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(map(equal, first, second))
+    return first == second
+
+
+class TestEma:
+    def test_closed_form_for_parameters_copy_for_buffers(self):
+        model = PixArt(input_size=4, hidden_size=8, depth=1, num_heads=2, caption_channels=3)
+        ema = EMA(model, decay=0.9)
+        start, target = model.t_block[1].bias.clone(), torch.full_like(model.t_block[1].bias, 2.0)
+        model.t_block[1].bias.data.copy_(target)
+        model.y_embedder.y_embedding.fill_(5)
+        for _ in range(7):
+            ema.update(model)
+        expected = target + 0.9**7 * (start - target)
+        torch.testing.assert_close(ema.tensors["t_block.1.bias"], expected)
+        assert torch.all(ema.tensors["y_embedder.y_embedding"] == 5)
+        assert ema.tensors.keys() == model.state_dict().keys()
+
+    def test_a_changed_network_is_refused(self):
+        model = torch.nn.Linear(2, 2)
+        ema = EMA(model, 0.9)
+        model.register_buffer("late", torch.zeros(1))
+        with pytest.raises(RuntimeError, match="changed after"):
+            ema.update(model)
+
+
+class TestOptimizer:
+    parameters = staticmethod(lambda: [torch.nn.Parameter(torch.ones(4, 4))])
+
+    @pytest.mark.parametrize("name", ["AdamW", "CAME", "CAMEWrapper"])
+    def test_it_descends(self, name):
+        (parameter,) = parameters = self.parameters()
+        optimizer = build_optimizer(parameters, OptimizerConfig(type=name), lr=1e-2)
+        for _ in range(5):
+            parameter.grad = 2 * parameter.detach()
+            optimizer.step()
+        assert parameter.norm() < 4
+
+    def test_settings_reach_it(self):
+        recipe = OptimizerConfig("CAME", 2e-5, 0.1, betas=(0.9, 0.999, 0.9999), eps=(1e-30, 1e-16))
+        group = build_optimizer(self.parameters(), recipe, lr=3e-5).param_groups[0]
+        assert (group["lr"], group["weight_decay"], group["betas"], group["eps"]) == (
+            3e-5,
+            0.1,
+            recipe.betas,
+            recipe.eps,
+        )
+
+    def test_unknown_or_unfit(self):
+        with pytest.raises(InputError, match="known are AdamW, CAME"):
+            build_optimizer(self.parameters(), OptimizerConfig("Lion"), lr=1)
+        with pytest.raises(InputError, match="expected two betas, one eps"):
+            build_optimizer(self.parameters(), OptimizerConfig("AdamW", betas=(0.9, 0.99, 0.999)), lr=1)
+
+    def test_warm_up_then_constant_or_cosine(self):
+        for kind, end in (("constant", 1.0), ("cosine", 0.5 * (1 + math.cos(math.pi * 5 / 6)))):
+            config = Config(lr_schedule=kind, lr_schedule_args=ScheduleConfig(4))
+            optimizer = torch.optim.SGD(self.parameters(), lr=8.0)
+            schedule = build_lr_schedule(optimizer, config, total_steps=10)
+            rates = []
+            for _ in range(10):
+                rates.append(schedule.get_last_lr()[0])
+                optimizer.step()
+                schedule.step()
+            assert rates[:4] == [2.0, 4.0, 6.0, 8.0]
+            assert rates[9] == pytest.approx(8 * end)
+
+    def test_auto_lr(self):
+        assert learning_rate(Config(optimizer=OptimizerConfig(lr=1.0)), 1024) == 1.0
+        assert learning_rate(Config(optimizer=OptimizerConfig(lr=1.0), auto_lr={"rule": "sqrt"}), 1024) == 2.0
+        with pytest.raises(InputError, match="rule='sqrt'"):
+            learning_rate(Config(auto_lr={"rule": "cubic"}), 1024)
+
+
+def test_plan_counts_optimizer_steps(tmp_path):
+    config = Config(
+        train_batch_size=4, gradient_accumulation_steps=3, num_epochs=2, save_model_steps=5, save_model_epochs=1
+    )
+    plan = plan_run(config, samples=100, processes=2)
+    assert plan.global_batch == 24 and plan.total_steps == math.ceil(200 / 24)
+    assert save_steps(config, plan) == {4, 5, 8}
+
+
+class TestRun:
+    def test_it_learns_and_leaves_what_the_readme_says(self, feature_root, tmp_path):
+        work_dir = tmp_path / "run"
+        train(settings(feature_root, max_steps=30, save_model_steps=30, report_to="tensorboard"), work_dir, cpu=True)
+        log = (work_dir / "train_log.log").read_text()
+        losses = [float(line.split("loss ")[1].split()[0]) for line in log.splitlines() if "loss " in line]
+        assert len(losses) == 30 and sum(losses[-5:]) < sum(losses[:5])
+        assert list((work_dir / "tensorboard").iterdir())
+        assert read_config(work_dir / "config.py").work_dir == str(work_dir)
+        weights = torch.load(work_dir / "checkpoints/last_ema.ckpt", weights_only=True)
+        assert equal(weights["state_dict"], read(work_dir, 30)["ema"]) and weights["step"] == 30
+        run = open_run(work_dir, "checkpoints/last_ema.ckpt", torch.device("cpu"))
+        assert torch.equal(run.null_tokens, weights["state_dict"]["y_embedder.y_embedding"]) and not run.model.training
+
+    def test_averaged_weights_are_the_average(self, feature_root, tmp_path):
+        train(settings(feature_root, save_model_steps=1), tmp_path / "run", cpu=True)
+        average = read(tmp_path / "run", 0)["model"]["final_layer.linear.bias"]
+        for step in range(1, 5):
+            average = average + 0.5 * (read(tmp_path / "run", step)["model"]["final_layer.linear.bias"] - average)
+        torch.testing.assert_close(read(tmp_path / "run", 4)["ema"]["final_layer.linear.bias"], average)
+
+    @pytest.mark.parametrize("accumulation", [1, 3])
+    def test_resuming_gives_the_run_that_never_stopped(self, feature_root, tmp_path, accumulation):
+        config = settings(feature_root, gradient_accumulation_steps=accumulation, class_dropout_prob=0.5)
+        train(config, tmp_path / "whole", cpu=True)
+        train(dataclasses.replace(config, max_steps=2), tmp_path / "parts", cpu=True)
+        train(dataclasses.replace(config, resume_from="auto"), tmp_path / "parts", cpu=True)
+        assert equal(read(tmp_path / "whole", 4), read(tmp_path / "parts", 4))
+
+    def test_accumulation_is_a_larger_batch(self, feature_root, tmp_path):
+        """Two half batches train like one whole: the same samples, and as many warm-up steps."""
+        for name, batch, accumulation in (("one", 4, 1), ("two", 2, 2)):
+            config = settings(
+                feature_root, train_batch_size=batch, gradient_accumulation_steps=accumulation, class_dropout_prob=0.0
+            )
+            train(config, tmp_path / name, cpu=True)
+        one, two = read(tmp_path / "one", 4), read(tmp_path / "two", 4)
+        assert one["position"] == two["position"] == 16
+        assert one["lr_schedule"]["last_epoch"] == two["lr_schedule"]["last_epoch"] == 4
+
+    def test_bf16_and_checkpointing_train(self, feature_root, tmp_path):
+        config = settings(
+            feature_root, mixed_precision="bf16", grad_checkpointing=True, optimizer=OptimizerConfig("CAME", 1e-3)
+        )
+        train(config, tmp_path / "run", cpu=True)
+        assert all(torch.isfinite(tensor).all() for tensor in read(tmp_path / "run", 4)["model"].values())
+
+    def test_the_next_stage_starts_from_the_one_before(self, feature_root, tmp_path):
+        train(settings(feature_root), tmp_path / "first", cpu=True)
+        before = tmp_path / "first/checkpoints/last_ema.ckpt"
+        stage = dict(
+            image_size=512,
+            model_max_length=4,
+            use_cond_pos_embed=True,
+            pe_interpolation=1.0,
+            load_from=str(before),
+            max_steps=0,
+        )
+        with pytest.raises(InputError, match="of another shape: y_embedder.y_embedding"):
+            train(settings(feature_root, **stage), tmp_path / "second", cpu=True)
+        ignored = ("pos_embed", "y_embedder.y_embedding")
+        train(settings(feature_root, **stage, ignore_keys=ignored), tmp_path / "second", cpu=True)
+        old, new = load_weights(before).state_dict, read(tmp_path / "second", 0)["model"]
+        assert torch.equal(old["blocks.0.attn.qkv.weight"], new["blocks.0.attn.qkv.weight"])
+        assert new["y_embedder.y_embedding"].shape == (4, WIDTH) and new["pos_embed"].shape == (1, 1024, 16)
+
+    def test_bad_gradients_stop_the_run_by_name(self, feature_root, tmp_path):
+        config = settings(feature_root, scale_factor=1e30, shift_factor=0.0)
+        with pytest.raises(InputError, match=r"gradient of step 1 is not finite.*set/brca"):
+            train(config, tmp_path / "run", cpu=True)
+
+
+class TestRefusals:
+    """Every one of these comes before a file is written."""
+
+    def refuse(self, config: Config, work_dir: Path, message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            train(config, work_dir, cpu=True)
+        assert not work_dir.exists()
+
+    def test_settings_against_data(self, feature_root, tmp_path):
+        self.refuse(settings(feature_root, caption_channels=1536), tmp_path / "w", "set caption_channels")
+        self.refuse(settings(tmp_path / "none"), tmp_path / "w", "no index at")
+        missing_key = DataConfig(root=str(feature_root), train_subset_keys=("other_1024",))
+        self.refuse(settings(feature_root, data=missing_key), tmp_path / "w", "no key other_1024")
+        self.refuse(settings(feature_root, mixed_precision="fp16"), tmp_path / "w", "needs a GPU")
+        self.refuse(settings(feature_root, load_from="none.ckpt"), tmp_path / "w", "no weights at none.ckpt")
+        self.refuse(settings(feature_root, resume_from="none.ckpt"), tmp_path / "w", "no checkpoint at none.ckpt")
+        self.refuse(settings(feature_root, sample_grid=SampleGridConfig(count=2)), tmp_path / "w", "no VAE folder")
+
+    def test_a_bad_first_latent(self, feature_root, tmp_path):
+        write_feature(
+            feature_path(feature_root / "patches", "set/brca/single_1024/slide_0/0_0.jpeg", "sd3_vae"),
+            torch.zeros(4, 4).numpy(),
+        )
+        self.refuse(settings(feature_root), tmp_path / "w", r"expected float16 \(32, 128, 128\)")
+
+    def test_scale_against_the_codec(self, feature_root, tmp_path):
+        config = settings(feature_root, vae_pretrained="tiny", scale_factor=7.0, shift_factor=0.0)
+        self.refuse(config, tmp_path / "w", "contradict tiny")
+
+    def test_a_run_is_not_written_over(self, feature_root, tmp_path):
+        train(settings(feature_root, max_steps=1), tmp_path / "run", cpu=True)
+        with pytest.raises(InputError, match="already holds a run.*--resume-from auto"):
+            train(settings(feature_root), tmp_path / "run", cpu=True)
+
+    def test_weights_are_no_state_of_a_run(self, feature_root, tmp_path):
+        train(settings(feature_root, max_steps=1), tmp_path / "run", cpu=True)
+        ema = tmp_path / "run/checkpoints/last_ema.ckpt"
+        with pytest.raises(InputError, match="--load-from"):
+            train(settings(feature_root, resume_from=str(ema)), tmp_path / "run", cpu=True)
+
+
+def test_dry_run_says_the_numbers_and_writes_nothing(feature_root, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    said = dry_run(settings(feature_root, model="PixArt_XL_2_UNI", model_kwargs={}), processes=16)
+    assert "global batch 32 = 2 x 1 accumulated x 16 processes" in said and "48 samples" in said
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_checkpoints_are_found_by_step(tmp_path):
+    assert newest_checkpoint(tmp_path) is None and find_checkpoint("auto", tmp_path) is None
+    for step in (5, 20):
+        save_file({"step": step}, checkpoint_path(tmp_path, step))
+    newest = checkpoint_path(tmp_path, 20)
+    assert newest_checkpoint(tmp_path) == newest_checkpoint(tmp_path / "checkpoints") == newest
+    assert find_checkpoint(str(tmp_path), tmp_path / "other") == newest
+    assert find_checkpoint(str(checkpoint_path(tmp_path, 5)), tmp_path) == checkpoint_path(tmp_path, 5)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(MissingError, match="no step_<n>.ckpt in"):
+        find_checkpoint(str(tmp_path / "empty"), tmp_path)

@@ -1,0 +1,88 @@
+"""Schedule and losses against closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.distributions import Normal, kl_divergence
+
+from diffusion.objective import discretized_log_likelihood, gaussian_kl, training_losses
+from diffusion.schedule import add_noise, linear_schedule
+
+SCHEDULE = linear_schedule()
+SHAPE = (3, 16, 8, 8)
+
+
+def batch(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(SHAPE, generator=generator), torch.randn(SHAPE, generator=generator), torch.tensor([1, 400, 999])
+
+
+def constant_network(noise: torch.Tensor, variance: torch.Tensor):
+    return lambda x, timestep, y: torch.cat([noise, variance], dim=1)
+
+
+def test_schedule_is_that_of_ddpm():
+    assert SCHEDULE.betas[0].item() == pytest.approx(1e-4) and SCHEDULE.betas[-1].item() == pytest.approx(0.02)
+    assert SCHEDULE.alpha_bar[-1].item() == pytest.approx(math.exp(torch.log1p(-SCHEDULE.betas).sum().item()))
+    assert SCHEDULE.posterior_variance[0] == 0
+    assert torch.all(SCHEDULE.posterior_variance[1:] < SCHEDULE.betas[1:])
+
+
+def test_noise_keeps_unit_variance():
+    x0, noise, timestep = batch()
+    for i, t in enumerate(timestep):
+        alpha_bar = SCHEDULE.alpha_bar[t]
+        expected = alpha_bar.sqrt() * x0[i].double() + (1 - alpha_bar).sqrt() * noise[i].double()
+        torch.testing.assert_close(add_noise(SCHEDULE, x0, noise, timestep)[i].double(), expected, rtol=0, atol=1e-6)
+
+
+def test_perfect_prediction_costs_nothing():
+    x0, noise, timestep = batch()
+    network = constant_network(noise, -torch.ones(SHAPE))  # -1: exactly the posterior's variance
+    losses = training_losses(network, x0, timestep, torch.zeros(3, 1, 4), noise)
+    assert losses["mse"].abs().max() == 0
+    assert losses["vb"].abs().max() < 1e-5
+
+
+def test_bound_of_a_too_wide_variance():
+    """With the right mean and variance beta, the bound is the KL of two centred normals, in bits."""
+    x0, noise, timestep = batch()
+    losses = training_losses(constant_network(noise, torch.ones(SHAPE)), x0, timestep, torch.zeros(3, 1, 4), noise)
+    posterior = Normal(0.0, SCHEDULE.posterior_variance[timestep].sqrt())
+    expected = kl_divergence(posterior, Normal(0.0, SCHEDULE.betas[timestep].sqrt())) / math.log(2)
+    torch.testing.assert_close(losses["vb"].double(), expected, rtol=1e-3, atol=1e-6)
+
+
+def test_loss_is_the_sum_and_the_bound_trains_the_variance_alone():
+    x0, noise, timestep = batch()
+    prediction, variance = torch.zeros(SHAPE, requires_grad=True), torch.zeros(SHAPE, requires_grad=True)
+    losses = training_losses(constant_network(prediction, variance), x0, timestep, torch.zeros(3, 1, 4), noise)
+    assert torch.equal(losses["loss"], losses["mse"] + losses["vb"])
+    torch.testing.assert_close(losses["mse"], (noise**2).mean((1, 2, 3)))
+    of_prediction, of_variance = torch.autograd.grad(losses["vb"].sum(), [prediction, variance])
+    assert of_prediction.abs().sum() == 0 and of_variance.abs().sum() > 0
+
+
+def test_gaussian_kl_is_torchs():
+    mean1, mean2, log1, log2 = torch.randn(4, 50, generator=torch.Generator().manual_seed(1))
+    expected = kl_divergence(Normal(mean1, (log1 / 2).exp()), Normal(mean2, (log2 / 2).exp()))
+    torch.testing.assert_close(gaussian_kl(mean1, log1, mean2, log2), expected)
+
+
+def test_discretized_likelihood_is_a_distribution_over_256_bins():
+    bins = torch.linspace(-1, 1, 256)
+    log_probability = discretized_log_likelihood(bins, torch.tensor(0.3), torch.tensor(math.log(0.2)))
+    assert log_probability.exp().sum().item() == pytest.approx(1, abs=1e-4)
+    middle = Normal(0.3, 0.2)
+    x = bins[150]
+    expected = (middle.cdf(x + 1 / 255) - middle.cdf(x - 1 / 255)).log()
+    assert log_probability[150].item() == pytest.approx(expected.item(), abs=1e-2)  # the tanh approximation
+
+
+def test_a_network_without_variance_is_refused():
+    x0, noise, timestep = batch()
+    with pytest.raises(ValueError, match="expected 32"):
+        training_losses(lambda x, t, y: x, x0, timestep, torch.zeros(3, 1, 4), noise)

@@ -1,0 +1,102 @@
+"""Solvers on a network whose answer is known; guidance; one generator per image."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from diffusion.errors import InputError
+from diffusion.guidance import guided_prediction
+from diffusion.sampling import ALGORITHMS, image_generator, initial_noise, make_scheduler, sample_latents
+from diffusion.schedule import linear_schedule
+
+ALPHA_BAR = linear_schedule().alpha_bar.float()
+MEAN, STD = 0.7, 0.5
+
+
+def gaussian_network(x: torch.Tensor, timestep: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """The exact noise of data that is N(MEAN, STD^2), with the posterior's variance."""
+    alpha_bar = ALPHA_BAR[timestep].view(-1, 1, 1, 1)
+    variance = alpha_bar * STD**2 + 1 - alpha_bar
+    noise = (1 - alpha_bar).sqrt() * (x - alpha_bar.sqrt() * MEAN) / variance
+    return torch.cat([noise, -torch.ones_like(x)], dim=1)
+
+
+def sample(algorithm: str, steps: int, images: int = 8, **kwargs) -> torch.Tensor:
+    generators = [image_generator(0, i) for i in range(images)]
+    noise = initial_noise(generators, (16, 16, 16))
+    return sample_latents(
+        gaussian_network, noise, torch.zeros(images, 1, 4), None, steps, 1.0, algorithm, generators, **kwargs
+    )
+
+
+@pytest.mark.parametrize(("algorithm", "steps"), [("dpm-solver", 50), ("ddim", 250), ("sa-solver", 50), ("iddpm", 250)])
+def test_samples_have_the_distribution_of_the_data(algorithm, steps):
+    latents = sample(algorithm, steps)
+    assert latents.mean().item() == pytest.approx(MEAN, abs=0.02)
+    assert latents.std().item() == pytest.approx(STD, rel=0.04)
+
+
+def test_ddim_is_the_closed_form():
+    """x' = sqrt(a') x0 + sqrt(1 - a') eps, step by step (Song et al. 2021, equation 12 without noise)."""
+    steps = 12
+    times = [int(t) for t in make_scheduler("ddim", steps).timesteps] + [0]
+    x = initial_noise([image_generator(0, i) for i in range(2)], (16, 16, 16))
+    for t, after in pairwise(times):
+        noise = gaussian_network(x, torch.full((2,), t), None)[:, :16]
+        x0 = (x - (1 - ALPHA_BAR[t]).sqrt() * noise) / ALPHA_BAR[t].sqrt()
+        x = ALPHA_BAR[after].sqrt() * x0 + (1 - ALPHA_BAR[after]).sqrt() * noise
+    torch.testing.assert_close(sample("ddim", steps, images=2), x, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_an_image_depends_on_its_own_generator_alone(algorithm):
+    together, alone = sample(algorithm, 6, images=4), sample(algorithm, 6, images=1)
+    torch.testing.assert_close(together[:1], alone, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(together[0], together[1], atol=0.1)
+
+
+def test_generators_differ_between_seeds_and_images():
+    draws = {torch.randn(1, generator=image_generator(seed, i)).item() for seed in range(3) for i in range(3)}
+    assert len(draws) == 9
+
+
+def test_guidance_covers_all_channels_and_skips_the_null_pass_at_one():
+    calls = []
+
+    def network(x, timestep, y):
+        calls.append(len(x))
+        return y[:, :1, :1, None].expand(-1, 32, *x.shape[2:]).clone()
+
+    x, timestep = torch.zeros(2, 16, 4, 4), torch.zeros(2, dtype=torch.int64)
+    y, null = torch.full((2, 1, 4), 3.0), torch.full((1, 4), 1.0)
+    noise, variance = guided_prediction(network, x, timestep, y, null, guidance=2.5)
+    assert torch.all(noise == 1 + 2.5 * (3 - 1)) and noise.shape == x.shape
+    assert torch.all(variance == 3)  # that of the conditional pass
+    noise, _ = guided_prediction(network, x, timestep, y, None, guidance=1.0)
+    assert torch.all(noise == 3)
+    assert calls == [4, 2]
+    with pytest.raises(ValueError, match="null condition"):
+        guided_prediction(network, x, timestep, y, None, guidance=2.0)
+
+
+def test_iddpm_uses_the_learned_variance():
+    """With the variance at its upper bound the samples spread more than with the lower one."""
+
+    def wide(x, timestep, y):
+        output = gaussian_network(x, timestep, y)
+        return torch.cat([output[:, :16], torch.ones_like(x)], dim=1)
+
+    generators = [image_generator(0, i) for i in range(4)]
+    noise = initial_noise(generators, (16, 16, 16))
+    spread = sample_latents(wide, noise, torch.zeros(4, 1, 4), None, 10, 1.0, "iddpm", generators).std()
+    assert spread > 1.02 * sample("iddpm", 10, images=4).std()
+
+
+def test_bad_requests():
+    with pytest.raises(InputError, match="known are dpm-solver"):
+        make_scheduler("euler", 20)
+    with pytest.raises(InputError, match="expected 1 to 1000"):
+        make_scheduler("ddim", 0)

@@ -1,0 +1,366 @@
+"""Train the small latent codec of asset/tiny_vae: 16 channels at an eighth of the resolution, minutes on a CPU.
+
+An AutoencoderKL learns from the left three quarters of each demo image and is scored on the right quarters, which no
+training crop touches. Afterwards an exact affine map of the latents is folded into the weights, so that every channel
+has zero mean and unit variance over the training tissue.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
+
+from diffusion.cli import DEVICES, pick_device, positive_int, run
+from diffusion.encoders.latents import LatentCodec
+from diffusion.errors import MissingError
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+IMAGES = ("cmu_small_region.svs", "hgsc_nest.jpg", "hgsc_stromal_he.jpg")
+TRAINING_WIDTH = 0.75  # of each image's width, from the left; the rest is held out
+TILE = 256  # px, of scoring and of the final statistics
+MIN_TISSUE = 0.25  # share of tissue in a tile that counts
+
+LEARNING_RATE = 0.04  # of Muon; the spectral norm of one update of a convolution
+SCALAR_LEARNING_RATE = 2e-3  # of AdamW, for biases, norms, and the first and last convolution
+WARMUP_STEPS = 50
+WIDE_CROPS_FROM = 0.75  # of all steps
+# Weight of the KL divergence (nats per latent position) against the mean squared error of pixels in [-1, 1]. The best
+# posterior of a linear codec then costs 2 * KL_WEIGHT in [0, 1] pixels, a twenty-fifth of the error at 30 dB.
+KL_WEIGHT = 2e-5
+INITIAL_STD = 0.05  # of the posterior
+EMA_DECAY = 0.998
+MAX_GRAD_NORM = 1.0
+
+
+def main() -> None:
+    args = parse_args()
+    device = pick_device(args.device)
+    torch.manual_seed(args.seed)
+    images = [read_image(args.source / name) for name in IMAGES]
+    regions = [training_region(image) for image in images]
+
+    crops = training_crops(regions, args.steps, args.batch, args.crop, args.seed)
+    vae = train(build_vae().to(device, memory_format=torch.channels_last), crops, args.steps)
+    whiten(vae, regions)
+    save(vae, args.out)
+
+    codec = LatentCodec.load(args.out, device)
+    for name, image in zip(IMAGES, images, strict=True):
+        clean, noisy = held_out_psnr(codec, image)
+        print(f"{name}: held-out PSNR {clean:.2f} dB; with noise of std 0.05 on the latents {noisy:.2f} dB")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--source",
+        type=Path,
+        default=Path("data/demo/source"),
+        help="folder that tools/fetch_demo_data.py filled (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("asset/tiny_vae"), help="diffusers folder to write (default: %(default)s)"
+    )
+    parser.add_argument("--steps", type=positive_int, default=8000, help="optimizer steps (default: %(default)s)")
+    parser.add_argument("--batch", type=positive_int, default=8, help="crops per step (default: %(default)s)")
+    parser.add_argument("--crop", type=positive_int, default=64, help="side of a crop in pixels (default: %(default)s)")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="where to train (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
+    return parser.parse_args()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Images and crops
+
+
+def read_image(path: Path) -> np.ndarray:
+    """A whole image or slide at full resolution, uint8 (H, W, 3)."""
+    if not path.is_file():
+        raise MissingError(f"no {path}: run tools/fetch_demo_data.py first, or give its folder with --source")
+    if path.suffix != ".svs":
+        return np.asarray(Image.open(path).convert("RGB"))
+    import openslide
+
+    with openslide.OpenSlide(str(path)) as slide:
+        return np.asarray(slide.read_region((0, 0), 0, slide.dimensions).convert("RGB"))
+
+
+def training_region(image: np.ndarray) -> np.ndarray:
+    return image[:, : int(image.shape[1] * TRAINING_WIDTH)]
+
+
+def held_out_region(image: np.ndarray) -> np.ndarray:
+    return image[:, int(image.shape[1] * TRAINING_WIDTH) :]
+
+
+def tissue_share(image: np.ndarray) -> float:
+    """Share of pixels that are coloured, as stain is and glass is not."""
+    return float((np.ptp(image, axis=-1) > 20).mean())
+
+
+def tissue_tiles(region: np.ndarray) -> list[torch.Tensor]:
+    """The grid tiles of a region with enough tissue, each (1, 3, TILE, TILE) in [-1, 1]."""
+    corners = [
+        (y, x) for y in range(0, region.shape[0] - TILE + 1, TILE) for x in range(0, region.shape[1] - TILE + 1, TILE)
+    ]
+    tiles = [region[y : y + TILE, x : x + TILE] for y, x in corners]
+    return [to_unit(tile) * 2 - 1 for tile in tiles if tissue_share(tile) >= MIN_TISSUE]
+
+
+def to_unit(image: np.ndarray) -> torch.Tensor:
+    """uint8 (H, W, 3) -> float (1, 3, H, W) in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255
+
+
+def training_crops(regions: list[np.ndarray], steps: int, batch: int, crop: int, seed: int) -> Iterator[torch.Tensor]:
+    """One augmented batch per step, (batch, 3, crop, crop) in [-1, 1], each crop from a region drawn at random.
+
+    The last steps have a quarter of the crops at twice the side: the same cost, but context that reaches further.
+    """
+    rng = np.random.default_rng(seed)
+    for step in range(steps):
+        wide = step >= WIDE_CROPS_FROM * steps
+        size, count = (2 * crop, max(1, batch // 4)) if wide else (crop, batch)
+        crops = [random_crop(regions[rng.integers(len(regions))], size, rng) for _ in range(count)]
+        yield recolour(resharpen(torch.cat(crops), rng), rng) * 2 - 1
+
+
+def random_crop(region: np.ndarray, size: int, rng: np.random.Generator) -> torch.Tensor:
+    """One crop in [0, 1], (1, 3, size, size): half of them rescaled by 0.5x to 2x, all flipped and turned at random."""
+    scale = 2 ** rng.uniform(-1, 1) if rng.random() < 0.5 else 1.0
+    side = round(size / scale)
+    for _ in range(8):  # glass is easy: look for tissue, but take what comes in the end
+        y, x = rng.integers(region.shape[0] - side + 1), rng.integers(region.shape[1] - side + 1)
+        crop = region[y : y + side, x : x + side]
+        if tissue_share(crop[::4, ::4]) >= MIN_TISSUE:
+            break
+    crop = np.rot90(crop[:, ::-1] if rng.random() < 0.5 else crop, rng.integers(4))
+    pixels = to_unit(crop)
+    if side == size:
+        return pixels
+    return F.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
+
+
+def resharpen(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Blur or sharpen two crops in five, by an unsharp mask of random sign; pixels (B, 3, H, W) in [0, 1]."""
+    taps = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
+    kernel = (taps[:, None] * taps).expand(3, 1, 5, 5)
+    blurred = F.conv2d(F.pad(pixels, (2, 2, 2, 2), mode="reflect"), kernel, groups=3)
+    amount = uniform(rng, len(pixels), 1, -0.8, 0.8) * chosen(rng, len(pixels), 0.4)
+    return (pixels + amount * (pixels - blurred)).clamp(0, 1)
+
+
+def recolour(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Change stain strength, hue, saturation, white point and brightness of three crops in five; in and out [0, 1]."""
+    batch, on = len(pixels), chosen(rng, len(pixels), 0.6)
+    # A power per colour scales optical densities: other stain strengths and hues, and glass stays white.
+    power = torch.exp(on * (0.25 * normal(rng, batch, 1) + 0.15 * normal(rng, batch, 3)))
+    pixels = pixels.clamp_min(1e-3) ** power
+    grey = pixels.mean(dim=1, keepdim=True)
+    pixels = grey + (pixels - grey) * torch.exp(0.3 * on * normal(rng, batch, 1))
+    white = 1 - on * uniform(rng, batch, 3, 0, 0.15)
+    return (pixels * white + 0.05 * on * normal(rng, batch, 1)).clamp(0, 1)
+
+
+def chosen(rng: np.random.Generator, batch: int, share: float) -> torch.Tensor:
+    return torch.from_numpy(rng.random((batch, 1, 1, 1)) < share).float()
+
+
+def uniform(rng: np.random.Generator, batch: int, channels: int, low: float, high: float) -> torch.Tensor:
+    return torch.from_numpy(rng.uniform(low, high, (batch, channels, 1, 1))).float()
+
+
+def normal(rng: np.random.Generator, batch: int, channels: int) -> torch.Tensor:
+    return torch.from_numpy(rng.standard_normal((batch, channels, 1, 1))).float()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Model and optimization
+
+
+def build_vae() -> AutoencoderKL:
+    """The untrained network, whose posterior already is as narrow as it will be: with std 1 it learns little at first."""
+    from diffusers import AutoencoderKL
+
+    vae = AutoencoderKL(
+        # Few channels at full resolution, where the time goes; many at an eighth, where the weights go.
+        block_out_channels=(16, 32, 96, 112),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        latent_channels=LatentCodec.channels,
+        # One group: the statistics of all channels together depend least on what a picture shows and how large it is.
+        norm_num_groups=1,
+        mid_block_add_attention=False,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        sample_size=TILE,
+    )
+    nn.init.constant_(vae.encoder.conv_out.bias[LatentCodec.channels :], 2 * math.log(INITIAL_STD))
+    return vae
+
+
+def train(vae: AutoencoderKL, crops: Iterator[torch.Tensor], steps: int) -> AutoencoderKL:
+    """Minimise pixel error plus a small KL divergence; returns the moving average of the weights, in float32."""
+    vae.eval()  # there is no dropout; diffusers' train mode only adds copies
+    device = vae.device
+    optimizers = build_optimizers(vae)
+    schedules = [torch.optim.lr_scheduler.LambdaLR(each, lambda step: lr_factor(step, steps)) for each in optimizers]
+    average = AveragedModel(vae, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY))
+    progress = tqdm(crops, total=steps, desc="training", unit="step", mininterval=5)
+    for pixels in progress:
+        pixels = pixels.to(device, memory_format=torch.channels_last)
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            posterior = vae.encode(pixels).latent_dist
+            decoded = vae.decode(posterior.sample()).sample
+        error = F.mse_loss(decoded.float(), pixels)
+        loss = error + KL_WEIGHT * kl_per_position(posterior.mean.float(), posterior.logvar.float())
+
+        vae.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(vae.parameters(), MAX_GRAD_NORM)
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+        average.update_parameters(vae)
+        progress.set_postfix(psnr=f"{decibels(error.item() / 4):.2f}", refresh=False)
+    return average.module
+
+
+def kl_per_position(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
+    """KL divergence to the unit normal in nats, summed over channels, averaged over positions; inputs (B, 16, h, w)."""
+    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(dim=1).mean()
+
+
+def lr_factor(step: int, steps: int) -> float:
+    """Linear warm-up, then half a cosine to zero."""
+    return min(1.0, (step + 1) / WARMUP_STEPS) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def decibels(mean_squared_error: float) -> float:
+    """PSNR for a peak of 1."""
+    return -10 * math.log10(mean_squared_error)
+
+
+def build_optimizers(vae: AutoencoderKL) -> list[torch.optim.Optimizer]:
+    """Muon for the convolutions between feature maps, AdamW for all else."""
+    ends = {vae.encoder.conv_in.weight, vae.decoder.conv_out.weight}
+    matrices = [weight for weight in vae.parameters() if weight.ndim == 4 and weight not in ends]
+    others = [weight for weight in vae.parameters() if weight.ndim != 4 or weight in ends]
+    return [
+        Muon(matrices, LEARNING_RATE),
+        torch.optim.AdamW(others, SCALAR_LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.0),
+    ]
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum with orthogonalised updates (Jordan et al. 2024); here it needs about half of AdamW's steps."""
+
+    def __init__(self, weights: list[nn.Parameter], lr: float, momentum: float = 0.9) -> None:
+        super().__init__(weights, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight not in self.state:
+                    self.state[weight]["average"] = torch.zeros_like(weight)
+                average = self.state[weight]["average"]
+                average.lerp_(weight.grad, 1 - group["momentum"])
+                update = orthogonalised(weight.grad.lerp(average, group["momentum"]))  # Nesterov's momentum
+                gain = max(1.0, weight.shape[0] / weight[0].numel()) ** 0.5
+                weight.add_(update, alpha=-group["lr"] * gain)
+
+
+def orthogonalised(gradient: torch.Tensor) -> torch.Tensor:
+    """The gradient (out, ...) as a matrix with all singular values near 1, by five Newton-Schulz iterations."""
+    matrix = gradient.bfloat16().flatten(1)
+    tall = matrix.shape[0] > matrix.shape[1]
+    matrix = matrix.T if tall else matrix
+    matrix = matrix / (matrix.norm() + 1e-7)
+    for _ in range(5):
+        gram = matrix @ matrix.T
+        matrix = 3.4445 * matrix + (2.0315 * gram @ gram - 4.7750 * gram) @ matrix
+    return (matrix.T if tall else matrix).reshape(gradient.shape).to(gradient.dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# After training
+
+
+@torch.no_grad()
+def whiten(vae: AutoencoderKL, regions: list[np.ndarray]) -> None:
+    """Fold an affine map per channel into the weights: latents of the regions' tissue get mean 0 and variance 1.
+
+    Each region counts the same. Exact but for the decoder's zero padding at a picture's edge.
+    """
+    means, variances = zip(*[latent_statistics(vae, region) for region in regions], strict=True)
+    mean = torch.stack(means).mean(dim=0)
+    std = (torch.stack(variances).mean(dim=0) + torch.stack(means).var(dim=0, correction=0)).sqrt()
+
+    head, stem = vae.encoder.conv_out, vae.decoder.conv_in
+    stem.bias += (stem.weight.sum(dim=(2, 3)) * mean).sum(dim=1)
+    stem.weight *= std[None, :, None, None]
+    head.bias[:16] -= mean
+    head.bias[:16] /= std
+    head.weight[:16] /= std[:, None, None, None]
+    head.bias[16:] -= 2 * std.log()
+    vae.register_to_config(scaling_factor=1.0, shift_factor=0.0)
+
+
+def latent_statistics(vae: AutoencoderKL, region: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and variance per channel, (16,) each, of draws from the posterior over a region's tissue tiles."""
+    draws = [vae.encode(tile.to(vae.device)).latent_dist.sample() for tile in tissue_tiles(region)]
+    channels = torch.cat(draws).transpose(0, 1).flatten(1)
+    return channels.mean(dim=1), channels.var(dim=1)
+
+
+def save(vae: AutoencoderKL, folder: Path) -> None:
+    """Write the diffusers folder in float16, under another name until it is whole."""
+    part, old = folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".old")
+    for leftover in (part, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    vae.half().save_pretrained(part, safe_serialization=True)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(part, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def held_out_psnr(codec: LatentCodec, image: np.ndarray, noise: float = 0.05) -> tuple[float, float]:
+    """Mean PSNR in dB over the held-out tissue tiles: as it is, and with Gaussian noise on the network latents."""
+    generator = torch.Generator().manual_seed(0)
+    clean, noisy = [], []
+    for tile in tissue_tiles(held_out_region(image)):
+        latents = codec.encode(tile)
+        jitter = noise * torch.randn(latents.shape, generator=generator).to(latents)
+        clean.append(tile_psnr(codec.decode(latents).cpu(), tile))
+        noisy.append(tile_psnr(codec.decode(latents + jitter).cpu(), tile))
+    return float(np.mean(clean)), float(np.mean(noisy))
+
+
+def tile_psnr(pixels: torch.Tensor, reference: torch.Tensor) -> float:
+    """Of pixels in [-1, 1], where the peak is 2."""
+    return decibels((pixels - reference).square().mean().item() / 4)
+
+
+if __name__ == "__main__":
+    run(main)
