@@ -18,9 +18,9 @@ $(READY): requirements.txt pyproject.toml
 
 demo: $(READY)
 	$(RUN) tools/fetch_demo_data.py
-	$(RUN) tools/extract_patches.py --root $(DEMO) $(TRAIN) --slides $(SOURCE)/cmu_small_region.svs --cohort slide --step 128 --tissue_threshold 0.7
+	$(RUN) tools/extract_patches.py --root $(DEMO) $(TRAIN) --slides $(SOURCE)/cmu_small_region.svs --cohort slide --step 128 --tissue_threshold 0.6
 	$(RUN) tools/extract_patches.py --root $(DEMO) $(TRAIN) --slides $(SOURCE)/hgsc_nest.jpg $(SOURCE)/hgsc_stromal_he.jpg --cohort ovary --step 64
-	$(RUN) tools/extract_patches.py --root $(DEMO) $(HELD_OUT) --slides $(SOURCE)/cmu_small_region.svs --cohort slide --step 32
+	$(RUN) tools/extract_patches.py --root $(DEMO) $(HELD_OUT) --slides $(SOURCE)/cmu_small_region.svs --cohort slide --step 64
 	$(RUN) tools/extract_patches.py --root $(DEMO) $(HELD_OUT) --slides $(SOURCE)/hgsc_nest.jpg $(SOURCE)/hgsc_stromal_he.jpg --cohort ovary --step 64
 	$(RUN) tools/build_index.py --root $(DEMO) --dataset demo
 	$(RUN) tools/build_index.py --root $(DEMO) --dataset demo_heldout --size 256

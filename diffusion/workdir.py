@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from diffusion.config import Config, read_config
-from diffusion.encoders.latents import EMBEDDED_CODECS, LatentCodec, LatentScale
+from diffusion.encoders.latents import EMBEDDED_CODECS, LatentCodec, LatentScale, codec_folder
 from diffusion.errors import InputError, MissingError
 from diffusion.model.convert import load_into, load_weights
 from diffusion.model.pixart import PixArt, build_model
@@ -73,7 +73,7 @@ def latent_scale(config: Config, root: Path | None = None) -> LatentScale:
     """
     given = None if config.scale_factor is None else LatentScale(config.scale_factor, config.shift_factor)
     try:
-        own = LatentScale.from_folder(vae_location(config.vae_pretrained, root or config.data_root))
+        own = LatentScale.from_folder(codec_folder(vae_location(config.vae_pretrained, root or config.data_root)))
     except MissingError:
         if given is None:
             raise

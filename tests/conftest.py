@@ -73,19 +73,9 @@ def texture(size: int, seed: int) -> Image.Image:
 def command(*arguments: str | Path, processes: int = 0, **environment: str) -> subprocess.CompletedProcess:
     """Run a script of the repository, under `accelerate launch` on the CPU when `processes` is given."""
     launcher = [sys.executable]
-    if processes:
-        launcher = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu"]
-        launcher += [
-            "--num_processes",
-            str(processes),
-            "--num_machines",
-            "1",
-            "--mixed_precision",
-            "no",
-            "--dynamo_backend",
-            "no",
-        ]
-        launcher += ["--main_process_port", "0"]
+    if processes:  # accelerate starts several processes on a CPU under the name of several GPUs
+        launcher += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+        launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     return subprocess.run(
         [*launcher, *map(str, arguments)],
         cwd=REPOSITORY,

@@ -130,6 +130,18 @@ def test_pickled_weights_are_not_taken(tmp_path):
         LatentCodec.load(tmp_path)
 
 
+def test_incomplete_weights_are_refused(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = EMBEDDED_CODECS["tiny"]
+    weights = load_file(folder / WEIGHTS_NAME)
+    del weights["decoder.conv_out.bias"]
+    save_file(weights, tmp_path / WEIGHTS_NAME, metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    with pytest.raises(InputError, match=r"1 weights such as decoder\.conv_out\.bias"):
+        LatentCodec.load(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -75,15 +75,9 @@ class LatentCodec:
 
         Raises MissingError where there is no such folder or file, InputError for another latent layout than ours.
         """
-        from diffusers import AutoencoderKL
-
         folder = codec_folder(name_or_folder)
         scale = LatentScale.from_folder(folder)
-        if not (folder / WEIGHTS_NAME).is_file():
-            raise MissingError(f"no {WEIGHTS_NAME} in {folder}: latent codecs are read from safetensors only")
-        vae = AutoencoderKL.from_pretrained(
-            str(folder), torch_dtype=dtype, use_safetensors=True, low_cpu_mem_usage=False, local_files_only=True
-        )
+        vae = load_vae(folder, dtype)
         # Channels last is about twice as fast for these convolutions on a CPU, and no slower elsewhere.
         return cls(vae.to(device=device, memory_format=torch.channels_last), scale, str(name_or_folder))
 
@@ -130,6 +124,26 @@ def codec_folder(name_or_folder: str | Path) -> Path:
         names = ", ".join(sorted(EMBEDDED_CODECS))
         raise MissingError(f"no latent codec at {folder}: expected an AutoencoderKL folder, or one of: {names}")
     return folder
+
+
+def load_vae(folder: Path, dtype: torch.dtype) -> AutoencoderKL:
+    """The autoencoder of a folder, every one of its weights from the safetensors file.
+
+    Raises MissingError without that file, InputError where file and config.json do not fit each other.
+    """
+    from diffusers import AutoencoderKL
+
+    if not (folder / WEIGHTS_NAME).is_file():
+        raise MissingError(f"no {WEIGHTS_NAME} in {folder}: latent codecs are read from safetensors only")
+    vae, info = AutoencoderKL.from_pretrained(
+        str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+    )
+    odd = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
+    if odd:
+        raise InputError(
+            f"{folder / WEIGHTS_NAME} does not fit its config.json, at {len(odd)} weights such as {odd[0]}"
+        )
+    return vae
 
 
 def read_vae_config(folder: Path) -> dict[str, Any]:
