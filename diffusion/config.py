@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.errors import InputError, MissingError
+from diffusion.files import written_aside
 
 log = logging.getLogger(__name__)
 
@@ -213,9 +214,8 @@ def dump_config(config: Config, path: Path) -> None:
     """Write a config as assignments of literals, which `read_config` (and Python) reads back; aside, then renamed."""
     lines = ["# The settings of this run, written by the trainer; read back as data, never executed.\n"]
     lines += [f"{name} = {value!r}\n" for name, value in asdict(config).items()]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text("".join(lines))
-    os.replace(temporary, path)
+    with written_aside(path) as temporary:
+        temporary.write_text("".join(lines))
 
 
 def read_config(path: Path) -> Config:

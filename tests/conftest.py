@@ -75,7 +75,16 @@ def command(*arguments: str | Path, processes: int = 0, **environment: str) -> s
     launcher = [sys.executable]
     if processes:  # accelerate starts several processes on a CPU under the name of several GPUs
         launcher += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
-        launcher += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+        launcher += [
+            "--num_machines",
+            "1",
+            "--mixed_precision",
+            "no",
+            "--dynamo_backend",
+            "no",
+            "--main_process_port",
+            "0",
+        ]
     return subprocess.run(
         [*launcher, *map(str, arguments)],
         cwd=REPOSITORY,

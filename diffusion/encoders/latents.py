@@ -78,7 +78,7 @@ class LatentCodec:
         folder = codec_folder(name_or_folder)
         scale = LatentScale.from_folder(folder)
         vae = load_vae(folder, dtype)
-        # Channels last is about twice as fast for these convolutions on a CPU, and no slower elsewhere.
+        # Channels last makes these convolutions about a third faster on a CPU.
         return cls(vae.to(device=device, memory_format=torch.channels_last), scale, str(name_or_folder))
 
     @torch.no_grad()

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from diffusion.engine.ema import EMA
 from diffusion.errors import MissingError
+from diffusion.files import written_aside
 from diffusion.model.convert import architecture_of, read_torch_file
 from diffusion.model.pixart import PixArt
 
@@ -32,16 +33,10 @@ def checkpoint_path(work_dir: Path, step: int) -> Path:
 
 def save_file(content: Any, path: Path) -> None:
     """torch.save written aside, flushed to disk, and renamed: a reader sees the old file or the new one whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_aside(path) as temporary, open(temporary, "wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

@@ -19,6 +19,7 @@ from diffusion.data.index import split_key
 from diffusion.data.sampler import Draw, Permutation
 from diffusion.encoders.latents import LatentCodec
 from diffusion.errors import InputError
+from diffusion.files import written_aside
 from diffusion.sampling import image_generator, initial_noise, sample_latents
 from diffusion.seeds import mix_seed
 from diffusion.workdir import Run
@@ -66,15 +67,13 @@ class Folder:
                         f"{self.path} holds samples with {name} {before.get(name)}, not {value}; name another --out_dir"
                     )
             return
-        for part in ("real", "syn"):
-            (self.path / part).mkdir(parents=True, exist_ok=True)
-        _write_aside(file, lambda temporary: temporary.write_text(json.dumps(settings, indent=2) + "\n"))
+        with written_aside(file) as temporary:
+            temporary.write_text(json.dumps(settings, indent=2) + "\n")
 
     def missing(self, indices: Iterable[int]) -> list[int]:
         """The images that are not there yet; a file is there whole or not at all, and `syn` is written last."""
-        present = (
-            {name.split("_")[0] for name in os.listdir(self.path / "syn")} if (self.path / "syn").is_dir() else set()
-        )
+        folder = self.path / "syn"
+        present = {name.split("_")[0] for name in os.listdir(folder)} if folder.is_dir() else set()
         return [i for i in indices if f"{i:06d}" not in present]
 
     def write(self, i: int, item: PatchItem, synthetic: torch.Tensor) -> None:
@@ -82,11 +81,10 @@ class Folder:
         stem = Path(item.name)
         name = f"{i:06d}_{stem.parent.name}_{stem.stem}_{item.crop}.{self.extension}"
         for part, pixels in (("real", item.image), ("syn", synthetic)):
-            image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-            _write_aside(
-                self.path / part / name,
-                lambda file, image=image: image.save(file, self.extension, **FORMATS[self.extension]),
-            )
+            with written_aside(self.path / part / name) as temporary:
+                Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(
+                    temporary, self.extension, **FORMATS[self.extension]
+                )
 
 
 class Generator:
@@ -130,12 +128,3 @@ class Generator:
 def to_uint8(pixels: torch.Tensor) -> torch.Tensor:
     """[-1, 1] -> 0..255, rounded, on the CPU."""
     return ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to("cpu", torch.uint8)
-
-
-def _write_aside(path: Path, write) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

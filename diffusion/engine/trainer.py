@@ -40,7 +40,7 @@ from diffusion.engine.checkpoint import (
 )
 from diffusion.engine.ema import EMA
 from diffusion.engine.optim import build_lr_schedule, build_optimizer, learning_rate
-from diffusion.engine.watch import Meter, Watch, sample_grid
+from diffusion.engine.watch import Meter, Watch, processor, sample_grid
 from diffusion.errors import InputError
 from diffusion.guidance import Network
 from diffusion.model.convert import load_into, load_weights
@@ -125,7 +125,7 @@ def train(config: Config, work_dir: Path, cpu: bool = False) -> None:
         dump_config(dataclasses.replace(config, work_dir=str(work_dir)), work_dir / CONFIG_FILE)
     log.info("%s", describe(config, plan, model, accelerator.num_processes))
     log.info("weights from %s", config.resume_from if resumed else config.load_from or f"seed {config.seed}")
-    log.info("from step %d to %d, on %s", step, plan.total_steps, accelerator.device)
+    log.info("from step %d to %d, on %s", step, plan.total_steps, processor(accelerator))
 
     def save() -> None:
         state = run_state(model, ema, optimizer, lr_schedule, step, position, accelerator)

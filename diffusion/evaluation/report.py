@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import math
-import os
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -196,13 +195,3 @@ def render(template: Path, **fields: Any) -> bytes:
     )
     environment.filters["short"] = lambda value: f"{value:.4g}"
     return environment.from_string(template.read_text(encoding="utf-8")).render(**fields).encode("utf-8")
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file aside and then in place."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
