@@ -37,6 +37,7 @@ IMAGES = ("cmu_small_region.svs", "hgsc_nest.jpg", "hgsc_stromal_he.jpg")
 TRAINING_WIDTH = 0.75  # of each image's width, from the left; the rest is held out
 TILE = 256  # px, of scoring and of the final statistics
 MIN_TISSUE = 0.25  # share of tissue in a tile that counts
+TILES_OF_A_REGION = 8  # of each image, for the latents' statistics
 
 LEARNING_RATE = 0.025  # of Muon; the spectral norm of one update of a convolution
 SCALAR_LEARNING_RATE = 2e-3  # of AdamW, for biases, norms, and the first and last convolution
@@ -62,7 +63,7 @@ def main() -> None:
     crops = training_crops(regions, args.steps, args.batch, args.crop, args.seed)
     start = load_vae(args.init, torch.float32) if args.init else build_vae()
     vae = train(start.to(device, memory_format=torch.channels_last), crops, args.steps)
-    whiten(vae, regions)
+    change_units(vae, regions)
     save(vae, args.out)
 
     codec = LatentCodec.load(args.out, device)
@@ -82,7 +83,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--out", type=Path, default=Path("asset/tiny_vae"), help="diffusers folder to write (default: %(default)s)"
     )
-    parser.add_argument("--steps", type=positive_int, default=3400, help="optimizer steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=3400, help="optimizer steps (default: %(default)s)")
     parser.add_argument("--init", type=Path, help="a folder of such weights to go on from, with another --seed")
     parser.add_argument("--batch", type=positive_int, default=8, help="crops per step (default: %(default)s)")
     parser.add_argument("--crop", type=positive_int, default=64, help="side of a crop in pixels (default: %(default)s)")
@@ -313,30 +314,52 @@ def orthogonalised(gradient: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def whiten(vae: AutoencoderKL, regions: list[np.ndarray]) -> None:
-    """Fold an affine map per channel into the weights: latents of the regions' tissue get mean 0 and variance 1.
+def change_units(vae: AutoencoderKL, regions: list[np.ndarray]) -> None:
+    """Fold a linear map of the latents into the weights: one unit is the same change of pixels in every direction.
 
-    Each region counts the same. Exact but for the decoder's zero padding at a picture's edge.
+    The channels become the principal components of the training tissue, the strongest (brightness) first, with the
+    falling spectrum that natural pictures have: most of a small diffusion model's work is then in what is seen most.
+    All 16 together get mean 0 and variance 1, so that the scale and shift of config.json are 1 and 0. The mean is
+    exact but for the decoder's zero padding at a picture's edge; the posterior's variance becomes one of each channel.
     """
-    means, variances = zip(*[latent_statistics(vae, region) for region in regions], strict=True)
-    mean = torch.stack(means).mean(dim=0)
-    std = (torch.stack(variances).mean(dim=0) + torch.stack(means).var(dim=0, correction=0)).sqrt()
+    tiles = [tile.to(vae.device) for region in regions for tile in tissue_tiles(region)[:TILES_OF_A_REGION]]
+    posteriors = [vae.encode(tile).latent_dist for tile in tiles]
+    channels = torch.cat([each.mean for each in posteriors]).transpose(0, 1).flatten(1).double()  # (16, positions)
+    variance = torch.cat([each.var for each in posteriors]).double().mean(dim=(0, 2, 3))
+    mean, covariance = channels.mean(dim=1), torch.cov(channels)
+    to_pixels = square_root(torch.stack([sensitivity(vae, each.mean) for each in posteriors]).mean(dim=0))
+    spectrum, axes = torch.linalg.eigh(to_pixels @ covariance @ to_pixels)
+    forward = (len(spectrum) / spectrum.sum()).sqrt() * axes.flip(1).T @ to_pixels  # strongest first
+    backward = torch.linalg.inv(forward)
 
-    head, stem = vae.encoder.conv_out, vae.decoder.conv_in
-    stem.bias += (stem.weight.sum(dim=(2, 3)) * mean).sum(dim=1)
-    stem.weight *= std[None, :, None, None]
-    means_out, logvars_out = slice(0, LatentCodec.channels), slice(LatentCodec.channels, None)
-    head.bias[means_out] = (head.bias[means_out] - mean) / std
-    head.weight[means_out] /= std[:, None, None, None]
-    head.bias[logvars_out] -= 2 * std.log()
+    head, stem, count = vae.encoder.conv_out, vae.decoder.conv_in, LatentCodec.channels
+    stem.bias += torch.einsum("oihw,i->o", stem.weight.double(), mean).float()
+    stem.weight.copy_(torch.einsum("oihw,ij->ojhw", stem.weight.double(), backward))
+    head.weight[:count] = torch.einsum("ij,jchw->ichw", forward, head.weight[:count].double()).float()
+    head.bias[:count] = (forward @ (head.bias[:count].double() - mean)).float()
+    head.weight[count:] = 0  # a sum of independent channels keeps no variance of its own for every position
+    head.bias[count:] = (forward.square() @ variance).log().float()
     vae.register_to_config(scaling_factor=1.0, shift_factor=0.0)
 
 
-def latent_statistics(vae: AutoencoderKL, region: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and variance per channel, (16,) each, of draws from the posterior over a region's tissue tiles."""
-    draws = [vae.encode(tile.to(vae.device)).latent_dist.sample() for tile in tissue_tiles(region)]
-    channels = torch.cat(draws).transpose(0, 1).flatten(1)
-    return channels.mean(dim=1), channels.var(dim=1)
+def sensitivity(vae: AutoencoderKL, latents: torch.Tensor, step: float = 0.05, spacing: int = 4) -> torch.Tensor:
+    """How pixels answer to the channels at one position: the Gram matrix (16, 16) of the decoder's derivatives.
+
+    Latents (1, 16, h, w) are moved at every fourth position at once, far enough apart to answer singly.
+    """
+    decoded, answers = vae.decode(latents).sample, []
+    for channel in range(latents.shape[1]):
+        moved = latents.clone()
+        moved[:, channel, 1::spacing, 1::spacing] += step
+        answers.append((vae.decode(moved).sample - decoded).flatten().double() / step)
+    positions = latents[0, 0, 1::spacing, 1::spacing].numel()
+    return torch.stack(answers) @ torch.stack(answers).T / positions
+
+
+def square_root(matrix: torch.Tensor) -> torch.Tensor:
+    """Of a symmetric, positive matrix."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return vectors @ torch.diag(values.clamp_min(0).sqrt()) @ vectors.T
 
 
 def save(vae: AutoencoderKL, folder: Path) -> None:
