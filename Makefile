@@ -9,6 +9,7 @@ DEMO := data/demo
 SOURCE := $(DEMO)/source
 HELD_OUT := --area 0.75 0 1 1 --dataset demo_heldout --size 256
 TRAIN := --area 0 0 0.75 1 --dataset demo
+NOTE := One slide at 20x and two images at their native resolution, about 40x; the right quarter of each is held out of all training.
 SAMPLE := tools/sample_256.py --subset_keys demo_heldout_256 --n_images 96 --guidance_strength 2
 
 .PHONY: demo test test-all lint clean
@@ -26,13 +27,13 @@ demo: $(READY)
 	$(RUN) tools/extract_patches.py --root $(DEMO) $(HELD_OUT) --slides $(SOURCE)/hgsc_nest.jpg $(SOURCE)/hgsc_stromal_he.jpg --cohort ovary --step 64
 	$(RUN) tools/build_index.py --root $(DEMO) --dataset demo
 	$(RUN) tools/build_index.py --root $(DEMO) --dataset demo_heldout --size 256
-	$(RUN) tools/extract_features.py --root $(DEMO) --dataset_name demo --size 256 --vae tiny --encoder mobilenetv2 --vae_prefix tiny_vae --ssl_prefix mobilenetv2
-	$(RUN) tools/extract_features.py --root $(DEMO) --dataset_name demo_heldout --size 256 --vae tiny --encoder mobilenetv2 --vae_prefix tiny_vae --ssl_prefix mobilenetv2
+	$(RUN) tools/extract_features.py --root $(DEMO) --dataset_name demo --size 256 --vae tiny --encoder mobilenetv2
+	$(RUN) tools/extract_features.py --root $(DEMO) --dataset_name demo_heldout --size 256 --vae tiny --encoder mobilenetv2
 	$(LAUNCH) train_scripts/train_pixcell.py configs/demo/demo_256.py --work-dir $(DEMO)/untrained --resume-from auto --set max_steps=0
 	$(LAUNCH) train_scripts/train_pixcell.py configs/demo/demo_256.py --work-dir $(DEMO)/run --resume-from auto
 	$(RUN) $(SAMPLE) --workdir $(DEMO)/untrained --out_dir $(DEMO)/samples_untrained
 	$(RUN) $(SAMPLE) --workdir $(DEMO)/run --out_dir $(DEMO)/samples
-	$(RUN) tools/evaluate.py --real $(DEMO)/samples/real --syn $(DEMO)/samples/syn --untrained $(DEMO)/samples_untrained/syn --run $(DEMO)/run --out $(DEMO)/report
+	$(RUN) tools/evaluate.py --real $(DEMO)/samples/real --syn $(DEMO)/samples/syn --untrained $(DEMO)/samples_untrained/syn --run $(DEMO)/run --out $(DEMO)/report --note "$(NOTE)"
 	@echo "look at $(DEMO)/report/index.html"
 
 lint: $(READY)

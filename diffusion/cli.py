@@ -3,39 +3,62 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from diffusion.errors import InputError
 
 if TYPE_CHECKING:
     import torch
+    from accelerate import PartialState
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
-def tool_parser(description: str, examples: str = "", seed: int = 0) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """argparse with one-line errors and help that shows defaults where there are any."""
+
+    def __init__(self, description: str | None = None, examples: str = ""):
+        epilog = f"examples:\n{examples.rstrip()}" if examples else None
+        super().__init__(description=description, epilog=epilog, formatter_class=_HelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message}; {self.prog} --help shows what there is", file=sys.stderr)
+        sys.exit(2)
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str:
+        shown = action.default not in (None, "", argparse.SUPPRESS, []) and action.option_strings and action.nargs != 0
+        return f"{action.help} (default: %(default)s)" if shown and "[" not in action.help else action.help
+
+
+def tool_parser(description: str, examples: str = "", seed: int = 0) -> Parser:
     """A parser with the options that every tool has: --root, --device, --seed."""
+    parser = Parser(description, examples)
+    add_root(parser)
+    parser.add_argument(
+        "--device",
+        choices=DEVICES,
+        default="auto",
+        help="where the networks run; auto takes cuda, then mps, then cpu",
+    )
+    parser.add_argument("--seed", type=int, default=seed, help="of everything random")
+    return parser
 
-    class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-        pass
 
-    epilog = f"examples:\n{examples}" if examples else None
-    parser = argparse.ArgumentParser(description=description, epilog=epilog, formatter_class=Formatter)
+def add_root(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--root",
         type=Path,
         default=default_root(),
-        help="folder with patches/, features/ and pretrained_models/ [$PIXCELL_ROOT, else the current folder]",
+        help="folder of patches/, features/ and pretrained_models/ [$PIXCELL_ROOT, else the current folder]",
     )
-    parser.add_argument(
-        "--device", choices=DEVICES, default="auto", help="where the networks run; auto takes cuda, then mps, then cpu"
-    )
-    parser.add_argument("--seed", type=int, default=seed, help="of everything random")
-    return parser
 
 
 def default_root() -> Path:
@@ -50,6 +73,14 @@ def positive_int(text: str) -> int:
     return value
 
 
+def finite_float(text: str) -> float:
+    """An argparse type: a number that is neither infinite nor none."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"got {text}, expected a number")
+    return value
+
+
 def run(main: Callable[[], int | None]) -> None:
     """Call `main` and exit with its code; an InputError becomes one line on stderr and code 2, Ctrl-C code 130."""
     try:
@@ -58,7 +89,7 @@ def run(main: Callable[[], int | None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("stopped; run the same command again to continue", file=sys.stderr)
+        print("stopped", file=sys.stderr)
         sys.exit(130)
 
 
@@ -75,3 +106,13 @@ def pick_device(name: str) -> torch.device:
     if not available[name]:
         raise InputError(f"--device {name}: this machine has none that torch can use; take --device auto or cpu")
     return torch.device(name)
+
+
+def start_processes(device: torch.device) -> PartialState:
+    """accelerate's view of the processes that work together: one, or those that `accelerate launch` started.
+
+    They wait for each other for up to a day: one may have far more to do than another.
+    """
+    from accelerate import PartialState
+
+    return PartialState(cpu=device.type == "cpu", timeout=timedelta(days=1))

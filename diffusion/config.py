@@ -25,9 +25,35 @@ log = logging.getLogger(__name__)
 # Keys of the original project's base files that have no meaning here: text encoders, distillation, aspect-ratio buckets.
 WITHOUT_EFFECT = frozenset(
     (
-        *("aspect_ratio_type", "cfg_scale", "data_root", "deterministic_validation", "ema_decay", "eval_batch_size"),
-        *("eval_sampling_steps", "gc_step", "huber_c", "kv_compress", "kv_compress_config", "load_mask_index"),
-        *("local_save_vis", "lora_rank", "loss_type", "mask_loss_coef", "mask_type", "max_length", "micro_condition"),
+        *(
+            "add_pos_embed_to_cond",
+            "aspect_ratio_type",
+            "cfg_scale",
+            "data_root",
+            "debug_nan",
+            "deterministic_validation",
+            "ema_decay",
+            "eval_batch_size",
+        ),
+        *(
+            "eval_sampling_steps",
+            "gc_step",
+            "huber_c",
+            "image_list_json",
+            "kv_compress",
+            "kv_compress_config",
+            "load_mask_index",
+        ),
+        *(
+            "load_ema",
+            "local_save_vis",
+            "lora_rank",
+            "loss_type",
+            "mask_loss_coef",
+            "mask_type",
+            "max_length",
+            "micro_condition",
+        ),
         *("multi_scale", "num_ddim_timesteps", "num_group_tokens", "pipeline_load_from", "real_prompt_ratio"),
         *("s3_work_dir", "sample_posterior", "save_image_epochs", "skip_step", "snr_loss", "t5_path"),
         *("tensorboard_mox_interval", "text_encoder", "train_sampling_steps", "use_fsdp", "valid_num"),
@@ -143,6 +169,17 @@ class Config:
             "save_model_steps",
         ):
             _check(getattr(self, name) >= 1, f"{name} {getattr(self, name)}: expected at least 1")
+        _check(self.num_workers >= 0, f"num_workers {self.num_workers}: expected at least 0")
+        _check(self.max_steps is None or self.max_steps >= 0, f"max_steps {self.max_steps}: expected at least 0")
+        for name in ("gradient_clip", "pe_interpolation"):
+            _check(getattr(self, name) > 0, f"{name} {getattr(self, name)}: expected more than 0")
+        _check(self.optimizer.lr > 0, f"optimizer.lr {self.optimizer.lr}: expected more than 0")
+        epochs = self.save_model_epochs
+        _check(epochs is None or epochs >= 1, f"save_model_epochs {epochs}: expected at least 1, or None")
+        _check(
+            self.model_kwargs.get("pred_sigma", True),
+            "model_kwargs.pred_sigma False: the objective trains the variance",
+        )
         _check(0 <= self.class_dropout_prob < 1, f"class_dropout_prob {self.class_dropout_prob}: expected 0 <= p < 1")
         _check(0 <= self.ema_rate < 1, f"ema_rate {self.ema_rate}: expected 0 <= rate < 1")
 
@@ -189,11 +226,11 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         raise MissingError(f"no config file {path}")
     try:
         file = ConfigFile.fromfile(str(path))
+        file.merge_from_dict(dict(overrides or {}))
     except FileNotFoundError as error:
         raise MissingError(f"{path} names a _base_ that is not there: {error}") from error
     except Exception as error:  # anything may be raised by a file that is executed
         raise InputError(f"{path} is not a Python config file ({type(error).__name__}: {error})") from error
-    file.merge_from_dict(dict(overrides or {}))
     return parse_config(file.to_dict(), path)
 
 
@@ -202,7 +239,9 @@ def parse_config(values: Mapping[str, Any], source: Path) -> Config:
     values = dict(values)
     if isinstance(values.get("resume_from"), Mapping):  # the original's form: dict(checkpoint=..., load_ema=...)
         values["resume_from"] = values["resume_from"].get("checkpoint")
-    data = dict(values.get("data") or {})
+    data = values.get("data") or {}
+    if not isinstance(data, Mapping):
+        raise InputError(f"{source}: data is {data!r}: expected dict(type=..., ...)")
     idle = sorted(WITHOUT_EFFECT & values.keys()) + sorted(f"data.{key}" for key in DATA_WITHOUT_EFFECT & data.keys())
     if idle:
         log.warning("%s: these keys have no effect here: %s", source, ", ".join(idle))
@@ -260,7 +299,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     for option in options:
         kind = typing.get_origin(option) or option
         if kind is tuple and isinstance(value, (list, tuple)):
-            return tuple(value)
+            return tuple(_convert(part, typing.get_args(option)[0], where) for part in value)
         if kind is dict and isinstance(value, Mapping):
             return dict(value)
         if kind is float and isinstance(value, int) and not isinstance(value, bool):

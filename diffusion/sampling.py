@@ -63,6 +63,11 @@ def make_scheduler(algorithm: str, steps: int) -> SchedulerMixin:
     betas = linear_schedule().betas.float().numpy()
     scheduler = ALGORITHMS[algorithm](trained_betas=betas, prediction_type="epsilon")
     scheduler.set_timesteps(steps)
+    times = scheduler.timesteps
+    if times[0] < TIMESTEPS // 2 or len(times.unique()) < len(times):
+        raise InputError(
+            f"{algorithm} cannot take {steps} steps: its timesteps would begin late or repeat; take another number"
+        )
     return scheduler
 
 

@@ -45,6 +45,8 @@ def test_the_published_recipe(name, size, tokens, interpolation, batch):
     assert config.train_batch_size * config.gradient_accumulation_steps * processes == batch
     assert (config.image_size, config.model_max_length, config.pe_interpolation) == (size, tokens, interpolation)
     assert config.use_cond_pos_embed == (size > 256)
+    assert config.max_steps == {256: 120_000, 512: 60_000, 1024: 80_000}[size]
+    assert config.sample_grid.guidance == (1.2 if size == 1024 else 2.0)
     assert (config.scale_factor, config.shift_factor, config.seed, config.ema_rate) == (1.5305, 0.0609, 24, 0.9999)
     assert (config.optimizer.type, config.optimizer.lr, config.gradient_clip) == ("CAME", 2e-5, 0.01)
     assert config.optimizer.betas == (0.9, 0.999, 0.9999) and config.optimizer.eps == (1e-30, 1e-16)
@@ -87,6 +89,13 @@ def test_files_of_the_original_project_load(tmp_path, caplog):
         ("scale_factor = 1.5", "scale_factor and shift_factor go together"),
         ("class_dropout_prob = 1.5", "expected 0 <= p < 1"),
         ("train_batch_size = 0", "expected at least 1"),
+        ("gradient_clip = 0.0", "expected more than 0"),
+        ("max_steps = -3", "expected at least 0"),
+        ("save_model_epochs = 0", "expected at least 1, or None"),
+        ("num_workers = -1", "expected at least 0"),
+        ("data = 3", "data"),
+        ("data = dict(train_subset_keys=[1])", "data.train_subset_keys is 1: expected str"),
+        ("model_kwargs = dict(pred_sigma=False)", "the objective trains the variance"),
         ("this is no Python", "not a Python config file"),
         ("raise RuntimeError('boo')", "RuntimeError: boo"),
     ],
@@ -103,6 +112,12 @@ def test_missing_files(tmp_path):
     (tmp_path / "orphan.py").write_text("_base_ = ['nowhere.py']")
     with pytest.raises(MissingError, match="nowhere.py"):
         load_config(tmp_path / "orphan.py")
+
+
+def test_overrides_that_do_not_fit(tmp_path):
+    for key in ("seed.x", "data"):
+        with pytest.raises(InputError):
+            load_config(write(tmp_path, ""), {key: 3})
 
 
 def test_overrides_win(tmp_path):

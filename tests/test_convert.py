@@ -115,7 +115,7 @@ class Malicious:
 
 def test_a_pickle_with_code_is_refused_and_not_run(tmp_path):
     torch.save({"state_dict": Malicious(tmp_path / "trap")}, tmp_path / "a.ckpt")
-    with pytest.raises(InputError, match="could run code"):
+    with pytest.raises(InputError, match="code is never run here"):
         load_weights(tmp_path / "a.ckpt")
     assert not (tmp_path / "trap").exists()
 
@@ -133,6 +133,21 @@ def test_damaged_and_foreign_files(model, tmp_path, suffix):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(InputError, match="not a whole"):
         load_weights(path)
+
+
+def test_foreign_folders(model, tmp_path):
+    save_diffusers(model, tmp_path / "folder")
+    assert same(load_weights(tmp_path / "folder/diffusion_pytorch_model.safetensors").state_dict, model.state_dict())
+    for text, message in (
+        ("{", "is not the config"),
+        ('{"_class_name": "AutoencoderKL"}', "config of a AutoencoderKL"),
+    ):
+        (tmp_path / "folder/config.json").write_text(text)
+        with pytest.raises(InputError, match=message):
+            load_weights(tmp_path / "folder")
+    (tmp_path / "text.ckpt").write_text("no weights at all")
+    with pytest.raises(InputError, match="is not a whole torch file"):
+        load_weights(tmp_path / "text.ckpt")
 
 
 def test_an_empty_folder(tmp_path):

@@ -13,6 +13,7 @@ from conftest import WIDTH
 
 from diffusion.config import Config, DataConfig, OptimizerConfig, SampleGridConfig, ScheduleConfig, read_config
 from diffusion.data.features import feature_path, write_feature
+from diffusion.engine import trainer
 from diffusion.engine.checkpoint import checkpoint_path, find_checkpoint, newest_checkpoint, save_file
 from diffusion.engine.ema import EMA
 from diffusion.engine.optim import build_lr_schedule, build_optimizer, learning_rate
@@ -175,8 +176,33 @@ class TestRun:
         train(dataclasses.replace(config, resume_from="auto"), tmp_path / "parts", cpu=True)
         assert equal(read(tmp_path / "whole", 4), read(tmp_path / "parts", 4))
 
-    def test_accumulation_is_a_larger_batch(self, feature_root, tmp_path):
-        """Two half batches train like one whole: the same samples, and as many warm-up steps."""
+    def test_a_run_goes_on_at_another_learning_rate_but_not_with_another_optimizer(self, feature_root, tmp_path):
+        train(settings(feature_root, max_steps=3), tmp_path / "run", cpu=True)
+        again = settings(feature_root, resume_from="auto", optimizer=OptimizerConfig(lr=5e-3))
+        train(again, tmp_path / "run", cpu=True)
+        assert read(tmp_path / "run", 4)["optimizer"]["param_groups"][0]["lr"] == 5e-3
+        with pytest.raises(InputError, match="is of a run with AdamW, the config has CAME"):
+            train(dataclasses.replace(again, optimizer=OptimizerConfig("CAME")), tmp_path / "run", cpu=True)
+
+    def test_resuming_does_not_need_the_first_weights_any_more(self, feature_root, tmp_path):
+        train(settings(feature_root, max_steps=1), tmp_path / "run", cpu=True)
+        train(settings(feature_root, load_from="gone.ckpt", resume_from="auto"), tmp_path / "run", cpu=True)
+        assert read(tmp_path / "run", 4)["step"] == 4
+
+    def test_the_work_dir_opens_from_any_folder(self, feature_root, tmp_path, monkeypatch):
+        monkeypatch.chdir(feature_root.parent)
+        train(settings(Path(feature_root.name), max_steps=0), tmp_path / "run", cpu=True)
+        assert read_config(tmp_path / "run/config.py").data_root == feature_root
+
+    def test_accumulated_gradients_are_those_of_the_larger_batch(self, feature_root, tmp_path, monkeypatch):
+        """The same samples at the same timestep and noise: two halves step like one whole, and warm up as fast."""
+
+        def fixed_losses(network, batch, scale):
+            timestep = torch.full((len(batch.names),), 500)
+            noise = torch.cos(1e3 * batch.latents)  # of the sample itself, whichever batch it comes in
+            return trainer.training_losses(network, scale.to_network(batch.latents), timestep, batch.tokens, noise)
+
+        monkeypatch.setattr(trainer, "batch_losses", fixed_losses)
         for name, batch, accumulation in (("one", 4, 1), ("two", 2, 2)):
             config = settings(
                 feature_root, train_batch_size=batch, gradient_accumulation_steps=accumulation, class_dropout_prob=0.0
@@ -185,6 +211,8 @@ class TestRun:
         one, two = read(tmp_path / "one", 4), read(tmp_path / "two", 4)
         assert one["position"] == two["position"] == 16
         assert one["lr_schedule"]["last_epoch"] == two["lr_schedule"]["last_epoch"] == 4
+        for name, tensor in one["model"].items():
+            torch.testing.assert_close(two["model"][name], tensor, rtol=1e-3, atol=1e-4)
 
     def test_bf16_and_checkpointing_train(self, feature_root, tmp_path):
         config = settings(
@@ -217,6 +245,15 @@ class TestRun:
         with pytest.raises(InputError, match=r"gradient of step 1 is not finite.*set/brca"):
             train(config, tmp_path / "run", cpu=True)
 
+    def test_a_bad_file_is_one_line_from_a_worker_too(self, feature_root, tmp_path):
+        for i in (1, 2):  # the first patch is read before the workers start
+            feature_path(feature_root / "patches", f"set/brca/single_1024/slide_{i}/{i}_0.jpeg", "sd3_vae").write_bytes(
+                b"torn"
+            )
+        with pytest.raises(InputError, match="is not a whole .npy file") as error:
+            train(settings(feature_root, num_workers=1, max_steps=50), tmp_path / "run", cpu=True)
+        assert "\n" not in str(error.value)
+
 
 class TestRefusals:
     """Every one of these comes before a file is written."""
@@ -234,6 +271,7 @@ class TestRefusals:
         self.refuse(settings(feature_root, mixed_precision="fp16"), tmp_path / "w", "needs a GPU")
         self.refuse(settings(feature_root, load_from="none.ckpt"), tmp_path / "w", "no weights at none.ckpt")
         self.refuse(settings(feature_root, resume_from="none.ckpt"), tmp_path / "w", "no checkpoint at none.ckpt")
+        self.refuse(settings(feature_root, model_kwargs=dict(dept=3)), tmp_path / "w", "nearest is 'depth'")
         self.refuse(settings(feature_root, sample_grid=SampleGridConfig(count=2)), tmp_path / "w", "no VAE folder")
 
     def test_a_bad_first_latent(self, feature_root, tmp_path):
@@ -261,8 +299,12 @@ class TestRefusals:
 
 def test_dry_run_says_the_numbers_and_writes_nothing(feature_root, tmp_path):
     before = sorted(tmp_path.rglob("*"))
-    said = dry_run(settings(feature_root, model="PixArt_XL_2_UNI", model_kwargs={}), processes=16)
+    said = dry_run(settings(feature_root), tmp_path / "run", processes=16, cpu=True)
     assert "global batch 32 = 2 x 1 accumulated x 16 processes" in said and "48 samples" in said
+    with pytest.raises(InputError, match="no weights at gone.ckpt"):
+        dry_run(settings(feature_root, load_from="gone.ckpt"), tmp_path / "run", processes=1, cpu=True)
+    with pytest.raises(InputError, match="needs a GPU"):
+        dry_run(settings(feature_root, mixed_precision="fp16"), tmp_path / "run", processes=1, cpu=True)
     assert sorted(tmp_path.rglob("*")) == before
 
 

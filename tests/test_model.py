@@ -140,7 +140,7 @@ def test_fp32_attention_is_more_exact_under_autocast():
         with torch.autocast("cpu", dtype=torch.bfloat16):
             output = model(*inputs())
         errors.append((output.float() - exact).norm() / exact.norm())
-    assert errors[1] < 0.02 and errors[0] < 0.02
+    assert errors[1] < errors[0] < 0.05
     assert torch.equal(small(fp32_attention=True)(*inputs()), exact)
 
 

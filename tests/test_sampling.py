@@ -100,3 +100,6 @@ def test_bad_requests():
         make_scheduler("euler", 20)
     with pytest.raises(InputError, match="expected 1 to 1000"):
         make_scheduler("ddim", 0)
+    for algorithm, steps in (("dpm-solver", 1000), ("iddpm", 1)):
+        with pytest.raises(InputError, match=f"cannot take {steps} steps"):
+            make_scheduler(algorithm, steps)

@@ -11,11 +11,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import default_root, positive_int, run
+from diffusion.cli import Parser, add_root, positive_int, run
 from diffusion.errors import MissingError
 
-EXAMPLES = """examples:
-  python tools/build_index.py
+EXAMPLES = """  python tools/build_index.py
   python tools/build_index.py --dataset demo --size 1024
 """
 
@@ -78,15 +77,8 @@ def other_names(path: Path, replaced: dict[str, list[str]]) -> dict[str, list[st
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--root",
-        type=Path,
-        default=default_root(),
-        help="folder with patches/ [$PIXCELL_ROOT, else the current folder]",
-    )
+    parser = Parser(__doc__, EXAMPLES)
+    add_root(parser)
     parser.add_argument("--dataset", nargs="+", metavar="NAME", help="folders of ROOT/patches [all but metadata]")
     parser.add_argument(
         "--size", type=positive_int, default=1024, help="take the patches of this many pixels a side [%(default)s]"

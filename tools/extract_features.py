@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import pick_device, positive_int, run, tool_parser
+from diffusion.cli import pick_device, positive_int, run, start_processes, tool_parser
 
 EXAMPLES = """  python tools/extract_features.py --dataset_name tcga_diagnostic --size 256
   accelerate launch tools/extract_features.py --dataset_name tcga_diagnostic --size 1024
@@ -35,8 +35,8 @@ def parse_arguments() -> argparse.Namespace:
         help="diffusers folder (below ROOT or here), or the embedded 'tiny'",
     )
     add("--encoder", default="uni2", help="uni2, mobilenetv2, a weights file or its folder, or name=path")
-    add("--vae_prefix", default="sd3_vae", help="ending of the latent files")
-    add("--ssl_prefix", default="uni", help="ending of the embedding files")
+    add("--vae_prefix", help="ending of the latent files [sd3_vae; of an embedded codec NAME_vae]")
+    add("--ssl_prefix", help="ending of the embedding files [uni for uni2, else the encoder's name]")
     add(
         "--batch_size",
         type=positive_int,
@@ -50,28 +50,30 @@ def main() -> None:
     args = parse_arguments()
     device = pick_device(args.device)
 
-    from accelerate import PartialState
     from tqdm import tqdm
 
+    from diffusion.data.features import SSL_PREFIX, VAE_PREFIX, features_folder
     from diffusion.data.index import PatchIndex, index_path
     from diffusion.encoders.embedders import PatchEmbedder
-    from diffusion.encoders.latents import LatentCodec
+    from diffusion.encoders.latents import EMBEDDED_CODECS, LatentCodec
     from diffusion.engine.extract import FeatureFiles, choose_key, embed_patch, encode_patch, share
     from diffusion.workdir import vae_location
 
     path = index_path(args.root, args.patch_names_file)
     key, patch_size = choose_key(path, args.dataset_name, args.size)
     index = PatchIndex(path, [key])
-    state = PartialState(cpu=device.type == "cpu")
+    state = start_processes(device)
     codec = LatentCodec.load(vae_location(args.vae, args.root), state.device)
     embedder = PatchEmbedder.load(args.encoder, state.device, root=args.root)
-    files = FeatureFiles(args.root, args.features_dir, patch_size, embedder.width, args.vae_prefix, args.ssl_prefix)
+    # features of one codec or encoder must never pass for those of another
+    vae_prefix = args.vae_prefix or (f"{args.vae}_vae" if args.vae in EMBEDDED_CODECS else VAE_PREFIX)
+    ssl_prefix = args.ssl_prefix or (SSL_PREFIX if embedder.name == "uni2" else embedder.name)
+    files = FeatureFiles(args.root, args.features_dir, patch_size, embedder.width, vae_prefix, ssl_prefix)
 
     windows = "whole" if patch_size == args.size else f"in windows of {args.size} pixels"
     state.print(f"{key}: {len(index)} patches of {patch_size} pixels, encoded {windows}; {codec.name}, {embedder.name}")
-    written = 0
-    names = list(share(index, state.process_index, state.num_processes))
-    for name in tqdm(names, unit="patch", disable=not state.is_main_process):
+    written, mine = 0, share(index, state.process_index, state.num_processes)
+    for name in tqdm(mine.names, total=mine.count, unit="patch", disable=not state.is_main_process):
         if files.done(name):
             continue
         pixels = files.pixels(name)
@@ -79,10 +81,9 @@ def main() -> None:
         files.write(name, moments, embed_patch(pixels, embedder, args.batch_size))
         written += 1
     state.wait_for_everyone()
-    state.print(
-        f"{written} patches written, {len(names) - written} were there"
-        + " (of this process)" * (state.num_processes > 1)
-    )
+    of_this_process = " (of this process)" if state.num_processes > 1 else ""
+    state.print(f"{written} patches written, {mine.count - written} were there{of_this_process}")
+    state.print(f"in {features_folder(args.root, args.features_dir)}: *_{vae_prefix}.npy, *_{ssl_prefix}.npy")
 
 
 if __name__ == "__main__":

@@ -15,13 +15,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 
 from tqdm import tqdm
 
-from diffusion.cli import default_root, positive_int, run
+from diffusion.cli import Parser, add_root, positive_int, run
 from diffusion.data import slides
 from diffusion.data.slides import Grid, TissueMask
 from diffusion.errors import InputError
 
-EXAMPLES = """examples:
-  python tools/extract_patches.py --slides slides/ --dataset tcga --cohort brca
+EXAMPLES = """  python tools/extract_patches.py --slides slides/ --dataset tcga --cohort brca
   python tools/extract_patches.py --slides nest.jpg --image_mpp 0.25 --dataset demo --cohort ovary --step 256 --area 0 0 0.75 1
 """
 
@@ -90,15 +89,8 @@ def print_table(counts: dict[Path, Counts], failures: dict[Path, str]) -> None:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--root",
-        type=Path,
-        default=default_root(),
-        help="patches go below ROOT/patches [$PIXCELL_ROOT, else the current folder]",
-    )
+    parser = Parser(__doc__, EXAMPLES)
+    add_root(parser)
     parser.add_argument(
         "--slides", type=Path, nargs="+", required=True, metavar="PATH", help="slides, images, or folders of them"
     )

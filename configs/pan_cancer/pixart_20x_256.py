@@ -25,8 +25,10 @@ lr_schedule_args = dict(num_warmup_steps=1000)
 class_dropout_prob = 0.1  # what guidance needs
 ema_rate = 0.9999
 
-num_epochs = 10  # of the released config; the paper stops at 120,000 steps, about one epoch
+max_steps = 120_000  # of the paper, about one epoch of 480 million crops
+num_epochs = 10  # of the released config; max_steps comes first
 num_workers = 16
 seed = 24
 log_interval = 20
 save_model_steps = 2000
+sample_grid = dict(count=8, steps=20, guidance=2.0)  # the guidance of the best FID at 256

@@ -107,7 +107,7 @@ def _choose_keys(path: Path, present: list[str], wanted: Iterable[str] | None, s
     absent = [key for key in keys if key not in present]
     if absent:
         raise MissingError(f"{path} has no key {', '.join(absent)}; it has {', '.join(present) or 'none'}")
-    chosen = [key for key in keys if size is None or split_key(key)[1] == size]
+    chosen = [key for key in keys if size is None or key.endswith(f"_{size}")]
     if not chosen:
         raise InputError(f"{path}: none of the keys {', '.join(keys) or '(none)'} holds patches of {size} pixels")
     return chosen

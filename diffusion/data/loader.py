@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from diffusion.data.batch import collate
+from diffusion.data.batch import PatchBatch, collate
 from diffusion.data.sampler import BatchStream
+from diffusion.errors import InputError
+
+
+def batches_of(loader: DataLoader) -> Iterator[PatchBatch]:
+    """The loader's batches; a worker's InputError as the one line it was, without the traceback that torch adds."""
+    batches = iter(loader)
+    while True:
+        try:
+            yield next(batches)
+        except InputError as error:
+            raise type(error)(str(error).strip().split("InputError: ")[-1].split("MissingError: ")[-1]) from None
 
 
 def training_loader(dataset: Dataset, batches: BatchStream, num_workers: int, pin_memory: bool) -> DataLoader:

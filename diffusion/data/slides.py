@@ -95,9 +95,12 @@ class PlainImage:
 
     def __init__(self, path: Path, mpp: float, image_mpp: float | None):
         try:
-            image = Image.open(path).convert("RGB")
+            image = Image.open(path)
+            image.load()
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise InputError(f"{path} is neither a slide nor an image that can be read ({error})") from error
+        if image.mode != "RGB":
+            raise InputError(f"{path} is a {image.mode} image, expected RGB: convert it first")
         self._image, self.note = image, "native"
         if image_mpp is not None:
             factor = shrink_factor(path, image_mpp, mpp)

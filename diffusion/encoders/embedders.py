@@ -6,9 +6,6 @@ Known networks stand in `EMBEDDERS`. Weights are read as data, never unpickled.
 
 from __future__ import annotations
 
-import pickle
-import re
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from diffusion.errors import InputError, MissingError
+from diffusion.weights import read_safetensors, read_torch_file
 
 WINDOW = 256  # pixels a side of what is embedded at once
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -129,7 +127,7 @@ class PatchEmbedder:
         """
         pixels = windows.float()
         for size in ((windows.shape[2], self.input_size), (self.input_size, self.input_size)):  # across, then down
-            pixels = F.interpolate(pixels, size=size, mode="bicubic", antialias=True).round().clamp(0, 255)
+            pixels = F.interpolate(pixels, size=size, mode="bilinear", antialias=True).round()
         pixels = pixels / 255
         mean = pixels.new_tensor(IMAGENET_MEAN).view(3, 1, 1)
         std = pixels.new_tensor(IMAGENET_STD).view(3, 1, 1)
@@ -153,43 +151,15 @@ def resolve_embedder(name_or_path: str | Path, root: Path = Path(".")) -> tuple[
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The state dict in a .safetensors or torch file, on the CPU. Nothing in it is executed.
-
-    Raises InputError for a file that holds anything but tensors by name.
-    """
+    """The state dict in a .safetensors or torch file. Raises InputError for a file of anything but tensors by name."""
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    try:
-        # Files from before torch 1.6 are no zip archives, and only those can be mapped.
-        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # fed with anything else than weights, the reader raises nearly anything
-        raise InputError(f"{path} is not a plain weights file ({_reason(error)}); {_EXPECTED_WEIGHTS}") from error
+        return read_safetensors(path)
+    weights = read_torch_file(path)
     if not isinstance(weights, Mapping) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise InputError(f"{path} holds more than tensors by name; {_EXPECTED_WEIGHTS}")
+        raise InputError(
+            f"{path} holds more than tensors by name; expected what torch.save(model.state_dict(), file) writes"
+        )
     return dict(weights)
-
-
-_EXPECTED_WEIGHTS = "expected what torch.save(model.state_dict(), file) writes, or .safetensors"
-
-
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise InputError(f"{path} is not a readable safetensors file ({error})") from error
-
-
-def _reason(error: Exception) -> str:
-    """The point of torch's page-long message, in a few words."""
-    found = re.search(r"GLOBAL (\S+)", str(error))
-    if found:
-        return f"it refers to code, {found[1]}, and pickled code is never run here"
-    if isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error):
-        return "it holds Python objects that only unpickling could make, and that is never done here"
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _recognise(path: Path) -> EmbedderSpec:

@@ -135,9 +135,13 @@ def load_vae(folder: Path, dtype: torch.dtype) -> AutoencoderKL:
 
     if not (folder / WEIGHTS_NAME).is_file():
         raise MissingError(f"no {WEIGHTS_NAME} in {folder}: latent codecs are read from safetensors only")
-    vae, info = AutoencoderKL.from_pretrained(
-        str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
-    )
+    try:
+        vae, info = AutoencoderKL.from_pretrained(
+            str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise InputError(f"{folder / WEIGHTS_NAME} is not whole, or does not fit its config.json ({reason})") from None
     odd = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
     if odd:
         raise InputError(

@@ -17,8 +17,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from diffusion.engine.ema import EMA
 from diffusion.errors import MissingError
 from diffusion.files import written_aside
-from diffusion.model.convert import architecture_of, read_torch_file
+from diffusion.model.convert import architecture_of
 from diffusion.model.pixart import PixArt
+from diffusion.weights import read_torch_file
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -70,7 +71,7 @@ def find_checkpoint(resume_from: str, work_dir: Path) -> Path | None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """A training checkpoint, on the CPU. Raises MissingError, InputError."""
     content = read_torch_file(path)
-    wanted = {"model", "ema", "optimizer", "lr_schedule", "step", "position", "rng"}
+    wanted = {"model", "ema", "optimizer_type", "optimizer", "lr_schedule", "step", "position", "rng"}
     if not isinstance(content, dict) or not wanted <= content.keys():
         raise MissingError(
             f"{path} holds weights but no state of a training run; use --load-from to start from its weights"
@@ -81,6 +82,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def run_state(
     model: PixArt,
     ema: EMA,
+    optimizer_type: str,
     optimizer: Optimizer,
     lr_schedule: LRScheduler,
     step: int,
@@ -95,6 +97,7 @@ def run_state(
         "model": model.state_dict(),
         "ema": ema.tensors,
         "architecture": architecture_of(model),
+        "optimizer_type": optimizer_type,
         "optimizer": optimizer.state_dict(),
         "lr_schedule": lr_schedule.state_dict(),
         "scaler": scaler.state_dict() if scaler is not None else None,
@@ -107,10 +110,17 @@ def run_state(
 def restore(
     state: dict[str, Any], ema: EMA, optimizer: Optimizer, lr_schedule: LRScheduler, accelerator: Accelerator
 ) -> tuple[int, int]:
-    """Put a state back (the network's weights are loaded already) and answer its step and position."""
+    """Put a state back (the network's weights are loaded already) and answer its step and position.
+
+    The learning rate stays the one that the optimizer was built with, so that a run can go on at another.
+    """
+    peak_rates = list(lr_schedule.base_lrs)
     ema.load(state["ema"])
     optimizer.load_state_dict(state["optimizer"])
     lr_schedule.load_state_dict(state["lr_schedule"])
+    lr_schedule.base_lrs = peak_rates
+    for group, peak, factor in zip(optimizer.param_groups, peak_rates, lr_schedule.lr_lambdas, strict=True):
+        group["initial_lr"], group["lr"] = peak, peak * factor(lr_schedule.last_epoch)
     if accelerator.scaler is not None and state["scaler"] is not None:
         accelerator.scaler.load_state_dict(state["scaler"])
     if len(state["rng"]) == accelerator.num_processes:  # another number of processes has no states to go on from

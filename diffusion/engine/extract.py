@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -72,9 +73,17 @@ class FeatureFiles:
         return torch.from_numpy(read_patch(self.root / "patches" / name, self.patch_size)).permute(2, 0, 1)
 
 
-def share(index: PatchIndex, rank: int, world_size: int) -> Iterator[str]:
-    """The names that one of several processes extracts: every world_size-th."""
-    return (index.name(i) for i in range(rank, len(index), world_size))
+class Share(NamedTuple):
+    """What one of several processes extracts; names are read as they come, since there may be millions."""
+
+    names: Iterator[str]
+    count: int
+
+
+def share(index: PatchIndex, rank: int, world_size: int) -> Share:
+    """Every world_size-th name, from the rank-th on."""
+    mine = range(rank, len(index), world_size)
+    return Share((index.name(i) for i in mine), len(mine))
 
 
 def encode_patch(pixels: torch.Tensor, codec: LatentCodec, window: int, batch_size: int) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,12 @@ class Folder:
         """
         file = self.path / SETTINGS_FILE
         if file.is_file():
-            before = json.loads(file.read_text())
+            try:
+                before = json.loads(file.read_text())
+            except ValueError:
+                raise InputError(
+                    f"{file} is damaged; name another --out_dir, or delete it with the samples beside it"
+                ) from None
             for name, value in settings.items():
                 if before.get(name) != value:
                     raise InputError(
@@ -70,11 +75,20 @@ class Folder:
         with written_aside(file) as temporary:
             temporary.write_text(json.dumps(settings, indent=2) + "\n")
 
-    def missing(self, indices: Iterable[int]) -> list[int]:
-        """The images that are not there yet; a file is there whole or not at all, and `syn` is written last."""
+    def missing(self, count: int) -> list[int]:
+        """Which of `count` images are not there yet; a file is there whole or not at all, and `syn` is written last.
+
+        Raises InputError when there are more than `count`.
+        """
         folder = self.path / "syn"
-        present = {name.split("_")[0] for name in os.listdir(folder)} if folder.is_dir() else set()
-        return [i for i in indices if f"{i:06d}" not in present]
+        present = (
+            {int(name.split("_")[0]) for name in os.listdir(folder) if name[0] != "."} if folder.is_dir() else set()
+        )
+        if any(i >= count for i in present):
+            raise InputError(
+                f"{self.path} holds {len(present)} samples, not {count}; name another --out_dir, or ask for as many"
+            )
+        return [i for i in range(count) if i not in present]
 
     def write(self, i: int, item: PatchItem, synthetic: torch.Tensor) -> None:
         """Image i: the patch's own pixels and the sample, uint8 (3, S, S) both."""
@@ -87,7 +101,7 @@ class Folder:
                 )
 
 
-class Generator:
+class ImageMaker:
     """Image i of a run: condition, noise and everything random about it follow from (seed, i) alone."""
 
     def __init__(
@@ -121,8 +135,11 @@ class Generator:
             self.run.model, noise, tokens, null_tokens, self.steps, self.guidance, self.algorithm, generators
         )
         for i, item, latent in zip(indices, items, latents, strict=True):
-            pixels = self.codec.decode(latent[None])[0]
-            yield i, item, to_uint8(pixels)
+            if not torch.isfinite(latent).all():
+                raise InputError(
+                    f"image {i} is not finite: {self.run.checkpoint} is spoilt, or guidance {self.guidance} too strong"
+                )
+            yield i, item, to_uint8(self.codec.decode(latent[None])[0])
 
 
 def to_uint8(pixels: torch.Tensor) -> torch.Tensor:

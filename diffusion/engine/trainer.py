@@ -11,20 +11,21 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.func import functional_call
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from diffusion.config import Config, dump_config
 from diffusion.data.batch import PatchBatch
 from diffusion.data.crops import tokens_per_image
 from diffusion.data.datasets.pan_cancer import PanCancerData, build_dataset
-from diffusion.data.loader import training_loader
+from diffusion.data.loader import batches_of, training_loader
 from diffusion.data.sampler import BatchStream
 from diffusion.encoders.latents import LatentScale
 from diffusion.engine.checkpoint import (
@@ -54,6 +55,7 @@ log = logging.getLogger(__name__)
 
 # what follows from the architecture alone is made anew, whatever the weights to start from say
 REMADE = frozenset({"pos_embed", "y_pos_embed"})
+MAX_SKIPPED_STEPS = 50  # in a row; a scaler that starts at 65536 has no lower scale to try long before
 
 
 @dataclass(frozen=True)
@@ -102,11 +104,12 @@ def train(config: Config, work_dir: Path, cpu: bool = False) -> None:
     scale = latent_scale(config)
 
     # ---- network, its average, and what trains it
-    resumed = open_checkpoint(config, work_dir)
+    checkpoint = choose_checkpoint(config, work_dir)
+    resumed = open_checkpoint(config, checkpoint) if checkpoint else None
     torch.manual_seed(config.seed)  # the same initial weights in every process
-    model = build_network(config)
+    model = build_network(config, None if resumed else config.load_from)
     if resumed is not None:
-        load_into(model, resumed["model"], config.resume_from)
+        load_into(model, resumed["model"], checkpoint)
     ema = EMA(model.to(accelerator.device), config.ema_rate)
     optimizer = build_optimizer(model.parameters(), config.optimizer, plan.lr)
     lr_schedule = build_lr_schedule(optimizer, config, plan.total_steps)  # not prepared: it counts optimizer steps
@@ -116,25 +119,25 @@ def train(config: Config, work_dir: Path, cpu: bool = False) -> None:
     step, position = 0, 0
     if resumed is not None:
         step, position = restore(resumed, ema, optimizer, lr_schedule, accelerator)
+        resumed = None  # gigabytes of host memory in a large run
 
     # ---- what a person watches; nothing has been written before this line
     main = accelerator.is_main_process
     codec = load_codec(config, accelerator.device) if main and config.sample_grid.count else None
     watch = Watch(work_dir, main, config.report_to)
     if main:
-        dump_config(dataclasses.replace(config, work_dir=str(work_dir)), work_dir / CONFIG_FILE)
+        dump_config(settled(config, work_dir), work_dir / CONFIG_FILE)
     log.info("%s", describe(config, plan, model, accelerator.num_processes))
-    log.info("weights from %s", config.resume_from if resumed else config.load_from or f"seed {config.seed}")
+    log.info("weights from %s", checkpoint or config.load_from or f"seed {config.seed}")
     log.info("from step %d to %d, on %s", step, plan.total_steps, processor(accelerator))
 
     def save() -> None:
-        state = run_state(model, ema, optimizer, lr_schedule, step, position, accelerator)
+        state = run_state(model, ema, config.optimizer.type, optimizer, lr_schedule, step, position, accelerator)
         if main:
             save_file(state, checkpoint_path(work_dir, step))
-            save_file(
-                {key: state[key] for key in ("architecture", "step")} | {"state_dict": state["ema"]},
-                work_dir / FOLDER / LAST_EMA,
-            )
+            averages = {name: tensor.cpu() for name, tensor in ema.tensors.items()}  # to be read on any machine
+            content = {"state_dict": averages, "architecture": state["architecture"], "step": step}
+            save_file(content, work_dir / FOLDER / LAST_EMA)
             log.info("saved %s and %s", checkpoint_path(work_dir, step).name, LAST_EMA)
         if codec is not None:
             with averaged(model, ema) as averaged_network:
@@ -146,11 +149,10 @@ def train(config: Config, work_dir: Path, cpu: bool = False) -> None:
                 )
         accelerator.wait_for_everyone()
 
-    if resumed is None:
+    if checkpoint is None:
         save()  # so that a full disk or a broken codec shows now, not hours later
     if step >= plan.total_steps:
         log.info("nothing left to do: step %d of %d", step, plan.total_steps)
-        return
 
     # ---- the loop
     stream = BatchStream(
@@ -162,40 +164,49 @@ def train(config: Config, work_dir: Path, cpu: bool = False) -> None:
         position,
     )
     loader = training_loader(dataset, stream, config.num_workers, pin_memory=accelerator.device.type == "cuda")
-    batches = timed(loader)
     meter = Meter(accelerator)
     saves = save_steps(config, plan)
-    progress = tqdm(total=plan.total_steps, initial=step, unit="step", disable=not main, mininterval=2)
+    skipped = 0  # optimizer steps in a row that the fp16 scaler refused
     network.train()
-    for batch, waited in batches:
-        with accelerator.accumulate(network):
-            losses = batch_losses(network, batch.to(accelerator.device), scale)
-            accelerator.backward(losses["loss"].mean())
-            position += config.train_batch_size * accelerator.num_processes
-            if accelerator.sync_gradients:
-                grad_norm = accelerator.clip_grad_norm_(network.parameters(), config.gradient_clip)
-                check_finite(grad_norm, config, step, batch)
-            optimizer.step()
-            optimizer.zero_grad()
-        meter.add(losses, waited)
-        if not accelerator.sync_gradients:
-            continue
-        if not accelerator.optimizer_step_was_skipped:  # by the fp16 scaler, which then lowers its scale
-            lr_schedule.step()
-            ema.update(model)
-        step += 1
-        progress.update()
-        if step % config.log_interval == 0 or step == plan.total_steps:
-            values = meter.read(plan.global_batch) | {"grad_norm": float(grad_norm), "lr": lr_schedule.get_last_lr()[0]}
-            watch.scalars(values, step, plan.total_steps, epoch=position / plan.samples)
-            progress.set_postfix(loss=f"{values['loss']:.4f}")
-        if step in saves or step == plan.total_steps:
-            save()
-        if step == plan.total_steps:
-            break
-    progress.close()
+    with tqdm(total=plan.total_steps, initial=step, unit="step", disable=not main, mininterval=2) as progress:
+        for batch, waited in timed(loader) if step < plan.total_steps else ():
+            with accelerator.accumulate(network):
+                losses = batch_losses(network, batch.to(accelerator.device), scale)
+                accelerator.backward(losses["loss"].mean())
+                position += config.train_batch_size * accelerator.num_processes
+                if accelerator.sync_gradients:
+                    grad_norm = accelerator.clip_grad_norm_(network.parameters(), config.gradient_clip)
+                    check_finite(grad_norm, skipped, config, step, batch)
+                optimizer.step()
+                optimizer.zero_grad()
+            meter.add(losses, waited)
+            if not accelerator.sync_gradients:
+                continue
+            skipped = skipped + 1 if accelerator.optimizer_step_was_skipped else 0
+            if not skipped:
+                lr_schedule.step()
+                ema.update(model)
+            step += 1
+            progress.update()
+            if step % config.log_interval == 0 or step == plan.total_steps:
+                values = meter.read(plan.global_batch)
+                values |= {"grad_norm": float(grad_norm), "lr": lr_schedule.get_last_lr()[0]}
+                watch.scalars(values, step, plan.total_steps, epoch=position / plan.samples)
+                progress.set_postfix(loss=f"{values['loss']:.4f}")
+            if step in saves or step == plan.total_steps:
+                save()
+            if step == plan.total_steps:
+                break
     watch.close()
     accelerator.end_training()
+
+
+def settled(config: Config, work_dir: Path) -> Config:
+    """The config to leave in the work dir: with whole paths, so that the run can be opened from any folder."""
+    root = str(config.data_root.resolve())
+    return dataclasses.replace(
+        config, work_dir=str(work_dir.resolve()), root=root, data=dataclasses.replace(config.data, root=root)
+    )
 
 
 def check_precision(config: Config, cpu: bool) -> None:
@@ -217,31 +228,36 @@ def check_data(config: Config, dataset: PanCancerData) -> None:
         )
 
 
-def build_network(config: Config) -> PixArt:
-    """A new network, or one that starts from the weights of `load_from` without its `ignore_keys`."""
+def build_network(config: Config, load_from: str | None) -> PixArt:
+    """A new network, or one that starts from weights, without the config's `ignore_keys` of them."""
     model = build_model(config.model, **config.model_arguments)
     model.grad_checkpointing = config.grad_checkpointing
-    if config.load_from is not None:
-        weights = load_weights(config.load_from).state_dict
-        own = model.state_dict()
-        kept = {name: own[name] for name in own if name in REMADE | set(config.ignore_keys)}
-        taken = {name: tensor for name, tensor in weights.items() if name not in REMADE | set(config.ignore_keys)}
-        load_into(model, {**taken, **kept}, config.load_from)
-        log.info("started from %s; its own: %s", config.load_from, ", ".join(kept) or "nothing")
+    if load_from is not None:
+        own, weights = model.state_dict(), load_weights(load_from).state_dict
+        left = REMADE | set(config.ignore_keys)
+        taken = {name: tensor for name, tensor in weights.items() if name not in left}
+        load_into(model, taken | {name: own[name] for name in own if name in left}, load_from)
     return model
 
 
-def open_checkpoint(config: Config, work_dir: Path) -> dict[str, Any] | None:
-    """The state to resume from, or None for a new run. Raises InputError rather than write over a run that is there."""
-    if config.resume_from is None:
-        present = newest_checkpoint(work_dir)
-        if present is not None:
-            raise InputError(
-                f"{work_dir} already holds a run ({present.name}); continue it with --resume-from auto, or name another --work-dir"
-            )
-        return None
-    path = find_checkpoint(config.resume_from, work_dir)
-    return None if path is None else load_checkpoint(path)
+def choose_checkpoint(config: Config, work_dir: Path) -> Path | None:
+    """What to resume from, or None for a new run. Raises InputError rather than write over a run that is there."""
+    if config.resume_from is not None:
+        return find_checkpoint(config.resume_from, work_dir)
+    present = newest_checkpoint(work_dir)
+    if present is not None:
+        raise InputError(
+            f"{work_dir} already holds a run ({present.name}); continue it with --resume-from auto, or name another --work-dir"
+        )
+    return None
+
+
+def open_checkpoint(config: Config, path: Path) -> dict[str, Any]:
+    """A state to go on from. Raises InputError when another optimizer left it."""
+    state = load_checkpoint(path)
+    if state["optimizer_type"] != config.optimizer.type:
+        raise InputError(f"{path} is of a run with {state['optimizer_type']}, the config has {config.optimizer.type}")
+    return state
 
 
 def batch_losses(network: torch.nn.Module, batch: PatchBatch, scale: LatentScale) -> dict[str, torch.Tensor]:
@@ -250,13 +266,17 @@ def batch_losses(network: torch.nn.Module, batch: PatchBatch, scale: LatentScale
     return training_losses(network, scale.to_network(batch.latents), timestep, batch.tokens)
 
 
-def check_finite(grad_norm: torch.Tensor, config: Config, step: int, batch: PatchBatch) -> None:
-    """A gradient that is no number would spoil every weight; under fp16 the scaler skips such a step by itself."""
-    if config.mixed_precision != "fp16" and not torch.isfinite(grad_norm):
-        raise InputError(
-            f"the gradient of step {step + 1} is not finite; the weights are those of the last checkpoint. "
-            f"Patches: {', '.join(batch.names[:4])}. Lower the learning rate, or check these with tools/extract_features.py"
-        )
+def check_finite(grad_norm: torch.Tensor, skipped: int, config: Config, step: int, batch: PatchBatch) -> None:
+    """A gradient that is no number would spoil every weight. Raises InputError naming the patches.
+
+    Under fp16 the scaler skips such a step and lowers its scale, which is right unless it goes on and on.
+    """
+    if torch.isfinite(grad_norm) or (config.mixed_precision == "fp16" and skipped < MAX_SKIPPED_STEPS):
+        return
+    raise InputError(
+        f"the gradient of step {step + 1} is not finite; the weights are those of the last checkpoint. "
+        f"Patches: {', '.join(batch.names[:4])}. Lower the learning rate, or extract the features of these again"
+    )
 
 
 @contextlib.contextmanager
@@ -279,9 +299,9 @@ def save_steps(config: Config, plan: Plan) -> set[int]:
     return steps
 
 
-def timed(loader: Iterable[PatchBatch]) -> Iterator[tuple[PatchBatch, float]]:
+def timed(loader: DataLoader) -> Iterator[tuple[PatchBatch, float]]:
     """Batches with the seconds that each was waited for."""
-    batches = iter(loader)
+    batches = batches_of(loader)
     while True:
         asked = time.perf_counter()
         batch = next(batches)
@@ -299,13 +319,18 @@ def describe(config: Config, plan: Plan, model: PixArt, processes: int) -> str:
     )
 
 
-def dry_run(config: Config, processes: int) -> str:
+def dry_run(config: Config, work_dir: Path, processes: int, cpu: bool) -> str:
     """Check everything that can be wrong before the first step, write nothing, and say what the run would be."""
+    check_precision(config, cpu)
     dataset = build_dataset(**config.data_arguments)
     check_data(config, dataset)
     latent_scale(config)
+    if config.sample_grid.count:
+        load_codec(config, torch.device("cpu"))
     plan = plan_run(config, len(dataset), processes)
-    with torch.device("meta"):
-        model = build_model(config.model, **config.model_arguments)
+    checkpoint = choose_checkpoint(config, work_dir)
+    model = build_network(config, None if checkpoint else config.load_from)
+    if checkpoint:
+        load_into(model, open_checkpoint(config, checkpoint)["model"], checkpoint)
     build_optimizer(model.parameters(), config.optimizer, plan.lr)
     return describe(config, plan, model, processes)

@@ -61,7 +61,7 @@ class Watch:
     """Writes train_log.log and TensorBoard's events, in the main process only."""
 
     def __init__(self, work_dir: Path, is_main_process: bool, report_to: str):
-        self.writer, self.began, self.first = None, time.perf_counter(), None
+        self.writer, self.first = None, None
         self.work_dir = work_dir
         if not is_main_process:
             return

@@ -53,9 +53,12 @@ def embed_images(paths: Sequence[Path], embedder: PatchEmbedder, batch_size: int
 def read_window(path: Path) -> torch.Tensor:
     """An image of 256 x 256 pixels as uint8 (3, 256, 256)."""
     try:
-        pixels = np.array(Image.open(path).convert("RGB"))
+        with Image.open(path) as image:
+            mode, pixels = image.mode, np.array(image)
     except (OSError, SyntaxError) as error:
         raise InputError(f"{path} is no image that can be read ({error})") from error
+    if mode != "RGB":
+        raise InputError(f"{path} is a {mode} image, expected RGB")
     if pixels.shape[:2] != (WINDOW, WINDOW):
         height, width = pixels.shape[:2]
         raise InputError(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import re
 import tempfile
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ import torch
 from diffusion.errors import InputError, MissingError
 from diffusion.model.embed import grid_positions, sincos_2d
 from diffusion.model.pixart import PRESETS, PixArt
+from diffusion.weights import read_safetensors, read_torch_file
 
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
 DIFFUSERS_CLASS = "PixCellTransformer2DModel"
@@ -73,7 +73,9 @@ def load_weights(path: str | Path, ema: bool = True) -> Weights:
     elif not path.is_file():
         raise MissingError(f"no weights at {path}")
     elif path.suffix == ".safetensors":
-        tensors = _read_safetensors(path)
+        tensors = read_safetensors(path)
+        if "pos_embed.proj.weight" in tensors:  # a file of the diffusers layout needs its config.json
+            settings = _diffusers_settings(path.with_name("config.json"))
     else:
         tensors, settings = _read_checkpoint(path, ema)
     if "pos_embed.proj.weight" in tensors:
@@ -104,20 +106,6 @@ def load_into(model: PixArt, weights: Mapping[str, torch.Tensor], source: str | 
     if complaints:
         raise InputError(f"{source} is of another architecture than the network ({'; '.join(complaints)})")
     model.load_state_dict(weights)
-
-
-def read_torch_file(path: Path, map_location: str = "cpu") -> Any:
-    """torch.load that runs no code. Raises InputError for anything but tensors and plain values, or a damaged file."""
-    try:
-        return torch.load(path, map_location=map_location, weights_only=True)
-    except FileNotFoundError:
-        raise MissingError(f"no file {path}") from None
-    except pickle.UnpicklingError:  # its own message advises to unpickle all the same
-        raise InputError(
-            f"{path} is refused: it is damaged, or holds more than tensors and plain values, which could run code"
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise InputError(f"{path} is not a whole torch file ({_first_line(error)})") from None
 
 
 def infer_architecture(tensors: Mapping[str, torch.Tensor], source: str | Path = "the weights") -> dict[str, Any]:
@@ -267,13 +255,24 @@ def _read_folder(folder: Path, ema: bool) -> tuple[dict[str, torch.Tensor], dict
         raise MissingError(
             f"no weights in {folder}: looked for config.json with {DIFFUSERS_WEIGHTS}, and for last_ema.ckpt"
         )
-    settings = json.loads(config.read_text())
-    architecture = {
-        "input_size": settings["sample_size"],
-        "num_heads": settings["num_attention_heads"],
-        "pe_interpolation": settings["interpolation_scale"],
-    }
-    return _read_safetensors(folder / DIFFUSERS_WEIGHTS), architecture
+    return read_safetensors(folder / DIFFUSERS_WEIGHTS), _diffusers_settings(config)
+
+
+def _diffusers_settings(path: Path) -> dict[str, Any]:
+    """What a config.json of the released layout says of the architecture beyond the tensors."""
+    if not path.is_file():
+        raise MissingError(f"no {path}, which says what the tensors beside it are")
+    try:
+        settings = json.loads(path.read_text())
+        if settings["_class_name"] != DIFFUSERS_CLASS:
+            raise InputError(f"{path} is the config of a {settings['_class_name']}: expected a {DIFFUSERS_CLASS}")
+        return {
+            "input_size": settings["sample_size"],
+            "num_heads": settings["num_attention_heads"],
+            "pe_interpolation": settings["interpolation_scale"],
+        }
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not the config of a {DIFFUSERS_CLASS} ({error!r})") from None
 
 
 def _read_checkpoint(path: Path, ema: bool) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -281,18 +280,6 @@ def _read_checkpoint(path: Path, ema: bool) -> tuple[dict[str, torch.Tensor], di
     content = read_torch_file(path)
     told = content.get("architecture") if isinstance(content, Mapping) else None
     return _state_dict_of(content, path, ema), dict(told) if isinstance(told, Mapping) else {}
-
-
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise MissingError(f"no weights at {path}")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise InputError(f"{path} is not a whole safetensors file ({_first_line(error)})") from None
 
 
 def _state_dict_of(content: Any, path: Path, ema: bool) -> dict[str, torch.Tensor]:
@@ -323,7 +310,3 @@ def _position_grid(architecture: Mapping[str, Any]) -> torch.Tensor:
     side = architecture["input_size"] // architecture["patch_size"]
     positions = grid_positions(side, side, architecture["pe_interpolation"])
     return sincos_2d(architecture["hidden_size"], positions, positions)[None]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]

@@ -5,6 +5,9 @@ Attribute names follow the published checkpoints, so that official weights load 
 
 from __future__ import annotations
 
+import difflib
+import inspect
+
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -29,6 +32,10 @@ def build_model(name: str, **kwargs) -> PixArt:
     """
     if name not in PRESETS:
         raise InputError(f"no model preset {name!r}; known are {', '.join(PRESETS)}")
+    known = inspect.signature(PixArt).parameters
+    for argument in kwargs.keys() - known.keys():
+        near = difflib.get_close_matches(argument, known, n=1, cutoff=0)[0]
+        raise InputError(f"PixArt has no argument {argument!r}; the nearest is {near!r}")
     return PixArt(**{**PRESETS[name], **kwargs})
 
 
@@ -60,8 +67,8 @@ class PixArt(nn.Module):
         fp32_attention: bool = False,
     ):
         super().__init__()
-        if hidden_size % num_heads:
-            raise InputError(f"hidden_size {hidden_size} must be a multiple of num_heads {num_heads}")
+        if num_heads < 1 or hidden_size % num_heads or hidden_size % 4:
+            raise InputError(f"hidden_size {hidden_size} must be a multiple of num_heads {num_heads}, and of 4")
         if input_size % patch_size:
             raise InputError(f"input_size {input_size} must be a multiple of patch_size {patch_size}")
         self.in_channels, self.out_channels = in_channels, in_channels * (2 if pred_sigma else 1)
