@@ -91,20 +91,44 @@ class TestEma:
 
 
 class TestOptimizer:
-    parameters = staticmethod(lambda: [torch.nn.Parameter(torch.ones(4, 4))])
+    @staticmethod
+    def network() -> torch.nn.Module:
+        model = torch.nn.Module()
+        model.blocks, model.head = torch.nn.ModuleList([torch.nn.Linear(4, 6)]), torch.nn.Linear(4, 2)
+        return model
 
-    @pytest.mark.parametrize("name", ["AdamW", "CAME", "CAMEWrapper"])
+    @pytest.mark.parametrize("name", ["AdamW", "CAME", "CAMEWrapper", "Muon"])
     def test_it_descends(self, name):
-        (parameter,) = parameters = self.parameters()
-        optimizer = build_optimizer(parameters, OptimizerConfig(type=name), lr=1e-2)
+        model = self.network()
+        optimizer = build_optimizer(model, OptimizerConfig(type=name), lr=1e-2)
+        before = [parameter.norm().item() for parameter in model.parameters()]
         for _ in range(5):
-            parameter.grad = 2 * parameter.detach()
+            for parameter in model.parameters():
+                parameter.grad = 2 * parameter.detach()
             optimizer.step()
-        assert parameter.norm() < 4
+        assert all(parameter.norm() < norm for parameter, norm in zip(model.parameters(), before, strict=True))
+
+    def test_muon_updates_are_orthogonal_and_the_rest_is_adamw(self):
+        torch.manual_seed(0)
+        model, twin = self.network(), self.network()
+        twin.load_state_dict(model.state_dict())
+        muon = build_optimizer(model, OptimizerConfig("Muon", betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1), lr=1e-2)
+        adam = torch.optim.AdamW(twin.head.parameters(), lr=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
+        for _ in range(3):
+            before = model.blocks[0].weight.detach().clone()
+            for parameter, other in zip(model.parameters(), twin.parameters(), strict=True):
+                parameter.grad = torch.randn_like(parameter)
+                other.grad = parameter.grad.clone()
+            muon.step()
+            adam.step()
+            update = (before * (1 - 1e-2 * 0.1) - model.blocks[0].weight) / (1e-2 * (6 / 4) ** 0.5)
+            singular = torch.linalg.svdvals(update)
+            assert singular.min() > 0.6 and singular.max() < 1.3  # five iterations come this near to 1
+        torch.testing.assert_close(model.head.weight, twin.head.weight)
 
     def test_settings_reach_it(self):
         recipe = OptimizerConfig("CAME", 2e-5, 0.1, betas=(0.9, 0.999, 0.9999), eps=(1e-30, 1e-16))
-        group = build_optimizer(self.parameters(), recipe, lr=3e-5).param_groups[0]
+        group = build_optimizer(self.network(), recipe, lr=3e-5).param_groups[0]
         assert (group["lr"], group["weight_decay"], group["betas"], group["eps"]) == (
             3e-5,
             0.1,
@@ -113,15 +137,15 @@ class TestOptimizer:
         )
 
     def test_unknown_or_unfit(self):
-        with pytest.raises(InputError, match="known are AdamW, CAME"):
-            build_optimizer(self.parameters(), OptimizerConfig("Lion"), lr=1)
+        with pytest.raises(InputError, match="known are AdamW, CAME, Muon"):
+            build_optimizer(self.network(), OptimizerConfig("Lion"), lr=1)
         with pytest.raises(InputError, match="expected two betas, one eps"):
-            build_optimizer(self.parameters(), OptimizerConfig("AdamW", betas=(0.9, 0.99, 0.999)), lr=1)
+            build_optimizer(self.network(), OptimizerConfig("AdamW", betas=(0.9, 0.99, 0.999)), lr=1)
 
     def test_warm_up_then_constant_or_cosine(self):
         for kind, end in (("constant", 1.0), ("cosine", 0.5 * (1 + math.cos(math.pi * 5 / 6)))):
             config = Config(lr_schedule=kind, lr_schedule_args=ScheduleConfig(4))
-            optimizer = torch.optim.SGD(self.parameters(), lr=8.0)
+            optimizer = torch.optim.SGD(self.network().parameters(), lr=8.0)
             schedule = build_lr_schedule(optimizer, config, total_steps=10)
             rates = []
             for _ in range(10):
@@ -170,7 +194,10 @@ class TestRun:
 
     @pytest.mark.parametrize("accumulation", [1, 3])
     def test_resuming_gives_the_run_that_never_stopped(self, feature_root, tmp_path, accumulation):
-        config = settings(feature_root, gradient_accumulation_steps=accumulation, class_dropout_prob=0.5)
+        optimizer = OptimizerConfig("AdamW" if accumulation == 1 else "Muon", 1e-2)
+        config = settings(
+            feature_root, gradient_accumulation_steps=accumulation, class_dropout_prob=0.5, optimizer=optimizer
+        )
         train(config, tmp_path / "whole", cpu=True)
         train(dataclasses.replace(config, max_steps=2), tmp_path / "parts", cpu=True)
         train(dataclasses.replace(config, resume_from="auto"), tmp_path / "parts", cpu=True)

@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 
 from diffusion.cli import DEVICES, pick_device, positive_int, run
 from diffusion.encoders.latents import LatentCodec, load_vae
+from diffusion.engine.optim import Muon, others
 from diffusion.errors import InputError, MissingError
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ MIN_TISSUE = 0.25  # share of tissue in a tile that counts
 TILES_OF_A_REGION = 8  # of each image, for the latents' statistics
 
 LEARNING_RATE = 0.025  # of Muon; the spectral norm of one update of a convolution
-SCALAR_LEARNING_RATE = 2e-3  # of AdamW, for biases, norms, and the first and last convolution
 WARMUP_STEPS = 50
 WIDE_CROPS_FROM = 0.75  # of all steps
 # Weight of the KL divergence (nats per latent position) against the mean squared error of pixels in [-1, 1]. The best
@@ -229,8 +229,8 @@ def train(vae: AutoencoderKL, crops: Iterator[torch.Tensor], steps: int) -> Auto
     """Minimise pixel error plus a small KL divergence; returns the moving average of the weights, in float32."""
     vae.eval()  # there is no dropout; diffusers' train mode only adds copies
     device = vae.device
-    optimizers = build_optimizers(vae)
-    schedules = [torch.optim.lr_scheduler.LambdaLR(each, lambda step: lr_factor(step, steps)) for each in optimizers]
+    optimizer = build_optimizer(vae)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(step, steps))
     average = AveragedModel(vae, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY))
     progress = tqdm(crops, total=steps, desc="training", unit="step", mininterval=5)
     for pixels in progress:
@@ -244,9 +244,8 @@ def train(vae: AutoencoderKL, crops: Iterator[torch.Tensor], steps: int) -> Auto
         vae.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(vae.parameters(), MAX_GRAD_NORM)
-        for optimizer, schedule in zip(optimizers, schedules, strict=True):
-            optimizer.step()
-            schedule.step()
+        optimizer.step()
+        schedule.step()
         average.update_parameters(vae)
         progress.set_postfix(psnr=f"{decibels(error.item() / 4):.2f}", refresh=False)
     return average.module
@@ -267,46 +266,11 @@ def decibels(mean_squared_error: float) -> float:
     return -10 * math.log10(mean_squared_error)
 
 
-def build_optimizers(vae: AutoencoderKL) -> list[torch.optim.Optimizer]:
+def build_optimizer(vae: AutoencoderKL) -> Muon:
     """Muon for the convolutions between feature maps, AdamW for all else."""
     ends = {vae.encoder.conv_in.weight, vae.decoder.conv_out.weight}
     matrices = [weight for weight in vae.parameters() if weight.ndim == 4 and weight not in ends]
-    others = [weight for weight in vae.parameters() if weight.ndim != 4 or weight in ends]
-    return [
-        Muon(matrices, LEARNING_RATE),
-        torch.optim.AdamW(others, SCALAR_LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.0),
-    ]
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum with orthogonalised updates (Jordan et al. 2024); in short runs here it took half of AdamW's steps."""
-
-    def __init__(self, weights: list[nn.Parameter], lr: float, momentum: float = 0.9) -> None:
-        super().__init__(weights, {"lr": lr, "momentum": momentum})
-
-    @torch.no_grad()
-    def step(self) -> None:
-        for group in self.param_groups:
-            for weight in group["params"]:
-                if weight not in self.state:
-                    self.state[weight]["average"] = torch.zeros_like(weight)
-                average = self.state[weight]["average"]
-                average.lerp_(weight.grad, 1 - group["momentum"])
-                update = orthogonalised(weight.grad.lerp(average, group["momentum"]))  # Nesterov's momentum
-                gain = max(1.0, weight.shape[0] / weight[0].numel()) ** 0.5
-                weight.add_(update, alpha=-group["lr"] * gain)
-
-
-def orthogonalised(gradient: torch.Tensor) -> torch.Tensor:
-    """The gradient (out, ...) as a matrix with all singular values near 1, by five Newton-Schulz iterations."""
-    matrix = gradient.bfloat16().flatten(1)
-    tall = matrix.shape[0] > matrix.shape[1]
-    matrix = matrix.T if tall else matrix
-    matrix = matrix / (matrix.norm() + 1e-7)
-    for _ in range(5):
-        gram = matrix @ matrix.T
-        matrix = 3.4445 * matrix + (2.0315 * gram @ gram - 4.7750 * gram) @ matrix
-    return (matrix.T if tall else matrix).reshape(gradient.shape).to(gradient.dtype)
+    return Muon(matrices, others(vae, matrices), LEARNING_RATE)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -114,7 +114,7 @@ def restore(
 
     The learning rate stays the one that the optimizer was built with, so that a run can go on at another.
     """
-    peak_rates = list(lr_schedule.base_lrs)
+    peak_rates = list(lr_schedule.base_lrs)  # of the config; loading puts the checkpoint's in their place
     ema.load(state["ema"])
     optimizer.load_state_dict(state["optimizer"])
     lr_schedule.load_state_dict(state["lr_schedule"])

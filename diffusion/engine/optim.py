@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from diffusion.config import Config, OptimizerConfig
@@ -14,25 +16,95 @@ from diffusion.errors import InputError
 REFERENCE_BATCH = 256  # the global batch at which auto_lr leaves the learning rate alone
 
 
-def build_optimizer(
-    parameters: Iterable[torch.nn.Parameter], config: OptimizerConfig, lr: float
-) -> torch.optim.Optimizer:
-    """AdamW or CAME (Luo et al. 2023). Raises InputError for another name, or betas and eps of the wrong number."""
+def build_optimizer(model: nn.Module, config: OptimizerConfig, lr: float) -> torch.optim.Optimizer:
+    """AdamW, CAME (Luo et al. 2023) or Muon. Raises InputError for another name, or betas and eps of the wrong number."""
     arguments = {name: value for name in ("betas", "eps") if (value := getattr(config, name)) is not None}
-    if config.type == "AdamW":
-        _expect(
-            len(arguments.get("betas", (0, 0))) == 2 and isinstance(arguments.get("eps", 0.0), float),
-            config,
-            "two betas, one eps",
-        )
-        return torch.optim.AdamW(parameters, lr=lr, weight_decay=config.weight_decay, **arguments)
+    if config.type in ("AdamW", "Muon"):
+        two = len(arguments.get("betas", (0, 0))) == 2 and isinstance(arguments.get("eps", 0.0), float)
+        _expect(two, config, "two betas, one eps")
+        if config.type == "AdamW":
+            return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=config.weight_decay, **arguments)
+        matrices = [module.weight for module in model.blocks.modules() if isinstance(module, nn.Linear)]
+        return Muon(matrices, others(model, matrices), lr, weight_decay=config.weight_decay, **arguments)
     if config.type in ("CAME", "CAMEWrapper"):  # the second is the original project's name for it
         from came_pytorch import CAME
 
         pairs = isinstance(arguments.get("eps", ()), tuple) and len(arguments.get("betas", (0, 0, 0))) == 3
         _expect(pairs, config, "three betas, two eps")
-        return CAME(parameters, lr=lr, weight_decay=config.weight_decay, **arguments)
-    raise InputError(f"no optimizer {config.type!r}; known are AdamW, CAME")
+        return CAME(model.parameters(), lr=lr, weight_decay=config.weight_decay, **arguments)
+    raise InputError(f"no optimizer {config.type!r}; known are AdamW, CAME, Muon")
+
+
+def others(model: nn.Module, matrices: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """A network's parameters but for these."""
+    chosen = {id(parameter) for parameter in matrices}
+    return [parameter for parameter in model.parameters() if id(parameter) not in chosen]
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum with orthogonalized updates for weight matrices (Jordan et al. 2024), AdamW for everything else.
+
+    All directions of a matrix learn at one rate, which a small network with little time thanks for. `lr` is the
+    spectral norm of a matrix's update; AdamW takes a tenth of it. Convolutions count as matrices (out, in * h * w).
+    torch.optim.Muon takes neither those nor the parameters that need AdamW. Not for sharded parameters.
+    """
+
+    def __init__(
+        self,
+        matrices: list[nn.Parameter],
+        others: list[nn.Parameter],
+        lr: float,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ):
+        groups = [
+            {"params": matrices, "lr": lr, "matrices": True},
+            {"params": others, "lr": lr / 10, "matrices": False},
+        ]
+        defaults = {"lr": lr, "momentum": momentum, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(groups, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            update = self._orthogonal if group["matrices"] else self._adam
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    parameter.sub_(update(parameter, self.state[parameter], group), alpha=group["lr"])
+
+    @staticmethod
+    def _orthogonal(parameter: nn.Parameter, state: dict[str, torch.Tensor], group: dict[str, Any]) -> torch.Tensor:
+        if not state:
+            state["average"] = torch.zeros_like(parameter)
+        state["average"].lerp_(parameter.grad, 1 - group["momentum"])
+        update = orthogonalized(parameter.grad.lerp(state["average"], group["momentum"]))  # Nesterov's momentum
+        return update * max(1.0, parameter.shape[0] / parameter[0].numel()) ** 0.5
+
+    @staticmethod
+    def _adam(parameter: nn.Parameter, state: dict[str, torch.Tensor], group: dict[str, Any]) -> torch.Tensor:
+        if not state:
+            state.update(step=torch.zeros(()), mean=torch.zeros_like(parameter), square=torch.zeros_like(parameter))
+        state["step"] += 1
+        states = zip(("mean", "square"), (parameter.grad, parameter.grad.square()), group["betas"], strict=True)
+        mean, square = (
+            state[name].lerp_(new, 1 - beta) / (1 - beta ** state["step"].item()) for name, new, beta in states
+        )
+        return mean / (square.sqrt() + group["eps"])
+
+
+def orthogonalized(gradient: torch.Tensor) -> torch.Tensor:
+    """A gradient (out, ...) as a matrix with all singular values near 1, by five Newton-Schulz iterations."""
+    matrix = gradient.bfloat16().flatten(1)
+    tall = matrix.shape[0] > matrix.shape[1]
+    matrix = matrix.T if tall else matrix
+    matrix = matrix / (matrix.norm() + 1e-7)
+    for _ in range(5):
+        gram = matrix @ matrix.T
+        matrix = 3.4445 * matrix + (2.0315 * gram @ gram - 4.7750 * gram) @ matrix
+    return (matrix.T if tall else matrix).reshape(gradient.shape).to(gradient.dtype)
 
 
 def learning_rate(config: Config, global_batch: int) -> float:

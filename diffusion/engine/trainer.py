@@ -111,7 +111,7 @@ def train(config: Config, work_dir: Path, cpu: bool = False) -> None:
     if resumed is not None:
         load_into(model, resumed["model"], checkpoint)
     ema = EMA(model.to(accelerator.device), config.ema_rate)
-    optimizer = build_optimizer(model.parameters(), config.optimizer, plan.lr)
+    optimizer = build_optimizer(model, config.optimizer, plan.lr)
     lr_schedule = build_lr_schedule(optimizer, config, plan.total_steps)  # not prepared: it counts optimizer steps
     network, optimizer = accelerator.prepare(model, optimizer)
     # from here on every process draws its own noise, timesteps and dropped conditions
@@ -332,5 +332,5 @@ def dry_run(config: Config, work_dir: Path, processes: int, cpu: bool) -> str:
     model = build_network(config, None if checkpoint else config.load_from)
     if checkpoint:
         load_into(model, open_checkpoint(config, checkpoint)["model"], checkpoint)
-    build_optimizer(model.parameters(), config.optimizer, plan.lr)
+    build_optimizer(model, config.optimizer, plan.lr)
     return describe(config, plan, model, processes)
