@@ -37,7 +37,7 @@ resume_from = None  # a checkpoint of this run: a file, a folder, or "auto" for 
 work_dir = None  # None: output/<name of the config file>
 
 # optimization
-mixed_precision = "no"  # no, bf16 or fp16 (a GPU)
+mixed_precision = "no"  # no, bf16, fp16 (a GPU), or auto: what the processor has in hardware
 fp32_attention = True  # attention outside autocast: fp16 overflows there in deep networks
 grad_checkpointing = False  # recompute blocks in the backward pass: less memory, a third more time
 train_batch_size = 32  # per process

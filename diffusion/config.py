@@ -158,7 +158,7 @@ class Config:
             f"one token per 256-pixel window makes {windows}",
         )
         _check((self.scale_factor is None) == (self.shift_factor is None), "scale_factor and shift_factor go together")
-        _one_of("mixed_precision", self.mixed_precision, ("no", "fp16", "bf16"))
+        _one_of("mixed_precision", self.mixed_precision, ("auto", "no", "fp16", "bf16"))
         _one_of("lr_schedule", self.lr_schedule, ("constant", "cosine"))
         _one_of("report_to", self.report_to, ("tensorboard", "none"))
         for name in (

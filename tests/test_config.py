@@ -85,7 +85,7 @@ def test_files_of_the_original_project_load(tmp_path, caplog):
         ("qk_norm = 1", "qk_norm is 1: expected bool"),
         ("image_size = 512", "model_max_length 1 contradicts image_size 512: one token per 256-pixel window makes 4"),
         ("data = dict(resolution=512)", "data.resolution 512 contradicts image_size 256"),
-        ("mixed_precision = 'fp8'", "expected one of no, fp16, bf16"),
+        ("mixed_precision = 'fp8'", "expected one of auto, no, fp16, bf16"),
         ("scale_factor = 1.5", "scale_factor and shift_factor go together"),
         ("class_dropout_prob = 1.5", "expected 0 <= p < 1"),
         ("train_batch_size = 0", "expected at least 1"),

@@ -248,6 +248,11 @@ class TestRun:
         train(config, tmp_path / "run", cpu=True)
         assert all(torch.isfinite(tensor).all() for tensor in read(tmp_path / "run", 4)["model"].values())
 
+    def test_auto_precision_is_what_the_processor_has(self, feature_root, tmp_path):
+        train(settings(feature_root, mixed_precision="auto", max_steps=1), tmp_path / "run", cpu=True)
+        settled = read_config(tmp_path / "run/config.py").mixed_precision
+        assert settled == ("bf16" if trainer.has_bf16(gpu=False) else "no")
+
     def test_the_next_stage_starts_from_the_one_before(self, feature_root, tmp_path):
         train(settings(feature_root), tmp_path / "first", cpu=True)
         before = tmp_path / "first/checkpoints/last_ema.ckpt"

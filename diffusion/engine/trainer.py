@@ -88,7 +88,7 @@ def train(config: Config, work_dir: Path, cpu: bool = False) -> None:
     from accelerate.utils import DistributedDataParallelKwargs
 
     # ---- processes and precision
-    check_precision(config, cpu)
+    config = settle_precision(config, cpu)
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision=config.mixed_precision,
@@ -209,12 +209,23 @@ def settled(config: Config, work_dir: Path) -> Config:
     )
 
 
-def check_precision(config: Config, cpu: bool) -> None:
-    """fp16 has no CPU kernels for training, and accelerate's own message does not say what to do."""
-    if config.mixed_precision == "fp16" and (
-        cpu or not (torch.cuda.is_available() or torch.backends.mps.is_available())
-    ):
-        raise InputError("mixed_precision 'fp16' needs a GPU; on a CPU take --set mixed_precision=no (or bf16)")
+def settle_precision(config: Config, cpu: bool) -> Config:
+    """The config with `auto` precision made definite. Raises InputError for fp16 where no GPU is, which has no kernels."""
+    gpu = not cpu and torch.cuda.is_available()
+    if config.mixed_precision == "auto":
+        fast = "bf16" if has_bf16(gpu) else "fp16" if gpu else "no"
+        return dataclasses.replace(config, mixed_precision=fast)
+    if config.mixed_precision == "fp16" and not gpu and (cpu or not torch.backends.mps.is_available()):
+        raise InputError("mixed_precision 'fp16' needs a GPU; on a CPU take --set mixed_precision=no (or auto)")
+    return config
+
+
+def has_bf16(gpu: bool) -> bool:
+    """Whether the processor multiplies bfloat16 matrices in hardware; elsewhere it is slower than float32."""
+    if gpu:
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def check_data(config: Config, dataset: PanCancerData) -> None:
@@ -321,7 +332,7 @@ def describe(config: Config, plan: Plan, model: PixArt, processes: int) -> str:
 
 def dry_run(config: Config, work_dir: Path, processes: int, cpu: bool) -> str:
     """Check everything that can be wrong before the first step, write nothing, and say what the run would be."""
-    check_precision(config, cpu)
+    config = settle_precision(config, cpu)
     dataset = build_dataset(**config.data_arguments)
     check_data(config, dataset)
     latent_scale(config)
