@@ -61,7 +61,9 @@ def main() -> None:
     regions = [training_region(image) for image in images]
 
     crops = training_crops(regions, args.steps, args.batch, args.crop, args.seed)
-    start = load_vae(args.init, torch.float32) if args.init else build_vae()
+    start = build_vae()
+    if args.init:
+        start.load_state_dict(load_vae(args.init, torch.float32).state_dict())
     vae = train(start.to(device, memory_format=torch.channels_last), crops, args.steps)
     change_units(vae, regions)
     save(vae, args.out)
