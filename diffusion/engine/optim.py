@@ -24,7 +24,8 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, lr: float) -> tor
         _expect(two, config, "two betas, one eps")
         if config.type == "AdamW":
             return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=config.weight_decay, **arguments)
-        matrices = [module.weight for module in model.blocks.modules() if isinstance(module, nn.Linear)]
+        hidden = [module for part in (model.blocks, model.y_embedder) for module in part.modules()]
+        matrices = [module.weight for module in hidden if isinstance(module, nn.Linear)]
         return Muon(matrices, others(model, matrices), lr, weight_decay=config.weight_decay, **arguments)
     if config.type in ("CAME", "CAMEWrapper"):  # the second is the original project's name for it
         from came_pytorch import CAME
