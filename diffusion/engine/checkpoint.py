@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from diffusion.engine.ema import EMA
-from diffusion.errors import MissingError
+from diffusion.errors import InputError, MissingError
 from diffusion.files import written_aside
 from diffusion.model.convert import architecture_of
 from diffusion.model.pixart import PixArt
@@ -116,7 +116,12 @@ def restore(
     """
     peak_rates = list(lr_schedule.base_lrs)  # of the config; loading puts the checkpoint's in their place
     ema.load(state["ema"])
-    optimizer.load_state_dict(state["optimizer"])
+    try:
+        optimizer.load_state_dict(state["optimizer"])
+    except ValueError as error:
+        raise InputError(
+            f"the checkpoint's optimizer groups other parameters than this one ({error}); start a new run"
+        ) from None
     lr_schedule.load_state_dict(state["lr_schedule"])
     lr_schedule.base_lrs = peak_rates
     for group, peak, factor in zip(optimizer.param_groups, peak_rates, lr_schedule.lr_lambdas, strict=True):
