@@ -7,10 +7,10 @@ LAUNCH = $(RUN) -m accelerate.commands.launch --num_cpu_threads_per_process $(CO
 READY := $(VENV)/.pixcell-ready
 DEMO := data/demo
 SOURCE := $(DEMO)/source
-HELD_OUT := --area 0.75 0 1 1 --dataset demo_heldout --size 256
-TRAIN := --area 0 0 0.75 1 --dataset demo
-NOTE := One slide at 20x and two images at their native resolution, about 40x; the right quarter of each is held out of all training.
-SAMPLE := tools/sample_256.py --subset_keys demo_heldout_256 --n_images 64 --guidance_strength 2
+HELD_OUT := --area 0 0.75 1 1 --dataset demo_heldout --size 256
+TRAIN := --area 0 0 1 0.75 --dataset demo
+NOTE := One slide at 20x and two images at their native resolution, about 40x; the bottom quarter of each is held out of all training.
+SAMPLE := tools/sample_256.py --subset_keys demo_heldout_256 --n_images 96 --guidance_strength 2
 
 .PHONY: demo test test-all lint clean
 
@@ -23,7 +23,7 @@ demo: $(READY)
 	$(RUN) tools/fetch_demo_data.py
 	$(RUN) tools/extract_patches.py --root $(DEMO) $(TRAIN) --slides $(SOURCE)/cmu_small_region.svs --cohort slide --step 128 --tissue_threshold 0.6
 	$(RUN) tools/extract_patches.py --root $(DEMO) $(TRAIN) --slides $(SOURCE)/hgsc_nest.jpg $(SOURCE)/hgsc_stromal_he.jpg --cohort ovary --step 64
-	$(RUN) tools/extract_patches.py --root $(DEMO) $(HELD_OUT) --slides $(SOURCE)/cmu_small_region.svs --cohort slide --step 64
+	$(RUN) tools/extract_patches.py --root $(DEMO) $(HELD_OUT) --slides $(SOURCE)/cmu_small_region.svs --cohort slide --step 128
 	$(RUN) tools/extract_patches.py --root $(DEMO) $(HELD_OUT) --slides $(SOURCE)/hgsc_nest.jpg $(SOURCE)/hgsc_stromal_he.jpg --cohort ovary --step 64
 	$(RUN) tools/build_index.py --root $(DEMO) --dataset demo
 	$(RUN) tools/build_index.py --root $(DEMO) --dataset demo_heldout --size 256

@@ -70,7 +70,7 @@ class FeatureFiles:
 
     def pixels(self, name: str) -> torch.Tensor:
         """The patch itself, uint8 (3, S, S)."""
-        return torch.from_numpy(read_patch(self.root / "patches" / name, self.patch_size)).permute(2, 0, 1)
+        return torch.tensor(read_patch(self.root / "patches" / name, self.patch_size)).permute(2, 0, 1)
 
 
 class Share(NamedTuple):

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from diffusion.config import Config, OptimizerConfig
 from diffusion.errors import InputError
+from diffusion.precision import has_bf16
 
 REFERENCE_BATCH = 256  # the global batch at which auto_lr leaves the learning rate alone
 
@@ -98,7 +99,7 @@ class Muon(torch.optim.Optimizer):
 
 def orthogonalized(gradient: torch.Tensor) -> torch.Tensor:
     """A gradient (out, ...) as a matrix with all singular values near 1, by five Newton-Schulz iterations."""
-    matrix = gradient.bfloat16().flatten(1)
+    matrix = gradient.flatten(1).to(torch.bfloat16 if has_bf16(gradient.device) else torch.float32)
     tall = matrix.shape[0] > matrix.shape[1]
     matrix = matrix.T if tall else matrix
     matrix = matrix / (matrix.norm() + 1e-7)

@@ -47,6 +47,7 @@ from diffusion.guidance import Network
 from diffusion.model.convert import load_into, load_weights
 from diffusion.model.pixart import PixArt, build_model
 from diffusion.objective import training_losses
+from diffusion.precision import has_bf16
 from diffusion.schedule import TIMESTEPS
 from diffusion.seeds import mix_seed
 from diffusion.workdir import CONFIG_FILE, latent_scale, load_codec
@@ -213,19 +214,11 @@ def settle_precision(config: Config, cpu: bool) -> Config:
     """The config with `auto` precision made definite. Raises InputError for fp16 where no GPU is, which has no kernels."""
     gpu = not cpu and torch.cuda.is_available()
     if config.mixed_precision == "auto":
-        fast = "bf16" if has_bf16(gpu) else "fp16" if gpu else "no"
+        fast = "bf16" if has_bf16("cuda" if gpu else "cpu") else "fp16" if gpu else "no"
         return dataclasses.replace(config, mixed_precision=fast)
     if config.mixed_precision == "fp16" and not gpu and (cpu or not torch.backends.mps.is_available()):
         raise InputError("mixed_precision 'fp16' needs a GPU; on a CPU take --set mixed_precision=no (or auto)")
     return config
-
-
-def has_bf16(gpu: bool) -> bool:
-    """Whether the processor multiplies bfloat16 matrices in hardware; elsewhere it is slower than float32."""
-    if gpu:
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def check_data(config: Config, dataset: PanCancerData) -> None:
