@@ -26,7 +26,7 @@ lr_schedule = "cosine"
 lr_schedule_args = dict(num_warmup_steps=100)
 ema_rate = 0.99  # averages the last hundred steps; 0.9999 would still hold the random start
 
-max_steps = 1700  # nine minutes on two cores without bfloat16, six on others
+max_steps = 1700  # thirteen minutes on two cores without bfloat16
 num_workers = 0  # two cores: a worker would take one from the network
 log_interval = 20
 save_model_steps = 425
