@@ -1,8 +1,8 @@
-"""Train the small latent codec of asset/tiny_vae: 16 channels at an eighth of the resolution, minutes on a CPU.
+"""Train the small latent codec of asset/tiny_vae: 16 channels at an eighth of the resolution, an hour on one core.
 
 An AutoencoderKL learns from the upper three quarters of each demo image and is scored on the bottom quarters, which no
-training crop touches. Afterwards an affine map of the latents is folded into the weights, so that every channel
-has zero mean and unit variance over the training tissue.
+training crop touches. Afterwards an affine map of the latents is folded into the weights: the principal
+components of the training tissue, all 16 together with zero mean and unit variance (see change_units).
 """
 
 from __future__ import annotations

@@ -70,7 +70,8 @@ class FeatureFiles:
 
     def pixels(self, name: str) -> torch.Tensor:
         """The patch itself, uint8 (3, S, S)."""
-        return torch.tensor(read_patch(self.root / "patches" / name, self.patch_size)).permute(2, 0, 1)
+        pixels = read_patch(self.root / "patches" / name, self.patch_size)
+        return torch.tensor(pixels).permute(2, 0, 1)  # a copy: decoded pixels are read-only
 
 
 class Share(NamedTuple):
