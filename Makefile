@@ -10,7 +10,7 @@ SOURCE := $(DEMO)/source
 HELD_OUT := --area 0 0.75 1 1 --dataset demo_heldout --size 256
 TRAIN := --area 0 0 1 0.75 --dataset demo
 NOTE := One slide at 20x and two images at their native resolution, about 40x; the bottom quarter of each is held out of all training.
-SAMPLE := tools/sample_256.py --subset_keys demo_heldout_256 --n_images 96 --guidance_strength 2
+SAMPLE := tools/sample_256.py --subset_keys demo_heldout_256 --n_images 96 --guidance_strength 1
 
 .PHONY: demo test test-all lint clean
 

@@ -123,6 +123,7 @@ class Config:
     shift_factor: float | None = None
     load_from: str | None = None
     ignore_keys: tuple[str, ...] = ()
+    freeze: tuple[str, ...] = ()
     resume_from: str | None = None
     work_dir: str | None = None
     mixed_precision: str = "no"
@@ -131,6 +132,7 @@ class Config:
     train_batch_size: int = 32
     gradient_accumulation_steps: int = 1
     gradient_clip: float = 1.0
+    snr_exponent: float = 0.0
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     auto_lr: dict[str, str] | None = None
     lr_schedule: str = "constant"
@@ -181,6 +183,7 @@ class Config:
             "model_kwargs.pred_sigma False: the objective trains the variance",
         )
         _check(0 <= self.class_dropout_prob < 1, f"class_dropout_prob {self.class_dropout_prob}: expected 0 <= p < 1")
+        _check(0 <= self.snr_exponent <= 1, f"snr_exponent {self.snr_exponent}: expected 0 <= exponent <= 1")
         _check(0 <= self.ema_rate < 1, f"ema_rate {self.ema_rate}: expected 0 <= rate < 1")
 
     @property

@@ -14,6 +14,7 @@ import torch
 from diffusion.schedule import Schedule, add_noise, at, linear_schedule
 
 _SCHEDULE = linear_schedule()
+MIN_SNR = 0.002  # of timestep_weights
 
 
 def training_losses(
@@ -38,6 +39,18 @@ def training_losses(
     mse = mean_per_sample((noise - predicted) ** 2)
     vb = variational_bound(schedule, x0, x_t, timestep, predicted.detach(), variance)
     return {"loss": mse + vb, "mse": mse, "vb": vb}
+
+
+def timestep_weights(exponent: float, schedule: Schedule = _SCHEDULE) -> torch.Tensor:
+    """Weights (T,) of the timesteps' losses: SNR^-exponent, of mean 1. 0: the published objective, all equal.
+
+    The error of the predicted noise says little of the picture where noise is most of the input: there an error of
+    the noise is one of x0 times 1 / SNR. Exponent 1 weighs the error of x0 (Salimans & Ho 2022, section 4), between
+    them is a compromise. The SNR counts as at least 0.002, its value at timestep 783: no picture is decided above.
+    """
+    snr = schedule.alpha_bar / (1 - schedule.alpha_bar)
+    weights = snr.clamp(min=MIN_SNR) ** -exponent
+    return weights / weights.mean()
 
 
 def variational_bound(

@@ -226,10 +226,12 @@ class TestRun:
     def test_accumulated_gradients_are_those_of_the_larger_batch(self, feature_root, tmp_path, monkeypatch):
         """The same samples at the same timestep and noise: two halves step like one whole, and warm up as fast."""
 
-        def fixed_losses(network, batch, scale):
+        def fixed_losses(network, batch, scale, snr_exponent):
             timestep = torch.full((len(batch.names),), 500)
             noise = torch.cos(1e3 * batch.latents)  # of the sample itself, whichever batch it comes in
-            return trainer.training_losses(network, scale.to_network(batch.latents), timestep, batch.tokens, noise)
+            latents = scale.to_network(batch.latents)
+            losses = trainer.training_losses(network, latents, timestep, batch.tokens, noise)
+            return losses, torch.ones_like(timestep)
 
         monkeypatch.setattr(trainer, "batch_losses", fixed_losses)
         for name, batch, accumulation in (("one", 4, 1), ("two", 2, 2)):
@@ -242,6 +244,21 @@ class TestRun:
         assert one["lr_schedule"]["last_epoch"] == two["lr_schedule"]["last_epoch"] == 4
         for name, tensor in one["model"].items():
             torch.testing.assert_close(two["model"][name], tensor, rtol=1e-3, atol=1e-4)
+
+    def test_weighted_timesteps_train_otherwise(self, feature_root, tmp_path):
+        for exponent in (0.0, 1.0):
+            train(settings(feature_root, snr_exponent=exponent), tmp_path / str(exponent), cpu=True)
+        plain, weighted = (read(tmp_path / name, 4) for name in ("0.0", "1.0"))
+        assert any(not torch.equal(plain["model"][name], tensor) for name, tensor in weighted["model"].items())
+
+    def test_frozen_weights_stay_and_the_others_move(self, feature_root, tmp_path):
+        train(settings(feature_root, freeze=("y_embedder.y_proj", "blocks.0.attn")), tmp_path, cpu=True)
+        before, after = read(tmp_path, 0)["model"], read(tmp_path, 4)["model"]
+        still = {name for name in before if torch.equal(before[name], after[name])}
+        named = {name for name in before if name.startswith(("y_embedder.y_proj", "blocks.0.attn"))}
+        assert named <= still and "final_layer.linear.weight" not in still
+        with pytest.raises(InputError, match="freeze 'y_proj'"):
+            train(settings(feature_root, freeze=("y_proj",)), tmp_path / "none", cpu=True)
 
     def test_bf16_and_checkpointing_train(self, feature_root, tmp_path):
         config = settings(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from diffusion.objective import discretized_log_likelihood, gaussian_kl, training_losses
+from diffusion.objective import discretized_log_likelihood, gaussian_kl, timestep_weights, training_losses
 from diffusion.schedule import add_noise, linear_schedule
 
 SCHEDULE = linear_schedule()
@@ -64,6 +64,17 @@ def test_loss_is_the_sum_and_the_bound_trains_the_variance_alone():
     torch.testing.assert_close(losses["mse"], (noise**2).mean((1, 2, 3)))
     of_prediction, of_variance = torch.autograd.grad(losses["vb"].sum(), [prediction, variance])
     assert of_prediction.abs().sum() == 0 and of_variance.abs().sum() > 0
+
+
+def test_timesteps_weigh_alike_as_published_and_by_their_noise_when_asked():
+    assert torch.equal(timestep_weights(0.0), torch.ones(1000).double())
+    square, plain = timestep_weights(1.0), timestep_weights(0.5)
+    assert square.mean().item() == pytest.approx(1) and plain.mean().item() == pytest.approx(1)
+    alpha_bar = SCHEDULE.alpha_bar
+    noise_to_signal = (1 - alpha_bar) / alpha_bar  # an error of the noise times this is one of x0
+    assert (square[700] / square[100]).item() == pytest.approx((noise_to_signal[700] / noise_to_signal[100]).item())
+    assert (plain[700] / plain[100]).item() == pytest.approx((square[700] / square[100]).item() ** 0.5)
+    assert square[800] == square[999] > square[780]  # as at an SNR of 0.002
 
 
 def test_gaussian_kl_is_torchs():

@@ -46,9 +46,9 @@ from diffusion.errors import InputError
 from diffusion.guidance import Network
 from diffusion.model.convert import load_into, load_weights
 from diffusion.model.pixart import PixArt, build_model
-from diffusion.objective import training_losses
+from diffusion.objective import timestep_weights, training_losses
 from diffusion.precision import has_bf16
-from diffusion.schedule import TIMESTEPS
+from diffusion.schedule import TIMESTEPS, at
 from diffusion.seeds import mix_seed
 from diffusion.workdir import CONFIG_FILE, latent_scale, load_codec
 
@@ -172,8 +172,8 @@ def train(config: Config, work_dir: Path, cpu: bool = False) -> None:
     with tqdm(total=plan.total_steps, initial=step, unit="step", disable=not main, mininterval=2) as progress:
         for batch, waited in timed(loader) if step < plan.total_steps else ():
             with accelerator.accumulate(network):
-                losses = batch_losses(network, batch.to(accelerator.device), scale)
-                accelerator.backward(losses["loss"].mean())
+                losses, weights = batch_losses(network, batch.to(accelerator.device), scale, config.snr_exponent)
+                accelerator.backward((weights * losses["loss"]).mean())
                 position += config.train_batch_size * accelerator.num_processes
                 if accelerator.sync_gradients:
                     grad_norm = accelerator.clip_grad_norm_(network.parameters(), config.gradient_clip)
@@ -233,9 +233,18 @@ def check_data(config: Config, dataset: PanCancerData) -> None:
 
 
 def build_network(config: Config, load_from: str | None) -> PixArt:
-    """A new network, or one that starts from weights, without the config's `ignore_keys` of them."""
+    """A new network, or one that starts from weights, without the config's `ignore_keys` of them.
+
+    Raises InputError when `freeze` names no weight.
+    """
     model = build_model(config.model, **config.model_arguments)
     model.grad_checkpointing = config.grad_checkpointing
+    for start in config.freeze:
+        frozen = [parameter for name, parameter in model.named_parameters() if name.startswith(start)]
+        if not frozen:
+            raise InputError(f"freeze {start!r}: no weight of {config.model} has a name that begins so")
+        for parameter in frozen:
+            parameter.requires_grad_(False)
     if load_from is not None:
         own, weights = model.state_dict(), load_weights(load_from).state_dict
         left = REMADE | set(config.ignore_keys)
@@ -264,10 +273,13 @@ def open_checkpoint(config: Config, path: Path) -> dict[str, Any]:
     return state
 
 
-def batch_losses(network: torch.nn.Module, batch: PatchBatch, scale: LatentScale) -> dict[str, torch.Tensor]:
-    """Losses (B,) of one batch at timesteps drawn uniformly."""
+def batch_losses(
+    network: torch.nn.Module, batch: PatchBatch, scale: LatentScale, snr_exponent: float
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Losses (B,) of one batch at timesteps drawn uniformly, and the weights (B,) that they train with."""
     timestep = torch.randint(TIMESTEPS, (len(batch.names),), device=batch.latents.device)
-    return training_losses(network, scale.to_network(batch.latents), timestep, batch.tokens)
+    losses = training_losses(network, scale.to_network(batch.latents), timestep, batch.tokens)
+    return losses, at(timestep_weights(snr_exponent), timestep, timestep)
 
 
 def check_finite(grad_norm: torch.Tensor, skipped: int, config: Config, step: int, batch: PatchBatch) -> None:
