@@ -33,7 +33,7 @@ shift_factor = None
 # where to start and where to write
 load_from = None  # weights to start from (a stage before, or released ones)
 ignore_keys = ()  # weights of load_from not to take over
-freeze = ()  # weights that are not trained, by the beginnings of their names, such as "y_embedder"
+freeze = ()  # parts of the network that are not trained, such as "y_embedder" or "blocks.0.attn"
 resume_from = None  # a checkpoint of this run: a file, a folder, or "auto" for the newest in work_dir
 work_dir = None  # None: output/<name of the config file>
 
@@ -44,7 +44,7 @@ grad_checkpointing = False  # recompute blocks in the backward pass: less memory
 train_batch_size = 32  # per process
 gradient_accumulation_steps = 1
 gradient_clip = 1.0  # largest gradient norm
-snr_exponent = 0.0  # a timestep's loss counts SNR^-snr_exponent; 0: all alike, as published; 1: errors of x0 count alike
+snr_exponent = 0.0  # a timestep's loss trains with SNR^-snr_exponent; 0: all alike, as published. Curves show it plain
 optimizer = dict(
     type="AdamW",  # or CAME, or Muon
     lr=1e-4,

@@ -102,6 +102,9 @@ class SampleGridConfig:
     steps: int = 20
     guidance: float = 2.0
 
+    def __post_init__(self):
+        _check(self.count >= 0, f"sample_grid.count {self.count}: expected at least 0")
+
 
 @dataclass(frozen=True)
 class Config:
@@ -178,6 +181,8 @@ class Config:
         _check(self.optimizer.lr > 0, f"optimizer.lr {self.optimizer.lr}: expected more than 0")
         epochs = self.save_model_epochs
         _check(epochs is None or epochs >= 1, f"save_model_epochs {epochs}: expected at least 1, or None")
+        own = sorted(self.model_kwargs.keys() & self._model_settings.keys())
+        _check(not own, f"model_kwargs has {', '.join(own)}, which the keys beside it decide; set those")
         _check(
             self.model_kwargs.get("pred_sigma", True),
             "model_kwargs.pred_sigma False: the objective trains the variance",
@@ -199,6 +204,11 @@ class Config:
     @property
     def model_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `build_model(config.model, ...)`."""
+        return {**self._model_settings, **self.model_kwargs}
+
+    @property
+    def _model_settings(self) -> dict[str, Any]:
+        """The network's arguments that keys of their own decide."""
         return {
             "input_size": self.input_size,
             "model_max_length": self.model_max_length,
@@ -208,7 +218,6 @@ class Config:
             "qk_norm": self.qk_norm,
             "class_dropout_prob": self.class_dropout_prob,
             "fp32_attention": self.fp32_attention,
-            **self.model_kwargs,
         }
 
     @property

@@ -81,20 +81,19 @@ def sample_latents(
     guidance: float = 2.0,
     algorithm: str = "dpm-solver",
     generators: Sequence[torch.Generator] | None = None,
-    on_step: Callable[[int], None] | None = None,
 ) -> torch.Tensor:
     """Network latents (B, C, H, W) from noise of that shape and conditions y (B, L, D).
 
     null_y (L, D) or (B, L, D): the network's null condition, needed unless guidance is 1.
     generators: one per image, for the algorithms that draw noise on the way (iddpm, sa-solver), so that an image
-    depends on its own seed alone. on_step(i) is called after step i.
+    depends on its own seed alone.
     """
     scheduler = make_scheduler(algorithm, steps)
     generators = list(generators) if generators is not None else None
     # iddpm is the one algorithm here whose noise has the variance that the network learned
     learned_variance = scheduler.config.get("variance_type") == "learned_range"
     x = noise * scheduler.init_noise_sigma
-    for i, t in enumerate(scheduler.timesteps):
+    for t in scheduler.timesteps:
         prediction, variance = guided_prediction(model, x, t.to(x.device).expand(len(x)), y, null_y, guidance)
         if learned_variance:
             if variance is None:
@@ -102,8 +101,6 @@ def sample_latents(
             prediction = torch.cat([prediction, variance], dim=1)
         # only the stochastic schedulers draw from the generators; ddim and dpm-solver leave them alone
         x = scheduler.step(prediction.float(), t, x, generator=generators, return_dict=False)[0]
-        if on_step is not None:
-            on_step(i)
     return x
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from diffusion.config import Config, read_config
+from diffusion.data.datasets.pan_cancer import PanCancerData
 from diffusion.encoders.latents import EMBEDDED_CODECS, LatentCodec, LatentScale, codec_folder
 from diffusion.errors import InputError, MissingError
 from diffusion.model.convert import load_into, load_weights
@@ -44,6 +45,17 @@ def open_run(work_dir: str | Path, checkpoint: str | Path, device: torch.device)
     model = build_model(config.model, **config.model_arguments)
     load_into(model, load_weights(path).state_dict, path)
     return Run(folder, path, config, model.eval().requires_grad_(False).to(device))
+
+
+def check_tokens(config: Config, dataset: PanCancerData) -> None:
+    """Read one sample and hold its tokens against the network's. Raises InputError when they differ in number or width."""
+    item = dataset[0]
+    wanted = (config.model_max_length, config.caption_channels)
+    if tuple(item.tokens.shape) != wanted:
+        raise InputError(
+            f"the tokens of {item.name} are {tuple(item.tokens.shape)}: the config expects {wanted}; "
+            "set caption_channels to the embedding width, or extract with the encoder it was meant for"
+        )
 
 
 def vae_location(vae: str, root: Path) -> str | Path:

@@ -224,9 +224,14 @@ class TestSample:
         assert failed(command(*common, "--workdir", run, "--subset_keys", "other_256"), "no key other_256")
         for flag in ("--data_root", "--root"):
             assert failed(command(*common, "--workdir", run, flag, tmp_path), "no index at", str(tmp_path))
+        assert failed(command(*common, "--workdir", run, "--sampling_steps", 1001), "1001 sampling steps")
         zero = command(SAMPLE, "--out_dir", out, "--workdir", run, "--n_images", 0)
         assert failed(zero, "--n_images", "got 0")
         assert not out.exists()
+        (out / "syn").mkdir(parents=True)
+        (out / "syn" / "a.png").touch()
+        assert failed(command(*common, "--workdir", run), "a.png, which is no sample")
+        assert not (out / "samples.json").exists()
 
 
 @pytest.mark.parametrize(

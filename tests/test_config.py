@@ -96,6 +96,8 @@ def test_files_of_the_original_project_load(tmp_path, caplog):
         ("data = 3", "data"),
         ("data = dict(train_subset_keys=[1])", "data.train_subset_keys is 1: expected str"),
         ("model_kwargs = dict(pred_sigma=False)", "the objective trains the variance"),
+        ("model_kwargs = dict(input_size=64, qk_norm=True)", "model_kwargs has input_size, qk_norm"),
+        ("sample_grid = dict(count=-1)", "sample_grid.count -1"),
         ("this is no Python", "not a Python config file"),
         ("raise RuntimeError('boo')", "RuntimeError: boo"),
     ],

@@ -12,7 +12,9 @@ from accelerate.state import AcceleratorState
 from conftest import WIDTH
 
 from diffusion.config import Config, DataConfig, OptimizerConfig, SampleGridConfig, ScheduleConfig, read_config
+from diffusion.data.batch import PatchBatch
 from diffusion.data.features import feature_path, write_feature
+from diffusion.encoders.latents import LatentScale
 from diffusion.engine import trainer
 from diffusion.engine.checkpoint import checkpoint_path, find_checkpoint, newest_checkpoint, save_file
 from diffusion.engine.ema import EMA
@@ -21,6 +23,7 @@ from diffusion.engine.trainer import dry_run, plan_run, save_steps, train
 from diffusion.errors import InputError, MissingError
 from diffusion.model import PixArt
 from diffusion.model.convert import load_weights
+from diffusion.objective import timestep_weights
 from diffusion.precision import has_bf16
 from diffusion.workdir import open_run
 
@@ -245,11 +248,18 @@ class TestRun:
         for name, tensor in one["model"].items():
             torch.testing.assert_close(two["model"][name], tensor, rtol=1e-3, atol=1e-4)
 
-    def test_weighted_timesteps_train_otherwise(self, feature_root, tmp_path):
-        for exponent in (0.0, 1.0):
-            train(settings(feature_root, snr_exponent=exponent), tmp_path / str(exponent), cpu=True)
-        plain, weighted = (read(tmp_path / name, 4) for name in ("0.0", "1.0"))
-        assert any(not torch.equal(plain["model"][name], tensor) for name, tensor in weighted["model"].items())
+    def test_a_loss_counts_by_its_own_timestep(self):
+        seen = []
+
+        def network(x, timestep, y):
+            seen.append(timestep)
+            return torch.zeros(len(x), 32, *x.shape[2:])
+
+        batch = PatchBatch(torch.zeros(64, 16, 4, 4), torch.zeros(64, 1, WIDTH), ["patch"] * 64)
+        _, weights = trainer.batch_losses(network, batch, LatentScale(1.0, 0.0), 0.5)
+        torch.testing.assert_close(weights, timestep_weights(0.5)[seen[0]].float())
+        assert len(weights.unique()) > 20
+        assert torch.equal(trainer.batch_losses(network, batch, LatentScale(1.0, 0.0), 0.0)[1], torch.ones(64))
 
     def test_frozen_weights_stay_and_the_others_move(self, feature_root, tmp_path):
         train(settings(feature_root, freeze=("y_embedder.y_proj", "blocks.0.attn")), tmp_path, cpu=True)
@@ -257,8 +267,13 @@ class TestRun:
         still = {name for name in before if torch.equal(before[name], after[name])}
         named = {name for name in before if name.startswith(("y_embedder.y_proj", "blocks.0.attn"))}
         assert named <= still and "final_layer.linear.weight" not in still
-        with pytest.raises(InputError, match="freeze 'y_proj'"):
-            train(settings(feature_root, freeze=("y_proj",)), tmp_path / "none", cpu=True)
+        for freeze, said in ((("y_proj",), "freeze 'y_proj'"), (("blocks.1",), "'blocks.1'")):
+            with pytest.raises(InputError, match=said):
+                train(settings(feature_root, freeze=freeze), tmp_path / "none", cpu=True)
+        every = tuple(before.keys() - {"pos_embed", "y_embedder.y_embedding"})
+        with pytest.raises(InputError, match="nothing is left to train"):
+            train(settings(feature_root, freeze=every), tmp_path / "none", cpu=True)
+        assert not (tmp_path / "none").exists()
 
     def test_bf16_and_checkpointing_train(self, feature_root, tmp_path):
         config = settings(
@@ -323,6 +338,8 @@ class TestRefusals:
         self.refuse(settings(feature_root, load_from="none.ckpt"), tmp_path / "w", "no weights at none.ckpt")
         self.refuse(settings(feature_root, resume_from="none.ckpt"), tmp_path / "w", "no checkpoint at none.ckpt")
         self.refuse(settings(feature_root, model_kwargs=dict(dept=3)), tmp_path / "w", "nearest is 'depth'")
+        grid = SampleGridConfig(count=1, steps=1001)
+        self.refuse(settings(feature_root, sample_grid=grid), tmp_path / "w", "1001 sampling steps")
         self.refuse(settings(feature_root, sample_grid=SampleGridConfig(count=2)), tmp_path / "w", "no VAE folder")
 
     def test_a_bad_first_latent(self, feature_root, tmp_path):

@@ -55,7 +55,7 @@ def main() -> None:
     from diffusion.data.features import SSL_PREFIX, VAE_PREFIX, features_folder
     from diffusion.data.index import PatchIndex, index_path
     from diffusion.encoders.embedders import PatchEmbedder
-    from diffusion.encoders.latents import EMBEDDED_CODECS, LatentCodec
+    from diffusion.encoders.latents import EMBEDDED_CODECS, LatentCodec, codec_folder
     from diffusion.engine.extract import FeatureFiles, choose_key, embed_patch, encode_patch, share
     from diffusion.workdir import vae_location
 
@@ -63,10 +63,12 @@ def main() -> None:
     key, patch_size = choose_key(path, args.dataset_name, args.size)
     index = PatchIndex(path, [key])
     state = start_processes(device)
-    codec = LatentCodec.load(vae_location(args.vae, args.root), state.device)
+    location = vae_location(args.vae, args.root)
+    codec = LatentCodec.load(location, state.device)
     embedder = PatchEmbedder.load(args.encoder, state.device, root=args.root)
     # features of one codec or encoder must never pass for those of another
-    vae_prefix = args.vae_prefix or (f"{args.vae}_vae" if args.vae in EMBEDDED_CODECS else VAE_PREFIX)
+    embedded = [name for name, folder in EMBEDDED_CODECS.items() if codec_folder(location).resolve() == folder]
+    vae_prefix = args.vae_prefix or (f"{embedded[0]}_vae" if embedded else VAE_PREFIX)
     ssl_prefix = args.ssl_prefix or (SSL_PREFIX if embedder.name == "uni2" else embedder.name)
     files = FeatureFiles(args.root, args.features_dir, patch_size, embedder.width, vae_prefix, ssl_prefix)
 

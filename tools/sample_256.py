@@ -70,7 +70,7 @@ def main() -> None:
     arguments = {**config.data_arguments, "root": root}
     arguments["patch_names_file"] = args.patch_names_file or arguments["patch_names_file"]
     conditions = open_conditions(arguments, args.subset_keys)
-    codec = load_codec(config, state.device, root)
+    codec = load_codec(config, state.device, args.root or config.data_root)
     make = ImageMaker(
         trained, codec, conditions, args.seed, args.sampling_steps, args.guidance_strength, args.sampling_algo
     )
@@ -79,13 +79,14 @@ def main() -> None:
     settings = {
         name: getattr(args, name) for name in ("seed", "sampling_steps", "guidance_strength", "sampling_algo", "format")
     }
-    settings |= {"checkpoint": str(trained.checkpoint), "checkpoint_time": trained.checkpoint.stat().st_mtime_ns}
+    settings |= {
+        "checkpoint": str(trained.checkpoint.resolve()),
+        "checkpoint_time": trained.checkpoint.stat().st_mtime_ns,
+    }
     settings |= {"index": str(conditions.index.path.resolve()), "keys": conditions.index.keys, "vae": codec.name}
+    todo = folder.missing(args.n_images)
     if state.is_main_process:
         folder.claim(settings)
-    state.wait_for_everyone()
-
-    todo = folder.missing(args.n_images)
     state.print(
         f"{args.n_images - len(todo)} of {args.n_images} images are there; sampling {len(todo)} on {state.device}"
     )

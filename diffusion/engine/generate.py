@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +21,9 @@ from diffusion.data.sampler import Draw, Permutation
 from diffusion.encoders.latents import LatentCodec
 from diffusion.errors import InputError
 from diffusion.files import written_aside
-from diffusion.sampling import image_generator, initial_noise, sample_latents
+from diffusion.sampling import image_generator, initial_noise, make_scheduler, sample_latents
 from diffusion.seeds import mix_seed
-from diffusion.workdir import Run
+from diffusion.workdir import Run, check_tokens
 
 SETTINGS_FILE = "samples.json"
 FORMATS = {"png": {"compress_level": 3}, "jpeg": {"quality": 95, "subsampling": 0}}
@@ -78,12 +79,14 @@ class Folder:
     def missing(self, count: int) -> list[int]:
         """Which of `count` images are not there yet; a file is there whole or not at all, and `syn` is written last.
 
-        Raises InputError when there are more than `count`.
+        Raises InputError when there are more than `count`, or files that are no samples.
         """
         folder = self.path / "syn"
-        present = (
-            {int(name.split("_")[0]) for name in os.listdir(folder) if name[0] != "."} if folder.is_dir() else set()
-        )
+        names = [name for name in os.listdir(folder) if name[0] != "."] if folder.is_dir() else []
+        strangers = [name for name in names if not re.match(r"\d{6,}_", name)]
+        if strangers:
+            raise InputError(f"{folder} holds {strangers[0]}, which is no sample; name another --out_dir")
+        present = {int(name.split("_")[0]) for name in names}
         if any(i >= count for i in present):
             raise InputError(
                 f"{self.path} holds {len(present)} samples, not {count}; name another --out_dir, or ask for as many"
@@ -114,6 +117,9 @@ class ImageMaker:
         guidance: float,
         algorithm: str,
     ):
+        """Raises InputError for conditions that are not the network's, or steps that the solver cannot take."""
+        check_tokens(run.config, conditions)
+        make_scheduler(algorithm, steps)
         self.run, self.codec, self.conditions, self.seed = run, codec, conditions, seed
         self.steps, self.guidance, self.algorithm = steps, guidance, algorithm
 

@@ -23,8 +23,7 @@ from tqdm import tqdm
 
 from diffusion.config import Config, dump_config
 from diffusion.data.batch import PatchBatch
-from diffusion.data.crops import tokens_per_image
-from diffusion.data.datasets.pan_cancer import PanCancerData, build_dataset
+from diffusion.data.datasets.pan_cancer import build_dataset
 from diffusion.data.loader import batches_of, training_loader
 from diffusion.data.sampler import BatchStream
 from diffusion.encoders.latents import LatentScale
@@ -41,16 +40,17 @@ from diffusion.engine.checkpoint import (
 )
 from diffusion.engine.ema import EMA
 from diffusion.engine.optim import build_lr_schedule, build_optimizer, learning_rate
-from diffusion.engine.watch import Meter, Watch, processor, sample_grid
+from diffusion.engine.watch import GRID_ALGORITHM, Meter, Watch, processor, sample_grid
 from diffusion.errors import InputError
 from diffusion.guidance import Network
 from diffusion.model.convert import load_into, load_weights
 from diffusion.model.pixart import PixArt, build_model
 from diffusion.objective import timestep_weights, training_losses
 from diffusion.precision import has_bf16
+from diffusion.sampling import make_scheduler
 from diffusion.schedule import TIMESTEPS, at
 from diffusion.seeds import mix_seed
-from diffusion.workdir import CONFIG_FILE, latent_scale, load_codec
+from diffusion.workdir import CONFIG_FILE, check_tokens, latent_scale, load_codec
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,8 @@ def train(config: Config, work_dir: Path, cpu: bool = False) -> None:
 
     # ---- data
     dataset = build_dataset(**config.data_arguments)
-    check_data(config, dataset)
+    check_tokens(config, dataset)
+    check_grid(config)
     plan = plan_run(config, len(dataset), accelerator.num_processes)
     scale = latent_scale(config)
 
@@ -221,30 +222,27 @@ def settle_precision(config: Config, cpu: bool) -> Config:
     return config
 
 
-def check_data(config: Config, dataset: PanCancerData) -> None:
-    """Read one sample and hold it against the settings, before anything is built. Raises InputError."""
-    item = dataset[0]
-    wanted = (tokens_per_image(config.image_size), config.caption_channels)
-    if tuple(item.tokens.shape) != wanted:
-        raise InputError(
-            f"the tokens of {item.name} are {tuple(item.tokens.shape)}: the config expects {wanted}; "
-            "set caption_channels to the embedding width, or extract with the encoder it was meant for"
-        )
+def check_grid(config: Config) -> None:
+    """Raises InputError, before anything is written, for steps that the sample grids' solver cannot take."""
+    if config.sample_grid.count:
+        make_scheduler(GRID_ALGORITHM, config.sample_grid.steps)
 
 
 def build_network(config: Config, load_from: str | None) -> PixArt:
     """A new network, or one that starts from weights, without the config's `ignore_keys` of them.
 
-    Raises InputError when `freeze` names no weight.
+    Raises InputError when a part to freeze is not there, or none is left to train.
     """
     model = build_model(config.model, **config.model_arguments)
     model.grad_checkpointing = config.grad_checkpointing
-    for start in config.freeze:
-        frozen = [parameter for name, parameter in model.named_parameters() if name.startswith(start)]
+    for part in config.freeze:
+        frozen = [weight for name, weight in model.named_parameters() if f"{name}.".startswith(f"{part}.")]
         if not frozen:
-            raise InputError(f"freeze {start!r}: no weight of {config.model} has a name that begins so")
-        for parameter in frozen:
-            parameter.requires_grad_(False)
+            raise InputError(f"freeze {part!r}: {config.model} has no part of that name with weights")
+        for weight in frozen:
+            weight.requires_grad_(False)
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise InputError(f"freeze {config.freeze}: nothing is left to train")
     if load_from is not None:
         own, weights = model.state_dict(), load_weights(load_from).state_dict
         left = REMADE | set(config.ignore_keys)
@@ -339,7 +337,8 @@ def dry_run(config: Config, work_dir: Path, processes: int, cpu: bool) -> str:
     """Check everything that can be wrong before the first step, write nothing, and say what the run would be."""
     config = settle_precision(config, cpu)
     dataset = build_dataset(**config.data_arguments)
-    check_data(config, dataset)
+    check_tokens(config, dataset)
+    check_grid(config)
     latent_scale(config)
     if config.sample_grid.count:
         load_codec(config, torch.device("cpu"))

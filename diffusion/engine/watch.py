@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+GRID_ALGORITHM = "dpm-solver"  # of sample grids
+
 
 class Meter:
     """Means over the steps since the last reading, and over all processes; kept on the device until read."""
@@ -143,7 +145,7 @@ def sample_grid(
     items = [dataset[Draw(i * len(dataset) // count, seed)] for i in range(count)]
     noise = initial_noise([image_generator(seed, i) for i in range(count)], tuple(items[0].latent.shape)).to(device)
     tokens = torch.stack([item.tokens for item in items]).to(device)
-    latents = sample_latents(network, noise, tokens, null_tokens, settings.steps, settings.guidance)
+    latents = sample_latents(network, noise, tokens, null_tokens, settings.steps, settings.guidance, GRID_ALGORITHM)
     pixels = torch.cat(
         [codec.decode(latent[None]) for latent in latents]
     )  # one by one: a large VAE's activations are large

@@ -178,7 +178,11 @@ def from_diffusers(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
         block, inner, kind = _parts(name, "transformer_blocks")
         if block is not None and inner in parts_of:
             fused = parts_of[inner]
-            rows = [tensors[f"transformer_blocks.{block}.{part}{kind}"] for part in FUSED_IN_BLOCK[fused]]
+            names = [f"transformer_blocks.{block}.{part}{kind}" for part in FUSED_IN_BLOCK[fused]]
+            absent = [part for part in names if part not in tensors]
+            if absent:
+                raise InputError(f"there is {name!r} but no {absent[0]!r}: the {DIFFUSERS_CLASS} is not whole")
+            rows = [tensors[part] for part in names]
             converted[f"blocks.{block}.{fused}{kind}"] = torch.cat(rows)
         elif block is not None and inner in back_in_block:
             converted[f"blocks.{block}.{back_in_block[inner]}{kind}"] = tensor
