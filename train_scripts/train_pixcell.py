@@ -87,6 +87,10 @@ def parse_setting(text: str) -> tuple[str, object]:
 
 def main() -> None:
     args = parse_arguments()
+    device = pick_device(args.device)
+    state = start_processes(device)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("diffusion").setLevel(logging.INFO if state.is_main_process else logging.ERROR)
     config = read_settings(args)
     work_dir = Path(config.work_dir or Path("output") / args.config.stem)
 
@@ -94,13 +98,9 @@ def main() -> None:
 
     from diffusion.engine.trainer import dry_run, train
 
-    device = pick_device(args.device)
-    state = start_processes(device)
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("diffusion").setLevel(logging.INFO if state.is_main_process else logging.WARNING)
     if args.dry_run:
-        print(dry_run(config, work_dir, state.num_processes, cpu=device.type == "cpu"))
-        print(f"would write to {work_dir}; nothing was written")
+        state.print(dry_run(config, work_dir, state.num_processes, cpu=device.type == "cpu"))
+        state.print(f"would write to {work_dir}; nothing was written")
         return
     with logging_redirect_tqdm():
         train(config, work_dir, cpu=device.type == "cpu")

@@ -15,4 +15,4 @@ ignore_keys = ("pos_embed", "y_embedder.y_embedding")  # their shapes follow ima
 train_batch_size = 64
 gradient_accumulation_steps = 1
 max_steps = 60_000
-num_workers = 10
+num_workers = 10  # half the samples a step of stage 1
