@@ -91,7 +91,8 @@ def main() -> None:
     state = start_processes(device)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("diffusion").setLevel(logging.INFO if state.is_main_process else logging.ERROR)
-    config = read_settings(args)
+    with state.main_process_first():  # mmengine's yapf, imported first, writes a cache that others must not read half
+        config = read_settings(args)
     work_dir = Path(config.work_dir or Path("output") / args.config.stem)
 
     from tqdm.contrib.logging import logging_redirect_tqdm
