@@ -26,7 +26,7 @@ freeze = ("y_embedder.y_proj",)
 mixed_precision = "auto"
 train_batch_size = 8  # more steps teach more than larger batches, too
 optimizer = dict(type="Muon", lr=0.014)  # coherent tissue where AdamW, after as many steps, draws loose squares
-snr_exponent = 0.5  # colour and layout, decided where noise prevails, in a fraction of the steps
+snr_exponent = 0.5  # more weight where noise prevails, since colour and layout are decided there
 lr_schedule = "cosine"
 lr_schedule_args = dict(num_warmup_steps=100)
 ema_rate = 0.99  # averages the last hundred steps; 0.9999 would still hold the random start
