@@ -24,6 +24,9 @@ use_cond_pos_embed = False  # positions for the condition tokens, from 512 pixel
 pe_interpolation = 1.0  # scale of the position grid; image_size / 512 keeps one scale over all stages
 qk_norm = False  # LayerNorm on queries and keys
 class_dropout_prob = 0.1  # share of samples that train the null condition
+prediction_type = (
+    "epsilon"  # the network predicts noise, as published; "v_prediction": velocity, for networks of your own
+)
 
 # latents
 vae_pretrained = "pretrained_models/sd-3.5-vae"  # diffusers folder below root, or "tiny"; decodes the sample grids
@@ -33,6 +36,7 @@ shift_factor = None
 # where to start and where to write
 load_from = None  # weights to start from (a stage before, or released ones)
 ignore_keys = ()  # weights of load_from not to take over
+local_start = False  # heads of self-attention start as looks at one neighbour each: texture sooner, for small networks
 freeze = ()  # parts of the network that are not trained, such as "y_embedder" or "blocks.0.attn"
 resume_from = None  # a checkpoint of this run: a file, a folder, or "auto" for the newest in work_dir
 work_dir = None  # None: output/<name of the config file>
@@ -44,7 +48,6 @@ grad_checkpointing = False  # recompute blocks in the backward pass: less memory
 train_batch_size = 32  # per process
 gradient_accumulation_steps = 1
 gradient_clip = 1.0  # largest gradient norm
-snr_exponent = 0.0  # a timestep's loss trains with SNR^-snr_exponent; 0: all alike, as published. Curves show it plain
 optimizer = dict(
     type="AdamW",  # or CAME, or Muon
     lr=1e-4,

@@ -126,6 +126,7 @@ class Config:
     shift_factor: float | None = None
     load_from: str | None = None
     ignore_keys: tuple[str, ...] = ()
+    local_start: bool = False
     freeze: tuple[str, ...] = ()
     resume_from: str | None = None
     work_dir: str | None = None
@@ -135,7 +136,7 @@ class Config:
     train_batch_size: int = 32
     gradient_accumulation_steps: int = 1
     gradient_clip: float = 1.0
-    snr_exponent: float = 0.0
+    prediction_type: str = "epsilon"
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     auto_lr: dict[str, str] | None = None
     lr_schedule: str = "constant"
@@ -164,6 +165,7 @@ class Config:
         )
         _check((self.scale_factor is None) == (self.shift_factor is None), "scale_factor and shift_factor go together")
         _one_of("mixed_precision", self.mixed_precision, ("auto", "no", "fp16", "bf16"))
+        _one_of("prediction_type", self.prediction_type, ("epsilon", "v_prediction"))
         _one_of("lr_schedule", self.lr_schedule, ("constant", "cosine"))
         _one_of("report_to", self.report_to, ("tensorboard", "none"))
         for name in (
@@ -188,7 +190,6 @@ class Config:
             "model_kwargs.pred_sigma False: the objective trains the variance",
         )
         _check(0 <= self.class_dropout_prob < 1, f"class_dropout_prob {self.class_dropout_prob}: expected 0 <= p < 1")
-        _check(0 <= self.snr_exponent <= 1, f"snr_exponent {self.snr_exponent}: expected 0 <= exponent <= 1")
         _check(0 <= self.ema_rate < 1, f"ema_rate {self.ema_rate}: expected 0 <= rate < 1")
 
     @property

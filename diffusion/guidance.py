@@ -20,7 +20,7 @@ def guided_prediction(
     null_y: torch.Tensor | None,
     guidance: float,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Guided noise, over all of its channels, and the conditional pass's variance values.
+    """Guided noise (or velocity), over all of its channels, and the conditional pass's variance values.
 
     x (B, C, H, W), timestep (B,), y (B, L, D), null_y (L, D) or (B, L, D) -> (B, C, H, W) twice; None for the variance
     of a network without one. At guidance 1 the null pass is not run and null_y may be None.

@@ -1,4 +1,4 @@
-"""The training loss: squared error of the predicted noise plus the variational bound of the learned variance.
+"""The training loss: squared error of the predicted noise (or velocity) plus the variational bound of the learned variance.
 
 Improved DDPM (Nichol & Dhariwal 2021), section 3.1: all 1000 steps, the bound in bits per dimension and not rescaled,
 its gradient stopped at the mean, so that it trains the variance alone.
@@ -11,10 +11,9 @@ from collections.abc import Callable
 
 import torch
 
-from diffusion.schedule import Schedule, add_noise, at, linear_schedule
+from diffusion.schedule import Schedule, add_noise, at, linear_schedule, noise_of_velocity, velocity
 
 _SCHEDULE = linear_schedule()
-MIN_SNR = 0.002  # of timestep_weights
 
 
 def training_losses(
@@ -24,11 +23,15 @@ def training_losses(
     y: torch.Tensor,
     noise: torch.Tensor | None = None,
     schedule: Schedule = _SCHEDULE,
+    prediction_type: str = "epsilon",
 ) -> dict[str, torch.Tensor]:
     """Losses of `model(x_t, timestep, y) -> (B, 2C, H, W)` on clean network latents x0 (B, C, H, W).
 
-    timestep (B,) int64 in 0..999; noise (B, C, H, W), drawn when not given. Returns float32 (B,) tensors `mse`, `vb`
-    and their sum `loss`. Raises ValueError when the model's output has no variance channels.
+    timestep (B,) int64 in 0..999; noise (B, C, H, W), drawn when not given. The first C channels are the noise, as
+    published, or with `v_prediction` the velocity (Salimans & Ho 2022): its error stays one of x0 where noise is most
+    of the input, where an error of the noise would be many times as large a one of x0. `mse` is the error of either.
+    Returns float32 (B,) tensors `mse`, `vb` and their sum `loss`. Raises ValueError when the model's output has no
+    variance channels, or for another prediction_type.
     """
     noise = torch.randn_like(x0) if noise is None else noise
     x_t = add_noise(schedule, x0, noise, timestep)
@@ -36,21 +39,15 @@ def training_losses(
     if output.shape[1] != 2 * x0.shape[1]:
         raise ValueError(f"output of {output.shape[1]} channels: expected {2 * x0.shape[1]}, noise then variance")
     predicted, variance = output.chunk(2, dim=1)
-    mse = mean_per_sample((noise - predicted) ** 2)
-    vb = variational_bound(schedule, x0, x_t, timestep, predicted.detach(), variance)
+    if prediction_type == "epsilon":
+        mse, predicted_noise = mean_per_sample((noise - predicted) ** 2), predicted
+    elif prediction_type == "v_prediction":
+        mse = mean_per_sample((velocity(schedule, x0, noise, timestep) - predicted) ** 2)
+        predicted_noise = noise_of_velocity(schedule, predicted, x_t, timestep)
+    else:
+        raise ValueError(f"prediction_type {prediction_type!r}: expected epsilon or v_prediction")
+    vb = variational_bound(schedule, x0, x_t, timestep, predicted_noise.detach(), variance)
     return {"loss": mse + vb, "mse": mse, "vb": vb}
-
-
-def timestep_weights(exponent: float, schedule: Schedule = _SCHEDULE) -> torch.Tensor:
-    """Weights (T,) of the timesteps' losses: SNR^-exponent, of mean 1. 0: the published objective, all equal.
-
-    The error of the predicted noise says little of the picture where noise is most of the input: there an error of
-    the noise is one of x0 times 1 / SNR. Exponent 1 weighs the error of x0 (Salimans & Ho 2022, section 4), between
-    them is a compromise. The SNR counts as at least 0.002, its value at timestep 783: no picture is decided above.
-    """
-    snr = schedule.alpha_bar / (1 - schedule.alpha_bar)
-    weights = snr.clamp(min=MIN_SNR) ** -exponent
-    return weights / weights.mean()
 
 
 def variational_bound(

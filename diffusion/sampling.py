@@ -54,14 +54,14 @@ ALGORITHMS: dict[str, Callable[..., SchedulerMixin]] = {
 }
 
 
-def make_scheduler(algorithm: str, steps: int) -> SchedulerMixin:
+def make_scheduler(algorithm: str, steps: int, prediction_type: str = "epsilon") -> SchedulerMixin:
     """A diffusers scheduler set to `steps` steps. Raises InputError for an unknown algorithm or a step count that is none."""
     if algorithm not in ALGORITHMS:
         raise InputError(f"no sampling algorithm {algorithm!r}; known are {', '.join(ALGORITHMS)}")
     if not 1 <= steps <= TIMESTEPS:
         raise InputError(f"{steps} sampling steps: expected 1 to {TIMESTEPS}")
     betas = linear_schedule().betas.float().numpy()
-    scheduler = ALGORITHMS[algorithm](trained_betas=betas, prediction_type="epsilon")
+    scheduler = ALGORITHMS[algorithm](trained_betas=betas, prediction_type=prediction_type)
     scheduler.set_timesteps(steps)
     times = scheduler.timesteps
     if times[0] < TIMESTEPS // 2 or len(times.unique()) < len(times):
@@ -81,14 +81,15 @@ def sample_latents(
     guidance: float = 2.0,
     algorithm: str = "dpm-solver",
     generators: Sequence[torch.Generator] | None = None,
+    prediction_type: str = "epsilon",
 ) -> torch.Tensor:
     """Network latents (B, C, H, W) from noise of that shape and conditions y (B, L, D).
 
     null_y (L, D) or (B, L, D): the network's null condition, needed unless guidance is 1.
     generators: one per image, for the algorithms that draw noise on the way (iddpm, sa-solver), so that an image
-    depends on its own seed alone.
+    depends on its own seed alone. prediction_type: what the network was trained to predict, epsilon or v_prediction.
     """
-    scheduler = make_scheduler(algorithm, steps)
+    scheduler = make_scheduler(algorithm, steps, prediction_type)
     generators = list(generators) if generators is not None else None
     # iddpm is the one algorithm here whose noise has the variance that the network learned
     learned_variance = scheduler.config.get("variance_type") == "learned_range"

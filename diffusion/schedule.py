@@ -62,3 +62,13 @@ def add_noise(schedule: Schedule, x0: torch.Tensor, noise: torch.Tensor, timeste
     """A draw of q(x_t | x_0): x0, noise (B, C, H, W), timestep (B,) -> x_t (B, C, H, W)."""
     alpha_bar = schedule.alpha_bar
     return at(alpha_bar.sqrt(), timestep, x0) * x0 + at((1 - alpha_bar).sqrt(), timestep, x0) * noise
+
+
+def velocity(schedule: Schedule, x0: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    """v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x0 (Salimans & Ho 2022, section 4), (B, C, H, W)."""
+    return add_noise(schedule, noise, -x0, timestep)
+
+
+def noise_of_velocity(schedule: Schedule, v: torch.Tensor, x_t: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+    """The noise in x_t (B, C, H, W) that goes with a velocity of that shape: sqrt(alpha_bar) v + sqrt(1 - alpha_bar) x_t."""
+    return add_noise(schedule, v, x_t, timestep)

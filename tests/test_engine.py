@@ -12,18 +12,17 @@ from accelerate.state import AcceleratorState
 from conftest import WIDTH
 
 from diffusion.config import Config, DataConfig, OptimizerConfig, SampleGridConfig, ScheduleConfig, read_config
-from diffusion.data.batch import PatchBatch
+from diffusion.data.datasets.pan_cancer import build_dataset
 from diffusion.data.features import feature_path, write_feature
-from diffusion.encoders.latents import LatentScale
 from diffusion.engine import trainer
 from diffusion.engine.checkpoint import checkpoint_path, find_checkpoint, newest_checkpoint, save_file
 from diffusion.engine.ema import EMA
+from diffusion.engine.generate import ImageMaker
 from diffusion.engine.optim import build_lr_schedule, build_optimizer, learning_rate
 from diffusion.engine.trainer import dry_run, plan_run, save_steps, train
 from diffusion.errors import InputError, MissingError
 from diffusion.model import PixArt
 from diffusion.model.convert import load_weights
-from diffusion.objective import timestep_weights
 from diffusion.precision import has_bf16
 from diffusion.workdir import open_run
 
@@ -229,12 +228,11 @@ class TestRun:
     def test_accumulated_gradients_are_those_of_the_larger_batch(self, feature_root, tmp_path, monkeypatch):
         """The same samples at the same timestep and noise: two halves step like one whole, and warm up as fast."""
 
-        def fixed_losses(network, batch, scale, snr_exponent):
+        def fixed_losses(network, batch, scale, prediction_type):
             timestep = torch.full((len(batch.names),), 500)
             noise = torch.cos(1e3 * batch.latents)  # of the sample itself, whichever batch it comes in
             latents = scale.to_network(batch.latents)
-            losses = trainer.training_losses(network, latents, timestep, batch.tokens, noise)
-            return losses, torch.ones_like(timestep)
+            return trainer.training_losses(network, latents, timestep, batch.tokens, noise)
 
         monkeypatch.setattr(trainer, "batch_losses", fixed_losses)
         for name, batch, accumulation in (("one", 4, 1), ("two", 2, 2)):
@@ -248,18 +246,37 @@ class TestRun:
         for name, tensor in one["model"].items():
             torch.testing.assert_close(two["model"][name], tensor, rtol=1e-3, atol=1e-4)
 
-    def test_a_loss_counts_by_its_own_timestep(self):
+    def test_a_network_of_velocities_trains_and_draws_as_one(self, feature_root, tmp_path, monkeypatch):
+        """A new network predicts zeros: as noise they blow the samples up, as velocities they leave them noise."""
         seen = []
+        losses = trainer.training_losses
+        monkeypatch.setattr(trainer, "training_losses", lambda *a, **k: seen.append(k) or losses(*a, **k))
 
-        def network(x, timestep, y):
-            seen.append(timestep)
-            return torch.zeros(len(x), 32, *x.shape[2:])
+        class Codec:
+            @staticmethod
+            def decode(latents: torch.Tensor) -> torch.Tensor:
+                seen.append(latents.std().item())
+                return torch.zeros(1, 3, 8, 8)
 
-        batch = PatchBatch(torch.zeros(64, 16, 4, 4), torch.zeros(64, 1, WIDTH), ["patch"] * 64)
-        _, weights = trainer.batch_losses(network, batch, LatentScale(1.0, 0.0), 0.5)
-        torch.testing.assert_close(weights, timestep_weights(0.5)[seen[0]].float())
-        assert len(weights.unique()) > 20
-        assert torch.equal(trainer.batch_losses(network, batch, LatentScale(1.0, 0.0), 0.0)[1], torch.ones(64))
+        for prediction_type, spread in (("epsilon", 10.0), ("v_prediction", 1.0)):
+            seen.clear()
+            config = settings(feature_root, prediction_type=prediction_type, max_steps=1)
+            config = dataclasses.replace(config, sample_grid=SampleGridConfig(count=1, steps=10, guidance=1.0))
+            monkeypatch.setattr(trainer, "load_codec", lambda *a: Codec)
+            train(config, tmp_path / prediction_type, cpu=True)
+            before, arguments = seen[:2]
+            assert arguments == {"prediction_type": prediction_type}
+            assert before == pytest.approx(1.0, rel=0.2) if spread == 1.0 else before > spread
+
+            run = open_run(tmp_path / prediction_type, "checkpoints/step_00000000.ckpt", torch.device("cpu"))
+            conditions = build_dataset(**config.data_arguments)
+            seen.clear()
+            list(ImageMaker(run, Codec, conditions, 0, 10, 1.0, "dpm-solver").images([0]))
+            assert seen[0] == pytest.approx(1.0, rel=0.2) if spread == 1.0 else seen[0] > spread
+
+    def test_a_local_start_is_that_of_the_run(self, feature_root, tmp_path):
+        train(settings(feature_root, local_start=True, qk_norm=True, max_steps=0), tmp_path, cpu=True)
+        assert read(tmp_path, 0)["model"]["blocks.0.attn.q_norm.weight"].unique().tolist() == [2.0]
 
     def test_frozen_weights_stay_and_the_others_move(self, feature_root, tmp_path):
         train(settings(feature_root, freeze=("y_embedder.y_proj", "blocks.0.attn")), tmp_path, cpu=True)

@@ -13,6 +13,7 @@ from diffusion.model import PixArt, build_model
 from diffusion.model.blocks import SelfAttention
 from diffusion.model.convert import load_into, load_weights
 from diffusion.model.embed import ConditionEmbedder, TimestepEmbedder, sincos_2d
+from diffusion.model.local_start import NEIGHBOURS, look_at_neighbours
 from diffusion.objective import training_losses
 
 SMALL = dict(input_size=16, hidden_size=32, depth=2, num_heads=4, caption_channels=12, model_max_length=4)
@@ -38,6 +39,27 @@ def inputs(rows: int = 16, columns: int = 16, batch: int = 2) -> tuple[torch.Ten
 @torch.no_grad()
 def test_any_grid_that_the_patch_divides(rows, columns):
     assert small()(*inputs(rows, columns)).shape == (2, 32, rows, columns)
+
+
+@torch.no_grad()
+def test_a_local_start_looks_at_neighbours():
+    """Measured on noise: each head's strongest look, away from the border, is at the neighbour meant for it."""
+    arguments = {**SMALL, "input_size": 32, "hidden_size": 192, "num_heads": 6}
+    model = PixArt(**arguments, pe_interpolation=0.5, qk_norm=True)
+    look_at_neighbours(model)
+    x = model.x_embedder(torch.randn(8, 16, 32, 32)) + model.pos_embed
+    for number, block in enumerate(model.blocks):
+        q, k, _ = block.attn.qkv(block.norm1(x)).chunk(3, dim=-1)
+        q, k = (part.unflatten(-1, (6, -1)).transpose(1, 2) for part in (block.attn.q_norm(q), block.attn.k_norm(k)))
+        attention = (q @ k.mT / 32**0.5).softmax(-1).mean(0)  # (heads, 256, 256)
+        centre = attention.unflatten(1, (16, 16)).unflatten(3, (16, 16))[:, 8, 8]
+        for head in range(6):
+            rows, columns = NEIGHBOURS[(6 * number + head) % 8]
+            assert divmod(centre[head].argmax().item(), 16) == (8 + rows, 8 + columns)
+            assert centre[head].max() > 0.3 and centre[head, 6:11, 6:11].sum() > 0.7
+    for wrong in (dict(qk_norm=False), dict(num_heads=32)):
+        with pytest.raises(InputError, match="local_start needs"):
+            look_at_neighbours(PixArt(**{**arguments, "qk_norm": True, **wrong}))
 
 
 def test_inputs_that_do_not_fit():

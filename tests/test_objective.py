@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from diffusion.objective import discretized_log_likelihood, gaussian_kl, timestep_weights, training_losses
+from diffusion.objective import discretized_log_likelihood, gaussian_kl, training_losses
 from diffusion.schedule import add_noise, linear_schedule
 
 SCHEDULE = linear_schedule()
@@ -66,15 +66,25 @@ def test_loss_is_the_sum_and_the_bound_trains_the_variance_alone():
     assert of_prediction.abs().sum() == 0 and of_variance.abs().sum() > 0
 
 
-def test_timesteps_weigh_alike_as_published_and_by_their_noise_when_asked():
-    assert torch.equal(timestep_weights(0.0), torch.ones(1000).double())
-    square, plain = timestep_weights(1.0), timestep_weights(0.5)
-    assert square.mean().item() == pytest.approx(1) and plain.mean().item() == pytest.approx(1)
-    alpha_bar = SCHEDULE.alpha_bar
-    noise_to_signal = (1 - alpha_bar) / alpha_bar  # an error of the noise times this is one of x0
-    assert (square[700] / square[100]).item() == pytest.approx((noise_to_signal[700] / noise_to_signal[100]).item())
-    assert (plain[700] / plain[100]).item() == pytest.approx((square[700] / square[100]).item() ** 0.5)
-    assert square[800] == square[999] > square[780]  # as at an SNR of 0.002
+def test_a_predicted_velocity_is_the_same_noise():
+    """The exact velocity has no error; any other has the bound of the noise that it stands for."""
+    x0, noise, timestep = batch()
+    variance = torch.zeros(SHAPE)
+    alpha_bar = SCHEDULE.alpha_bar[timestep].float().view(-1, 1, 1, 1)
+    exact = alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * x0
+    x_t = alpha_bar.sqrt() * x0 + (1 - alpha_bar).sqrt() * noise
+
+    def losses(prediction: torch.Tensor, prediction_type: str) -> dict[str, torch.Tensor]:
+        network = constant_network(prediction, variance)
+        return training_losses(network, x0, timestep, torch.zeros(3, 1, 4), noise, prediction_type=prediction_type)
+
+    assert losses(exact, "v_prediction")["mse"].max() < 1e-12
+    of_velocity = losses(exact + 0.1, "v_prediction")
+    torch.testing.assert_close(of_velocity["mse"], torch.full((3,), 0.01))
+    as_noise = alpha_bar.sqrt() * (exact + 0.1) + (1 - alpha_bar).sqrt() * x_t
+    torch.testing.assert_close(of_velocity["vb"], losses(as_noise, "epsilon")["vb"], rtol=1e-3, atol=1e-6)
+    with pytest.raises(ValueError, match="prediction_type 'x0'"):
+        losses(exact, "x0")
 
 
 def test_gaussian_kl_is_torchs():

@@ -51,6 +51,20 @@ def test_ddim_is_the_closed_form():
     torch.testing.assert_close(sample("ddim", steps, images=2), x, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("algorithm", ["dpm-solver", "ddim", "iddpm"])
+def test_a_network_of_velocities_samples_alike(algorithm):
+    def velocities(x, timestep, y):
+        noise, variance = gaussian_network(x, timestep, y).chunk(2, dim=1)
+        alpha_bar = ALPHA_BAR[timestep].view(-1, 1, 1, 1)
+        return torch.cat([(noise - (1 - alpha_bar).sqrt() * x) / alpha_bar.sqrt(), variance], dim=1)
+
+    generators = [image_generator(0, i) for i in range(2)]
+    noise, y = initial_noise(generators, (16, 16, 16)), torch.zeros(2, 1, 4)
+    arguments = (noise, y, None, 10, 1.0, algorithm)
+    latents = sample_latents(velocities, *arguments, generators, prediction_type="v_prediction")
+    torch.testing.assert_close(latents, sample(algorithm, 10, images=2), rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_an_image_depends_on_its_own_generator_alone(algorithm):
     together, alone = sample(algorithm, 6, images=4), sample(algorithm, 6, images=1)

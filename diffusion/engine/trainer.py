@@ -44,11 +44,12 @@ from diffusion.engine.watch import GRID_ALGORITHM, Meter, Watch, processor, samp
 from diffusion.errors import InputError
 from diffusion.guidance import Network
 from diffusion.model.convert import load_into, load_weights
+from diffusion.model.local_start import look_at_neighbours
 from diffusion.model.pixart import PixArt, build_model
-from diffusion.objective import timestep_weights, training_losses
+from diffusion.objective import training_losses
 from diffusion.precision import has_bf16
 from diffusion.sampling import make_scheduler
-from diffusion.schedule import TIMESTEPS, at
+from diffusion.schedule import TIMESTEPS
 from diffusion.seeds import mix_seed
 from diffusion.workdir import CONFIG_FILE, check_tokens, latent_scale, load_codec
 
@@ -146,7 +147,7 @@ def train(config: Config, work_dir: Path, cpu: bool = False) -> None:
                 null_tokens = ema.tensors["y_embedder.y_embedding"]
                 watch.picture(
                     "samples",
-                    sample_grid(averaged_network, null_tokens, dataset, codec, config.sample_grid, config.seed),
+                    sample_grid(averaged_network, null_tokens, dataset, codec, config),
                     step,
                 )
         accelerator.wait_for_everyone()
@@ -173,8 +174,8 @@ def train(config: Config, work_dir: Path, cpu: bool = False) -> None:
     with tqdm(total=plan.total_steps, initial=step, unit="step", disable=not main, mininterval=2) as progress:
         for batch, waited in timed(loader) if step < plan.total_steps else ():
             with accelerator.accumulate(network):
-                losses, weights = batch_losses(network, batch.to(accelerator.device), scale, config.snr_exponent)
-                accelerator.backward((weights * losses["loss"]).mean())
+                losses = batch_losses(network, batch.to(accelerator.device), scale, config.prediction_type)
+                accelerator.backward(losses["loss"].mean())
                 position += config.train_batch_size * accelerator.num_processes
                 if accelerator.sync_gradients:
                     grad_norm = accelerator.clip_grad_norm_(network.parameters(), config.gradient_clip)
@@ -243,6 +244,8 @@ def build_network(config: Config, load_from: str | None) -> PixArt:
             weight.requires_grad_(False)
     if not any(weight.requires_grad for weight in model.parameters()):
         raise InputError(f"freeze {config.freeze}: nothing is left to train")
+    if config.local_start:
+        look_at_neighbours(model)
     if load_from is not None:
         own, weights = model.state_dict(), load_weights(load_from).state_dict
         left = REMADE | set(config.ignore_keys)
@@ -272,12 +275,12 @@ def open_checkpoint(config: Config, path: Path) -> dict[str, Any]:
 
 
 def batch_losses(
-    network: torch.nn.Module, batch: PatchBatch, scale: LatentScale, snr_exponent: float
-) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Losses (B,) of one batch at timesteps drawn uniformly, and the weights (B,) that they train with."""
+    network: torch.nn.Module, batch: PatchBatch, scale: LatentScale, prediction_type: str
+) -> dict[str, torch.Tensor]:
+    """Losses (B,) of one batch at timesteps drawn uniformly."""
     timestep = torch.randint(TIMESTEPS, (len(batch.names),), device=batch.latents.device)
-    losses = training_losses(network, scale.to_network(batch.latents), timestep, batch.tokens)
-    return losses, at(timestep_weights(snr_exponent), timestep, timestep)
+    latents = scale.to_network(batch.latents)
+    return training_losses(network, latents, timestep, batch.tokens, prediction_type=prediction_type)
 
 
 def check_finite(grad_norm: torch.Tensor, skipped: int, config: Config, step: int, batch: PatchBatch) -> None:

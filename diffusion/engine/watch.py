@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from diffusion.config import SampleGridConfig
+from diffusion.config import Config
 from diffusion.data.sampler import Draw
 from diffusion.guidance import Network
 from diffusion.sampling import image_generator, initial_noise, sample_latents
@@ -132,8 +132,7 @@ def sample_grid(
     null_tokens: torch.Tensor,
     dataset: PanCancerData,
     codec: LatentCodec,
-    settings: SampleGridConfig,
-    seed: int,
+    config: Config,
 ) -> torch.Tensor:
     """Samples for the same conditions and the same noise at every call: a picture (3, H, W) in [0, 1].
 
@@ -141,11 +140,15 @@ def sample_grid(
     """
     from torchvision.utils import make_grid
 
-    device, count = null_tokens.device, settings.count
+    device, seed, settings = null_tokens.device, config.seed, config.sample_grid
+    count = settings.count
     items = [dataset[Draw(i * len(dataset) // count, seed)] for i in range(count)]
     noise = initial_noise([image_generator(seed, i) for i in range(count)], tuple(items[0].latent.shape)).to(device)
     tokens = torch.stack([item.tokens for item in items]).to(device)
-    latents = sample_latents(network, noise, tokens, null_tokens, settings.steps, settings.guidance, GRID_ALGORITHM)
+    latents = sample_latents(
+        *(network, noise, tokens, null_tokens, settings.steps, settings.guidance, GRID_ALGORITHM),
+        prediction_type=config.prediction_type,
+    )
     pixels = torch.cat(
         [codec.decode(latent[None]) for latent in latents]
     )  # one by one: a large VAE's activations are large

@@ -13,6 +13,11 @@ from torch import nn
 from diffusion.model.blocks import Mlp
 
 
+def sincos_frequencies(width: int) -> torch.Tensor:
+    """Radians per unit of the position grid, highest first, in float64 (width / 4,); the same for both coordinates."""
+    return 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+
+
 def sincos_2d(width: int, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
     """Sine-cosine embedding of a grid: (len(rows) * len(columns), width) float32, row-major.
 
@@ -21,7 +26,7 @@ def sincos_2d(width: int, rows: torch.Tensor, columns: torch.Tensor) -> torch.Te
     if width % 4:
         raise ValueError(f"width {width} must be a multiple of 4: sine and cosine of two coordinates")
     row, column = torch.meshgrid(rows.double(), columns.double(), indexing="ij")
-    frequencies = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    frequencies = sincos_frequencies(width)
     halves = []
     for coordinate in (column, row):
         angles = coordinate.reshape(-1, 1) * frequencies
