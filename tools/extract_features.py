@@ -40,8 +40,7 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "--batch_size",
         type=positive_int,
-        default=16,
-        help="windows per pass of a network; lower it when memory runs out",
+        help="windows per pass of a network; lower it when memory runs out [16; on a CPU 4]",
     )
     return parser.parse_args()
 
@@ -63,6 +62,8 @@ def main() -> None:
     key, patch_size = choose_key(path, args.dataset_name, args.size)
     index = PatchIndex(path, [key])
     state = start_processes(device)
+    # on a CPU larger activations are given back to the system after every layer, and half the time goes to that
+    batch_size = args.batch_size or (4 if state.device.type == "cpu" else 16)
     location = vae_location(args.vae, args.root)
     codec = LatentCodec.load(location, state.device)
     embedder = PatchEmbedder.load(args.encoder, state.device, root=args.root)
@@ -79,8 +80,8 @@ def main() -> None:
         if files.done(name):
             continue
         pixels = files.pixels(name)
-        moments = encode_patch(pixels, codec, args.size, args.batch_size)
-        files.write(name, moments, embed_patch(pixels, embedder, args.batch_size))
+        moments = encode_patch(pixels, codec, args.size, batch_size)
+        files.write(name, moments, embed_patch(pixels, embedder, batch_size))
         written += 1
     state.wait_for_everyone()
     of_this_process = " (of this process)" if state.num_processes > 1 else ""
