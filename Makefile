@@ -20,7 +20,7 @@ $(READY): requirements.txt pyproject.toml
 	touch $@
 
 demo: $(READY)
-	$(RUN) tools/fetch_demo_data.py
+	$(RUN) tools/fetch_demo_data.py --out $(SOURCE)
 	$(RUN) tools/extract_patches.py --root $(DEMO) $(TRAIN) --slides $(SOURCE)/cmu_small_region.svs --cohort slide --step 128 --tissue_threshold 0.6
 	$(RUN) tools/extract_patches.py --root $(DEMO) $(TRAIN) --slides $(SOURCE)/hgsc_nest.jpg $(SOURCE)/hgsc_stromal_he.jpg --cohort ovary --step 64
 	$(RUN) tools/extract_patches.py --root $(DEMO) $(HELD_OUT) --slides $(SOURCE)/cmu_small_region.svs --cohort slide --step 128

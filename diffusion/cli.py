@@ -38,27 +38,33 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         return f"{action.help} (default: %(default)s)" if shown and "[" not in action.help else action.help
 
 
-def tool_parser(description: str, examples: str = "", seed: int = 0) -> Parser:
-    """A parser with the options that every tool has: --root, --device, --seed."""
+def tool_parser(
+    description: str, examples: str = "", seed: int = 0, networks: bool = True, root_of_run: bool = False
+) -> Parser:
+    """A parser with the options that every tool has, so that one set of them serves a script of many: --root, --device, --seed.
+
+    networks: False for a tool that runs none and draws nothing, which takes the last two all the same.
+    root_of_run: --root is None unless given, and the tool then takes that of the run it opens.
+    """
     parser = Parser(description, examples)
-    add_root(parser)
-    parser.add_argument(
-        "--device",
-        choices=DEVICES,
-        default="auto",
-        help="where the networks run; auto takes cuda, then mps, then cpu",
-    )
-    parser.add_argument("--seed", type=int, default=seed, help="of everything random")
-    return parser
-
-
-def add_root(parser: argparse.ArgumentParser) -> None:
+    fallback = "the run's" if root_of_run else "$PIXCELL_ROOT, else the current folder"
     parser.add_argument(
         "--root",
         type=Path,
-        default=default_root(),
-        help="folder of patches/, features/ and pretrained_models/ [$PIXCELL_ROOT, else the current folder]",
+        default=None if root_of_run else default_root(),
+        help=f"folder of patches/, features/ and pretrained_models/ [{fallback}]",
     )
+    device = "where the networks run; auto takes cuda, then mps, then cpu"
+    parser.add_argument(
+        "--device", choices=DEVICES, default="auto", help=device if networks else "[of no effect: no network runs here]"
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=seed,
+        help="of everything random" if networks else "[of no effect: nothing is random]",
+    )
+    return parser
 
 
 def default_root() -> Path:

@@ -240,3 +240,5 @@ class TestSample:
 def test_help(script):
     done = command(script, "--help")
     assert done.returncode == 0 and "usage:" in done.stdout and "examples:" in done.stdout
+    if script.parent.name == "tools":
+        assert all(option in done.stdout for option in ("--root", "--device {auto,cpu,cuda,mps}", "--seed"))

@@ -121,6 +121,8 @@ class TestIndex:
             PatchIndex(path, ["z_1024"])
         with pytest.raises(InputError, match="holds patches of 512"):
             PatchIndex(path, size=512)
+        with pytest.raises(InputError, match="expected keys of 1024 pixels, got c_256"):
+            PatchIndex(path, ["a_1024", "c_256"], 1024)
         (tmp_path / "text.hdf5").write_text("no index")
         with pytest.raises(InputError, match="not a readable HDF5"):
             PatchIndex(tmp_path / "text.hdf5")

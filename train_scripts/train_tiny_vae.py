@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import DEVICES, pick_device, positive_int, run
+from diffusion.cli import pick_device, positive_int, run, tool_parser
 from diffusion.encoders.latents import LatentCodec, load_vae
 from diffusion.engine.optim import Muon, others
 from diffusion.errors import InputError, MissingError
@@ -76,23 +76,18 @@ def main() -> None:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = tool_parser(__doc__)
     parser.add_argument(
-        "--source",
-        type=Path,
-        default=Path("data/demo/source"),
-        help="folder that tools/fetch_demo_data.py filled (default: %(default)s)",
+        "--source", type=Path, help="folder that tools/fetch_demo_data.py filled [ROOT/data/demo/source]"
     )
-    parser.add_argument(
-        "--out", type=Path, default=Path("asset/tiny_vae"), help="diffusers folder to write (default: %(default)s)"
-    )
-    parser.add_argument("--steps", type=int, default=7500, help="optimizer steps (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("asset/tiny_vae"), help="diffusers folder to write")
+    parser.add_argument("--steps", type=positive_int, default=7500, help="optimizer steps")
     parser.add_argument("--init", type=Path, help="a folder of such weights to go on from, with another --seed")
-    parser.add_argument("--batch", type=positive_int, default=8, help="crops per step (default: %(default)s)")
-    parser.add_argument("--crop", type=positive_int, default=64, help="side of a crop in pixels (default: %(default)s)")
-    parser.add_argument("--device", choices=DEVICES, default="auto", help="where to train (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
-    return parser.parse_args()
+    parser.add_argument("--batch", type=positive_int, default=8, help="crops per step")
+    parser.add_argument("--crop", type=positive_int, default=64, help="side of a crop in pixels")
+    args = parser.parse_args()
+    args.source = args.source or args.root / "data/demo/source"
+    return args
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -41,9 +41,10 @@ class PatchIndex:
     """
 
     def __init__(self, path: Path, keys: Iterable[str] | None = None, size: int | None = None):
-        """Take `keys` (default: all) and, of these, the ones whose patches have `size` pixels (default: any).
+        """Take `keys`, or all of the file whose patches have `size` pixels (default: any).
 
-        Raises MissingError when the file or a key is not there, InputError when no key is left or none holds a name.
+        Raises MissingError when the file or a key is not there, InputError for a named key of another size, or when no
+        key is left or none holds a name.
         """
         self.path = Path(path)
         self._file: h5py.File | None = None
@@ -108,6 +109,9 @@ def _choose_keys(path: Path, present: list[str], wanted: Iterable[str] | None, s
     if absent:
         raise MissingError(f"{path} has no key {', '.join(absent)}; it has {', '.join(present) or 'none'}")
     chosen = [key for key in keys if size is None or key.endswith(f"_{size}")]
+    left = [key for key in keys if key not in chosen]
+    if left and wanted is not None:
+        raise InputError(f"{path}: expected keys of {size} pixels, got {', '.join(left)}; leave them out")
     if not chosen:
         raise InputError(f"{path}: none of the keys {', '.join(keys) or '(none)'} holds patches of {size} pixels")
     return chosen

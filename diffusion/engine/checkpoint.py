@@ -71,7 +71,17 @@ def find_checkpoint(resume_from: str, work_dir: Path) -> Path | None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """A training checkpoint, on the CPU. Raises MissingError, InputError."""
     content = read_torch_file(path)
-    wanted = {"model", "ema", "optimizer_type", "optimizer", "lr_schedule", "step", "position", "rng"}
+    wanted = {
+        "model",
+        "ema",
+        "prediction_type",
+        "optimizer_type",
+        "optimizer",
+        "lr_schedule",
+        "step",
+        "position",
+        "rng",
+    }
     if not isinstance(content, dict) or not wanted <= content.keys():
         raise MissingError(
             f"{path} holds weights but no state of a training run; use --load-from to start from its weights"
@@ -82,6 +92,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def run_state(
     model: PixArt,
     ema: EMA,
+    prediction_type: str,
     optimizer_type: str,
     optimizer: Optimizer,
     lr_schedule: LRScheduler,
@@ -97,6 +108,7 @@ def run_state(
         "model": model.state_dict(),
         "ema": ema.tensors,
         "architecture": architecture_of(model),
+        "prediction_type": prediction_type,
         "optimizer_type": optimizer_type,
         "optimizer": optimizer.state_dict(),
         "lr_schedule": lr_schedule.state_dict(),

@@ -41,7 +41,7 @@ from diffusion.engine.checkpoint import (
 from diffusion.engine.ema import EMA
 from diffusion.engine.optim import build_lr_schedule, build_optimizer, learning_rate
 from diffusion.engine.watch import GRID_ALGORITHM, Meter, Watch, processor, sample_grid
-from diffusion.errors import InputError
+from diffusion.errors import InputError, MissingError
 from diffusion.guidance import Network
 from diffusion.model.convert import load_into, load_weights
 from diffusion.model.local_start import look_at_neighbours
@@ -51,7 +51,7 @@ from diffusion.precision import has_bf16
 from diffusion.sampling import make_scheduler
 from diffusion.schedule import TIMESTEPS
 from diffusion.seeds import mix_seed
-from diffusion.workdir import CONFIG_FILE, check_tokens, latent_scale, load_codec
+from diffusion.workdir import CONFIG_FILE, check_tokens, latent_scale, load_codec, vae_location
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +135,8 @@ def train(config: Config, work_dir: Path, cpu: bool = False) -> None:
     log.info("from step %d to %d, on %s", step, plan.total_steps, processor(accelerator))
 
     def save() -> None:
-        state = run_state(model, ema, config.optimizer.type, optimizer, lr_schedule, step, position, accelerator)
+        kinds = config.prediction_type, config.optimizer.type
+        state = run_state(model, ema, *kinds, optimizer, lr_schedule, step, position, accelerator)
         if main:
             save_file(state, checkpoint_path(work_dir, step))
             averages = {name: tensor.cpu() for name, tensor in ema.tensors.items()}  # to be read on any machine
@@ -206,10 +207,12 @@ def train(config: Config, work_dir: Path, cpu: bool = False) -> None:
 
 def settled(config: Config, work_dir: Path) -> Config:
     """The config to leave in the work dir: with whole paths, so that the run can be opened from any folder."""
-    root = str(config.data_root.resolve())
-    return dataclasses.replace(
-        config, work_dir=str(work_dir.resolve()), root=root, data=dataclasses.replace(config.data, root=root)
-    )
+    root, vae = str(config.data_root.resolve()), config.vae_pretrained
+    with contextlib.suppress(MissingError):  # it may come later, where scale_factor is given and no grids are drawn
+        location = vae_location(vae, config.data_root)
+        vae = location if isinstance(location, str) else str(location.resolve())
+    data = dataclasses.replace(config.data, root=root)
+    return dataclasses.replace(config, work_dir=str(work_dir.resolve()), root=root, data=data, vae_pretrained=vae)
 
 
 def settle_precision(config: Config, cpu: bool) -> Config:
@@ -267,10 +270,11 @@ def choose_checkpoint(config: Config, work_dir: Path) -> Path | None:
 
 
 def open_checkpoint(config: Config, path: Path) -> dict[str, Any]:
-    """A state to go on from. Raises InputError when another optimizer left it."""
+    """A state to go on from. Raises InputError when another optimizer left it, or another kind of prediction."""
     state = load_checkpoint(path)
-    if state["optimizer_type"] != config.optimizer.type:
-        raise InputError(f"{path} is of a run with {state['optimizer_type']}, the config has {config.optimizer.type}")
+    for name, wanted in (("optimizer_type", config.optimizer.type), ("prediction_type", config.prediction_type)):
+        if state[name] != wanted:
+            raise InputError(f"{path} is of a run with {state[name]}, the config has {wanted}")
     return state
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -204,12 +205,16 @@ def save_diffusers(model: PixArt, folder: str | Path) -> None:
     if folder.exists():
         raise InputError(f"{folder} is already there; name a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in to_diffusers(model.state_dict()).items()}
-    save_file(tensors, aside / DIFFUSERS_WEIGHTS, metadata={"format": "pt"})
-    (aside / "config.json").write_text(json.dumps(diffusers_config(model), indent=2, sort_keys=True) + "\n")
-    aside.chmod(0o755)
-    os.replace(aside, folder)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        save_file(tensors, aside / DIFFUSERS_WEIGHTS, metadata={"format": "pt"})
+        (aside / "config.json").write_text(json.dumps(diffusers_config(model), indent=2, sort_keys=True) + "\n")
+        aside.chmod(0o755)
+        os.replace(aside, folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
 
 
 def diffusers_config(model: PixArt) -> dict[str, Any]:
