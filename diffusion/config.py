@@ -190,6 +190,10 @@ class Config:
             "model_kwargs.pred_sigma False: the objective trains the variance",
         )
         _check(0 <= self.class_dropout_prob < 1, f"class_dropout_prob {self.class_dropout_prob}: expected 0 <= p < 1")
+        _check(not self.local_start or self.qk_norm, "local_start needs qk_norm = True")
+        _check(
+            not (self.local_start and self.load_from), "local_start is of a new network, load_from of weights; drop one"
+        )
         _check(0 <= self.ema_rate < 1, f"ema_rate {self.ema_rate}: expected 0 <= rate < 1")
 
     @property

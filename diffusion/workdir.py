@@ -11,7 +11,7 @@ from diffusion.config import Config, read_config
 from diffusion.data.datasets.pan_cancer import PanCancerData
 from diffusion.encoders.latents import EMBEDDED_CODECS, LatentCodec, LatentScale, codec_folder
 from diffusion.errors import InputError, MissingError
-from diffusion.model.convert import load_into, load_weights
+from diffusion.model.convert import check_told, load_into, load_weights
 from diffusion.model.pixart import PixArt, build_model
 
 CONFIG_FILE = "config.py"
@@ -43,7 +43,9 @@ def open_run(work_dir: str | Path, checkpoint: str | Path, device: torch.device)
     config = read_config(folder / CONFIG_FILE)
     path = folder / checkpoint
     model = build_model(config.model, **config.model_arguments)
-    load_into(model, load_weights(path).state_dict, path)
+    weights = load_weights(path)
+    check_told(weights.told, model, config.prediction_type, path)
+    load_into(model, weights.state_dict, path)
     return Run(folder, path, config, model.eval().requires_grad_(False).to(device))
 
 

@@ -42,7 +42,7 @@ def mobilenet_file(tmp_path_factory):
 
 def tiny_spec(**changes) -> embedders.EmbedderSpec:
     fields = {"name": "tiny", "width": 4, "input_size": 224, "build": lambda: torch.nn.Linear(3, 4), "weights": ("tiny.pth",),
-              "folders": (), "default": "tiny.pth", "default_in_root": True, "how_to_get": "make it"}  # fmt: skip
+              "folders": (), "default": "tiny.pth", "how_to_get": "make it"}  # fmt: skip
     return embedders.EmbedderSpec(**{**fields, **changes})
 
 

@@ -216,7 +216,7 @@ class TestRun:
         assert read(tmp_path / "run", 4)["optimizer"]["param_groups"][0]["lr"] == 5e-3
         with pytest.raises(InputError, match="is of a run with AdamW, the config has CAME"):
             train(dataclasses.replace(again, optimizer=OptimizerConfig("CAME")), tmp_path / "run", cpu=True)
-        with pytest.raises(InputError, match="is of a run with epsilon, the config has v_prediction"):
+        with pytest.raises(InputError, match="prediction_type epsilon instead of v_prediction"):
             train(dataclasses.replace(again, prediction_type="v_prediction"), tmp_path / "run", cpu=True)
 
     def test_resuming_does_not_need_the_first_weights_any_more(self, feature_root, tmp_path):
@@ -230,11 +230,34 @@ class TestRun:
         assert read_config(tmp_path / "run/config.py").data_root == feature_root
 
     def test_a_codec_of_the_current_folder_is_found_from_any_other(self, feature_root, tmp_path, monkeypatch):
-        shutil.copytree(EMBEDDED_CODECS["tiny"], tmp_path / "here/codec")
+        """One below the root keeps its name, and moves with it."""
+        for folder in (tmp_path / "here/codec", feature_root / "models/codec"):
+            shutil.copytree(EMBEDDED_CODECS["tiny"], folder)
         monkeypatch.chdir(tmp_path / "here")
-        config = settings(feature_root, vae_pretrained="codec", scale_factor=None, shift_factor=None, max_steps=0)
-        train(config, tmp_path / "run", cpu=True)
-        assert read_config(tmp_path / "run/config.py").vae_pretrained == str(tmp_path / "here/codec")
+        for given, kept in (
+            ("codec", str(tmp_path / "here/codec")),
+            ("models/codec", "models/codec"),
+            ("tiny", "tiny"),
+        ):
+            config = settings(feature_root, vae_pretrained=given, scale_factor=None, shift_factor=None, max_steps=0)
+            run = tmp_path / "runs" / given
+            train(config, run, cpu=True)
+            assert read_config(run / "config.py").vae_pretrained == kept
+
+    def test_what_weights_tell_of_their_network_counts(self, feature_root, tmp_path):
+        """Heads and kind of prediction leave no trace in the tensors."""
+        train(settings(feature_root, max_steps=0), tmp_path / "run", cpu=True)
+        heads = dict(depth=1, hidden_size=16, num_heads=4)
+        for name, file in (("resume_from", "step_00000000.ckpt"), ("load_from", "last_ema.ckpt")):
+            weights = {name: str(tmp_path / "run/checkpoints" / file)}
+            with pytest.raises(InputError, match="num_heads 2 instead of 4"):
+                train(settings(feature_root, model_kwargs=heads, **weights), tmp_path / "new", cpu=True)
+            with pytest.raises(InputError, match="prediction_type epsilon instead of v_prediction"):
+                train(settings(feature_root, prediction_type="v_prediction", **weights), tmp_path / "new", cpu=True)
+            assert not (tmp_path / "new").exists()
+        train(settings(feature_root, model_kwargs=heads, max_steps=0), tmp_path / "other", cpu=True)
+        with pytest.raises(InputError, match="num_heads 4 instead of 2"):
+            open_run(tmp_path / "run", tmp_path / "other/checkpoints/last_ema.ckpt", torch.device("cpu"))
 
     def test_accumulated_gradients_are_those_of_the_larger_batch(self, feature_root, tmp_path, monkeypatch):
         """The same samples at the same timestep and noise: two halves step like one whole, and warm up as fast."""

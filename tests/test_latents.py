@@ -6,8 +6,10 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from conftest import REPOSITORY, texture
 
 from diffusion.encoders.latents import (
     EMBEDDED_CODECS,
@@ -19,7 +21,7 @@ from diffusion.encoders.latents import (
 )
 from diffusion.errors import InputError, MissingError
 
-DEMO_IMAGE = Path(__file__).parents[1] / "data" / "demo" / "source" / "hgsc_nest.jpg"
+DEMO_IMAGE = REPOSITORY / "data" / "demo" / "source" / "hgsc_nest.jpg"
 
 
 @pytest.fixture(scope="module")
@@ -202,3 +204,29 @@ def held_out_tile() -> torch.Tensor:
 
     tile = Image.open(DEMO_IMAGE).convert("RGB").crop((600, 1180, 856, 1436))
     return torch.from_numpy(np.asarray(tile).copy()).permute(2, 0, 1)[None] / 127.5 - 1
+
+
+def test_change_of_units_keeps_the_pictures_and_orders_the_channels(monkeypatch):
+    """For another kind of picture: the same pixels but for the border's influence; uncorrelated channels, falling variance."""
+    monkeypatch.syspath_prepend(str(REPOSITORY / "train_scripts"))
+    import train_tiny_vae
+
+    vae = LatentCodec.load("tiny").vae
+    picture = np.asarray(texture(256, seed=0))
+    pixels = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None] / 127.5 - 1
+    with torch.no_grad():
+        before = vae.decode(vae.encode(pixels).latent_dist.mean).sample
+        train_tiny_vae.change_units(vae, [picture])
+        latents = vae.encode(pixels).latent_dist.mean
+        after = vae.decode(latents).sample
+    torch.testing.assert_close(after[..., 64:-64, 64:-64], before[..., 64:-64, 64:-64], rtol=0, atol=2e-3)
+    covariance = torch.cov(latents[0].flatten(1).double())
+    variances = covariance.diagonal()
+    assert variances.mean().item() == pytest.approx(1, rel=1e-2) and latents.mean().abs() < 1e-2
+    assert torch.all(variances[1:] <= variances[:-1] * 1.01)
+    off_diagonal = covariance / (variances[:, None] * variances).sqrt() - torch.eye(16)
+    assert off_diagonal.abs().max() < 0.05
+    # a channel's variance is the root of its effect on pixels, variance times sensitivity
+    with torch.no_grad():
+        ratio = train_tiny_vae.sensitivity(vae, latents).diagonal() / variances
+    assert ratio.max() < 1.1 * ratio.min()

@@ -42,21 +42,29 @@ def test_any_grid_that_the_patch_divides(rows, columns):
 
 
 @torch.no_grad()
-def test_a_local_start_looks_at_neighbours():
-    """Measured on noise: each head's strongest look, away from the border, is at the neighbour meant for it."""
-    arguments = {**SMALL, "input_size": 32, "hidden_size": 192, "num_heads": 6}
-    model = PixArt(**arguments, pe_interpolation=0.5, qk_norm=True)
+@pytest.mark.parametrize("timestep", [100, 900])
+def test_a_local_start_looks_at_neighbours(timestep):
+    """In the network at work, on noise: each head's strongest look, away from the border, is at the neighbour meant for it."""
+    arguments = {**SMALL, "input_size": 32, "hidden_size": 192, "depth": 3, "num_heads": 6}
+    model = PixArt(**arguments, pe_interpolation=0.5, qk_norm=True).eval()
     look_at_neighbours(model)
-    x = model.x_embedder(torch.randn(8, 16, 32, 32)) + model.pos_embed
-    for number, block in enumerate(model.blocks):
-        q, k, _ = block.attn.qkv(block.norm1(x)).chunk(3, dim=-1)
-        q, k = (part.unflatten(-1, (6, -1)).transpose(1, 2) for part in (block.attn.q_norm(q), block.attn.k_norm(k)))
-        attention = (q @ k.mT / 32**0.5).softmax(-1).mean(0)  # (heads, 256, 256)
-        centre = attention.unflatten(1, (16, 16)).unflatten(3, (16, 16))[:, 8, 8]
+    looks = []
+
+    def look(attention: SelfAttention, inputs: tuple[torch.Tensor]) -> None:
+        q, k, _ = attention.qkv(inputs[0]).chunk(3, dim=-1)
+        q, k = (part.unflatten(-1, (6, -1)).transpose(1, 2) for part in (attention.q_norm(q), attention.k_norm(k)))
+        weights = (q @ k.mT / 32**0.5).softmax(-1).mean(0)  # (heads, 256, 256)
+        looks.append(weights.unflatten(1, (16, 16)).unflatten(3, (16, 16))[:, 8, 8])  # from one cell
+
+    for block in model.blocks:
+        block.attn.register_forward_pre_hook(look)
+    model(torch.randn(8, 16, 32, 32), torch.full((8,), timestep), torch.randn(8, 4, 12))
+    assert len(looks) == 3
+    for number, from_cell in enumerate(looks):
         for head in range(6):
             rows, columns = NEIGHBOURS[(6 * number + head) % 8]
-            assert divmod(centre[head].argmax().item(), 16) == (8 + rows, 8 + columns)
-            assert centre[head].max() > 0.3 and centre[head, 6:11, 6:11].sum() > 0.7
+            assert divmod(from_cell[head].argmax().item(), 16) == (8 + rows, 8 + columns)
+            assert from_cell[head].max() > 0.4 and from_cell[head, 6:11, 6:11].sum() > 0.7
     for wrong in (dict(qk_norm=False), dict(num_heads=32)):
         with pytest.raises(InputError, match="local_start needs"):
             look_at_neighbours(PixArt(**{**arguments, "qk_norm": True, **wrong}))

@@ -51,7 +51,7 @@ def test_ddim_is_the_closed_form():
     torch.testing.assert_close(sample("ddim", steps, images=2), x, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("algorithm", ["dpm-solver", "ddim", "iddpm"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_network_of_velocities_samples_alike(algorithm):
     def velocities(x, timestep, y):
         noise, variance = gaussian_network(x, timestep, y).chunk(2, dim=1)

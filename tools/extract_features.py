@@ -62,7 +62,8 @@ def main() -> None:
     key, patch_size = choose_key(path, args.dataset_name, args.size)
     index = PatchIndex(path, [key])
     state = start_processes(device)
-    # on a CPU larger activations are given back to the system after every layer, and half the time goes to that
+    # on a CPU, with the embedded networks and windows of 256 pixels, larger activations go back to the system after every
+    # layer, which took half the time
     batch_size = args.batch_size or (4 if state.device.type == "cpu" else 16)
     location = vae_location(args.vae, args.root)
     codec = LatentCodec.load(location, state.device)

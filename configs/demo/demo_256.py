@@ -1,4 +1,4 @@
-# A network of minutes on a laptop's CPU: `make demo`. The same code and objective as the recipe, smaller numbers.
+# A network of minutes on a laptop's CPU: `make demo`. The recipe's code with smaller numbers, and the choices that learn soonest.
 _base_ = ["../_base_.py"]
 
 image_size = 256
@@ -18,7 +18,7 @@ caption_channels = 1280  # MobileNetV2's embeddings
 pe_interpolation = 0.5
 qk_norm = True  # keeps attention stable at this learning rate
 local_start = True  # as low an error after half the steps; heads that look everywhere alike draw noise for long
-prediction_type = "v_prediction"  # colour and layout are right within some hundred steps, and heed the condition
+prediction_type = "v_prediction"  # colours are right within some hundred steps, and heed the condition
 
 vae_pretrained = "tiny"
 

@@ -32,8 +32,7 @@ class EmbedderSpec:
     build: Callable[[], nn.Module]  # random weights; maps (B, 3, input_size, input_size) to (B, D)
     weights: tuple[str, ...]  # patterns of its weights files, the best first
     folders: tuple[str, ...]  # folder names that mean this network
-    default: str  # weights file, below the folder that `default_in_root` says
-    default_in_root: bool  # below --root; otherwise below the current folder
+    default: str  # weights file, below --root or the current folder
     how_to_get: str
     head: str | None = None  # prefix of weights for classification, which an embedding does not use
 
@@ -64,13 +63,13 @@ EMBEDDERS = {
         EmbedderSpec(
             name="uni2", width=1536, input_size=224, build=build_uni2h,
             weights=("pytorch_model.bin", "model.safetensors"), folders=("uni2", "uni2-h"),
-            default="pretrained_models/uni2/pytorch_model.bin", default_in_root=True,
+            default="pretrained_models/uni2/pytorch_model.bin",
             how_to_get="ask for access to UNI2-h at huggingface.co/MahmoodLab/UNI2-h and put its pytorch_model.bin there, or set --root",
         ),
         EmbedderSpec(
             name="mobilenetv2", width=1280, input_size=224, build=build_mobilenetv2,
             weights=("mobilenet_v2*.pth", "mobilenet_v2*.safetensors"), folders=(),
-            default="data/demo/source/mobilenet_v2-b0353104.pth", default_in_root=False,
+            default="data/demo/source/mobilenet_v2-b0353104.pth",
             how_to_get="run `python tools/fetch_demo_data.py`, or name the file with mobilenetv2=FILE", head="classifier.",
         ),
     )
@@ -147,7 +146,8 @@ def resolve_embedder(name_or_path: str | Path, root: Path = Path(".")) -> tuple[
         return EMBEDDERS[name], _weights_file(EMBEDDERS[name], Path(path))
     if text in EMBEDDERS:
         spec = EMBEDDERS[text]
-        return spec, _weights_file(spec, (root if spec.default_in_root else Path(".")) / spec.default)
+        places = [root / spec.default, Path(spec.default)]  # where it was put with the same --root, or without
+        return spec, _weights_file(spec, next((place for place in places if place.is_file()), places[0]))
     spec = _recognise(Path(text))
     return spec, _weights_file(spec, Path(text))
 

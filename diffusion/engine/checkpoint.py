@@ -74,7 +74,6 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     wanted = {
         "model",
         "ema",
-        "prediction_type",
         "optimizer_type",
         "optimizer",
         "lr_schedule",

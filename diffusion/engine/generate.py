@@ -138,7 +138,14 @@ class ImageMaker:
         noise = initial_noise(generators, (self.run.model.in_channels, side, side)).to(null_tokens.device)
         tokens = torch.stack([item.tokens for item in items]).to(null_tokens.device)
         latents = sample_latents(
-            *(self.run.model, noise, tokens, null_tokens, self.steps, self.guidance, self.algorithm, generators),
+            self.run.model,
+            noise,
+            tokens,
+            null_tokens,
+            steps=self.steps,
+            guidance=self.guidance,
+            algorithm=self.algorithm,
+            generators=generators,
             prediction_type=self.run.config.prediction_type,
         )
         for i, item, latent in zip(indices, items, latents, strict=True):

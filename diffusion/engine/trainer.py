@@ -26,7 +26,7 @@ from diffusion.data.batch import PatchBatch
 from diffusion.data.datasets.pan_cancer import build_dataset
 from diffusion.data.loader import batches_of, training_loader
 from diffusion.data.sampler import BatchStream
-from diffusion.encoders.latents import LatentScale
+from diffusion.encoders.latents import EMBEDDED_CODECS, LatentScale
 from diffusion.engine.checkpoint import (
     FOLDER,
     LAST_EMA,
@@ -41,9 +41,9 @@ from diffusion.engine.checkpoint import (
 from diffusion.engine.ema import EMA
 from diffusion.engine.optim import build_lr_schedule, build_optimizer, learning_rate
 from diffusion.engine.watch import GRID_ALGORITHM, Meter, Watch, processor, sample_grid
-from diffusion.errors import InputError, MissingError
+from diffusion.errors import InputError
 from diffusion.guidance import Network
-from diffusion.model.convert import load_into, load_weights
+from diffusion.model.convert import check_told, load_into, load_weights, told_by
 from diffusion.model.local_start import look_at_neighbours
 from diffusion.model.pixart import PixArt, build_model
 from diffusion.objective import training_losses
@@ -51,12 +51,14 @@ from diffusion.precision import has_bf16
 from diffusion.sampling import make_scheduler
 from diffusion.schedule import TIMESTEPS
 from diffusion.seeds import mix_seed
-from diffusion.workdir import CONFIG_FILE, check_tokens, latent_scale, load_codec, vae_location
+from diffusion.workdir import CONFIG_FILE, check_tokens, latent_scale, load_codec
 
 log = logging.getLogger(__name__)
 
 # what follows from the architecture alone is made anew, whatever the weights to start from say
 REMADE = frozenset({"pos_embed", "y_pos_embed"})
+# in what the network of one stage may differ from the weights of the stage before
+OF_THE_STAGE = frozenset({"input_size", "pe_interpolation", "model_max_length", "use_cond_pos_embed"})
 MAX_SKIPPED_STEPS = 50  # in a row; a scaler that starts at 65536 has no lower scale to try long before
 
 
@@ -112,6 +114,7 @@ def train(config: Config, work_dir: Path, cpu: bool = False) -> None:
     torch.manual_seed(config.seed)  # the same initial weights in every process
     model = build_network(config, None if resumed else config.load_from)
     if resumed is not None:
+        check_told(told_by(resumed), model, config.prediction_type, checkpoint)
         load_into(model, resumed["model"], checkpoint)
     ema = EMA(model.to(accelerator.device), config.ema_rate)
     optimizer = build_optimizer(model, config.optimizer, plan.lr)
@@ -135,13 +138,22 @@ def train(config: Config, work_dir: Path, cpu: bool = False) -> None:
     log.info("from step %d to %d, on %s", step, plan.total_steps, processor(accelerator))
 
     def save() -> None:
-        kinds = config.prediction_type, config.optimizer.type
-        state = run_state(model, ema, *kinds, optimizer, lr_schedule, step, position, accelerator)
+        state = run_state(
+            model=model,
+            ema=ema,
+            prediction_type=config.prediction_type,
+            optimizer_type=config.optimizer.type,
+            optimizer=optimizer,
+            lr_schedule=lr_schedule,
+            step=step,
+            position=position,
+            accelerator=accelerator,
+        )
         if main:
             save_file(state, checkpoint_path(work_dir, step))
             averages = {name: tensor.cpu() for name, tensor in ema.tensors.items()}  # to be read on any machine
-            content = {"state_dict": averages, "architecture": state["architecture"], "step": step}
-            save_file(content, work_dir / FOLDER / LAST_EMA)
+            told = {name: state[name] for name in ("architecture", "prediction_type", "step")}
+            save_file({"state_dict": averages, **told}, work_dir / FOLDER / LAST_EMA)
             log.info("saved %s and %s", checkpoint_path(work_dir, step).name, LAST_EMA)
         if codec is not None:
             with averaged(model, ema) as averaged_network:
@@ -208,9 +220,9 @@ def train(config: Config, work_dir: Path, cpu: bool = False) -> None:
 def settled(config: Config, work_dir: Path) -> Config:
     """The config to leave in the work dir: with whole paths, so that the run can be opened from any folder."""
     root, vae = str(config.data_root.resolve()), config.vae_pretrained
-    with contextlib.suppress(MissingError):  # it may come later, where scale_factor is given and no grids are drawn
-        location = vae_location(vae, config.data_root)
-        vae = location if isinstance(location, str) else str(location.resolve())
+    below_root = (config.data_root / vae).is_dir()  # then it moves with the data
+    if vae not in EMBEDDED_CODECS and not below_root and Path(vae).is_dir():
+        vae = str(Path(vae).resolve())
     data = dataclasses.replace(config.data, root=root)
     return dataclasses.replace(config, work_dir=str(work_dir.resolve()), root=root, data=data, vae_pretrained=vae)
 
@@ -250,9 +262,10 @@ def build_network(config: Config, load_from: str | None) -> PixArt:
     if config.local_start:
         look_at_neighbours(model)
     if load_from is not None:
-        own, weights = model.state_dict(), load_weights(load_from).state_dict
+        own, weights = model.state_dict(), load_weights(load_from)
+        check_told(weights.told, model, config.prediction_type, load_from, but=OF_THE_STAGE)
         left = REMADE | set(config.ignore_keys)
-        taken = {name: tensor for name, tensor in weights.items() if name not in left}
+        taken = {name: tensor for name, tensor in weights.state_dict.items() if name not in left}
         load_into(model, taken | {name: own[name] for name in own if name in left}, load_from)
     return model
 
@@ -270,11 +283,10 @@ def choose_checkpoint(config: Config, work_dir: Path) -> Path | None:
 
 
 def open_checkpoint(config: Config, path: Path) -> dict[str, Any]:
-    """A state to go on from. Raises InputError when another optimizer left it, or another kind of prediction."""
+    """A state to go on from. Raises InputError when another optimizer left it."""
     state = load_checkpoint(path)
-    for name, wanted in (("optimizer_type", config.optimizer.type), ("prediction_type", config.prediction_type)):
-        if state[name] != wanted:
-            raise InputError(f"{path} is of a run with {state[name]}, the config has {wanted}")
+    if state["optimizer_type"] != config.optimizer.type:
+        raise InputError(f"{path} is of a run with {state['optimizer_type']}, the config has {config.optimizer.type}")
     return state
 
 
@@ -336,7 +348,7 @@ def describe(config: Config, plan: Plan, model: PixArt, processes: int) -> str:
         f"{config.model}: {parameters / 1e6:.2f} M parameters; {plan.samples} samples of {config.image_size} pixels; "
         f"global batch {plan.global_batch} = {config.train_batch_size} x {config.gradient_accumulation_steps} accumulated "
         f"x {processes} processes; {plan.steps_per_epoch:.1f} steps an epoch, {plan.total_steps} steps; "
-        f"{config.optimizer.type}, learning rate {plan.lr:g}, {config.mixed_precision} mixed precision"
+        f"{config.prediction_type}, {config.optimizer.type}, learning rate {plan.lr:g}, {config.mixed_precision} mixed precision"
     )
 
 
@@ -353,6 +365,8 @@ def dry_run(config: Config, work_dir: Path, processes: int, cpu: bool) -> str:
     checkpoint = choose_checkpoint(config, work_dir)
     model = build_network(config, None if checkpoint else config.load_from)
     if checkpoint:
-        load_into(model, open_checkpoint(config, checkpoint)["model"], checkpoint)
+        state = open_checkpoint(config, checkpoint)
+        check_told(told_by(state), model, config.prediction_type, checkpoint)
+        load_into(model, state["model"], checkpoint)
     build_optimizer(model, config.optimizer, plan.lr)
     return describe(config, plan, model, processes)

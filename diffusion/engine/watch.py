@@ -146,7 +146,13 @@ def sample_grid(
     noise = initial_noise([image_generator(seed, i) for i in range(count)], tuple(items[0].latent.shape)).to(device)
     tokens = torch.stack([item.tokens for item in items]).to(device)
     latents = sample_latents(
-        *(network, noise, tokens, null_tokens, settings.steps, settings.guidance, GRID_ALGORITHM),
+        network,
+        noise,
+        tokens,
+        null_tokens,
+        steps=settings.steps,
+        guidance=settings.guidance,
+        algorithm=GRID_ALGORITHM,
         prediction_type=config.prediction_type,
     )
     pixels = torch.cat(

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from diffusion.weights import read_safetensors, read_torch_file
 
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
 DIFFUSERS_CLASS = "PixCellTransformer2DModel"
+PREDICTION_TYPE = "prediction_type"  # of checkpoints: epsilon or v_prediction
 
 # official name -> diffusers name, for what is the same tensor in both
 RENAMED = {
@@ -55,10 +56,14 @@ FUSED_IN_BLOCK = {
 
 
 class Weights(NamedTuple):
-    """A state dict in official names, and the PixArt arguments that its names and shapes (or its file) imply."""
+    """A state dict in official names, the PixArt arguments that its names and shapes (or its file) imply, and those told.
+
+    told: what the file itself says, of the PixArt arguments and of `prediction_type`; nothing for released checkpoints.
+    """
 
     state_dict: dict[str, torch.Tensor]
     architecture: dict[str, Any]
+    told: dict[str, Any]
 
 
 def load_weights(path: str | Path, ema: bool = True) -> Weights:
@@ -83,10 +88,11 @@ def load_weights(path: str | Path, ema: bool = True) -> Weights:
         tensors = from_diffusers(tensors)
     if "x_embedder.proj.weight" not in tensors:
         raise InputError(f"{path} holds no PixArt network: no x_embedder.proj.weight among its {len(tensors)} tensors")
-    architecture = {**infer_architecture(tensors, path), **settings}
+    arguments = {name: value for name, value in settings.items() if name != PREDICTION_TYPE}
+    architecture = {**infer_architecture(tensors, path), **arguments}
     if "pos_embed" not in tensors:  # the diffusers layout computes it
         tensors["pos_embed"] = _position_grid(architecture)
-    return Weights(tensors, architecture)
+    return Weights(tensors, architecture, settings)
 
 
 def load_into(model: PixArt, weights: Mapping[str, torch.Tensor], source: str | Path) -> None:
@@ -107,6 +113,22 @@ def load_into(model: PixArt, weights: Mapping[str, torch.Tensor], source: str | 
     if complaints:
         raise InputError(f"{source} is of another architecture than the network ({'; '.join(complaints)})")
     model.load_state_dict(weights)
+
+
+def check_told(
+    told: Mapping[str, Any], model: PixArt, prediction_type: str, source: str | Path, but: Container[str] = ()
+) -> None:
+    """Hold what a file tells of its network, where it does, against the one it is for, `but` for some arguments.
+
+    Tensors alone show neither the heads, nor where the positions came from, nor what is predicted: weights that do
+    not tell predict noise, as the released ones. Raises InputError naming the first difference.
+    """
+    own = {**architecture_of(model), PREDICTION_TYPE: prediction_type}
+    for name, value in {PREDICTION_TYPE: "epsilon", **told}.items():
+        if name not in but and own.get(name, value) != value:
+            raise InputError(
+                f"{source} is of another architecture than the network ({name} {value} instead of {own[name]})"
+            )
 
 
 def infer_architecture(tensors: Mapping[str, torch.Tensor], source: str | Path = "the weights") -> dict[str, Any]:
@@ -285,10 +307,17 @@ def _diffusers_settings(path: Path) -> dict[str, Any]:
 
 
 def _read_checkpoint(path: Path, ema: bool) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """A torch file's network, and what the trainer of this project wrote beside it about its architecture."""
+    """A torch file's network, and what the trainer of this project wrote beside it about that."""
     content = read_torch_file(path)
-    told = content.get("architecture") if isinstance(content, Mapping) else None
-    return _state_dict_of(content, path, ema), dict(told) if isinstance(told, Mapping) else {}
+    told = told_by(content) if isinstance(content, Mapping) else {}
+    return _state_dict_of(content, path, ema), told
+
+
+def told_by(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint of this project says of its network."""
+    architecture = checkpoint.get("architecture")
+    told = dict(architecture) if isinstance(architecture, Mapping) else {}
+    return told | {name: checkpoint[name] for name in (PREDICTION_TYPE,) if name in checkpoint}
 
 
 def _state_dict_of(content: Any, path: Path, ema: bool) -> dict[str, torch.Tensor]:
