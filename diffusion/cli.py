@@ -39,11 +39,16 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 def tool_parser(
-    description: str, examples: str = "", seed: int = 0, networks: bool = True, root_of_run: bool = False
+    description: str,
+    examples: str = "",
+    seed: int = 0,
+    networks: bool = True,
+    draws: bool = True,
+    root_of_run: bool = False,
 ) -> Parser:
     """A parser with the options that every tool has, so that one set of them serves a script of many: --root, --device, --seed.
 
-    networks: False for a tool that runs none and draws nothing, which takes the last two all the same.
+    networks, draws: False for a tool that runs none, or draws nothing at random, and takes the option all the same.
     root_of_run: --root is None unless given, and the tool then takes that of the run it opens.
     """
     parser = Parser(description, examples)
@@ -62,7 +67,7 @@ def tool_parser(
         "--seed",
         type=int,
         default=seed,
-        help="of everything random" if networks else "[of no effect: nothing is random]",
+        help="of everything random" if draws else "[of no effect: nothing is random]",
     )
     return parser
 

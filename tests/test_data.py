@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 import time
 import tracemalloc
 from collections import Counter
@@ -11,15 +13,17 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from conftest import WIDTH, texture
+from conftest import REPOSITORY, WIDTH, texture
 
+from diffusion.data import index as index_module
 from diffusion.data.batch import collate
 from diffusion.data.crops import crops_per_side, square, tokens_of, tokens_per_image
 from diffusion.data.datasets.pan_cancer import PanCancerData, PanCancerDataLowRes, build_dataset, read_patch
 from diffusion.data.features import feature_path, is_valid, read_moments, read_tokens, write_feature
-from diffusion.data.index import PatchIndex, index_path, split_key, write_index
+from diffusion.data.index import PatchIndex, all_names, index_keys, index_path, split_key, write_index
 from diffusion.data.loader import training_loader
 from diffusion.data.sampler import BatchStream, Draw, Permutation
+from diffusion.data.split import patient_of, slide_of, training_groups
 from diffusion.errors import InputError, MissingError
 
 
@@ -134,6 +138,61 @@ class TestIndex:
             write_index(path, {"a_1024": ["new"], "nosize": []})
         assert PatchIndex(path, ["a_1024"]).name(0) == "a/0"
         assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+    def test_names_come_from_generators_and_other_keys_stay(self, path, monkeypatch):
+        monkeypatch.setattr(index_module, "NAMES_AT_ONCE", 3)
+        counts = write_index(path, {"a_1024": (f"a/{i}" for i in range(10)), "z_1024": iter(())}, before=path)
+        assert counts == {"a_1024": 10, "z_1024": 0}
+        assert list(all_names(path, "a_1024")) == [f"a/{i}" for i in range(10)]
+        assert index_keys(path) == ["a_1024", "b_1024", "c_256"] and list(all_names(path, "b_1024")) == ["b/é"]
+
+    def test_a_killed_write_leaves_the_old_index(self, path):
+        """Killed while it writes, with names on the disk already."""
+        code = (
+            "import sys, time; from pathlib import Path; from diffusion.data.index import write_index\n"
+            "def names():\n"
+            "    yield from (f'a/{i}' for i in range(70_000))\n"
+            "    print('writing', flush=True); time.sleep(60)\n"
+            "write_index(Path(sys.argv[1]), {'a_1024': names()}, before=Path(sys.argv[1]))"
+        )
+        before = path.read_bytes()
+        with subprocess.Popen(
+            [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, cwd=REPOSITORY
+        ) as writer:
+            assert writer.stdout.readline() == b"writing\n"
+            assert [file for file in path.parent.iterdir() if file != path]  # half a file, under another name
+            writer.kill()
+        assert path.read_bytes() == before and list(all_names(path, "a_1024")) == ["a/0", "a/1"]
+        assert write_index(path, {"a_1024": ["a/2"]}, before=path) == {"a_1024": 1}
+
+    @pytest.mark.parametrize("same", [False, True])
+    def test_a_name_that_comes_twice_is_refused(self, path, monkeypatch, same):
+        """Hashes that meet by chance are no reason; here all of them do."""
+        monkeypatch.setattr(index_module, "NAMES_AT_ONCE", 2)
+        monkeypatch.setattr(index_module, "_hash", lambda name: 7)
+        names = ["a/0", "a/1", "a/2", "a/0" if same else "a/3"]
+        if same:
+            with pytest.raises(InputError, match="a/0 comes twice under a_1024"):
+                write_index(path, {"a_1024": names})
+            assert list(all_names(path, "a_1024")) == ["a/0", "a/1"]
+        else:
+            assert write_index(path, {"a_1024": names}) == {"a_1024": 4}
+
+    def test_a_split_by_slide_or_patient(self):
+        names = [f"tcga/brca/single_1024/TCGA-02-{i // 2:04d}-01Z-{i}/0_0.jpeg" for i in range(40)]
+        assert slide_of(names[3]) == "TCGA-02-0001-01Z-3" and patient_of(names[3]) == "TCGA-02-0001"
+        with pytest.raises(InputError, match="slide CMU-1 has no TCGA barcode"):
+            patient_of("set/any/single_1024/CMU-1/0_0.jpeg")
+        patients = {patient_of(name) for name in names}
+        training = training_groups(map(patient_of, names), 0.8, seed=0)
+        assert len(training) == 16 and training < patients
+        assert training != training_groups(patients, 0.8, seed=1)
+        # more patients move few of those that were there
+        later = training_groups(patients | {f"TCGA-03-{i:04d}" for i in range(2)}, 0.8, seed=0)
+        assert len(training - later) <= 2
+        assert len(training_groups(["a", "b"], 0.99, 0)) == len(training_groups(["a", "b"], 0.01, 0)) == 1
+        with pytest.raises(InputError, match="at least two slides or patients, got a"):
+            training_groups(["a", "a"], 0.5, 0)
 
 
 class TestOrder:

@@ -185,7 +185,7 @@ def test_build_index(png, tmp_path):
     assert tool("build_index.py", "--root", tmp_path, "--size", 128).returncode == 0
     run = tool("build_index.py", "--root", tmp_path, "--size", 64, "--dataset", "toy")
     assert run.returncode == 0, run.stderr
-    assert "toy_64: " in run.stdout and "as before: toy_128 (6)" in run.stdout
+    assert "toy_64: " in run.stdout and "as before: toy_128\n" in run.stdout
     index = PatchIndex(index_path(tmp_path), keys=["toy_128"])
     expected = [f"toy/a/single_128/half/{x}_{y}.jpeg" for x in (256, 384) for y in (0, 128, 256)]
     assert [index.name(i) for i in range(len(index))] == expected
@@ -193,6 +193,47 @@ def test_build_index(png, tmp_path):
     small = PatchIndex(index_path(tmp_path), keys=["toy_64"])
     assert small.name(0).startswith("toy/b/single_64/half/")
     assert all((tmp_path / "patches" / small.name(i)).is_file() for i in range(len(small)))
+
+
+def test_split_index_shares_out_whole_slides(tmp_path):
+    for slide in range(10):
+        folder = tmp_path / f"patches/toy/a/single_64/slide_{slide}"
+        folder.mkdir(parents=True)
+        for x in range(3):
+            (folder / f"{x}_0.jpeg").touch()
+    run = tool("build_index.py", "--root", tmp_path, "--size", 64, "--split", 0.7)
+    assert run.returncode == 0 and "train: toy_64 (21)\ntest: toy_64 (9)\n" in run.stdout, run.stderr
+    sides = [PatchIndex(index_path(tmp_path, f"patch_names_{side}.hdf5")) for side in ("train", "test")]
+    train, test = ([side.name(i) for i in range(len(side))] for side in sides)
+    assert not {Path(name).parent for name in train} & {Path(name).parent for name in test}
+    both = PatchIndex(index_path(tmp_path))
+    assert {*train, *test} == {both.name(i) for i in range(len(both))}
+    assert names(tmp_path / "patches/metadata") == {f"patch_names_{side}.hdf5" for side in ("all", "train", "test")}
+
+    before = {path.name: path.read_bytes() for path in (tmp_path / "patches/metadata").iterdir()}
+    run = tool("build_index.py", "--root", tmp_path, "--size", 64, "--split", 0.7, "--split_by", "patient")
+    assert run.returncode == 2 and "no TCGA barcode" in run.stderr
+    assert names(tmp_path / "patches/metadata") == set(before)
+    assert (tmp_path / "patches/metadata/patch_names_train.hdf5").read_bytes() == before["patch_names_train.hdf5"]
+    for share in ("0", "1"):
+        assert "between 0 and 1" in tool("build_index.py", "--root", tmp_path, "--split", share).stderr
+
+
+def test_build_index_from_lists(tmp_path):
+    lists = tmp_path / "a.txt", tmp_path / "b.txt"
+    lists[0].write_text("toy/a/single_1024/s/0_0.jpeg\n\ntoy/a/single_1024/s/1_0.jpeg\n")
+    lists[1].write_text("toy/a/single_1024/t/0_0.jpeg\n")
+    arguments = ("build_index.py", "--root", tmp_path, "--dataset", "toy", "--names")
+    run = tool(*arguments, *lists)
+    assert run.returncode == 0 and "toy_1024: 3 patches" in run.stdout, run.stderr
+    run = tool(*arguments, *lists, lists[0])
+    assert run.returncode == 2 and "toy/a/single_1024/s/0_0.jpeg comes twice" in run.stderr
+    for bad in ("other/x/single_1024/s/0_0.jpeg", "toy/../../x.jpeg"):
+        lists[1].write_text(bad)
+        run = tool(*arguments, *lists)
+        assert run.returncode == 2 and f"b.txt, line 1: '{bad}' is no path" in run.stderr
+    assert len(PatchIndex(index_path(tmp_path))) == 3
+    assert "needs one --dataset" in tool("build_index.py", "--root", tmp_path, "--names", lists[0]).stderr
 
 
 def test_build_index_without_patches_says_what_to_do(tmp_path):

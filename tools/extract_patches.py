@@ -89,7 +89,7 @@ def print_table(counts: dict[Path, Counts], failures: dict[Path, str]) -> None:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = tool_parser(__doc__, EXAMPLES, networks=False)
+    parser = tool_parser(__doc__, EXAMPLES, networks=False, draws=False)
     parser.add_argument(
         "--slides", type=Path, nargs="+", required=True, metavar="PATH", help="slides, images, or folders of them"
     )

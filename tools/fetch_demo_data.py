@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = tool_parser(__doc__, EXAMPLES, networks=False)
+    parser = tool_parser(__doc__, EXAMPLES, networks=False, draws=False)
     parser.add_argument("--out", type=Path, help="folder for the files [ROOT/data/demo/source]")
     parser.add_argument(
         "--wheels",

@@ -1,23 +1,27 @@
 """The HDF5 index of patches: one 1-D data set of byte strings per `<dataset>_<size>`, each entry a path below ROOT/patches.
 
-Published sizes run to 30.8 million names, so nothing here reads a whole key: names are looked up one by one.
+Published sizes run to 30.8 million names, so nothing here holds a whole key: names are looked up one by one and written
+as they come.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate, islice
 from pathlib import Path
 
 import h5py
+import numpy as np
 
 from diffusion.errors import InputError, MissingError
 from diffusion.files import written_aside
 
 INDEX_FOLDER = Path("patches/metadata")
 DEFAULT_INDEX = "patch_names_all.hdf5"
+NAMES_AT_ONCE = 65_536
 
 
 def index_path(root: Path, patch_names_file: str | Path = DEFAULT_INDEX) -> Path:
@@ -47,7 +51,7 @@ class PatchIndex:
         key is left or none holds a name.
         """
         self.path = Path(path)
-        self._file: h5py.File | None = None
+        self._data: list[h5py.Dataset] = []  # of the keys; they keep their file open
         self._owner = -1
         with open_index(self.path) as file:
             self.keys = _choose_keys(self.path, list(file), keys, size)
@@ -65,15 +69,16 @@ class PatchIndex:
             raise IndexError(f"patch {i} of {len(self)} in {self.path}")
         which = bisect_right(self._ends, i)
         start = self._ends[which] - self.lengths[which]
-        return self._open()[self.keys[which]][i - start].decode("utf-8")
+        return self._open()[which][i - start].decode("utf-8")
 
-    def _open(self) -> h5py.File:
+    def _open(self) -> list[h5py.Dataset]:
         if self._owner != os.getpid():
-            self._file, self._owner = open_index(self.path), os.getpid()
-        return self._file
+            file = open_index(self.path)
+            self._data, self._owner = [file[key] for key in self.keys], os.getpid()
+        return self._data
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_file": None, "_owner": -1}
+        return {**self.__dict__, "_data": [], "_owner": -1}
 
 
 def open_index(path: Path) -> h5py.File:
@@ -94,13 +99,58 @@ def index_keys(path: Path) -> list[str]:
         return list(file)
 
 
-def write_index(path: Path, names_by_key: Mapping[str, Sequence[str]]) -> None:
-    """Write an index file anew, aside and then in place, so that a reader sees the old one or the new one whole."""
+def all_names(path: Path, key: str) -> Iterator[str]:
+    """The names under one key, in order, some thousands in memory at a time."""
+    with open_index(path) as file:
+        for names in _parts(file[key]):
+            yield from (name.decode("utf-8") for name in names)
+
+
+def write_index(path: Path, names_by_key: Mapping[str, Iterable[str]], before: Path | None = None) -> dict[str, int]:
+    """Write an index file, aside and then in place, so that a reader sees the old one or the new one whole.
+
+    Names may come from generators: some thousands are in memory at a time, and eight bytes of each for the check that
+    none comes twice. A key without names is left out. before: an index whose other keys are taken over.
+    Returns the number of names under each new key. Raises InputError for a name that comes twice.
+    """
     with written_aside(path) as temporary, h5py.File(temporary, "w") as file:
-        for key, names in names_by_key.items():
-            split_key(key)
-            encoded = [name.encode("utf-8") for name in names]
-            file.create_dataset(key, data=encoded, dtype=h5py.string_dtype("ascii"))
+        counts = {key: _write_names(file, key, names) for key, names in names_by_key.items()}
+        if before is not None:
+            with open_index(before) as old:
+                for key in old.keys() - names_by_key.keys():
+                    old.copy(key, file)
+    return counts
+
+
+def _write_names(file: h5py.File, key: str, names: Iterable[str]) -> int:
+    split_key(key)
+    remaining, hashes = iter(names), []
+    data = file.create_dataset(key, shape=(0,), maxshape=(None,), chunks=(512,), dtype=h5py.string_dtype("ascii"))
+    while part := [name.encode("utf-8") for name in islice(remaining, NAMES_AT_ONCE)]:
+        data.resize(len(data) + len(part), axis=0)
+        data[-len(part) :] = part
+        hashes.append(np.array([_hash(name) for name in part], dtype=np.uint64))
+    if not hashes:
+        del file[key]
+        return 0
+    ordered = np.concatenate(hashes)
+    ordered.sort()
+    suspects = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
+    seen: set[bytes] = set()
+    for name in (name for part in (_parts(data) if suspects else ()) for name in part if _hash(name) in suspects):
+        if name in seen:
+            raise InputError(f"{name.decode('utf-8')} comes twice under {key}; a patch is listed once")
+        seen.add(name)
+    return len(ordered)
+
+
+def _parts(data: h5py.Dataset) -> Iterator[np.ndarray]:
+    for start in range(0, len(data), NAMES_AT_ONCE):
+        yield data[start : start + NAMES_AT_ONCE]
+
+
+def _hash(name: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little")
 
 
 def _choose_keys(path: Path, present: list[str], wanted: Iterable[str] | None, size: int | None) -> list[str]:

@@ -7,6 +7,7 @@ Coordinates here are pixels at the target resolution unless a name says otherwis
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -284,10 +285,22 @@ def patch_file(folder: Path, x: int, y: int) -> Path:
 
 
 def list_patches(patches: Path, dataset: str, size: int) -> Iterator[str]:
-    """Names, relative to ROOT/patches, of a data set's patches, in natural order: 128_0 before 1024_0."""
-    folders = (patches / dataset).rglob(f"single_{size}")
-    files = (file for folder in folders for file in folder.rglob("*.jpeg") if not file.name.startswith("."))
-    yield from sorted((file.relative_to(patches).as_posix() for file in files), key=natural_key)
+    """Names, relative to ROOT/patches, of a data set's patches, in natural order: 128_0 before 1024_0.
+
+    One folder after the other: no more than a folder's entries are in memory.
+    """
+    if (patches / dataset).is_dir():
+        yield from _walk(patches / dataset, dataset, f"single_{size}", inside=False)
+
+
+def _walk(folder: Path, name: str, wanted: str, inside: bool) -> Iterator[str]:
+    with os.scandir(folder) as entries:
+        kept = [(entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")]
+    for entry, is_folder in sorted(kept, key=lambda each: natural_key(each[0])):
+        if is_folder:
+            yield from _walk(folder / entry, f"{name}/{entry}", wanted, inside or entry == wanted)
+        elif inside and entry.endswith(".jpeg"):
+            yield f"{name}/{entry}"
 
 
 def natural_key(name: str) -> tuple:

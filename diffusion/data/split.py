@@ -1,0 +1,39 @@
+"""Which patches train and which test, so that no slide, or no patient, is on both sides."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from pathlib import PurePosixPath
+
+from diffusion.errors import InputError
+
+TCGA_PATIENT = 12  # characters of a TCGA barcode that name the patient: TCGA-02-0001
+
+
+def slide_of(name: str) -> str:
+    """The slide of a patch: `<dataset>/<cohort>/single_<size>/<slide>/<x>_<y>.jpeg`."""
+    return PurePosixPath(name).parent.name
+
+
+def patient_of(name: str) -> str:
+    """The patient of a TCGA patch. Raises InputError for a slide that no TCGA barcode names."""
+    slide = slide_of(name)
+    if not slide.startswith("TCGA-") or len(slide) < TCGA_PATIENT:
+        raise InputError(f"{name}: slide {slide} has no TCGA barcode, which would name its patient; split by slide")
+    return slide[:TCGA_PATIENT]
+
+
+GROUPS: dict[str, Callable[[str], str]] = {"slide": slide_of, "patient": patient_of}
+
+
+def training_groups(groups: Iterable[str], share: float, seed: int) -> frozenset[str]:
+    """The groups that train: `share` of them, at least one, and at least one left out.
+
+    Their order is that of a seeded hash, so that groups added later move few of the others.
+    share is between 0 and 1. Raises InputError for less than two groups.
+    """
+    ordered = sorted(set(groups), key=lambda group: hashlib.blake2b(f"{seed}/{group}".encode(), digest_size=8).digest())
+    if len(ordered) < 2:
+        raise InputError(f"a split needs at least two slides or patients, got {', '.join(ordered) or 'none'}")
+    return frozenset(ordered[: min(max(round(share * len(ordered)), 1), len(ordered) - 1)])
