@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import texture
 from PIL import Image
 
 from diffusion.data import slides
+from diffusion.data.features import feature_path, write_feature
 from diffusion.data.index import PatchIndex, index_path
 from diffusion.data.slides import Grid
 from diffusion.errors import InputError
@@ -234,6 +236,47 @@ def test_build_index_from_lists(tmp_path):
         assert run.returncode == 2 and f"b.txt, line 1: '{bad}' is no path" in run.stderr
     assert len(PatchIndex(index_path(tmp_path))) == 3
     assert "needs one --dataset" in tool("build_index.py", "--root", tmp_path, "--names", lists[0]).stderr
+
+
+def test_verify_names_what_is_wrong_and_prunes_it(tmp_path):
+    root = tmp_path / "root"
+    names_of = [f"toy/any/single_256/slide/{i}_0.jpeg" for i in range(8)]
+    for name in names_of:
+        path = root / "patches" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        texture(256, seed=1).save(path)
+        write_feature(feature_path(root / "patches", name, "sd3_vae"), np.zeros((32, 32, 32)))
+        write_feature(feature_path(root / "patches", name, "uni"), np.zeros((1, 4)))
+    verify = ("build_index.py", "--root", root, "--verify")
+    assert tool("build_index.py", "--root", root, "--size", 256).returncode == 0
+    run = tool(*verify)
+    assert run.returncode == 0 and run.stdout == "toy_256: 8 patches, 8 sound\n", run.stderr
+    assert names(root / "patches/metadata") == {"patch_names_all.hdf5"}
+
+    patch = [root / "patches" / name for name in names_of]
+    latents, tokens = ([feature_path(root / "patches", name, kind) for name in names_of] for kind in ("sd3_vae", "uni"))
+    patch[0].unlink()
+    patch[1].write_bytes(patch[1].read_bytes()[:500])
+    latents[2].write_bytes(latents[2].read_bytes()[:-10])
+    np.save(latents[3], np.full((32, 32, 32), np.nan, np.float16))
+    np.save(latents[4], np.zeros((32, 32, 33), np.float16))
+    tokens[5].write_bytes(b"")
+    tokens[6].unlink()
+    for workers in (1, 2):
+        run = tool(*verify, "--workers", workers, "--prune")
+        assert run.returncode == 1, run.stderr
+        assert (
+            "toy_256: 8 patches, 1 sound; 1 embeddings bad, 1 embeddings missing, 1 image bad, 1 image missing, 3 latents bad"
+            in run.stdout
+        )
+        listing = (root / "patches/metadata/patch_names_wrong.txt").read_text().splitlines()
+        assert [line.split("\t")[0] for line in listing] == names_of[:7]
+        clean = PatchIndex(root / "patches/metadata/patch_names_clean.hdf5")
+        assert [clean.name(i) for i in range(len(clean))] == names_of[7:]
+    run = tool(*verify, "--images_only")
+    assert run.returncode == 1 and "6 sound; 1 image bad, 1 image missing\n" in run.stdout
+    assert "build and split it in a call before" in tool(*verify, "--split", 0.5).stderr
+    assert "belong to --verify" in tool("build_index.py", "--root", root, "--prune").stderr
 
 
 def test_build_index_without_patches_says_what_to_do(tmp_path):

@@ -1,13 +1,17 @@
-"""List the patches of data sets in the index that training and sampling read, and split it into train and test.
+"""List the patches of data sets in the index that training and sampling read; split that into train and test; verify it.
 
 Each data set becomes one key, <dataset>_<size>; its names replace those it had, and the other keys of the index stay.
 With --split, patch_names_train.hdf5 and patch_names_test.hdf5 beside the index share out all that it lists.
+With --verify nothing is listed anew: every image and feature file of the index is read, and what is wrong goes to
+patch_names_wrong.txt beside it, exit code 1; --prune then writes patch_names_clean.hdf5 without those patches.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import chain
@@ -24,15 +28,28 @@ EXAMPLES = """  python tools/build_index.py
   python tools/build_index.py --dataset demo --size 1024
   python tools/build_index.py --split 0.95 --split_by patient
   python tools/build_index.py --dataset mine --names names.txt
+  python tools/build_index.py --verify --workers 16 --prune
 """
 
 
-def main() -> None:
+def main() -> int:
     args = parse_args()
-    from diffusion.data.index import index_keys, index_path, write_index
+    from diffusion.data.index import index_path
+
+    index = args.out or index_path(args.root)
+    if args.verify:
+        return verify(index, args)
+    build(index, args)
+    if args.split is not None:
+        split(index, args.split, args.split_by, args.seed)
+    return 0
+
+
+def build(out: Path, args: argparse.Namespace) -> None:
+    """Write the names of the data sets asked for, beside what the index has of others."""
+    from diffusion.data.index import index_keys, write_index
 
     patches = args.root / "patches"
-    out = args.out or index_path(args.root)
     found = {}
     for dataset in args.dataset or datasets_in(patches):
         names = listed(args.names, dataset) if args.names else scan(patches, dataset, args.size, bool(args.dataset))
@@ -49,8 +66,6 @@ def main() -> None:
     if kept:
         print(f"as before: {', '.join(kept)}")
     print(f"written: {out}")
-    if args.split is not None:
-        split(out, args.split, args.split_by, args.seed)
 
 
 def datasets_in(patches: Path) -> list[str]:
@@ -112,6 +127,49 @@ def split(index: Path, share: float, by: str, seed: int) -> None:
     print(f"written: patch_names_train.hdf5, patch_names_test.hdf5 beside it; no {by} is in both")
 
 
+def verify(index: Path, args: argparse.Namespace) -> int:
+    """Check all that the index lists, print a table, list the faults; the exit code."""
+    from diffusion.data.features import features_folder, find_features_folder
+    from diffusion.data.index import all_names, index_keys, split_key, write_index
+    from diffusion.data.verify import Check
+    from diffusion.data.verify import verify as check_all
+    from diffusion.files import written_aside
+
+    keys, wrong, kinds = index_keys(index), {}, {}
+    listing = index.with_name("patch_names_wrong.txt")
+    with written_aside(listing) as temporary, temporary.open("w", encoding="utf-8") as lines:
+        for key in keys:
+            folder = None
+            if not args.images_only:
+                first = next(all_names(index, key))
+                try:
+                    folder = find_features_folder(args.root, args.features_dir, first, args.vae_prefix)
+                except MissingError:  # of the first patch; others may have theirs
+                    folder = features_folder(args.root, args.features_dir)
+            check = Check(args.root, split_key(key)[1], folder, args.vae_prefix, args.ssl_prefix)
+            wrong[key], kinds[key], checked = set(), Counter(), 0
+            names = tqdm(all_names(index, key), desc=key, unit="patch", leave=False)
+            for name, faults in check_all(names, check, args.workers):
+                checked += 1
+                kinds[key].update(fault.kind for fault in faults)
+                lines.writelines(f"{name}\t{fault.kind}\t{fault.reason}\n" for fault in faults)
+                if faults:
+                    wrong[key].add(name)
+            found = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds[key].items()))
+            print(f"{key}: {checked} patches, {checked - len(wrong[key])} sound" + (f"; {found}" if found else ""))
+    if not any(wrong.values()):
+        listing.unlink()
+        return 0
+    print(f"listed: {listing}")
+    if args.prune:
+        clean = index.with_name("patch_names_clean.hdf5")
+        counts = write_index(
+            clean, {key: (name for name in all_names(index, key) if name not in wrong[key]) for key in keys}
+        )
+        print(f"written: {clean}, {sum(counts.values())} patches")
+    return 1
+
+
 def parse_args() -> argparse.Namespace:
     parser = tool_parser(__doc__, EXAMPLES, networks=False)
     parser.add_argument("--dataset", nargs="+", metavar="NAME", help="folders of ROOT/patches [all but metadata]")
@@ -123,10 +181,24 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--split", type=share, metavar="SHARE", help="part of the slides or patients that trains")
     parser.add_argument("--split_by", choices=("slide", "patient"), default="slide", help="what is never on both sides")
+    parser.add_argument("--verify", action="store_true", help="check what the index lists, and build nothing")
+    parser.add_argument("--images_only", action="store_true", help="verify the images, not the features")
+    parser.add_argument("--features_dir", help="folder of the features to verify [beside the images, else features]")
+    parser.add_argument("--vae_prefix", default="sd3_vae", help="ending of the latent files to verify")
+    parser.add_argument("--ssl_prefix", default="uni", help="ending of the embedding files to verify")
+    parser.add_argument(
+        "--workers", type=positive_int, default=os.cpu_count() or 1, help="processes that verify [one per core]"
+    )
+    parser.add_argument("--prune", action="store_true", help="with --verify: write an index of the sound patches")
     parser.add_argument("--out", type=Path, help="the index [ROOT/patches/metadata/patch_names_all.hdf5]")
     args = parser.parse_args()
     if args.names and len(args.dataset or ()) != 1:
         raise InputError("--names needs one --dataset: the first folder of the names, and of the key")
+    building = args.dataset or args.names or args.split is not None
+    if args.verify and building:
+        raise InputError("--verify checks the index that is there; build and split it in a call before")
+    if not args.verify and (args.prune or args.images_only):
+        raise InputError("--prune and --images_only belong to --verify")
     return args
 
 

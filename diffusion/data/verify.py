@@ -1,0 +1,60 @@
+"""Whether what an index lists is there and whole: every patch's image, latents and embeddings."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from diffusion.data.datasets.pan_cancer import read_patch
+from diffusion.data.features import SSL_PREFIX, VAE_PREFIX, feature_path, read_moments, read_tokens
+from diffusion.errors import InputError, MissingError
+
+NAMES_AT_ONCE = 8192  # handed out to the workers
+
+
+class Fault(NamedTuple):
+    """What is wrong with one file of a patch."""
+
+    kind: str  # image, latents or embeddings, then missing or bad
+    reason: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """What every patch of one index key must have. features: their folder; None to look at the images alone."""
+
+    root: Path
+    patch_size: int
+    features: Path | None
+    vae_prefix: str = VAE_PREFIX
+    ssl_prefix: str = SSL_PREFIX
+
+    def faults(self, name: str) -> list[Fault]:
+        """What is wrong with a patch: images are decoded, features read whole, every value of them."""
+        readers = {"image": lambda: read_patch(self.root / "patches" / name, self.patch_size)}
+        if self.features is not None:
+            latents, tokens = (feature_path(self.features, name, p) for p in (self.vae_prefix, self.ssl_prefix))
+            readers["latents"] = lambda: read_moments(latents, self.patch_size)
+            readers["embeddings"] = lambda: read_tokens(tokens, self.patch_size)
+        found = []
+        for part, read in readers.items():
+            try:
+                read()
+            except InputError as error:
+                found.append(Fault(f"{part} {'missing' if isinstance(error, MissingError) else 'bad'}", str(error)))
+        return found
+
+
+def verify(names: Iterable[str], check: Check, workers: int) -> Iterator[tuple[str, list[Fault]]]:
+    """Every name with its faults, in order; `workers` processes read, one of them without starting any."""
+    if workers == 1:
+        yield from ((name, check.faults(name)) for name in names)
+        return
+    remaining = iter(names)
+    with multiprocessing.Pool(workers) as pool:
+        while part := list(islice(remaining, NAMES_AT_ONCE)):
+            yield from zip(part, pool.imap(check.faults, part, chunksize=16), strict=True)
