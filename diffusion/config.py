@@ -192,7 +192,8 @@ class Config:
         _check(0 <= self.class_dropout_prob < 1, f"class_dropout_prob {self.class_dropout_prob}: expected 0 <= p < 1")
         _check(not self.local_start or self.qk_norm, "local_start needs qk_norm = True")
         _check(
-            not (self.local_start and self.load_from), "local_start is of a new network, load_from of weights; drop one"
+            not (self.local_start and self.load_from),
+            "local_start is of a new network, load_from of weights; set local_start=False",
         )
         _check(0 <= self.ema_rate < 1, f"ema_rate {self.ema_rate}: expected 0 <= rate < 1")
 
@@ -315,6 +316,8 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     for option in options:
         kind = typing.get_origin(option) or option
+        if kind is tuple and isinstance(value, str) and typing.get_args(option)[0] is str:
+            return (value,)  # one name, as a command line gives it
         if kind is tuple and isinstance(value, (list, tuple)):
             return tuple(_convert(part, typing.get_args(option)[0], where) for part in value)
         if kind is dict and isinstance(value, Mapping):

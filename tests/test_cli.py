@@ -205,9 +205,12 @@ class TestSample:
         times = {path.name: path.stat().st_mtime_ns for path in (out / "syn").iterdir()}
         removed = sorted(times)[1]
         (out / "syn" / removed).unlink()
+        lost = sorted(times)[2]
+        (out / "real" / lost).unlink()
         again = self.sample(run, out, "--n_images", 4, "--sampling_algo", "iddpm", "--subset_keys", "small_256")
         assert len(again) == 4 and np.array_equal(first[removed], again[removed])
-        kept = {name: (out / "syn" / name).stat().st_mtime_ns for name in times if name != removed}
+        assert (out / "real" / lost).is_file() and np.array_equal(first[lost], again[lost])
+        kept = {name: (out / "syn" / name).stat().st_mtime_ns for name in times if name not in (removed, lost)}
         assert all(times[name] == kept[name] for name in kept)
         same = (SAMPLE, "--workdir", run, "--out_dir", out, "--sampling_algo", "iddpm", "--subset_keys", "small_256")
         assert failed(command(*same, "--n_images", 4, "--sampling_steps", 3), "sampling_steps 2, not 3")

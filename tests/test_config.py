@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion.config import Config, dump_config, load_config, read_config
+from diffusion.config import Config, dump_config, load_config, parse_config, read_config
 from diffusion.errors import InputError, MissingError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -99,7 +99,7 @@ def test_files_of_the_original_project_load(tmp_path, caplog):
         ("model_kwargs = dict(input_size=64, qk_norm=True)", "model_kwargs has input_size, qk_norm"),
         ("sample_grid = dict(count=-1)", "sample_grid.count -1"),
         ("local_start = True", "local_start needs qk_norm"),
-        ("local_start = qk_norm = True; load_from = 'a.ckpt'", "load_from of weights; drop one"),
+        ("local_start = qk_norm = True; load_from = 'a.ckpt'", "load_from of weights; set local_start=False"),
         ("prediction_type = 'x0'", "prediction_type 'x0': expected one of epsilon, v_prediction"),
         ("this is no Python", "not a Python config file"),
         ("raise RuntimeError('boo')", "RuntimeError: boo"),
@@ -147,3 +147,9 @@ def test_root_falls_back_to_the_environment(monkeypatch):
     assert Config().data_root == Path("/slides") and Config(root="/here").data_root == Path("/here")
     monkeypatch.delenv("PIXCELL_ROOT")
     assert Config().data_root == Path(".")
+
+
+def test_one_name_stands_for_a_list_of_one():
+    assert parse_config({"data": {"train_subset_keys": "mine_1024"}}, Path("here")).data.train_subset_keys == (
+        "mine_1024",
+    )

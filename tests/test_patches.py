@@ -216,6 +216,7 @@ def test_split_index_shares_out_whole_slides(tmp_path):
     run = tool("build_index.py", "--root", tmp_path, "--size", 64, "--split", 0.7, "--split_by", "patient")
     assert run.returncode == 2 and "no TCGA barcode" in run.stderr
     assert names(tmp_path / "patches/metadata") == set(before)
+    assert (tmp_path / "patches/metadata/patch_names_all.hdf5").read_bytes() == before["patch_names_all.hdf5"]
     assert (tmp_path / "patches/metadata/patch_names_train.hdf5").read_bytes() == before["patch_names_train.hdf5"]
     for share in ("0", "1"):
         assert "between 0 and 1" in tool("build_index.py", "--root", tmp_path, "--split", share).stderr

@@ -53,6 +53,8 @@ def build(out: Path, args: argparse.Namespace) -> None:
     found = {}
     for dataset in args.dataset or datasets_in(patches):
         names = listed(args.names, dataset) if args.names else scan(patches, dataset, args.size, bool(args.dataset))
+        if args.split is not None:  # what cannot be split is refused before anything is written
+            names = with_a_group(names, args.split_by)
         first = next(names, None)
         if first is not None:  # names go on being read while they are written: there may be millions
             found[f"{dataset}_{args.size}"] = tqdm(chain([first], names), desc=dataset, unit="patch", leave=False)
@@ -105,6 +107,15 @@ def listed(files: list[Path], dataset: str) -> Iterator[str]:
                     raise InputError(f"{file}, line {number}: {name!r} is no path {dataset}/... below ROOT/patches")
                 if name:
                     yield name
+
+
+def with_a_group(names: Iterator[str], by: str) -> Iterator[str]:
+    """The same names. Raises InputError for one without a slide or patient to go by."""
+    from diffusion.data.split import GROUPS
+
+    for name in names:
+        GROUPS[by](name)
+        yield name
 
 
 def split(index: Path, share: float, by: str, seed: int) -> None:

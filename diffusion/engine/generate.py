@@ -77,7 +77,7 @@ class Folder:
             temporary.write_text(json.dumps(settings, indent=2) + "\n")
 
     def missing(self, count: int) -> list[int]:
-        """Which of `count` images are not there yet; a file is there whole or not at all, and `syn` is written last.
+        """Which of `count` images are not there yet, in `real` and `syn`; a file is there whole or not at all.
 
         Raises InputError when there are more than `count`, or files that are no samples.
         """
@@ -86,12 +86,12 @@ class Folder:
         strangers = [name for name in names if not re.match(r"\d{6,}_", name)]
         if strangers:
             raise InputError(f"{folder} holds {strangers[0]}, which is no sample; name another --out_dir")
-        present = {int(name.split("_")[0]) for name in names}
+        present = {int(name.split("_")[0]): (self.path / "real" / name).is_file() for name in names}
         if any(i >= count for i in present):
             raise InputError(
                 f"{self.path} holds {len(present)} samples, not {count}; name another --out_dir, or ask for as many"
             )
-        return [i for i in range(count) if i not in present]
+        return [i for i in range(count) if not present.get(i)]
 
     def write(self, i: int, item: PatchItem, synthetic: torch.Tensor) -> None:
         """Image i: the patch's own pixels and the sample, uint8 (3, S, S) both."""

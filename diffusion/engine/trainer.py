@@ -369,4 +369,5 @@ def dry_run(config: Config, work_dir: Path, processes: int, cpu: bool) -> str:
         check_told(told_by(state), model, config.prediction_type, checkpoint)
         load_into(model, state["model"], checkpoint)
     build_optimizer(model, config.optimizer, plan.lr)
-    return describe(config, plan, model, processes)
+    start = checkpoint or config.load_from or f"seed {config.seed}"
+    return f"{describe(config, plan, model, processes)}; weights from {start}"
