@@ -24,9 +24,7 @@ use_cond_pos_embed = False  # positions for the condition tokens, from 512 pixel
 pe_interpolation = 1.0  # scale of the position grid; image_size / 512 keeps one scale over all stages
 qk_norm = False  # LayerNorm on queries and keys
 class_dropout_prob = 0.1  # share of samples that train the null condition
-prediction_type = (
-    "epsilon"  # the network predicts noise, as published; "v_prediction": velocity, for networks of your own
-)
+prediction_type = "epsilon"  # noise, as published, or "v_prediction": velocity, for networks of your own
 
 # latents
 vae_pretrained = "pretrained_models/sd-3.5-vae"  # diffusers folder below root, or "tiny"; decodes the sample grids

@@ -71,16 +71,7 @@ def find_checkpoint(resume_from: str, work_dir: Path) -> Path | None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """A training checkpoint, on the CPU. Raises MissingError, InputError."""
     content = read_torch_file(path)
-    wanted = {
-        "model",
-        "ema",
-        "optimizer_type",
-        "optimizer",
-        "lr_schedule",
-        "step",
-        "position",
-        "rng",
-    }
+    wanted = {"model", "ema", "optimizer_type", "optimizer", "lr_schedule", "step", "position", "rng"}
     if not isinstance(content, dict) or not wanted <= content.keys():
         raise MissingError(
             f"{path} holds weights but no state of a training run; use --load-from to start from its weights"

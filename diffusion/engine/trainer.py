@@ -114,8 +114,7 @@ def train(config: Config, work_dir: Path, cpu: bool = False) -> None:
     torch.manual_seed(config.seed)  # the same initial weights in every process
     model = build_network(config, None if resumed else config.load_from)
     if resumed is not None:
-        check_told(told_by(resumed), model, config.prediction_type, checkpoint)
-        load_into(model, resumed["model"], checkpoint)
+        load_resumed(model, resumed, config, checkpoint)
     ema = EMA(model.to(accelerator.device), config.ema_rate)
     optimizer = build_optimizer(model, config.optimizer, plan.lr)
     lr_schedule = build_lr_schedule(optimizer, config, plan.total_steps)  # not prepared: it counts optimizer steps
@@ -158,11 +157,8 @@ def train(config: Config, work_dir: Path, cpu: bool = False) -> None:
         if codec is not None:
             with averaged(model, ema) as averaged_network:
                 null_tokens = ema.tensors["y_embedder.y_embedding"]
-                watch.picture(
-                    "samples",
-                    sample_grid(averaged_network, null_tokens, dataset, codec, config),
-                    step,
-                )
+                pixels = sample_grid(averaged_network, null_tokens, dataset, codec, config)
+                watch.picture("samples", pixels, step)
         accelerator.wait_for_everyone()
 
     if checkpoint is None:
@@ -290,6 +286,12 @@ def open_checkpoint(config: Config, path: Path) -> dict[str, Any]:
     return state
 
 
+def load_resumed(model: PixArt, state: dict[str, Any], config: Config, path: Path) -> None:
+    """The network's own part of a state. Raises InputError for a state of another network."""
+    check_told(told_by(state), model, config.prediction_type, path)
+    load_into(model, state["model"], path)
+
+
 def batch_losses(
     network: torch.nn.Module, batch: PatchBatch, scale: LatentScale, prediction_type: str
 ) -> dict[str, torch.Tensor]:
@@ -365,9 +367,7 @@ def dry_run(config: Config, work_dir: Path, processes: int, cpu: bool) -> str:
     checkpoint = choose_checkpoint(config, work_dir)
     model = build_network(config, None if checkpoint else config.load_from)
     if checkpoint:
-        state = open_checkpoint(config, checkpoint)
-        check_told(told_by(state), model, config.prediction_type, checkpoint)
-        load_into(model, state["model"], checkpoint)
+        load_resumed(model, open_checkpoint(config, checkpoint), config, checkpoint)
     build_optimizer(model, config.optimizer, plan.lr)
     start = checkpoint or config.load_from or f"seed {config.seed}"
     return f"{describe(config, plan, model, processes)}; weights from {start}"

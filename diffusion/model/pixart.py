@@ -40,7 +40,7 @@ def build_model(name: str, **kwargs) -> PixArt:
 
 
 class PixArt(nn.Module):
-    """Predicts noise (or velocity, as trained), and the interpolation of its variance, from noisy latents, a timestep and condition tokens.
+    """Predicts noise, or velocity, and the interpolation of the noise's variance from noisy latents, timestep and tokens.
 
     input_size: side of the training latents (32 for 256 pixels); pe_interpolation sets the scale of its position grid.
     model_max_length: condition tokens L, one per 256-pixel window; caption_channels: their width D.
@@ -92,8 +92,8 @@ class PixArt(nn.Module):
     def forward(self, x: torch.Tensor, timestep: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """x (B, C, H, W) network latents, timestep (B,) in 0..999, y (B, L, D) -> (B, 2C, H, W).
 
-        The first C output channels are the noise (or velocity), the others place its variance between the schedule's two bounds
-        (Nichol & Dhariwal 2021). H and W are any multiples of the patch size.
+        The first C output channels are the noise (or velocity, as trained), the others place the noise's variance
+        between the schedule's two bounds (Nichol & Dhariwal 2021). H and W are any multiples of the patch size.
         Raises ValueError for inputs of other shapes.
         """
         self._check_inputs(x, timestep, y)
