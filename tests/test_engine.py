@@ -21,7 +21,8 @@ from diffusion.engine.checkpoint import checkpoint_path, find_checkpoint, newest
 from diffusion.engine.ema import EMA
 from diffusion.engine.generate import ImageMaker
 from diffusion.engine.optim import build_lr_schedule, build_optimizer, learning_rate
-from diffusion.engine.trainer import dry_run, plan_run, save_steps, train
+from diffusion.engine.plan import plan_run, save_steps
+from diffusion.engine.trainer import dry_run, train
 from diffusion.errors import InputError, MissingError
 from diffusion.model import PixArt
 from diffusion.model.convert import load_weights

@@ -7,14 +7,10 @@ samples that all processes together have taken from the stream; it is all there 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
-import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.func import functional_call
@@ -26,61 +22,31 @@ from diffusion.data.batch import PatchBatch
 from diffusion.data.datasets.pan_cancer import build_dataset
 from diffusion.data.loader import batches_of, training_loader
 from diffusion.data.sampler import BatchStream
-from diffusion.encoders.latents import EMBEDDED_CODECS, LatentScale
+from diffusion.encoders.latents import LatentScale
 from diffusion.engine.checkpoint import (
     FOLDER,
     LAST_EMA,
     checkpoint_path,
-    find_checkpoint,
-    load_checkpoint,
-    newest_checkpoint,
     restore,
     run_state,
     save_file,
 )
 from diffusion.engine.ema import EMA
-from diffusion.engine.optim import build_lr_schedule, build_optimizer, learning_rate
-from diffusion.engine.watch import GRID_ALGORITHM, Meter, Watch, processor, sample_grid
+from diffusion.engine.optim import build_lr_schedule, build_optimizer
+from diffusion.engine.plan import check_grid, describe, plan_run, save_steps, settle_precision, settled
+from diffusion.engine.start import build_network, choose_checkpoint, load_resumed, open_checkpoint
+from diffusion.engine.watch import Meter, Watch, processor, sample_grid
 from diffusion.errors import InputError
 from diffusion.guidance import Network
-from diffusion.model.convert import check_told, load_into, load_weights, told_by
-from diffusion.model.local_start import look_at_neighbours
-from diffusion.model.pixart import PixArt, build_model
+from diffusion.model.pixart import PixArt
 from diffusion.objective import training_losses
-from diffusion.precision import has_bf16
-from diffusion.sampling import make_scheduler
 from diffusion.schedule import TIMESTEPS
 from diffusion.seeds import mix_seed
 from diffusion.workdir import CONFIG_FILE, check_tokens, latent_scale, load_codec
 
 log = logging.getLogger(__name__)
 
-# what follows from the architecture alone is made anew, whatever the weights to start from say
-REMADE = frozenset({"pos_embed", "y_pos_embed"})
-# in what the network of one stage may differ from the weights of the stage before
-OF_THE_STAGE = frozenset({"input_size", "pe_interpolation", "model_max_length", "use_cond_pos_embed"})
 MAX_SKIPPED_STEPS = 50  # in a row; a scaler that starts at 65536 has no lower scale to try long before
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The numbers of a run that follow from its settings, its data, and the number of processes."""
-
-    samples: int
-    global_batch: int
-    total_steps: int
-    lr: float
-
-    @property
-    def steps_per_epoch(self) -> float:
-        return self.samples / self.global_batch
-
-
-def plan_run(config: Config, samples: int, processes: int) -> Plan:
-    global_batch = config.train_batch_size * config.gradient_accumulation_steps * processes
-    whole_epochs = math.ceil(config.num_epochs * samples / global_batch)
-    total_steps = whole_epochs if config.max_steps is None else config.max_steps
-    return Plan(samples, global_batch, total_steps, learning_rate(config, global_batch))
 
 
 def train(config: Config, work_dir: Path, cpu: bool = False) -> None:
@@ -213,85 +179,6 @@ def train(config: Config, work_dir: Path, cpu: bool = False) -> None:
     accelerator.end_training()
 
 
-def settled(config: Config, work_dir: Path) -> Config:
-    """The config to leave in the work dir: with whole paths, so that the run can be opened from any folder."""
-    root, vae = str(config.data_root.resolve()), config.vae_pretrained
-    below_root = (config.data_root / vae).is_dir()  # then it moves with the data
-    if vae not in EMBEDDED_CODECS and not below_root and Path(vae).is_dir():
-        vae = str(Path(vae).resolve())
-    data = dataclasses.replace(config.data, root=root)
-    return dataclasses.replace(config, work_dir=str(work_dir.resolve()), root=root, data=data, vae_pretrained=vae)
-
-
-def settle_precision(config: Config, cpu: bool) -> Config:
-    """The config with `auto` precision made definite. Raises InputError for fp16 where no GPU is, which has no kernels."""
-    gpu = not cpu and torch.cuda.is_available()
-    if config.mixed_precision == "auto":
-        fast = "bf16" if has_bf16("cuda" if gpu else "cpu") else "fp16" if gpu else "no"
-        return dataclasses.replace(config, mixed_precision=fast)
-    if config.mixed_precision == "fp16" and not gpu and (cpu or not torch.backends.mps.is_available()):
-        raise InputError("mixed_precision 'fp16' needs a GPU; on a CPU take --set mixed_precision=no (or auto)")
-    return config
-
-
-def check_grid(config: Config) -> None:
-    """Raises InputError, before anything is written, for steps that the sample grids' solver cannot take."""
-    if config.sample_grid.count:
-        make_scheduler(GRID_ALGORITHM, config.sample_grid.steps)
-
-
-def build_network(config: Config, load_from: str | None) -> PixArt:
-    """A new network, or one that starts from weights, without the config's `ignore_keys` of them.
-
-    Raises InputError when a part to freeze is not there, or none is left to train.
-    """
-    model = build_model(config.model, **config.model_arguments)
-    model.grad_checkpointing = config.grad_checkpointing
-    for part in config.freeze:
-        frozen = [weight for name, weight in model.named_parameters() if f"{name}.".startswith(f"{part}.")]
-        if not frozen:
-            raise InputError(f"freeze {part!r}: {config.model} has no part of that name with weights")
-        for weight in frozen:
-            weight.requires_grad_(False)
-    if not any(weight.requires_grad for weight in model.parameters()):
-        raise InputError(f"freeze {config.freeze}: nothing is left to train")
-    if config.local_start:
-        look_at_neighbours(model)
-    if load_from is not None:
-        own, weights = model.state_dict(), load_weights(load_from)
-        check_told(weights.told, model, config.prediction_type, load_from, but=OF_THE_STAGE)
-        left = REMADE | set(config.ignore_keys)
-        taken = {name: tensor for name, tensor in weights.state_dict.items() if name not in left}
-        load_into(model, taken | {name: own[name] for name in own if name in left}, load_from)
-    return model
-
-
-def choose_checkpoint(config: Config, work_dir: Path) -> Path | None:
-    """What to resume from, or None for a new run. Raises InputError rather than write over a run that is there."""
-    if config.resume_from is not None:
-        return find_checkpoint(config.resume_from, work_dir)
-    present = newest_checkpoint(work_dir)
-    if present is not None:
-        raise InputError(
-            f"{work_dir} already holds a run ({present.name}); continue it with --resume-from auto, or name another --work-dir"
-        )
-    return None
-
-
-def open_checkpoint(config: Config, path: Path) -> dict[str, Any]:
-    """A state to go on from. Raises InputError when another optimizer left it."""
-    state = load_checkpoint(path)
-    if state["optimizer_type"] != config.optimizer.type:
-        raise InputError(f"{path} is of a run with {state['optimizer_type']}, the config has {config.optimizer.type}")
-    return state
-
-
-def load_resumed(model: PixArt, state: dict[str, Any], config: Config, path: Path) -> None:
-    """The network's own part of a state. Raises InputError for a state of another network."""
-    check_told(told_by(state), model, config.prediction_type, path)
-    load_into(model, state["model"], path)
-
-
 def batch_losses(
     network: torch.nn.Module, batch: PatchBatch, scale: LatentScale, prediction_type: str
 ) -> dict[str, torch.Tensor]:
@@ -325,15 +212,6 @@ def averaged(model: PixArt, ema: EMA) -> Iterator[Network]:
         model.train(training)
 
 
-def save_steps(config: Config, plan: Plan) -> set[int]:
-    """The optimizer steps after which to save."""
-    steps = set(range(config.save_model_steps, plan.total_steps + 1, config.save_model_steps))
-    if config.save_model_epochs is not None:
-        every = config.save_model_epochs * plan.steps_per_epoch
-        steps |= {round(i * every) for i in range(1, int(plan.total_steps / every) + 1)}
-    return steps
-
-
 def timed(loader: DataLoader) -> Iterator[tuple[PatchBatch, float]]:
     """Batches with the seconds that each was waited for."""
     batches = batches_of(loader)
@@ -341,17 +219,6 @@ def timed(loader: DataLoader) -> Iterator[tuple[PatchBatch, float]]:
         asked = time.perf_counter()
         batch = next(batches)
         yield batch, time.perf_counter() - asked
-
-
-def describe(config: Config, plan: Plan, model: PixArt, processes: int) -> str:
-    """A run's numbers, for the log and the dry run."""
-    parameters = sum(p.numel() for p in model.parameters())
-    return (
-        f"{config.model}: {parameters / 1e6:.2f} M parameters; {plan.samples} samples of {config.image_size} pixels; "
-        f"global batch {plan.global_batch} = {config.train_batch_size} x {config.gradient_accumulation_steps} accumulated "
-        f"x {processes} processes; {plan.steps_per_epoch:.1f} steps an epoch, {plan.total_steps} steps; "
-        f"{config.prediction_type}, {config.optimizer.type}, learning rate {plan.lr:g}, {config.mixed_precision} mixed precision"
-    )
 
 
 def dry_run(config: Config, work_dir: Path, processes: int, cpu: bool) -> str:

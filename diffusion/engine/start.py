@@ -1,0 +1,70 @@
+"""What a run starts from: a new network, weights of another run, or a state of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from diffusion.config import Config
+from diffusion.engine.checkpoint import find_checkpoint, load_checkpoint, newest_checkpoint
+from diffusion.errors import InputError
+from diffusion.model.convert import check_told, load_into, load_weights, told_by
+from diffusion.model.local_start import look_at_neighbours
+from diffusion.model.pixart import PixArt, build_model
+
+# what follows from the architecture alone is made anew, whatever the weights to start from say
+REMADE = frozenset({"pos_embed", "y_pos_embed"})
+# in what the network of one stage may differ from the weights of the stage before
+OF_THE_STAGE = frozenset({"input_size", "pe_interpolation", "model_max_length", "use_cond_pos_embed"})
+
+
+def build_network(config: Config, load_from: str | None) -> PixArt:
+    """A new network, or one that starts from weights, without the config's `ignore_keys` of them.
+
+    Raises InputError when a part to freeze is not there, or none is left to train.
+    """
+    model = build_model(config.model, **config.model_arguments)
+    model.grad_checkpointing = config.grad_checkpointing
+    for part in config.freeze:
+        frozen = [weight for name, weight in model.named_parameters() if f"{name}.".startswith(f"{part}.")]
+        if not frozen:
+            raise InputError(f"freeze {part!r}: {config.model} has no part of that name with weights")
+        for weight in frozen:
+            weight.requires_grad_(False)
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise InputError(f"freeze {config.freeze}: nothing is left to train")
+    if config.local_start:
+        look_at_neighbours(model)
+    if load_from is not None:
+        own, weights = model.state_dict(), load_weights(load_from)
+        check_told(weights.told, model, config.prediction_type, load_from, but=OF_THE_STAGE)
+        left = REMADE | set(config.ignore_keys)
+        taken = {name: tensor for name, tensor in weights.state_dict.items() if name not in left}
+        load_into(model, taken | {name: own[name] for name in own if name in left}, load_from)
+    return model
+
+
+def choose_checkpoint(config: Config, work_dir: Path) -> Path | None:
+    """What to resume from, or None for a new run. Raises InputError rather than write over a run that is there."""
+    if config.resume_from is not None:
+        return find_checkpoint(config.resume_from, work_dir)
+    present = newest_checkpoint(work_dir)
+    if present is not None:
+        raise InputError(
+            f"{work_dir} already holds a run ({present.name}); continue it with --resume-from auto, or name another --work-dir"
+        )
+    return None
+
+
+def open_checkpoint(config: Config, path: Path) -> dict[str, Any]:
+    """A state to go on from. Raises InputError when another optimizer left it."""
+    state = load_checkpoint(path)
+    if state["optimizer_type"] != config.optimizer.type:
+        raise InputError(f"{path} is of a run with {state['optimizer_type']}, the config has {config.optimizer.type}")
+    return state
+
+
+def load_resumed(model: PixArt, state: dict[str, Any], config: Config, path: Path) -> None:
+    """The network's own part of a state. Raises InputError for a state of another network."""
+    check_told(told_by(state), model, config.prediction_type, path)
+    load_into(model, state["model"], path)
