@@ -141,33 +141,34 @@ def split(index: Path, share: float, by: str, seed: int) -> None:
 def verify(index: Path, args: argparse.Namespace) -> int:
     """Check all that the index lists, print a table, list the faults; the exit code."""
     from diffusion.data.features import features_folder, find_features_folder
-    from diffusion.data.index import all_names, index_keys, split_key, write_index
+    from diffusion.data.index import PatchIndex, all_names, index_keys, split_key, write_index
     from diffusion.data.verify import Check
     from diffusion.data.verify import verify as check_all
     from diffusion.files import written_aside
 
-    keys, wrong, kinds = index_keys(index), {}, {}
+    keys, wrong = index_keys(index), {}
     listing = index.with_name("patch_names_wrong.txt")
     with written_aside(listing) as temporary, temporary.open("w", encoding="utf-8") as lines:
         for key in keys:
-            folder = None
+            patches, folder = PatchIndex(index, [key]), None
             if not args.images_only:
-                first = next(all_names(index, key))
                 try:
-                    folder = find_features_folder(args.root, args.features_dir, first, args.vae_prefix)
+                    folder = find_features_folder(args.root, args.features_dir, patches.name(0), args.vae_prefix)
                 except MissingError:  # of the first patch; others may have theirs
                     folder = features_folder(args.root, args.features_dir)
             check = Check(args.root, split_key(key)[1], folder, args.vae_prefix, args.ssl_prefix)
-            wrong[key], kinds[key], checked = set(), Counter(), 0
-            names = tqdm(all_names(index, key), desc=key, unit="patch", leave=False)
-            for name, faults in check_all(names, check, args.workers):
-                checked += 1
-                kinds[key].update(fault.kind for fault in faults)
+            wrong[key], kinds = set(), Counter()
+            checked = check_all(all_names(index, key), check, args.workers)
+            for name, faults in tqdm(checked, total=len(patches), desc=key, unit="patch", leave=False):
+                kinds.update(fault.kind for fault in faults)
                 lines.writelines(f"{name}\t{fault.kind}\t{fault.reason}\n" for fault in faults)
                 if faults:
                     wrong[key].add(name)
-            found = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds[key].items()))
-            print(f"{key}: {checked} patches, {checked - len(wrong[key])} sound" + (f"; {found}" if found else ""))
+            found = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+            print(
+                f"{key}: {len(patches)} patches, {len(patches) - len(wrong[key])} sound"
+                + (f"; {found}" if found else "")
+            )
     if not any(wrong.values()):
         listing.unlink()
         return 0
