@@ -154,6 +154,8 @@ def test_a_long_run_keeps_every_point_and_its_level(tmp_path):
     smooth = curve.smoothed()
     assert max(abs(value - 0.5) for value in smooth) < 0.01
     line = LossCurve(list(range(300)), [3.0 * step for step in range(300)])
+    short = LossCurve(list(range(90)), [1.0, 0.0] * 45)  # as many points as the demo's run logs
+    assert max(abs(value - 0.5) for value in short.smoothed()) < 0.2
     assert line.smoothed()[10:290] == pytest.approx(line.values[10:290])  # it does not lag behind a slope
 
 

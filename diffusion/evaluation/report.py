@@ -33,8 +33,8 @@ class LossCurve:
     values: list[float]
 
     def smoothed(self) -> list[float]:
-        """The mean of about a fiftieth of the curve around each point; of what there is of it near the ends."""
-        reach = len(self.values) // 100
+        """The mean of about a fifteenth of the curve around each point; of what there is of it near the ends."""
+        reach = len(self.values) // 30
         sums = [0.0, *accumulate(self.values)]
         spans = [(max(0, i - reach), min(len(self.values), i + reach + 1)) for i in range(len(self.values))]
         return [(sums[end] - sums[start]) / (end - start) for start, end in spans]
