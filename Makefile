@@ -21,7 +21,7 @@ $(READY): requirements.txt pyproject.toml
 
 demo: $(READY)
 	$(RUN) tools/fetch_demo_data.py --out $(SOURCE)
-	$(RUN) tools/extract_patches.py --root $(DEMO) $(TRAIN) --slides $(SOURCE)/cmu_small_region.svs --cohort slide --step 128 --tissue_threshold 0.6
+	$(RUN) tools/extract_patches.py --root $(DEMO) $(TRAIN) --slides $(SOURCE)/cmu_small_region.svs --cohort slide --step 128 --tissue_threshold 0.585
 	$(RUN) tools/extract_patches.py --root $(DEMO) $(TRAIN) --slides $(SOURCE)/hgsc_nest.jpg $(SOURCE)/hgsc_stromal_he.jpg --cohort ovary --step 64
 	$(RUN) tools/extract_patches.py --root $(DEMO) $(HELD_OUT) --slides $(SOURCE)/cmu_small_region.svs --cohort slide --step 128
 	$(RUN) tools/extract_patches.py --root $(DEMO) $(HELD_OUT) --slides $(SOURCE)/hgsc_nest.jpg $(SOURCE)/hgsc_stromal_he.jpg --cohort ovary --step 64

@@ -10,8 +10,8 @@ data = dict(
     root=None,  # None: root
     patch_names_file="patch_names_all.hdf5",  # in root/patches/metadata
     features_dir=None,  # None: beside the images, else root/features
-    vae_prefix="sd3_vae",  # <x>_<y>_sd3_vae.npy
-    ssl_prefix="uni",  # <x>_<y>_uni.npy
+    vae_prefix="sd3_vae",  # <column>_<row>_sd3_vae.npy
+    ssl_prefix="uni",  # <column>_<row>_uni.npy
     train_subset_keys=None,  # index keys to train on; None: all of the size that `type` reads
 )
 

@@ -76,6 +76,11 @@ def default_root() -> Path:
     return Path(os.environ.get("PIXCELL_ROOT") or ".")
 
 
+def cores() -> int:
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def positive_int(text: str) -> int:
     """An argparse type: 1, 2, 3, ..."""
     value = int(text)

@@ -18,10 +18,11 @@ from conftest import REPOSITORY, WIDTH, texture
 from diffusion.data import index as index_module
 from diffusion.data.batch import collate
 from diffusion.data.crops import crops_per_side, square, tokens_of, tokens_per_image
-from diffusion.data.datasets.pan_cancer import PanCancerData, PanCancerDataLowRes, build_dataset, read_patch
+from diffusion.data.datasets.pan_cancer import PanCancerData, PanCancerDataLowRes, build_dataset
 from diffusion.data.features import feature_path, is_valid, read_moments, read_tokens, write_feature
 from diffusion.data.index import PatchIndex, all_names, index_keys, index_path, split_key, write_index
 from diffusion.data.loader import training_loader
+from diffusion.data.patches import read_patch
 from diffusion.data.sampler import BatchStream, Draw, Permutation
 from diffusion.data.split import patient_of, slide_of, training_groups
 from diffusion.errors import InputError, MissingError

@@ -1,5 +1,7 @@
 """extract_patches and build_index through their command lines, on pictures made here; the arithmetic below them directly."""
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,15 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import texture
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from diffusion.data import slides
+from diffusion.data.cutting import Grid
 from diffusion.data.features import feature_path, write_feature
 from diffusion.data.index import PatchIndex, index_path
-from diffusion.data.slides import Grid
+from diffusion.data.patches import natural_key
+from diffusion.data.tissue import SlideMap, blur
 from diffusion.errors import InputError
 
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
+DEMO_SLIDE = TOOLS.parent / "data/demo/source/cmu_small_region.svs"
 
 
 def tool(name: str, *arguments) -> subprocess.CompletedProcess:
@@ -65,90 +70,156 @@ def pyramid(tmp_path) -> Path:
     return path
 
 
-def test_patches_of_tissue_and_their_names(png, tmp_path):
-    run = tool(
-        "extract_patches.py",
-        "--root",
-        tmp_path,
-        "--slides",
-        png.parent,
-        "--dataset",
-        "toy",
-        "--cohort",
-        "a",
-        "--size",
-        128,
-    )
+@pytest.fixture
+def cut(tmp_path):
+    """Cuts 128-pixel patches below tmp_path into patches/toy/a."""
+
+    def call(slides_at, *options) -> subprocess.CompletedProcess:
+        common = ("--root", tmp_path, "--slides", slides_at, "--dataset", "toy", "--cohort", "a", "--max_blur", 1)
+        return tool("extract_patches.py", *common, *(options if "--size" in options else ("--size", 128, *options)))
+
+    return call
+
+
+def test_patches_of_tissue_and_their_names(png, cut, tmp_path):
+    run = cut(png.parent)
     assert run.returncode == 0, run.stderr
-    folder = tmp_path / "patches" / "toy" / "a" / "single_128" / "half"
-    # Columns at 0 and 128 (of which 56 of 128 pixels are tissue) are glass; three rows of the other two are whole.
-    assert names(folder) == {f"{x}_{y}.jpeg" for x in (256, 384) for y in (0, 128, 256)}
-    assert "half.png     6        6    6" in run.stdout
-    assert "taken pixel for pixel" in run.stderr + run.stdout
-    patch = folder / "256_128.jpeg"
+    cohort = tmp_path / "patches/toy/a"
+    # Columns 0 and 1 (of which 56 of 128 pixels are tissue) are glass; three rows of the other two are whole.
+    assert names(cohort / "single_128") == {f"half/{column}_{row}.jpeg" for column in (2, 3) for row in range(3)}
+    assert run.stdout.splitlines()[1].split()[:4] == ["half.png", "6", "3", "3"] and "native" in run.stdout
+    patch = cohort / "single_128/half/2_1.jpeg"
     assert Image.open(patch).size == (128, 128)
     assert [sampling[1:3] for sampling in Image.open(patch).layer] == [(1, 1)] * 3  # 4:4:4
     expected = np.asarray(picture(600, 400).crop((256, 128, 384, 256))).astype(int)
     assert np.abs(pixels_of(patch) - expected).mean() < 1.5
+    assert names(cohort / "slides_128") == {"half.png", "half.json"}
+    overview = pixels_of(cohort / "slides_128/half.png")[40:]  # below the legend
+    assert (overview[129, 300] == (0, 150, 60)).all() and (overview[129, 40] == (190, 190, 190)).all()
+    assert (overview[300, 129:136] == (235, 165, 0)).all(axis=-1).any()
 
 
-def test_area_and_threshold(png, tmp_path):
-    options = ["--slides", png, "--dataset", "toy", "--cohort", "a", "--size", 100, "--step", 50]
-    run = tool(
-        "extract_patches.py", "--root", tmp_path, *options, "--area", 0.25, 0.5, 0.75, 1, "--tissue_threshold", 0.75
-    )
+def test_area_and_threshold(png, cut, tmp_path):
+    run = cut(png, "--size", 100, "--step", 50, "--area", 0.25, 0.5, 0.75, 1, "--tissue_threshold", 0.75)
     assert run.returncode == 0, run.stderr
-    # x from 150 to 450, y from 200 to 400; the patch at 150 is half glass.
-    folder = tmp_path / "patches" / "toy" / "a" / "single_100" / "half"
-    assert names(folder) == {f"{x}_{y}.jpeg" for x in (200, 250, 300, 350) for y in (200, 250, 300)}
+    # x from 150 to 450, y from 200 to 400; the patch at 150, column 0, is half glass.
+    folder = tmp_path / "patches/toy/a/single_100/half"
+    assert names(folder) == {f"{column}_{row}.jpeg" for column in (1, 2, 3, 4) for row in (0, 1, 2)}
+    expected = np.asarray(picture(600, 400).crop((250, 250, 350, 350))).astype(int)
+    assert np.abs(pixels_of(folder / "2_1.jpeg") - expected).mean() < 1.5
 
 
-def test_a_second_run_makes_only_what_is_missing(png, tmp_path):
-    command = [
-        "extract_patches.py",
-        "--root",
-        tmp_path,
-        "--slides",
-        png,
-        "--dataset",
-        "toy",
-        "--cohort",
-        "a",
-        "--size",
-        128,
-    ]
-    tool(*command)
-    folder = tmp_path / "patches" / "toy" / "a" / "single_128" / "half"
-    (folder / "256_0.jpeg").unlink()
-    (folder / "384_0.jpeg").write_bytes(b"left alone")
-    run = tool(*command)
-    assert "half.png     6        6    1" in run.stdout
-    assert Image.open(folder / "256_0.jpeg").size == (128, 128)
-    assert (folder / "384_0.jpeg").read_bytes() == b"left alone"
+def test_a_finished_slide_is_left_alone_and_one_cut_otherwise_is_refused(png, cut, tmp_path):
+    cut(png)
+    folder, record = tmp_path / "patches/toy/a/single_128/half", tmp_path / "patches/toy/a/slides_128/half.json"
+    (folder / "2_0.jpeg").write_bytes(b"left alone")
+    run = cut(png)
+    assert run.returncode == 0 and "made before" in run.stdout
+    assert (folder / "2_0.jpeg").read_bytes() == b"left alone"
+    run = cut(png, "--tissue_threshold", 0.9)
+    assert run.returncode == 1 and "half.png was cut with tissue_threshold 0.5 before, and now 0.9" in run.stdout
+    assert (folder / "2_0.jpeg").read_bytes() == b"left alone"
+    record.unlink()
+    run = cut(png)
+    assert run.returncode == 1 and "no record of how they were cut" in run.stdout
     assert len(names(folder)) == 6
 
 
-def test_a_broken_slide_does_not_stop_the_others(png, tmp_path):
-    (png.parent / "broken.svs").write_bytes(b"no slide")
-    (png.parent / "cut.png").write_bytes(png.read_bytes()[:2000])
-    (png.parent / "notes.txt").write_text("no slide, and not taken for one")
-    run = tool(
-        "extract_patches.py",
-        "--out",
-        tmp_path / "out",
-        "--slides",
-        png.parent,
-        "--dataset",
-        "toy",
-        "--cohort",
-        "a",
-        "--size",
-        128,
+def test_a_slide_that_was_killed_half_way_is_made_again(png, cut, tmp_path):
+    """Its patches are in no one's sight: the folder comes with the last of them."""
+    code = (
+        "import os, sys, signal; from pathlib import Path\n"
+        "from diffusion.data import cutting; from diffusion.data.cutting import CutSettings, Grid\n"
+        "save, count = cutting.save_patch, []\n"
+        "def save_three(*arguments):\n"
+        "    save(*arguments); count.append(1)\n"
+        "    if len(count) == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "cutting.save_patch = save_three\n"
+        "cutting.cut_slide(Path(sys.argv[1]), Path(sys.argv[2]), CutSettings(Grid(128, 128), max_blur=1.0), iter)"
     )
+    cohort = tmp_path / "patches/toy/a"
+    killed = subprocess.run([sys.executable, "-c", code, str(png), str(cohort)], cwd=TOOLS.parent, check=False)
+    assert killed.returncode == -9
+    assert len(names(cohort)) == 3 and tool("build_index.py", "--root", tmp_path, "--size", 128).returncode == 2
+    run = cut(png)
+    assert run.returncode == 0 and "made before" not in run.stdout
+    assert len(names(cohort / "single_128/half")) == 6 and len(names(cohort)) == 8
+
+
+def test_a_broken_slide_does_not_stop_the_others(png, cut, tmp_path):
+    (png.parent / "below").mkdir()
+    (png.parent / "below" / "broken.svs").write_bytes(b"no slide")
+    (png.parent / "cut.png").write_bytes(png.read_bytes()[:2000])
+    (png.parent / "notes.md").write_text("no slide, and not taken for one")
+    run = cut(png.parent, "--workers", 2)
     assert run.returncode == 1
     assert "broken.svs is neither a slide nor an image" in run.stdout and "cut.png is neither" in run.stdout
-    assert "notes.txt" not in run.stdout
-    assert {name.split("/")[3] for name in names(tmp_path / "out")} == {"half"}
+    assert "notes.md" not in run.stdout
+    assert {name.split("/")[3] for name in names(tmp_path / "patches") if "single_128" in name} == {"half"}
+
+
+def test_a_process_that_dies_takes_no_other_slide_along():
+    from tools.extract_patches import each_alone
+
+    outcomes = dict(each_alone(die_of_odd, list(range(5)), 2))
+    assert [outcomes[i] for i in (0, 2, 4)] == [0, 2, 4]
+    assert all("the process that read it died" in str(outcomes[i]) for i in (1, 3))
+
+
+def die_of_odd(number: int) -> int:
+    return number if number % 2 == 0 else os._exit(9)
+
+
+def test_slides_from_a_list(png, cut, tmp_path):
+    second = png.with_name("second.png")
+    second.write_bytes(png.read_bytes())
+    listing = tmp_path / "list.txt"
+    listing.write_text(f"{second}\n\n")
+    run = cut(listing)
+    assert run.returncode == 0 and "second.png" in run.stdout and "half.png" not in run.stdout
+    listing.write_text(f"{png}\n{tmp_path / 'gone.png'}\n")
+    run = cut(listing)
+    assert run.returncode == 1 and "no slide at" in run.stdout and "half.png" in run.stdout
+    listing.write_text("\n")
+    assert "lists nothing" in cut(listing).stderr
+
+
+def test_what_is_no_tissue_has_a_name(cut, tmp_path):
+    """Eight squares, each of one kind; pen is drawn over tissue."""
+    size = 256
+    tissue = np.asarray(texture(size, seed=0))
+    grain = np.random.default_rng(0).integers(-25, 25, (size, size, 1))
+    sharp = np.clip(tissue.astype(int) + grain, 0, 255).astype(np.uint8)
+    glass = np.full_like(tissue, (236, 224, 212))  # under a yellow lamp
+    inked = {}
+    for name, colour in (
+        ("green", (30, 150, 90)),
+        ("blue", (40, 90, 200)),
+        ("red", (225, 20, 30)),
+        ("black", (25, 25, 30)),
+    ):
+        inked[name] = sharp.copy()
+        inked[name][100:160] = colour
+    blurred = np.asarray(Image.fromarray(sharp).filter(ImageFilter.GaussianBlur(5)))
+    row = [glass, sharp, inked["green"], inked["blue"], inked["red"], inked["black"], np.zeros_like(glass), blurred]
+    Image.fromarray(np.concatenate(row, axis=1)).save(tmp_path / "row.png")
+    run = cut(tmp_path / "row.png", "--size", size, "--max_blur", 0.68)
+    assert run.returncode == 0, run.stderr
+    record = json.loads((tmp_path / "patches/toy/a/slides_256/row.json").read_text())
+    assert record["dropped"] == {"blank": 1, "pen": 3, "black": 2, "out of focus": 1} and record["patches"] == 1
+    assert names(tmp_path / "patches/toy/a/single_256") == {"row/1_0.jpeg"}
+
+
+@pytest.mark.skipif(not DEMO_SLIDE.is_file(), reason="needs the demo's slide: make demo")
+def test_the_real_slide(cut, tmp_path):
+    """Tissue, glass and the green ink at its edge, judged by eye; blur is judged by its sharpness alone."""
+    run = tool("extract_patches.py", "--root", tmp_path, "--slides", DEMO_SLIDE, "--dataset", "toy", "--size", 256)
+    record = json.loads((tmp_path / "patches/toy/all/slides_256/cmu_small_region.json").read_text())
+    assert run.returncode == 0 and record["note"] == "2220x2967, 0.499 um/px"
+    assert record["patches"] == 31 and record["dropped"] == {"blank": 32, "little tissue": 24, "pen": 1}
+    patch = Image.open(tmp_path / "patches/toy/all/single_256/cmu_small_region/4_8.jpeg")
+    sharpness = [blur(patch.filter(ImageFilter.GaussianBlur(sigma))) for sigma in (0, 1, 2, 4)]
+    assert sharpness == sorted(sharpness) and sharpness[1] < 0.68 < sharpness[3]
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
@@ -170,26 +241,15 @@ def test_wrong_options_are_refused(png, tmp_path, arguments, message):
 
 def test_build_index(png, tmp_path):
     for size, cohort in ((128, "a"), (64, "b")):
-        tool(
-            "extract_patches.py",
-            "--root",
-            tmp_path,
-            "--slides",
-            png,
-            "--dataset",
-            "toy",
-            "--cohort",
-            cohort,
-            "--size",
-            size,
-        )
+        options = ("--dataset", "toy", "--cohort", cohort, "--size", size, "--max_blur", 1)
+        assert tool("extract_patches.py", "--root", tmp_path, "--slides", png, *options).returncode == 0
     (tmp_path / "patches" / "toy" / "a" / "single_128" / "half" / ".1_1.jpeg").touch()
     assert tool("build_index.py", "--root", tmp_path, "--size", 128).returncode == 0
     run = tool("build_index.py", "--root", tmp_path, "--size", 64, "--dataset", "toy")
     assert run.returncode == 0, run.stderr
     assert "toy_64: " in run.stdout and "as before: toy_128\n" in run.stdout
     index = PatchIndex(index_path(tmp_path), keys=["toy_128"])
-    expected = [f"toy/a/single_128/half/{x}_{y}.jpeg" for x in (256, 384) for y in (0, 128, 256)]
+    expected = [f"toy/a/single_128/half/{column}_{row}.jpeg" for column in (2, 3) for row in range(3)]
     assert [index.name(i) for i in range(len(index))] == expected
     assert names(tmp_path / "patches" / "metadata") == {"patch_names_all.hdf5"}
     small = PatchIndex(index_path(tmp_path), keys=["toy_64"])
@@ -323,8 +383,9 @@ def test_a_slide_coarser_than_wanted_is_refused(pyramid, png):
 
 
 def test_a_slide_without_resolution_is_refused():
-    with pytest.raises(InputError, match="does not say its resolution"):
+    with pytest.raises(InputError, match="give its microns per pixel with --image_mpp"):
         slides.slide_mpp(Path("a.svs"), {})
+    assert slides.slide_mpp(Path("a.svs"), {}, told=0.25) == 0.25
     with pytest.raises(InputError, match="only square"):
         slides.slide_mpp(Path("a.svs"), {"openslide.mpp-x": "0.5", "openslide.mpp-y": "0.25"})
     assert slides.slide_mpp(Path("a.svs"), {"openslide.mpp-x": "0.499", "openslide.mpp-y": "0.501"}) == pytest.approx(
@@ -344,28 +405,34 @@ def test_image_mpp_scales_plain_images(png):
     ("level", "expected"), [(0.0, 0.0), (0.09, 1.0), (0.5, 1.0)], ids=["glass", "pale tissue", "tissue"]
 )
 def test_one_kind_of_picture_is_of_one_kind(level, expected):
-    """Otsu would split any of these in two, at its noise or between its stains."""
+    """Otsu would split any of these in two, at its noise or between its stains. A strip of glass shows the lamp."""
     value = 230
     spread = np.random.default_rng(0).normal(0, 0.002, (64, 64)) + np.linspace(0, 0.3 * level, 64)
     low = value * (1 - np.clip(level + spread, 0, 1))
     image = np.stack([np.full_like(low, value), low, low], axis=-1).round().astype(np.uint8)
-    assert slides.tissue_mask(Image.fromarray(image)).mean() == expected
+    image[:2] = 240
+    found = SlideMap.of(Image.fromarray(image), 64, 64)
+    assert found.tissue[2:].mean() == expected and not found.ink.any() and not found.black.any()
 
 
 def test_grid_stays_inside_the_area():
-    assert Grid(100, 50).corners(201, 100) == [(0, 0), (50, 0), (100, 0)]
-    assert Grid(100, 100).corners(99, 500) == []
-    assert Grid(22, 1, (0.07, 0, 0.29, 1)).corners(100, 22) == [
-        (7, 0)
-    ]  # in floats 7.000000000000001 to 28.999999999999996
+    def corners(grid: Grid, width: int, height: int) -> list[tuple[int, int]]:
+        return [(cell.x, cell.y) for cell in grid.cells(width, height)]
+
+    assert Grid(100, 50).cells(201, 150) == [
+        (column, row, 50 * column, 50 * row) for row in range(2) for column in range(3)
+    ]
+    assert Grid(100, 100).cells(99, 500) == []
+    # in floats 7.000000000000001 to 28.999999999999996
+    assert Grid(22, 1, (0.07, 0, 0.29, 1)).cells(100, 22) == [(0, 0, 7, 0)]
     train, held_out = Grid(256, 32, (0, 0, 0.75, 1)), Grid(256, 32, (0.75, 0, 1, 1))
     for width in (1500, 2220, 2221, 1023):
-        rightmost = max(x for x, _ in train.corners(width, 300)) + 256
-        leftmost = min((x for x, _ in held_out.corners(width, 300)), default=width)
+        rightmost = max(x for x, _ in corners(train, width, 300)) + 256
+        leftmost = min((x for x, _ in corners(held_out, width, 300)), default=width)
         assert rightmost <= leftmost
 
 
 def test_natural_order():
     shuffled = ["a/1024_0", "a/128_1024", "b/2", "a/128_0", "a10/1", "a9/1", "a/128_128"]
     expected = ["a/128_0", "a/128_128", "a/128_1024", "a/1024_0", "a9/1", "a10/1", "b/2"]
-    assert sorted(shuffled, key=slides.natural_key) == expected
+    assert sorted(shuffled, key=natural_key) == expected

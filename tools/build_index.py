@@ -9,7 +9,6 @@ patch_names_wrong.txt beside it, exit code 1; --prune then writes patch_names_cl
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 
 from tqdm import tqdm
 
-from diffusion.cli import positive_int, run, tool_parser
+from diffusion.cli import cores, positive_int, run, tool_parser
 from diffusion.errors import InputError, MissingError
 
 EXAMPLES = """  python tools/build_index.py
@@ -72,7 +71,7 @@ def build(out: Path, args: argparse.Namespace) -> None:
 
 def datasets_in(patches: Path) -> list[str]:
     """Every data set in ROOT/patches. Raises MissingError when there is none."""
-    from diffusion.data.slides import natural_key
+    from diffusion.data.patches import natural_key
 
     names = [folder.name for folder in patches.iterdir() if folder.is_dir()] if patches.is_dir() else []
     names = [name for name in names if name != "metadata" and not name.startswith(".")]
@@ -83,7 +82,7 @@ def datasets_in(patches: Path) -> list[str]:
 
 def scan(patches: Path, dataset: str, size: int, named: bool) -> Iterator[str]:
     """The names of a data set's patches. One that the user named and that has none is an error, another is passed over."""
-    from diffusion.data.slides import list_patches
+    from diffusion.data.patches import list_patches
 
     empty = True
     for name in list_patches(patches, dataset, size):
@@ -198,9 +197,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--features_dir", help="folder of the features to verify [beside the images, else features]")
     parser.add_argument("--vae_prefix", default="sd3_vae", help="ending of the latent files to verify")
     parser.add_argument("--ssl_prefix", default="uni", help="ending of the embedding files to verify")
-    parser.add_argument(
-        "--workers", type=positive_int, default=os.cpu_count() or 1, help="processes that verify [one per core]"
-    )
+    parser.add_argument("--workers", type=positive_int, default=cores(), help="processes that verify [one per core]")
     parser.add_argument("--prune", action="store_true", help="with --verify: write an index of the sound patches")
     parser.add_argument("--out", type=Path, help="the index [ROOT/patches/metadata/patch_names_all.hdf5]")
     args = parser.parse_args()

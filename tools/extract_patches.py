@@ -1,133 +1,148 @@
 """Cut slides and images into square patches of tissue at one resolution.
 
-Patches go to OUT/<dataset>/<cohort>/single_<size>/<slide>/<x>_<y>.jpeg. One that is there already is not made again, so a
-run that was stopped goes on where it was. A slide that cannot be read is reported, and the others go on; the exit code is then 1.
+Patches go to OUT/<dataset>/<cohort>/single_<size>/<slide>/<column>_<row>.jpeg. Beside them, OUT/<dataset>/<cohort>/slides_<size>/
+gets one picture a slide with the squares kept and dropped, and one record. A slide that is finished is not made again, and
+one that a stopped run left half done is. A slide that cannot be read is reported, and the others go on; the exit code is then 1.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
 from tqdm import tqdm
 
-from diffusion.cli import positive_int, run, tool_parser
-from diffusion.data import slides
-from diffusion.data.slides import Grid, TissueMask
+from diffusion.cli import cores, positive_int, run, tool_parser
+from diffusion.data.cutting import REASONS, WHOLE_SLIDE, CutSettings, Grid, SlideRecord, cut_slide
+from diffusion.data.slides import find_slides
 from diffusion.errors import InputError
 
-EXAMPLES = """  python tools/extract_patches.py --slides slides/ --dataset tcga --cohort brca
+EXAMPLES = """  python tools/extract_patches.py --slides slides/ --dataset tcga --cohort brca --workers 16
+  python tools/extract_patches.py --slides list_of_slides.txt --dataset tcga --cohort brca
   python tools/extract_patches.py --slides nest.jpg --image_mpp 0.25 --dataset demo --cohort ovary --step 256 --area 0 0 0.75 1
 """
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What became of one slide's grid positions."""
-
-    kept: int  # patches on disk now
-    dropped: int  # with too little tissue
-    new: int  # of the kept ones, those made now
-    note: str
+ROWS = 40  # a table of more slides is for no one to read: their records are in files
 
 
 def main() -> int:
     args = parse_args()
-    grid = Grid(args.size, args.step, tuple(args.area))
-    paths = slides.find_slides(args.slides)
-    out = args.out or args.root / "patches"
-    counts: dict[Path, Counts] = {}
+    grid = Grid(args.size, args.step or args.size, tuple(args.area))
+    settings = CutSettings(grid, args.mpp, args.image_mpp, args.tissue_threshold, args.max_blur, args.quality)
+    paths = find_slides(args.slides)
+    cohort = (args.out or args.root / "patches") / args.dataset / args.cohort
+    work = partial(cut, cohort=cohort, settings=settings, show=min(args.workers, len(paths)) == 1)
+    records: dict[Path, SlideRecord] = {}
     failures: dict[Path, str] = {}
-    for path in tqdm(paths, unit="slide", disable=len(paths) == 1):
-        try:
-            counts[path] = extract(
-                path, slides.slide_folder(out, args.dataset, args.cohort, args.size, path.stem), grid, args
-            )
-        except (InputError, OSError) as error:
-            failures[path] = str(error)
-            tqdm.write(f"failed: {error}", file=sys.stderr)
-    print_table(counts, failures)
+    for path, outcome in tqdm(
+        each_alone(work, paths, args.workers), total=len(paths), unit="slide", disable=len(paths) == 1
+    ):
+        if isinstance(outcome, SlideRecord):
+            records[path] = outcome
+        else:
+            failures[path] = str(outcome)
+            tqdm.write(f"failed: {outcome}", file=sys.stderr)
+    print_table([records[path] for path in paths if path in records], failures)
+    print(f"pictures and records: {cohort / f'slides_{args.size}'}")
     return 1 if failures else 0
 
 
-def extract(path: Path, folder: Path, grid: Grid, args: argparse.Namespace) -> Counts:
-    """Write the patches of one slide that hold enough tissue."""
-    slide = slides.open_slide(path, args.mpp, args.image_mpp)
+def cut(path: Path, cohort: Path, settings: CutSettings, show: bool) -> SlideRecord | InputError | OSError:
+    """One slide, in a process of its own; show: with a bar of its squares."""
     try:
-        if slide.note == "native":
-            tqdm.write(f"{path.name}: plain image, taken pixel for pixel (no --image_mpp)")
-        tissue = TissueMask(slide)
-        corners = grid.corners(slide.width, slide.height)
-        kept = [(x, y) for x, y in corners if tissue.fraction(x, y, grid.size) >= args.tissue_threshold]
-        wanting = [(x, y) for x, y in kept if not slides.patch_file(folder, x, y).is_file()]
-        if wanting:
-            folder.mkdir(parents=True, exist_ok=True)
-        for x, y in tqdm(wanting, desc=path.name, unit="patch", leave=False):
-            slides.save_patch(slide.read(x, y, grid.size), slides.patch_file(folder, x, y), args.quality)
-        note = f"{slide.width}x{slide.height}, {slide.note}" + ("" if corners else f"; no patch of {grid.size} fits")
-        return Counts(len(kept), len(corners) - len(kept), len(wanting), note)
-    finally:
-        slide.close()
+        bar = partial(tqdm, desc=path.name, unit="square", leave=False, disable=not show)
+        return cut_slide(path, cohort, settings, bar)
+    except (InputError, OSError) as error:
+        return InputError(str(error))
 
 
-def print_table(counts: dict[Path, Counts], failures: dict[Path, str]) -> None:
-    rows = [("slide", "kept", "dropped", "new", "read at")]
-    rows += [(path.name, str(c.kept), str(c.dropped), str(c.new), c.note) for path, c in counts.items()]
-    rows += [(path.name, "failed", "-", "-", reason) for path, reason in failures.items()]
-    done = counts.values()
-    rows += [
-        ("total", str(sum(c.kept for c in done)), str(sum(c.dropped for c in done)), str(sum(c.new for c in done)), "")
-    ]
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+def each_alone(work, paths: list[Path], workers: int) -> Iterator[tuple[Path, SlideRecord | Exception]]:
+    """Each path with what `work` makes of it, as they finish, `workers` at a time.
+
+    Every path has a process of its own: slide readers are native code, and one that dies of a broken slide, or of too
+    little memory, takes no other slide along.
+    """
+    context = get_context("forkserver" if sys.platform != "win32" else "spawn")
+
+    def alone(path: Path) -> SlideRecord | Exception:
+        with ProcessPoolExecutor(1, mp_context=context) as process:
+            try:
+                return process.submit(work, path).result()
+            except BrokenProcessPool:
+                return InputError(f"{path}: the process that read it died; it is broken, or memory ran out")
+
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = {pool.submit(alone, path): path for path in paths}
+        try:
+            for future in as_completed(waiting):
+                yield waiting[future], future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def print_table(records: list[SlideRecord], failures: dict[Path, str]) -> None:
+    """Slides with their patches, what was dropped and why, and seconds; totals; failures."""
+    shown = [reason for reason in REASONS if any(record.dropped.get(reason) for record in records)]
+    rows = [("slide", "patches", *shown, "seconds", "read at")]
+    for record in records if len(records) <= ROWS else ():
+        dropped = [str(record.dropped.get(reason, 0)) for reason in shown]
+        note = record.note + ("; made before" if record.before else "")
+        rows.append((record.slide, str(record.patches), *dropped, f"{record.seconds:.1f}", note))
+    total: Counter = sum((Counter(record.dropped) for record in records), Counter())
+    before = sum(record.before for record in records)
+    note = f"{before} of them made before" if before else ""
+    seconds = sum(record.seconds for record in records)
+    numbers = (str(sum(record.patches for record in records)), *(str(total[reason]) for reason in shown))
+    rows.append((f"{len(records)} slides", *numbers, f"{seconds:.1f}", note))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
     for name, *numbers, note in rows:
         cells = [name.ljust(widths[0]), *(text.rjust(width) for text, width in zip(numbers, widths[1:], strict=True))]
         print("  ".join([*cells, note]).rstrip())
+    for path, reason in failures.items():
+        print(f"failed: {path.name}: {reason}")
 
 
 def parse_args() -> argparse.Namespace:
     parser = tool_parser(__doc__, EXAMPLES, networks=False, draws=False)
-    parser.add_argument(
-        "--slides", type=Path, nargs="+", required=True, metavar="PATH", help="slides, images, or folders of them"
-    )
-    parser.add_argument("--out", type=Path, help="folder of the data sets [ROOT/patches]")
-    parser.add_argument(
-        "--dataset", type=plain_name, required=True, help="first folder below OUT, and the name in the index"
-    )
-    parser.add_argument("--cohort", type=plain_name, required=True, help="folder below the data set, such as an organ")
-    parser.add_argument("--size", type=positive_int, default=1024, help="pixels a side [%(default)s]")
-    parser.add_argument(
-        "--step",
-        type=positive_int,
+    add = parser.add_argument
+    add(
+        "--slides", type=Path, nargs="+", required=True, metavar="PATH",
+        help="slides, images, folders of them, or .txt files that list them, one path a line",
+    )  # fmt: skip
+    add("--out", type=Path, help="folder of the data sets [ROOT/patches]")
+    add("--dataset", type=plain_name, required=True, help="first folder below OUT, and the name in the index")
+    add("--cohort", type=plain_name, default="all", help="folder below the data set, such as an organ")
+    add("--size", type=positive_int, default=1024, help="pixels a side [%(default)s]")
+    add(
+        "--step", type=positive_int,
         help="pixels from one patch to the next; less than --size makes them overlap [--size]",
-    )
-    parser.add_argument(
-        "--mpp", type=positive_float, default=0.5, help="microns per pixel of the patches [%(default)s: 20x]"
-    )
-    parser.add_argument(
-        "--image_mpp",
-        type=positive_float,
-        help="microns per pixel of plain images, which do not say [taken pixel for pixel]",
-    )
-    parser.add_argument(
-        "--tissue_threshold", type=fraction, default=0.5, help="part of a patch that must be tissue [%(default)s]"
-    )
-    parser.add_argument(
-        "--area",
-        type=float,
-        nargs=4,
-        default=slides.WHOLE_SLIDE,
-        metavar=("X0", "Y0", "X1", "Y1"),
+    )  # fmt: skip
+    add("--mpp", type=positive_float, default=0.5, help="microns per pixel of the patches [%(default)s: 20x]")
+    add(
+        "--image_mpp", type=positive_float,
+        help="microns per pixel of files that do not say [plain images are taken pixel for pixel, slides refused]",
+    )  # fmt: skip
+    add("--tissue_threshold", type=fraction, default=0.5, help="part of a patch that must be tissue [%(default)s]")
+    add(
+        "--max_blur", type=fraction, default=0.68,
+        help="blur above which a patch counts as out of focus, by Crete-Roffet's measure; 1 keeps all [%(default)s]",
+    )  # fmt: skip
+    add(
+        "--area", type=float, nargs=4, default=WHOLE_SLIDE, metavar=("X0", "Y0", "X1", "Y1"),
         help="part of each slide to take, as fractions of its width and height; patches lie wholly inside [0 0 1 1]",
-    )
-    parser.add_argument(
-        "--quality", type=jpeg_quality, default=95, help="JPEG quality, without colour subsampling [%(default)s]"
-    )
+    )  # fmt: skip
+    add("--quality", type=jpeg_quality, default=95, help="JPEG quality, without colour subsampling [%(default)s]")
+    add("--workers", type=positive_int, default=cores(), help="slides cut at a time [one per core]")
     args = parser.parse_args()
-    args.step = args.step or args.size
     if args.dataset == "metadata":
         raise InputError("--dataset metadata: ROOT/patches/metadata is where the index lies; take another name")
     return args

@@ -1,8 +1,8 @@
 """Feature files: the one place that names, reads, writes and checks them.
 
-Beside `<x>_<y>.jpeg` (or, in older sets, under ROOT/features/<same path>) lie, for a patch of S pixels,
-`<x>_<y>_sd3_vae.npy`, float16 (32, S/8, S/8): 16 channels of posterior mean, then 16 of posterior std, on the VAE's scale;
-`<x>_<y>_uni.npy`, float16 (n, D): one embedding per 256-pixel window, row-major.
+Beside `<column>_<row>.jpeg` (or, in older sets, under ROOT/features/<same path>) lie, for a patch of S pixels,
+`<column>_<row>_sd3_vae.npy`, float16 (32, S/8, S/8): 16 channels of posterior mean, then 16 of posterior std, on the VAE's scale;
+`<column>_<row>_uni.npy`, float16 (n, D): one embedding per 256-pixel window, row-major.
 """
 
 from __future__ import annotations

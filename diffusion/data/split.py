@@ -12,7 +12,7 @@ TCGA_PATIENT = 12  # characters of a TCGA barcode that name the patient: TCGA-02
 
 
 def slide_of(name: str) -> str:
-    """The slide of a patch: `<dataset>/<cohort>/single_<size>/<slide>/<x>_<y>.jpeg`."""
+    """The slide of a patch: `<dataset>/<cohort>/single_<size>/<slide>/<column>_<row>.jpeg`."""
     return PurePosixPath(name).parent.name
 
 

@@ -9,8 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from diffusion.data.datasets.pan_cancer import read_patch
 from diffusion.data.features import SSL_PREFIX, VAE_PREFIX, feature_path, read_moments, read_tokens
+from diffusion.data.patches import read_patch
 from diffusion.errors import InputError, MissingError
 
 NAMES_AT_ONCE = 8192  # handed out to the workers

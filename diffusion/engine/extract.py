@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from diffusion.data.crops import LATENT_FACTOR, WINDOW, square, tokens_per_image
-from diffusion.data.datasets.pan_cancer import LARGE_PATCH, read_patch
+from diffusion.data.datasets.pan_cancer import LARGE_PATCH
 from diffusion.data.features import (
     feature_path,
     features_folder,
@@ -20,6 +20,7 @@ from diffusion.data.features import (
     write_feature,
 )
 from diffusion.data.index import PatchIndex, index_keys
+from diffusion.data.patches import read_patch
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import LatentCodec
 from diffusion.errors import InputError, MissingError

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 
 from diffusion.data.batch import PatchItem
@@ -21,8 +19,9 @@ from diffusion.data.features import (
     read_tokens,
 )
 from diffusion.data.index import DEFAULT_INDEX, PatchIndex, index_path
+from diffusion.data.patches import read_patch
 from diffusion.data.sampler import Draw
-from diffusion.errors import InputError, MissingError
+from diffusion.errors import InputError
 
 LARGE_PATCH = 1024  # pixels of the patches that low-resolution stages crop
 
@@ -104,19 +103,3 @@ def build_dataset(type: str, **kwargs) -> PanCancerData:
     if type not in DATASETS:
         raise InputError(f"no data set type {type!r}; known are {', '.join(DATASETS)}")
     return DATASETS[type](**kwargs)
-
-
-def read_patch(path: Path, size: int) -> np.ndarray:
-    """The pixels of a patch, uint8 (size, size, 3). Raises MissingError, or InputError for one unreadable, not RGB, or of another size."""
-    try:
-        with Image.open(path) as image:
-            mode, pixels = image.mode, np.asarray(image)
-    except FileNotFoundError:
-        raise MissingError(f"no image {path}") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} is not a readable image ({error})") from error
-    if mode != "RGB" or pixels.shape != (size, size, 3):
-        raise InputError(
-            f"{path} is a {mode} image of {pixels.shape[1]} x {pixels.shape[0]}: expected RGB, {size} x {size}"
-        )
-    return pixels
