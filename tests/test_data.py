@@ -62,8 +62,9 @@ class TestFeatures:
         array = np.random.default_rng(0).normal(size=(32, 128, 128)).astype(np.float16)
         write_feature(tmp_path / "a.npy", array)
         part = read_moments(tmp_path / "a.npy", 1024, slice(32, 64), slice(96, 128))
-        assert part.dtype == np.float32
+        assert part.dtype == np.float16
         assert np.array_equal(part, array[:, 32:64, 96:128])
+        assert np.array_equal(read_moments(tmp_path / "a.npy", 1024), array)
         assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]  # nothing is left of the writing
 
     @pytest.mark.parametrize(
@@ -75,7 +76,9 @@ class TestFeatures:
             (lambda path: np.save(path, np.zeros((32, 64, 64), np.float16)), r"expected float16 \(32, 128, 128\)"),
             (lambda path: np.save(path, np.zeros((32, 128, 128), np.float32)), "holds float32"),
             (lambda path: np.save(path, np.full((32, 128, 128), np.nan, np.float16)), "not finite"),
-            (lambda path: np.save(path, np.array([{}], dtype=object), allow_pickle=True), "not a whole .npy file"),
+            (lambda path: np.save(path, np.array([{}], dtype=object), allow_pickle=True), "holds object"),
+            (lambda path: np.save(path, np.zeros((128, 128, 32), np.float16).T), "in Fortran order"),
+            (lambda path: path.write_bytes(path.read_bytes() + b"x"), "bytes, expected 1048704"),
         ],
     )
     def test_bad_files_are_named(self, tmp_path, spoil, message):
@@ -170,7 +173,7 @@ class TestIndex:
     def test_a_name_that_comes_twice_is_refused(self, path, monkeypatch, same):
         """Hashes that meet by chance are no reason; here all of them do."""
         monkeypatch.setattr(index_module, "NAMES_AT_ONCE", 2)
-        monkeypatch.setattr(index_module, "_hash", lambda name: 7)
+        monkeypatch.setattr(index_module, "name_hash", lambda name: 7)
         names = ["a/0", "a/1", "a/2", "a/0" if same else "a/3"]
         if same:
             with pytest.raises(InputError, match="a/0 comes twice under a_1024"):

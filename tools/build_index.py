@@ -139,7 +139,8 @@ def split(index: Path, share: float, by: str, seed: int) -> None:
 
 def verify(index: Path, args: argparse.Namespace) -> int:
     """Check all that the index lists, print a table, list the faults; the exit code."""
-    from diffusion.data.features import features_folder, find_features_folder
+    from diffusion.data.feature_store import open_features, probes
+    from diffusion.data.features import LooseFeatures, features_folder
     from diffusion.data.index import PatchIndex, all_names, index_keys, split_key, write_index
     from diffusion.data.verify import Check
     from diffusion.data.verify import verify as check_all
@@ -149,13 +150,14 @@ def verify(index: Path, args: argparse.Namespace) -> int:
     listing = index.with_name("patch_names_wrong.txt")
     with written_aside(listing) as temporary, temporary.open("w", encoding="utf-8") as lines:
         for key in keys:
-            patches, folder = PatchIndex(index, [key]), None
+            patches, features, size = PatchIndex(index, [key]), None, split_key(key)[1]
             if not args.images_only:
+                where = (size, args.vae_prefix, args.ssl_prefix)
                 try:
-                    folder = find_features_folder(args.root, args.features_dir, patches.name(0), args.vae_prefix)
-                except MissingError:  # of the first patch; others may have theirs
-                    folder = features_folder(args.root, args.features_dir)
-            check = Check(args.root, split_key(key)[1], folder, args.vae_prefix, args.ssl_prefix)
+                    features = open_features(args.root, args.features_dir, key, probes(patches, 0), *where)
+                except MissingError:  # of some patches; others may have theirs
+                    features = LooseFeatures(features_folder(args.root, args.features_dir), *where)
+            check = Check(args.root, size, features)
             wrong[key], kinds = set(), Counter()
             checked = check_all(all_names(index, key), check, args.workers)
             for name, faults in tqdm(checked, total=len(patches), desc=key, unit="patch", leave=False):

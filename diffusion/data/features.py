@@ -7,6 +7,13 @@ Beside `<column>_<row>.jpeg` (or, in older sets, under ROOT/features/<same path>
 
 from __future__ import annotations
 
+import contextlib
+import io
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +24,10 @@ from diffusion.files import written_aside
 
 LATENT_CHANNELS = 16
 VAE_PREFIX, SSL_PREFIX = "sd3_vae", "uni"
-OLDER_FEATURES_DIR = "features"
+EVERYTHING = slice(None)
+FIRST_READ = 128  # bytes: the whole header of a file that numpy wrote
+EXPONENT = 0x7C00  # of a float16: all ones in what is infinite or no number
+FINITE_AT_ONCE = 32_768  # values checked at once
 
 
 def feature_path(folder: Path, patch_name: str, prefix: str) -> Path:
@@ -26,24 +36,8 @@ def feature_path(folder: Path, patch_name: str, prefix: str) -> Path:
 
 
 def features_folder(root: Path, features_dir: str | Path | None) -> Path:
-    """Where new features go: beside the images, or in a folder of their own (relative to ROOT)."""
+    """Where features go: beside the images, or in a folder of their own (relative to ROOT)."""
     return root / "patches" if features_dir is None else root / features_dir
-
-
-def find_features_folder(root: Path, features_dir: str | Path | None, patch_name: str, prefix: str) -> Path:
-    """Where existing features are: the folder named, else beside the images, else ROOT/features.
-
-    Decided once for a data set, by its first patch. Raises MissingError naming every place looked at.
-    """
-    candidates = [None, OLDER_FEATURES_DIR] if features_dir is None else [features_dir]
-    paths = [feature_path(features_folder(root, candidate), patch_name, prefix) for candidate in candidates]
-    for candidate, path in zip(candidates, paths, strict=True):
-        if path.is_file():
-            return features_folder(root, candidate)
-    looked = " or ".join(str(path) for path in paths)
-    raise MissingError(
-        f"no features at {looked}; make them with tools/extract_features.py, or name their folder with features_dir"
-    )
 
 
 def moments_shape(size: int) -> tuple[int, int, int]:
@@ -51,19 +45,47 @@ def moments_shape(size: int) -> tuple[int, int, int]:
     return 2 * LATENT_CHANNELS, side, side
 
 
-def read_moments(path: Path, size: int, rows: slice = slice(None), columns: slice = slice(None)) -> np.ndarray:
-    """Posterior mean and std, float32 (32, h, w), of a part of a patch of `size` pixels; only that part is read.
+@dataclass(frozen=True)
+class LooseFeatures:
+    """The features of patches of `patch_size` pixels, two files a patch, in `folder`."""
+
+    folder: Path
+    patch_size: int
+    vae_prefix: str = VAE_PREFIX
+    ssl_prefix: str = SSL_PREFIX
+
+    def moments(self, name: str, rows: slice = EVERYTHING, columns: slice = EVERYTHING) -> np.ndarray:
+        """Posterior mean and std, float16 (32, h, w), of a part of a patch. Raises as read_moments does."""
+        return read_moments(feature_path(self.folder, name, self.vae_prefix), self.patch_size, rows, columns)
+
+    def tokens(self, name: str, which: Sequence[int] | None = None) -> np.ndarray:
+        """Embeddings, float16 (L, D), of some windows of a patch, or all. Raises as read_tokens does."""
+        tokens = read_tokens(feature_path(self.folder, name, self.ssl_prefix), self.patch_size)
+        return tokens if which is None else tokens[which]
+
+
+def read_moments(path: Path, size: int, rows: slice = EVERYTHING, columns: slice = EVERYTHING) -> np.ndarray:
+    """Posterior mean and std, float16 (32, h, w), of a part of a patch of `size` pixels; only its rows are read.
 
     Raises MissingError, or InputError for a file that is not whole, float16, of the right shape, and finite there.
     """
-    part = _open(path, moments_shape(size))[:, rows, columns].astype(np.float32)
-    return _finite(path, part)
+    with _opened(path, moments_shape(size)) as (file, shape, offset):
+        channels, height, width = shape
+        top, bottom, _ = rows.indices(height)
+        part = np.empty((channels, bottom - top, len(range(*columns.indices(width)))), dtype=np.float16)
+        if part.shape == shape:
+            _read_into(path, file, part, offset)
+        else:  # rows of one channel lie together; those of the next channel a whole channel further on
+            strip = np.empty((bottom - top, width), dtype=np.float16)
+            for channel in range(channels):
+                _read_into(path, file, strip, offset + 2 * width * (channel * height + top))
+                part[channel] = strip[:, columns]
+    return check_finite(path, part)
 
 
 def read_tokens(path: Path, size: int) -> np.ndarray:
-    """Embeddings, float32 (n, D), of a patch of `size` pixels. Raises as read_moments does."""
-    array = _open(path, (tokens_per_image(size), None))
-    return _finite(path, array.astype(np.float32))
+    """Embeddings, float16 (n, D), of a patch of `size` pixels. Raises as read_moments does."""
+    return _read(path, (tokens_per_image(size), None))
 
 
 def write_feature(path: Path, array: np.ndarray) -> None:
@@ -72,7 +94,7 @@ def write_feature(path: Path, array: np.ndarray) -> None:
     Raises InputError when a value is not finite in float16.
     """
     with np.errstate(over="ignore"):
-        half = _finite(path, np.asarray(array, dtype=np.float16))
+        half = check_finite(path, np.ascontiguousarray(array, dtype=np.float16))
     with written_aside(path) as temporary, open(temporary, "wb") as file:
         np.save(file, half)
 
@@ -80,31 +102,82 @@ def write_feature(path: Path, array: np.ndarray) -> None:
 def is_valid(path: Path, shape: tuple[int | None, ...]) -> bool:
     """Whether a feature file is there, whole, of that shape (None: any length), float16 and finite."""
     try:
-        _finite(path, _open(path, shape))
+        _read(path, shape)
     except InputError:
         return False
     return True
 
 
-def _open(path: Path, shape: tuple[int | None, ...]) -> np.ndarray:
-    """Map a feature file without reading it; the mapping itself checks that the file is as long as its header says."""
+def _read(path: Path, shape: tuple[int | None, ...]) -> np.ndarray:
+    with _opened(path, shape) as (file, found, offset):
+        array = np.empty(found, dtype=np.float16)
+        _read_into(path, file, array, offset)
+    return check_finite(path, array)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, shape: tuple[int | None, ...]) -> Iterator[tuple[int, tuple[int, ...], int]]:
+    """A whole feature file of that shape: its descriptor, shape, and where its values begin."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     except FileNotFoundError:
         raise MissingError(f"no feature file {path}; make it with tools/extract_features.py") from None
-    except (ValueError, OSError, EOFError) as error:
-        raise InputError(f"{path} is not a whole .npy file ({error}); delete it and extract again") from error
-    fits = array.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, array.shape, strict=False))
-    if not fits or array.dtype != np.float16:
-        wanted = ", ".join("D" if n is None else str(n) for n in shape)
-        raise InputError(
-            f"{path} holds {array.dtype} {array.shape}: expected float16 ({wanted}); extract this patch again"
-        )
-    return array
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error})") from error
+    try:
+        header = os.read(file, FIRST_READ)
+        try:
+            found, dtype, offset = _parse_header(header)
+        except ValueError as error:
+            raise InputError(f"{path} is not a whole .npy file ({error}); delete it and extract again") from None
+        fits = len(found) == len(shape) and all(want in (None, got) for want, got in zip(shape, found, strict=True))
+        if not fits or dtype != np.float16:
+            wanted = ", ".join("D" if n is None else str(n) for n in shape)
+            raise InputError(f"{path} holds {dtype} {found}: expected float16 ({wanted}); extract this patch again")
+        if os.fstat(file).st_size != offset + 2 * math.prod(found):
+            raise InputError(
+                f"{path} is not a whole .npy file ({os.fstat(file).st_size} bytes, expected {offset + 2 * math.prod(found)}); "
+                "delete it and extract again"
+            )
+        yield file, found, offset
+    finally:
+        os.close(file)
 
 
-def _finite(path: Path, array: np.ndarray) -> np.ndarray:
-    bad = array.size - int(np.isfinite(array).sum())
-    if bad:
-        raise InputError(f"{path}: {bad} of {array.size} values are not finite in float16; extract this patch again")
+@lru_cache(maxsize=64)
+def _parse_header(start: bytes) -> tuple[tuple[int, ...], np.dtype, int]:
+    """Shape, dtype and size of the header with which a .npy file starts; the files of a set share one.
+
+    Raises ValueError for what is no such header, or no array in C order.
+    """
+    stream = io.BytesIO(start)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("not of format 1.0")
+    shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
+    if fortran_order:
+        raise ValueError("in Fortran order")
+    return shape, dtype, stream.tell()
+
+
+def _read_into(path: Path, file: int, array: np.ndarray, offset: int) -> None:
+    try:
+        count = os.preadv(file, [array], offset)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error})") from error
+    if count != array.nbytes:
+        raise InputError(f"{path} ended while it was read, after {count} of {array.nbytes} bytes; extract it again")
+
+
+def check_finite(where: Path | str, array: np.ndarray) -> np.ndarray:
+    """The array, float16, itself. Raises InputError when a value is infinite or no number."""
+    bits = array.reshape(-1).view(
+        np.uint16
+    )  # comparing them is many times faster than isfinite, which widens every value
+    # in parts that stay in the cache: memory for a whole patch would be mapped anew each time, which took ten times longer
+    for start in range(0, bits.size, FINITE_AT_ONCE):
+        if ((bits[start : start + FINITE_AT_ONCE] & EXPONENT) == EXPONENT).any():
+            bad = int((~np.isfinite(array)).sum())
+            raise InputError(
+                f"{where}: {bad} of {array.size} values are not finite in float16; extract this patch again"
+            )
     return array

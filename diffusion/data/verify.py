@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from diffusion.data.features import SSL_PREFIX, VAE_PREFIX, feature_path, read_moments, read_tokens
+from diffusion.data.feature_store import FeatureStore
 from diffusion.data.patches import read_patch
 from diffusion.errors import InputError, MissingError
 
@@ -25,21 +25,18 @@ class Fault(NamedTuple):
 
 @dataclass(frozen=True)
 class Check:
-    """What every patch of one index key must have. features: their folder; None to look at the images alone."""
+    """What every patch of one index key must have. features: None to look at the images alone."""
 
     root: Path
     patch_size: int
-    features: Path | None
-    vae_prefix: str = VAE_PREFIX
-    ssl_prefix: str = SSL_PREFIX
+    features: FeatureStore | None
 
     def faults(self, name: str) -> list[Fault]:
         """What is wrong with a patch: images are decoded, features read whole, every value of them."""
         readers = {"image": lambda: read_patch(self.root / "patches" / name, self.patch_size)}
         if self.features is not None:
-            latents, tokens = (feature_path(self.features, name, p) for p in (self.vae_prefix, self.ssl_prefix))
-            readers["latents"] = lambda: read_moments(latents, self.patch_size)
-            readers["embeddings"] = lambda: read_tokens(tokens, self.patch_size)
+            readers["latents"] = lambda: self.features.moments(name)
+            readers["embeddings"] = lambda: self.features.tokens(name)
         found = []
         for part, read in readers.items():
             try:

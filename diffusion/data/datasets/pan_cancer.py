@@ -10,14 +10,8 @@ from torch.utils.data import Dataset
 
 from diffusion.data.batch import PatchItem
 from diffusion.data.crops import LATENT_FACTOR, WINDOW, crops_per_side, square, tokens_of
-from diffusion.data.features import (
-    SSL_PREFIX,
-    VAE_PREFIX,
-    feature_path,
-    find_features_folder,
-    read_moments,
-    read_tokens,
-)
+from diffusion.data.feature_store import FeatureStore, open_features, probes
+from diffusion.data.features import SSL_PREFIX, VAE_PREFIX
 from diffusion.data.index import DEFAULT_INDEX, PatchIndex, index_path
 from diffusion.data.patches import read_patch
 from diffusion.data.sampler import Draw
@@ -29,8 +23,9 @@ LARGE_PATCH = 1024  # pixels of the patches that low-resolution stages crop
 class PanCancerData(Dataset):
     """Whole patches of `resolution` pixels: items of latent (16, S/8, S/8) and tokens ((S/256)^2, D).
 
-    root: the folder of patches/ (and features/); train_subset_keys: index keys to take (default: all of that size);
-    features_dir: None to look beside the images and then in ROOT/features; return_img: items carry their pixels too.
+    root: the folder of patches/ (and features/, packed/); train_subset_keys: index keys to take (default: all of that
+    size); features_dir: None to look beside the images, in ROOT/features, and for packed ones in ROOT/packed;
+    return_img: items carry their pixels too.
     Raises MissingError or InputError at once for an index, key or features folder that is not there.
     """
 
@@ -51,7 +46,10 @@ class PanCancerData(Dataset):
         self.crops_per_side = crops_per_side(self.patch_size, resolution)
         self.vae_prefix, self.ssl_prefix, self.return_img = vae_prefix, ssl_prefix, return_img
         self.index = PatchIndex(index_path(self.root, patch_names_file), train_subset_keys, self.patch_size)
-        self.features = find_features_folder(self.root, features_dir, self.index.name(0), vae_prefix)
+        self.features = [
+            open_features(self.root, features_dir, key, probes(self.index, i), self.patch_size, vae_prefix, ssl_prefix)
+            for i, key in enumerate(self.index.keys)
+        ]
 
     def __len__(self) -> int:
         return len(self.index) * self.crops_per_side**2
@@ -62,25 +60,27 @@ class PanCancerData(Dataset):
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         patch, crop = divmod(index, self.crops_per_side**2)
-        name = self.index.name(patch)
+        which, name = self.index.locate(patch)
+        features = self.features[which]
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         return PatchItem(
-            latent=self._draw_latent(name, crop, generator),
-            tokens=self._tokens(name, crop),
+            latent=self._draw_latent(features, name, crop, generator),
+            tokens=self._tokens(features, name, crop),
             name=name,
             crop=crop,
             image=self._image(name, crop) if self.return_img else None,
         )
 
-    def _draw_latent(self, name: str, crop: int, generator: torch.Generator | None) -> torch.Tensor:
+    def _draw_latent(
+        self, features: FeatureStore, name: str, crop: int, generator: torch.Generator | None
+    ) -> torch.Tensor:
         part = square(crop, self.crops_per_side, self.resolution // LATENT_FACTOR)
-        moments = read_moments(feature_path(self.features, name, self.vae_prefix), self.patch_size, *part)
-        mean, std = torch.from_numpy(moments).chunk(2)
-        return mean + std * torch.randn(mean.shape, generator=generator)
+        mean, std = torch.from_numpy(features.moments(name, *part)).float().chunk(2)
+        return torch.randn(mean.shape, generator=generator).mul_(std).add_(mean)
 
-    def _tokens(self, name: str, crop: int) -> torch.Tensor:
-        tokens = read_tokens(feature_path(self.features, name, self.ssl_prefix), self.patch_size)
-        return torch.from_numpy(tokens[tokens_of(crop, self.crops_per_side, self.patch_size // WINDOW)])
+    def _tokens(self, features: FeatureStore, name: str, crop: int) -> torch.Tensor:
+        which = tokens_of(crop, self.crops_per_side, self.patch_size // WINDOW)
+        return torch.from_numpy(features.tokens(name, which)).float()
 
     def _image(self, name: str, crop: int) -> torch.Tensor:
         pixels = read_patch(self.root / "patches" / name, self.patch_size)

@@ -1,0 +1,328 @@
+"""Packed features: the two files of every patch of one index key, put together in HDF5 shards of some gigabytes.
+
+`ROOT/packed/<key>/<vae_prefix>-<ssl_prefix>/` holds
+  packed.json            what is packed: key, patch size, prefixes, format
+  shard_<n>.hdf5         latents float16 (n, 32, S/8, S/8), a chunk for each 256-pixel crop, all its channels (64 KiB);
+                         tokens float16 (n, L, D), a chunk for each; names; a checksum with every chunk
+  table.npy              uint64 (2, n): the sorted 64-bit hashes of all names, and where each is: shard << 32 | row
+A shard appears by one rename after it was read back and found equal, so that packing can be stopped at any moment; names
+that the index gains later go to further shards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+
+from diffusion.data.crops import LATENT_FACTOR, WINDOW, tokens_per_image
+from diffusion.data.features import EVERYTHING, LATENT_CHANNELS, check_finite, moments_shape
+from diffusion.data.index import name_hash
+from diffusion.errors import InputError, MissingError
+from diffusion.files import written_aside
+
+PACKED_DIR = "packed"
+FORMAT = 1
+ABOUT, TABLE = "packed.json", "table.npy"
+CELLS = WINDOW // LATENT_FACTOR  # latent cells a side of a chunk
+OPEN_SHARDS = 128  # files that one process keeps open: half of what a process may open by default on some systems
+ROW_BITS = 32
+
+
+def packed_folder(folder: Path, key: str, vae_prefix: str, ssl_prefix: str) -> Path:
+    """Where the packed features of an index key lie, below ROOT/packed (or another folder named)."""
+    return folder / key / f"{vae_prefix}-{ssl_prefix}"
+
+
+@dataclass(frozen=True)
+class About:
+    """What a packed folder holds."""
+
+    key: str
+    patch_size: int
+    embedding_width: int
+    vae_prefix: str
+    ssl_prefix: str
+    format: int = FORMAT
+
+    @property
+    def patch_bytes(self) -> int:
+        """Bytes of one patch, latents and tokens."""
+        return 2 * (int(np.prod(moments_shape(self.patch_size))) + self.tokens * self.embedding_width)
+
+    @property
+    def tokens(self) -> int:
+        return tokens_per_image(self.patch_size)
+
+
+def read_about(folder: Path) -> About | None:
+    """What lies packed in a folder; None where nothing does. Raises InputError for another format."""
+    try:
+        values = json.loads((folder / ABOUT).read_text())
+        about = About(**values)
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{folder / ABOUT} does not describe packed features ({error})") from error
+    if about.format != FORMAT:
+        raise InputError(f"{folder} is of format {about.format}, expected {FORMAT}; pack these features again")
+    return about
+
+
+class Shard(NamedTuple):
+    """An open shard: its file, which must stay open, and the data sets in it."""
+
+    file: h5py.File
+    path: Path
+    latents: h5py.Dataset
+    tokens: h5py.Dataset
+
+
+class Packed(NamedTuple):
+    """The features of one patch: moments (32, S/8, S/8), tokens (L, D), float16 both."""
+
+    name: str
+    moments: np.ndarray
+    tokens: np.ndarray
+
+
+@dataclass
+class PackedFeatures:
+    """Reads a packed folder; the counterpart of LooseFeatures.
+
+    Files are opened by the process that reads, at its first look, and never carried over a fork or a pickle.
+    """
+
+    folder: Path
+    patch_size: int
+    _shards: OrderedDict[int, Shard] = field(default_factory=OrderedDict, repr=False)
+    _table: np.ndarray | None = field(default=None, repr=False)
+    _owner: int = field(default=-1, repr=False)
+    _width: int = field(default=0, repr=False)
+
+    def __post_init__(self) -> None:
+        about = read_about(self.folder)
+        if about is None:
+            raise MissingError(f"no packed features in {self.folder}; make them with tools/pack_features.py")
+        if about.patch_size != self.patch_size:
+            raise InputError(
+                f"{self.folder} holds patches of {about.patch_size} pixels, expected {self.patch_size}; name another folder"
+            )
+        if not (self.folder / TABLE).is_file():
+            raise InputError(f"{self.folder} is packed in part; run tools/pack_features.py to its end")
+        self._width = about.embedding_width
+
+    def moments(self, name: str, rows: slice = EVERYTHING, columns: slice = EVERYTHING) -> np.ndarray:
+        """Posterior mean and std, float16 (32, h, w), of a part of a patch made of whole 256-pixel windows.
+
+        Raises MissingError for a patch that is not packed, InputError for a damaged shard or value.
+        """
+        side = self.patch_size // LATENT_FACTOR
+        (top, bottom, _), (left, right, _) = rows.indices(side), columns.indices(side)
+        shard, row = self._find(name)
+        if (bottom - top, right - left) == (side, side):
+            return check_finite(f"{shard.path}, {name}", _read_row(shard, shard.latents, row))
+        channels = 2 * LATENT_CHANNELS
+        part = np.empty((channels, bottom - top, right - left), dtype=np.float16)
+        for y in range(top, bottom, CELLS):
+            for x in range(left, right, CELLS):
+                chunk = _read_chunk(shard, shard.latents, (row, 0, y, x), (channels, CELLS, CELLS))
+                part[:, y - top : y - top + CELLS, x - left : x - left + CELLS] = chunk
+        return check_finite(f"{shard.path}, {name}", part)
+
+    def tokens(self, name: str, which: Sequence[int] | None = None) -> np.ndarray:
+        """Embeddings, float16 (L, D), of some windows of a patch, or all. Raises as moments does."""
+        shard, row = self._find(name)
+        if which is None:
+            return check_finite(f"{shard.path}, {name}", _read_row(shard, shard.tokens, row))
+        tokens = [_read_chunk(shard, shard.tokens, (row, i, 0), (self._width,)) for i in which]
+        return check_finite(f"{shard.path}, {name}", np.stack(tokens))
+
+    def _find(self, name: str) -> tuple[Shard, int]:
+        """The shard and row of a patch."""
+        if self._owner != os.getpid():
+            self._shards, self._table, self._owner = OrderedDict(), _open_table(self.folder), os.getpid()
+        hashes, places = self._table
+        wanted = np.uint64(name_hash(name))
+        i = int(hashes.searchsorted(wanted))
+        if i == len(hashes) or hashes[i] != wanted:
+            raise MissingError(f"{name} is not packed in {self.folder}; run tools/pack_features.py for it")
+        number, row = divmod(int(places[i]), 2**ROW_BITS)
+        if number in self._shards:
+            self._shards.move_to_end(number)
+        else:
+            if len(self._shards) >= OPEN_SHARDS:
+                self._shards.popitem(last=False)[1].file.close()
+            path = shard_path(self.folder, number)
+            file = open_shard(path)
+            self._shards[number] = Shard(file, path, file["latents"], file["tokens"])
+        return self._shards[number], row
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_shards": OrderedDict(), "_table": None, "_owner": -1}
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    return folder / f"shard_{number:05d}.hdf5"
+
+
+def open_shard(path: Path) -> h5py.File:
+    """Open a shard for reading. Raises MissingError, or InputError for a damaged one."""
+    if not path.is_file():
+        raise MissingError(f"no shard {path}; run tools/pack_features.py again")
+    try:
+        return h5py.File(path, "r", rdcc_nbytes=0)  # a chunk is a crop, and is read once
+    except OSError as error:
+        raise _damaged(path, error) from error
+
+
+def shards_of(folder: Path) -> list[int]:
+    """The numbers of the whole shards in a folder, in order."""
+    return sorted(int(path.stem.removeprefix("shard_")) for path in folder.glob("shard_*.hdf5"))
+
+
+def count(folder: Path) -> int:
+    """How many patches the whole shards of a folder hold."""
+    return sum(len(hashes_of(folder, number)) for number in shards_of(folder))
+
+
+def hashes_of(folder: Path, number: int) -> np.ndarray:
+    """The hashes, uint64 (n,), of the names in a shard, in row order."""
+    with open_shard(shard_path(folder, number)) as file:
+        return file["hashes"][:]
+
+
+def begin(folder: Path, about: About) -> None:
+    """Write what a folder will hold, and clear what a killed run left there. Raises InputError when it holds something else already."""
+    before = read_about(folder)
+    if before is not None and before != about:
+        differing = ", ".join(k for k, v in asdict(about).items() if asdict(before)[k] != v)
+        raise InputError(f"{folder} holds features that differ in {differing}; take another --out")
+    for left in folder.glob(".shard_*.tmp"):  # gigabytes of a run that was killed
+        left.unlink()
+    with written_aside(folder / ABOUT) as temporary:
+        temporary.write_text(json.dumps(asdict(about), indent=1))
+
+
+def write_shard(folder: Path, number: int, about: About, patches: Iterator[Packed], rows: int) -> int:
+    """Write a shard of at most `rows` patches aside, read it back, compare, and put it in place; how many they were.
+
+    One patch is in memory at a time. No patch, no shard. Raises InputError when the disk gives back anything but what
+    was written.
+    """
+    first = next(patches, None)
+    if first is None:
+        return 0
+    path, names, digests = shard_path(folder, number), [], []
+    with written_aside(path) as temporary:
+        with h5py.File(temporary, "w", libver=("v110", "v110")) as file:
+            latents = _create(
+                file, "latents", rows, moments_shape(about.patch_size), (2 * LATENT_CHANNELS, CELLS, CELLS)
+            )
+            tokens = _create(file, "tokens", rows, (about.tokens, about.embedding_width), (1, about.embedding_width))
+            for row, patch in enumerate(chain([first], patches)):
+                latents[row], tokens[row] = patch.moments, patch.tokens
+                names.append(patch.name)
+                digests.append(_digest(patch))
+            for data in (latents, tokens):
+                data.resize(len(names), axis=0)
+            file.create_dataset("names", data=names, dtype=h5py.string_dtype())
+            file.create_dataset("hashes", data=np.array([name_hash(name) for name in names], dtype=np.uint64))
+        for patch, digest in zip(read_shard(temporary), digests, strict=True):
+            if _digest(patch) != digest:
+                raise InputError(f"{path}: {patch.name} does not read back as it was written; check the disk")
+    return len(names)
+
+
+def _create(file: h5py.File, name: str, rows: int, shape: tuple[int, ...], chunk: tuple[int, ...]) -> h5py.Dataset:
+    """float16 (rows, *shape), in chunks with checksums; latents hardly compress, so nothing is compressed."""
+    whole = (rows, *shape)
+    return file.create_dataset(name, whole, np.float16, maxshape=whole, chunks=(1, *chunk), fletcher32=True)
+
+
+def read_shard(path: Path) -> Iterator[Packed]:
+    """Every patch of a shard, whole, with the checksum of every chunk tested. Raises InputError for a damaged one."""
+    with open_shard(path) as file:
+        try:
+            names = file["names"].asstr()[:]
+            for row, name in enumerate(names):
+                yield Packed(name, file["latents"][row], file["tokens"][row])
+        except (OSError, KeyError) as error:
+            raise _damaged(path, error) from error
+
+
+def write_table(folder: Path) -> int:
+    """Write the sorted table of where every name is; the number of names. Takes some 40 bytes of memory a name.
+
+    Raises InputError when two names share a hash, or one is packed twice.
+    """
+    parts = {number: hashes_of(folder, number) for number in shards_of(folder)}
+    hashes = np.concatenate([np.empty(0, np.uint64), *parts.values()])
+    rows = [(number << ROW_BITS) + np.arange(len(part), dtype=np.uint64) for number, part in parts.items()]
+    places = np.concatenate([np.empty(0, np.uint64), *rows])
+    order = np.argsort(hashes)
+    table = np.stack([hashes[order], places[order]])
+    if (table[0, 1:] == table[0, :-1]).any():
+        raise InputError(f"{folder}: two packed names are one, or share a hash; delete the last shard and pack again")
+    with written_aside(folder / TABLE) as temporary, open(temporary, "wb") as file:
+        np.save(file, table)
+    return len(hashes)
+
+
+def not_packed(folder: Path, names: Iterable[str]) -> Iterator[str]:
+    """Of some names those that no shard holds yet; eight bytes of memory for each that one does."""
+    packed = np.sort(np.concatenate([np.empty(0, np.uint64), *(hashes_of(folder, n) for n in shards_of(folder))]))
+    for name in names:
+        wanted = np.uint64(name_hash(name))
+        i = int(np.searchsorted(packed, wanted))
+        if i == len(packed) or packed[i] != wanted:
+            yield name
+
+
+def _open_table(folder: Path) -> np.ndarray:
+    """The table, mapped: a look-up touches a few pages of it, which all processes share."""
+    try:
+        table = np.load(folder / TABLE, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder / TABLE} is damaged ({error}); run tools/pack_features.py again") from error
+    if table.dtype != np.uint64 or table.ndim != 2 or len(table) != 2:
+        raise InputError(f"{folder / TABLE} is {table.dtype} {table.shape}, expected uint64 (2, n); pack again")
+    return table.view(np.ndarray)  # a memmap's own indexing is slow
+
+
+def _read_row(shard: Shard, data: h5py.Dataset, row: int) -> np.ndarray:
+    """All of a patch, the checksum of every chunk tested."""
+    try:
+        return data[row]
+    except OSError as error:
+        raise _damaged(shard.path, error) from error
+
+
+def _read_chunk(shard: Shard, data: h5py.Dataset, offset: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
+    """One chunk as it lies in the file, without its checksum: half the time of a read through HDF5's filters."""
+    try:
+        _, content = data.id.read_direct_chunk(offset)
+        return np.frombuffer(content, np.float16, math.prod(shape)).reshape(shape)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise _damaged(shard.path, error) from error
+
+
+def _damaged(path: Path, reason: Exception) -> InputError:
+    return InputError(f"{path} is damaged ({reason}); delete it and run tools/pack_features.py again")
+
+
+def _digest(patch: Packed) -> bytes:
+    digest = hashlib.blake2b(patch.name.encode("utf-8"), digest_size=16)
+    digest.update(np.ascontiguousarray(patch.moments))
+    digest.update(np.ascontiguousarray(patch.tokens))
+    return digest.digest()

@@ -1,0 +1,185 @@
+"""Packed features against the loose ones they are made of; packing that is killed, extended, damaged, undone."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY, WIDTH, command
+
+from diffusion.data import packed
+from diffusion.data.datasets.pan_cancer import PanCancerData, PanCancerDataLowRes
+from diffusion.data.features import feature_path, write_feature
+from diffusion.data.index import all_names, index_path, write_index
+from diffusion.data.loader import training_loader
+from diffusion.data.packed import PackedFeatures
+from diffusion.data.sampler import BatchStream, Draw
+from diffusion.errors import InputError, MissingError
+
+PACK = ("tools/pack_features.py", "--dataset_name", "set")
+TWO_A_SHARD = ("--shard_gb", 2.2 / 1024)
+
+
+@pytest.fixture
+def folder(feature_root) -> Path:
+    return feature_root / "packed/set_1024/sd3_vae-uni"
+
+
+@pytest.fixture
+def packed_root(feature_root, folder) -> Path:
+    """feature_root with its three patches packed into two shards as well."""
+    done = command(*PACK, "--root", feature_root, *TWO_A_SHARD)
+    assert done.returncode == 0 and "3 of 3 patches packed in 2 shards, 3 of them now" in done.stdout, done.stderr
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "packed.json",
+        "shard_00000.hdf5",
+        "shard_00001.hdf5",
+        "table.npy",
+    ]
+    return feature_root
+
+
+def loose_files(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*.npy")}
+
+
+@pytest.mark.parametrize("size", [256, 512, 1024])
+def test_items_are_those_of_the_loose_files(packed_root, size):
+    kind = PanCancerData if size == 1024 else PanCancerDataLowRes
+    loose, together = kind(packed_root, size), kind(packed_root, size, features_dir="packed")
+    assert isinstance(together.features[0], PackedFeatures) and len(loose) == len(together)
+    for i in range(len(loose)):
+        one, other = loose[Draw(i, seed=i)], together[Draw(i, seed=i)]
+        assert torch.equal(one.latent, other.latent) and torch.equal(one.tokens, other.tokens)
+        assert (one.name, one.crop) == (other.name, other.crop)
+
+
+def test_packed_features_are_found_where_no_loose_ones_are(packed_root):
+    expected = PanCancerDataLowRes(packed_root, 256)[Draw(17, 1)].latent
+    for path in packed_root.glob("patches/**/*.npy"):
+        path.unlink()
+    data = PanCancerDataLowRes(packed_root, 256)
+    assert torch.equal(data[Draw(17, 1)].latent, expected)
+    assert torch.equal(pickle.loads(pickle.dumps(data))[Draw(17, 1)].latent, expected)
+    batches = [next(iter(training_loader(data, BatchStream(len(data), 8, 1), workers, False))) for workers in (0, 2)]
+    assert torch.equal(batches[0].latents, batches[1].latents)  # opened here, then in two processes
+    with pytest.raises(MissingError, match="or .*packed/set_1024/other-uni"):
+        PanCancerDataLowRes(packed_root, 256, vae_prefix="other")
+
+
+def test_names_the_index_gains_go_to_further_shards(packed_root, folder):
+    before = {path.name: path.read_bytes() for path in folder.glob("shard*")}
+    new = "set/brca/single_1024/slide_0/5_5.jpeg"  # in the index between two packed ones
+    names = list(all_names(index_path(packed_root), "set_1024"))
+    write_index(index_path(packed_root), {"set_1024": [names[0], new, *names[1:]]})
+    write_feature(feature_path(packed_root / "patches", new, "sd3_vae"), np.ones((32, 128, 128)))
+    write_feature(feature_path(packed_root / "patches", new, "uni"), np.ones((16, WIDTH)))
+    with pytest.raises(MissingError, match="5_5.jpeg is not packed"):
+        PanCancerData(packed_root, 1024, features_dir="packed")[1]
+    done = command(*PACK, "--root", packed_root, *TWO_A_SHARD)
+    assert "4 of 4 patches packed in 3 shards, 1 of them now" in done.stdout
+    assert {name: (folder / name).read_bytes() for name in before} == before
+    loose, together = PanCancerData(packed_root, 1024), PanCancerData(packed_root, 1024, features_dir="packed")
+    assert all(torch.equal(loose[Draw(i, 0)].latent, together[Draw(i, 0)].latent) for i in range(4))
+
+
+def test_a_killed_run_loses_one_shard_at_most(feature_root, folder):
+    """Killed with a whole shard there and half of the next one on the disk."""
+    code = (
+        "import os, signal, sys; sys.argv = ['pack', *sys.argv[1:]]\n"
+        "from diffusion.data import packed\n"
+        "from tools import pack_features\n"
+        "digest, count = packed._digest, []\n"
+        "def until_the_third(patch):\n"
+        "    count.append(1)\n"
+        "    if len(count) == 5: os.kill(os.getpid(), signal.SIGKILL)\n"  # each is digested twice
+        "    return digest(patch)\n"
+        "packed._digest = until_the_third\n"
+        "sys.exit(pack_features.main())"
+    )
+    arguments = [str(a) for a in (*PACK[1:], "--root", feature_root, *TWO_A_SHARD)]
+    killed = subprocess.run([sys.executable, "-c", code, *arguments], cwd=REPOSITORY, capture_output=True, check=False)
+    assert killed.returncode == -9
+    assert packed.shards_of(folder) == [0] and len(list(folder.glob(".shard*.tmp"))) == 1
+    with pytest.raises(InputError, match="packed in part"):
+        PanCancerData(feature_root, 1024, features_dir="packed")
+    first = (folder / "shard_00000.hdf5").stat().st_mtime_ns
+    done = command(*PACK, "--root", feature_root, *TWO_A_SHARD)
+    assert done.returncode == 0 and "3 of 3 patches packed in 2 shards, 1 of them now" in done.stdout
+    assert (folder / "shard_00000.hdf5").stat().st_mtime_ns == first and not list(folder.glob(".*"))
+    loose, together = PanCancerData(feature_root, 1024), PanCancerData(feature_root, 1024, features_dir="packed")
+    assert all(torch.equal(loose[Draw(i, 0)].latent, together[Draw(i, 0)].latent) for i in range(3))
+
+
+def test_unpacking_gives_the_files_back(packed_root):
+    before = loose_files(packed_root / "patches")
+    unpack = (*PACK, "--root", packed_root, "--unpack", "--features_dir", "features")
+    done = command(*unpack)
+    assert done.returncode == 0 and "6 files written" in done.stdout
+    assert loose_files(packed_root / "features") == before
+    some = next((packed_root / "features").rglob("*_uni.npy"))
+    some.write_bytes(b"torn")
+    assert "1 files written" in command(*unpack).stdout and loose_files(packed_root / "features") == before
+
+
+def test_damage_is_found(packed_root, folder):
+    verify = (*PACK, "--root", packed_root, "--verify")
+    assert command(*verify).returncode == 0
+    shard = folder / "shard_00000.hdf5"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    done = command(*verify)
+    assert done.returncode == 1 and "shard_00000.hdf5 is damaged" in done.stderr and "1 shards damaged" in done.stdout
+    shard.write_bytes(content[:1000])
+    with pytest.raises(InputError, match="shard_00000.hdf5 is damaged"):
+        PanCancerDataLowRes(packed_root, 256, features_dir="packed")[0]
+    shard.unlink()
+    with pytest.raises(MissingError, match="no shard"):
+        PanCancerDataLowRes(packed_root, 256, features_dir="packed")[0]
+    done = command(*PACK, "--root", packed_root, *TWO_A_SHARD)  # from the loose files, which are still there
+    assert "3 of 3 patches packed" in done.stdout and command(*verify).returncode == 0
+
+
+def test_bad_features_are_not_packed(feature_root, folder):
+    names = list(all_names(index_path(feature_root), "set_1024"))
+    np.save(feature_path(feature_root / "patches", names[1], "sd3_vae"), np.full((32, 128, 128), np.nan, np.float16))
+    done = command(*PACK, "--root", feature_root)
+    assert done.returncode == 2 and "1_0_sd3_vae.npy" in done.stderr and "not finite" in done.stderr
+    assert not packed.shards_of(folder) and not list(folder.glob(".*"))
+    done = command(*PACK, "--root", feature_root, "--on_error", "skip")
+    assert done.returncode == 1 and "1_0_sd3_vae.npy" in done.stderr
+    assert "2 of 3 patches packed" in done.stdout and "1 left out" in done.stdout
+
+
+def test_what_cannot_be_packed_together(packed_root, folder, tmp_path):
+    shutil.rmtree(packed_root / "patches/set")
+    done = command(*PACK, "--root", packed_root)
+    assert done.returncode == 2 and "no features at" in done.stderr
+    for name in all_names(index_path(packed_root), "set_1024"):
+        write_feature(feature_path(packed_root / "patches", name, "sd3_vae"), np.ones((32, 128, 128)))
+        write_feature(feature_path(packed_root / "patches", name, "uni"), np.ones((16, WIDTH + 1)))
+    done = command(*PACK, "--root", packed_root)
+    assert done.returncode == 2 and "differ in embedding_width; take another --out" in done.stderr
+    done = command("tools/pack_features.py", "--dataset_name", "none", "--root", packed_root, "--unpack")
+    assert done.returncode == 2 and "no packed features in" in done.stderr
+    (folder / "packed.json").write_text('{"key": 3')
+    with pytest.raises(InputError, match="does not describe packed features"):
+        PanCancerData(packed_root, 1024, features_dir="packed")
+
+
+def test_build_index_verifies_packed_features(packed_root):
+    verify = ("tools/build_index.py", "--root", packed_root, "--verify", "--features_dir", "packed")
+    done = command(*verify)  # there are no images
+    assert "3 patches, 0 sound; 3 image missing\n" in done.stdout
+    shard = packed_root / "packed/set_1024/sd3_vae-uni/shard_00001.hdf5"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    assert "3 image missing, 1 latents bad" in command(*verify).stdout

@@ -1,0 +1,190 @@
+"""Pack the features of an index key into HDF5 shards, from which training reads a crop at once; or unpack them again.
+
+Shards go to OUT/<key>/<vae_prefix>-<ssl_prefix>/, each written aside, read back, compared and renamed. A run that was stopped
+goes on with the shard that it was at, and names that the index gained since are packed into further shards. Loose files are
+left alone. With --unpack, the files that are packed and not whole below ROOT/FEATURES_DIR are written there; with --verify,
+every chunk's checksum is tested.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
+
+from tqdm import tqdm
+
+from diffusion.cli import positive_int, run, tool_parser
+from diffusion.data import packed
+from diffusion.data.feature_store import open_features, probes
+from diffusion.data.features import (
+    SSL_PREFIX,
+    VAE_PREFIX,
+    LooseFeatures,
+    feature_path,
+    features_folder,
+    is_valid,
+    moments_shape,
+    write_feature,
+)
+from diffusion.data.index import PatchIndex, all_names, index_path
+from diffusion.data.packed import About, Packed, PackedFeatures
+from diffusion.errors import InputError
+
+EXAMPLES = """  python tools/pack_features.py --dataset_name tcga_diagnostic --workers 8
+  python tools/pack_features.py --dataset_name demo --vae_prefix tiny_vae --ssl_prefix mobilenetv2
+  python tools/pack_features.py --dataset_name demo --verify
+  python tools/pack_features.py --dataset_name demo --unpack --features_dir features
+"""
+
+
+def main() -> int:
+    args = parse_args()
+    key = f"{args.dataset_name}_{args.size}"
+    folder = packed.packed_folder(args.out or args.root / packed.PACKED_DIR, key, args.vae_prefix, args.ssl_prefix)
+    if args.unpack:
+        return unpack(folder, args)
+    if args.verify:
+        return verify(folder)
+    return pack(folder, key, args)
+
+
+def pack(folder: Path, key: str, args: argparse.Namespace) -> int:
+    """Pack what is not packed yet; the exit code: 1 when a patch had to be left out."""
+    index_file = index_path(args.root, args.patch_names_file)
+    index = PatchIndex(index_file, [key])
+    some = probes(index, 0)
+    loose = open_features(
+        args.root, args.features_dir, key, some, args.size, args.vae_prefix, args.ssl_prefix, packed=False
+    )
+    width = first_width(loose, some)
+    about = About(key, args.size, width, args.vae_prefix, args.ssl_prefix)
+    packed.begin(folder, about)
+    rows = max(1, int(args.shard_gb * 2**30 / about.patch_bytes))
+    there = packed.count(folder)
+    bar = tqdm(total=len(index), initial=there, unit="patch", desc=key)
+    bad: list[str] = []
+
+    def read(name: str) -> Packed | InputError:
+        try:
+            patch = Packed(name, loose.moments(name), loose.tokens(name))
+            if patch.tokens.shape[1] != width:
+                raise InputError(f"{name} has embeddings of width {patch.tokens.shape[1]}, expected {width}")
+            return patch
+        except InputError as error:
+            return error
+
+    def sound(patches: Iterable[Packed | InputError]) -> Iterator[Packed]:
+        for patch in patches:
+            if isinstance(patch, Packed):
+                bar.update()
+                yield patch
+            elif args.on_error == "raise":
+                raise patch
+            else:
+                bad.append(str(patch))
+                tqdm.write(f"left out: {patch}", file=sys.stderr)
+
+    with ThreadPoolExecutor(args.workers) as pool, bar:
+        patches = sound(read_ahead(pool, read, packed.not_packed(folder, all_names(index_file, key)), args.workers))
+        number = max(packed.shards_of(folder), default=-1) + 1
+        while packed.write_shard(folder, number, about, islice(patches, rows), rows):
+            number += 1
+    total = packed.write_table(folder)
+    print(f"{key}: {total} of {len(index)} patches packed in {number} shards, {total - there} of them now")
+    print(f"in {folder}")
+    if bad:
+        print(f"{len(bad)} left out, whose features are missing or bad; the lines above name them")
+    return 1 if bad else 0
+
+
+def read_ahead(pool: ThreadPoolExecutor, read, names: Iterator[str], workers: int) -> Iterator[Packed | InputError]:
+    """What `read` gives of each name, in order, a few ahead of the one that is asked for."""
+    waiting = deque(pool.submit(read, name) for name in islice(names, 2 * workers))
+    while waiting:
+        yield waiting.popleft().result()
+        waiting.extend(pool.submit(read, name) for name in islice(names, 1))
+
+
+def first_width(loose: LooseFeatures, names: list[str]) -> int:
+    """Width of the embeddings, of the first patch that has sound ones. Raises InputError when none of `names` has."""
+    for name in names:
+        try:
+            return loose.tokens(name).shape[1]
+        except InputError as error:
+            last = error
+    raise last
+
+
+def verify(folder: Path) -> int:
+    """Read every chunk of every shard against its checksum; the exit code: 1 when one is damaged."""
+    PackedFeatures(folder, described(folder).patch_size)  # raises when it is packed in part
+    sound, damaged = 0, 0
+    for number in tqdm(packed.shards_of(folder), unit="shard"):
+        try:
+            sound += sum(1 for _ in packed.read_shard(packed.shard_path(folder, number)))
+        except InputError as error:
+            damaged += 1
+            tqdm.write(str(error), file=sys.stderr)
+    print(f"{sound} patches in whole shards of {folder}; {damaged} shards damaged")
+    return 1 if damaged else 0
+
+
+def unpack(folder: Path, args: argparse.Namespace) -> int:
+    """Write the loose files of every packed patch, but for those that are there and whole."""
+    about = described(folder)
+    target = features_folder(args.root, args.features_dir)
+    written = 0
+    for number in packed.shards_of(folder):
+        for patch in tqdm(packed.read_shard(packed.shard_path(folder, number)), unit="patch", leave=False):
+            latents, tokens = (feature_path(target, patch.name, p) for p in (about.vae_prefix, about.ssl_prefix))
+            if not is_valid(latents, moments_shape(about.patch_size)):
+                write_feature(latents, patch.moments)
+                written += 1
+            if not is_valid(tokens, patch.tokens.shape):
+                write_feature(tokens, patch.tokens)
+                written += 1
+    print(f"{written} files written below {target}; {2 * packed.count(folder) - written} were there")
+    return 0
+
+
+def described(folder: Path) -> About:
+    about = packed.read_about(folder)
+    if about is None:
+        raise InputError(
+            f"no packed features in {folder}; check --dataset_name, --size and the prefixes, or pack first"
+        )
+    return about
+
+
+def parse_args() -> argparse.Namespace:
+    parser = tool_parser(__doc__, EXAMPLES, networks=False, draws=False)
+    add = parser.add_argument
+    add("--dataset_name", required=True, help="data set of the index: its key <dataset_name>_<size>")
+    add("--size", type=positive_int, default=1024, help="pixels a side of its patches [%(default)s]")
+    add("--patch_names_file", default="patch_names_all.hdf5", help="index in ROOT/patches/metadata")
+    add("--features_dir", help="folder of the loose features below ROOT [beside the images, else features]")
+    add("--vae_prefix", default=VAE_PREFIX, help="ending of the latent files")
+    add("--ssl_prefix", default=SSL_PREFIX, help="ending of the embedding files")
+    add("--out", type=Path, help="folder of packed sets [ROOT/packed, where data sets look]")
+    add("--shard_gb", type=float, default=4.0, help="gigabytes of a shard; a stopped run loses one at most")
+    add("--workers", type=positive_int, default=4, help="threads that read ahead")
+    add("--on_error", choices=("raise", "skip"), default="raise", help="what to do with a patch of bad features")
+    add("--unpack", action="store_true", help="write the loose files again")
+    add("--verify", action="store_true", help="test every checksum of what is packed")
+    args = parser.parse_args()
+    if args.unpack and args.verify:
+        raise InputError("--unpack and --verify are two calls; unpacking tests the checksums too")
+    if not args.shard_gb > 0:
+        raise InputError(f"--shard_gb {args.shard_gb}: expected more than 0")
+    return args
+
+
+if __name__ == "__main__":
+    run(main)
