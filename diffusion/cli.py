@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import math
 import os
 import sys
@@ -12,12 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from diffusion.errors import InputError
+from diffusion.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     import torch
     from accelerate import PartialState
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
+OF_THE_SYSTEM = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM))
 
 
 class Parser(argparse.ArgumentParser):
@@ -89,6 +92,14 @@ def positive_int(text: str) -> int:
     return value
 
 
+def natural_int(text: str) -> int:
+    """An argparse type: 0, 1, 2, ..."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"got {value}, expected a whole number of at least 0")
+    return value
+
+
 def finite_float(text: str) -> float:
     """An argparse type: a number that is neither infinite nor none."""
     value = float(text)
@@ -98,10 +109,18 @@ def finite_float(text: str) -> float:
 
 
 def run(main: Callable[[], int | None]) -> None:
-    """Call `main` and exit with its code; an InputError becomes one line on stderr and code 2, Ctrl-C code 130."""
+    """Call `main` and exit with its code; an InputError becomes one line on stderr and code 2, Ctrl-C code 130.
+
+    So does what the system refuses: a full disk, a folder that may not be written.
+    """
     try:
         sys.exit(main() or 0)
     except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in OF_THE_SYSTEM:
+            raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -121,6 +140,8 @@ def pick_device(name: str) -> torch.device:
         name = next(kind for kind, there in available.items() if there)
     if not available[name]:
         raise InputError(f"--device {name}: this machine has none that torch can use; take --device auto or cpu")
+    if name == "cpu":
+        keep_freed_memory()
     return torch.device(name)
 
 

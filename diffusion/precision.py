@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 def has_bf16(device: torch.device | str) -> bool:
     """Whether a device multiplies bfloat16 matrices in hardware; elsewhere it is many times slower than float32."""

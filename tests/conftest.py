@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from diffusion.cli import run
 from diffusion.data.features import feature_path, write_feature
 from diffusion.data.index import index_path, write_index
 
@@ -50,13 +54,19 @@ def tissue_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def mobilenet_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A weights file of MobileNetV2 with random numbers."""
+    """A weights file of MobileNetV2 with random numbers, its normalization fitted so that embeddings differ."""
     import torch
     from torchvision.models import mobilenet_v2
 
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "mobilenet_v2-random.pth"
-    torch.save(mobilenet_v2().state_dict(), path)
+    model = mobilenet_v2().train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        model(torch.randn(4, 3, 224, 224))
+    torch.save(model.state_dict(), path)
     return path
 
 
@@ -68,6 +78,18 @@ def texture(size: int, seed: int) -> Image.Image:
         / 255
     )
     return Image.fromarray((grey * [120, 60, 140] + (1 - grey) * [235, 170, 200]).astype(np.uint8))
+
+
+def in_process(main: Callable[[], int | None], *arguments: str | Path) -> subprocess.CompletedProcess:
+    """Call a tool's `main` here, as `diffusion.cli.run` would: starting a process with its imports takes seconds."""
+    out, err = io.StringIO(), io.StringIO()
+    argv, sys.argv = sys.argv, ["tool", *map(str, arguments)]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
+            run(main)
+    finally:
+        sys.argv = argv
+    return subprocess.CompletedProcess(arguments, ended.value.code, out.getvalue(), err.getvalue())
 
 
 def command(*arguments: str | Path, processes: int = 0, **environment: str) -> subprocess.CompletedProcess:

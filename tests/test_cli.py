@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, command, texture
+from conftest import REPOSITORY, command
 from PIL import Image
 
 from diffusion.data.features import is_valid, read_moments
@@ -72,16 +72,6 @@ class TestExtract:
         assert is_valid(root / "patches/toy/any/single_1024/slide/1_0_mobilenetv2.npy", (16, 1280))
         assert is_valid(root / "patches/small/any/single_256/slide/0_0_tiny_vae.npy", (32, 32, 32))
 
-    def test_again_writes_only_what_is_missing_or_broken(self, root, mobilenet_weights):
-        folder = root / "patches/small/any/single_256/slide"
-        (folder / "1_0_tiny_vae.npy").write_bytes(b"torn")
-        whole = (folder / "0_0_tiny_vae.npy").stat().st_mtime_ns
-        arguments = ("--root", root, "--size", 256, "--vae", "tiny", "--encoder", mobilenet_weights)
-        done = command(EXTRACT, "--dataset_name", "small", *arguments)
-        assert "1 patches written, 1 were there" in done.stdout
-        assert is_valid(folder / "1_0_tiny_vae.npy", (32, 32, 32))
-        assert (folder / "0_0_tiny_vae.npy").stat().st_mtime_ns == whole
-
     def test_older_layout(self, root, mobilenet_weights, tmp_path):
         shutil.copytree(root / "patches", tmp_path / "patches", ignore=shutil.ignore_patterns("*.npy"))
         arguments = ("--size", 256, "--vae", "tiny", "--encoder", mobilenet_weights, "--features_dir", "features")
@@ -101,14 +91,6 @@ class TestExtract:
         assert failed(command(EXTRACT, "--dataset_name", "toy", "--root", root, *common), "sd-3.5-vae", "tiny")
         encoder = ("--size", 256, "--vae", "tiny", "--encoder", tmp_path / "mobilenet_v2-none.pth")
         assert failed(command(EXTRACT, "--dataset_name", "toy", "--root", root, *encoder), "mobilenet_v2-none.pth")
-
-    def test_an_image_that_is_not_rgb(self, root, mobilenet_weights, tmp_path):
-        shutil.copytree(root / "patches", tmp_path / "patches", ignore=shutil.ignore_patterns("*.npy"))
-        folder = tmp_path / "patches/small/any/single_256/slide"
-        texture(256, 0).convert("L").save(folder / "0_0.jpeg")
-        arguments = ("--root", tmp_path, "--size", 256, "--vae", "tiny", "--encoder", mobilenet_weights)
-        assert failed(command(EXTRACT, "--dataset_name", "small", *arguments), "0_0.jpeg", "expected RGB")
-        assert not list(folder.glob("*.npy"))
 
 
 class TestTrain:

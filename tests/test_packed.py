@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, WIDTH, command
+from conftest import REPOSITORY, WIDTH, in_process
 
 from diffusion.data import packed
 from diffusion.data.datasets.pan_cancer import PanCancerData, PanCancerDataLowRes
@@ -21,8 +21,9 @@ from diffusion.data.loader import training_loader
 from diffusion.data.packed import PackedFeatures
 from diffusion.data.sampler import BatchStream, Draw
 from diffusion.errors import InputError, MissingError
+from tools import build_index, pack_features
 
-PACK = ("tools/pack_features.py", "--dataset_name", "set")
+PACK = (pack_features.main, "--dataset_name", "set")
 TWO_A_SHARD = ("--shard_gb", 2.2 / 1024)
 
 
@@ -34,7 +35,7 @@ def folder(feature_root) -> Path:
 @pytest.fixture
 def packed_root(feature_root, folder) -> Path:
     """feature_root with its three patches packed into two shards as well."""
-    done = command(*PACK, "--root", feature_root, *TWO_A_SHARD)
+    done = in_process(*PACK, "--root", feature_root, *TWO_A_SHARD)
     assert done.returncode == 0 and "3 of 3 patches packed in 2 shards, 3 of them now" in done.stdout, done.stderr
     assert sorted(path.name for path in folder.iterdir()) == [
         "packed.json",
@@ -82,7 +83,7 @@ def test_names_the_index_gains_go_to_further_shards(packed_root, folder):
     write_feature(feature_path(packed_root / "patches", new, "uni"), np.ones((16, WIDTH)))
     with pytest.raises(MissingError, match="5_5.jpeg is not packed"):
         PanCancerData(packed_root, 1024, features_dir="packed")[1]
-    done = command(*PACK, "--root", packed_root, *TWO_A_SHARD)
+    done = in_process(*PACK, "--root", packed_root, *TWO_A_SHARD)
     assert "4 of 4 patches packed in 3 shards, 1 of them now" in done.stdout
     assert {name: (folder / name).read_bytes() for name in before} == before
     loose, together = PanCancerData(packed_root, 1024), PanCancerData(packed_root, 1024, features_dir="packed")
@@ -110,7 +111,7 @@ def test_a_killed_run_loses_one_shard_at_most(feature_root, folder):
     with pytest.raises(InputError, match="packed in part"):
         PanCancerData(feature_root, 1024, features_dir="packed")
     first = (folder / "shard_00000.hdf5").stat().st_mtime_ns
-    done = command(*PACK, "--root", feature_root, *TWO_A_SHARD)
+    done = in_process(*PACK, "--root", feature_root, *TWO_A_SHARD)
     assert done.returncode == 0 and "3 of 3 patches packed in 2 shards, 1 of them now" in done.stdout
     assert (folder / "shard_00000.hdf5").stat().st_mtime_ns == first and not list(folder.glob(".*"))
     loose, together = PanCancerData(feature_root, 1024), PanCancerData(feature_root, 1024, features_dir="packed")
@@ -120,22 +121,22 @@ def test_a_killed_run_loses_one_shard_at_most(feature_root, folder):
 def test_unpacking_gives_the_files_back(packed_root):
     before = loose_files(packed_root / "patches")
     unpack = (*PACK, "--root", packed_root, "--unpack", "--features_dir", "features")
-    done = command(*unpack)
+    done = in_process(*unpack)
     assert done.returncode == 0 and "6 files written" in done.stdout
     assert loose_files(packed_root / "features") == before
     some = next((packed_root / "features").rglob("*_uni.npy"))
     some.write_bytes(b"torn")
-    assert "1 files written" in command(*unpack).stdout and loose_files(packed_root / "features") == before
+    assert "1 files written" in in_process(*unpack).stdout and loose_files(packed_root / "features") == before
 
 
 def test_damage_is_found(packed_root, folder):
     verify = (*PACK, "--root", packed_root, "--verify")
-    assert command(*verify).returncode == 0
+    assert in_process(*verify).returncode == 0
     shard = folder / "shard_00000.hdf5"
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
-    done = command(*verify)
+    done = in_process(*verify)
     assert done.returncode == 1 and "shard_00000.hdf5 is damaged" in done.stderr and "1 shards damaged" in done.stdout
     shard.write_bytes(content[:1000])
     with pytest.raises(InputError, match="shard_00000.hdf5 is damaged"):
@@ -143,31 +144,31 @@ def test_damage_is_found(packed_root, folder):
     shard.unlink()
     with pytest.raises(MissingError, match="no shard"):
         PanCancerDataLowRes(packed_root, 256, features_dir="packed")[0]
-    done = command(*PACK, "--root", packed_root, *TWO_A_SHARD)  # from the loose files, which are still there
-    assert "3 of 3 patches packed" in done.stdout and command(*verify).returncode == 0
+    done = in_process(*PACK, "--root", packed_root, *TWO_A_SHARD)  # from the loose files, which are still there
+    assert "3 of 3 patches packed" in done.stdout and in_process(*verify).returncode == 0
 
 
 def test_bad_features_are_not_packed(feature_root, folder):
     names = list(all_names(index_path(feature_root), "set_1024"))
     np.save(feature_path(feature_root / "patches", names[1], "sd3_vae"), np.full((32, 128, 128), np.nan, np.float16))
-    done = command(*PACK, "--root", feature_root)
+    done = in_process(*PACK, "--root", feature_root)
     assert done.returncode == 2 and "1_0_sd3_vae.npy" in done.stderr and "not finite" in done.stderr
     assert not packed.shards_of(folder) and not list(folder.glob(".*"))
-    done = command(*PACK, "--root", feature_root, "--on_error", "skip")
+    done = in_process(*PACK, "--root", feature_root, "--on_error", "skip")
     assert done.returncode == 1 and "1_0_sd3_vae.npy" in done.stderr
     assert "2 of 3 patches packed" in done.stdout and "1 left out" in done.stdout
 
 
 def test_what_cannot_be_packed_together(packed_root, folder, tmp_path):
     shutil.rmtree(packed_root / "patches/set")
-    done = command(*PACK, "--root", packed_root)
+    done = in_process(*PACK, "--root", packed_root)
     assert done.returncode == 2 and "no features at" in done.stderr
     for name in all_names(index_path(packed_root), "set_1024"):
         write_feature(feature_path(packed_root / "patches", name, "sd3_vae"), np.ones((32, 128, 128)))
         write_feature(feature_path(packed_root / "patches", name, "uni"), np.ones((16, WIDTH + 1)))
-    done = command(*PACK, "--root", packed_root)
+    done = in_process(*PACK, "--root", packed_root)
     assert done.returncode == 2 and "differ in embedding_width; take another --out" in done.stderr
-    done = command("tools/pack_features.py", "--dataset_name", "none", "--root", packed_root, "--unpack")
+    done = in_process(pack_features.main, "--dataset_name", "none", "--root", packed_root, "--unpack")
     assert done.returncode == 2 and "no packed features in" in done.stderr
     (folder / "packed.json").write_text('{"key": 3')
     with pytest.raises(InputError, match="does not describe packed features"):
@@ -175,11 +176,11 @@ def test_what_cannot_be_packed_together(packed_root, folder, tmp_path):
 
 
 def test_build_index_verifies_packed_features(packed_root):
-    verify = ("tools/build_index.py", "--root", packed_root, "--verify", "--features_dir", "packed")
-    done = command(*verify)  # there are no images
+    verify = (build_index.main, "--root", packed_root, "--verify", "--features_dir", "packed")
+    done = in_process(*verify)  # there are no images
     assert "3 patches, 0 sound; 3 image missing\n" in done.stdout
     shard = packed_root / "packed/set_1024/sd3_vae-uni/shard_00001.hdf5"
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
-    assert "3 image missing, 1 latents bad" in command(*verify).stdout
+    assert "3 image missing, 1 latents bad" in in_process(*verify).stdout

@@ -1,4 +1,9 @@
-"""Extract the two feature files of every indexed patch: VAE moments and patch embeddings."""
+"""Extract the two feature files of every indexed patch: VAE moments and patch embeddings.
+
+A patch whose two files are there and whole is passed over, so a run that was stopped, or killed, goes on where it was; under
+`accelerate launch` the processes share the patches, however many they were before. A patch that cannot be read or encoded is
+listed with the reason in features_wrong_<key>.txt beside the index, and the exit code is then 1; --on_error raise stops at it.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +13,97 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import pick_device, positive_int, run, start_processes, tool_parser
+from diffusion.cli import cores, natural_int, pick_device, positive_int, run, start_processes, tool_parser
 
 EXAMPLES = """  python tools/extract_features.py --dataset_name tcga_diagnostic --size 256
-  accelerate launch tools/extract_features.py --dataset_name tcga_diagnostic --size 1024
+  accelerate launch tools/extract_features.py --dataset_name tcga_diagnostic --size 1024 --precision bf16 --batch_size 64
   python tools/extract_features.py --dataset_name demo --size 256 --vae tiny --encoder mobilenetv2"""
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+def main() -> int:
+    args = parse_arguments()
+    device = pick_device(args.device)
+
+    from tqdm import tqdm
+
+    from diffusion.data.features import SSL_PREFIX, VAE_PREFIX
+    from diffusion.data.index import PatchIndex, index_path
+    from diffusion.encoders.embedders import PatchEmbedder
+    from diffusion.encoders.latents import EMBEDDED_CODECS, LatentCodec, codec_folder
+    from diffusion.engine.extract import FeatureFiles, Patches, choose_key, extract
+    from diffusion.errors import InputError
+    from diffusion.precision import DTYPES
+    from diffusion.workdir import vae_location
+
+    path = index_path(args.root, args.patch_names_file)
+    key, patch_size = choose_key(path, args.dataset_name, args.size)
+    index = PatchIndex(path, [key])
+    state = start_processes(device)
+    location = vae_location(args.vae, args.root)
+    codec = LatentCodec.load(location, state.device, DTYPES[args.vae_precision or args.precision])
+    embedder = PatchEmbedder.load(
+        args.encoder, state.device, DTYPES[args.encoder_precision or args.precision], args.root
+    )
+    # features of one codec or encoder must never pass for those of another
+    embedded = [name for name, folder in EMBEDDED_CODECS.items() if codec_folder(location).resolve() == folder]
+    vae_prefix = args.vae_prefix or (f"{embedded[0]}_vae" if embedded else VAE_PREFIX)
+    ssl_prefix = args.ssl_prefix or (SSL_PREFIX if embedder.name == "uni2" else embedder.name)
+    files = FeatureFiles(args.root, args.features_dir, patch_size, embedder.width, vae_prefix, ssl_prefix)
+    if state.is_main_process:
+        made_by = {
+            vae_prefix: {"weights": codec.fingerprint, "window": args.size},
+            ssl_prefix: {"weights": embedder.fingerprint},
+        }
+        files.claim(key, made_by)
+    state.wait_for_everyone()
+
+    windows = "whole" if patch_size == args.size else f"in windows of {args.size} pixels"
+    state.print(f"{key}: {len(index)} patches of {patch_size} pixels, encoded {windows}; {codec.name}, {embedder.name}")
+    patches = Patches(index, files, state.process_index, state.num_processes)
+    workers = max(1, min(8, cores() // state.num_processes - 1)) if args.workers is None else args.workers
+    written, wrong = 0, []
+    outcomes = extract(patches, codec, embedder, args.size, args.batch_size, workers)
+    for outcome in tqdm(outcomes, total=len(patches), unit="patch", disable=not state.is_main_process):
+        written += outcome.written
+        if outcome.wrong is None:
+            continue
+        if args.on_error == "raise":
+            raise InputError(outcome.wrong)
+        wrong.append((outcome.name, outcome.wrong))
+        tqdm.write(f"left out: {outcome.wrong}", file=sys.stderr)
+
+    totals = gathered([(written, len(patches), wrong)])
+    wrong = [each for _, _, part in totals for each in part]
+    written, there = sum(part[0] for part in totals), sum(part[1] for part in totals) - len(wrong)
+    state.print(f"{written} patches written, {there - written} were there, {len(wrong)} left out")
+    state.print(f"in {files.folder}: *_{vae_prefix}.npy, *_{ssl_prefix}.npy")
+    if state.is_main_process:
+        list_wrong(path.with_name(f"features_wrong_{key}.txt"), wrong)
+    return 1 if wrong else 0
+
+
+def gathered(values: list) -> list:
+    """The values of all processes together, in all of them."""
+    from accelerate.utils import gather_object
+
+    return gather_object(values)
+
+
+def list_wrong(path: Path, wrong: list[tuple[str, str]]) -> None:
+    """Write what could not be extracted, a name and a reason a line; remove the list of a run before when all could."""
+    from diffusion.files import written_aside
+
+    if not wrong:
+        path.unlink(missing_ok=True)
+        return
+    with written_aside(path) as temporary:
+        temporary.write_text("".join(f"{name}\t{reason}\n" for name, reason in wrong), encoding="utf-8")
+    print(f"listed: {path}")
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = tool_parser(__doc__, EXAMPLES)
+    parser = tool_parser(__doc__, EXAMPLES, draws=False)
     add = parser.add_argument
     add(
         "--dataset_name",
@@ -40,54 +127,22 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "--batch_size",
         type=positive_int,
-        help="windows per pass of a network; lower it when memory runs out [16; on a CPU 4]",
+        default=16,
+        help="windows per pass of a network; lower it when memory runs out [%(default)s]",
+    )
+    add("--precision", choices=PRECISIONS, default="fp32", help="of both networks [%(default)s]")
+    add("--vae_precision", choices=PRECISIONS, help="of the VAE, where it differs")
+    add("--encoder_precision", choices=PRECISIONS, help="of the encoder, where it differs")
+    add(
+        "--workers", type=natural_int, help="processes that decode images and test what is there [cores - 1, at most 8]"
+    )
+    add(
+        "--on_error",
+        choices=("skip", "raise"),
+        default="skip",
+        help="what to do with a patch that cannot be extracted: list it and go on, or stop [%(default)s]",
     )
     return parser.parse_args()
-
-
-def main() -> None:
-    args = parse_arguments()
-    device = pick_device(args.device)
-
-    from tqdm import tqdm
-
-    from diffusion.data.features import SSL_PREFIX, VAE_PREFIX, features_folder
-    from diffusion.data.index import PatchIndex, index_path
-    from diffusion.encoders.embedders import PatchEmbedder
-    from diffusion.encoders.latents import EMBEDDED_CODECS, LatentCodec, codec_folder
-    from diffusion.engine.extract import FeatureFiles, choose_key, embed_patch, encode_patch, share
-    from diffusion.workdir import vae_location
-
-    path = index_path(args.root, args.patch_names_file)
-    key, patch_size = choose_key(path, args.dataset_name, args.size)
-    index = PatchIndex(path, [key])
-    state = start_processes(device)
-    # on a CPU, with the embedded networks and windows of 256 pixels, larger activations go back to the system after every
-    # layer, which took half the time
-    batch_size = args.batch_size or (4 if state.device.type == "cpu" else 16)
-    location = vae_location(args.vae, args.root)
-    codec = LatentCodec.load(location, state.device)
-    embedder = PatchEmbedder.load(args.encoder, state.device, root=args.root)
-    # features of one codec or encoder must never pass for those of another
-    embedded = [name for name, folder in EMBEDDED_CODECS.items() if codec_folder(location).resolve() == folder]
-    vae_prefix = args.vae_prefix or (f"{embedded[0]}_vae" if embedded else VAE_PREFIX)
-    ssl_prefix = args.ssl_prefix or (SSL_PREFIX if embedder.name == "uni2" else embedder.name)
-    files = FeatureFiles(args.root, args.features_dir, patch_size, embedder.width, vae_prefix, ssl_prefix)
-
-    windows = "whole" if patch_size == args.size else f"in windows of {args.size} pixels"
-    state.print(f"{key}: {len(index)} patches of {patch_size} pixels, encoded {windows}; {codec.name}, {embedder.name}")
-    written, mine = 0, share(index, state.process_index, state.num_processes)
-    for name in tqdm(mine.names, total=mine.count, unit="patch", disable=not state.is_main_process):
-        if files.done(name):
-            continue
-        pixels = files.pixels(name)
-        moments = encode_patch(pixels, codec, args.size, batch_size)
-        files.write(name, moments, embed_patch(pixels, embedder, batch_size))
-        written += 1
-    state.wait_for_everyone()
-    of_this_process = " (of this process)" if state.num_processes > 1 else ""
-    state.print(f"{written} patches written, {mine.count - written} were there{of_this_process}")
-    state.print(f"in {features_folder(args.root, args.features_dir)}: *_{vae_prefix}.npy, *_{ssl_prefix}.npy")
 
 
 if __name__ == "__main__":

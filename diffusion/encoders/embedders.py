@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from diffusion.errors import InputError, MissingError
+from diffusion.files import fingerprint
 from diffusion.weights import read_safetensors, read_torch_file
 
 WINDOW = 256  # pixels a side of what is embedded at once
@@ -85,6 +86,7 @@ class PatchEmbedder:
     width: int  # D
     input_size: int = 224
     dtype: torch.dtype = torch.float32  # of the network; embeddings come out in float32
+    fingerprint: str = ""  # of the weights file
 
     @classmethod
     def load(
@@ -102,8 +104,9 @@ class PatchEmbedder:
         with torch.device("meta"):  # nothing is allocated or drawn: every weight comes from the file
             model = spec.build()
         _fill(model, read_weights(path), spec, path)
-        model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)
-        return cls(model, spec.name, spec.width, spec.input_size, dtype)
+        # channels last nearly halves the time of these convolutions on a CPU
+        model = model.to(device=device, dtype=dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
+        return cls(model, spec.name, spec.width, spec.input_size, dtype, fingerprint(path))
 
     @property
     def device(self) -> torch.device:
@@ -117,7 +120,8 @@ class PatchEmbedder:
             raise InputError(
                 f"got windows of {windows.dtype} {tuple(windows.shape)}, expected uint8 (B, 3, {WINDOW}, {WINDOW})"
             )
-        return self.model(self.transform(windows.to(self.device)).to(self.dtype)).float()
+        images = self.transform(windows.to(self.device)).to(self.dtype, memory_format=torch.channels_last)
+        return self.model(images).float()
 
     def transform(self, windows: torch.Tensor) -> torch.Tensor:
         """uint8 (B, 3, 256, 256) -> float32 (B, 3, input_size, input_size), normalised as for ImageNet.

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from diffusion.errors import InputError, MissingError
+from diffusion.files import fingerprint
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -56,16 +57,17 @@ SD3_SCALE = LatentScale(scale=1.5305, shift=0.0609)
 class LatentCodec:
     """A frozen diffusers AutoencoderKL with 16 latent channels at an eighth of the resolution.
 
-    Attributes: `scale`, `channels` (16), `factor` (8), `name`, `vae`.
+    Attributes: `scale`, `channels` (16), `factor` (8), `name`, `vae`, `fingerprint` (of its weights file, "" without one).
     """
 
     channels = LATENT_CHANNELS
     factor = DOWNSAMPLING
 
-    def __init__(self, vae: AutoencoderKL, scale: LatentScale, name: str) -> None:
+    def __init__(self, vae: AutoencoderKL, scale: LatentScale, name: str, fingerprint: str = "") -> None:
         self.vae = vae.eval().requires_grad_(False)
         self.scale = scale
         self.name = name
+        self.fingerprint = fingerprint
 
     @classmethod
     def load(
@@ -79,7 +81,8 @@ class LatentCodec:
         scale = LatentScale.from_folder(folder)
         vae = load_vae(folder, dtype)
         # Channels last makes these convolutions about a third faster on a CPU.
-        return cls(vae.to(device=device, memory_format=torch.channels_last), scale, str(name_or_folder))
+        vae = vae.to(device=device, memory_format=torch.channels_last)
+        return cls(vae, scale, str(name_or_folder), fingerprint(folder / WEIGHTS_NAME))
 
     @torch.no_grad()
     def moments(self, pixels: torch.Tensor) -> torch.Tensor:
