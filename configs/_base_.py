@@ -13,6 +13,8 @@ data = dict(
     vae_prefix="sd3_vae",  # <column>_<row>_sd3_vae.npy
     ssl_prefix="uni",  # <column>_<row>_uni.npy
     train_subset_keys=None,  # index keys to train on; None: all of the size that `type` reads
+    on_error="raise",  # at an item that cannot be read; "skip": leave it out of its batch, count it and name it
+    max_bad_fraction=0.01,  # of all items read; more skipped ones stop the run
 )
 
 # network

@@ -80,6 +80,12 @@ class DataConfig:
     vae_prefix: str = "sd3_vae"
     ssl_prefix: str = "uni"
     train_subset_keys: tuple[str, ...] | None = None
+    on_error: str = "raise"
+    max_bad_fraction: float = 0.01
+
+    def __post_init__(self):
+        _one_of("data.on_error", self.on_error, ("raise", "skip"))
+        _check(0 <= self.max_bad_fraction <= 1, f"data.max_bad_fraction {self.max_bad_fraction}: expected 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -229,7 +235,9 @@ class Config:
     @property
     def data_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `build_dataset(...)`."""
-        return {**asdict(self.data), "root": self.data_root, "resolution": self.image_size}
+        of_the_loop = ("on_error", "max_bad_fraction")
+        settings = {name: value for name, value in asdict(self.data).items() if name not in of_the_loop}
+        return {**settings, "root": self.data_root, "resolution": self.image_size}
 
 
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:

@@ -8,13 +8,15 @@ from pathlib import Path
 import torch
 
 from diffusion.config import Config, read_config
-from diffusion.data.datasets.pan_cancer import PanCancerData
+from diffusion.data.batch import PatchItem
+from diffusion.data.datasets.pan_cancer import PanCancerData, SkipBad
 from diffusion.encoders.latents import EMBEDDED_CODECS, LatentCodec, LatentScale, codec_folder
 from diffusion.errors import InputError, MissingError
 from diffusion.model.convert import check_told, load_into, load_weights
 from diffusion.model.pixart import PixArt, build_model
 
 CONFIG_FILE = "config.py"
+PROBES = 16  # samples tried before a data set counts as unreadable
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,15 @@ def open_run(work_dir: str | Path, checkpoint: str | Path, device: torch.device)
     return Run(folder, path, config, model.eval().requires_grad_(False).to(device))
 
 
-def check_tokens(config: Config, dataset: PanCancerData) -> None:
-    """Read one sample and hold its tokens against the network's. Raises InputError when they differ in number or width."""
-    item = dataset[0]
+def check_tokens(config: Config, dataset: PanCancerData | SkipBad) -> None:
+    """Read one sample and hold its tokens against the network's.
+
+    Raises InputError when they differ in number or width, or none of some samples can be read.
+    """
+    samples = (dataset[i * len(dataset) // PROBES] for i in range(PROBES))
+    item = next((sample for sample in samples if isinstance(sample, PatchItem)), None)
+    if item is None:
+        raise InputError(f"none of {PROBES} items can be read; the first: {dataset[0].reason}")
     wanted = (config.model_max_length, config.caption_channels)
     if tuple(item.tokens.shape) != wanted:
         raise InputError(

@@ -112,6 +112,23 @@ class TestTrain:
         assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3]
         assert events.Tags()["images"] == ["samples"]
 
+    def test_bad_items_are_counted_over_processes(self, root, config_file, tmp_path):
+        """One crop of 32 cannot be read: two epochs meet it twice, whichever process draws it."""
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        shutil.copytree(root, tmp_path / "root")
+        path = tmp_path / "root/patches/toy/any/single_1024/slide/1_0_tiny_vae.npy"
+        moments = np.load(path)
+        moments[0, 0, 0] = np.inf
+        np.save(path, moments)
+        values = ("data.on_error=skip", "train_batch_size=8", "max_steps=4", "sample_grid.count=0")
+        common = ("--work-dir", tmp_path / "run", "--root", tmp_path / "root", "--set", *values)
+        done = command(TRAIN, config_file, *common, processes=2)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "run/train_log.log").read_text().count("skipped toy/any/single_1024/slide/1_0.jpeg") == 1
+        events = EventAccumulator(str(tmp_path / "run/tensorboard")).Reload()
+        assert events.Scalars("train/bad_items")[-1].value == 2
+
     def test_a_run_goes_on_in_one_process(self, run, root, config_file, tmp_path):
         shutil.copytree(run, tmp_path / "run")
         common = (TRAIN, config_file, "--work-dir", tmp_path / "run", "--root", root, "--set", "max_steps=4")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+
+from diffusion.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -28,12 +30,21 @@ class PatchItem:
 
 
 @dataclass(frozen=True)
+class BadItem:
+    """A sample that could not be read: its patch, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class PatchBatch:
-    """A batch: latents (B, 16, h, w), tokens (B, L, D), and which patches they are."""
+    """A batch: latents (B, 16, h, w), tokens (B, L, D), which patches they are, and which had to be left out."""
 
     latents: torch.Tensor
     tokens: torch.Tensor
     names: list[str]
+    bad: list[BadItem] = field(default_factory=list)
 
     def to(self, device: torch.device) -> PatchBatch:
         """Copy to a device, overlapping with computation when the memory is pinned."""
@@ -44,9 +55,15 @@ class PatchBatch:
         return replace(self, latents=self.latents.pin_memory(), tokens=self.tokens.pin_memory())
 
 
-def collate(items: Sequence[PatchItem]) -> PatchBatch:
+def collate(items: Sequence[PatchItem | BadItem]) -> PatchBatch:
+    """A batch of the items that could be read. Raises InputError when none could: there is nothing to compute."""
+    bad = [item for item in items if isinstance(item, BadItem)]
+    sound = [item for item in items if isinstance(item, PatchItem)]
+    if not sound:
+        raise InputError(f"none of the {len(bad)} items of a batch can be read; the first: {bad[0].reason}")
     return PatchBatch(
-        latents=torch.stack([item.latent for item in items]),
-        tokens=torch.stack([item.tokens for item in items]),
-        names=[item.name for item in items],
+        latents=torch.stack([item.latent for item in sound]),
+        tokens=torch.stack([item.tokens for item in sound]),
+        names=[item.name for item in sound],
+        bad=bad,
     )

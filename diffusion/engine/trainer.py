@@ -35,7 +35,7 @@ from diffusion.engine.ema import EMA
 from diffusion.engine.optim import build_lr_schedule, build_optimizer
 from diffusion.engine.plan import check_grid, describe, plan_run, save_steps, settle_precision, settled
 from diffusion.engine.start import build_network, choose_checkpoint, load_resumed, open_checkpoint
-from diffusion.engine.watch import Meter, Watch, processor, sample_grid
+from diffusion.engine.watch import BadItems, Meter, Watch, processor, sample_grid
 from diffusion.errors import InputError
 from diffusion.guidance import Network
 from diffusion.model.pixart import PixArt
@@ -68,7 +68,7 @@ def train(config: Config, work_dir: Path, cpu: bool = False) -> None:
     )
 
     # ---- data
-    dataset = build_dataset(**config.data_arguments)
+    dataset = build_dataset(**config.data_arguments, on_error=config.data.on_error)
     check_tokens(config, dataset)
     check_grid(config)
     plan = plan_run(config, len(dataset), accelerator.num_processes)
@@ -143,6 +143,7 @@ def train(config: Config, work_dir: Path, cpu: bool = False) -> None:
     )
     loader = training_loader(dataset, stream, config.num_workers, pin_memory=accelerator.device.type == "cuda")
     meter = Meter(accelerator)
+    bad_items = BadItems(config.data.max_bad_fraction)
     saves = save_steps(config, plan)
     skipped = 0  # optimizer steps in a row that the fp16 scaler refused
     network.train()
@@ -158,6 +159,7 @@ def train(config: Config, work_dir: Path, cpu: bool = False) -> None:
                 optimizer.step()
                 optimizer.zero_grad()
             meter.add(losses, waited)
+            bad_items.add(batch)
             if not accelerator.sync_gradients:
                 continue
             skipped = skipped + 1 if accelerator.optimizer_step_was_skipped else 0
@@ -169,6 +171,7 @@ def train(config: Config, work_dir: Path, cpu: bool = False) -> None:
             if step % config.log_interval == 0 or step == plan.total_steps:
                 values = meter.read(plan.global_batch)
                 values |= {"grad_norm": float(grad_norm), "lr": lr_schedule.get_last_lr()[0]}
+                values |= bad_items.settle()
                 watch.scalars(values, step, plan.total_steps, epoch=position / plan.samples)
                 progress.set_postfix(loss=f"{values['loss']:.4f}")
             if step in saves or step == plan.total_steps:
@@ -224,7 +227,7 @@ def timed(loader: DataLoader) -> Iterator[tuple[PatchBatch, float]]:
 def dry_run(config: Config, work_dir: Path, processes: int, cpu: bool) -> str:
     """Check everything that can be wrong before the first step, write nothing, and say what the run would be."""
     config = settle_precision(config, cpu)
-    dataset = build_dataset(**config.data_arguments)
+    dataset = build_dataset(**config.data_arguments, on_error=config.data.on_error)
     check_tokens(config, dataset)
     check_grid(config)
     latent_scale(config)

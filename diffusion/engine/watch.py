@@ -13,18 +13,21 @@ from typing import TYPE_CHECKING
 import torch
 
 from diffusion.config import Config
+from diffusion.data.batch import BadItem, PatchBatch, collate
 from diffusion.data.sampler import Draw
+from diffusion.errors import InputError
 from diffusion.guidance import Network
 from diffusion.sampling import image_generator, initial_noise, sample_latents
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from diffusion.data.datasets.pan_cancer import PanCancerData
+    from diffusion.data.datasets.pan_cancer import PanCancerData, SkipBad
     from diffusion.encoders.latents import LatentCodec
 
 log = logging.getLogger(__name__)
 
+FEW_ITEMS = 1000  # taken for read from the start: a share of a few items says nothing
 GRID_ALGORITHM = "dpm-solver"  # of sample grids
 
 
@@ -57,6 +60,42 @@ class Meter:
     def _reset(self) -> None:
         self.sums: dict[str, torch.Tensor] = {}
         self.batches, self.steps, self.waited, self.since = 0, 0, 0.0, time.perf_counter()
+
+
+class BadItems:
+    """Items that could not be read: counted over all processes, each patch named once in the log.
+
+    Raises InputError when they are more than `limit` of what was read.
+    """
+
+    def __init__(self, limit: float):
+        self.limit, self.bad, self.read = limit, 0, 0
+        self._named: set[str] = set()
+        self._new: list[BadItem] = []
+        self._new_read = 0
+
+    def add(self, batch: PatchBatch) -> None:
+        """Count one batch of this process."""
+        self._new += batch.bad
+        self._new_read += len(batch.names) + len(batch.bad)
+
+    def settle(self) -> dict[str, float]:
+        """Put together what all processes met since the last call; to be called by all of them."""
+        from accelerate.utils import gather_object
+
+        for new, read in gather_object([(self._new, self._new_read)]):
+            self.bad, self.read = self.bad + len(new), self.read + read
+            for item in new:
+                if item.name not in self._named:
+                    log.warning("skipped %s: %s", item.name, item.reason)
+                    self._named.add(item.name)
+        self._new, self._new_read = [], 0
+        if self.bad > self.limit * max(self.read, FEW_ITEMS):
+            raise InputError(
+                f"{self.bad} of {self.read} items could not be read, more than max_bad_fraction {self.limit:g} "
+                f"(of at least {FEW_ITEMS}); the log names them. The weights are those of the last checkpoint"
+            )
+        return {"bad_items": self.bad}
 
 
 class Watch:
@@ -130,7 +169,7 @@ def log_to(path: Path) -> None:
 def sample_grid(
     network: Network,
     null_tokens: torch.Tensor,
-    dataset: PanCancerData,
+    dataset: PanCancerData | SkipBad,
     codec: LatentCodec,
     config: Config,
 ) -> torch.Tensor:
@@ -142,13 +181,12 @@ def sample_grid(
 
     device, seed, settings = null_tokens.device, config.seed, config.sample_grid
     count = settings.count
-    items = [dataset[Draw(i * len(dataset) // count, seed)] for i in range(count)]
-    noise = initial_noise([image_generator(seed, i) for i in range(count)], tuple(items[0].latent.shape)).to(device)
-    tokens = torch.stack([item.tokens for item in items]).to(device)
+    batch = collate([dataset[Draw(i * len(dataset) // count, seed)] for i in range(count)])
+    noise = initial_noise([image_generator(seed, i) for i in range(len(batch.names))], tuple(batch.latents.shape[1:]))
     latents = sample_latents(
         network,
-        noise,
-        tokens,
+        noise.to(device),
+        batch.tokens.to(device),
         null_tokens,
         steps=settings.steps,
         guidance=settings.guidance,

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 
-from diffusion.data.batch import PatchItem
+from diffusion.data.batch import BadItem, PatchItem
 from diffusion.data.crops import LATENT_FACTOR, WINDOW, crops_per_side, square, tokens_of
 from diffusion.data.feature_store import FeatureStore, open_features, probes
 from diffusion.data.features import SSL_PREFIX, VAE_PREFIX
@@ -54,6 +54,10 @@ class PanCancerData(Dataset):
     def __len__(self) -> int:
         return len(self.index) * self.crops_per_side**2
 
+    def name_of(self, index: int) -> str:
+        """The patch that sample `index` is of."""
+        return self.index.name(index // self.crops_per_side**2)
+
     def __getitem__(self, key: int | Draw) -> PatchItem:
         """Sample `key`; a Draw also says the seed of its posterior draw, a plain number takes torch's own generator."""
         index, seed = key if isinstance(key, tuple) else (key, None)
@@ -95,11 +99,31 @@ class PanCancerDataLowRes(PanCancerData):
         super().__init__(root, resolution, patch_size=LARGE_PATCH, **kwargs)
 
 
+class SkipBad(Dataset):
+    """A data set whose unreadable items are BadItems instead of errors; nothing else comes in their place."""
+
+    def __init__(self, dataset: PanCancerData):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: int | Draw) -> PatchItem | BadItem:
+        try:
+            return self.dataset[key]
+        except InputError as error:
+            return BadItem(self.dataset.name_of(key[0] if isinstance(key, tuple) else key), str(error))
+
+
 DATASETS = {"PanCancerData": PanCancerData, "PanCancerDataLowRes": PanCancerDataLowRes}
 
 
-def build_dataset(type: str, **kwargs) -> PanCancerData:
-    """A data set by its class name, as config files name it. Raises InputError for an unknown one."""
+def build_dataset(type: str, on_error: str = "raise", **kwargs) -> PanCancerData | SkipBad:
+    """A data set by its class name, as config files name it. Raises InputError for an unknown one.
+
+    on_error: "skip" for BadItems where items cannot be read.
+    """
     if type not in DATASETS:
         raise InputError(f"no data set type {type!r}; known are {', '.join(DATASETS)}")
-    return DATASETS[type](**kwargs)
+    dataset = DATASETS[type](**kwargs)
+    return SkipBad(dataset) if on_error == "skip" else dataset
