@@ -340,6 +340,32 @@ def test_verify_names_what_is_wrong_and_prunes_it(tmp_path):
     assert "belong to --verify" in tool("build_index.py", "--root", root, "--prune").stderr
 
 
+def test_inspect_data(tmp_path):
+    names_of = [f"toy/{'ab'[i % 2]}/single_256/slide_{i // 4}/{i % 4}_0.jpeg" for i in range(8)]
+    for i, name in enumerate(names_of):
+        path = tmp_path / "patches" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (256, 256), (20 * i, 0, 255)).save(path)
+        if i > 1:
+            write_feature(feature_path(tmp_path / "patches", name, "sd3_vae"), np.zeros((32, 32, 32)))
+        if i > 3:
+            write_feature(feature_path(tmp_path / "patches", name, "uni"), np.zeros((1, 4)))
+    assert tool("build_index.py", "--root", tmp_path, "--size", 256).returncode == 0
+    run = tool("inspect_data.py", "--root", tmp_path)
+    assert run.returncode == 0, run.stderr
+    assert [line.split() for line in run.stdout.splitlines()[1:3]] == [["toy_256", c, "4", "2"] for c in "ab"]
+    assert "toy_256: 100 % images, 75 % latents, 50 % embeddings (of all 8)\n" in run.stdout
+    sheet = pixels_of(tmp_path / "patches/metadata/contact_sheet.png")
+    assert sheet.shape == (178, 8 * 160, 3)
+    # in the order of their names, a JPEG's rounding apart: those of cohort a have even numbers
+    assert np.abs(sheet[80, 80::160, 0] - [0, 40, 80, 120, 20, 60, 100, 140]).max() < 4
+    (tmp_path / "patches" / names_of[5]).unlink()
+    run = tool("inspect_data.py", "--root", tmp_path, "--pictures", 8, "--sample", 3, "--sheet", tmp_path / "s.png")
+    assert "(of 3 drawn at random)" in run.stdout and "1 cannot be read, such as no image" in run.stdout
+    assert (tmp_path / "s.png").is_file()
+    assert "no index at" in tool("inspect_data.py", "--root", tmp_path / "none").stderr
+
+
 def test_build_index_without_patches_says_what_to_do(tmp_path):
     run = tool("build_index.py", "--root", tmp_path)
     assert run.returncode == 2 and "make patches with tools/extract_patches.py" in run.stderr

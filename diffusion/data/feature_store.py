@@ -26,6 +26,9 @@ class FeatureStore(Protocol):
     def tokens(self, name: str, which: Sequence[int] | None = None) -> np.ndarray:
         """Embeddings, float16 (L, D), of some windows of a patch, or all."""
 
+    def present(self, name: str) -> tuple[bool, bool]:
+        """Whether a patch's latents and embeddings are there; they are not read."""
+
 
 def open_features(
     root: Path,

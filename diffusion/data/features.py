@@ -63,6 +63,11 @@ class LooseFeatures:
         tokens = read_tokens(feature_path(self.folder, name, self.ssl_prefix), self.patch_size)
         return tokens if which is None else tokens[which]
 
+    def present(self, name: str) -> tuple[bool, bool]:
+        """Whether a patch's latents and embeddings are there; they are not read."""
+        latents, tokens = (feature_path(self.folder, name, prefix) for prefix in (self.vae_prefix, self.ssl_prefix))
+        return latents.is_file(), tokens.is_file()
+
 
 def read_moments(path: Path, size: int, rows: slice = EVERYTHING, columns: slice = EVERYTHING) -> np.ndarray:
     """Posterior mean and std, float16 (32, h, w), of a part of a patch of `size` pixels; only its rows are read.

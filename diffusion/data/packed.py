@@ -148,6 +148,14 @@ class PackedFeatures:
         tokens = [_read_chunk(shard, shard.tokens, (row, i, 0), (self._width,)) for i in which]
         return check_finite(f"{shard.path}, {name}", np.stack(tokens))
 
+    def present(self, name: str) -> tuple[bool, bool]:
+        """Whether a patch's latents and embeddings are packed; they are not read."""
+        try:
+            self._find(name)
+        except MissingError:
+            return False, False
+        return True, True
+
     def _find(self, name: str) -> tuple[Shard, int]:
         """The shard and row of a patch."""
         if self._owner != os.getpid():

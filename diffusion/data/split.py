@@ -16,6 +16,12 @@ def slide_of(name: str) -> str:
     return PurePosixPath(name).parent.name
 
 
+def cohort_of(name: str) -> str:
+    """The cohort of a patch, the folder below its data set; "" for a patch without one."""
+    parts = PurePosixPath(name).parts
+    return parts[1] if len(parts) > 2 else ""
+
+
 def patient_of(name: str) -> str:
     """The patient of a TCGA patch. Raises InputError for a slide that no TCGA barcode names."""
     slide = slide_of(name)

@@ -1,0 +1,87 @@
+"""Show what an index holds: patches and slides by data set and cohort, how many have features, and a sheet of pictures.
+
+Files are looked for, not read: build_index --verify reads them. On a large index a random sample of each key is looked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
+
+from tqdm import tqdm
+
+from diffusion.cli import natural_int, run, tool_parser
+from diffusion.data.feature_store import open_features, probes
+from diffusion.data.features import SSL_PREFIX, VAE_PREFIX
+from diffusion.data.index import PatchIndex, all_names, index_keys, index_path, split_key
+from diffusion.data.survey import contact_sheet, count_cohorts, coverage
+from diffusion.errors import MissingError
+from diffusion.files import written_aside
+
+EXAMPLES = """  python tools/inspect_data.py
+  python tools/inspect_data.py --root data/demo --vae_prefix tiny_vae --ssl_prefix mobilenetv2 --sheet sheet.png
+"""
+
+
+def main() -> None:
+    args = parse_args()
+    path = index_path(args.root, args.patch_names_file)
+    draw = random.Random(args.seed)
+    rows = [("key", "cohort", "patches", "slides")]
+    lines, pictures = [], []
+    for key in index_keys(path):
+        index = PatchIndex(path, [key])
+        names = tqdm(all_names(path, key), total=len(index), desc=key, unit="patch", leave=False)
+        counts = count_cohorts(names)
+        rows += [(key, cohort, f"{count.patches:,}", f"{count.slides:,}") for cohort, count in counts.items()]
+        whole = args.sample == 0 or args.sample >= len(index)
+        chosen = range(len(index)) if whole else sorted(draw.sample(range(len(index)), args.sample))
+        lines.append(f"{key}: {covered(args, key, index, chosen, whole)}")
+        pictures += [index.name(i) for i in draw.sample(range(len(index)), min(args.pictures, len(index)))]
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    for key, cohort, *numbers in rows:
+        cells = [key.ljust(widths[0]), cohort.ljust(widths[1])]
+        print("  ".join([*cells, *(text.rjust(width) for text, width in zip(numbers, widths[2:], strict=True))]))
+    print("\n".join(lines))
+    if not args.pictures:
+        return
+    chosen = sorted(draw.sample(pictures, min(args.pictures, len(pictures))))
+    sheet, wrong = contact_sheet(args.root, chosen, columns=min(8, len(chosen)))
+    target = args.sheet or path.with_name("contact_sheet.png")
+    with written_aside(target) as temporary:
+        sheet.save(temporary, "PNG")
+    print(f"pictures: {target}" + (f"; {len(wrong)} cannot be read, such as {wrong[0]}" if wrong else ""))
+
+
+def covered(args: argparse.Namespace, key: str, index: PatchIndex, chosen, whole: bool) -> str:
+    """How many patches of a key have their files, in words."""
+    where = (split_key(key)[1], args.vae_prefix, args.ssl_prefix)
+    try:
+        features = open_features(args.root, args.features_dir, key, probes(index, 0), *where)
+    except MissingError:
+        features = None
+    found = coverage(args.root, [index.name(i) for i in tqdm(chosen, desc=key, leave=False)], features)
+    parts = {"images": found.images, "latents": found.latents, "embeddings": found.embeddings}
+    of = f"all {found.patches:,}" if whole else f"{found.patches:,} drawn at random"
+    return ", ".join(f"{100 * n / found.patches:.4g} % {what}" for what, n in parts.items()) + f" (of {of})"
+
+
+def parse_args() -> argparse.Namespace:
+    parser = tool_parser(__doc__, EXAMPLES, networks=False)
+    add = parser.add_argument
+    add("--patch_names_file", default="patch_names_all.hdf5", help="index in ROOT/patches/metadata")
+    add("--features_dir", help="folder of the features [beside the images, else features, else packed]")
+    add("--vae_prefix", default=VAE_PREFIX, help="ending of the latent files")
+    add("--ssl_prefix", default=SSL_PREFIX, help="ending of the embedding files")
+    add("--sample", type=natural_int, default=10_000, help="patches of a key whose files are looked for; 0: all")
+    add("--pictures", type=natural_int, default=48, help="patches on the sheet; 0: no sheet")
+    add("--sheet", type=Path, help="the sheet, a PNG [contact_sheet.png beside the index]")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run(main)
