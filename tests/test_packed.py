@@ -94,14 +94,14 @@ def test_a_killed_run_loses_one_shard_at_most(feature_root, folder):
     """Killed with a whole shard there and half of the next one on the disk."""
     code = (
         "import os, signal, sys; sys.argv = ['pack', *sys.argv[1:]]\n"
-        "from diffusion.data import packed\n"
+        "from diffusion.data import packing\n"
         "from tools import pack_features\n"
-        "digest, count = packed._digest, []\n"
+        "digest, count = packing._digest, []\n"
         "def until_the_third(patch):\n"
         "    count.append(1)\n"
         "    if len(count) == 5: os.kill(os.getpid(), signal.SIGKILL)\n"  # each is digested twice
         "    return digest(patch)\n"
-        "packed._digest = until_the_third\n"
+        "packing._digest = until_the_third\n"
         "sys.exit(pack_features.main())"
     )
     arguments = [str(a) for a in (*PACK[1:], "--root", feature_root, *TWO_A_SHARD)]

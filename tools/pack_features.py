@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
@@ -21,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 from tqdm import tqdm
 
 from diffusion.cli import positive_int, run, tool_parser
-from diffusion.data import packed
+from diffusion.data import packed, packing
 from diffusion.data.feature_store import open_features, probes
 from diffusion.data.features import (
     SSL_PREFIX,
@@ -60,56 +58,39 @@ def pack(folder: Path, key: str, args: argparse.Namespace) -> int:
     index_file = index_path(args.root, args.patch_names_file)
     index = PatchIndex(index_file, [key])
     some = probes(index, 0)
-    loose = open_features(
-        args.root, args.features_dir, key, some, args.size, args.vae_prefix, args.ssl_prefix, packed=False
-    )
-    width = first_width(loose, some)
-    about = About(key, args.size, width, args.vae_prefix, args.ssl_prefix)
-    packed.begin(folder, about)
+    where = (args.size, args.vae_prefix, args.ssl_prefix)
+    loose = open_features(args.root, args.features_dir, key, some, *where, packed=False)
+    about = About(key, args.size, first_width(loose, some), args.vae_prefix, args.ssl_prefix)
+    packing.begin(folder, about)
     rows = max(1, int(args.shard_gb * 2**30 / about.patch_bytes))
     there = packed.count(folder)
     bar = tqdm(total=len(index), initial=there, unit="patch", desc=key)
-    bad: list[str] = []
-
-    def read(name: str) -> Packed | InputError:
-        try:
-            patch = Packed(name, loose.moments(name), loose.tokens(name))
-            if patch.tokens.shape[1] != width:
-                raise InputError(f"{name} has embeddings of width {patch.tokens.shape[1]}, expected {width}")
-            return patch
-        except InputError as error:
-            return error
+    bad = 0
 
     def sound(patches: Iterable[Packed | InputError]) -> Iterator[Packed]:
+        nonlocal bad
         for patch in patches:
+            bar.update()
             if isinstance(patch, Packed):
-                bar.update()
                 yield patch
             elif args.on_error == "raise":
                 raise patch
             else:
-                bad.append(str(patch))
+                bad += 1
                 tqdm.write(f"left out: {patch}", file=sys.stderr)
 
-    with ThreadPoolExecutor(args.workers) as pool, bar:
-        patches = sound(read_ahead(pool, read, packed.not_packed(folder, all_names(index_file, key)), args.workers))
-        number = max(packed.shards_of(folder), default=-1) + 1
-        while packed.write_shard(folder, number, about, islice(patches, rows), rows):
+    names = packing.not_packed(folder, all_names(index_file, key))
+    number = max(packed.shards_of(folder), default=-1) + 1
+    with bar:
+        patches = sound(packing.read_patches(loose, names, about, args.workers))
+        while packing.write_shard(folder, number, about, islice(patches, rows), rows):
             number += 1
-    total = packed.write_table(folder)
+    total = packing.write_table(folder)
     print(f"{key}: {total} of {len(index)} patches packed in {number} shards, {total - there} of them now")
     print(f"in {folder}")
     if bad:
-        print(f"{len(bad)} left out, whose features are missing or bad; the lines above name them")
+        print(f"{bad} left out, whose features are missing or bad; the lines above name them")
     return 1 if bad else 0
-
-
-def read_ahead(pool: ThreadPoolExecutor, read, names: Iterator[str], workers: int) -> Iterator[Packed | InputError]:
-    """What `read` gives of each name, in order, a few ahead of the one that is asked for."""
-    waiting = deque(pool.submit(read, name) for name in islice(names, 2 * workers))
-    while waiting:
-        yield waiting.popleft().result()
-        waiting.extend(pool.submit(read, name) for name in islice(names, 1))
 
 
 def first_width(loose: LooseFeatures, names: list[str]) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch.utils.data import default_collate
 
 from diffusion.errors import InputError
 
@@ -62,8 +63,9 @@ def collate(items: Sequence[PatchItem | BadItem]) -> PatchBatch:
     if not sound:
         raise InputError(f"none of the {len(bad)} items of a batch can be read; the first: {bad[0].reason}")
     return PatchBatch(
-        latents=torch.stack([item.latent for item in sound]),
-        tokens=torch.stack([item.tokens for item in sound]),
+        # in a worker, default_collate stacks into the memory that is shared with the trainer; torch.stack needs a copy more
+        latents=default_collate([item.latent for item in sound]),
+        tokens=default_collate([item.tokens for item in sound]),
         names=[item.name for item in sound],
         bad=bad,
     )

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 from diffusion.data.batch import PatchBatch, collate
 from diffusion.data.sampler import BatchStream
 from diffusion.errors import InputError
+from diffusion.memory import keep_freed_memory
 
 
 def batches_of(loader: DataLoader) -> Iterator[PatchBatch]:
@@ -22,6 +23,11 @@ def batches_of(loader: DataLoader) -> Iterator[PatchBatch]:
             raise type(error)(str(error).strip().split("InputError: ")[-1].split("MissingError: ")[-1]) from None
 
 
+def start_worker(number: int) -> None:
+    """Workers allocate the same few arrays for every sample, and are a tenth faster when that memory stays theirs."""
+    keep_freed_memory()
+
+
 def training_loader(dataset: Dataset, batches: BatchStream, num_workers: int, pin_memory: bool) -> DataLoader:
     """An endless loader of this process's batches, in the order of the stream whatever the number of workers."""
     return DataLoader(
@@ -31,5 +37,6 @@ def training_loader(dataset: Dataset, batches: BatchStream, num_workers: int, pi
         collate_fn=collate,
         pin_memory=pin_memory and torch.cuda.is_available(),
         persistent_workers=num_workers > 0,
+        worker_init_fn=start_worker,
         generator=torch.Generator(),  # else starting it draws from the generator that training goes on with
     )

@@ -11,14 +11,12 @@ that the index gains later go to further shards.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from itertools import chain
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +27,6 @@ from diffusion.data.crops import LATENT_FACTOR, WINDOW, tokens_per_image
 from diffusion.data.features import EVERYTHING, LATENT_CHANNELS, check_finite, moments_shape
 from diffusion.data.index import name_hash
 from diffusion.errors import InputError, MissingError
-from diffusion.files import written_aside
 
 PACKED_DIR = "packed"
 FORMAT = 1
@@ -145,8 +142,10 @@ class PackedFeatures:
         shard, row = self._find(name)
         if which is None:
             return check_finite(f"{shard.path}, {name}", _read_row(shard, shard.tokens, row))
-        tokens = [_read_chunk(shard, shard.tokens, (row, i, 0), (self._width,)) for i in which]
-        return check_finite(f"{shard.path}, {name}", np.stack(tokens))
+        tokens = np.empty((len(which), self._width), dtype=np.float16)
+        for token, i in zip(tokens, which, strict=True):
+            token[:] = _read_chunk(shard, shard.tokens, (row, i, 0), (self._width,))
+        return check_finite(f"{shard.path}, {name}", tokens)
 
     def present(self, name: str) -> tuple[bool, bool]:
         """Whether a patch's latents and embeddings are packed; they are not read."""
@@ -210,54 +209,6 @@ def hashes_of(folder: Path, number: int) -> np.ndarray:
         return file["hashes"][:]
 
 
-def begin(folder: Path, about: About) -> None:
-    """Write what a folder will hold, and clear what a killed run left there. Raises InputError when it holds something else already."""
-    before = read_about(folder)
-    if before is not None and before != about:
-        differing = ", ".join(k for k, v in asdict(about).items() if asdict(before)[k] != v)
-        raise InputError(f"{folder} holds features that differ in {differing}; take another --out")
-    for left in folder.glob(".shard_*.tmp"):  # gigabytes of a run that was killed
-        left.unlink()
-    with written_aside(folder / ABOUT) as temporary:
-        temporary.write_text(json.dumps(asdict(about), indent=1))
-
-
-def write_shard(folder: Path, number: int, about: About, patches: Iterator[Packed], rows: int) -> int:
-    """Write a shard of at most `rows` patches aside, read it back, compare, and put it in place; how many they were.
-
-    One patch is in memory at a time. No patch, no shard. Raises InputError when the disk gives back anything but what
-    was written.
-    """
-    first = next(patches, None)
-    if first is None:
-        return 0
-    path, names, digests = shard_path(folder, number), [], []
-    with written_aside(path) as temporary:
-        with h5py.File(temporary, "w", libver=("v110", "v110")) as file:
-            latents = _create(
-                file, "latents", rows, moments_shape(about.patch_size), (2 * LATENT_CHANNELS, CELLS, CELLS)
-            )
-            tokens = _create(file, "tokens", rows, (about.tokens, about.embedding_width), (1, about.embedding_width))
-            for row, patch in enumerate(chain([first], patches)):
-                latents[row], tokens[row] = patch.moments, patch.tokens
-                names.append(patch.name)
-                digests.append(_digest(patch))
-            for data in (latents, tokens):
-                data.resize(len(names), axis=0)
-            file.create_dataset("names", data=names, dtype=h5py.string_dtype())
-            file.create_dataset("hashes", data=np.array([name_hash(name) for name in names], dtype=np.uint64))
-        for patch, digest in zip(read_shard(temporary), digests, strict=True):
-            if _digest(patch) != digest:
-                raise InputError(f"{path}: {patch.name} does not read back as it was written; check the disk")
-    return len(names)
-
-
-def _create(file: h5py.File, name: str, rows: int, shape: tuple[int, ...], chunk: tuple[int, ...]) -> h5py.Dataset:
-    """float16 (rows, *shape), in chunks with checksums; latents hardly compress, so nothing is compressed."""
-    whole = (rows, *shape)
-    return file.create_dataset(name, whole, np.float16, maxshape=whole, chunks=(1, *chunk), fletcher32=True)
-
-
 def read_shard(path: Path) -> Iterator[Packed]:
     """Every patch of a shard, whole, with the checksum of every chunk tested. Raises InputError for a damaged one."""
     with open_shard(path) as file:
@@ -267,34 +218,6 @@ def read_shard(path: Path) -> Iterator[Packed]:
                 yield Packed(name, file["latents"][row], file["tokens"][row])
         except (OSError, KeyError) as error:
             raise _damaged(path, error) from error
-
-
-def write_table(folder: Path) -> int:
-    """Write the sorted table of where every name is; the number of names. Takes some 40 bytes of memory a name.
-
-    Raises InputError when two names share a hash, or one is packed twice.
-    """
-    parts = {number: hashes_of(folder, number) for number in shards_of(folder)}
-    hashes = np.concatenate([np.empty(0, np.uint64), *parts.values()])
-    rows = [(number << ROW_BITS) + np.arange(len(part), dtype=np.uint64) for number, part in parts.items()]
-    places = np.concatenate([np.empty(0, np.uint64), *rows])
-    order = np.argsort(hashes)
-    table = np.stack([hashes[order], places[order]])
-    if (table[0, 1:] == table[0, :-1]).any():
-        raise InputError(f"{folder}: two packed names are one, or share a hash; delete the last shard and pack again")
-    with written_aside(folder / TABLE) as temporary, open(temporary, "wb") as file:
-        np.save(file, table)
-    return len(hashes)
-
-
-def not_packed(folder: Path, names: Iterable[str]) -> Iterator[str]:
-    """Of some names those that no shard holds yet; eight bytes of memory for each that one does."""
-    packed = np.sort(np.concatenate([np.empty(0, np.uint64), *(hashes_of(folder, n) for n in shards_of(folder))]))
-    for name in names:
-        wanted = np.uint64(name_hash(name))
-        i = int(np.searchsorted(packed, wanted))
-        if i == len(packed) or packed[i] != wanted:
-            yield name
 
 
 def _open_table(folder: Path) -> np.ndarray:
@@ -327,10 +250,3 @@ def _read_chunk(shard: Shard, data: h5py.Dataset, offset: tuple[int, ...], shape
 
 def _damaged(path: Path, reason: Exception) -> InputError:
     return InputError(f"{path} is damaged ({reason}); delete it and run tools/pack_features.py again")
-
-
-def _digest(patch: Packed) -> bytes:
-    digest = hashlib.blake2b(patch.name.encode("utf-8"), digest_size=16)
-    digest.update(np.ascontiguousarray(patch.moments))
-    digest.update(np.ascontiguousarray(patch.tokens))
-    return digest.digest()
