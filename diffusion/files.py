@@ -8,6 +8,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from diffusion.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 
 @contextlib.contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
@@ -19,6 +26,30 @@ def written_aside(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file for one process at a time; the system lets go of it when the process ends, however it ends.
+
+    Raises InputError when another process holds it. Without effect where the system has no such locks.
+    """
+    if fcntl is None:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            mine = path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno()))  # not one just removed
+        except BlockingIOError:
+            mine = False
+        if not mine:
+            raise InputError(f"another process is at work here: it holds {path}; wait for it to end")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def fingerprint(path: Path) -> str:

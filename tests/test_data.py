@@ -185,8 +185,7 @@ class TestIndex:
     def test_a_split_by_slide_or_patient(self):
         names = [f"tcga/brca/single_1024/TCGA-02-{i // 2:04d}-01Z-{i}/0_0.jpeg" for i in range(40)]
         assert slide_of(names[3]) == "TCGA-02-0001-01Z-3" and patient_of(names[3]) == "TCGA-02-0001"
-        with pytest.raises(InputError, match="slide CMU-1 has no TCGA barcode"):
-            patient_of("set/any/single_1024/CMU-1/0_0.jpeg")
+        assert patient_of("set/any/single_1024/CMU-1/0_0.jpeg") == "CMU-1"
         patients = {patient_of(name) for name in names}
         training = training_groups(map(patient_of, names), 0.8, seed=0)
         assert len(training) == 16 and training < patients

@@ -160,7 +160,7 @@ def test_bad_images_are_listed_and_the_others_go_on(root, options):
     texture(256, 0).convert("L").save(folder / "slide_0/0_0.jpeg")
     (folder / "slide_1/1_0.jpeg").write_bytes((folder / "slide_1/1_0.jpeg").read_bytes()[:900])
     (folder / "slide_2/2_0.jpeg").unlink()
-    listing = root / "patches/metadata/features_wrong_small_256.txt"
+    listing = root / "patches/metadata/features_wrong_small_256_tiny_vae_mobilenetv2.txt"
     for processes in (0, 2):
         done = command(EXTRACT, *options, processes=2) if processes else in_process(main, *options)
         assert done.returncode == 1 and f"{COUNT - 3} were there, 3 left out" in done.stdout.replace(

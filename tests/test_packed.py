@@ -15,12 +15,13 @@ from conftest import REPOSITORY, WIDTH, in_process
 
 from diffusion.data import packed
 from diffusion.data.datasets.pan_cancer import PanCancerData, PanCancerDataLowRes
-from diffusion.data.features import feature_path, write_feature
+from diffusion.data.features import feature_path, made_by_file, write_feature
 from diffusion.data.index import all_names, index_path, write_index
 from diffusion.data.loader import training_loader
 from diffusion.data.packed import PackedFeatures
 from diffusion.data.sampler import BatchStream, Draw
 from diffusion.errors import InputError, MissingError
+from diffusion.files import locked
 from tools import build_index, pack_features
 
 PACK = (pack_features.main, "--dataset_name", "set")
@@ -137,15 +138,67 @@ def test_damage_is_found(packed_root, folder):
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     done = in_process(*verify)
-    assert done.returncode == 1 and "shard_00000.hdf5 is damaged" in done.stderr and "1 shards damaged" in done.stdout
+    assert done.returncode == 1 and "shard_00000.hdf5 cannot be read" in done.stderr and "; damaged" in done.stdout
+    unpack = (*PACK, "--root", packed_root, "--unpack", "--features_dir", "salvaged")
+    done = in_process(*unpack)
+    assert done.returncode == 1 and "1 shards damaged" in done.stdout
+    salvaged = loose_files(packed_root / "salvaged")
+    assert salvaged and all(loose_files(packed_root / "patches")[name] == content for name, content in salvaged.items())
+    assert any("slide_2" in name for name in salvaged)  # of the shard after the damaged one
     shard.write_bytes(content[:1000])
-    with pytest.raises(InputError, match="shard_00000.hdf5 is damaged"):
+    with pytest.raises(InputError, match="shard_00000.hdf5 cannot be read"):
         PanCancerDataLowRes(packed_root, 256, features_dir="packed")[0]
     shard.unlink()
     with pytest.raises(MissingError, match="no shard"):
         PanCancerDataLowRes(packed_root, 256, features_dir="packed")[0]
     done = in_process(*PACK, "--root", packed_root, *TWO_A_SHARD)  # from the loose files, which are still there
     assert "3 of 3 patches packed" in done.stdout and in_process(*verify).returncode == 0
+
+
+def test_a_shard_written_anew_is_not_read_by_an_older_table(packed_root, folder):
+    """The last shard is deleted and packed again, with another patch first; the run is killed before the table."""
+    names = list(all_names(index_path(packed_root), "set_1024"))
+    new = "set/brca/single_1024/slide_0/5_5.jpeg"
+    table = (folder / "table.npy").read_bytes()
+    write_index(index_path(packed_root), {"set_1024": [new, *names]})
+    for kind, array in (("sd3_vae", np.ones((32, 128, 128))), ("uni", np.ones((16, WIDTH)))):
+        write_feature(feature_path(packed_root / "patches", new, kind), array)
+    (folder / "shard_00001.hdf5").unlink()
+    assert in_process(*PACK, "--root", packed_root, *TWO_A_SHARD).returncode == 0
+    whole = (folder / "table.npy").read_bytes()
+    (folder / "table.npy").write_bytes(table)
+    data = PanCancerData(packed_root, 1024, features_dir="packed")
+    with pytest.raises(InputError, match="table.npy is older than .*shard_00001.hdf5"):
+        data[3]
+    done = in_process(*PACK, "--root", packed_root, "--verify")
+    assert done.returncode == 1 and "does not tell what the shards hold" in done.stderr
+    (folder / "table.npy").write_bytes(whole)
+    loose, together = PanCancerData(packed_root, 1024), PanCancerData(packed_root, 1024, features_dir="packed")
+    assert all(torch.equal(loose[Draw(i, 0)].latent, together[Draw(i, 0)].latent) for i in range(4))
+
+
+def test_two_do_not_pack_one_folder(packed_root, folder):
+    with locked(folder / ".lock"):
+        done = in_process(*PACK, "--root", packed_root)
+    assert done.returncode == 2 and "another process is at work here" in done.stderr
+    assert in_process(*PACK, "--root", packed_root).returncode == 0
+
+
+def test_features_made_by_other_weights_are_not_added(packed_root, folder):
+    """Extraction notes by what a set was made; one packed before by something else is refused."""
+    record = made_by_file(packed_root / "patches", "set_1024")
+    record.parent.mkdir(exist_ok=True)
+    record.write_text('{"uni": {"weights": "other"}}')
+    done = in_process(*PACK, "--root", packed_root)
+    assert done.returncode == 2 and "differ in made_by; take another --out" in done.stderr
+
+
+def test_few_files_are_open_at_once(packed_root, monkeypatch):
+    monkeypatch.setattr(packed, "_open_at_once", lambda: 1)
+    loose, together = PanCancerData(packed_root, 1024), PanCancerData(packed_root, 1024, features_dir="packed")
+    for i in (0, 2, 1, 2, 0):
+        assert torch.equal(loose[Draw(i, 0)].latent, together[Draw(i, 0)].latent)
+        assert len(together.features[0]._shards) == 1
 
 
 def test_bad_features_are_not_packed(feature_root, folder):

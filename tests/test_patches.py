@@ -18,6 +18,7 @@ from diffusion.data.index import PatchIndex, index_path
 from diffusion.data.patches import natural_key
 from diffusion.data.tissue import SlideMap, blur
 from diffusion.errors import InputError
+from diffusion.files import locked
 
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
 DEMO_SLIDE = TOOLS.parent / "data/demo/source/cmu_small_region.svs"
@@ -140,7 +141,10 @@ def test_a_slide_that_was_killed_half_way_is_made_again(png, cut, tmp_path):
     cohort = tmp_path / "patches/toy/a"
     killed = subprocess.run([sys.executable, "-c", code, str(png), str(cohort)], cwd=TOOLS.parent, check=False)
     assert killed.returncode == -9
-    assert len(names(cohort)) == 3 and tool("build_index.py", "--root", tmp_path, "--size", 128).returncode == 2
+    assert (
+        len(names(cohort / "single_128")) == 3
+        and tool("build_index.py", "--root", tmp_path, "--size", 128).returncode == 2
+    )
     run = cut(png)
     assert run.returncode == 0 and "made before" not in run.stdout
     assert len(names(cohort / "single_128/half")) == 6 and len(names(cohort)) == 8
@@ -168,6 +172,52 @@ def test_a_process_that_dies_takes_no_other_slide_along():
 
 def die_of_odd(number: int) -> int:
     return number if number % 2 == 0 else os._exit(9)
+
+
+def test_nor_does_one_that_raises():
+    from tools.extract_patches import each_alone
+
+    outcomes = dict(each_alone(half_of, [2, 0, 4], 1))
+    assert outcomes[2] == 1 and outcomes[4] == 2 and "0: ZeroDivisionError" in str(outcomes[0])
+
+
+def half_of(number: int) -> int:
+    return number // 2 if number else 1 // number
+
+
+def test_two_runs_do_not_cut_one_slide(png, cut, tmp_path):
+    with locked(tmp_path / "patches/toy/a/slides_128/.half.lock"):
+        run = cut(png)
+    assert run.returncode == 1 and "another process is at work here" in run.stdout
+    assert not (tmp_path / "patches/toy/a/single_128").exists()
+    assert cut(png).returncode == 0
+    assert names(tmp_path / "patches/toy/a/slides_128") == {"half.png", "half.json"}
+
+
+def test_image_mpp_counts_for_files_that_do_not_say(png, pyramid, cut, tmp_path):
+    """Given later, it is another setting for the image, and none for the slide, which says its own."""
+    assert cut(png).returncode == 0 and cut(pyramid).returncode == 0
+    run = cut(pyramid, "--image_mpp", 0.5)
+    assert run.returncode == 0 and "made before" in run.stdout
+    run = cut(png, "--image_mpp", 0.5)
+    assert run.returncode == 1 and "cut with image_mpp None before, and now 0.5" in run.stdout
+
+
+def test_an_image_under_a_slides_name_needs_a_resolution(png, cut):
+    tif = png.with_name("plain.tif")
+    picture(300, 300).save(tif)  # in strips, which OpenSlide does not take for a slide
+    run = cut(tif)
+    assert run.returncode == 1 and "give its microns per pixel with --image_mpp" in run.stdout
+    assert cut(tif, "--image_mpp", 0.5).returncode == 0
+
+
+def test_files_that_are_parts_of_a_slide_are_none(tmp_path):
+    for name in ("a/1.dcm", "a/2.dcm", "b/3.dcm", "c/slide.vms", "c/slide_0.jpg", "d/photo.jpg"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    found = [path.relative_to(tmp_path).as_posix() for path in slides.find_slides([tmp_path])]
+    assert found == ["a/1.dcm", "b/3.dcm", "c/slide.vms", "d/photo.jpg"]
 
 
 def test_slides_from_a_list(png, cut, tmp_path):
@@ -272,12 +322,16 @@ def test_split_index_shares_out_whole_slides(tmp_path):
     assert {*train, *test} == {both.name(i) for i in range(len(both))}
     assert names(tmp_path / "patches/metadata") == {f"patch_names_{side}.hdf5" for side in ("all", "train", "test")}
 
-    before = {path.name: path.read_bytes() for path in (tmp_path / "patches/metadata").iterdir()}
-    run = tool("build_index.py", "--root", tmp_path, "--size", 64, "--split", 0.7, "--split_by", "patient")
-    assert run.returncode == 2 and "no TCGA barcode" in run.stderr
-    assert names(tmp_path / "patches/metadata") == set(before)
-    assert (tmp_path / "patches/metadata/patch_names_all.hdf5").read_bytes() == before["patch_names_all.hdf5"]
-    assert (tmp_path / "patches/metadata/patch_names_train.hdf5").read_bytes() == before["patch_names_train.hdf5"]
+    for patient in ("0001", "0002"):
+        for slide in ("01A", "02A"):
+            folder = tmp_path / f"patches/tcga/a/single_64/TCGA-02-{patient}-{slide}"
+            folder.mkdir(parents=True)
+            (folder / "0_0.jpeg").touch()
+    run = tool("build_index.py", "--root", tmp_path, "--size", 64, "--split", 0.7, "--split_by", "patient", "--seed", 3)
+    assert run.returncode == 0 and "10 slides have no TCGA barcode" in run.stdout
+    sides = [PatchIndex(index_path(tmp_path, f"patch_names_{side}.hdf5")) for side in ("train", "test")]
+    patients = [{Path(side.name(i)).parent.name[:12] for i in range(len(side))} for side in sides]
+    assert not patients[0] & patients[1] and {"TCGA-02-0001", "TCGA-02-0002"} <= patients[0] | patients[1]
     for share in ("0", "1"):
         assert "between 0 and 1" in tool("build_index.py", "--root", tmp_path, "--split", share).stderr
 
@@ -394,6 +448,13 @@ def test_pyramid_resamples_the_next_finer_level(pyramid):
     y, x = np.mgrid[100:228, 200:328]
     wave = np.sin((x * 3 + 1) / 37) * np.cos((y * 3 + 1) / 23)  # a patch pixel is 3 pixels of the finest level
     assert np.abs(patch[..., 1] - (120 + 50 * wave))[4:-4, 4:-4].max() < 3
+
+
+def test_a_large_level_becomes_a_thumbnail_strip_by_strip(pyramid, monkeypatch):
+    whole = np.asarray(slides.open_slide(pyramid, mpp=0.5).thumbnail(100)).astype(int)
+    monkeypatch.setattr(slides, "LARGE_LEVEL", 20_000)  # the smallest level has 400 x 300
+    strips = np.asarray(slides.open_slide(pyramid, mpp=0.5).thumbnail(100)).astype(int)
+    assert strips.shape == whole.shape == (75, 100, 3) and np.abs(strips - whole).max() < 12
 
 
 def test_near_resolutions_are_not_resampled(pyramid):

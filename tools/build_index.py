@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from array import array
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -18,6 +19,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
+import numpy as np
 from tqdm import tqdm
 
 from diffusion.cli import cores, positive_int, run, tool_parser
@@ -52,8 +54,6 @@ def build(out: Path, args: argparse.Namespace) -> None:
     found = {}
     for dataset in args.dataset or datasets_in(patches):
         names = listed(args.names, dataset) if args.names else scan(patches, dataset, args.size, bool(args.dataset))
-        if args.split is not None:  # what cannot be split is refused before anything is written
-            names = with_a_group(names, args.split_by)
         first = next(names, None)
         if first is not None:  # names go on being read while they are written: there may be millions
             found[f"{dataset}_{args.size}"] = tqdm(chain([first], names), desc=dataset, unit="patch", leave=False)
@@ -108,15 +108,6 @@ def listed(files: list[Path], dataset: str) -> Iterator[str]:
                     yield name
 
 
-def with_a_group(names: Iterator[str], by: str) -> Iterator[str]:
-    """The same names. Raises InputError for one without a slide or patient to go by."""
-    from diffusion.data.split import GROUPS
-
-    for name in names:
-        GROUPS[by](name)
-        yield name
-
-
 def split(index: Path, share: float, by: str, seed: int) -> None:
     """Write the train and the test index beside `index`, both or none of them."""
     from diffusion.data.index import all_names, index_keys, write_index
@@ -124,7 +115,8 @@ def split(index: Path, share: float, by: str, seed: int) -> None:
     from diffusion.files import written_aside
 
     group, keys = GROUPS[by], index_keys(index)
-    training = training_groups((group(name) for key in keys for name in all_names(index, key)), share, seed)
+    groups = {group(name) for key in keys for name in all_names(index, key)}
+    training = training_groups(groups, share, seed)
     sides = {"train": True, "test": False}
     with ExitStack() as together:
         for side, trains in sides.items():
@@ -135,13 +127,16 @@ def split(index: Path, share: float, by: str, seed: int) -> None:
             counts = write_index(target, names)
             print(f"{side}: " + ", ".join(f"{key} ({count})" for key, count in counts.items() if count))
     print(f"written: patch_names_train.hdf5, patch_names_test.hdf5 beside it; no {by} is in both")
+    slides = sum(not each.startswith("TCGA-") for each in groups)
+    if by == "patient" and slides:
+        print(f"{slides} slides have no TCGA barcode, which would name their patient: they were split by slide")
 
 
 def verify(index: Path, args: argparse.Namespace) -> int:
     """Check all that the index lists, print a table, list the faults; the exit code."""
     from diffusion.data.feature_store import open_features, probes
     from diffusion.data.features import LooseFeatures, features_folder
-    from diffusion.data.index import PatchIndex, all_names, index_keys, split_key, write_index
+    from diffusion.data.index import PatchIndex, all_names, index_keys, name_hash, split_key, write_index
     from diffusion.data.verify import Check
     from diffusion.data.verify import verify as check_all
     from diffusion.files import written_aside
@@ -158,13 +153,13 @@ def verify(index: Path, args: argparse.Namespace) -> int:
                 except MissingError:  # of some patches; others may have theirs
                     features = LooseFeatures(features_folder(args.root, args.features_dir), *where)
             check = Check(args.root, size, features)
-            wrong[key], kinds = set(), Counter()
+            wrong[key], kinds = array("Q"), Counter()
             checked = check_all(all_names(index, key), check, args.workers)
             for name, faults in tqdm(checked, total=len(patches), desc=key, unit="patch", leave=False):
                 kinds.update(fault.kind for fault in faults)
                 lines.writelines(f"{name}\t{fault.kind}\t{fault.reason}\n" for fault in faults)
                 if faults:
-                    wrong[key].add(name)
+                    wrong[key].append(name_hash(name))
             found = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
             print(
                 f"{key}: {len(patches)} patches, {len(patches) - len(wrong[key])} sound"
@@ -176,11 +171,21 @@ def verify(index: Path, args: argparse.Namespace) -> int:
     print(f"listed: {listing}")
     if args.prune:
         clean = index.with_name("patch_names_clean.hdf5")
-        counts = write_index(
-            clean, {key: (name for name in all_names(index, key) if name not in wrong[key]) for key in keys}
-        )
+        counts = write_index(clean, {key: without(all_names(index, key), wrong[key]) for key in keys})
         print(f"written: {clean}, {sum(counts.values())} patches")
     return 1
+
+
+def without(names: Iterator[str], hashes: array) -> Iterator[str]:
+    """The names whose hashes are none of these; eight bytes of memory for each that is."""
+    from diffusion.data.index import name_hash
+
+    left_out = np.sort(np.array(hashes, dtype=np.uint64))
+    for name in names:
+        wanted = np.uint64(name_hash(name))
+        i = int(left_out.searchsorted(wanted))
+        if i == len(left_out) or left_out[i] != wanted:
+            yield name
 
 
 def parse_args() -> argparse.Namespace:
@@ -196,7 +201,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--split_by", choices=("slide", "patient"), default="slide", help="what is never on both sides")
     parser.add_argument("--verify", action="store_true", help="check what the index lists, and build nothing")
     parser.add_argument("--images_only", action="store_true", help="verify the images, not the features")
-    parser.add_argument("--features_dir", help="folder of the features to verify [beside the images, else features]")
+    parser.add_argument(
+        "--features_dir", help="folder of the features to verify [beside the images, else features, else packed]"
+    )
     parser.add_argument("--vae_prefix", default="sd3_vae", help="ending of the latent files to verify")
     parser.add_argument("--ssl_prefix", default="uni", help="ending of the embedding files to verify")
     parser.add_argument("--workers", type=positive_int, default=cores(), help="processes that verify [one per core]")

@@ -2,12 +2,13 @@
 
 A patch whose two files are there and whole is passed over, so a run that was stopped, or killed, goes on where it was; under
 `accelerate launch` the processes share the patches, however many they were before. A patch that cannot be read or encoded is
-listed with the reason in features_wrong_<key>.txt beside the index, and the exit code is then 1; --on_error raise stops at it.
+listed with the reason in features_wrong_<key>_<endings>.txt beside the index, and the exit code is then 1; --on_error raise stops at it.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -61,7 +62,8 @@ def main() -> int:
     windows = "whole" if patch_size == args.size else f"in windows of {args.size} pixels"
     state.print(f"{key}: {len(index)} patches of {patch_size} pixels, encoded {windows}; {codec.name}, {embedder.name}")
     patches = Patches(index, files, state.process_index, state.num_processes)
-    workers = max(1, min(8, cores() // state.num_processes - 1)) if args.workers is None else args.workers
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes on this machine
+    workers = max(1, min(8, cores() // here - 1)) if args.workers is None else args.workers
     written, wrong = 0, []
     outcomes = extract(patches, codec, embedder, args.size, args.batch_size, workers)
     for outcome in tqdm(outcomes, total=len(patches), unit="patch", disable=not state.is_main_process):
@@ -79,7 +81,7 @@ def main() -> int:
     state.print(f"{written} patches written, {there - written} were there, {len(wrong)} left out")
     state.print(f"in {files.folder}: *_{vae_prefix}.npy, *_{ssl_prefix}.npy")
     if state.is_main_process:
-        list_wrong(path.with_name(f"features_wrong_{key}.txt"), wrong)
+        list_wrong(path.with_name(f"features_wrong_{key}_{vae_prefix}_{ssl_prefix}.txt"), wrong)
     return 1 if wrong else 0
 
 

@@ -78,6 +78,8 @@ def each_alone(work, paths: list[Path], workers: int) -> Iterator[tuple[Path, Sl
                 return process.submit(work, path).result()
             except BrokenProcessPool:
                 return InputError(f"{path}: the process that read it died; it is broken, or memory ran out")
+            except Exception as error:  # whatever a reader makes of a broken slide, the others go on
+                return InputError(f"{path}: {type(error).__name__}: {error}")
 
     with ThreadPoolExecutor(workers) as pool:
         waiting = {pool.submit(alone, path): path for path in paths}

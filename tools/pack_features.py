@@ -16,6 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
+import numpy as np
 from tqdm import tqdm
 
 from diffusion.cli import positive_int, run, tool_parser
@@ -29,11 +30,13 @@ from diffusion.data.features import (
     features_folder,
     is_valid,
     moments_shape,
+    read_made_by,
     write_feature,
 )
 from diffusion.data.index import PatchIndex, all_names, index_path
-from diffusion.data.packed import About, Packed, PackedFeatures
+from diffusion.data.packed import About, Packed
 from diffusion.errors import InputError
+from diffusion.files import locked
 
 EXAMPLES = """  python tools/pack_features.py --dataset_name tcga_diagnostic --workers 8
   python tools/pack_features.py --dataset_name demo --vae_prefix tiny_vae --ssl_prefix mobilenetv2
@@ -50,7 +53,8 @@ def main() -> int:
         return unpack(folder, args)
     if args.verify:
         return verify(folder)
-    return pack(folder, key, args)
+    with locked(folder / ".lock"):
+        return pack(folder, key, args)
 
 
 def pack(folder: Path, key: str, args: argparse.Namespace) -> int:
@@ -60,7 +64,9 @@ def pack(folder: Path, key: str, args: argparse.Namespace) -> int:
     some = probes(index, 0)
     where = (args.size, args.vae_prefix, args.ssl_prefix)
     loose = open_features(args.root, args.features_dir, key, some, *where, packed=False)
-    about = About(key, args.size, first_width(loose, some), args.vae_prefix, args.ssl_prefix)
+    noted = read_made_by(loose.folder, key)
+    made_by = {prefix: noted[prefix] for prefix in (args.vae_prefix, args.ssl_prefix) if prefix in noted}
+    about = About(key, args.size, first_width(loose, some), args.vae_prefix, args.ssl_prefix, made_by)
     packing.begin(folder, about)
     rows = max(1, int(args.shard_gb * 2**30 / about.patch_bytes))
     there = packed.count(folder)
@@ -104,35 +110,57 @@ def first_width(loose: LooseFeatures, names: list[str]) -> int:
 
 
 def verify(folder: Path) -> int:
-    """Read every chunk of every shard against its checksum; the exit code: 1 when one is damaged."""
-    PackedFeatures(folder, described(folder).patch_size)  # raises when it is packed in part
-    sound, damaged = 0, 0
+    """Read every chunk of every shard against its checksum, and the table against the shards; the exit code."""
+    described(folder)
+    table = packed.open_table(folder)
+    sound, wrong = 0, []
     for number in tqdm(packed.shards_of(folder), unit="shard"):
         try:
             sound += sum(1 for _ in packed.read_shard(packed.shard_path(folder, number)))
         except InputError as error:
-            damaged += 1
-            tqdm.write(str(error), file=sys.stderr)
-    print(f"{sound} patches in whole shards of {folder}; {damaged} shards damaged")
-    return 1 if damaged else 0
+            wrong.append(str(error))
+    try:
+        if not np.array_equal(packing.build_table(folder), table):
+            wrong.append(
+                f"{folder / packed.TABLE} does not tell what the shards hold; run tools/pack_features.py again"
+            )
+    except InputError as error:
+        wrong.append(str(error))
+    for line in dict.fromkeys(wrong):
+        print(line, file=sys.stderr)
+    print(f"{sound} patches read in {folder}; {'all sound' if not wrong else 'damaged'}")
+    return 1 if wrong else 0
 
 
 def unpack(folder: Path, args: argparse.Namespace) -> int:
-    """Write the loose files of every packed patch, but for those that are there and whole."""
+    """Write the loose files of every packed patch, but for those that are there and whole.
+
+    A damaged shard gives what can be read of it before the damage; the exit code is then 1.
+    """
     about = described(folder)
     target = features_folder(args.root, args.features_dir)
-    written = 0
+    written, there, wrong = 0, 0, 0
     for number in packed.shards_of(folder):
-        for patch in tqdm(packed.read_shard(packed.shard_path(folder, number)), unit="patch", leave=False):
-            latents, tokens = (feature_path(target, patch.name, p) for p in (about.vae_prefix, about.ssl_prefix))
-            if not is_valid(latents, moments_shape(about.patch_size)):
-                write_feature(latents, patch.moments)
-                written += 1
-            if not is_valid(tokens, patch.tokens.shape):
-                write_feature(tokens, patch.tokens)
-                written += 1
-    print(f"{written} files written below {target}; {2 * packed.count(folder) - written} were there")
-    return 0
+        try:
+            for patch in tqdm(packed.read_shard(packed.shard_path(folder, number)), unit="patch", leave=False):
+                latents, tokens = (feature_path(target, patch.name, p) for p in (about.vae_prefix, about.ssl_prefix))
+                kinds = (
+                    (latents, patch.moments, moments_shape(about.patch_size)),
+                    (tokens, patch.tokens, patch.tokens.shape),
+                )
+                for path, array, shape in kinds:
+                    if is_valid(path, shape):
+                        there += 1
+                    else:
+                        write_feature(path, array)
+                        written += 1
+        except InputError as error:
+            wrong += 1
+            tqdm.write(str(error), file=sys.stderr)
+    print(
+        f"{written} files written below {target}; {there} were there" + (f"; {wrong} shards damaged" if wrong else "")
+    )
+    return 1 if wrong else 0
 
 
 def described(folder: Path) -> About:

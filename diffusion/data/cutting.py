@@ -26,7 +26,7 @@ from diffusion.data.patches import patch_file, save_patch
 from diffusion.data.slides import Slide, open_slide
 from diffusion.data.tissue import MASK_SIDE, SlideMap, blur
 from diffusion.errors import InputError
-from diffusion.files import written_aside
+from diffusion.files import locked, written_aside
 
 WHOLE_SLIDE = (0.0, 0.0, 1.0, 1.0)
 # Why a square is no patch, in the order in which it is asked.
@@ -94,6 +94,7 @@ class SlideRecord:
     slide: str
     bytes: int  # of its file
     settings: dict
+    told: bool  # whether the file does not say its resolution, and image_mpp counts
     note: str  # which pixels were read, in words
     patches: int
     dropped: dict[str, int] = field(default_factory=dict)  # by reason
@@ -105,10 +106,19 @@ def cut_slide(path: Path, cohort: Path, settings: CutSettings, show: Callable[[I
     """Write the patches of one slide, its picture and its record into a cohort's folder; one that has them is left alone.
 
     show: wraps the squares to be read, for a progress bar.
-    Raises InputError for a slide that cannot be read, or was cut with other settings; nothing of it is left then.
+    Raises InputError for a slide that cannot be read, was cut with other settings, or is being cut by another process;
+    nothing of it is left then.
     """
+    about = cohort / f"slides_{settings.grid.size}"
+    with locked(about / f".{path.stem}.lock"):
+        return _cut_slide(path, cohort, about, settings, show)
+
+
+def _cut_slide(
+    path: Path, cohort: Path, about: Path, settings: CutSettings, show: Callable[[Iterable], Iterable]
+) -> SlideRecord:
     size = settings.grid.size
-    folder, about = cohort / f"single_{size}" / path.stem, cohort / f"slides_{size}"
+    folder = cohort / f"single_{size}" / path.stem
     done = finished_record(path, folder, about, settings)
     if done is not None:
         return done
@@ -119,7 +129,7 @@ def cut_slide(path: Path, cohort: Path, settings: CutSettings, show: Callable[[I
         with closing(open_slide(path, settings.mpp, settings.image_mpp)) as slide:
             thumbnail = slide.thumbnail(MASK_SIDE)
             fates = _cut(slide, SlideMap.of(thumbnail, slide.width, slide.height), aside, settings, show)
-            width, height, note = slide.width, slide.height, slide.note
+            width, height, note, told = slide.width, slide.height, slide.note, slide.told
         about.mkdir(parents=True, exist_ok=True)
         scale = thumbnail.width / width
         squares = [((cell.x * scale, cell.y * scale), fate) for cell, fate in fates.items()]
@@ -131,6 +141,7 @@ def cut_slide(path: Path, cohort: Path, settings: CutSettings, show: Callable[[I
             path.name,
             path.stat().st_size,
             _plain(settings),
+            told,
             f"{width}x{height}, {note}{fits}",
             len(fates) - dropped.total(),
             dict(dropped),
@@ -161,7 +172,7 @@ def finished_record(path: Path, folder: Path, about: Path, settings: CutSettings
     asked = {**_plain(settings), "bytes": path.stat().st_size if path.is_file() else record.bytes}
     had = {**record.settings, "bytes": record.bytes}
     for name in asked:
-        if asked[name] != had.get(name):
+        if asked[name] != had.get(name) and (record.told or name != "image_mpp"):
             raise InputError(
                 f"{path.name} was cut with {name} {had.get(name)} before, and now {asked[name]} is asked for; "
                 f"take another --cohort, or delete {folder} and {file}"

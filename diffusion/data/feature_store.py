@@ -46,6 +46,8 @@ def open_features(
     Raises MissingError naming every place looked at.
     """
     names = list(names)
+    if not names:  # an empty key, of which nothing will be read
+        return LooseFeatures(features_folder(root, features_dir), patch_size, vae_prefix, ssl_prefix)
     candidates = [None, OLDER_FEATURES_DIR, PACKED_DIR] if features_dir is None else [features_dir]
     looked = []
     for candidate in candidates:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +40,22 @@ def feature_path(folder: Path, patch_name: str, prefix: str) -> Path:
 def features_folder(root: Path, features_dir: str | Path | None) -> Path:
     """Where features go: beside the images, or in a folder of their own (relative to ROOT)."""
     return root / "patches" if features_dir is None else root / features_dir
+
+
+def made_by_file(folder: Path, key: str) -> Path:
+    """The record of how the features of an index key in `folder` were made."""
+    return folder / "metadata" / f"features_{key}.json"
+
+
+def read_made_by(folder: Path, key: str) -> dict[str, dict[str, Any]]:
+    """Weights and window by prefix, as extraction noted them; nothing where it noted nothing. Raises InputError."""
+    path = made_by_file(folder, key)
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise InputError(f"{path} is no record of features ({error}); delete it") from error
 
 
 def moments_shape(size: int) -> tuple[int, int, int]:
@@ -134,19 +152,21 @@ def _opened(path: Path, shape: tuple[int | None, ...]) -> Iterator[tuple[int, tu
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error})") from error
     try:
-        header = os.read(file, FIRST_READ)
         try:
+            header, size = os.read(file, FIRST_READ), os.fstat(file).st_size
             found, dtype, offset = _parse_header(header)
+        except OSError as error:  # a folder, or a network drive
+            raise InputError(f"{path} cannot be read ({error})") from error
         except ValueError as error:
             raise InputError(f"{path} is not a whole .npy file ({error}); delete it and extract again") from None
         fits = len(found) == len(shape) and all(want in (None, got) for want, got in zip(shape, found, strict=True))
         if not fits or dtype != np.float16:
             wanted = ", ".join("D" if n is None else str(n) for n in shape)
             raise InputError(f"{path} holds {dtype} {found}: expected float16 ({wanted}); extract this patch again")
-        if os.fstat(file).st_size != offset + 2 * math.prod(found):
+        expected = offset + 2 * math.prod(found)
+        if size != expected:
             raise InputError(
-                f"{path} is not a whole .npy file ({os.fstat(file).st_size} bytes, expected {offset + 2 * math.prod(found)}); "
-                "delete it and extract again"
+                f"{path} is not a whole .npy file ({size} bytes, expected {expected}); delete it and extract again"
             )
         yield file, found, offset
     finally:

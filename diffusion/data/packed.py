@@ -17,8 +17,9 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -32,7 +33,7 @@ PACKED_DIR = "packed"
 FORMAT = 1
 ABOUT, TABLE = "packed.json", "table.npy"
 CELLS = WINDOW // LATENT_FACTOR  # latent cells a side of a chunk
-OPEN_SHARDS = 128  # files that one process keeps open: half of what a process may open by default on some systems
+OPEN_SHARDS = 512  # files that one process keeps open of a key, where the system lets it open twice as many
 ROW_BITS = 32
 
 
@@ -50,6 +51,9 @@ class About:
     embedding_width: int
     vae_prefix: str
     ssl_prefix: str
+    made_by: dict[str, dict[str, Any]] = field(
+        default_factory=dict
+    )  # weights and window, by prefix, as extraction notes
     format: int = FORMAT
 
     @property
@@ -77,10 +81,11 @@ def read_about(folder: Path) -> About | None:
 
 
 class Shard(NamedTuple):
-    """An open shard: its file, which must stay open, and the data sets in it."""
+    """An open shard: its file, which must stay open, the hashes of its names, and the data sets in it."""
 
     file: h5py.File
     path: Path
+    hashes: np.ndarray
     latents: h5py.Dataset
     tokens: h5py.Dataset
 
@@ -115,8 +120,7 @@ class PackedFeatures:
             raise InputError(
                 f"{self.folder} holds patches of {about.patch_size} pixels, expected {self.patch_size}; name another folder"
             )
-        if not (self.folder / TABLE).is_file():
-            raise InputError(f"{self.folder} is packed in part; run tools/pack_features.py to its end")
+        open_table(self.folder)
         self._width = about.embedding_width
 
     def moments(self, name: str, rows: slice = EVERYTHING, columns: slice = EVERYTHING) -> np.ndarray:
@@ -158,7 +162,7 @@ class PackedFeatures:
     def _find(self, name: str) -> tuple[Shard, int]:
         """The shard and row of a patch."""
         if self._owner != os.getpid():
-            self._shards, self._table, self._owner = OrderedDict(), _open_table(self.folder), os.getpid()
+            self._shards, self._table, self._owner = OrderedDict(), open_table(self.folder), os.getpid()
         hashes, places = self._table
         wanted = np.uint64(name_hash(name))
         i = int(hashes.searchsorted(wanted))
@@ -168,12 +172,15 @@ class PackedFeatures:
         if number in self._shards:
             self._shards.move_to_end(number)
         else:
-            if len(self._shards) >= OPEN_SHARDS:
+            if len(self._shards) >= _open_at_once():
                 self._shards.popitem(last=False)[1].file.close()
             path = shard_path(self.folder, number)
             file = open_shard(path)
-            self._shards[number] = Shard(file, path, file["latents"], file["tokens"])
-        return self._shards[number], row
+            self._shards[number] = Shard(file, path, _hashes(file, path), file["latents"], file["tokens"])
+        shard = self._shards[number]
+        if row >= len(shard.hashes) or shard.hashes[row] != wanted:  # a shard was deleted and written anew
+            raise InputError(f"{self.folder / TABLE} is older than {shard.path}; run tools/pack_features.py to its end")
+        return shard, row
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_shards": OrderedDict(), "_table": None, "_owner": -1}
@@ -190,7 +197,7 @@ def open_shard(path: Path) -> h5py.File:
     try:
         return h5py.File(path, "r", rdcc_nbytes=0)  # a chunk is a crop, and is read once
     except OSError as error:
-        raise _damaged(path, error) from error
+        raise _unreadable(path, error) from error
 
 
 def shards_of(folder: Path) -> list[int]:
@@ -205,23 +212,35 @@ def count(folder: Path) -> int:
 
 def hashes_of(folder: Path, number: int) -> np.ndarray:
     """The hashes, uint64 (n,), of the names in a shard, in row order."""
-    with open_shard(shard_path(folder, number)) as file:
+    path = shard_path(folder, number)
+    with open_shard(path) as file:
+        return _hashes(file, path)
+
+
+def _hashes(file: h5py.File, path: Path) -> np.ndarray:
+    try:
         return file["hashes"][:]
+    except (OSError, KeyError) as error:
+        raise _unreadable(path, error) from error
 
 
 def read_shard(path: Path) -> Iterator[Packed]:
     """Every patch of a shard, whole, with the checksum of every chunk tested. Raises InputError for a damaged one."""
     with open_shard(path) as file:
         try:
-            names = file["names"].asstr()[:]
-            for row, name in enumerate(names):
+            names, hashes = file["names"].asstr()[:], file["hashes"][:]
+            for row, (name, hashed) in enumerate(zip(names, hashes, strict=True)):
+                if name_hash(name) != int(hashed):
+                    raise OSError(f"the name of row {row} is not the one that was packed")
                 yield Packed(name, file["latents"][row], file["tokens"][row])
-        except (OSError, KeyError) as error:
-            raise _damaged(path, error) from error
+        except (OSError, KeyError, ValueError) as error:
+            raise _unreadable(path, error) from error
 
 
-def _open_table(folder: Path) -> np.ndarray:
-    """The table, mapped: a look-up touches a few pages of it, which all processes share."""
+def open_table(folder: Path) -> np.ndarray:
+    """The table, mapped: a look-up touches a few pages of it, which all processes share. Raises InputError without one."""
+    if not (folder / TABLE).is_file():
+        raise InputError(f"{folder} is packed in part; run tools/pack_features.py to its end")
     try:
         table = np.load(folder / TABLE, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
@@ -236,7 +255,7 @@ def _read_row(shard: Shard, data: h5py.Dataset, row: int) -> np.ndarray:
     try:
         return data[row]
     except OSError as error:
-        raise _damaged(shard.path, error) from error
+        raise _unreadable(shard.path, error) from error
 
 
 def _read_chunk(shard: Shard, data: h5py.Dataset, offset: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
@@ -245,8 +264,22 @@ def _read_chunk(shard: Shard, data: h5py.Dataset, offset: tuple[int, ...], shape
         _, content = data.id.read_direct_chunk(offset)
         return np.frombuffer(content, np.float16, math.prod(shape)).reshape(shape)
     except (OSError, RuntimeError, ValueError) as error:
-        raise _damaged(shard.path, error) from error
+        raise _unreadable(shard.path, error) from error
 
 
-def _damaged(path: Path, reason: Exception) -> InputError:
-    return InputError(f"{path} is damaged ({reason}); delete it and run tools/pack_features.py again")
+def _unreadable(path: Path, reason: Exception) -> InputError:
+    return InputError(
+        f"{path} cannot be read ({reason}); if it is damaged, and the loose features are there, delete it and run "
+        "tools/pack_features.py again"
+    )
+
+
+@lru_cache(maxsize=1)
+def _open_at_once() -> int:
+    """How many shards to keep open: fewer where a process may not open many files."""
+    try:
+        import resource
+
+        return max(8, min(OPEN_SHARDS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
+    except ImportError:  # Windows
+        return 128

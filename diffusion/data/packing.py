@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -81,8 +82,7 @@ def read_patches(
 def write_shard(folder: Path, number: int, about: About, patches: Iterator[Packed], rows: int) -> int:
     """Write a shard of at most `rows` patches aside, read it back, compare, and put it in place; how many they were.
 
-    One patch is in memory at a time. No patch, no shard. Raises InputError when the disk gives back anything but what
-    was written.
+    No patch, no shard. Raises InputError when the disk gives back anything but what was written.
     """
     first = next(patches, None)
     if first is None:
@@ -102,6 +102,10 @@ def write_shard(folder: Path, number: int, about: About, patches: Iterator[Packe
                 data.resize(len(names), axis=0)
             file.create_dataset("names", data=names, dtype=h5py.string_dtype())
             file.create_dataset("hashes", data=np.array([name_hash(name) for name in names], dtype=np.uint64))
+        with open(temporary, "rb+") as written:
+            os.fsync(written.fileno())
+            if hasattr(os, "posix_fadvise"):  # so that it is read from the disk, not from memory
+                os.posix_fadvise(written.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         for patch, digest in zip(read_shard(temporary), digests, strict=True):
             if _digest(patch) != digest:
                 raise InputError(f"{path}: {patch.name} does not read back as it was written; check the disk")
@@ -115,7 +119,15 @@ def _create(file: h5py.File, name: str, rows: int, shape: tuple[int, ...], chunk
 
 
 def write_table(folder: Path) -> int:
-    """Write the sorted table of where every name is; the number of names. Takes some 40 bytes of memory a name.
+    """Write the sorted table of where every name is; the number of names. Raises as build_table does."""
+    table = build_table(folder)
+    with written_aside(folder / TABLE) as temporary, open(temporary, "wb") as file:
+        np.save(file, table)
+    return table.shape[1]
+
+
+def build_table(folder: Path) -> np.ndarray:
+    """uint64 (2, n): where every name of the shards is, by their sorted hashes. Takes some 40 bytes of memory a name.
 
     Raises InputError when two names share a hash, or one is packed twice.
     """
@@ -127,9 +139,7 @@ def write_table(folder: Path) -> int:
     table = np.stack([hashes[order], places[order]])
     if (table[0, 1:] == table[0, :-1]).any():
         raise InputError(f"{folder}: two packed names are one, or share a hash; delete the last shard and pack again")
-    with written_aside(folder / TABLE) as temporary, open(temporary, "wb") as file:
-        np.save(file, table)
-    return len(hashes)
+    return table
 
 
 def _digest(patch: Packed) -> bytes:

@@ -5,7 +5,6 @@ Coordinates here are pixels at that resolution unless a name says otherwise.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ SLIDE_SUFFIXES = frozenset(
     (".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".czi", ".dcm")
 )
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp"))
+LARGE_LEVEL = 64_000_000  # pixels of a level that is not read at once, 256 MB
 SAME_RESOLUTION = 0.05  # resolutions nearer than this are one: microscopes differ by as much, and resampling blurs
 
 
@@ -29,6 +29,7 @@ class Slide(Protocol):
     width: int
     height: int
     note: str  # which resolution was read, in words
+    told: bool  # whether the file does not say its resolution
 
     def read(self, x: int, y: int, size: int) -> Image.Image:
         """The RGB square with top-left pixel x, y."""
@@ -50,12 +51,26 @@ def open_slide(path: Path, mpp: float, image_mpp: float | None = None) -> Slide:
     if not path.is_file():
         raise MissingError(f"no slide at {path}")
     if openslide.OpenSlide.detect_format(path) is None:
+        if path.suffix.lower() in SLIDE_SUFFIXES and image_mpp is None and _is_image(path):
+            raise InputError(
+                f"{path} is no slide that OpenSlide knows, but an image; give its microns per pixel with --image_mpp"
+            )
         return PlainImage(path, mpp, image_mpp)
     return PyramidSlide(path, mpp, image_mpp)
 
 
+def _is_image(path: Path) -> bool:
+    try:
+        with Image.open(path):
+            return True
+    except (OSError, SyntaxError, Image.DecompressionBombError):
+        return False
+
+
 class PlainImage:
     """An image that Pillow reads, held in memory."""
+
+    told = True
 
     def __init__(self, path: Path, mpp: float, image_mpp: float | None):
         try:
@@ -99,6 +114,7 @@ class PyramidSlide:
         except openslide.OpenSlideError as error:
             raise InputError(f"{path} cannot be opened ({error})") from error
         self._path = path
+        self.told = not _says_mpp(self._slide.properties)
         native = slide_mpp(path, self._slide.properties, own_mpp)
         wanted = shrink_factor(path, native, mpp)
         # The coarsest level that is not coarser than wanted, give or take what counts as the same.
@@ -131,10 +147,26 @@ class PyramidSlide:
     def thumbnail(self, side: int) -> Image.Image:
         import openslide
 
+        width, height = self._slide.level_dimensions[-1]
         try:
-            return self._slide.get_thumbnail((side, side)).convert("RGB")
+            if width * height <= LARGE_LEVEL:
+                return self._slide.get_thumbnail((side, side)).convert("RGB")
+            return self._thumbnail_in_strips(side, width, height)
         except openslide.OpenSlideError as error:
             raise InputError(f"{self._path} cannot be read ({error})") from error
+
+    def _thumbnail_in_strips(self, side: int, width: int, height: int) -> Image.Image:
+        """Of a slide without a small level: strips of the smallest one, shrunk one by one; whole, it might fill the memory."""
+        factor = max(width, height) / side
+        small = Image.new("RGB", (max(1, round(width / factor)), max(1, round(height / factor))))
+        down, level = self._slide.level_downsamples[-1], self._slide.level_count - 1
+        rows = max(1, int(LARGE_LEVEL / width / factor))  # of the small picture, in a strip
+        for top in range(0, small.height, rows):
+            bottom = min(top + rows, small.height)
+            first, last = round(top * height / small.height), round(bottom * height / small.height)
+            strip = self._slide.read_region((0, round(first * down)), level, (width, last - first))
+            small.paste(_on_white(strip).resize((small.width, bottom - top), Image.Resampling.BOX), (0, top))
+        return small
 
     def close(self) -> None:
         self._slide.close()
@@ -145,19 +177,23 @@ def slide_mpp(path: Path, properties: Mapping[str, str], told: float | None = No
 
     Raises InputError when neither says, or the pixels are not square.
     """
-    try:
-        across, down = float(properties["openslide.mpp-x"]), float(properties["openslide.mpp-y"])
-    except (KeyError, ValueError):
-        across = down = math.nan
-    if not (across > 0 and down > 0):
+    if not _says_mpp(properties):
         if told is None:
             raise InputError(
                 f"{path} does not say its resolution (openslide.mpp-x and -y); give its microns per pixel with --image_mpp"
             )
         return told
+    across, down = float(properties["openslide.mpp-x"]), float(properties["openslide.mpp-y"])
     if not _same(across / down):
         raise InputError(f"{path} has pixels of {across:.4g} x {down:.4g} um; only square ones can be used")
     return (across + down) / 2
+
+
+def _says_mpp(properties: Mapping[str, str]) -> bool:
+    try:
+        return float(properties["openslide.mpp-x"]) > 0 and float(properties["openslide.mpp-y"]) > 0
+    except (KeyError, ValueError):
+        return False
 
 
 def shrink_factor(path: Path, native_mpp: float, mpp: float) -> float:
@@ -215,12 +251,21 @@ def _slides_at(path: Path) -> list[Path]:
     found = [
         Path(folder) / name
         for folder, _, names in os.walk(path)
-        for name in names
-        if Path(name).suffix.lower() in known and not name.startswith(".")
+        for name in _one_a_slide([name for name in names if not name.startswith(".")])
+        if Path(name).suffix.lower() in known
     ]
     if not found:
         raise MissingError(f"--slides: no slide or image in {path}; known are {', '.join(sorted(known))}")
     return sorted(found, key=lambda file: natural_key(file.as_posix()))
+
+
+def _one_a_slide(names: list[str]) -> list[str]:
+    """Of the files in one folder those that stand for a slide: a DICOM slide has a file for each of its levels, of which
+    OpenSlide finds the others; JPEGs beside a .vms or .vmu are its tiles."""
+    kinds = {name: Path(name).suffix.lower() for name in names}
+    dicom = sorted(name for name in names if kinds[name] == ".dcm")[1:]
+    tiles = {".jpg", ".jpeg"} if {".vms", ".vmu"} & set(kinds.values()) else set()
+    return [name for name in names if name not in dicom and kinds[name] not in tiles]
 
 
 def _listed(file: Path) -> list[Path]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -52,6 +52,15 @@ def verify(names: Iterable[str], check: Check, workers: int) -> Iterator[tuple[s
         yield from ((name, check.faults(name)) for name in names)
         return
     remaining = iter(names)
-    with multiprocessing.Pool(workers) as pool:
+    with ProcessPoolExecutor(workers, initializer=_start, initargs=(check,)) as pool:
         while part := list(islice(remaining, NAMES_AT_ONCE)):
-            yield from zip(part, pool.imap(check.faults, part, chunksize=16), strict=True)
+            yield from zip(part, pool.map(_faults, part, chunksize=16), strict=True)
+
+
+def _start(check: Check) -> None:
+    global _check  # of this worker: its open files serve all names
+    _check = check
+
+
+def _faults(name: str) -> list[Fault]:
+    return _check.faults(name)

@@ -18,7 +18,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from diffusion.data.crops import WINDOW, tokens_per_image
 from diffusion.data.datasets.pan_cancer import LARGE_PATCH
-from diffusion.data.features import feature_path, features_folder, is_valid, moments_shape, write_feature
+from diffusion.data.features import (
+    feature_path,
+    features_folder,
+    is_valid,
+    made_by_file,
+    moments_shape,
+    read_made_by,
+    write_feature,
+)
 from diffusion.data.index import PatchIndex, index_keys
 from diffusion.data.patches import read_patch
 from diffusion.encoders.embedders import PatchEmbedder
@@ -76,19 +84,13 @@ class FeatureFiles:
         write_feature(latents_path, moments.cpu().numpy())
         write_feature(tokens_path, tokens.cpu().numpy())
 
-    def claim(self, key: str, made_by: dict[str, dict[str, Any]]) -> Path | None:
-        """Hold how the features of each prefix are made against the record of earlier runs; the record, unless it has all.
+    def claim(self, key: str, made_by: dict[str, dict[str, Any]]) -> None:
+        """Hold how the features of each prefix are made against the record of earlier runs, and add to it.
 
         The names of feature files say nothing of the window or the weights, and files of two kinds must not mix.
         Raises InputError naming the first difference.
         """
-        path = self.folder / "metadata" / f"features_{key}.json"
-        try:
-            before = json.loads(path.read_text())
-        except FileNotFoundError:
-            before = {}
-        except ValueError as error:
-            raise InputError(f"{path} is no record of features ({error}); delete it") from error
+        path, before = made_by_file(self.folder, key), read_made_by(self.folder, key)
         for prefix, made in made_by.items():
             for what, value in made.items():
                 had = before.get(prefix, {}).get(what, value)
@@ -98,11 +100,8 @@ class FeatureFiles:
                         "give other endings (--vae_prefix, --ssl_prefix) or another --features_dir, "
                         f"or delete those files and {path}"
                     )
-        if before == (after := {**before, **made_by}):
-            return None
         with written_aside(path) as temporary:
-            temporary.write_text(json.dumps(after, indent=1))
-        return path
+            temporary.write_text(json.dumps({**before, **made_by}, indent=1))
 
 
 class Patch(NamedTuple):
