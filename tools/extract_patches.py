@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -22,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 from tqdm import tqdm
 
 from diffusion.cli import cores, positive_int, run, tool_parser
-from diffusion.data.cutting import REASONS, WHOLE_SLIDE, CutSettings, Grid, SlideRecord, cut_slide
+from diffusion.data.cutting import REASONS, WHOLE_SLIDE, CutSettings, Grid, SlideRecord, cut_slide, finished_record
 from diffusion.data.slides import find_slides
 from diffusion.errors import InputError
 
@@ -40,10 +41,13 @@ def main() -> int:
     paths = find_slides(args.slides)
     cohort = (args.out or args.root / "patches") / args.dataset / args.cohort
     work = partial(cut, cohort=cohort, settings=settings, show=min(args.workers, len(paths)) == 1)
+    before = {path: look_up(path, cohort, settings) for path in paths}
+    waiting = [path for path in paths if before[path] is None]
+    done = ((path, outcome) for path, outcome in before.items() if outcome is not None)
     records: dict[Path, SlideRecord] = {}
     failures: dict[Path, str] = {}
     for path, outcome in tqdm(
-        each_alone(work, paths, args.workers), total=len(paths), unit="slide", disable=len(paths) == 1
+        chain(done, each_alone(work, waiting, args.workers)), total=len(paths), unit="slide", disable=len(paths) == 1
     ):
         if isinstance(outcome, SlideRecord):
             records[path] = outcome
@@ -53,6 +57,14 @@ def main() -> int:
     print_table([records[path] for path in paths if path in records], failures)
     print(f"pictures and records: {cohort / f'slides_{args.size}'}")
     return 1 if failures else 0
+
+
+def look_up(path: Path, cohort: Path, settings: CutSettings) -> SlideRecord | InputError | None:
+    """The record of a slide that is finished, or why it cannot go on; None for one to cut. No process is needed for that."""
+    try:
+        return finished_record(path, cohort, settings)
+    except InputError as error:
+        return error
 
 
 def cut(path: Path, cohort: Path, settings: CutSettings, show: bool) -> SlideRecord | InputError | OSError:

@@ -109,20 +109,21 @@ def cut_slide(path: Path, cohort: Path, settings: CutSettings, show: Callable[[I
     Raises InputError for a slide that cannot be read, was cut with other settings, or is being cut by another process;
     nothing of it is left then.
     """
-    about = cohort / f"slides_{settings.grid.size}"
+    folder, about = folders(path, cohort, settings)
     with locked(about / f".{path.stem}.lock"):
-        return _cut_slide(path, cohort, about, settings, show)
+        return finished_record(path, cohort, settings) or _cut_slide(path, folder, about, settings, show)
+
+
+def folders(path: Path, cohort: Path, settings: CutSettings) -> tuple[Path, Path]:
+    """Where the patches of a slide go, and where its picture and record do."""
+    size = settings.grid.size
+    return cohort / f"single_{size}" / path.stem, cohort / f"slides_{size}"
 
 
 def _cut_slide(
-    path: Path, cohort: Path, about: Path, settings: CutSettings, show: Callable[[Iterable], Iterable]
+    path: Path, folder: Path, about: Path, settings: CutSettings, show: Callable[[Iterable], Iterable]
 ) -> SlideRecord:
-    size = settings.grid.size
-    folder = cohort / f"single_{size}" / path.stem
-    done = finished_record(path, folder, about, settings)
-    if done is not None:
-        return done
-    began = time.perf_counter()
+    began, size = time.perf_counter(), settings.grid.size
     aside = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
     try:
@@ -156,8 +157,9 @@ def _cut_slide(
     return record
 
 
-def finished_record(path: Path, folder: Path, about: Path, settings: CutSettings) -> SlideRecord | None:
+def finished_record(path: Path, cohort: Path, settings: CutSettings) -> SlideRecord | None:
     """The record of a slide that is cut already, else None. Raises InputError when it was cut otherwise."""
+    folder, about = folders(path, cohort, settings)
     file = about / f"{path.stem}.json"
     if not file.is_file():
         if folder.is_dir():
