@@ -168,6 +168,7 @@ class TestIndex:
             writer.kill()
         assert path.read_bytes() == before and list(all_names(path, "a_1024")) == ["a/0", "a/1"]
         assert write_index(path, {"a_1024": ["a/2"]}, before=path) == {"a_1024": 1}
+        assert list(path.parent.iterdir()) == [path]  # the half file is gone with it
 
     @pytest.mark.parametrize("same", [False, True])
     def test_a_name_that_comes_twice_is_refused(self, path, monkeypatch, same):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -82,6 +83,22 @@ def test_a_group_of_images_is_encoded_as_its_images_alone(mobilenet_weights):
             found = moments[image, :, 32 * row : 32 * row + 32, 32 * column : 32 * column + 32]
             assert (found - alone).abs().max() < 1e-4 * alone.abs().max()
             assert (tokens[image, window] - embedder.embed(part)[0]).abs().max() < 1e-4
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives memory back at once")
+def test_freed_memory_is_kept():
+    """The second array of a size comes without a page fault; without the call every page of it is mapped anew."""
+    code = (
+        "import resource, sys, numpy as np; from diffusion.memory import keep_freed_memory\n"
+        "if sys.argv[1] == 'keep': assert keep_freed_memory()\n"
+        "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "np.ones(2**26, np.uint8); before = faults(); np.ones(2**26, np.uint8); print(faults() - before)"
+    )
+    kept, given_back = (
+        int(subprocess.run([sys.executable, "-c", code, mode], cwd=REPOSITORY, capture_output=True, check=True).stdout)
+        for mode in ("keep", "leave")
+    )
+    assert kept < 10 < given_back
 
 
 def test_two_processes_and_one_write_the_same_files(root, options):

@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 
 from diffusion.errors import InputError, MissingError
-from diffusion.files import written_aside
+from diffusion.files import locked, written_aside
 
 INDEX_FOLDER = Path("patches/metadata")
 DEFAULT_INDEX = "patch_names_all.hdf5"
@@ -135,8 +135,16 @@ def write_index(path: Path, names_by_key: Mapping[str, Iterable[str]], before: P
 
     Names may come from generators: some thousands are in memory at a time, and eight bytes of each for the check that
     none comes twice. A key without names is left out. before: an index whose other keys are taken over.
-    Returns the number of names under each new key. Raises InputError for a name that comes twice.
+    Returns the number of names under each new key. Raises InputError for a name that comes twice, or when another
+    process writes the same index.
     """
+    with locked(path.with_name(f".{path.name}.lock")):
+        for left in path.parent.glob(f".{path.name}.*.tmp"):  # gigabytes of a run that was killed
+            left.unlink()
+        return _write_index(path, names_by_key, before)
+
+
+def _write_index(path: Path, names_by_key: Mapping[str, Iterable[str]], before: Path | None) -> dict[str, int]:
     with written_aside(path) as temporary, h5py.File(temporary, "w") as file:
         counts = {key: _write_names(file, key, names) for key, names in names_by_key.items()}
         if before is not None:
