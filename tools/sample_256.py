@@ -41,6 +41,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--sampling_algo", choices=ALGORITHMS, default="dpm-solver", help="the solver")
     add("--data_root", type=Path, help="folder of patches/ and features/ [--root if given, else the run's]")
     add("--patch_names_file", help="index of the patches that condition [the run's]")
+    add("--features_dir", help="folder of their features below the root, such as patches or packed [the run's]")
     add("--subset_keys", nargs="+", help="keys of that index [the run's]")
     add("--vae", help="diffusers folder or embedded name that decodes [the run's]")
     add("--format", choices=("png", "jpeg"), default="png", help="png is lossless; never score jpeg")
@@ -67,7 +68,8 @@ def main() -> None:
         config = dataclasses.replace(config, vae_pretrained=args.vae, scale_factor=None, shift_factor=None)
     root = args.data_root or args.root or config.data_root
     arguments = {**config.data_arguments, "root": root}
-    arguments["patch_names_file"] = args.patch_names_file or arguments["patch_names_file"]
+    for name in ("patch_names_file", "features_dir"):
+        arguments[name] = getattr(args, name) or arguments[name]
     conditions = open_conditions(arguments, args.subset_keys)
     codec = load_codec(config, state.device, args.root or config.data_root)
     make = ImageMaker(
