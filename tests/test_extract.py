@@ -21,6 +21,7 @@ from diffusion.data.index import index_path, write_index
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import LatentCodec
 from diffusion.engine.extract import cut, embed, encode, join
+from diffusion.files import locked
 from tools.extract_features import main
 
 EXTRACT = "tools/extract_features.py"
@@ -147,6 +148,12 @@ def test_killed_at_any_moment_no_file_is_torn_and_the_next_run_ends_it(root, opt
         now, then = read_moments(path, 256), expected[str(path.relative_to(root))]
         then = np.frombuffer(then[128:], np.float16).reshape(32, 32, 32)
         assert np.abs(now.astype(np.float32) - then).max() <= 1e-3 * np.abs(then).max()
+
+
+def test_two_runs_at_once_are_refused(root, options):
+    with locked(root / "patches/metadata/.features_patch_names_all_small_256_tiny_vae_mobilenetv2.lock"):
+        done = in_process(main, *options)
+    assert done.returncode == 2 and "another process is at work here" in done.stderr and not features(root)
 
 
 def spoilt_features(root: Path) -> dict[str, bytes]:

@@ -14,7 +14,7 @@ import torch
 from conftest import REPOSITORY, WIDTH, in_process
 
 from diffusion.data import packed
-from diffusion.data.datasets.pan_cancer import PanCancerData, PanCancerDataLowRes
+from diffusion.data.datasets.pan_cancer import PanCancerData, PanCancerDataLowRes, build_dataset
 from diffusion.data.features import feature_path, made_by_file, write_feature
 from diffusion.data.index import all_names, index_path, write_index
 from diffusion.data.loader import training_loader
@@ -89,6 +89,25 @@ def test_names_the_index_gains_go_to_further_shards(packed_root, folder):
     assert {name: (folder / name).read_bytes() for name in before} == before
     loose, together = PanCancerData(packed_root, 1024), PanCancerData(packed_root, 1024, features_dir="packed")
     assert all(torch.equal(loose[Draw(i, 0)].latent, together[Draw(i, 0)].latent) for i in range(4))
+
+
+def test_a_packed_set_that_is_not_complete_is_refused_at_once(packed_root):
+    names = list(all_names(index_path(packed_root), "set_1024"))
+    write_index(index_path(packed_root), {"set_1024": [*names, "set/brca/single_1024/slide_9/0_0.jpeg"]})
+    arguments = {"root": packed_root, "resolution": 256, "features_dir": "packed"}
+    with pytest.raises(InputError, match="set_1024 has 4 patches, and .* only 3; run tools/pack_features.py"):
+        build_dataset("PanCancerDataLowRes", **arguments)
+    assert len(build_dataset("PanCancerDataLowRes", on_error="skip", **arguments)) == 64
+
+
+def test_loose_files_that_changed_since_are_found(packed_root):
+    verify = (*PACK, "--root", packed_root, "--verify")
+    name = next(all_names(index_path(packed_root), "set_1024"))
+    write_feature(feature_path(packed_root / "patches", name, "uni"), np.ones((16, WIDTH)))
+    done = in_process(*verify)
+    assert done.returncode == 1 and "shard_00000.hdf5: 1 patches differ from their loose files" in done.stderr
+    feature_path(packed_root / "patches", name, "uni").unlink()
+    assert in_process(*verify).returncode == 0
 
 
 def test_a_killed_run_loses_one_shard_at_most(feature_root, folder):

@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -157,7 +159,7 @@ def test_a_broken_slide_does_not_stop_the_others(png, cut, tmp_path):
     (png.parent / "notes.md").write_text("no slide, and not taken for one")
     run = cut(png.parent, "--workers", 2)
     assert run.returncode == 1
-    assert "broken.svs is neither a slide nor an image" in run.stdout and "cut.png is neither" in run.stdout
+    assert "broken.svs cannot be opened as a slide: it is damaged" in run.stdout and "cut.png is neither" in run.stdout
     assert "notes.md" not in run.stdout
     assert {name.split("/")[3] for name in names(tmp_path / "patches") if "single_128" in name} == {"half"}
 
@@ -185,6 +187,51 @@ def half_of(number: int) -> int:
     return number // 2 if number else 1 // number
 
 
+def test_a_run_that_keeps_nothing_says_so(png, cut):
+    run = cut(png, "--size", 4096)
+    assert run.returncode == 1 and "no patch of 4096 fits" in run.stdout and "no patch was kept" in run.stdout
+
+
+def test_workers_end_with_the_run_that_is_killed(tmp_path):
+    """The parent is killed while two workers sleep; within seconds no process of the group is left."""
+    code = (
+        "import time; from functools import partial; from tools import extract_patches\n"
+        "from tests.test_patches import sleep_long\n"
+        "if __name__ == '__main__':\n"
+        "    import os; list(extract_patches.each_alone(partial(sleep_long, parent=os.getpid()), [1, 2], 2))"
+    )
+    script = tmp_path / "run.py"
+    script.write_text(code)
+    environment = {**os.environ, "PYTHONPATH": f"{TOOLS.parent}:{TOOLS.parent / 'tests'}", "SLEEPERS": str(tmp_path)}
+    with subprocess.Popen([sys.executable, script], env=environment) as process:
+        until = time.monotonic() + 60
+        while len(list(tmp_path.glob("*.pid"))) < 2 and time.monotonic() < until:
+            time.sleep(0.05)
+        process.kill()
+    workers = [int(path.stem) for path in tmp_path.glob("*.pid")]
+    assert len(workers) == 2
+    until = time.monotonic() + 20
+    while any(map(alive, workers)) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not any(map(alive, workers))
+
+
+def sleep_long(number: int, parent: int) -> None:
+    from tools.extract_patches import leave_with
+
+    threading.Thread(target=leave_with, args=(parent,), daemon=True).start()
+    (Path(os.environ["SLEEPERS"]) / f"{os.getpid()}.pid").touch()
+    time.sleep(60)
+
+
+def alive(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
 def test_two_runs_do_not_cut_one_slide(png, cut, tmp_path):
     with locked(tmp_path / "patches/toy/a/slides_128/.half.lock"):
         run = cut(png)
@@ -196,9 +243,9 @@ def test_two_runs_do_not_cut_one_slide(png, cut, tmp_path):
 
 def test_image_mpp_counts_for_files_that_do_not_say(png, pyramid, cut, tmp_path):
     """Given later, it is another setting for the image, and none for the slide, which says its own."""
-    assert cut(png).returncode == 0 and cut(pyramid).returncode == 0
+    assert cut(png).returncode == 0 and "made before" not in cut(pyramid).stdout
     run = cut(pyramid, "--image_mpp", 0.5)
-    assert run.returncode == 0 and "made before" in run.stdout
+    assert "made before" in run.stdout and "failed" not in run.stdout
     run = cut(png, "--image_mpp", 0.5)
     assert run.returncode == 1 and "cut with image_mpp None before, and now 0.5" in run.stdout
 
@@ -332,6 +379,19 @@ def test_split_index_shares_out_whole_slides(tmp_path):
     sides = [PatchIndex(index_path(tmp_path, f"patch_names_{side}.hdf5")) for side in ("train", "test")]
     patients = [{Path(side.name(i)).parent.name[:12] for i in range(len(side))} for side in sides]
     assert not patients[0] & patients[1] and {"TCGA-02-0001", "TCGA-02-0002"} <= patients[0] | patients[1]
+    for new in range(4):
+        folder = tmp_path / f"patches/tcga/a/single_64/TCGA-03-{new:04d}-01A"
+        folder.mkdir(parents=True)
+        (folder / "0_0.jpeg").touch()
+        run = tool("build_index.py", "--root", tmp_path, "--size", 64)
+        assert "patch_names_train.hdf5 and patch_names_test.hdf5 are as before; give --split" in run.stdout
+        options = ("--split", 0.7, "--split_by", "patient", "--seed", 9)
+        run = tool("build_index.py", "--root", tmp_path, "--size", 64, *options)
+        assert "stay on the side they were on" in run.stdout
+        later = [PatchIndex(index_path(tmp_path, f"patch_names_{side}.hdf5")) for side in ("train", "test")]
+        now = [{Path(side.name(i)).parent.name[:12] for i in range(len(side))} for side in later]
+        assert patients[0] <= now[0] and patients[1] <= now[1] and len(now[0]) + len(now[1]) == 13 + new
+        patients = now
     for share in ("0", "1"):
         assert "between 0 and 1" in tool("build_index.py", "--root", tmp_path, "--split", share).stderr
 
@@ -391,6 +451,8 @@ def test_verify_names_what_is_wrong_and_prunes_it(tmp_path):
     run = tool(*verify, "--images_only")
     assert run.returncode == 1 and "6 sound; 1 image bad, 1 image missing\n" in run.stdout
     assert "build and split it in a call before" in tool(*verify, "--split", 0.5).stderr
+    assert tool(*verify, "--dataset", "toy").stdout.startswith("toy_256: 8 patches, 1 sound")
+    assert "has no key of other; it has toy_256" in tool(*verify, "--dataset", "other").stderr
     assert "belong to --verify" in tool("build_index.py", "--root", root, "--prune").stderr
 
 

@@ -12,7 +12,7 @@ import argparse
 import sys
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
@@ -43,6 +43,8 @@ def main() -> int:
     build(index, args)
     if args.split is not None:
         split(index, args.split, args.split_by, args.seed)
+    elif index.with_name("patch_names_train.hdf5").is_file():
+        print("patch_names_train.hdf5 and patch_names_test.hdf5 are as before; give --split to bring them up to date")
     return 0
 
 
@@ -116,7 +118,10 @@ def split(index: Path, share: float, by: str, seed: int) -> None:
 
     group, keys = GROUPS[by], index_keys(index)
     groups = {group(name) for key in keys for name in all_names(index, key)}
-    training = training_groups(groups, share, seed)
+    before = {
+        side: groups_in(index.with_name(f"patch_names_{side}.hdf5"), group) & groups for side in ("train", "test")
+    }
+    training = training_groups(groups, share, seed, before["train"], before["test"])
     sides = {"train": True, "test": False}
     with ExitStack() as together:
         for side, trains in sides.items():
@@ -127,9 +132,20 @@ def split(index: Path, share: float, by: str, seed: int) -> None:
             counts = write_index(target, names)
             print(f"{side}: " + ", ".join(f"{key} ({count})" for key, count in counts.items() if count))
     print(f"written: patch_names_train.hdf5, patch_names_test.hdf5 beside it; no {by} is in both")
+    if kept := len(before["train"] | before["test"]):
+        print(f"{kept} {by}s stay on the side they were on; delete both files to split anew")
     slides = sum(not each.startswith("TCGA-") for each in groups)
     if by == "patient" and slides:
         print(f"{slides} slides have no TCGA barcode, which would name their patient: they were split by slide")
+
+
+def groups_in(index: Path, group: Callable[[str], str]) -> frozenset[str]:
+    """The groups of the patches in one side of a split made before; none without one."""
+    from diffusion.data.index import all_names, index_keys
+
+    if not index.is_file():
+        return frozenset()
+    return frozenset(group(name) for key in index_keys(index) for name in all_names(index, key))
 
 
 def verify(index: Path, args: argparse.Namespace) -> int:
@@ -141,7 +157,10 @@ def verify(index: Path, args: argparse.Namespace) -> int:
     from diffusion.data.verify import verify as check_all
     from diffusion.files import written_aside
 
-    keys, wrong = index_keys(index), {}
+    keys = [key for key in index_keys(index) if not args.dataset or split_key(key)[0] in args.dataset]
+    if not keys:
+        raise MissingError(f"{index} has no key of {', '.join(args.dataset)}; it has {', '.join(index_keys(index))}")
+    wrong = {}
     listing = index.with_name("patch_names_wrong.txt")
     with written_aside(listing) as temporary, temporary.open("w", encoding="utf-8") as lines:
         for key in keys:
@@ -171,7 +190,8 @@ def verify(index: Path, args: argparse.Namespace) -> int:
     print(f"listed: {listing}")
     if args.prune:
         clean = index.with_name("patch_names_clean.hdf5")
-        counts = write_index(clean, {key: without(all_names(index, key), wrong[key]) for key in keys})
+        sound = {key: without(all_names(index, key), wrong[key]) for key in keys}
+        counts = write_index(clean, sound, before=index)
         print(f"written: {clean}, {sum(counts.values())} patches")
     return 1
 
@@ -190,7 +210,12 @@ def without(names: Iterator[str], hashes: array) -> Iterator[str]:
 
 def parse_args() -> argparse.Namespace:
     parser = tool_parser(__doc__, EXAMPLES, networks=False)
-    parser.add_argument("--dataset", nargs="+", metavar="NAME", help="folders of ROOT/patches [all but metadata]")
+    parser.add_argument(
+        "--dataset",
+        nargs="+",
+        metavar="NAME",
+        help="folders of ROOT/patches; with --verify, of the index [all]",
+    )
     parser.add_argument(
         "--size", type=positive_int, default=1024, help="take the patches of this many pixels a side [%(default)s]"
     )
@@ -212,7 +237,7 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.names and len(args.dataset or ()) != 1:
         raise InputError("--names needs one --dataset: the first folder of the names, and of the key")
-    building = args.dataset or args.names or args.split is not None
+    building = args.names or args.split is not None
     if args.verify and building:
         raise InputError("--verify checks the index that is there; build and split it in a call before")
     if not args.verify and (args.prune or args.images_only):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
@@ -34,6 +35,7 @@ def main() -> int:
     from diffusion.encoders.latents import EMBEDDED_CODECS, LatentCodec, codec_folder
     from diffusion.engine.extract import FeatureFiles, Patches, choose_key, extract
     from diffusion.errors import InputError
+    from diffusion.files import locked
     from diffusion.precision import DTYPES
     from diffusion.workdir import vae_location
 
@@ -66,14 +68,17 @@ def main() -> int:
     workers = max(1, min(8, cores() // here - 1)) if args.workers is None else args.workers
     written, wrong = 0, []
     outcomes = extract(patches, codec, embedder, args.size, args.batch_size, workers)
-    for outcome in tqdm(outcomes, total=len(patches), unit="patch", disable=not state.is_main_process):
-        written += outcome.written
-        if outcome.wrong is None:
-            continue
-        if args.on_error == "raise":
-            raise InputError(outcome.wrong)
-        wrong.append((outcome.name, outcome.wrong))
-        tqdm.write(f"left out: {outcome.wrong}", file=sys.stderr)
+    ours = path.with_name(f".features_{path.stem}_{key}_{vae_prefix}_{ssl_prefix}.lock")
+    with locked(ours) if state.is_main_process else nullcontext():
+        for outcome in tqdm(outcomes, total=len(patches), unit="patch", disable=not state.is_main_process):
+            written += outcome.written
+            if outcome.wrong is None:
+                continue
+            if args.on_error == "raise":
+                raise InputError(outcome.wrong)
+            wrong.append((outcome.name, outcome.wrong))
+            tqdm.write(f"left out: {outcome.wrong}", file=sys.stderr)
+        state.wait_for_everyone()
 
     totals = gathered([(written, len(patches), wrong)])
     wrong = [each for _, _, part in totals for each in part]

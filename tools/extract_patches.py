@@ -8,7 +8,10 @@ one that a stopped run left half done is. A slide that cannot be read is reporte
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
@@ -40,7 +43,7 @@ def main() -> int:
     settings = CutSettings(grid, args.mpp, args.image_mpp, args.tissue_threshold, args.max_blur, args.quality)
     paths = find_slides(args.slides)
     cohort = (args.out or args.root / "patches") / args.dataset / args.cohort
-    work = partial(cut, cohort=cohort, settings=settings, show=min(args.workers, len(paths)) == 1)
+    work = partial(cut, cohort=cohort, settings=settings, show=min(args.workers, len(paths)) == 1, parent=os.getpid())
     before = {path: look_up(path, cohort, settings) for path in paths}
     waiting = [path for path in paths if before[path] is None]
     done = ((path, outcome) for path, outcome in before.items() if outcome is not None)
@@ -56,6 +59,11 @@ def main() -> int:
             tqdm.write(f"failed: {outcome}", file=sys.stderr)
     print_table([records[path] for path in paths if path in records], failures)
     print(f"pictures and records: {cohort / f'slides_{args.size}'}")
+    if not any(record.patches for record in records.values()):
+        print(
+            "no patch was kept: the pictures show why each square was dropped; see --tissue_threshold, --max_blur, --size"
+        )
+        return 1
     return 1 if failures else 0
 
 
@@ -67,8 +75,19 @@ def look_up(path: Path, cohort: Path, settings: CutSettings) -> SlideRecord | In
         return error
 
 
-def cut(path: Path, cohort: Path, settings: CutSettings, show: bool) -> SlideRecord | InputError | OSError:
+def leave_with(process: int) -> None:
+    """End this process when that one is gone: one that is killed cannot take its children along."""
+    while True:
+        time.sleep(1)
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            os._exit(1)
+
+
+def cut(path: Path, cohort: Path, settings: CutSettings, show: bool, parent: int) -> SlideRecord | InputError | OSError:
     """One slide, in a process of its own; show: with a bar of its squares."""
+    threading.Thread(target=leave_with, args=(parent,), daemon=True).start()
     try:
         bar = partial(tqdm, desc=path.name, unit="square", leave=False, disable=not show)
         return cut_slide(path, cohort, settings, bar)

@@ -3,7 +3,7 @@
 Shards go to OUT/<key>/<vae_prefix>-<ssl_prefix>/, each written aside, read back, compared and renamed. A run that was stopped
 goes on with the shard that it was at, and names that the index gained since are packed into further shards. Loose files are
 left alone. With --unpack, the files that are packed and not whole below ROOT/FEATURES_DIR are written there; with --verify,
-every chunk's checksum is tested.
+every chunk's checksum is tested, and loose files that are there are compared.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from diffusion.data.features import (
 )
 from diffusion.data.index import PatchIndex, all_names, index_path
 from diffusion.data.packed import About, Packed
-from diffusion.errors import InputError
+from diffusion.errors import InputError, MissingError
 from diffusion.files import locked
 
 EXAMPLES = """  python tools/pack_features.py --dataset_name tcga_diagnostic --workers 8
@@ -52,7 +52,7 @@ def main() -> int:
     if args.unpack:
         return unpack(folder, args)
     if args.verify:
-        return verify(folder)
+        return verify(folder, args)
     with locked(folder / ".lock"):
         return pack(folder, key, args)
 
@@ -109,14 +109,21 @@ def first_width(loose: LooseFeatures, names: list[str]) -> int:
     raise last
 
 
-def verify(folder: Path) -> int:
-    """Read every chunk of every shard against its checksum, and the table against the shards; the exit code."""
-    described(folder)
+def verify(folder: Path, args: argparse.Namespace) -> int:
+    """Read every chunk of every shard against its checksum and, where they are there, the loose files; and the table
+    against the shards. The exit code."""
+    loose = loose_beside(described(folder), args)
     table = packed.open_table(folder)
     sound, wrong = 0, []
     for number in tqdm(packed.shards_of(folder), unit="shard"):
         try:
-            sound += sum(1 for _ in packed.read_shard(packed.shard_path(folder, number)))
+            differing = 0
+            for patch in packed.read_shard(packed.shard_path(folder, number)):
+                sound += 1
+                differing += loose is not None and differs(patch, loose)
+            if differing:
+                where = packed.shard_path(folder, number)
+                wrong.append(f"{where}: {differing} patches differ from their loose files; delete it and pack again")
         except InputError as error:
             wrong.append(str(error))
     try:
@@ -130,6 +137,27 @@ def verify(folder: Path) -> int:
         print(line, file=sys.stderr)
     print(f"{sound} patches read in {folder}; {'all sound' if not wrong else 'damaged'}")
     return 1 if wrong else 0
+
+
+def loose_beside(about: About, args: argparse.Namespace) -> LooseFeatures | None:
+    """The loose features of what is packed, or None."""
+    where = (about.patch_size, about.vae_prefix, about.ssl_prefix)
+    try:
+        index = PatchIndex(index_path(args.root, args.patch_names_file), [about.key])
+        return open_features(args.root, args.features_dir, about.key, probes(index, 0), *where, packed=False)
+    except MissingError:
+        return None
+
+
+def differs(patch: Packed, loose: LooseFeatures) -> bool:
+    """Whether a patch has loose files of other values; one without them has not."""
+    try:
+        moments, tokens = loose.moments(patch.name), loose.tokens(patch.name)
+    except MissingError:
+        return False
+    except InputError:
+        return True
+    return not (np.array_equal(moments, patch.moments) and np.array_equal(tokens, patch.tokens))
 
 
 def unpack(folder: Path, args: argparse.Namespace) -> int:
@@ -186,7 +214,11 @@ def parse_args() -> argparse.Namespace:
     add("--workers", type=positive_int, default=4, help="threads that read ahead")
     add("--on_error", choices=("raise", "skip"), default="raise", help="what to do with a patch of bad features")
     add("--unpack", action="store_true", help="write the loose files again")
-    add("--verify", action="store_true", help="test every checksum of what is packed")
+    add(
+        "--verify",
+        action="store_true",
+        help="test every checksum of what is packed, and compare with the loose files that are there",
+    )
     args = parser.parse_args()
     if args.unpack and args.verify:
         raise InputError("--unpack and --verify are two calls; unpacking tests the checksums too")

@@ -135,7 +135,8 @@ def _cut_slide(
         scale = thumbnail.width / width
         squares = [((cell.x * scale, cell.y * scale), fate) for cell, fate in fates.items()]
         with written_aside(about / f"{path.stem}.png") as temporary:
-            draw_overview(thumbnail, squares, min(size, settings.grid.step) * scale, REASONS).save(temporary, "PNG")
+            step = min(size, settings.grid.step)
+            draw_overview(thumbnail, squares, size * scale, step * scale, REASONS).save(temporary, "PNG")
         dropped = Counter(fate for fate in fates.values() if fate is not None)
         fits = "" if fates else f"; no patch of {size} fits"
         record = SlideRecord(
@@ -177,7 +178,7 @@ def finished_record(path: Path, cohort: Path, settings: CutSettings) -> SlideRec
         if asked[name] != had.get(name) and (record.told or name != "image_mpp"):
             raise InputError(
                 f"{path.name} was cut with {name} {had.get(name)} before, and now {asked[name]} is asked for; "
-                f"take another --cohort, or delete {folder} and {file}"
+                f"take another --cohort, or delete {folder}, {file}, and what was extracted or packed from them"
             )
     return dataclasses.replace(record, before=True)
 

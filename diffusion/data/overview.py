@@ -16,29 +16,43 @@ def draw_overview(
     thumbnail: Image.Image,
     squares: Sequence[tuple[tuple[float, float], str | None]],
     side: float,
+    step: float,
     reasons: Sequence[str],
 ) -> Image.Image:
-    """The thumbnail with every square outlined, and a legend with counts above it.
+    """The thumbnail, pale where no patch was taken, with every square of the grid outlined and a legend with counts above.
 
-    squares: top-left corner in thumbnail pixels, and why it was dropped, None for a kept one; side: theirs, in pixels.
+    squares: top-left corner in thumbnail pixels, and why it was dropped, None for a kept one; side: theirs, in pixels;
+    step: from one to the next. Where they overlap, only their middles are outlined, `step` wide.
     """
     counts = dict.fromkeys((KEPT, *reasons), 0)
     colours = dict(zip(counts, (KEPT_COLOUR, *COLOURS), strict=True))
     picture = Image.new("RGB", (max(thumbnail.width, 720), thumbnail.height + LEGEND_HEIGHT), "white")
-    picture.paste(thumbnail, (0, LEGEND_HEIGHT))
+    taken = Image.new("L", thumbnail.size, 0)
+    for (x, y), reason in squares:
+        if reason is None:
+            ImageDraw.Draw(taken).rectangle((x, y, x + side - 1, y + side - 1), fill=255)
+    pale = Image.blend(thumbnail, Image.new("RGB", thumbnail.size, "white"), 0.5)
+    picture.paste(Image.composite(thumbnail, pale, taken), (0, LEGEND_HEIGHT))
     draw = ImageDraw.Draw(picture)
+    shift, inset = (side - step) / 2, 1 if step > 12 else 0
     for (x, y), reason in sorted(
         squares, key=lambda square: square[1] is None
     ):  # kept ones drawn last, over the others
         name = reason or KEPT
         counts[name] += 1
-        inset = 1 if side > 12 else 0
-        corner = (x + inset, y + inset + LEGEND_HEIGHT)
-        far = (max(x + side - 1 - inset, corner[0]), max(y + side - 1 - inset + LEGEND_HEIGHT, corner[1]))
-        draw.rectangle((*corner, *far), outline=colours[name], width=3 if side > 40 and reason is None else 1)
+        corner = (x + shift + inset, y + shift + inset + LEGEND_HEIGHT)
+        far = (
+            max(x + shift + step - 1 - inset, corner[0]),
+            max(y + shift + step - 1 - inset + LEGEND_HEIGHT, corner[1]),
+        )
+        draw.rectangle((*corner, *far), outline=colours[name], width=3 if step > 40 and reason is None else 1)
     font, left = ImageFont.load_default(16), 8
     for name, count in counts.items():
         draw.rectangle((left, 12, left + 15, 27), outline=colours[name], width=3)
         draw.text((left + 22, 11), f"{name} {count}", fill="black", font=font)
         left += 40 + round(draw.textlength(f"{name} {count}", font=font))
+    if step < side:
+        draw.text(
+            (8, 28), "squares mark the middles of overlapping patches", fill="black", font=ImageFont.load_default(10)
+        )
     return picture

@@ -125,6 +125,10 @@ class PackedFeatures:
         open_table(self.folder)
         self._width = about.embedding_width
 
+    def __len__(self) -> int:
+        """How many patches are packed."""
+        return open_table(self.folder).shape[1]
+
     def moments(self, name: str, rows: slice = EVERYTHING, columns: slice = EVERYTHING) -> np.ndarray:
         """Posterior mean and std, float16 (32, h, w), of a part of a patch made of whole 256-pixel windows.
 

@@ -51,9 +51,14 @@ def open_slide(path: Path, mpp: float, image_mpp: float | None = None) -> Slide:
     if not path.is_file():
         raise MissingError(f"no slide at {path}")
     if openslide.OpenSlide.detect_format(path) is None:
-        if path.suffix.lower() in SLIDE_SUFFIXES and image_mpp is None and _is_image(path):
+        if path.suffix.lower() in (".tif", ".tiff"):
+            if image_mpp is None and _is_image(path):
+                raise InputError(
+                    f"{path} is no slide that OpenSlide knows, but an image; give its microns per pixel with --image_mpp"
+                )
+        elif path.suffix.lower() in SLIDE_SUFFIXES:
             raise InputError(
-                f"{path} is no slide that OpenSlide knows, but an image; give its microns per pixel with --image_mpp"
+                f"{path} cannot be opened as a slide: it is damaged, incomplete or no slide; copy it again"
             )
         return PlainImage(path, mpp, image_mpp)
     return PyramidSlide(path, mpp, image_mpp)

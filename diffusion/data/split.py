@@ -31,13 +31,25 @@ def patient_of(name: str) -> str:
 GROUPS: dict[str, Callable[[str], str]] = {"slide": slide_of, "patient": patient_of}
 
 
-def training_groups(groups: Iterable[str], share: float, seed: int) -> frozenset[str]:
+def training_groups(
+    groups: Iterable[str],
+    share: float,
+    seed: int,
+    trained: frozenset[str] = frozenset(),
+    tested: frozenset[str] = frozenset(),
+) -> frozenset[str]:
     """The groups that train: `share` of them, at least one, and at least one left out.
 
-    Their order is that of a seeded hash, so that groups added later move few of the others.
-    share is between 0 and 1. Raises InputError for less than two groups.
+    trained, tested: groups that are on a side already, and stay there: what was trained on must not become a test. The
+    others are shared out in the order of a seeded hash. share is between 0 and 1.
+    Raises InputError for less than two groups, and for groups that are on both sides.
     """
     ordered = sorted(set(groups), key=lambda group: hashlib.blake2b(f"{seed}/{group}".encode(), digest_size=8).digest())
     if len(ordered) < 2:
         raise InputError(f"a split needs at least two slides or patients, got {', '.join(ordered) or 'none'}")
-    return frozenset(ordered[: min(max(round(share * len(ordered)), 1), len(ordered) - 1)])
+    if both := sorted(trained & tested):
+        raise InputError(f"{both[0]} is in the train and in the test index; delete both to split anew")
+    free = [group for group in ordered if group not in trained | tested]
+    stay = [group for group in ordered if group in trained]
+    wanted = min(max(round(share * len(ordered)), 1), len(ordered) - 1) - len(stay)
+    return frozenset([*stay, *free[: max(wanted, 0)]])

@@ -15,6 +15,7 @@ from diffusion.data.crops import LATENT_FACTOR, WINDOW, crops_per_side, square, 
 from diffusion.data.feature_store import FeatureStore, open_features, probes
 from diffusion.data.features import SSL_PREFIX, VAE_PREFIX
 from diffusion.data.index import DEFAULT_INDEX, PatchIndex, index_path
+from diffusion.data.packed import PackedFeatures
 from diffusion.data.patches import read_patch
 from diffusion.data.sampler import Draw
 from diffusion.errors import InputError
@@ -146,9 +147,18 @@ DATASETS = {"PanCancerData": PanCancerData, "PanCancerDataLowRes": PanCancerData
 def build_dataset(type: str, on_error: str = "raise", **kwargs) -> PanCancerData | SkipBad:
     """A data set by its class name, as config files name it. Raises InputError for an unknown one.
 
-    on_error: "skip" for BadItems where items cannot be read.
+    on_error: "skip" for BadItems where items cannot be read; else packed features that cannot be complete are refused.
     """
     if type not in DATASETS:
         raise InputError(f"no data set type {type!r}; known are {', '.join(DATASETS)}")
     dataset = DATASETS[type](**kwargs)
-    return SkipBad(dataset) if on_error == "skip" else dataset
+    if on_error == "skip":
+        return SkipBad(dataset)
+    for key, length, features in zip(dataset.index.keys, dataset.index.lengths, dataset.features, strict=True):
+        if (
+            isinstance(features, PackedFeatures) and len(features) < length
+        ):  # better now than at the first that is missing
+            raise InputError(
+                f"{key} has {length} patches, and {features.folder} only {len(features)}; run tools/pack_features.py again"
+            )
+    return dataset
