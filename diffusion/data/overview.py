@@ -48,11 +48,10 @@ def draw_overview(
         draw.rectangle((*corner, *far), outline=colours[name], width=3 if step > 40 and reason is None else 1)
     font, left = ImageFont.load_default(16), 8
     for name, count in counts.items():
-        draw.rectangle((left, 12, left + 15, 27), outline=colours[name], width=3)
-        draw.text((left + 22, 11), f"{name} {count}", fill="black", font=font)
+        draw.rectangle((left, 5, left + 15, 20), outline=colours[name], width=3)
+        draw.text((left + 22, 4), f"{name} {count}", fill="black", font=font)
         left += 40 + round(draw.textlength(f"{name} {count}", font=font))
     if step < side:
-        draw.text(
-            (8, 28), "squares mark the middles of overlapping patches", fill="black", font=ImageFont.load_default(10)
-        )
+        small = ImageFont.load_default(12)
+        draw.text((8, 24), "squares mark the middles of overlapping patches", fill="black", font=small)
     return picture
