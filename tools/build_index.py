@@ -152,7 +152,7 @@ def verify(index: Path, args: argparse.Namespace) -> int:
     """Check all that the index lists, print a table, list the faults; the exit code."""
     from diffusion.data.feature_store import open_features, probes
     from diffusion.data.features import LooseFeatures, features_folder
-    from diffusion.data.index import PatchIndex, all_names, index_keys, name_hash, split_key, write_index
+    from diffusion.data.index import PatchIndex, all_names, index_keys, name_hash, names_without, split_key, write_index
     from diffusion.data.verify import Check
     from diffusion.data.verify import verify as check_all
     from diffusion.files import written_aside
@@ -190,22 +190,10 @@ def verify(index: Path, args: argparse.Namespace) -> int:
     print(f"listed: {listing}")
     if args.prune:
         clean = index.with_name("patch_names_clean.hdf5")
-        sound = {key: without(all_names(index, key), wrong[key]) for key in keys}
+        sound = {key: names_without(all_names(index, key), np.array(wrong[key], dtype=np.uint64)) for key in keys}
         counts = write_index(clean, sound, before=index)
         print(f"written: {clean}, {sum(counts.values())} patches")
     return 1
-
-
-def without(names: Iterator[str], hashes: array) -> Iterator[str]:
-    """The names whose hashes are none of these; eight bytes of memory for each that is."""
-    from diffusion.data.index import name_hash
-
-    left_out = np.sort(np.array(hashes, dtype=np.uint64))
-    for name in names:
-        wanted = np.uint64(name_hash(name))
-        i = int(left_out.searchsorted(wanted))
-        if i == len(left_out) or left_out[i] != wanted:
-            yield name
 
 
 def parse_args() -> argparse.Namespace:

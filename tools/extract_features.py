@@ -10,12 +10,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
 from diffusion.cli import cores, natural_int, pick_device, positive_int, run, start_processes, tool_parser
+
+if TYPE_CHECKING:
+    from diffusion.engine.extract import Outcome
 
 EXAMPLES = """  python tools/extract_features.py --dataset_name tcga_diagnostic --size 256
   accelerate launch tools/extract_features.py --dataset_name tcga_diagnostic --size 1024 --precision bf16 --batch_size 64
@@ -34,7 +39,6 @@ def main() -> int:
     from diffusion.encoders.embedders import PatchEmbedder
     from diffusion.encoders.latents import EMBEDDED_CODECS, LatentCodec, codec_folder
     from diffusion.engine.extract import FeatureFiles, Patches, choose_key, extract
-    from diffusion.errors import InputError
     from diffusion.files import locked
     from diffusion.precision import DTYPES
     from diffusion.workdir import vae_location
@@ -66,18 +70,11 @@ def main() -> int:
     patches = Patches(index, files, state.process_index, state.num_processes)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes on this machine
     workers = max(1, min(8, cores() // here - 1)) if args.workers is None else args.workers
-    written, wrong = 0, []
     outcomes = extract(patches, codec, embedder, args.size, args.batch_size, workers)
     ours = path.with_name(f".features_{path.stem}_{key}_{vae_prefix}_{ssl_prefix}.lock")
     with locked(ours) if state.is_main_process else nullcontext():
-        for outcome in tqdm(outcomes, total=len(patches), unit="patch", disable=not state.is_main_process):
-            written += outcome.written
-            if outcome.wrong is None:
-                continue
-            if args.on_error == "raise":
-                raise InputError(outcome.wrong)
-            wrong.append((outcome.name, outcome.wrong))
-            tqdm.write(f"left out: {outcome.wrong}", file=sys.stderr)
+        progress = tqdm(outcomes, total=len(patches), unit="patch", disable=not state.is_main_process)
+        written, wrong = collect(progress, args.on_error)
         state.wait_for_everyone()
 
     totals = gathered([(written, len(patches), wrong)])
@@ -88,6 +85,27 @@ def main() -> int:
     if state.is_main_process:
         list_wrong(path.with_name(f"features_wrong_{key}_{vae_prefix}_{ssl_prefix}.txt"), wrong)
     return 1 if wrong else 0
+
+
+def collect(outcomes: Iterable[Outcome], on_error: str) -> tuple[int, list[tuple[str, str]]]:
+    """How many patches were written, and those that could not be, each with the reason.
+
+    Raises InputError at the first of these when on_error is "raise".
+    """
+    from tqdm import tqdm
+
+    from diffusion.errors import InputError
+
+    written, wrong = 0, []
+    for outcome in outcomes:
+        written += outcome.written
+        if outcome.wrong is None:
+            continue
+        if on_error == "raise":
+            raise InputError(outcome.wrong)
+        wrong.append((outcome.name, outcome.wrong))
+        tqdm.write(f"left out: {outcome.wrong}", file=sys.stderr)
+    return written, wrong
 
 
 def gathered(values: list) -> list:

@@ -199,10 +199,9 @@ def _read_into(path: Path, file: int, array: np.ndarray, offset: int) -> None:
 
 def check_finite(where: Path | str, array: np.ndarray) -> np.ndarray:
     """The array, float16, itself. Raises InputError when a value is infinite or no number."""
-    bits = array.reshape(-1).view(
-        np.uint16
-    )  # comparing them is many times faster than isfinite, which widens every value
-    # in parts that stay in the cache: memory for a whole patch would be mapped anew each time, which took ten times longer
+    # Comparing bits is many times faster than isfinite, which widens every value; in parts that stay in the cache, because
+    # memory for a whole patch would be mapped anew each time, which took ten times longer.
+    bits = array.reshape(-1).view(np.uint16)
     for start in range(0, bits.size, FINITE_AT_ONCE):
         if ((bits[start : start + FINITE_AT_ONCE] & EXPONENT) == EXPONENT).any():
             bad = int((~np.isfinite(array)).sum())

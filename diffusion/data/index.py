@@ -105,6 +105,16 @@ def name_hash(name: str | bytes) -> int:
     return int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "little")
 
 
+def names_without(names: Iterable[str], hashes: np.ndarray) -> Iterator[str]:
+    """The names whose hashes are none of these (uint64, in any order)."""
+    ordered = np.sort(hashes)
+    for name in names:
+        wanted = np.uint64(name_hash(name))
+        i = int(ordered.searchsorted(wanted))
+        if i == len(ordered) or ordered[i] != wanted:
+            yield name
+
+
 def open_index(path: Path) -> h5py.File:
     """Open an index for reading. Raises MissingError or, for a file that is not HDF5, InputError."""
     if not path.is_file():

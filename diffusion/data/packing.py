@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 
 from diffusion.data.features import LATENT_CHANNELS, LooseFeatures, moments_shape
-from diffusion.data.index import name_hash
+from diffusion.data.index import name_hash, names_without
 from diffusion.data.packed import (
     ABOUT,
     CELLS,
@@ -48,12 +48,8 @@ def begin(folder: Path, about: About) -> None:
 
 def not_packed(folder: Path, names: Iterable[str]) -> Iterator[str]:
     """Of some names those that no shard holds yet; eight bytes of memory for each that one does."""
-    packed = np.sort(np.concatenate([np.empty(0, np.uint64), *(hashes_of(folder, n) for n in shards_of(folder))]))
-    for name in names:
-        wanted = np.uint64(name_hash(name))
-        i = int(np.searchsorted(packed, wanted))
-        if i == len(packed) or packed[i] != wanted:
-            yield name
+    packed = [hashes_of(folder, number) for number in shards_of(folder)]
+    return names_without(names, np.concatenate([np.empty(0, np.uint64), *packed]))
 
 
 def read_patches(

@@ -150,7 +150,7 @@ def extract(
     """
     device = embedder.device
     loader = DataLoader(patches, batch_size=None, num_workers=workers, pin_memory=device.type == "cuda")
-    waiting: deque[tuple[list[str], Future]] = deque()
+    waiting: deque[Future] = deque()
     at_once = max(1, batch_size // tokens_per_image(patches.files.patch_size))
     with ThreadPoolExecutor(WRITERS) as writer:  # the device goes on while files are written
         for group in groups(loader, at_once):
@@ -161,11 +161,11 @@ def extract(
             moments = encode(pixels, codec, window, batch_size).half()
             tokens = embed(pixels, embedder, batch_size).half()
             names = [patch.name for patch in group]
-            waiting.append((names, writer.submit(write_group, patches.files, names, moments, tokens)))
+            waiting.append(writer.submit(write_group, patches.files, names, moments, tokens))
             while len(waiting) > 2 * WRITERS:
-                yield from waiting.popleft()[1].result()
+                yield from waiting.popleft().result()
         while waiting:
-            yield from waiting.popleft()[1].result()
+            yield from waiting.popleft().result()
 
 
 def groups(patches: Iterable[Patch], at_once: int) -> Iterator[list[Patch] | Outcome]:
