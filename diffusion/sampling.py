@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -9,11 +10,13 @@ import torch
 
 from diffusion.errors import InputError
 from diffusion.guidance import Network, guided_prediction
-from diffusion.schedule import TIMESTEPS, linear_schedule
+from diffusion.schedule import BETA_END, BETA_START, TIMESTEPS, linear_schedule
 from diffusion.seeds import mix_seed
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
+
+OnStep = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor | None]
 
 
 def _dpm_solver(order: int) -> Callable[..., SchedulerMixin]:
@@ -54,14 +57,19 @@ ALGORITHMS: dict[str, Callable[..., SchedulerMixin]] = {
 }
 
 
-def make_scheduler(algorithm: str, steps: int, prediction_type: str = "epsilon") -> SchedulerMixin:
-    """A diffusers scheduler set to `steps` steps. Raises InputError for an unknown algorithm or a step count that is none."""
+def build_scheduler(algorithm: str, prediction_type: str = "epsilon") -> SchedulerMixin:
+    """A diffusers scheduler on the project's betas. Raises InputError for an unknown algorithm."""
     if algorithm not in ALGORITHMS:
         raise InputError(f"no sampling algorithm {algorithm!r}; known are {', '.join(ALGORITHMS)}")
+    betas = {"beta_start": BETA_START, "beta_end": BETA_END, "beta_schedule": "linear"}
+    return ALGORITHMS[algorithm](num_train_timesteps=TIMESTEPS, prediction_type=prediction_type, **betas)
+
+
+def make_scheduler(algorithm: str, steps: int, prediction_type: str = "epsilon") -> SchedulerMixin:
+    """Such a scheduler set to `steps` steps. Raises InputError for an unknown algorithm or a step count that is none."""
+    scheduler = build_scheduler(algorithm, prediction_type)
     if not 1 <= steps <= TIMESTEPS:
         raise InputError(f"{steps} sampling steps: expected 1 to {TIMESTEPS}")
-    betas = linear_schedule().betas.float().numpy()
-    scheduler = ALGORITHMS[algorithm](trained_betas=betas, prediction_type=prediction_type)
     scheduler.set_timesteps(steps)
     times = scheduler.timesteps
     if times[0] < TIMESTEPS // 2 or len(times.unique()) < len(times):
@@ -82,26 +90,59 @@ def sample_latents(
     algorithm: str = "dpm-solver",
     generators: Sequence[torch.Generator] | None = None,
     prediction_type: str = "epsilon",
+    guidance_interval: tuple[float, float] | None = None,
+    on_step: OnStep | None = None,
 ) -> torch.Tensor:
     """Network latents (B, C, H, W) from noise of that shape and conditions y (B, L, D).
 
     null_y (L, D) or (B, L, D): the network's null condition, needed unless guidance is 1.
     generators: one per image, for the algorithms that draw noise on the way (iddpm, sa-solver), so that an image
     depends on its own seed alone. prediction_type: what the network was trained to predict, epsilon or v_prediction.
+    guidance_interval, on_step: as `denoise` has them.
     """
     scheduler = make_scheduler(algorithm, steps, prediction_type)
-    generators = list(generators) if generators is not None else None
-    # iddpm is the one algorithm here whose noise has the variance that the network learned
-    learned_variance = scheduler.config.get("variance_type") == "learned_range"
+    return denoise(model, scheduler, noise, y, null_y, guidance, guidance_interval, generators, on_step)
+
+
+@torch.no_grad()
+def denoise(
+    model: Network,
+    scheduler: SchedulerMixin,
+    noise: torch.Tensor,
+    y: torch.Tensor,
+    null_y: torch.Tensor | None,
+    guidance: float,
+    guidance_interval: tuple[float, float] | None = None,
+    generators: torch.Generator | Sequence[torch.Generator] | None = None,
+    on_step: OnStep | None = None,
+) -> torch.Tensor:
+    """The loop of every sampler: noise (B, C, H, W) through a scheduler's timesteps to network latents of that shape.
+
+    guidance_interval: the lowest and highest noise level, std of noise over std of signal, at which there is guidance;
+    outside it the null pass is not run (Kynkaanniemi et al. 2024, "Applying Guidance in a Limited Interval").
+    on_step: called after each step with its number, timestep and latents; what it returns, unless None, goes on.
+    Raises ValueError for a scheduler that wants a learned variance from a network without one.
+    """
+    levels = linear_schedule().noise_levels
+    low, high = guidance_interval or (0.0, float("inf"))
+    # iddpm's is the one scheduler here whose noise has the variance that the network learned
+    learned_variance = getattr(scheduler.config, "variance_type", None) == "learned_range"
+    draws = {}
+    if "generator" in inspect.signature(scheduler.step).parameters:  # of which only the stochastic ones make use
+        draws["generator"] = list(generators) if isinstance(generators, Sequence) else generators
     x = noise * scheduler.init_noise_sigma
-    for t in scheduler.timesteps:
-        prediction, variance = guided_prediction(model, x, t.to(x.device).expand(len(x)), y, null_y, guidance)
+    for i, t in enumerate(scheduler.timesteps):
+        strength = guidance if low <= levels[int(t)] <= high else 1.0
+        inputs = scheduler.scale_model_input(x, t)
+        prediction, variance = guided_prediction(model, inputs, t.to(x.device).expand(len(x)), y, null_y, strength)
         if learned_variance:
             if variance is None:
-                raise ValueError(f"{algorithm} needs a network with learned variance (pred_sigma=True)")
+                raise ValueError("the algorithm needs a network with learned variance (pred_sigma=True)")
             prediction = torch.cat([prediction, variance], dim=1)
-        # only the stochastic schedulers draw from the generators; ddim and dpm-solver leave them alone
-        x = scheduler.step(prediction.float(), t, x, generator=generators, return_dict=False)[0]
+        x = scheduler.step(prediction.float(), t, x, return_dict=False, **draws)[0]
+        if on_step is not None:
+            changed = on_step(i, t, x)
+            x = x if changed is None else changed
     return x
 
 

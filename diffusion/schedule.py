@@ -26,6 +26,11 @@ class Schedule:
         return (1 - self.betas).cumprod(0)
 
     @cached_property
+    def noise_levels(self) -> torch.Tensor:
+        """Std of the noise over that of the signal in x_t: sigma of Karras et al. 2022; here 0.01 to 157."""
+        return ((1 - self.alpha_bar) / self.alpha_bar).sqrt()
+
+    @cached_property
     def alpha_bar_before(self) -> torch.Tensor:
         """alpha_bar of the step before; 1 before the first."""
         return torch.cat([self.alpha_bar.new_ones(1), self.alpha_bar[:-1]])

@@ -18,9 +18,14 @@ ALLOWED = {
     "objective": {"schedule"},
     "guidance": set(),
     "sampling": {"schedule", "guidance"},
+    "panorama": set(),
+    "pipeline": {"model", "encoders", "sampling"},
     "evaluation": {"encoders", "data"},
     "workdir": {"config", "data", "model", "encoders"},
-    "engine": {"config", "data", "model", "encoders", "schedule", "objective", "guidance", "sampling", "workdir"},
+    "engine": {
+        *("cli", "config", "data", "model", "encoders", "schedule"),
+        *("objective", "guidance", "sampling", "panorama", "workdir"),
+    },
 }
 
 

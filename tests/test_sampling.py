@@ -96,6 +96,57 @@ def test_guidance_covers_all_channels_and_skips_the_null_pass_at_one():
         guided_prediction(network, x, timestep, y, None, guidance=2.0)
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_guidance_in_an_interval(algorithm):
+    """Inside it the null pass is run and counts, outside it is not run; everywhere is the same as no interval."""
+    levels, calls = linear_schedule().noise_levels, []
+
+    def network(x, timestep, y):
+        calls.append((len(x), int(timestep[0])))
+        return gaussian_network(x, timestep, y) + y[:, :1, :1, None]
+
+    def latents(interval, guidance=3.0):
+        calls.clear()
+        noise, y, null = torch.ones(1, 16, 2, 2), torch.full((1, 1, 4), 0.1), torch.zeros(1, 4)
+        generators = [image_generator(0, 0)]
+        return sample_latents(network, noise, y, null, 10, guidance, algorithm, generators, guidance_interval=interval)
+
+    low, high = 0.3, 5.0
+    inside = latents((low, high))
+    assert {count for count, t in calls if low <= levels[t] <= high} == {2}
+    assert {count for count, t in calls if not low <= levels[t] <= high} == {1}
+    everywhere, nowhere = latents(None), latents((200.0, 300.0))
+    assert torch.equal(latents((0.0, 1000.0)), everywhere) and torch.equal(latents(None, guidance=1.0), nowhere)
+    assert (inside - everywhere).abs().min() > 1e-3 and (inside - nowhere).abs().min() > 1e-3
+
+
+def test_what_is_seen_on_the_way_may_be_changed():
+    seen = []
+
+    def watch(i, t, x):
+        seen.append((i, int(t)))
+        return torch.zeros_like(x) if i == 4 else None
+
+    latents = sample_latents(
+        gaussian_network, torch.ones(1, 16, 2, 2), torch.zeros(1, 1, 4), None, 5, 1.0, "ddim", on_step=watch
+    )
+    assert [i for i, _ in seen] == [0, 1, 2, 3, 4] and sorted(seen, key=lambda each: -each[1]) == seen
+    assert torch.all(latents == 0)
+
+
+def test_noise_levels():
+    """sigma = sqrt((1 - alpha_bar) / alpha_bar): 0.01 at the first step, and at the last the noise alone is left."""
+    levels = linear_schedule().noise_levels
+    assert levels[0] == pytest.approx(0.01, rel=1e-3) and levels[-1] == pytest.approx(157.4, rel=1e-2)
+    assert torch.all(levels.diff() > 0)
+
+
+def test_schedulers_have_the_betas_of_training():
+    for algorithm in ALGORITHMS:
+        betas = make_scheduler(algorithm, 10).betas.double()
+        torch.testing.assert_close(betas, linear_schedule().betas, rtol=1e-5, atol=0)
+
+
 def test_iddpm_uses_the_learned_variance():
     """With the variance at its upper bound the samples spread more than with the lower one."""
 
