@@ -35,7 +35,7 @@ shift_factor = None
 
 # where to start and where to write
 load_from = None  # weights to start from (a stage before, or released ones)
-ignore_keys = ()  # weights of load_from not to take over
+ignore_keys = ()  # weights of load_from not to take over; what follows from the stage (positions, null condition) is made anew anyway
 local_start = False  # a new network's heads start as looks at one neighbour each; for small ones at 256, needs qk_norm
 freeze = ()  # parts of the network that are not trained, such as "y_embedder" or "blocks.0.attn"
 resume_from = None  # a checkpoint of this run: a file, a folder, or "auto" for the newest in work_dir

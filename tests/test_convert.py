@@ -14,13 +14,12 @@ from diffusion.model import PixArt
 from diffusion.model.convert import (
     architecture_of,
     diffusers_config,
-    from_diffusers,
     infer_architecture,
     load_into,
     load_weights,
     save_diffusers,
-    to_diffusers,
 )
+from diffusion.model.names import from_diffusers, to_diffusers
 
 REFERENCE = Path(__file__).parent / "reference"
 ARGUMENTS = dict(

@@ -9,7 +9,6 @@ model_max_length = 16  # a 4 x 4 grid of UNI2-h embeddings
 pe_interpolation = 2.0  # 64 tokens a side span positions 0..32
 
 load_from = "output/pixart_20x_512_pos_embed/checkpoints/last_ema.ckpt"
-ignore_keys = ("pos_embed", "y_embedder.y_embedding", "y_pos_embed")
 
 train_batch_size = 12
 max_steps = 80_000

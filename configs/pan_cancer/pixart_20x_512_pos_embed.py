@@ -10,7 +10,6 @@ use_cond_pos_embed = True  # which says where in the picture each belongs
 pe_interpolation = 1.0  # 32 tokens a side span positions 0..32
 
 load_from = "output/pixart_20x_256/checkpoints/last_ema.ckpt"
-ignore_keys = ("pos_embed", "y_embedder.y_embedding")  # their shapes follow image_size and model_max_length
 
 train_batch_size = 64
 gradient_accumulation_steps = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from diffusion.errors import InputError
 from diffusion.model.convert import check_told, load_into, load_weights, told_by
 from diffusion.model.local_start import look_at_neighbours
 from diffusion.model.pixart import PixArt, build_model
+from diffusion.model.transfer import start_from
 
-# what follows from the architecture alone is made anew, whatever the weights to start from say
-REMADE = frozenset({"pos_embed", "y_pos_embed"})
+log = logging.getLogger(__name__)
+
 # in what the network of one stage may differ from the weights of the stage before
 OF_THE_STAGE = frozenset({"input_size", "pe_interpolation", "model_max_length", "use_cond_pos_embed"})
 
@@ -36,11 +38,10 @@ def build_network(config: Config, load_from: str | None) -> PixArt:
     if config.local_start:
         look_at_neighbours(model)
     if load_from is not None:
-        own, weights = model.state_dict(), load_weights(load_from)
+        weights = load_weights(load_from)
         check_told(weights.told, model, config.prediction_type, load_from, but=OF_THE_STAGE)
-        left = REMADE | set(config.ignore_keys)
-        taken = {name: tensor for name, tensor in weights.state_dict.items() if name not in left}
-        load_into(model, taken | {name: own[name] for name in own if name in left}, load_from)
+        table = start_from(model, weights.state_dict, config.ignore_keys, load_from)
+        log.info("weights from %s:\n%s", load_from, table)
     return model
 
 

@@ -1,4 +1,4 @@
-"""Weights of PixArt in every format they come in: official names <-> the diffusers layout, and the architecture they imply.
+"""Weights of PixArt in every format they come in: read, written, and the architecture that they imply.
 
 Nothing is ever unpickled: torch files are read with weights_only, everything else is safetensors.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Container, Mapping
@@ -17,42 +16,15 @@ from typing import Any, NamedTuple
 import torch
 
 from diffusion.errors import InputError, MissingError
+from diffusion.files import written_aside
 from diffusion.model.embed import grid_positions, sincos_2d
+from diffusion.model.names import DIFFUSERS_CLASS, from_diffusers, to_diffusers
 from diffusion.model.pixart import PRESETS, PixArt
 from diffusion.weights import read_safetensors, read_torch_file
 
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
-DIFFUSERS_CLASS = "PixCellTransformer2DModel"
+TOLD = "pixcell"  # key of the metadata of safetensors files
 PREDICTION_TYPE = "prediction_type"  # of checkpoints: epsilon or v_prediction
-
-# official name -> diffusers name, for what is the same tensor in both
-RENAMED = {
-    "x_embedder.proj": "pos_embed.proj",
-    "t_embedder.mlp.0": "adaln_single.emb.timestep_embedder.linear_1",
-    "t_embedder.mlp.2": "adaln_single.emb.timestep_embedder.linear_2",
-    "t_block.1": "adaln_single.linear",
-    "y_embedder.y_proj.fc1": "caption_projection.linear_1",
-    "y_embedder.y_proj.fc2": "caption_projection.linear_2",
-    "y_embedder.y_embedding": "caption_projection.uncond_embedding",
-    "y_pos_embed": "y_pos_embed.y_pos_embed",
-    "final_layer.linear": "proj_out",
-    "final_layer.scale_shift_table": "scale_shift_table",
-}
-RENAMED_IN_BLOCK = {
-    "scale_shift_table": "scale_shift_table",
-    "attn.proj": "attn1.to_out.0",
-    "attn.q_norm": "attn1.norm_q",
-    "attn.k_norm": "attn1.norm_k",
-    "cross_attn.q_linear": "attn2.to_q",
-    "cross_attn.proj": "attn2.to_out.0",
-    "mlp.fc1": "ff.net.0.proj",
-    "mlp.fc2": "ff.net.2",
-}
-# one official tensor that is several in diffusers, in this order
-FUSED_IN_BLOCK = {
-    "attn.qkv": ("attn1.to_q", "attn1.to_k", "attn1.to_v"),
-    "cross_attn.kv_linear": ("attn2.to_k", "attn2.to_v"),
-}
 
 
 class Weights(NamedTuple):
@@ -80,8 +52,8 @@ def load_weights(path: str | Path, ema: bool = True) -> Weights:
         raise MissingError(f"no weights at {path}")
     elif path.suffix == ".safetensors":
         tensors = read_safetensors(path)
-        if "pos_embed.proj.weight" in tensors:  # a file of the diffusers layout needs its config.json
-            settings = _diffusers_settings(path.with_name("config.json"))
+        of_diffusers = "pos_embed.proj.weight" in tensors  # such a file needs the config.json beside it
+        settings = _diffusers_settings(path.with_name("config.json")) if of_diffusers else _told_by_safetensors(path)
     else:
         tensors, settings = _read_checkpoint(path, ema)
     if "pos_embed.proj.weight" in tensors:
@@ -97,7 +69,12 @@ def load_weights(path: str | Path, ema: bool = True) -> Weights:
 
 def load_into(model: PixArt, weights: Mapping[str, torch.Tensor], source: str | Path) -> None:
     """Load strictly. Raises InputError naming the tensors that are missing, unknown, or of another shape."""
-    own = model.state_dict()
+    check_fit(model.state_dict(), weights, source)
+    model.load_state_dict(weights)
+
+
+def check_fit(own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], source: str | Path) -> None:
+    """Hold names and shapes of weights against a network's own. Raises InputError naming those that differ."""
     missing = sorted(own.keys() - weights.keys())
     unknown = sorted(weights.keys() - own.keys())
     shapes = [
@@ -112,7 +89,6 @@ def load_into(model: PixArt, weights: Mapping[str, torch.Tensor], source: str | 
     ]
     if complaints:
         raise InputError(f"{source} is of another architecture than the network ({'; '.join(complaints)})")
-    model.load_state_dict(weights)
 
 
 def check_told(
@@ -174,64 +150,35 @@ def architecture_of(model: PixArt) -> dict[str, Any]:
     }
 
 
-def to_diffusers(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Official names -> diffusers names; the position grid is left out, since that layout computes it."""
-    converted = {}
-    for name, tensor in tensors.items():
-        if name == "pos_embed":
-            continue
-        block, inner, kind = _parts(name, "blocks")
-        if inner in FUSED_IN_BLOCK:
-            targets = FUSED_IN_BLOCK[inner]
-            for target, part in zip(targets, tensor.chunk(len(targets)), strict=True):
-                converted[f"transformer_blocks.{block}.{target}{kind}"] = part.clone()
-        elif block is not None:
-            converted[f"transformer_blocks.{block}.{RENAMED_IN_BLOCK[inner]}{kind}"] = tensor
-        else:
-            converted[RENAMED[inner] + kind] = tensor
-    return converted
-
-
-def from_diffusers(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Diffusers names -> official names. Raises InputError for a name that the layout does not have."""
-    back, back_in_block = ({new: old for old, new in table.items()} for table in (RENAMED, RENAMED_IN_BLOCK))
-    parts_of = {part: fused for fused, parts in FUSED_IN_BLOCK.items() for part in parts}
-    converted = {}
-    for name, tensor in tensors.items():
-        block, inner, kind = _parts(name, "transformer_blocks")
-        if block is not None and inner in parts_of:
-            fused = parts_of[inner]
-            names = [f"transformer_blocks.{block}.{part}{kind}" for part in FUSED_IN_BLOCK[fused]]
-            absent = [part for part in names if part not in tensors]
-            if absent:
-                raise InputError(f"there is {name!r} but no {absent[0]!r}: the {DIFFUSERS_CLASS} is not whole")
-            rows = [tensors[part] for part in names]
-            converted[f"blocks.{block}.{fused}{kind}"] = torch.cat(rows)
-        elif block is not None and inner in back_in_block:
-            converted[f"blocks.{block}.{back_in_block[inner]}{kind}"] = tensor
-        elif block is None and inner in back:
-            converted[back[inner] + kind] = tensor
-        else:
-            raise InputError(f"{name!r} is no tensor of a {DIFFUSERS_CLASS}")
-    return converted
-
-
 def save_diffusers(model: PixArt, folder: str | Path) -> None:
     """Write config.json and diffusion_pytorch_model.safetensors, as the released PixCell-256 and -1024 have them.
 
     The folder appears whole or not at all. Raises InputError when it is already there.
+    """
+    write_diffusers(model, "epsilon", folder)
+
+
+def write_diffusers(model: PixArt, prediction_type: str, folder: str | Path) -> None:
+    """save_diffusers for a network of noise or velocities; of velocities the released layout knows nothing, and the
+    config.json then says so in a key of its own. Raises InputError, also for positions that the layout would not bring back.
     """
     from safetensors.torch import save_file
 
     folder = Path(folder)
     if folder.exists():
         raise InputError(f"{folder} is already there; name a new folder")
+    own = model.state_dict()
+    if not torch.equal(own["pos_embed"], _position_grid(architecture_of(model)).to(own["pos_embed"])):
+        raise InputError(
+            "pos_embed is not the grid of its size, and the diffusers layout stores none; write another format"
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in to_diffusers(model.state_dict()).items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in to_diffusers(own).items()}
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         save_file(tensors, aside / DIFFUSERS_WEIGHTS, metadata={"format": "pt"})
-        (aside / "config.json").write_text(json.dumps(diffusers_config(model), indent=2, sort_keys=True) + "\n")
+        config = diffusers_config(model, prediction_type)
+        (aside / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         aside.chmod(0o755)
         os.replace(aside, folder)
     except BaseException:
@@ -239,7 +186,7 @@ def save_diffusers(model: PixArt, folder: str | Path) -> None:
         raise
 
 
-def diffusers_config(model: PixArt) -> dict[str, Any]:
+def diffusers_config(model: PixArt, prediction_type: str = "epsilon") -> dict[str, Any]:
     """The config.json of a network, with the keys of the released ones."""
     heads = model.blocks[0].attn.heads
     qk_norm = isinstance(model.blocks[0].attn.q_norm, torch.nn.LayerNorm)
@@ -268,16 +215,36 @@ def diffusers_config(model: PixArt) -> dict[str, Any]:
         "upcast_attention": False,
         "use_additional_conditions": False,
         **({"qk_norm": "layer_norm_across_heads"} if qk_norm else {}),
+        **({PREDICTION_TYPE: prediction_type} if prediction_type != "epsilon" else {}),
     }
 
 
-def _parts(name: str, blocks: str) -> tuple[str | None, str, str]:
-    """`blocks.3.attn.qkv.weight` -> (`3`, `attn.qkv`, `.weight`); no block for names outside them."""
-    match = re.fullmatch(rf"(?:{blocks}\.(\d+)\.)?(.*?)(\.weight|\.bias)?", name)
-    return match[1], match[2], match[3] or ""
+def write_official(model: PixArt, prediction_type: str, path: str | Path) -> None:
+    """Write a torch file with the official names under `state_dict`, and beside it what tensors do not show."""
+    with written_aside(_new_file(path)) as temporary:
+        told = {"architecture": architecture_of(model), PREDICTION_TYPE: prediction_type}
+        torch.save({"state_dict": model.state_dict(), **told}, temporary)
+
+
+def write_safetensors(model: PixArt, prediction_type: str, path: str | Path) -> None:
+    """Write the official names as safetensors, with what tensors do not show as JSON in the metadata."""
+    from safetensors.torch import save_file
+
+    with written_aside(_new_file(path)) as temporary:
+        told = json.dumps({**architecture_of(model), PREDICTION_TYPE: prediction_type})
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+        save_file(tensors, temporary, metadata={"format": "pt", TOLD: told})
+
+
+def _new_file(path: str | Path) -> Path:
+    if Path(path).exists():
+        raise InputError(f"{path} is already there; name a new file")
+    return Path(path)
 
 
 def _read_folder(folder: Path, ema: bool) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    if (folder / "model_index.json").is_file():  # a whole pipeline
+        folder = folder / "transformer"
     config = folder / "config.json"
     if not config.is_file():
         inside = folder / "last_ema.ckpt"
@@ -301,6 +268,7 @@ def _diffusers_settings(path: Path) -> dict[str, Any]:
             "input_size": settings["sample_size"],
             "num_heads": settings["num_attention_heads"],
             "pe_interpolation": settings["interpolation_scale"],
+            **({PREDICTION_TYPE: settings[PREDICTION_TYPE]} if PREDICTION_TYPE in settings else {}),
         }
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not the config of a {DIFFUSERS_CLASS} ({error!r})") from None
@@ -311,6 +279,18 @@ def _read_checkpoint(path: Path, ema: bool) -> tuple[dict[str, torch.Tensor], di
     content = read_torch_file(path)
     told = told_by(content) if isinstance(content, Mapping) else {}
     return _state_dict_of(content, path, ema), told
+
+
+def _told_by_safetensors(path: Path) -> dict[str, Any]:
+    """What write_safetensors noted of a file's network; nothing in files of others."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        noted = (file.metadata() or {}).get(TOLD)
+    try:
+        return dict(json.loads(noted)) if noted else {}
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: the note on its network is damaged ({error})") from None
 
 
 def told_by(checkpoint: Mapping[str, Any]) -> dict[str, Any]:

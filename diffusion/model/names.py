@@ -1,0 +1,89 @@
+"""The names of PixArt's tensors: official ones <-> those of the diffusers layout."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+
+from diffusion.errors import InputError
+
+DIFFUSERS_CLASS = "PixCellTransformer2DModel"
+
+# official name -> diffusers name, for what is the same tensor in both
+RENAMED = {
+    "x_embedder.proj": "pos_embed.proj",
+    "t_embedder.mlp.0": "adaln_single.emb.timestep_embedder.linear_1",
+    "t_embedder.mlp.2": "adaln_single.emb.timestep_embedder.linear_2",
+    "t_block.1": "adaln_single.linear",
+    "y_embedder.y_proj.fc1": "caption_projection.linear_1",
+    "y_embedder.y_proj.fc2": "caption_projection.linear_2",
+    "y_embedder.y_embedding": "caption_projection.uncond_embedding",
+    "y_pos_embed": "y_pos_embed.y_pos_embed",
+    "final_layer.linear": "proj_out",
+    "final_layer.scale_shift_table": "scale_shift_table",
+}
+RENAMED_IN_BLOCK = {
+    "scale_shift_table": "scale_shift_table",
+    "attn.proj": "attn1.to_out.0",
+    "attn.q_norm": "attn1.norm_q",
+    "attn.k_norm": "attn1.norm_k",
+    "cross_attn.q_linear": "attn2.to_q",
+    "cross_attn.proj": "attn2.to_out.0",
+    "mlp.fc1": "ff.net.0.proj",
+    "mlp.fc2": "ff.net.2",
+}
+# one official tensor that is several in diffusers, in this order
+FUSED_IN_BLOCK = {
+    "attn.qkv": ("attn1.to_q", "attn1.to_k", "attn1.to_v"),
+    "cross_attn.kv_linear": ("attn2.to_k", "attn2.to_v"),
+}
+
+
+def to_diffusers(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Official names -> diffusers names; the position grid is left out, since that layout computes it."""
+    converted = {}
+    for name, tensor in tensors.items():
+        if name == "pos_embed":
+            continue
+        block, inner, kind = _parts(name, "blocks")
+        if inner in FUSED_IN_BLOCK:
+            targets = FUSED_IN_BLOCK[inner]
+            for target, part in zip(targets, tensor.chunk(len(targets)), strict=True):
+                converted[f"transformer_blocks.{block}.{target}{kind}"] = part.clone()
+        elif block is not None:
+            converted[f"transformer_blocks.{block}.{RENAMED_IN_BLOCK[inner]}{kind}"] = tensor
+        else:
+            converted[RENAMED[inner] + kind] = tensor
+    return converted
+
+
+def from_diffusers(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Diffusers names -> official names. Raises InputError for a name that the layout does not have."""
+    back, back_in_block = ({new: old for old, new in table.items()} for table in (RENAMED, RENAMED_IN_BLOCK))
+    parts_of = {part: fused for fused, parts in FUSED_IN_BLOCK.items() for part in parts}
+    converted = {}
+    for name, tensor in tensors.items():
+        block, inner, kind = _parts(name, "transformer_blocks")
+        if block is not None and inner in parts_of:
+            fused = parts_of[inner]
+            names = [f"transformer_blocks.{block}.{part}{kind}" for part in FUSED_IN_BLOCK[fused]]
+            absent = [part for part in names if part not in tensors]
+            if absent:
+                raise InputError(f"there is {name!r} but no {absent[0]!r}: the {DIFFUSERS_CLASS} is not whole")
+            rows = [tensors[part] for part in names]
+            converted[f"blocks.{block}.{fused}{kind}"] = torch.cat(rows)
+        elif block is not None and inner in back_in_block:
+            converted[f"blocks.{block}.{back_in_block[inner]}{kind}"] = tensor
+        elif block is None and inner in back:
+            converted[back[inner] + kind] = tensor
+        else:
+            raise InputError(f"{name!r} is no tensor of a {DIFFUSERS_CLASS}")
+    return converted
+
+
+def _parts(name: str, blocks: str) -> tuple[str | None, str, str]:
+    """`blocks.3.attn.qkv.weight` -> (`3`, `attn.qkv`, `.weight`); no block for names outside them."""
+    match = re.fullmatch(rf"(?:{blocks}\.(\d+)\.)?(.*?)(\.weight|\.bias)?", name)
+    return match[1], match[2], match[3] or ""

@@ -1,0 +1,63 @@
+"""Convert weights between the formats they come in: official torch file, safetensors, diffusers folder; to the bit."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
+
+from diffusion.cli import Parser, positive_int, run
+from diffusion.errors import InputError
+
+EXAMPLES = """  python tools/convert_checkpoint.py pixcell_256.ckpt pixcell-256 --to diffusers
+  python tools/convert_checkpoint.py output/256/checkpoints/last_ema.ckpt pixcell.safetensors --to safetensors
+  python tools/convert_checkpoint.py output/256/checkpoints/step_00120000.ckpt raw.ckpt --to official --weights raw"""
+SUFFIXES = {"official": (".ckpt", ".pth"), "safetensors": (".safetensors",), "diffusers": ("",)}
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = Parser(__doc__, EXAMPLES)
+    add = parser.add_argument
+    add("source", type=Path, help=".ckpt, .pth, .safetensors, a diffusers folder, or a folder of checkpoints")
+    add("target", type=Path, help="the file, or for diffusers the folder, to write; it must not be there")
+    add("--to", choices=tuple(SUFFIXES), required=True, help="the format to write")
+    add(
+        "--weights", choices=("ema", "raw"), default="ema", help="of a step_<n>.ckpt, which holds both: averaged or raw"
+    )
+    add("--num_heads", type=positive_int, help="heads of attention, where neither file nor width tells")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    if args.target.suffix not in SUFFIXES[args.to] and args.to != "diffusers":
+        raise InputError(f"{args.target}: --to {args.to} writes a {' or '.join(SUFFIXES[args.to])} file; name one")
+
+    from diffusion.model.convert import check_fit, load_weights, write_diffusers, write_official, write_safetensors
+    from diffusion.model.pixart import PixArt
+
+    weights = load_weights(args.source, ema=args.weights == "ema")
+    architecture = dict(weights.architecture)
+    if args.num_heads is not None:
+        if weights.told.get("num_heads", args.num_heads) != args.num_heads:
+            raise InputError(f"{args.source} says that it has {weights.told['num_heads']} heads, not {args.num_heads}")
+        architecture["num_heads"] = args.num_heads
+    if "num_heads" not in architecture:
+        width = architecture["hidden_size"]
+        raise InputError(f"{args.source} does not say how many heads attention has (width {width}); give --num_heads")
+    model = PixArt(**architecture)
+    check_fit(model.state_dict(), weights.state_dict, args.source)
+    model.load_state_dict(weights.state_dict, assign=True)  # the very tensors, whatever the type of each
+    write = {"official": write_official, "safetensors": write_safetensors, "diffusers": write_diffusers}[args.to]
+    prediction_type = weights.told.get("prediction_type", "epsilon")
+    write(model, prediction_type, args.target)
+    count = sum(tensor.numel() for tensor in weights.state_dict.values())
+    print(
+        f"{args.target}: {count / 1e6:.2f} M values, {architecture['depth']} blocks of width {architecture['hidden_size']}"
+    )
+
+
+if __name__ == "__main__":
+    run(main)
