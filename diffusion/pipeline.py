@@ -1,0 +1,252 @@
+"""PixCell as a diffusers pipeline: transformer, VAE and scheduler as components, opened without code from the folder.
+
+Letters: B conditions, n images of each, L tokens of width D, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import diffusers
+import torch
+from diffusers import AutoencoderKL, ConfigMixin, DiffusionPipeline, ImagePipelineOutput, ModelMixin, SchedulerMixin
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.utils.torch_utils import randn_tensor
+
+from diffusion.encoders.latents import DOWNSAMPLING, LatentScale, codec_folder, load_vae
+from diffusion.errors import InputError, MissingError
+from diffusion.model.convert import diffusers_config, load_into, load_weights, write_diffusers
+from diffusion.model.pixart import PixArt
+from diffusion.sampling import build_scheduler, denoise
+
+INDEX = "model_index.json"
+OF_THE_HUB = ("revision", "cache_dir", "token", "local_files_only")  # arguments for what is downloaded
+
+
+class PixCellTransformer2DModel(ModelMixin, ConfigMixin):
+    """PixArt with the calls of a diffusers model; its folder has the released layout, its `network` is the PixArt itself."""
+
+    config_name = "config.json"
+
+    def __init__(self, network: PixArt, prediction_type: str = "epsilon"):
+        super().__init__()
+        self.network, self.prediction_type = network, prediction_type
+        self.register_to_config(**diffusers_config(network, prediction_type))
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, subfolder: str = "", torch_dtype: torch.dtype | None = None, **_: Any
+    ) -> PixCellTransformer2DModel:
+        """Open whatever `load_weights` reads: a diffusers folder, a released or own checkpoint. Raises as it does."""
+        source = Path(path) / subfolder
+        weights = load_weights(source)
+        if "num_heads" not in weights.architecture:
+            raise InputError(f"{source} does not say how many heads attention has, and no preset has its width")
+        network = PixArt(**weights.architecture)
+        load_into(network, weights.state_dict, source)
+        network.to(torch_dtype or weights.state_dict["x_embedder.proj.weight"].dtype)
+        return cls(network, weights.told.get("prediction_type", "epsilon")).eval()
+
+    def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:
+        """Write a folder of the released layout. Raises InputError when it is already there."""
+        write_diffusers(self.network, self.prediction_type, save_directory)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        timestep: torch.Tensor,
+        return_dict: bool = True,
+    ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
+        """hidden_states (B, C, H/8, W/8), encoder_hidden_states (B, L, D), timestep (B,) or one -> (B, 2C, H/8, W/8)."""
+        timestep = torch.as_tensor(timestep, device=hidden_states.device).expand(len(hidden_states))
+        output = self.network(hidden_states.to(self.dtype), timestep, encoder_hidden_states.to(self.dtype))
+        return Transformer2DModelOutput(sample=output) if return_dict else (output,)
+
+
+class PixCellPipeline(DiffusionPipeline):
+    """Images for UNI2-h embeddings. Components: transformer, vae (16 channels, an eighth of the size), scheduler.
+
+    scheduler: any of diffusers that takes what the network predicts; the default is the project's dpm-solver.
+    """
+
+    model_cpu_offload_seq = "transformer->vae"
+    _optional_components: ClassVar[list[str]] = ["scheduler"]
+
+    def __init__(
+        self, transformer: PixCellTransformer2DModel, vae: AutoencoderKL, scheduler: SchedulerMixin | None = None
+    ):
+        super().__init__()
+        if scheduler is None:
+            scheduler = build_scheduler("dpm-solver", transformer.prediction_type)
+        elif getattr(scheduler.config, "variance_type", None) and not isinstance(scheduler, diffusers.DDPMScheduler):
+            # others than DDPM take the variance for channels of a picture; here it is split off beforehand
+            scheduler = type(scheduler).from_config(scheduler.config, variance_type=None)
+        self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=DOWNSAMPLING)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        transformer: PixCellTransformer2DModel | None = None,
+        vae: AutoencoderKL | str | Path | None = None,
+        scheduler: SchedulerMixin | None = None,
+        torch_dtype: torch.dtype | None = None,
+        **options: Any,
+    ) -> PixCellPipeline:
+        """Open a pipeline's folder, a transformer's alone, weights that `load_weights` reads, or a repository of the hub.
+
+        Components given win over those of the folder and stay as they are, whatever torch_dtype says. vae: also a folder
+        or the name of an embedded codec, needed where the folder has none, as the released ones. Of a repository only
+        .json and .safetensors files are downloaded, and nothing in it is executed. options: revision, cache_dir, token,
+        local_files_only, for a repository. Raises MissingError, InputError.
+        """
+        folder = _local(path, {name: options.pop(name) for name in OF_THE_HUB if name in options})
+        unknown = sorted(options.keys() - {"trust_remote_code", "custom_pipeline", "use_safetensors"})
+        if unknown:
+            raise InputError(f"PixCellPipeline.from_pretrained takes no {', '.join(unknown)}")
+        whole = (folder / INDEX).is_file()
+        if transformer is None:
+            transformer = PixCellTransformer2DModel.from_pretrained(
+                folder / "transformer" if whole else folder, torch_dtype=torch_dtype
+            )
+        if scheduler is None and whole and (folder / "scheduler").is_dir():
+            scheduler = _open_scheduler(folder)
+        if vae is None and (folder / "vae").is_dir():
+            vae = folder / "vae"
+        if vae is None:
+            raise MissingError(
+                f"{path} has no VAE: give vae=, an AutoencoderKL or its folder (SD3.5's for the released weights)"
+            )
+        if not isinstance(vae, torch.nn.Module):
+            vae = load_vae(codec_folder(vae), torch_dtype or torch.float32)
+        return cls(transformer, vae.eval(), scheduler)
+
+    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
+        """Write transformer/, vae/, scheduler/ and model_index.json. Raises InputError when the folder holds a transformer."""
+        if (Path(save_directory) / "transformer").exists():
+            raise InputError(f"{save_directory} is already there; name a new folder")
+        super().save_pretrained(save_directory, **options)
+
+    def get_unconditional_embedding(self, batch_size: int = 1) -> torch.Tensor:
+        """The network's null condition, (batch_size, L, D)."""
+        return self.transformer.network.y_embedder.y_embedding.expand(batch_size, -1, -1)
+
+    def enable_vae_tiling(self) -> None:
+        """Decode in tiles: less memory for images beyond the VAE's own size."""
+        self.vae.enable_tiling()
+
+    def enable_vae_slicing(self) -> None:
+        """Decode image by image."""
+        self.vae.enable_slicing()
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        uni_embeds: torch.Tensor,
+        negative_uni_embeds: torch.Tensor | None = None,
+        guidance_scale: float = 1.5,
+        num_inference_steps: int = 20,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str = "pil",
+        height: int | None = None,
+        width: int | None = None,
+        latents: torch.Tensor | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        callback_on_step_end: Callable[[Any, int, Any, dict[str, torch.Tensor]], dict] | None = None,
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple:
+        """Images for embeddings (B, L, D), num_images_per_prompt of each, one after the other.
+
+        negative_uni_embeds (B, L, D) or (1, L, D): the null condition when not given. guidance_scale: null + w * (conditional
+        - null), 1 for none. latents (B * n, C, H/8, W/8): the noise to begin with, drawn from `generator` when not given,
+        which may be a list of one for each image. output_type: pil, np (B * n, H, W, 3) and pt (B * n, 3, H, W) in [0, 1],
+        or latent, the network's. height, width: in pixels, of the trained size when not given. guidance_interval: as
+        `diffusion.sampling.denoise` has it. callback_on_step_end(pipe, i, t, {"latents": ...}) may answer with other latents.
+        Raises InputError for embeddings, a size, or an output_type that cannot be.
+        """
+        network, device = self.transformer.network, self._execution_device
+        tokens = self._checked(uni_embeds, "uni_embeds").repeat_interleave(num_images_per_prompt, dim=0)
+        null = self.get_unconditional_embedding()
+        if negative_uni_embeds is not None:
+            null = self._checked(negative_uni_embeds, "negative_uni_embeds")
+            null = null.repeat_interleave(num_images_per_prompt, dim=0) if len(null) > 1 else null
+        sides = [side or self.transformer.config.sample_size * DOWNSAMPLING for side in (height, width)]
+        unit = DOWNSAMPLING * network.patch_size
+        if any(side < unit or side % unit for side in sides):
+            raise InputError(f"height and width {sides[0]} x {sides[1]}: expected multiples of {unit}")
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise InputError(f"output_type {output_type!r}: expected pil, np, pt or latent")
+        shape = (len(tokens), network.in_channels, *(side // DOWNSAMPLING for side in sides))
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        elif tuple(latents.shape) != shape:
+            raise InputError(f"latents {tuple(latents.shape)}: expected {shape}")
+
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        with self.progress_bar(total=len(self.scheduler.timesteps)) as progress:
+
+            def on_step(i: int, t: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
+                progress.update()
+                changed = callback_on_step_end(self, i, t, {"latents": x}) if callback_on_step_end else None
+                return (changed or {}).get("latents")
+
+            latents = denoise(
+                lambda x, t, y: self.transformer(x, encoder_hidden_states=y, timestep=t, return_dict=False)[0],
+                self.scheduler,
+                latents.to(device, torch.float32),
+                tokens.to(device),
+                null.to(device),
+                guidance_scale,
+                guidance_interval,
+                generator,
+                on_step,
+            )
+        images = latents if output_type == "latent" else self._decoded(latents, output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _checked(self, tokens: torch.Tensor, name: str) -> torch.Tensor:
+        wanted = (self.transformer.config.caption_num_tokens, self.transformer.config.caption_channels)
+        if tokens.ndim != 3 or tuple(tokens.shape[1:]) != wanted:
+            raise InputError(f"{name} of shape {tuple(tokens.shape)}: expected (B, {wanted[0]}, {wanted[1]})")
+        return tokens
+
+    def _decoded(self, latents: torch.Tensor, output_type: str) -> Any:
+        scale = LatentScale(self.vae.config.scaling_factor, self.vae.config.shift_factor or 0.0)
+        pixels = self.vae.decode(scale.to_raw(latents).to(self.vae.dtype), return_dict=False)[0]
+        return self.image_processor.postprocess(pixels.float().clamp(-1, 1), output_type=output_type)
+
+
+def _local(path: str | Path, options: dict[str, Any]) -> Path:
+    """A file or folder of this machine, else a repository of the hub, downloaded without anything that could be executed."""
+    if Path(path).exists():
+        return Path(path)
+    if str(path).count("/") != 1 or str(path).startswith((".", "/", "~")):
+        raise MissingError(f"no folder {path}, and a repository of the hub would be named OWNER/NAME")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors"], **options))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise MissingError(f"no folder {path}, and no such repository can be had ({reason})") from None
+
+
+def _open_scheduler(folder: Path) -> SchedulerMixin:
+    """The scheduler of a pipeline's folder, whose class must be one of diffusers."""
+    file = folder / "scheduler" / "scheduler_config.json"
+    try:
+        name = json.loads(file.read_text())["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} is not the config of a scheduler ({error!r})") from None
+    kind = getattr(diffusers, str(name), None)
+    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
+        raise InputError(f"{file}: diffusers has no scheduler {name!r}")
+    return kind.from_pretrained(str(file.parent))

@@ -1,0 +1,203 @@
+"""The diffusers pipeline: what it samples, opens, saves and refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+
+from diffusion.encoders.latents import LatentCodec
+from diffusion.errors import InputError, MissingError
+from diffusion.model import PixArt
+from diffusion.model.convert import load_weights, write_diffusers
+from diffusion.pipeline import PixCellPipeline, PixCellTransformer2DModel
+from diffusion.sampling import sample_latents
+
+RELEASED = Path(__file__).parent / "reference" / "r256_diffusers"
+
+
+@pytest.fixture
+def pipe() -> PixCellPipeline:
+    pipe = PixCellPipeline.from_pretrained(RELEASED, vae="tiny")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def embeddings(count: int) -> torch.Tensor:
+    return torch.randn(count, 1, 1536, generator=torch.Generator().manual_seed(5))
+
+
+def noise(count: int) -> torch.Tensor:
+    return torch.randn(count, 16, 32, 32, generator=torch.Generator().manual_seed(6))
+
+
+def test_it_samples_what_the_project_samples(pipe):
+    """The same network, solver and codec by the other door."""
+    weights = load_weights(RELEASED)
+    model = PixArt(**weights.architecture).eval()
+    model.load_state_dict(weights.state_dict)
+    latents = sample_latents(model, noise(2), embeddings(2), model.y_embedder.y_embedding, 6, 1.5)
+    answer = pipe(embeddings(2), num_inference_steps=6, latents=noise(2), output_type="latent").images
+    torch.testing.assert_close(answer, latents)
+    pixels = pipe(embeddings(2), num_inference_steps=6, latents=noise(2), output_type="pt").images
+    torch.testing.assert_close(pixels, (LatentCodec.load("tiny").decode(latents) + 1) / 2, rtol=1e-4, atol=1e-4)
+
+
+def test_the_null_condition_is_the_default_and_may_be_given(pipe):
+    arguments = dict(num_inference_steps=3, latents=noise(2), output_type="latent", guidance_scale=4.0)
+    default = pipe(embeddings(2), **arguments).images
+    given = pipe(embeddings(2), negative_uni_embeds=pipe.get_unconditional_embedding(2), **arguments).images
+    assert torch.equal(default, given)
+    assert pipe.get_unconditional_embedding(3).shape == (3, 1, 1536)
+    other = pipe(embeddings(2), negative_uni_embeds=embeddings(2), **arguments).images
+    unguided = pipe(embeddings(2), **{**arguments, "guidance_scale": 1.0}).images
+    torch.testing.assert_close(other, unguided, rtol=1e-3, atol=1e-3)  # null + w * (null - null)
+    assert not torch.allclose(default, unguided, atol=1e-2)
+
+
+def test_images_of_each_condition_and_their_generators(pipe):
+    generators = [torch.Generator().manual_seed(i) for i in range(4)]
+    arguments = dict(num_inference_steps=2, output_type="latent")
+    four = pipe(embeddings(2), num_images_per_prompt=2, generator=generators, **arguments).images
+    last = pipe(embeddings(2)[1:], generator=torch.Generator().manual_seed(3), **arguments).images
+    torch.testing.assert_close(four[3:], last, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(four[2], four[3], atol=0.1)
+
+
+@pytest.mark.parametrize("kind", ["pil", "np", "pt"])
+def test_output_types(pipe, kind):
+    images = pipe(embeddings(1), num_inference_steps=2, latents=noise(1), output_type=kind).images
+    reference = pipe(embeddings(1), num_inference_steps=2, latents=noise(1), output_type="np").images[0]
+    if kind == "pil":
+        assert np.array_equal(np.asarray(images[0]), (reference * 255).round().astype(np.uint8))
+    else:
+        array = images[0] if kind == "np" else images[0].permute(1, 2, 0).numpy()
+        np.testing.assert_allclose(array, reference, atol=1e-6)
+        assert array.shape == (256, 256, 3) and 0 <= array.min() < array.max() <= 1
+    as_tuple = pipe(embeddings(1), num_inference_steps=2, latents=noise(1), output_type=kind, return_dict=False)
+    assert isinstance(as_tuple, tuple) and len(as_tuple[0]) == 1
+
+
+def test_callback_sees_every_step_and_may_change_latents(pipe):
+    steps = []
+
+    def callback(pipeline, i, t, kwargs):
+        steps.append((i, int(t)))
+        return {"latents": torch.zeros_like(kwargs["latents"])} if i == 2 else {}
+
+    images = pipe(
+        embeddings(1), num_inference_steps=3, latents=noise(1), output_type="latent", callback_on_step_end=callback
+    ).images
+    assert [i for i, _ in steps] == [0, 1, 2] and torch.all(images == 0)
+
+
+def test_other_sizes(pipe):
+    images = pipe(embeddings(1), num_inference_steps=2, height=128, width=320, output_type="np").images
+    assert images.shape == (1, 128, 320, 3)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        EulerDiscreteScheduler(beta_start=1e-4, beta_end=0.02),
+        DPMSolverMultistepScheduler(beta_start=1e-4, beta_end=0.02, variance_type="learned_range"),
+        DDPMScheduler(beta_start=1e-4, beta_end=0.02, variance_type="learned_range", clip_sample=False),
+    ],
+    ids=lambda scheduler: type(scheduler).__name__,
+)
+def test_other_schedulers(scheduler):
+    pipe = PixCellPipeline.from_pretrained(RELEASED, vae="tiny", scheduler=scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    latents = pipe(embeddings(1), num_inference_steps=4, generator=generator, output_type="latent").images
+    assert latents.isfinite().all() and latents.shape == (1, 16, 32, 32)
+
+
+def test_saved_and_opened_again(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "pipe")
+    again = PixCellPipeline.from_pretrained(tmp_path / "pipe")
+    again.set_progress_bar_config(disable=True)
+    arguments = dict(num_inference_steps=2, latents=noise(1), output_type="pt")
+    assert torch.equal(again(embeddings(1), **arguments).images, pipe(embeddings(1), **arguments).images)
+    released, ours = (
+        json.loads((folder / "config.json").read_text()) for folder in (RELEASED, tmp_path / "pipe" / "transformer")
+    )
+    released.pop("_diffusers_version")
+    assert ours == released
+    with pytest.raises(InputError, match="already there"):
+        pipe.save_pretrained(tmp_path / "pipe")
+
+
+def test_a_network_of_velocities_says_so_wherever_it_goes(tmp_path):
+    torch.manual_seed(0)
+    model = PixArt(input_size=32, hidden_size=32, depth=1, num_heads=2, caption_channels=8, pe_interpolation=0.5)
+    write_diffusers(model, "v_prediction", tmp_path / "bare")
+    pipe = PixCellPipeline.from_pretrained(tmp_path / "bare", vae="tiny")
+    assert pipe.scheduler.config.prediction_type == "v_prediction"
+    pipe.save_pretrained(tmp_path / "pipe")
+    again = PixCellPipeline.from_pretrained(tmp_path / "pipe")
+    assert again.scheduler.config.prediction_type == again.transformer.prediction_type == "v_prediction"
+    assert load_weights(tmp_path / "pipe" / "transformer").told["prediction_type"] == "v_prediction"
+
+
+def test_code_in_the_folder_is_not_run(pipe, tmp_path):
+    """A folder as the hub has it, with modules of its own for transformer and pipeline."""
+    pipe.save_pretrained(tmp_path / "pipe")
+    trap = tmp_path / "trap"
+    code = f"open({str(trap)!r}, 'w')\nclass PixCellTransformer2DModel: ...\nclass PixCellPipeline: ...\n"
+    (tmp_path / "pipe" / "pipeline.py").write_text(code)
+    (tmp_path / "pipe" / "transformer" / "pixcell_transformer_2d.py").write_text(code)
+    index = tmp_path / "pipe" / "model_index.json"
+    values = json.loads(index.read_text())
+    values["transformer"] = ["pixcell_transformer_2d", "PixCellTransformer2DModel"]
+    index.write_text(json.dumps(values))
+    opened = PixCellPipeline.from_pretrained(tmp_path / "pipe", trust_remote_code=True, custom_pipeline="pipeline")
+    assert type(opened) is PixCellPipeline and type(opened.transformer) is PixCellTransformer2DModel
+    assert not trap.exists() and "pixcell_transformer_2d" not in sys.modules
+
+
+def test_types(tmp_path):
+    pipe = PixCellPipeline.from_pretrained(RELEASED, vae="tiny", torch_dtype=torch.bfloat16)
+    assert {parameter.dtype for part in (pipe.transformer, pipe.vae) for parameter in part.parameters()} == {
+        torch.bfloat16
+    }
+    pipe.set_progress_bar_config(disable=True)
+    images = pipe(embeddings(1), num_inference_steps=2, latents=noise(1), output_type="np").images
+    assert images.dtype == np.float32 and np.isfinite(images).all()
+
+
+def test_vae_tiling_and_slicing(pipe):
+    pipe.enable_vae_tiling()
+    pipe.enable_vae_slicing()
+    assert pipe.vae.use_tiling and pipe.vae.use_slicing
+
+
+def test_what_is_refused(pipe, tmp_path):
+    with pytest.raises(MissingError, match="has no VAE: give vae="):
+        PixCellPipeline.from_pretrained(RELEASED)
+    with pytest.raises(MissingError, match="no folder nowhere"):
+        PixCellPipeline.from_pretrained("nowhere", vae="tiny")
+    with pytest.raises(InputError, match="takes no vaee"):
+        PixCellPipeline.from_pretrained(RELEASED, vae="tiny", vaee=1)
+    with pytest.raises(InputError, match=r"uni_embeds of shape \(1, 2, 1536\): expected \(B, 1, 1536\)"):
+        pipe(torch.zeros(1, 2, 1536))
+    with pytest.raises(InputError, match="multiples of 16"):
+        pipe(embeddings(1), height=100)
+    with pytest.raises(InputError, match="expected pil, np, pt or latent"):
+        pipe(embeddings(1), output_type="jpg")
+    with pytest.raises(InputError, match=r"expected \(1, 16, 32, 32\)"):
+        pipe(embeddings(1), latents=noise(2))
+    pipe.save_pretrained(tmp_path / "pipe")
+    config = tmp_path / "pipe" / "scheduler" / "scheduler_config.json"
+    config.write_text(json.dumps({"_class_name": "os"}))
+    with pytest.raises(InputError, match="diffusers has no scheduler 'os'"):
+        PixCellPipeline.from_pretrained(tmp_path / "pipe")
+    shutil.rmtree(tmp_path / "pipe" / "transformer")
+    with pytest.raises(MissingError):
+        PixCellPipeline.from_pretrained(tmp_path / "pipe")
