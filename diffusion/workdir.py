@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,12 +11,15 @@ import torch
 from diffusion.config import Config, read_config
 from diffusion.data.batch import PatchItem
 from diffusion.data.datasets.pan_cancer import PanCancerData, SkipBad
+from diffusion.data.features import SSL_PREFIX
+from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import EMBEDDED_CODECS, LatentCodec, LatentScale, codec_folder
 from diffusion.errors import InputError, MissingError
 from diffusion.model.convert import check_told, load_into, load_weights
 from diffusion.model.pixart import PixArt, build_model
 
 CONFIG_FILE = "config.py"
+LAST_WEIGHTS = "checkpoints/last_ema.ckpt"
 PROBES = 16  # samples tried before a data set counts as unreadable
 
 
@@ -51,6 +55,17 @@ def open_run(work_dir: str | Path, checkpoint: str | Path, device: torch.device)
     return Run(folder, path, config, model.eval().requires_grad_(False).to(device))
 
 
+def default_work_dir() -> Path:
+    """$PIXCELL_WORKDIR, else the run below ./output whose weights are the newest. Raises MissingError."""
+    named = os.environ.get("PIXCELL_WORKDIR")
+    if named:
+        return Path(named)
+    weights = [path for path in Path("output").rglob(LAST_WEIGHTS) if (path.parents[1] / CONFIG_FILE).is_file()]
+    if not weights:
+        raise MissingError("no run in ./output; name one with --workdir or $PIXCELL_WORKDIR")
+    return max(weights, key=lambda path: path.stat().st_mtime_ns).parents[1]
+
+
 def check_tokens(config: Config, dataset: PanCancerData | SkipBad) -> None:
     """Read one sample and hold its tokens against the network's.
 
@@ -60,10 +75,15 @@ def check_tokens(config: Config, dataset: PanCancerData | SkipBad) -> None:
     item = next((sample for sample in samples if isinstance(sample, PatchItem)), None)
     if item is None:
         raise InputError(f"none of {PROBES} items can be read; the first: {dataset[0].reason}")
+    check_shape(config, item.tokens, item.name)
+
+
+def check_shape(config: Config, tokens: torch.Tensor, name: str) -> None:
+    """Raises InputError unless tokens are the network's (L, D); name: whose they are."""
     wanted = (config.model_max_length, config.caption_channels)
-    if tuple(item.tokens.shape) != wanted:
+    if tuple(tokens.shape) != wanted:
         raise InputError(
-            f"the tokens of {item.name} are {tuple(item.tokens.shape)}: the config expects {wanted}; "
+            f"the tokens of {name} are {tuple(tokens.shape)}: the config expects {wanted}; "
             "set caption_channels to the embedding width, or extract with the encoder it was meant for"
         )
 
@@ -86,6 +106,20 @@ def load_codec(config: Config, device: torch.device, root: Path | None = None) -
     """The codec of a run's latents. Raises MissingError, InputError (as `latent_scale`)."""
     latent_scale(config, root)
     return LatentCodec.load(vae_location(config.vae_pretrained, root or config.data_root), device)
+
+
+def load_embedder(
+    config: Config, device: torch.device, root: Path | None = None, encoder: str | None = None
+) -> PatchEmbedder:
+    """The embedder that a run's features came from, by their ending, or the one named. Raises MissingError, InputError."""
+    of_the_run = "uni2" if config.data.ssl_prefix == SSL_PREFIX else config.data.ssl_prefix
+    embedder = PatchEmbedder.load(encoder or of_the_run, device, root=root or config.data_root)
+    if embedder.width != config.caption_channels:
+        raise InputError(
+            f"{embedder.name} makes embeddings of {embedder.width} values, and the network takes {config.caption_channels}; "
+            "name the encoder that its features came from with --encoder"
+        )
+    return embedder
 
 
 def latent_scale(config: Config, root: Path | None = None) -> LatentScale:

@@ -22,8 +22,9 @@ from diffusion.data.sampler import BatchStream, Draw
 from diffusion.encoders.latents import EMBEDDED_CODECS
 from diffusion.engine import trainer
 from diffusion.engine.checkpoint import checkpoint_path, find_checkpoint, newest_checkpoint, save_file
+from diffusion.engine.conditions import IndexConditions
 from diffusion.engine.ema import EMA
-from diffusion.engine.generate import ImageMaker
+from diffusion.engine.generate import ImageMaker, Solver
 from diffusion.engine.optim import build_lr_schedule, build_optimizer, learning_rate
 from diffusion.engine.plan import plan_run, save_steps
 from diffusion.engine.trainer import dry_run, train
@@ -307,9 +308,9 @@ class TestRun:
             assert arguments == {"prediction_type": prediction_type}
 
             run = open_run(tmp_path / prediction_type, "checkpoints/step_00000000.ckpt", torch.device("cpu"))
-            conditions = build_dataset(**config.data_arguments)
+            conditions = IndexConditions(build_dataset(**config.data_arguments), seed=0)
             seen.clear()
-            list(ImageMaker(run, Codec, conditions, 0, 10, 1.0, "dpm-solver").images([0]))
+            list(ImageMaker(run, Codec, conditions, 0, Solver(steps=10, guidance=1.0)).images([0]))
             for spread in (in_grid, seen[0]):
                 assert spread > 10 if blown_up else spread == pytest.approx(1.0, rel=0.2)
 

@@ -183,6 +183,17 @@ def finished_record(path: Path, cohort: Path, settings: CutSettings) -> SlideRec
     return dataclasses.replace(record, before=True)
 
 
+def places_apart(patches: Path, name: str, size: int) -> int | None:
+    """How many places of its slide's grid lie from one patch to the next that does not overlap it.
+
+    One, but where the slide's record tells of a step of another length; None where no patch begins at the end of another.
+    """
+    folder = (patches / name).parent
+    record = folder.parent.with_name(f"slides_{size}") / f"{folder.name}.json"
+    step = json.loads(record.read_text())["settings"]["step"] if record.is_file() else size
+    return size // step if size % step == 0 else None
+
+
 def _plain(settings: CutSettings) -> dict:
     """The settings as JSON gives them back, one level deep."""
     values = asdict(settings)

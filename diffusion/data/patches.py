@@ -22,6 +22,13 @@ def patch_file(folder: Path, column: int, row: int) -> Path:
     return folder / f"{column}_{row}.jpeg"
 
 
+def neighbour(name: str, right: int, down: int) -> str:
+    """The name of the patch so many places of the grid further right and down on the same slide."""
+    path = Path(name)
+    column, row = (int(part) for part in path.stem.split("_"))
+    return patch_file(path.parent, column + right, row + down).as_posix()
+
+
 def list_patches(patches: Path, dataset: str, size: int) -> Iterator[str]:
     """Names, relative to ROOT/patches, of a data set's patches, in natural order: 128_0 before 1024_0.
 

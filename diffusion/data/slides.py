@@ -30,6 +30,7 @@ class Slide(Protocol):
     height: int
     note: str  # which resolution was read, in words
     told: bool  # whether the file does not say its resolution
+    factor: float  # pixels of the file's finest level to one here, a side
 
     def read(self, x: int, y: int, size: int) -> Image.Image:
         """The RGB square with top-left pixel x, y."""
@@ -77,7 +78,9 @@ class PlainImage:
 
     told = True
 
-    def __init__(self, path: Path, mpp: float, image_mpp: float | None):
+    def __init__(self, path: Path, mpp: float = 0.0, image_mpp: float | None = None):
+        if not path.is_file():
+            raise MissingError(f"no image at {path}")
         try:
             image = Image.open(path)
             image.load()
@@ -85,9 +88,9 @@ class PlainImage:
             raise InputError(f"{path} is neither a slide nor an image that can be read ({error})") from error
         if image.mode != "RGB":
             raise InputError(f"{path} is a {image.mode} image, expected RGB: convert it first")
-        self._image, self.note = image, "native"
+        self._image, self.note, self.factor = image, "native", 1.0
         if image_mpp is not None:
-            factor = shrink_factor(path, image_mpp, mpp)
+            self.factor = factor = shrink_factor(path, image_mpp, mpp)
             self.note = f"{image_mpp * factor:.3g} um/px"
             if factor != 1:
                 size = (max(1, int(image.width / factor)), max(1, int(image.height / factor)))
@@ -130,13 +133,13 @@ class PyramidSlide:
         )
         level_factor = self._slide.level_downsamples[self._level]
         self._per_level = _unless_same(wanted / level_factor)  # level pixels per patch pixel
-        self._per_base = self._per_level * level_factor  # pixels of the finest level per patch pixel
+        self.factor = self._per_level * level_factor
         level_width, level_height = self._slide.level_dimensions[self._level]
         self.width, self.height = int(level_width / self._per_level), int(level_height / self._per_level)
-        self.note = f"{native * self._per_base:.3g} um/px"
+        self.note = f"{native * self.factor:.3g} um/px"
 
     def read(self, x: int, y: int, size: int) -> Image.Image:
-        corner = (round(x * self._per_base), round(y * self._per_base))
+        corner = (round(x * self.factor), round(y * self.factor))
         side = round(size * self._per_level)
         region = self._read(corner, side)
         return region if side == size else region.resize((size, size), Image.Resampling.LANCZOS)

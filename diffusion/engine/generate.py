@@ -1,55 +1,89 @@
-"""Many samples for conditions from an index: which image is which, and what lies in the folder already."""
+"""Pictures for conditions: which is which, how they are sampled, and what lies in the folder already."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
-from diffusion.data.batch import PatchItem
-from diffusion.data.crops import LATENT_FACTOR
-from diffusion.data.datasets.pan_cancer import LARGE_PATCH, PanCancerData, PanCancerDataLowRes
-from diffusion.data.index import split_key
-from diffusion.data.sampler import Draw, Permutation
+from diffusion.data.crops import LATENT_FACTOR, WINDOW
 from diffusion.encoders.latents import LatentCodec
+from diffusion.engine.conditions import Condition
+from diffusion.engine.pictures import save_image, to_uint8
 from diffusion.errors import InputError
 from diffusion.files import written_aside
-from diffusion.sampling import image_generator, initial_noise, make_scheduler, sample_latents
-from diffusion.seeds import mix_seed
-from diffusion.workdir import Run, check_tokens
+from diffusion.guidance import Network
+from diffusion.panorama import WindowedNetwork, Windows, decode_bands, window_tokens
+from diffusion.sampling import OnStep, image_generator, initial_noise, make_scheduler, sample_latents
+from diffusion.workdir import Run
 
 SETTINGS_FILE = "samples.json"
 FORMATS = {"png": {"compress_level": 3}, "jpeg": {"quality": 95, "subsampling": 0}}
+TOKEN_CELLS = WINDOW // LATENT_FACTOR  # cells of the latents that one token is of, a side
 
 
-def open_conditions(arguments: dict[str, Any], keys: list[str] | None) -> PanCancerData:
-    """The patches that conditions come from, with their pixels.
+@dataclass(frozen=True)
+class Solver:
+    """How to sample. Raises InputError for steps that the algorithm cannot take, or an interval that is none."""
 
-    arguments: of the data set in a run's config. keys replace its index keys; they may hold patches of the image's own
-    size or, cropped, of 1024 pixels. Raises InputError for keys of both kinds or another size.
-    """
-    arguments = {**arguments, "return_img": True}
-    low_resolution = arguments.pop("type") == "PanCancerDataLowRes"
-    if keys is not None:
-        size = arguments["resolution"]
-        sizes = {split_key(key)[1] for key in keys}
-        if sizes not in ({size}, {LARGE_PATCH}):
-            raise InputError(f"--subset_keys {' '.join(keys)}: expected keys of {size} or all of {LARGE_PATCH} pixels")
-        low_resolution = sizes != {size}
-        arguments["train_subset_keys"] = keys
-    return (PanCancerDataLowRes if low_resolution else PanCancerData)(**arguments)
+    steps: int = 20
+    guidance: float = 2.0
+    algorithm: str = "dpm-solver"
+    guidance_interval: tuple[float, float] | None = None
+
+    def __post_init__(self):
+        make_scheduler(self.algorithm, self.steps)
+        low, high = self.guidance_interval or (0, 1)
+        if not 0 <= low < high:
+            raise InputError(f"guidance interval {low:g} to {high:g}: expected noise levels with 0 <= LO < HI")
+
+    def latents(
+        self,
+        run: Run,
+        noise: torch.Tensor,
+        tokens: torch.Tensor,
+        generators: Sequence[torch.Generator],
+        network: Network | None = None,
+        on_step: OnStep | None = None,
+    ) -> torch.Tensor:
+        """Network latents of the noise's shape (B, C, H, W); network: what predicts, where it is not the run's own model.
+
+        Raises InputError when they are not finite.
+        """
+        latents = sample_latents(
+            network or run.model,
+            noise.to(run.null_tokens.device),
+            tokens.to(run.null_tokens.device),
+            run.null_tokens,
+            steps=self.steps,
+            guidance=self.guidance,
+            algorithm=self.algorithm,
+            generators=generators,
+            prediction_type=run.config.prediction_type,
+            guidance_interval=self.guidance_interval,
+            on_step=on_step,
+        )
+        if not torch.isfinite(latents).all():
+            raise InputError(
+                f"latents are not finite: {run.checkpoint} is spoilt, or guidance {self.guidance} too strong"
+            )
+        return latents
+
+    @property
+    def note(self) -> dict[str, Any]:
+        """Its settings as plain values."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
 class Folder:
-    """An output folder: `real/` and `syn/` with the same file names, and the settings they were made with."""
+    """An output folder: `syn/` and, where there is tissue to compare with, `real/` with the same file names."""
 
     path: Path
     extension: str
@@ -59,6 +93,7 @@ class Folder:
 
         Raises InputError naming the first setting that differs.
         """
+        settings = json.loads(json.dumps(settings))
         file = self.path / SETTINGS_FILE
         if file.is_file():
             try:
@@ -76,8 +111,8 @@ class Folder:
         with written_aside(file) as temporary:
             temporary.write_text(json.dumps(settings, indent=2) + "\n")
 
-    def missing(self, count: int) -> list[int]:
-        """Which of `count` images are not there yet, in `real` and `syn`; a file is there whole or not at all.
+    def missing(self, count: int, with_real: bool = True) -> list[int]:
+        """Which of `count` images are not there yet, in `syn` and, if so, `real`; a file is there whole or not at all.
 
         Raises InputError when there are more than `count`, or files that are no samples.
         """
@@ -86,76 +121,79 @@ class Folder:
         strangers = [name for name in names if not re.match(r"\d{6,}_", name)]
         if strangers:
             raise InputError(f"{folder} holds {strangers[0]}, which is no sample; name another --out_dir")
-        present = {int(name.split("_")[0]): (self.path / "real" / name).is_file() for name in names}
+        present = {int(name.split("_")[0]): not with_real or (self.path / "real" / name).is_file() for name in names}
         if any(i >= count for i in present):
             raise InputError(
                 f"{self.path} holds {len(present)} samples, not {count}; name another --out_dir, or ask for as many"
             )
         return [i for i in range(count) if not present.get(i)]
 
-    def write(self, i: int, item: PatchItem, synthetic: torch.Tensor) -> None:
-        """Image i: the patch's own pixels and the sample, uint8 (3, S, S) both."""
-        stem = Path(item.name)
-        name = f"{i:06d}_{stem.parent.name}_{stem.stem}_{item.crop}.{self.extension}"
-        for part, pixels in (("real", item.image), ("syn", synthetic)):
-            with written_aside(self.path / part / name) as temporary:
-                Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(
-                    temporary, self.extension, **FORMATS[self.extension]
-                )
+    def file(self, part: str, i: int, name: str) -> Path:
+        """The file of image i, in `real` or `syn`."""
+        return self.path / part / f"{i:06d}_{name}.{self.extension}"
+
+    def write(self, i: int, condition: Condition, synthetic: torch.Tensor, note: dict[str, Any]) -> None:
+        """Image i, uint8 (3, S, S), with a note of how it was made, and the condition's own pixels if it has some."""
+        pictures = [("syn", synthetic, {**note, "condition": condition.name})]
+        if condition.pixels is not None:
+            pictures.insert(0, ("real", condition.pixels, {"condition": condition.name}))
+        for part, pixels, about in pictures:
+            save_image(self.file(part, i, condition.name), pixels, about, **FORMATS[self.extension])
 
 
 class ImageMaker:
-    """Image i of a run: condition, noise and everything random about it follow from (seed, i) alone."""
+    """Image i of a run at its own size: condition, noise and everything random about it follow from (seed, i) alone."""
+
+    def __init__(self, run: Run, codec: LatentCodec, conditions: Sequence[Condition], seed: int, solver: Solver):
+        self.run, self.codec, self.conditions, self.seed, self.solver = run, codec, conditions, seed, solver
+
+    def images(
+        self, indices: list[int], noises: list[int] | None = None
+    ) -> Iterator[tuple[int, Condition, torch.Tensor]]:
+        """One batch: number, condition, and sampled pixels, uint8 (3, S, S). noises: numbers of other images' noise."""
+        conditions = [self.conditions[i] for i in indices]
+        generators = [image_generator(self.seed, i) for i in noises or indices]
+        side = self.run.config.input_size
+        noise = initial_noise(generators, (self.run.model.in_channels, side, side))
+        tokens = torch.stack([condition.tokens for condition in conditions])
+        latents = self.solver.latents(self.run, noise, tokens, generators)
+        for i, condition, latent in zip(indices, conditions, latents, strict=True):
+            yield i, condition, to_uint8(self.codec.decode(latent[None])[0])
+
+
+class LargeImageMaker:
+    """Image i of any size, from overlapping windows of the run's own size."""
 
     def __init__(
-        self,
-        run: Run,
-        codec: LatentCodec,
-        conditions: PanCancerData,
-        seed: int,
-        steps: int,
-        guidance: float,
-        algorithm: str,
+        self, run: Run, codec: LatentCodec, seed: int, solver: Solver, stride: int, batch_size: int, decode_tile: int
     ):
-        """Raises InputError for conditions that are not the network's, or steps that the solver cannot take."""
-        check_tokens(run.config, conditions)
-        make_scheduler(algorithm, steps)
-        self.run, self.codec, self.conditions, self.seed = run, codec, conditions, seed
-        self.steps, self.guidance, self.algorithm = steps, guidance, algorithm
+        """stride: cells of the latents from one window to the next; batch_size: windows in one pass of the network;
+        decode_tile: cells a side that the codec decodes at once. Raises InputError for a stride that leaves gaps."""
+        self.run, self.codec, self.seed, self.solver = run, codec, seed, solver
+        self.stride, self.batch_size, self.decode_tile = stride, batch_size, decode_tile
+        self.windows(1, 1)
 
-    def item(self, i: int) -> PatchItem:
-        """The patch whose tokens condition image i: a random order without repeats, begun anew when it is through."""
-        round_, place = divmod(i, len(self.conditions))
-        index = Permutation(len(self.conditions), mix_seed(self.seed, round_))(place)
-        return self.conditions[Draw(index, mix_seed(self.seed, i))]
+    def windows(self, rows: int, columns: int) -> Windows:
+        """Those of a picture of rows x columns tokens, which has room for one at least."""
+        side = self.run.config.input_size
+        height, width = (max(side, TOKEN_CELLS * count) for count in (rows, columns))
+        return Windows(height, width, side, self.stride)
 
-    def images(self, indices: list[int]) -> Iterator[tuple[int, PatchItem, torch.Tensor]]:
-        """One batch: number, patch, and sampled pixels, uint8 (3, S, S)."""
-        items = [self.item(i) for i in indices]
-        generators = [image_generator(self.seed, i) for i in indices]
-        side = self.run.config.image_size // LATENT_FACTOR
-        null_tokens = self.run.null_tokens
-        noise = initial_noise(generators, (self.run.model.in_channels, side, side)).to(null_tokens.device)
-        tokens = torch.stack([item.tokens for item in items]).to(null_tokens.device)
-        latents = sample_latents(
-            self.run.model,
-            noise,
-            tokens,
-            null_tokens,
-            steps=self.steps,
-            guidance=self.guidance,
-            algorithm=self.algorithm,
-            generators=generators,
-            prediction_type=self.run.config.prediction_type,
-        )
-        for i, item, latent in zip(indices, items, latents, strict=True):
-            if not torch.isfinite(latent).all():
-                raise InputError(
-                    f"image {i} is not finite: {self.run.checkpoint} is spoilt, or guidance {self.guidance} too strong"
-                )
-            yield i, item, to_uint8(self.codec.decode(latent[None])[0])
+    def latents(self, i: int, grid: torch.Tensor, on_step: OnStep | None = None) -> torch.Tensor:
+        """Network latents (1, C, 32 * rows, 32 * columns) for a grid of tokens (rows, columns, D)."""
+        rows, columns = grid.shape[:2]
+        windows = self.windows(rows, columns)
+        for axis, cells in ((0, windows.height), (1, windows.width)):  # a small picture is the corner of a window
+            lacking = cells // TOKEN_CELLS - grid.shape[axis]
+            grid = torch.cat([grid, grid.narrow(axis, grid.shape[axis] - 1, 1).repeat_interleave(lacking, axis)], axis)
+        tokens = window_tokens(grid, windows, self.run.config.input_size // TOKEN_CELLS)
+        generator = image_generator(self.seed, i)
+        noise = initial_noise([generator], (self.run.model.in_channels, windows.height, windows.width))
+        network = WindowedNetwork(self.run.model, windows, self.batch_size)
+        latents = self.solver.latents(self.run, noise, tokens[None], [generator], network, on_step)
+        return latents[:, :, : TOKEN_CELLS * rows, : TOKEN_CELLS * columns]
 
-
-def to_uint8(pixels: torch.Tensor) -> torch.Tensor:
-    """[-1, 1] -> 0..255, rounded, on the CPU."""
-    return ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to("cpu", torch.uint8)
+    def bands(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The pixels of such latents from the top down, in bands (3, rows, W), uint8."""
+        for band in decode_bands(self.codec.decode, latents, self.decode_tile):
+            yield to_uint8(band)

@@ -1,0 +1,127 @@
+"""Picture files: written band by band, so that a large one is never in memory whole, and with a note of how it was made.
+
+Beyond the size that viewers of PNG bear, pictures are TIFFs of tiles in several resolutions, which OpenSlide opens.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+
+from diffusion.files import written_aside
+
+LARGEST_PNG = 8192  # pixels a side; larger pictures are TIFFs
+TILE = 512  # pixels a side of a TIFF's tiles
+SMALLEST_LEVEL = 1024  # pixels of the longer side at which the pyramid ends
+BIG_TIFF = 2**32 - 2**25  # bytes from which a TIFF needs 64-bit offsets
+GAP, LABEL = 8, 22  # pixels between the images of a grid, and for a label above each
+NOTE = "pixcell"  # key of the note in a PNG
+
+
+def to_uint8(pixels: torch.Tensor) -> torch.Tensor:
+    """[-1, 1] -> 0..255, rounded, on the CPU."""
+    return ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to("cpu", torch.uint8)
+
+
+def save_image(path: Path, pixels: torch.Tensor, note: dict[str, Any], **options: Any) -> None:
+    """Write an image of uint8 pixels (3, H, W) aside, then rename; its format follows from the suffix.
+
+    note: kept in the file as JSON: text under `pixcell` of a PNG, comment of a JPEG. options: Pillow's.
+    """
+    text = json.dumps(note)
+    if path.suffix == ".png":
+        about = PngImagePlugin.PngInfo()
+        about.add_text(NOTE, text)
+        options = {**options, "pnginfo": about}
+    else:
+        options = {**options, "comment": text}
+    with written_aside(path) as temporary:
+        kind = "PNG" if path.suffix == ".png" else "JPEG"
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(temporary, kind, **options)
+
+
+def labelled_grid(rows: Sequence[Sequence[tuple[str, torch.Tensor]]]) -> torch.Tensor:
+    """One picture, uint8 (3, H, W), of rows of images (3, S, S), each below its label."""
+    side = rows[0][0][1].shape[1]
+    step, line = side + GAP, LABEL + side + GAP
+    sheet = Image.new("RGB", (step * max(map(len, rows)) + GAP, line * len(rows) + GAP), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    for r, row in enumerate(rows):
+        for c, (label, pixels) in enumerate(row):
+            draw.text((GAP + c * step, GAP + r * line), fitted(label, font, side), fill="black", font=font)
+            sheet.paste(Image.fromarray(pixels.permute(1, 2, 0).numpy()), (GAP + c * step, GAP + r * line + LABEL))
+    return torch.from_numpy(np.array(sheet)).permute(2, 0, 1)
+
+
+def fitted(label: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """A label no wider than so many pixels: its end is what tells it from others."""
+    while font.getlength(label) > width:
+        label = f"…{label[2:]}"
+    return label
+
+
+def write_picture(
+    path: Path, bands: Iterable[torch.Tensor], height: int, width: int, mpp: float, note: dict[str, Any]
+) -> None:
+    """Write a large picture, aside and then in place, as .png or, any other suffix, as a pyramidal TIFF.
+
+    bands: uint8 (3, rows, width) from the top down. They are gathered in a nameless file beside `path`: the disk needs
+    room for 4 bytes a pixel, and what is in memory can be given back. mpp: microns per pixel, which a TIFF says.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=path.parent) as scratch:
+        pixels, top = np.memmap(scratch, np.uint8, "w+", shape=(height, width, 3)), 0
+        for band in bands:
+            pixels[top : top + band.shape[1]] = band.permute(1, 2, 0).numpy()
+            top += band.shape[1]
+        with written_aside(path) as temporary:
+            if path.suffix == ".png":
+                about = PngImagePlugin.PngInfo()
+                about.add_text(NOTE, json.dumps(note))
+                Image.fromarray(pixels).save(temporary, "PNG", compress_level=3, pnginfo=about)
+            else:
+                _write_tiff(temporary, pixels, mpp, note)
+
+
+def _write_tiff(path: Path, pixels: np.ndarray, mpp: float, note: dict[str, Any]) -> None:
+    """A TIFF in tiles without loss, each level half of the one before."""
+    from tifffile import TiffWriter
+
+    settings = {"photometric": "rgb", "compression": "deflate", "tile": (TILE, TILE), "metadata": None}
+    with TiffWriter(path, bigtiff=pixels.nbytes > BIG_TIFF) as tiff, tempfile.TemporaryFile(dir=path.parent) as scratch:
+        description, level = json.dumps(note), 0
+        while True:
+            per_cm = 1e4 / mpp / 2**level
+            tiff.write(
+                _tiles(pixels), shape=pixels.shape, dtype=pixels.dtype, resolution=(per_cm, per_cm),
+                resolutionunit="CENTIMETER", subfiletype=1 if level else 0, description=description, **settings,
+            )  # fmt: skip
+            if max(pixels.shape) <= SMALLEST_LEVEL:
+                return
+            pixels, level, description = _halved(pixels, scratch), level + 1, None
+
+
+def _tiles(pixels: np.ndarray) -> Iterator[np.ndarray]:
+    """The tiles of a level, row by row; those at its end are shorter."""
+    for top in range(0, pixels.shape[0], TILE):
+        for left in range(0, pixels.shape[1], TILE):
+            yield np.ascontiguousarray(pixels[top : top + TILE, left : left + TILE])
+
+
+def _halved(pixels: np.ndarray, scratch: tempfile._TemporaryFileWrapper) -> np.ndarray:
+    """Means of 2 x 2 pixels, in a part of the scratch file that no level before uses."""
+    height, width = pixels.shape[0] // 2, pixels.shape[1] // 2
+    scratch.seek(0, 2)
+    half = np.memmap(scratch, np.uint8, "r+", offset=scratch.tell(), shape=(height, width, 3))
+    for top in range(0, height, TILE):
+        rows = min(TILE, height - top)
+        part = pixels[2 * top : 2 * (top + rows), : 2 * width].reshape(rows, 2, width, 2, 3)
+        half[top : top + rows] = (part.sum(axis=(1, 3), dtype=np.uint16) + 2) // 4
+    return half

@@ -1,0 +1,153 @@
+"""What the tools that sample share once their options are parsed: the run they open, and the folders they fill."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from tqdm import tqdm
+
+from diffusion.cli import pick_device, start_processes
+from diffusion.data.datasets.pan_cancer import PanCancerData
+from diffusion.encoders.embedders import PatchEmbedder
+from diffusion.encoders.latents import LatentCodec
+from diffusion.engine.conditions import Condition, IndexConditions, from_images, from_token_files, open_conditions
+from diffusion.engine.generate import Folder, ImageMaker, Solver
+from diffusion.errors import InputError
+from diffusion.workdir import Run, check_shape, check_tokens, default_work_dir, load_codec, load_embedder, open_run
+
+
+@dataclass(frozen=True)
+class Session:
+    """A run opened for sampling as the command line says, on this process's device."""
+
+    args: argparse.Namespace
+    state: PartialState
+    run: Run
+    codec: LatentCodec
+    solver: Solver
+
+    @property
+    def root(self) -> Path:
+        return self.args.root or self.run.config.data_root
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What every picture of a folder has in common."""
+        args, solver, checkpoint = self.args, self.solver, self.run.checkpoint
+        return {
+            "seed": args.seed,
+            "sampling_steps": solver.steps,
+            "guidance_strength": solver.guidance,
+            "guidance_interval": solver.guidance_interval,
+            "sampling_algo": solver.algorithm,
+            "vae": self.codec.name,
+            "checkpoint": str(checkpoint.resolve()),
+            "checkpoint_time": checkpoint.stat().st_mtime_ns,
+        }
+
+    def note(self, number: int) -> dict[str, Any]:
+        """What a picture says of itself; no paths of this machine but the names of run and weights."""
+        about = {**self.settings, "run": self.run.folder.resolve().name, "checkpoint": self.run.checkpoint.name}
+        return {**about, "number": number, "vae": Path(self.codec.name).name}
+
+    def embedder(self) -> PatchEmbedder:
+        return load_embedder(self.run.config, self.run.null_tokens.device, self.root, self.args.encoder)
+
+
+def open_session(args: argparse.Namespace) -> Session:
+    """Raises MissingError, InputError for a run, weights, codec, device or solver that cannot be."""
+    device = pick_device(args.device)
+    state = start_processes(device)
+    device = state.device
+    if args.gpu_id is not None and device.type == "cuda" and state.num_processes == 1:
+        count = torch.cuda.device_count()
+        if args.gpu_id >= count:
+            raise InputError(f"--gpu_id {args.gpu_id}: this machine has {count} GPUs, counted from 0")
+        device = torch.device("cuda", args.gpu_id)
+        torch.cuda.set_device(device)
+    interval = tuple(args.guidance_interval) if args.guidance_interval else None
+    solver = Solver(args.sampling_steps, args.guidance_strength, args.sampling_algo, interval)
+    run = open_run(args.workdir or default_work_dir(), args.checkpoint, device)
+    config = run.config
+    if args.vae:  # its own scale goes with it
+        config = dataclasses.replace(config, vae_pretrained=args.vae, scale_factor=None, shift_factor=None)
+    codec = load_codec(config, device, args.root or config.data_root)
+    return Session(args, state, run, codec, solver)
+
+
+def open_index(session: Session, pixels: bool = True) -> PanCancerData:
+    """The run's data set, or the one that the command line names, held against the network; with images or without."""
+    args, config = session.args, session.run.config
+    arguments = {**config.data_arguments, "root": getattr(args, "data_root", None) or session.root}
+    for name in ("patch_names_file", "features_dir"):
+        arguments[name] = getattr(args, name, None) or arguments[name]
+    dataset = open_conditions(arguments, getattr(args, "subset_keys", None), pixels)
+    check_tokens(config, dataset)
+    return dataset
+
+
+def sample_patches(args: argparse.Namespace, sizes: Sequence[int]) -> None:
+    """Fill a folder with images of the network's own size, which must be one of `sizes`; go on where one was left."""
+    if args.images and args.tokens:
+        raise InputError("--images and --tokens: one of them conditions; give one")
+    session = open_session(args)
+    config, state = session.run.config, session.state
+    if config.image_size not in sizes:
+        known = " and ".join(str(size) for size in sizes)
+        raise InputError(f"{session.run.folder} was trained at {config.image_size} pixels: this tool samples {known}")
+    conditions, origin = choose_conditions(session)
+    count = args.n_images or (args.count if isinstance(conditions, IndexConditions) else len(conditions))
+
+    folder = Folder(args.out_dir, args.format)
+    todo = folder.missing(count, with_real=conditions[0].pixels is not None)
+    if state.is_main_process:
+        folder.claim({**session.settings, "format": args.format, **origin})
+    state.print(f"{count - len(todo)} of {count} images are there; sampling {len(todo)} on {state.device}")
+    state.wait_for_everyone()  # every process has looked before one of them writes
+    make = ImageMaker(session.run, session.codec, conditions, args.seed, session.solver)
+    mine = todo[state.process_index :: state.num_processes]
+    with tqdm(total=len(mine), unit="image", disable=not state.is_main_process) as progress:
+        for first in range(0, len(mine), args.batch_size):
+            for i, condition, pixels in make.images(mine[first : first + args.batch_size]):
+                folder.write(i, condition, pixels, session.note(i))
+                progress.update()
+    state.wait_for_everyone()
+    beside = "" if conditions[0].pixels is None else f", the tissue that conditioned them in {args.out_dir}/real"
+    state.print(f"{count} images in {args.out_dir}/syn{beside}")
+
+
+def choose_conditions(session: Session) -> tuple[Sequence[Condition], dict[str, Any]]:
+    """Of image files, of files of tokens, or of the index; and what settings of the folder say of them."""
+    args, config = session.args, session.run.config
+    if args.images or args.tokens:
+        paths = args.images or args.tokens
+        if args.images:
+            listed = from_images(paths, session.embedder(), config.image_size)
+        else:
+            listed = from_token_files(paths, config.model_max_length)
+        for condition in listed:
+            check_shape(config, condition.tokens, condition.name)
+        return Repeated(listed), {"conditions": [str(path.resolve()) for path in paths]}
+    dataset = open_index(session)
+    about = {"index": str(dataset.index.path.resolve()), "keys": dataset.index.keys}
+    return IndexConditions(dataset, args.seed), about
+
+
+class Repeated(Sequence[Condition]):
+    """Some conditions, begun anew when they are through."""
+
+    def __init__(self, conditions: Sequence[Condition]):
+        self.conditions = conditions
+
+    def __len__(self) -> int:
+        return len(self.conditions)
+
+    def __getitem__(self, i: int) -> Condition:
+        return self.conditions[i % len(self.conditions)]

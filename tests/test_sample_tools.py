@@ -1,0 +1,304 @@
+"""The tools that sample at 512, 1024 and beyond, and vary.py, on a network with random weights: every source of conditions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import openslide
+import pytest
+import torch
+from conftest import WIDTH, in_process, texture
+from PIL import Image
+
+from diffusion.config import Config, DataConfig, dump_config
+from diffusion.data.features import feature_path, read_tokens
+from diffusion.data.slides import PlainImage
+from diffusion.encoders.embedders import PatchEmbedder
+from diffusion.engine.conditions import Region, embed_region, slerp
+from diffusion.model import build_model
+from diffusion.model.convert import architecture_of
+from tools.sample_4k import main as sample_4k
+from tools.sample_1024 import main as sample_1024
+from tools.vary import main as vary
+
+QUICK = ("--sampling_steps", 2, "--device", "cpu", "--vae", "tiny")
+
+
+def save_run(folder: Path, root: Path, width: int, image_size: int = 1024, **changes) -> Path:
+    """A work dir as the trainer leaves it, of a network with random weights."""
+    config = Config(
+        image_size=image_size,
+        data=DataConfig(type="PanCancerData", root=str(root), ssl_prefix=changes.pop("ssl_prefix", "uni")),
+        model_kwargs=dict(depth=1, hidden_size=16, num_heads=2),
+        model_max_length=(image_size // 256) ** 2,
+        use_cond_pos_embed=True,
+        pe_interpolation=image_size / 512,
+        caption_channels=width,
+        vae_pretrained="tiny",
+        **changes,
+    )
+    torch.manual_seed(0)
+    model = build_model(config.model, **config.model_arguments)
+    torch.nn.init.normal_(model.final_layer.linear.weight, std=0.1)
+    torch.nn.init.normal_(model.blocks[0].cross_attn.proj.weight, std=5.0)  # so that conditions count
+    (folder / "checkpoints").mkdir(parents=True)
+    told = {"architecture": architecture_of(model), "prediction_type": config.prediction_type}
+    torch.save({"state_dict": model.state_dict(), **told}, folder / "checkpoints" / "last_ema.ckpt")
+    dump_config(config, folder / "config.py")
+    return folder
+
+
+@pytest.fixture
+def run_dir(feature_root, tmp_path) -> Path:
+    """Of 1024 pixels, with features and an index but no images."""
+    return save_run(tmp_path / "output" / "run", feature_root, WIDTH)
+
+
+@pytest.fixture(scope="module")
+def embedding_run(tissue_root, mobilenet_weights, tmp_path_factory) -> tuple[Path, Path]:
+    """A run of 512 pixels whose conditions come from MobileNetV2, and that one's weights."""
+    folder = save_run(tmp_path_factory.mktemp("runs") / "run", tissue_root, 1280, 512, ssl_prefix="mobilenetv2")
+    return folder, mobilenet_weights
+
+
+def picture(path: Path, height: int, width: int, seed: int = 0) -> Path:
+    texture(1024, seed).resize((width, height)).save(path)
+    return path
+
+
+def read(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+class TestSample1024:
+    def test_from_token_files(self, run_dir, tmp_path):
+        np.save(tmp_path / "one.npy", np.ones((16, WIDTH), dtype=np.float16))
+        np.save(tmp_path / "two.npy", np.random.default_rng(0).normal(size=(2, 16, WIDTH)))
+        tokens = ("--tokens", tmp_path / "one.npy", tmp_path / "two.npy")
+        out = tmp_path / "out"
+        done = in_process(sample_1024, "--workdir", run_dir, *tokens, "--out_dir", out, *QUICK)
+        assert done.returncode == 0, done.stderr
+        assert names(out) == ["samples.json", "syn"]
+        assert names(out / "syn") == ["000000_one.png", "000001_two_0.png", "000002_two_1.png"]
+        assert read(out / "syn" / "000000_one.png").shape == (1024, 1024, 3)
+        with Image.open(out / "syn" / "000002_two_1.png") as image:
+            note = json.loads(image.info["pixcell"])
+        assert (note["condition"], note["number"], note["run"], note["guidance_strength"]) == ("two_1", 2, "run", 2.0)
+        assert note["guidance_interval"] is None and str(tmp_path) not in json.dumps(note)
+
+    def test_from_the_features_of_patches(self, run_dir, feature_root, tmp_path):
+        """feature_root has no images: what the tool pairs with samples must be there."""
+        for patch in (feature_root / "patches").rglob("*_uni.npy"):
+            texture(1024, seed=1).save(patch.with_name(patch.name.replace("_uni.npy", ".jpeg")), quality=95)
+        interval = ("--guidance_interval", 0.5, 5)
+        arguments = ("--workdir", run_dir, "--n_images", 4, "--batch_size", 3, "--out_dir", tmp_path / "out", *interval)
+        done = in_process(sample_1024, *arguments, *QUICK)
+        assert done.returncode == 0, done.stderr
+        assert names(tmp_path / "out/real") == names(tmp_path / "out/syn") and len(names(tmp_path / "out/syn")) == 4
+        slides = [name.split("_", 1)[1] for name in names(tmp_path / "out/syn")]
+        assert len(set(slides)) == 3  # the three patches, then one of them again
+        settings = json.loads((tmp_path / "out/samples.json").read_text())
+        assert settings["guidance_interval"] == [0.5, 5.0]
+        other = in_process(sample_1024, *arguments[:-3], *QUICK)
+        assert other.returncode == 2 and "guidance_interval [0.5, 5.0], not None" in other.stderr
+        backwards = in_process(sample_1024, *arguments[:-2], 5, 0.5, *QUICK)
+        assert backwards.returncode == 2 and "0 <= LO < HI" in backwards.stderr
+
+    def test_from_images_embedded_now(self, embedding_run, tmp_path):
+        run, weights = embedding_run
+        image = picture(tmp_path / "tissue.png", 600, 700)
+        arguments = ("--workdir", run, "--images", image, "--encoder", weights, "--out_dir", tmp_path / "out")
+        done = in_process(sample_1024, *arguments, "--n_images", 2, *QUICK)
+        assert done.returncode == 0, done.stderr
+        assert names(tmp_path / "out/syn") == ["000000_tissue.png", "000001_tissue.png"]
+        assert np.array_equal(read(tmp_path / "out/real/000000_tissue.png"), read(image)[44:556, 94:606])
+        first, second = (read(tmp_path / f"out/syn/00000{i}_tissue.png") for i in (0, 1))
+        assert first.shape == (512, 512, 3) and not np.array_equal(first, second)
+
+    def test_what_is_refused(self, run_dir, embedding_run, tmp_path):
+        np.save(tmp_path / "few.npy", np.ones((4, WIDTH)))
+        np.save(tmp_path / "wide.npy", np.ones((16, 5)))
+        np.save(tmp_path / "object.npy", np.array([{}]), allow_pickle=True)
+        small = picture(tmp_path / "small.png", 500, 600)
+        run, weights = embedding_run
+        for arguments, message in (
+            (("--workdir", run_dir, "--tokens", tmp_path / "few.npy"), "expected (16, D), or several as (n, 16, D)"),
+            (("--workdir", run_dir, "--tokens", tmp_path / "wide.npy"), "the config expects (16, 8)"),
+            (("--workdir", run_dir, "--tokens", tmp_path / "object.npy"), "not a whole .npy file of numbers"),
+            (("--workdir", run_dir, "--tokens", tmp_path / "none.npy"), "no file of tokens at"),
+            (("--workdir", run, "--images", small, "--encoder", weights), "expected 512 x 512 or more"),
+            (("--workdir", run, "--images", tmp_path / "no.png", "--encoder", weights), "no image at"),
+            (("--workdir", run_dir, "--images", small, "--encoder", weights), "embeddings of 1280 values"),
+            (("--workdir", run, "--images", small, "--tokens", small), "one of them conditions"),
+        ):
+            done = in_process(sample_1024, *arguments, "--out_dir", tmp_path / "out", *QUICK)
+            assert done.returncode == 2 and message in done.stderr, (arguments, done.stderr)
+            assert done.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+class TestSample4k:
+    COMMAND = ("--num_timesteps", "2", "--guidance_scale", "2", "--sliding_window_size", "64", "--gpu_id", "0")
+
+    def test_the_command_as_the_readme_has_it(self, run_dir, feature_root, tmp_path, monkeypatch):
+        """Without --workdir: the newest run below ./output, or $PIXCELL_WORKDIR; conditions from its index."""
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.delenv("PIXCELL_WORKDIR", raising=False)
+        size = ("--height", 1280, "--width", 1536, "--output_dir", "samples_4k", "--num_samples", 2)
+        done = in_process(sample_4k, *self.COMMAND, *size)
+        assert done.returncode == 0, done.stderr
+        assert "1280 x 1536 pixels, 4 windows" in done.stdout
+        assert len(names(tmp_path / "samples_4k/syn")) == 2 and not (tmp_path / "samples_4k/real").exists()
+        assert read(next((tmp_path / "samples_4k/syn").iterdir())).shape == (1280, 1536, 3)
+        again = in_process(sample_4k, *self.COMMAND, *size)
+        assert again.returncode == 0 and "written" not in again.stdout
+
+        monkeypatch.setenv("PIXCELL_WORKDIR", str(tmp_path / "elsewhere"))
+        assert "elsewhere" in in_process(sample_4k, *self.COMMAND, *size).stderr
+        monkeypatch.delenv("PIXCELL_WORKDIR")
+        monkeypatch.chdir(feature_root / "patches")
+        assert "no run in ./output" in in_process(sample_4k, *self.COMMAND, *size).stderr
+
+    def test_a_picture_depends_on_neither_batch_nor_tiles(self, run_dir, tmp_path):
+        np.save(tmp_path / "grid.npy", np.random.default_rng(0).normal(size=(5, 6, WIDTH)))
+        pictures = []
+        for batch, out in ((1, "a"), (7, "b")):
+            size = ("--height", 1280, "--width", 1536, "--tokens", tmp_path / "grid.npy", "--batch_size", batch)
+            done = in_process(sample_4k, "--workdir", run_dir, *size, "--out_dir", tmp_path / out, *QUICK)
+            assert done.returncode == 0, done.stderr
+            pictures.append(read(tmp_path / out / "syn/000000_grid.png").astype(int))
+        assert np.abs(pictures[0] - pictures[1]).max() <= 1 and pictures[0].std() > 1
+
+    def test_small_pictures_and_small_strides(self, run_dir, tmp_path):
+        np.save(tmp_path / "grid.npy", np.random.default_rng(0).normal(size=(1, 5, WIDTH)))
+        size = ("--height", 256, "--width", 1280, "--tokens", tmp_path / "grid.npy", "--sliding_window_size", 20)
+        done = in_process(sample_4k, "--workdir", run_dir, *size, "--out_dir", tmp_path / "out", *QUICK)
+        assert done.returncode == 0, done.stderr
+        assert read(tmp_path / "out/syn/000000_grid.png").shape == (256, 1280, 3)
+
+    def test_from_a_reference_and_as_a_slide(self, embedding_run, tmp_path):
+        """The tissue that conditions lies beside; the result is a TIFF that OpenSlide opens, and may condition in turn."""
+        run, weights = embedding_run
+        image = picture(tmp_path / "tissue.png", 800, 1100)
+        arguments = ("--workdir", run, "--encoder", weights, *QUICK)
+        out = tmp_path / "out"
+        size = ("--height", 768, "--width", 1024)
+        done = in_process(
+            sample_4k, *arguments, *size, "--reference", image, "--format", "tiff", "--mpp", 0.25, "--out_dir", out
+        )
+        assert done.returncode == 0, done.stderr
+        with openslide.OpenSlide(out / "real/000000_tissue.tiff") as slide:
+            real = np.asarray(slide.read_region((0, 0), 0, (1024, 768)).convert("RGB"))
+        assert np.array_equal(real, read(image)[:768, :1024])
+        made = out / "syn/000000_tissue.tiff"
+        with openslide.OpenSlide(made) as slide:
+            assert slide.dimensions == (1024, 768) and float(slide.properties["openslide.mpp-x"]) == pytest.approx(0.25)
+            pixels = np.asarray(slide.read_region((0, 0), 0, slide.dimensions).convert("RGB"))
+
+        region = ("--slide", made, "--mpp", 0.5, "--x", 20, "--y", 40, "--height", 256, "--width", 256)
+        again = in_process(sample_4k, *arguments, *region, "--out_dir", tmp_path / "again")
+        assert again.returncode == 0, again.stderr
+        real = read(tmp_path / "again/real" / f"000000_{made.stem}_20_40.png")  # half the resolution, from x 20, y 40
+        shrunk = pixels[40:552, 20:532].reshape(256, 2, 256, 2, 3).mean(axis=(1, 3))
+        assert np.abs(real - shrunk).mean() < 3
+
+    def test_what_is_refused(self, run_dir, embedding_run, tmp_path):
+        np.save(tmp_path / "grid.npy", np.ones((4, 4, WIDTH)))
+        image = picture(tmp_path / "tissue.png", 800, 1100)
+        run, weights = embedding_run
+        size = ("--height", 1280, "--width", 1280)
+        for arguments, message in (
+            (("--workdir", run_dir, "--tokens", tmp_path / "grid.npy", *size), "expected (5, 5, 8)"),
+            (("--workdir", run_dir, "--sliding_window_size", 129), "expected 1 to 128"),
+            (("--workdir", run_dir, "--height", 1000), "expected a multiple of 256"),
+            (("--workdir", run, "--encoder", weights, "--reference", image, *size), "has 800 x 1100 pixels"),
+            (("--workdir", run, "--encoder", weights, "--reference", image, "--x", 4), "--x and --y are of a region"),
+            (("--workdir", run, "--reference", image, "--slide", image), "one of them conditions"),
+            (("--workdir", run, "--slide", tmp_path / "no.svs"), "no slide at"),
+        ):
+            done = in_process(sample_4k, *arguments, "--out_dir", tmp_path / "out", *QUICK)
+            assert done.returncode == 2 and message in done.stderr, (arguments, done.stderr)
+            assert done.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
+
+    def test_neighbours_on_the_slide_fill_the_grid(self, run_dir, feature_root, tmp_path):
+        """Patches i_0 lie on slides of their own; give one a neighbour on its right, of which its tokens then come."""
+        from diffusion.data.datasets.pan_cancer import PanCancerData
+        from diffusion.data.features import write_feature
+        from diffusion.engine.conditions import neighbourhood
+
+        patches = feature_root / "patches"
+        for i in range(3):
+            for prefix, shape in (("uni", (16, WIDTH)), ("sd3_vae", (32, 128, 128))):
+                name = f"set/brca/single_1024/slide_{i}/{i + 1}_0.jpeg"
+                write_feature(feature_path(patches, name, prefix), np.full(shape, i + 1.0))
+        dataset = PanCancerData(feature_root, 1024)
+        seen = set()
+        for i in range(3):
+            condition = neighbourhood(dataset, i, 0, rows=5, columns=8)
+            slide = int(condition.name.split("_")[1])
+            seen.add(slide)
+            own = read_tokens(feature_path(patches, f"set/brca/single_1024/slide_{slide}/{slide}_0.jpeg", "uni"), 1024)
+            own = torch.from_numpy(own).float().unflatten(0, (4, 4))
+            assert condition.tokens.shape == (5, 8, WIDTH)
+            assert torch.equal(condition.tokens[:4, :4], own) and torch.all(condition.tokens[:4, 4:] == slide + 1)
+            assert torch.equal(condition.tokens[4, :4], own[3])  # none below: mirrored
+            assert torch.equal(condition.tokens[4, 4:], own[3].flip(0))  # neither there, and mirrored in both ways
+        assert seen == {0, 1, 2}
+
+
+class TestVary:
+    def test_variations_and_the_way_between(self, embedding_run, tmp_path):
+        run, weights = embedding_run
+        images = [picture(tmp_path / f"{name}.png", 512, 512, seed) for seed, name in enumerate("ab")]
+        out = tmp_path / "grid.png"
+        arguments = ("--workdir", run, "--encoder", weights, "--variations", 2, "--between", 3, "--out", out)
+        done = in_process(vary, *images, *arguments, *QUICK)
+        assert done.returncode == 0, done.stderr
+        sheet = read(out)
+        assert sheet.shape == (3 * (512 + 30) + 8, 3 * (512 + 8) + 8, 3)
+
+        def cell(row: int, column: int) -> np.ndarray:
+            top, left = 30 + row * 542, 8 + column * 520
+            return sheet[top : top + 512, left : left + 512].astype(int)
+
+        for row, image in enumerate(images):
+            assert np.array_equal(cell(row, 0), read(image))
+        # the way begins at the first variation of the first image and ends at that of the second: the same noise
+        assert np.abs(cell(2, 0) - cell(0, 1)).max() <= 1 and np.abs(cell(2, 2) - cell(1, 1)).max() <= 1
+        assert np.abs(cell(2, 1) - cell(2, 0)).mean() > 0.1 and np.abs(cell(0, 1) - cell(0, 2)).mean() > 1
+
+    def test_nothing_to_do(self, tmp_path):
+        done = in_process(vary, tmp_path / "a.png", "--variations", 0)
+        assert done.returncode == 2 and "nothing to sample" in done.stderr
+
+
+def test_slerp():
+    """On the unit circle it is the angle; lengths go in between; at its ends it is the ends."""
+    angles = torch.tensor([0.2, 1.4])
+    first, second = (
+        length * torch.stack([angle.cos(), angle.sin()])[None] for length, angle in zip((1, 3), angles, strict=True)
+    )
+    middle = slerp(first, second, 0.25)
+    expected = 1.5 * torch.tensor([[torch.cos(torch.tensor(0.5)), torch.sin(torch.tensor(0.5))]])
+    torch.testing.assert_close(middle, expected)
+    torch.testing.assert_close(slerp(first, second, 0.0), first)
+    torch.testing.assert_close(slerp(first, second, 1.0), second)
+    torch.testing.assert_close(slerp(first, 2 * first, 0.5), 1.5 * first)
+
+
+def test_a_region_is_embedded_like_its_patches(mobilenet_weights, tmp_path):
+    """Window by window, in reading order."""
+    path = picture(tmp_path / "a.png", 600, 900)
+    embedder = PatchEmbedder.load(mobilenet_weights)
+    tokens = embed_region(Region(PlainImage(path), 10, 20), 2, 3, embedder, batch_size=4)
+    pixels = torch.from_numpy(read(path).copy()).permute(2, 0, 1)
+    for row in range(2):
+        for column in range(3):
+            window = pixels[:, 20 + 256 * row : 276 + 256 * row, 10 + 256 * column : 266 + 256 * column]
+            torch.testing.assert_close(tokens[row, column], embedder.embed(window[None])[0], rtol=1e-3, atol=1e-3)

@@ -1,0 +1,163 @@
+"""Sample pictures of any size from a network of 1024 (or 512) pixels, in overlapping windows whose predictions are blended."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
+
+from diffusion.cli import positive_int, run, sampler_parser
+from diffusion.errors import InputError
+
+if TYPE_CHECKING:
+    from diffusion.engine.conditions import Condition, Region
+    from diffusion.engine.sample_command import Session
+
+TOKEN = 256  # pixels a side that one token is of
+EXAMPLES = """  python tools/sample_4k.py --output_dir samples_4k --num_samples 100 --num_timesteps 20 --guidance_scale 2 \\
+      --sliding_window_size 64 --gpu_id 0
+  python tools/sample_4k.py --workdir output/1024 --slide slide.svs --x 20000 --y 12000 --num_samples 1
+  python tools/sample_4k.py --workdir output/1024 --reference tissue.png --height 2048 --width 3072 --num_samples 1"""
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = sampler_parser(__doc__, EXAMPLES, (8, "windows"), "samples_4k")
+    add = parser.add_argument
+    add("--n_images", "--num_samples", type=positive_int, default=1, help="how many")
+    add("--height", type=token_multiple, default=4096, help=f"of the picture in pixels, a multiple of {TOKEN}")
+    add("--width", type=token_multiple, default=4096, help=f"of the picture in pixels, a multiple of {TOKEN}")
+    add("--reference", type=Path, help="an image that conditions, embedded now, from its top left corner on")
+    add("--slide", type=Path, help="a slide whose region conditions, embedded now at --mpp")
+    add("--x", type=int, default=0, help="left edge of that region, in pixels of the slide's finest level")
+    add("--y", type=int, default=0, help="its top edge")
+    add(
+        "--tokens", type=Path, help=f"an .npy file of embeddings that condition: (height / {TOKEN}, width / {TOKEN}, D)"
+    )
+    add("--mpp", type=float, default=0.5, help="microns per pixel: of the network, and of a slide when it is read")
+    add("--image_mpp", type=float, help="microns per pixel of a slide that does not say them")
+    add(
+        "--sliding_window_size",
+        "--stride",
+        type=positive_int,
+        help="cells of the latents, 8 pixels each, from one window to the next [half the network's, 64 at 1024 pixels]",
+    )
+    add("--decode_tile", type=positive_int, default=64, help="cells a side that the VAE decodes at once")
+    add(
+        "--format",
+        choices=("auto", "png", "tiff"),
+        default="auto",
+        help="auto: png up to 8192 pixels a side, then tiff",
+    )
+    return parser.parse_args()
+
+
+def token_multiple(text: str) -> int:
+    """An argparse type: 256, 512, 768, ..."""
+    value = int(text)
+    if value < TOKEN or value % TOKEN:
+        raise argparse.ArgumentTypeError(f"got {value}, expected a multiple of {TOKEN}")
+    return value
+
+
+def main() -> None:
+    args = parse_arguments()
+    given = [name for name in ("reference", "slide", "tokens") if getattr(args, name) is not None]
+    if len(given) > 1:
+        raise InputError(f"--{' and --'.join(given)}: one of them conditions; give one")
+
+    from tqdm import tqdm
+
+    from diffusion.engine.conditions import region_bands
+    from diffusion.engine.generate import Folder, LargeImageMaker
+    from diffusion.engine.pictures import LARGEST_PNG, write_picture
+    from diffusion.engine.sample_command import open_session
+
+    session = open_session(args)
+    state, config = session.state, session.run.config
+    rows, columns = args.height // TOKEN, args.width // TOKEN
+    stride = args.sliding_window_size or config.input_size // 2
+    make = LargeImageMaker(
+        session.run, session.codec, args.seed, session.solver, stride, args.batch_size, args.decode_tile
+    )
+    windows = len(make.windows(rows, columns).corners)
+    state.print(f"{session.run.folder}: {args.height} x {args.width} pixels, {windows} windows, on {state.device}")
+
+    with open_region(args) as region:
+        condition_of, origin = choose_conditions(session, region, rows, columns)
+        large = max(args.height, args.width) > LARGEST_PNG
+        folder = Folder(args.out_dir, "tiff" if args.format == "tiff" or (args.format == "auto" and large) else "png")
+        todo = folder.missing(args.n_images, with_real=region is not None)
+        if state.is_main_process:
+            size = {"height": args.height, "width": args.width, "stride": stride, "decode_tile": args.decode_tile}
+            folder.claim({**session.settings, **size, "format": folder.extension, **origin})
+        state.wait_for_everyone()  # every process has looked before one of them writes
+        for i in todo[state.process_index :: state.num_processes]:
+            condition, size = condition_of(i), (args.height, args.width, args.mpp)
+            if region is not None:
+                real = region_bands(region, rows, columns)
+                write_picture(folder.file("real", i, condition.name), real, *size, {"condition": condition.name})
+            with tqdm(total=args.sampling_steps, unit="step", desc=condition.name) as progress:
+                latents = make.latents(i, condition.tokens, on_step=lambda *_, bar=progress: bar.update() and None)
+            path = folder.file("syn", i, condition.name)
+            write_picture(path, make.bands(latents), *size, {**session.note(i), "condition": condition.name})
+            print(f"written: {path}")
+    state.wait_for_everyone()
+
+
+@contextmanager
+def open_region(args: argparse.Namespace) -> Iterator[Region | None]:
+    """The part of a slide or image that conditions, if one does. Raises MissingError, or InputError when it is too small."""
+    from diffusion.data.slides import PlainImage, open_slide
+    from diffusion.engine.conditions import Region
+
+    path = args.slide or args.reference
+    if path is None:
+        yield None
+        return
+    if args.slide is None and (args.x or args.y):
+        raise InputError("--x and --y are of a region of --slide; --reference begins at its top left corner")
+    with closing(open_slide(path, args.mpp, args.image_mpp) if args.slide else PlainImage(path)) as slide:
+        x, y = round(args.x / slide.factor), round(args.y / slide.factor)
+        if min(x, y) < 0 or x + args.width > slide.width or y + args.height > slide.height:
+            raise InputError(
+                f"{path} has {slide.height} x {slide.width} pixels ({slide.note}), from which {args.height} x {args.width} "
+                f"at y {y}, x {x} reach out; give a smaller --height and --width, or another region"
+            )
+        yield Region(slide, x, y)
+
+
+def choose_conditions(
+    session: Session, region: Region | None, rows: int, columns: int
+) -> tuple[Callable[[int], Condition], dict[str, Any]]:
+    """The condition of picture i, a grid of tokens (rows, columns, D); and what settings of the folder say of it."""
+    from diffusion.engine.conditions import Condition, embed_region, neighbourhood, read_tokens_file
+    from diffusion.engine.sample_command import open_index
+
+    args = session.args
+    if region is None and args.tokens is None:
+        dataset = open_index(session, pixels=False)
+        about = {"index": str(dataset.index.path.resolve()), "keys": dataset.index.keys}
+        return lambda i: neighbourhood(dataset, i, args.seed, rows, columns), about
+    path = args.tokens or args.slide or args.reference
+    about = {"conditions": str(path.resolve())}
+    if region is None:
+        grid, name = read_tokens_file(path), path.stem
+    else:
+        grid = embed_region(region, rows, columns, session.embedder())
+        name = f"{path.stem}_{args.x}_{args.y}" if args.slide else path.stem
+        about |= {"x": args.x, "y": args.y, "mpp": args.mpp}
+    wanted = (rows, columns, session.run.config.caption_channels)
+    if tuple(grid.shape) != wanted:
+        raise InputError(
+            f"{path} holds tokens {tuple(grid.shape)}: expected {wanted}, one for each {TOKEN} pixels a side"
+        )
+    return lambda i: Condition(name, grid), about
+
+
+if __name__ == "__main__":
+    run(main)

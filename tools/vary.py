@@ -1,0 +1,79 @@
+"""Variations of given patches: images sampled for their embeddings, and between two of them, as one labelled picture."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
+
+from diffusion.cli import natural_int, run, sampler_parser
+from diffusion.errors import InputError
+
+EXAMPLES = """  python tools/vary.py tissue.png --workdir output/256 --variations 6
+  python tools/vary.py tumour.png stroma.png --workdir output/1024 --between 7 --out variations.png"""
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = sampler_parser(__doc__, EXAMPLES, batch=(4, "images"))
+    add = parser.add_argument
+    add("images", type=Path, nargs="+", help="image files; of those larger than the network's size, the middle")
+    add("--out", type=Path, default="variations.png", help="the picture to write")
+    add("--variations", type=natural_int, default=4, help="images sampled for each")
+    add(
+        "--between",
+        type=natural_int,
+        default=5,
+        help="images from the first to the second, when two are given; 0: none",
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    if not args.variations and not (args.between and len(args.images) == 2):
+        raise InputError("nothing to sample: give --variations, or two images and --between")
+
+    import torch
+    from tqdm import tqdm
+
+    from diffusion.engine.conditions import Condition, from_images, slerp
+    from diffusion.engine.generate import ImageMaker
+    from diffusion.engine.pictures import labelled_grid, save_image
+    from diffusion.engine.sample_command import open_session
+
+    session = open_session(args)
+    originals = from_images(args.images, session.embedder(), session.run.config.image_size)
+    # Column by column the same noise, so that what differs within a column is the condition's doing.
+    jobs = [(original, f"variation {n}", n) for original in originals for n in range(args.variations)]
+    if len(originals) == 2:
+        first, second = originals
+        for part in torch.linspace(0, 1, args.between).tolist():
+            between = Condition(f"{part:.2f}", slerp(first.tokens, second.tokens, part))
+            jobs.append((between, f"{part:.2f} of the way", 0))
+    make = ImageMaker(session.run, session.codec, [condition for condition, _, _ in jobs], args.seed, session.solver)
+    sampled: list[torch.Tensor] = []
+    with tqdm(total=len(jobs), unit="image") as progress:
+        for start in range(0, len(jobs), args.batch_size):
+            some = range(start, min(start + args.batch_size, len(jobs)))
+            for _, _, pixels in make.images(list(some), noises=[jobs[i][2] for i in some]):
+                sampled.append(pixels)
+                progress.update()
+
+    rows = []
+    for i, original in enumerate(originals):
+        mine = slice(i * args.variations, (i + 1) * args.variations)
+        labels = [label for _, label, _ in jobs[mine]]
+        rows.append([(original.name, original.pixels), *zip(labels, sampled[mine], strict=True)])
+    path = slice(len(originals) * args.variations, None)
+    if jobs[path]:
+        rows.append(list(zip([label for _, label, _ in jobs[path]], sampled[path], strict=True)))
+    save_image(
+        args.out, labelled_grid(rows), {**session.note(0), "condition": [original.name for original in originals]}
+    )
+    print(f"{len(jobs)} images, written: {args.out}")
+
+
+if __name__ == "__main__":
+    run(main)
