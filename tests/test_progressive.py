@@ -1,0 +1,104 @@
+"""Stage after stage at tiny size, through accelerate launch: 256, 512 and 1024 pixels, a stop between, and its record."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPOSITORY, WIDTH, command, in_process
+
+from diffusion.model.convert import load_weights
+from tools.progressive import main
+
+BASE = f"""_base_ = [{str(REPOSITORY / "configs" / "_base_.py")!r}]
+model_kwargs = dict(depth=1, hidden_size=16, num_heads=2)
+caption_channels = {WIDTH}
+scale_factor, shift_factor = 1.0, 0.0
+train_batch_size = 2
+optimizer = dict(lr=1e-3)
+num_workers = 0
+max_steps = 2
+sample_grid = dict(count=0)
+report_to = "none"
+"""
+STAGES = {
+    "small": dict(image_size=256, pe_interpolation=0.5),
+    "middle": dict(image_size=512, pe_interpolation=1.0, model_max_length=4, use_cond_pos_embed=True),
+    "large": dict(
+        image_size=1024, pe_interpolation=2.0, model_max_length=16, use_cond_pos_embed=True,
+        data=dict(type="PanCancerData"),
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture
+def configs(tmp_path: Path) -> list[Path]:
+    paths = []
+    for name, settings in STAGES.items():
+        paths.append(tmp_path / f"{name}.py")
+        paths[-1].write_text(BASE + "".join(f"{key} = {value!r}\n" for key, value in settings.items()))
+    return paths
+
+
+def test_three_stages_in_a_row_with_a_stop_between(feature_root, configs, tmp_path):
+    work = tmp_path / "work"
+    train = f"--root {feature_root} --device cpu"
+    arguments = (*configs, "--work-dir", work, "--train", train)
+    whole = configs[2].read_text()
+    configs[2].write_text(whole + 'prediction_type = "v_prediction"\n')  # which the weights of the stage before are not
+    stopped = command("tools/progressive.py", *arguments)
+    assert stopped.returncode != 0
+    assert "error: stage 3, large, ended with code" in stopped.stderr and "goes on from there" in stopped.stderr
+    assert "made anew   y_embedder.y_embedding  (1, 8) -> (4, 8)" in stopped.stderr + stopped.stdout
+    assert set(json.loads((work / "stages.json").read_text())) == {"small", "middle"}
+    before = {name: (work / name / "checkpoints/last_ema.ckpt").read_bytes() for name in ("small", "middle")}
+
+    configs[2].write_text(whole)
+    status = in_process(main, *arguments, "--status")
+    assert status.returncode == 0
+    assert [line.split()[3:5] for line in status.stdout.splitlines()] == [
+        ["small", "done"],
+        ["middle", "done"],
+        ["large", "to"],
+    ]
+    done = command("tools/progressive.py", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "stage 3 of 3: done" in done.stdout and "stage 1 of 3" not in done.stdout
+    for name, content in before.items():
+        assert (work / name / "checkpoints/last_ema.ckpt").read_bytes() == content
+    weights = {name: load_weights(work / name / "checkpoints/step_00000000.ckpt", ema=False) for name in STAGES}
+    ends = {name: load_weights(work / name / "checkpoints/last_ema.ckpt") for name in STAGES}
+    for stage, following in (("small", "middle"), ("middle", "large")):
+        qkv = "blocks.0.attn.qkv.weight"
+        assert torch.equal(weights[following].state_dict[qkv], ends[stage].state_dict[qkv])
+    assert ends["large"].architecture["model_max_length"] == 16
+
+    again = in_process(main, *arguments)
+    assert again.returncode == 0 and "stage 3 of 3: " not in again.stdout
+
+
+def test_mistakes_show_before_anything_is_trained(configs, tmp_path):
+    configs[2].write_text(configs[2].read_text() + "image_sice = 3\n")
+    wrong = in_process(main, *configs, "--work-dir", tmp_path / "work")
+    assert wrong.returncode == 2 and "image_sice" in wrong.stderr and not (tmp_path / "work").exists()
+    twice = in_process(main, configs[0], configs[0], "--work-dir", tmp_path / "work")
+    assert twice.returncode == 2 and "names of their own" in twice.stderr
+
+
+def test_a_changed_config_and_an_older_start_are_refused(configs, tmp_path):
+    work = tmp_path / "work"
+    (work / "small").mkdir(parents=True)
+    (work / "stages.json").write_text(json.dumps({"small": "of another content"}))
+    changed = in_process(main, *configs, "--work-dir", work)
+    assert changed.returncode == 2 and "was changed after its stage was finished" in changed.stderr
+    (work / "stages.json").write_text("{")
+    assert "no record of stages" in in_process(main, *configs, "--work-dir", work).stderr
+    (work / "stages.json").unlink()
+    (work / "middle/checkpoints").mkdir(parents=True)
+    (work / "middle/checkpoints/step_00000300.ckpt").touch()
+    status = in_process(main, *configs, "--work-dir", work, "--status")
+    assert "at step 300 of 2" in status.stdout
+    older = in_process(main, *configs, "--work-dir", work)
+    assert older.returncode == 2 and "began from other weights" in older.stderr

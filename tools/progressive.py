@@ -1,0 +1,134 @@
+"""Train stage after stage, each from the weights of the one before, and go on where a stop left it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
+
+from diffusion.cli import Parser, run
+from diffusion.config import load_config
+from diffusion.errors import InputError
+from diffusion.files import fingerprint, locked, written_aside
+
+TRAINER = Path(__file__).resolve().parents[1] / "train_scripts" / "train_pixcell.py"
+RECORD = "stages.json"
+WEIGHTS = "checkpoints/last_ema.ckpt"
+EXAMPLES = """  python tools/progressive.py configs/pan_cancer/pixart_20x_256.py configs/pan_cancer/pixart_20x_512_pos_embed.py \\
+      configs/pan_cancer/pixart_20x_1024_pos_embed.py --work-dir output/pixcell --launch "--multi_gpu --num_processes 8"
+  python tools/progressive.py configs/demo/demo_256.py configs/demo/demo_512.py configs/demo/demo_1024.py --work-dir W
+  python tools/progressive.py configs/demo/demo_256.py configs/demo/demo_512.py --work-dir W --status"""
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = Parser(__doc__, EXAMPLES)
+    add = parser.add_argument
+    add("configs", type=Path, nargs="+", help="config files of the stages, in their order")
+    add("--work-dir", type=Path, required=True, help="gets a work dir for each stage, named after its config")
+    add("--load-from", help="weights that the first stage starts from [its config's]")
+    add("--launch", default="", metavar="ARGS", help="arguments of accelerate launch, in quotes")
+    add(
+        "--train", default="", metavar="ARGS", help="further arguments of the trainer, in quotes, such as '--root DATA'"
+    )
+    add("--status", action="store_true", help="say where it is, train nothing")
+    return parser.parse_args()
+
+
+class Stage:
+    """One config, checked, with its work dir, and what the record of finished stages says of it."""
+
+    def __init__(self, config: Path, work_dir: Path):
+        self.config, self.folder = config, work_dir / config.stem
+        self.steps = load_config(config).max_steps  # a mistake in the last stage shows now, not days later
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / WEIGHTS
+
+    def state(self, done: dict[str, str]) -> str:
+        """`done`, `at step N`, or `to come`. Raises InputError when the config of a finished stage has changed."""
+        if self.config.stem in done:
+            if done[self.config.stem] != fingerprint(self.config):
+                raise InputError(
+                    f"{self.config} was changed after its stage was finished; restore it, or delete {self.folder} "
+                    f"with its line in {self.folder.parent / RECORD} to train it again"
+                )
+            return "done" if self.weights.is_file() else "done, but its weights are gone"
+        saved = sorted(self.folder.glob("checkpoints/step_*.ckpt"))
+        if not saved:
+            return "to come"
+        return f"at step {int(saved[-1].stem.removeprefix('step_'))}{f' of {self.steps}' if self.steps else ''}"
+
+
+def main() -> int:
+    args = parse_arguments()
+    stages = [Stage(config, args.work_dir) for config in args.configs]
+    names = [stage.config.stem for stage in stages]
+    if len(set(names)) < len(names):
+        raise InputError(f"the configs {', '.join(names)} must have names of their own: their work dirs are named so")
+    record = args.work_dir / RECORD
+    done = read_record(record)
+    show(stages, done)
+    if args.status:
+        return 0
+    with locked(args.work_dir / ".progressive.lock"):
+        for i, stage in enumerate(stages):
+            if stage.state(done) == "done":
+                continue
+            begun = [later for later in stages[i + 1 :] if later.state(done) != "to come"]
+            if begun:
+                raise InputError(
+                    f"{begun[0].folder} began from other weights than {stage.folder} will have; delete it, "
+                    f"and its line in {record}, to train it again"
+                )
+            before = str(stages[i - 1].weights) if i else args.load_from
+            began = time.monotonic()
+            print(f"stage {i + 1} of {len(stages)}: {stage.config}", flush=True)
+            code = subprocess.call(trainer_command(stage, before, args))
+            if code:
+                print(
+                    f"error: stage {i + 1}, {stage.config.stem}, ended with code {code}; what it saved is in {stage.folder}, "
+                    "and the same command goes on from there",
+                    file=sys.stderr,
+                )
+                return code if code > 0 else 128 - code
+            done[stage.config.stem] = fingerprint(stage.config)
+            with written_aside(record) as temporary:
+                temporary.write_text(json.dumps(done, indent=1) + "\n")
+            print(f"stage {i + 1} of {len(stages)}: done in {(time.monotonic() - began) / 60:.1f} min", flush=True)
+    print(f"weights of the last stage: {stages[-1].weights}")
+    return 0
+
+
+def read_record(path: Path) -> dict[str, str]:
+    """The finished stages, by name, with the fingerprint of their configs. Raises InputError."""
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path} is no record of stages ({error}); delete it") from error
+
+
+def show(stages: list[Stage], done: dict[str, str]) -> None:
+    for i, stage in enumerate(stages):
+        print(f"{i + 1} of {len(stages)}  {stage.config.stem:<32} {stage.state(done):<24} {stage.folder}", flush=True)
+
+
+def trainer_command(stage: Stage, load_from: str | None, args: argparse.Namespace) -> list[str]:
+    """`accelerate launch` of the trainer; a run that is there goes on, a new one starts from the weights."""
+    launch = [sys.executable, "-m", "accelerate.commands.launch", *shlex.split(args.launch)]
+    train = [str(TRAINER), str(stage.config), "--work-dir", str(stage.folder), "--resume-from", "auto"]
+    if load_from is not None:
+        train += ["--load-from", load_from]
+    return [*launch, *train, *shlex.split(args.train)]
+
+
+if __name__ == "__main__":
+    run(main)
