@@ -1,0 +1,371 @@
+"""Fetch released weights from huggingface.co into ROOT/pretrained_models: PixCell, SD3.5's VAE, UNI2-h.
+
+What is there already is skipped, so a run that was stopped goes on when it is run again. Two of the models are given on
+request: ask on their pages, then set HF_TOKEN. HF_ENDPOINT names a mirror of the hub.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fnmatch
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
+
+from diffusion.cli import OF_THE_SYSTEM, run, tool_parser
+from diffusion.errors import InputError, MissingError
+from diffusion.files import locked, written_aside
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import RepoSibling
+
+EXAMPLES = """  python tools/download_models.py --list
+  HF_TOKEN=... python tools/download_models.py
+  python tools/download_models.py pixcell-256 pixcell-256-ckpt --root /data/pixcell"""
+HUB = "https://huggingface.co"  # of the pages to open by hand; HF_ENDPOINT moves the transfers only
+TIMEOUT = 10.0  # seconds to wait for the hub's first answer
+# modules whose errors mean that the hub was not reached or not understood; which of them depends on huggingface_hub's version
+OF_THE_TRANSPORT = ("huggingface_hub", "hf_xet", "httpx", "httpx2", "requests", "json")
+
+
+@dataclass(frozen=True)
+class Model:
+    """One entry of the table: what to take of which repository, and where it goes below pretrained_models/."""
+
+    name: str
+    repository: str
+    files: tuple[str, ...]  # names or patterns; never code, and pickles only where a repository has nothing else
+    target: str  # a file if `files` is one name, else a folder
+    licence: str
+    gated: bool = False
+    inside: str = ""  # leading part of the files' names that the target folder does without
+
+    @property
+    def is_file(self) -> bool:
+        return len(self.files) == 1
+
+    @property
+    def page(self) -> str:
+        return f"{HUB}/{self.repository}"
+
+
+DIFFUSERS = ("*.json", "*.safetensors")
+ORIGINAL = "StonyBrook-CVLab/PixCell-original-weights"
+ON_PAGE = "see its page"
+TABLE = (
+    Model("pixcell-256", "StonyBrook-CVLab/PixCell-256", DIFFUSERS, "pixcell-256", ON_PAGE),
+    Model("pixcell-1024", "StonyBrook-CVLab/PixCell-1024", DIFFUSERS, "pixcell-1024", ON_PAGE),
+    Model("pixcell-256-ckpt", ORIGINAL, ("pixcell_256.ckpt",), "pixcell_256.ckpt", ON_PAGE),
+    Model("pixcell-1024-ckpt", ORIGINAL, ("pixcell_1024.ckpt",), "pixcell_1024.ckpt", ON_PAGE),
+    Model(
+        "vae",
+        "stabilityai/stable-diffusion-3.5-large",
+        ("vae/config.json", "vae/diffusion_pytorch_model.safetensors"),
+        "sd-3.5-vae",
+        "Stability AI Community Licence",
+        gated=True,
+        inside="vae/",
+    ),
+    Model(
+        "uni2",
+        "MahmoodLab/UNI2-h",
+        ("pytorch_model.bin",),
+        "uni2/pytorch_model.bin",
+        "CC-BY-NC-ND 4.0",
+        gated=True,
+    ),
+)
+MODELS = {model.name: model for model in TABLE}
+DEFAULT = ("pixcell-256", "pixcell-1024", "vae", "uni2")
+
+
+class Unreachable(InputError):
+    """The hub itself cannot be reached, so that no other model can be fetched either."""
+
+
+def main() -> int:
+    args = parse_args()
+    folder = args.root / "pretrained_models"
+    if args.list:
+        print_table(folder)
+        return 0
+    lacking = []
+    for model in map(MODELS.__getitem__, dict.fromkeys(args.names)):
+        if is_there(model, folder / model.target):
+            print(f"there already: {folder / model.target}")
+        else:
+            lacking.append(model)
+    return fetch_all(lacking, folder) if lacking else 0
+
+
+def parse_args() -> argparse.Namespace:
+    parser = tool_parser(__doc__, EXAMPLES, networks=False, draws=False)
+    parser.add_argument(
+        "names",
+        nargs="*",
+        type=known_name,
+        default=DEFAULT,
+        metavar="NAME",
+        help=f"{', '.join(MODELS)} [{' '.join(DEFAULT)}]",
+    )
+    parser.add_argument("--list", action="store_true", help="print what there is and what is here; download nothing")
+    return parser.parse_args()
+
+
+def known_name(text: str) -> str:
+    """An argparse type: a model's name. argparse's own `choices` would hold the default list against them as well."""
+    if text not in MODELS:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected one of {', '.join(MODELS)}")
+    return text
+
+
+def print_table(folder: Path) -> None:
+    rows = [("name", "repository", "licence", "access", "target", "")]
+    for model in TABLE:
+        access = "on request" if model.gated else "open"
+        state = "there" if is_there(model, folder / model.target) else "not there"
+        rows.append((model.name, model.page, model.licence, access, str(folder / model.target), state))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def is_there(model: Model, target: Path) -> bool:
+    """Whether the target stands, downloaded or put there by hand."""
+    if model.is_file:
+        return target.is_file()
+    return all(any(target.rglob(PurePosixPath(pattern).name)) for pattern in model.files)
+
+
+def fetch_all(models: list[Model], folder: Path) -> int:
+    """Fetch each model, report those that fail, a line each, and go on with the rest.
+
+    Returns the exit code: 1 if any failed. Raises InputError when another process is downloading into the same folder,
+    or when the token cannot be one.
+    """
+    quieten()
+    check_token()
+    failed: list[str] = []
+    unreachable: Unreachable | None = None
+    with locked(folder / ".download.lock"):
+        for model in models:
+            try:
+                if unreachable:  # waiting for each model anew would take minutes where packets are dropped
+                    raise unreachable
+                fetch(model, folder)
+            except InputError as error:
+                failed.append(model.name)
+                print(f"error: {model.name}: {error}; {by_hand(model, folder)}", file=sys.stderr, flush=True)
+                if isinstance(error, Unreachable):
+                    unreachable = error
+        with contextlib.suppress(OSError):  # not empty while a download is unfinished
+            (folder / ".download").rmdir()
+    if failed:
+        print(f"{len(failed)} of {len(models)} not downloaded: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def quieten() -> None:
+    """Keep huggingface_hub's warnings, and off a terminal its bars, from between our lines."""
+    from huggingface_hub.utils import disable_progress_bars, logging
+
+    logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+
+
+def check_token() -> None:
+    """Raises InputError for a token that no HTTP header can carry, without showing it."""
+    from huggingface_hub import get_token
+
+    token = get_token() or ""
+    if not token.isascii() or not token.isprintable():
+        raise InputError(
+            "the token in HF_TOKEN holds characters that no token has; copy it anew from the hub's settings"
+        )
+
+
+def by_hand(model: Model, folder: Path) -> str:
+    """What to do where this tool cannot: the page, the files, their place."""
+    target = folder / model.target
+    if model.is_file:
+        return f"or by hand: open {model.page}/tree/main, take {model.files[0]}, save it as {target}"
+    if model.files == DIFFUSERS:
+        return f"or by hand: open {model.page}/tree/main, take its .json and .safetensors files, put them in {target}, in the same folders"
+    names = " and ".join(PurePosixPath(name).name for name in model.files)
+    return f"or by hand: open {model.page}/tree/main/{model.inside.rstrip('/')}, take {names}, put them in {target}"
+
+
+def fetch(model: Model, folder: Path) -> None:
+    """Download one model into a hidden folder, then move it to its place.
+
+    Raises InputError, Unreachable or MissingError with the cause; whole files of a broken download stay for the next run.
+    """
+    target = folder / model.target
+    check_place(model, target)
+    revision, files = listing(model)
+    size = sum(file.size or 0 for file in files) / 1e9
+    print(f"downloading: {model.name}, {len(files)} files, {size:.2f} GB, from {model.page}", flush=True)
+    scratch = folder / ".download" / model.name
+    try:
+        for file in files:
+            download(model, revision, file, scratch)
+    finally:
+        if not holds_data(scratch):
+            shutil.rmtree(scratch, ignore_errors=True)
+    publish(model, scratch, [file.rfilename for file in files], target)
+    shutil.rmtree(scratch)
+    print(f"downloaded: {target} (licence: {model.licence})", flush=True)
+
+
+def check_place(model: Model, target: Path) -> None:
+    """Raises InputError when something else stands where the model is to go."""
+    empty_folder = target.is_dir() and not target.is_symlink() and not any(target.iterdir())
+    if os.path.lexists(target) and (model.is_file or not empty_folder):
+        names = " and ".join(PurePosixPath(name).name for name in model.files)
+        raise InputError(
+            f"{target} is there and is not {names if model.is_file else f'a folder with {names}'}; move it away"
+        )
+
+
+def listing(model: Model) -> tuple[str | None, list[RepoSibling]]:
+    """The repository's commit, and of its files those wanted.
+
+    Raises Unreachable, InputError when the hub refuses, MissingError when the repository has no such file.
+    """
+    from huggingface_hub import HfApi
+
+    with explained(model, first=True):
+        info = HfApi().model_info(model.repository, files_metadata=True, timeout=TIMEOUT)
+    files = info.siblings or []
+    for pattern in model.files:
+        if not any(fnmatch.fnmatchcase(file.rfilename, pattern) for file in files):
+            raise MissingError(f"{model.page} has no {pattern} among its {len(files)} files")
+    return info.sha, [f for f in files if any(fnmatch.fnmatchcase(f.rfilename, pattern) for pattern in model.files)]
+
+
+def download(model: Model, revision: str | None, file: RepoSibling, scratch: Path) -> None:
+    """Bring one file below `scratch`, all of one commit; one that is there whole is not transferred again.
+
+    Raises InputError when the hub refuses, the transfer breaks off, or the content is not what the hub says it is.
+    """
+    from huggingface_hub import hf_hub_download
+
+    with explained(model):
+        hf_hub_download(model.repository, file.rfilename, revision=revision, local_dir=scratch)
+    path = scratch / file.rfilename
+    if file.lfs and (found := sha256_of(path)) != file.lfs.sha256:
+        path.unlink()
+        raise InputError(f"{file.rfilename} came with SHA-256 {found}, expected {file.lfs.sha256}; run again")
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def holds_data(scratch: Path) -> bool:
+    """Whether the hidden folder is worth keeping for the next run: huggingface_hub's notes alone are not."""
+    files = [path.relative_to(scratch) for path in scratch.rglob("*") if path.is_file()]
+    return any(path.suffix == ".incomplete" or not path.parts[0].startswith(".") for path in files)
+
+
+def publish(model: Model, scratch: Path, names: list[str], target: Path) -> None:
+    """Move the wanted files, and nothing else that lies in `scratch`, to the target in one step."""
+    if model.is_file:
+        with written_aside(target) as part:
+            shutil.move(scratch / names[0], part)
+        return
+    whole = scratch.with_name(f"{scratch.name}.whole")
+    shutil.rmtree(whole, ignore_errors=True)
+    for name in names:
+        place = whole / name.removeprefix(model.inside)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(scratch / name, place)
+    if target.is_dir():
+        target.rmdir()  # empty, by `check_place`; not every system replaces a folder
+    os.replace(whole, target)
+
+
+@contextlib.contextmanager
+def explained(model: Model, first: bool = False) -> Iterator[None]:
+    """Turn what huggingface_hub raises into one sentence. What the system refuses (a full disk), and bugs, pass as they are.
+
+    first: nothing of the hub has been heard yet, so silence means that it is out of reach.
+    Raises InputError, or Unreachable.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import OfflineModeIsEnabled
+
+    try:
+        yield
+    except Exception as error:
+        if getattr(error, "errno", None) in OF_THE_SYSTEM:
+            raise
+        causes = list(chain(error))
+        codes = [code for cause in causes if (code := getattr(getattr(cause, "response", None), "status_code", None))]
+        if codes:
+            raise InputError(refusal(model, codes[0])) from error
+        if any(isinstance(cause, OfflineModeIsEnabled) for cause in causes):
+            raise Unreachable(
+                "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set, so nothing may be fetched; unset it and run again"
+            ) from error
+        if not isinstance(error, (OSError, RuntimeError)) and module_of(error) not in OF_THE_TRANSPORT:
+            raise
+        if first:
+            reason = f"cannot reach the hub at {constants.ENDPOINT} ({describe(causes)}); run again with network"
+            raise Unreachable(reason) from error
+        raise InputError(f"the transfer broke off ({describe(causes)}); run again and it goes on") from error
+
+
+def refusal(model: Model, status: int) -> str:
+    """What an HTTP status of the hub means for a model."""
+    from huggingface_hub import get_token
+
+    token = "with the token that is set" if get_token() else "no token is set"
+    if status in (401, 403) and model.gated:
+        return f"no access ({status}, {token}); ask for access at {model.page}, then set HF_TOKEN to a token of your account"
+    if status in (401, 403):
+        return f"no access to {model.page} ({status}, {token}); the token is not valid, or the page is gone or closed"
+    if status == 404:
+        return f"not found (404): {model.page}"
+    return f"the hub answered {status}; run again later"
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def describe(causes: list[BaseException]) -> str:
+    """The innermost reason, in a few words.
+
+    Messages of the HTTP libraries are left out: some quote the headers, and with them the token.
+    """
+    for cause in reversed(causes):
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror
+    last = causes[-1]
+    if module_of(last) == "builtins" and str(last):
+        return str(last).splitlines()[0]
+    return type(last).__name__
+
+
+def module_of(error: BaseException) -> str:
+    return type(error).__module__.partition(".")[0]
+
+
+if __name__ == "__main__":
+    run(main)
