@@ -355,10 +355,12 @@ class TestRun:
             load_from=str(before),
             max_steps=0,
         )
-        with pytest.raises(InputError, match="of another shape: y_embedder.y_embedding"):
-            train(settings(feature_root, **stage), tmp_path / "second", cpu=True)
-        ignored = ("pos_embed", "y_embedder.y_embedding")
-        train(settings(feature_root, **stage, ignore_keys=ignored), tmp_path / "second", cpu=True)
+        with pytest.raises(InputError, match="ignore_keys y_embeding: neither"):
+            train(settings(feature_root, **stage, ignore_keys=("y_embeding",)), tmp_path / "second", cpu=True)
+        assert not (tmp_path / "second").exists()
+        train(settings(feature_root, **stage), tmp_path / "second", cpu=True)
+        table = (tmp_path / "second/train_log.log").read_text()
+        assert f"weights from {before}:" in table and "made anew   y_embedder.y_embedding  (1, 8) -> (4, 8)" in table
         old, new = load_weights(before).state_dict, read(tmp_path / "second", 0)["model"]
         assert torch.equal(old["blocks.0.attn.qkv.weight"], new["blocks.0.attn.qkv.weight"])
         assert new["y_embedder.y_embedding"].shape == (4, WIDTH) and new["pos_embed"].shape == (1, 1024, 16)

@@ -208,6 +208,15 @@ class TestSample4k:
         shrunk = pixels[40:552, 20:532].reshape(256, 2, 256, 2, 3).mean(axis=(1, 3))
         assert np.abs(real - shrunk).mean() < 3
 
+    def test_beyond_the_edge_lies_glass(self, embedding_run, tmp_path):
+        run, weights = embedding_run
+        image = picture(tmp_path / "tissue.png", 800, 1100)
+        arguments = ("--workdir", run, "--encoder", weights, "--reference", image, "--out_dir", tmp_path / "out")
+        done = in_process(sample_4k, *arguments, "--height", 1024, "--width", 1024, *QUICK)
+        assert done.returncode == 0 and "ends 224 pixels before the picture" in done.stdout
+        real = read(tmp_path / "out/real/000000_tissue.png")
+        assert np.array_equal(real[:800], read(image)[:, :1024]) and np.all(real[800:] == 255)
+
     def test_what_is_refused(self, run_dir, embedding_run, tmp_path):
         np.save(tmp_path / "grid.npy", np.ones((4, 4, WIDTH)))
         image = picture(tmp_path / "tissue.png", 800, 1100)

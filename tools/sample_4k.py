@@ -87,7 +87,7 @@ def main() -> None:
     windows = len(make.windows(rows, columns).corners)
     state.print(f"{session.run.folder}: {args.height} x {args.width} pixels, {windows} windows, on {state.device}")
 
-    with open_region(args) as region:
+    with open_region(args, state.print) as region:
         condition_of, origin = choose_conditions(session, region, rows, columns)
         large = max(args.height, args.width) > LARGEST_PNG
         folder = Folder(args.out_dir, "tiff" if args.format == "tiff" or (args.format == "auto" and large) else "png")
@@ -110,7 +110,7 @@ def main() -> None:
 
 
 @contextmanager
-def open_region(args: argparse.Namespace) -> Iterator[Region | None]:
+def open_region(args: argparse.Namespace, say: Callable[[str], None]) -> Iterator[Region | None]:
     """The part of a slide or image that conditions, if one does. Raises MissingError, or InputError when it is too small."""
     from diffusion.data.slides import PlainImage, open_slide
     from diffusion.engine.conditions import Region
@@ -123,11 +123,14 @@ def open_region(args: argparse.Namespace) -> Iterator[Region | None]:
         raise InputError("--x and --y are of a region of --slide; --reference begins at its top left corner")
     with closing(open_slide(path, args.mpp, args.image_mpp) if args.slide else PlainImage(path)) as slide:
         x, y = round(args.x / slide.factor), round(args.y / slide.factor)
-        if min(x, y) < 0 or x + args.width > slide.width or y + args.height > slide.height:
+        over = (y + args.height - slide.height, x + args.width - slide.width)
+        if min(x, y) < 0 or max(over) >= TOKEN:  # less is filled up with white: sides are multiples, slides are not
             raise InputError(
                 f"{path} has {slide.height} x {slide.width} pixels ({slide.note}), from which {args.height} x {args.width} "
                 f"at y {y}, x {x} reach out; give a smaller --height and --width, or another region"
             )
+        if max(over) > 0:
+            say(f"{path} ends {max(over)} pixels before the picture: what lies beyond is read as white glass")
         yield Region(slide, x, y)
 
 

@@ -33,7 +33,7 @@ class Slide(Protocol):
     factor: float  # pixels of the file's finest level to one here, a side
 
     def read(self, x: int, y: int, size: int) -> Image.Image:
-        """The RGB square with top-left pixel x, y."""
+        """The RGB square with top-left pixel x, y; beyond the slide it is white, as glass is."""
 
     def thumbnail(self, side: int) -> Image.Image:
         """The whole slide in RGB, its longest side at most `side` pixels."""
@@ -100,7 +100,13 @@ class PlainImage:
         self.width, self.height = self._image.size
 
     def read(self, x: int, y: int, size: int) -> Image.Image:
-        return self._image.crop((x, y, x + size, y + size))
+        box = (max(x, 0), max(y, 0), min(x + size, self.width), min(y + size, self.height))
+        part = self._image.crop(box)
+        if part.size == (size, size):
+            return part
+        square = Image.new("RGB", (size, size), "white")
+        square.paste(part, (box[0] - x, box[1] - y))
+        return square
 
     def thumbnail(self, side: int) -> Image.Image:
         small = self._image.copy()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,12 @@ from diffusion.model.local_start import look_at_neighbours
 from diffusion.model.pixart import PixArt, build_model
 from diffusion.model.transfer import start_from
 
-log = logging.getLogger(__name__)
-
 # in what the network of one stage may differ from the weights of the stage before
 OF_THE_STAGE = frozenset({"input_size", "pe_interpolation", "model_max_length", "use_cond_pos_embed"})
 
 
-def build_network(config: Config, load_from: str | None) -> PixArt:
-    """A new network, or one that starts from weights, without the config's `ignore_keys` of them.
+def build_network(config: Config, load_from: str | None) -> tuple[PixArt, str]:
+    """A new network, or one that starts from weights, without the config's `ignore_keys` of them; and where it is from.
 
     Raises InputError when a part to freeze is not there, or none is left to train.
     """
@@ -40,9 +37,8 @@ def build_network(config: Config, load_from: str | None) -> PixArt:
     if load_from is not None:
         weights = load_weights(load_from)
         check_told(weights.told, model, config.prediction_type, load_from, but=OF_THE_STAGE)
-        table = start_from(model, weights.state_dict, config.ignore_keys, load_from)
-        log.info("weights from %s:\n%s", load_from, table)
-    return model
+        return model, f"{load_from}:\n{start_from(model, weights.state_dict, config.ignore_keys, load_from)}"
+    return model, f"seed {config.seed}"
 
 
 def choose_checkpoint(config: Config, work_dir: Path) -> Path | None:

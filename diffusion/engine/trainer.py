@@ -78,7 +78,7 @@ def train(config: Config, work_dir: Path, cpu: bool = False) -> None:
     checkpoint = choose_checkpoint(config, work_dir)
     resumed = open_checkpoint(config, checkpoint) if checkpoint else None
     torch.manual_seed(config.seed)  # the same initial weights in every process
-    model = build_network(config, None if resumed else config.load_from)
+    model, origin = build_network(config, None if resumed else config.load_from)
     if resumed is not None:
         load_resumed(model, resumed, config, checkpoint)
     ema = EMA(model.to(accelerator.device), config.ema_rate)
@@ -99,7 +99,7 @@ def train(config: Config, work_dir: Path, cpu: bool = False) -> None:
     if main:
         dump_config(settled(config, work_dir), work_dir / CONFIG_FILE)
     log.info("%s", describe(config, plan, model, accelerator.num_processes))
-    log.info("weights from %s", checkpoint or config.load_from or f"seed {config.seed}")
+    log.info("weights from %s", checkpoint or origin)
     log.info("from step %d to %d, on %s", step, plan.total_steps, processor(accelerator))
 
     def save() -> None:
@@ -235,9 +235,8 @@ def dry_run(config: Config, work_dir: Path, processes: int, cpu: bool) -> str:
         load_codec(config, torch.device("cpu"))
     plan = plan_run(config, len(dataset), processes)
     checkpoint = choose_checkpoint(config, work_dir)
-    model = build_network(config, None if checkpoint else config.load_from)
+    model, origin = build_network(config, None if checkpoint else config.load_from)
     if checkpoint:
         load_resumed(model, open_checkpoint(config, checkpoint), config, checkpoint)
     build_optimizer(model, config.optimizer, plan.lr)
-    start = checkpoint or config.load_from or f"seed {config.seed}"
-    return f"{describe(config, plan, model, processes)}; weights from {start}"
+    return f"{describe(config, plan, model, processes)}; weights from {checkpoint or origin}"
