@@ -19,7 +19,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from diffusion.encoders.latents import DOWNSAMPLING, LatentScale, codec_folder, load_vae
 from diffusion.errors import InputError, MissingError
-from diffusion.model.convert import diffusers_config, load_into, load_weights, write_diffusers
+from diffusion.model.convert import diffusers_config, load_into, load_weights, save_diffusers
 from diffusion.model.pixart import PixArt
 from diffusion.sampling import build_scheduler, denoise
 
@@ -53,7 +53,7 @@ class PixCellTransformer2DModel(ModelMixin, ConfigMixin):
 
     def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:
         """Write a folder of the released layout. Raises InputError when it is already there."""
-        write_diffusers(self.network, self.prediction_type, save_directory)
+        save_diffusers(self.network, save_directory, self.prediction_type)
 
     def forward(
         self,

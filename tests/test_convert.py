@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import in_process
 from safetensors.torch import load_file, save_file
 
 from diffusion.errors import InputError, MissingError
@@ -18,8 +19,10 @@ from diffusion.model.convert import (
     load_into,
     load_weights,
     save_diffusers,
+    save_official,
 )
 from diffusion.model.names import from_diffusers, to_diffusers
+from tools.convert_checkpoint import main as convert
 
 REFERENCE = Path(__file__).parent / "reference"
 ARGUMENTS = dict(
@@ -152,3 +155,82 @@ def test_foreign_folders(model, tmp_path):
 def test_an_empty_folder(tmp_path):
     with pytest.raises(MissingError, match="looked for config.json"):
         load_weights(tmp_path)
+
+
+class TestConvertCheckpoint:
+    """The tool: any way there and back, to the bit."""
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+    @pytest.mark.parametrize("between", ["diffusers", "safetensors"])
+    @pytest.mark.parametrize("reference", ["r256", "r512"])
+    def test_official_there_and_back(self, tmp_path, between, reference, dtype):
+        """The reference networks as a released file has them: tensors under state_dict and nothing told."""
+        tensors = load_file(REFERENCE / f"{reference}.safetensors")
+        weights = {n.removeprefix("model."): t.to(dtype) for n, t in tensors.items() if n.startswith("model.")}
+        torch.save({"state_dict": weights}, tmp_path / "a.ckpt")
+        middle = tmp_path / ("folder" if between == "diffusers" else "a.safetensors")
+        heads = ("--num_heads", 2)  # no preset has this width
+        there = in_process(convert, tmp_path / "a.ckpt", middle, "--to", between, *heads)
+        assert there.returncode == 0, there.stderr
+        back = in_process(convert, middle, tmp_path / "b.ckpt", "--to", "official")
+        assert back.returncode == 0, back.stderr
+        written = torch.load(tmp_path / "b.ckpt", weights_only=True)
+        assert same(written["state_dict"], weights)
+        assert all(written["state_dict"][name].dtype == tensor.dtype for name, tensor in weights.items())
+        assert written["architecture"]["num_heads"] == 2
+
+    def test_diffusers_there_and_back(self, tmp_path):
+        """The folder as released, both of its files."""
+        source = REFERENCE / "r256_diffusers"
+        assert in_process(convert, source, tmp_path / "a.pth", "--to", "official").returncode == 0
+        assert in_process(convert, tmp_path / "a.pth", tmp_path / "folder", "--to", "diffusers").returncode == 0
+        name = "diffusion_pytorch_model.safetensors"
+        assert same(load_file(tmp_path / "folder" / name), load_file(source / name))
+        configs = [json.loads((folder / "config.json").read_text()) for folder in (source, tmp_path / "folder")]
+        del configs[0]["_diffusers_version"]
+        assert configs[0] == configs[1]
+
+    def test_what_a_network_predicts_goes_along(self, model, tmp_path):
+        save_official(model, tmp_path / "a.ckpt", "v_prediction")
+        for i, (kind, target) in enumerate(
+            (("diffusers", "b"), ("safetensors", "c.safetensors"), ("official", "d.ckpt"))
+        ):
+            source = tmp_path / ("a.ckpt", "b", "c.safetensors")[i]
+            assert in_process(convert, source, tmp_path / target, "--to", kind).returncode == 0
+            weights = load_weights(tmp_path / target)
+            assert weights.told["prediction_type"] == "v_prediction" and same(weights.state_dict, model.state_dict())
+
+    def test_averaged_or_raw(self, model, tmp_path):
+        raw = {name: tensor + 1 if tensor.ndim == 1 else tensor for name, tensor in model.state_dict().items()}
+        torch.save(
+            {"ema": model.state_dict(), "model": raw, "architecture": architecture_of(model)}, tmp_path / "s.ckpt"
+        )
+        for choice, expected in (("ema", model.state_dict()), ("raw", raw)):
+            target = tmp_path / f"{choice}.safetensors"
+            done = in_process(convert, tmp_path / "s.ckpt", target, "--to", "safetensors", "--weights", choice)
+            assert done.returncode == 0 and same(load_file(target), expected)
+
+    def test_what_is_refused_leaves_nothing(self, model, tmp_path):
+        torch.save({"state_dict": model.state_dict()}, tmp_path / "a.ckpt")
+        moved = {**model.state_dict(), "pos_embed": model.pos_embed + 0.1}
+        torch.save({"state_dict": moved, "architecture": architecture_of(model)}, tmp_path / "moved.ckpt")
+        before = sorted(tmp_path.iterdir())
+        for arguments, message in (
+            (("a.ckpt", "b", "--to", "diffusers"), "(width 48); give --num_heads"),
+            (("a.ckpt", "b.pt", "--to", "official", "--num_heads", 4), "writes a .ckpt or .pth file"),
+            (("a.ckpt", "a.ckpt", "--to", "official", "--num_heads", 4), "already there"),
+            (("a.ckpt", "b", "--to", "diffusers", "--num_heads", 7), "must be a multiple of num_heads 7"),
+            (("moved.ckpt", "b", "--to", "diffusers"), "pos_embed is not the grid of its size"),
+            (("moved.ckpt", "b.ckpt", "--to", "official", "--num_heads", 2), "says that it has 4 heads, not 2"),
+            (("none.ckpt", "b.ckpt", "--to", "official"), "no weights at"),
+        ):
+            source, target, *options = arguments
+            done = in_process(convert, tmp_path / source, tmp_path / target, *options)
+            assert done.returncode == 2 and message in done.stderr, (arguments, done.stderr)
+            assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_whole_pipeline_s_folder(model, tmp_path):
+    save_diffusers(model, tmp_path / "pipe" / "transformer")
+    (tmp_path / "pipe" / "model_index.json").write_text("{}")
+    assert same(load_weights(tmp_path / "pipe").state_dict, model.state_dict())

@@ -15,7 +15,7 @@ from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteS
 from diffusion.encoders.latents import LatentCodec
 from diffusion.errors import InputError, MissingError
 from diffusion.model import PixArt
-from diffusion.model.convert import load_weights, write_diffusers
+from diffusion.model.convert import load_weights, save_diffusers
 from diffusion.pipeline import PixCellPipeline, PixCellTransformer2DModel
 from diffusion.sampling import sample_latents
 
@@ -137,7 +137,7 @@ def test_saved_and_opened_again(pipe, tmp_path):
 def test_a_network_of_velocities_says_so_wherever_it_goes(tmp_path):
     torch.manual_seed(0)
     model = PixArt(input_size=32, hidden_size=32, depth=1, num_heads=2, caption_channels=8, pe_interpolation=0.5)
-    write_diffusers(model, "v_prediction", tmp_path / "bare")
+    save_diffusers(model, tmp_path / "bare", "v_prediction")
     pipe = PixCellPipeline.from_pretrained(tmp_path / "bare", vae="tiny")
     assert pipe.scheduler.config.prediction_type == "v_prediction"
     pipe.save_pretrained(tmp_path / "pipe")

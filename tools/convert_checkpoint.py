@@ -35,7 +35,7 @@ def main() -> None:
     if args.target.suffix not in SUFFIXES[args.to] and args.to != "diffusers":
         raise InputError(f"{args.target}: --to {args.to} writes a {' or '.join(SUFFIXES[args.to])} file; name one")
 
-    from diffusion.model.convert import check_fit, load_weights, write_diffusers, write_official, write_safetensors
+    from diffusion.model.convert import check_fit, load_weights, save_diffusers, save_official, save_safetensors
     from diffusion.model.pixart import PixArt
 
     weights = load_weights(args.source, ema=args.weights == "ema")
@@ -50,9 +50,9 @@ def main() -> None:
     model = PixArt(**architecture)
     check_fit(model.state_dict(), weights.state_dict, args.source)
     model.load_state_dict(weights.state_dict, assign=True)  # the very tensors, whatever the type of each
-    write = {"official": write_official, "safetensors": write_safetensors, "diffusers": write_diffusers}[args.to]
+    save = {"official": save_official, "safetensors": save_safetensors, "diffusers": save_diffusers}[args.to]
     prediction_type = weights.told.get("prediction_type", "epsilon")
-    write(model, prediction_type, args.target)
+    save(model, args.target, prediction_type)
     count = sum(tensor.numel() for tensor in weights.state_dict.values())
     print(
         f"{args.target}: {count / 1e6:.2f} M values, {architecture['depth']} blocks of width {architecture['hidden_size']}"

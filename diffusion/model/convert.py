@@ -63,7 +63,7 @@ def load_weights(path: str | Path, ema: bool = True) -> Weights:
     arguments = {name: value for name, value in settings.items() if name != PREDICTION_TYPE}
     architecture = {**infer_architecture(tensors, path), **arguments}
     if "pos_embed" not in tensors:  # the diffusers layout computes it
-        tensors["pos_embed"] = _position_grid(architecture)
+        tensors["pos_embed"] = _position_grid(architecture).to(tensors["x_embedder.proj.weight"].dtype)
     return Weights(tensors, architecture, settings)
 
 
@@ -150,17 +150,12 @@ def architecture_of(model: PixArt) -> dict[str, Any]:
     }
 
 
-def save_diffusers(model: PixArt, folder: str | Path) -> None:
+def save_diffusers(model: PixArt, folder: str | Path, prediction_type: str = "epsilon") -> None:
     """Write config.json and diffusion_pytorch_model.safetensors, as the released PixCell-256 and -1024 have them.
 
-    The folder appears whole or not at all. Raises InputError when it is already there.
-    """
-    write_diffusers(model, "epsilon", folder)
-
-
-def write_diffusers(model: PixArt, prediction_type: str, folder: str | Path) -> None:
-    """save_diffusers for a network of noise or velocities; of velocities the released layout knows nothing, and the
-    config.json then says so in a key of its own. Raises InputError, also for positions that the layout would not bring back.
+    Of velocities the released layout knows nothing: for prediction_type v_prediction config.json gets a key of its own.
+    The folder appears whole or not at all. Raises InputError when it is already there, or when the network's positions
+    are not those of its size, which the layout could not bring back.
     """
     from safetensors.torch import save_file
 
@@ -219,14 +214,14 @@ def diffusers_config(model: PixArt, prediction_type: str = "epsilon") -> dict[st
     }
 
 
-def write_official(model: PixArt, prediction_type: str, path: str | Path) -> None:
+def save_official(model: PixArt, path: str | Path, prediction_type: str = "epsilon") -> None:
     """Write a torch file with the official names under `state_dict`, and beside it what tensors do not show."""
     with written_aside(_new_file(path)) as temporary:
         told = {"architecture": architecture_of(model), PREDICTION_TYPE: prediction_type}
         torch.save({"state_dict": model.state_dict(), **told}, temporary)
 
 
-def write_safetensors(model: PixArt, prediction_type: str, path: str | Path) -> None:
+def save_safetensors(model: PixArt, path: str | Path, prediction_type: str = "epsilon") -> None:
     """Write the official names as safetensors, with what tensors do not show as JSON in the metadata."""
     from safetensors.torch import save_file
 
@@ -282,7 +277,7 @@ def _read_checkpoint(path: Path, ema: bool) -> tuple[dict[str, torch.Tensor], di
 
 
 def _told_by_safetensors(path: Path) -> dict[str, Any]:
-    """What write_safetensors noted of a file's network; nothing in files of others."""
+    """What save_safetensors noted of a file's network; nothing in files of others."""
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
@@ -319,7 +314,8 @@ def _position_settings(pos_embed: torch.Tensor, patch_size: int) -> dict[str, An
     if side > 1:
         sine, cosine = pos_embed[0, 1, 0].double(), pos_embed[0, 1, pos_embed.shape[2] // 4].double()
         angle = torch.atan2(sine, cosine).item() % (2 * torch.pi)
-        settings["pe_interpolation"] = round(1 / angle, 4)
+        digits = 4 if pos_embed.dtype in (torch.float32, torch.float64) else 2  # half precision holds three
+        settings["pe_interpolation"] = round(1 / angle, digits)
     return settings
 
 
