@@ -76,15 +76,19 @@ def tool_parser(
     return parser
 
 
-def sampler_parser(description: str, examples: str, batch: tuple[int, str], out_dir: str | None = None) -> Parser:
-    """A parser with the options that every tool that samples has; batch: how many what in one pass, by default;
+def sampler_parser(
+    description: str, examples: str, batch: tuple[int | None, str], out_dir: str | None = None
+) -> Parser:
+    """A parser with the options that every tool that samples has; batch: how many (None: as the tool
+    finds best) what in one pass;
     out_dir: the folder it fills, by default, if it fills one.
 
     The names that the original project's tools gave them are kept beside.
     """
     parser = tool_parser(description, examples, root_of_run=True)
     add = parser.add_argument
-    add("--workdir", type=Path, help="work dir of the training run [$PIXCELL_WORKDIR, else the newest in ./output]")
+    workdir = "work dir of the training run, or released weights [$PIXCELL_WORKDIR, else the newest run in ./output]"
+    add("--workdir", type=Path, help=workdir)
     add(
         "--checkpoint",
         type=Path,
@@ -99,7 +103,14 @@ def sampler_parser(description: str, examples: str, batch: tuple[int, str], out_
             default=out_dir,
             help="gets syn/ and, of tissue that conditions, real/",
         )
-    add("--batch_size", type=positive_int, default=batch[0], help=f"{batch[1]} in one pass; no picture depends on it")
+    many = f"{batch[1]} in one pass; no picture depends on it"
+    add(
+        "--batch_size",
+        type=positive_int,
+        default=batch[0],
+        help=many if batch[0] else f"{many} [8; on a CPU, fewer large ones]",
+    )
+    add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the network; fp16 needs a GPU")
     add("--sampling_steps", "--num_timesteps", type=positive_int, default=20, help="steps of the solver")
     add(
         "--guidance_strength",
@@ -168,6 +179,14 @@ def finite_float(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"got {text}, expected a number")
+    return value
+
+
+def positive_float(text: str) -> float:
+    """An argparse type: a number above 0."""
+    value = finite_float(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"got {text}, expected a number above 0")
     return value
 
 

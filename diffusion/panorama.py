@@ -15,8 +15,7 @@ from itertools import product
 import torch
 
 from diffusion.errors import InputError
-
-Network = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+from diffusion.guidance import Network
 
 
 @dataclass(frozen=True)

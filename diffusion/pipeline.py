@@ -6,7 +6,7 @@ Letters: B conditions, n images of each, L tokens of width D, C channels, H W pi
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -41,8 +41,8 @@ class PixCellTransformer2DModel(ModelMixin, ConfigMixin):
     def from_pretrained(
         cls, path: str | Path, subfolder: str = "", torch_dtype: torch.dtype | None = None, **_: Any
     ) -> PixCellTransformer2DModel:
-        """Open whatever `load_weights` reads: a diffusers folder, a released or own checkpoint. Raises as it does."""
-        source = Path(path) / subfolder
+        """Open whatever `load_weights` reads, or a repository of the hub. Raises as it does."""
+        source = _local(path, {}) / subfolder
         weights = load_weights(source)
         if "num_heads" not in weights.architecture:
             raise InputError(f"{source} does not say how many heads attention has, and no preset has its width")
@@ -51,8 +51,10 @@ class PixCellTransformer2DModel(ModelMixin, ConfigMixin):
         network.to(torch_dtype or weights.state_dict["x_embedder.proj.weight"].dtype)
         return cls(network, weights.told.get("prediction_type", "epsilon")).eval()
 
-    def save_pretrained(self, save_directory: str | Path, **_: Any) -> None:
-        """Write a folder of the released layout. Raises InputError when it is already there."""
+    def save_pretrained(self, save_directory: str | Path, variant: str | None = None, **_: Any) -> None:
+        """Write a folder of the released layout. Raises InputError when it is already there, and for a variant."""
+        if variant is not None:
+            raise InputError(f"variant {variant!r}: a folder holds one set of weights; name another folder for another")
         save_diffusers(self.network, save_directory, self.prediction_type)
 
     def forward(
@@ -83,9 +85,6 @@ class PixCellPipeline(DiffusionPipeline):
         super().__init__()
         if scheduler is None:
             scheduler = build_scheduler("dpm-solver", transformer.prediction_type)
-        elif getattr(scheduler.config, "variance_type", None) and not isinstance(scheduler, diffusers.DDPMScheduler):
-            # others than DDPM take the variance for channels of a picture; here it is split off beforehand
-            scheduler = type(scheduler).from_config(scheduler.config, variance_type=None)
         self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler)
         self.image_processor = VaeImageProcessor(vae_scale_factor=DOWNSAMPLING)
 
@@ -129,6 +128,8 @@ class PixCellPipeline(DiffusionPipeline):
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
         """Write transformer/, vae/, scheduler/ and model_index.json. Raises InputError when the folder holds a transformer."""
+        if options.get("variant") is not None:
+            raise InputError(f"variant {options['variant']!r}: a folder holds one set of weights; name another folder")
         if (Path(save_directory) / "transformer").exists():
             raise InputError(f"{save_directory} is already there; name a new folder")
         super().save_pretrained(save_directory, **options)
@@ -141,9 +142,15 @@ class PixCellPipeline(DiffusionPipeline):
         """Decode in tiles: less memory for images beyond the VAE's own size."""
         self.vae.enable_tiling()
 
+    def disable_vae_tiling(self) -> None:
+        self.vae.disable_tiling()
+
     def enable_vae_slicing(self) -> None:
         """Decode image by image."""
         self.vae.enable_slicing()
+
+    def disable_vae_slicing(self) -> None:
+        self.vae.disable_slicing()
 
     @torch.no_grad()
     def __call__(
@@ -160,6 +167,7 @@ class PixCellPipeline(DiffusionPipeline):
         latents: torch.Tensor | None = None,
         guidance_interval: tuple[float, float] | None = None,
         callback_on_step_end: Callable[[Any, int, Any, dict[str, torch.Tensor]], dict] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple:
         """Images for embeddings (B, L, D), num_images_per_prompt of each, one after the other.
@@ -167,30 +175,46 @@ class PixCellPipeline(DiffusionPipeline):
         negative_uni_embeds (B, L, D) or (1, L, D): the null condition when not given. guidance_scale: null + w * (conditional
         - null), 1 for none. latents (B * n, C, H/8, W/8): the noise to begin with, drawn from `generator` when not given,
         which may be a list of one for each image. output_type: pil, np (B * n, H, W, 3) and pt (B * n, 3, H, W) in [0, 1],
-        or latent, the network's. height, width: in pixels, of the trained size when not given. guidance_interval: as
-        `diffusion.sampling.denoise` has it. callback_on_step_end(pipe, i, t, {"latents": ...}) may answer with other latents.
-        Raises InputError for embeddings, a size, or an output_type that cannot be.
+        or latent, the network's. height, width: in pixels, of the trained size when not given; over another size positions
+        are spread as the released code does, so that tissue shrinks on larger pictures: tools/sample_4k.py keeps its scale.
+        guidance_interval: as `diffusion.sampling.denoise` has it. callback_on_step_end(pipe, i, t, {"latents": ...}) may
+        answer with other latents. Raises InputError for arguments that cannot be, and a scheduler of another prediction.
         """
-        network, device = self.transformer.network, self._execution_device
+        network, device, scheduler = self.transformer.network, self._execution_device, self._checked_scheduler()
+        for name, value in (
+            ("num_inference_steps", num_inference_steps),
+            ("num_images_per_prompt", num_images_per_prompt),
+        ):
+            if value < 1:
+                raise InputError(f"{name} {value}: expected at least 1")
+        if tuple(callback_on_step_end_tensor_inputs) != ("latents",):
+            raise InputError(
+                f"callback_on_step_end_tensor_inputs {callback_on_step_end_tensor_inputs}: there is latents alone"
+            )
         tokens = self._checked(uni_embeds, "uni_embeds").repeat_interleave(num_images_per_prompt, dim=0)
         null = self.get_unconditional_embedding()
         if negative_uni_embeds is not None:
             null = self._checked(negative_uni_embeds, "negative_uni_embeds")
+            if len(null) not in (1, len(uni_embeds)):
+                raise InputError(f"{len(null)} negative_uni_embeds: expected 1, or {len(uni_embeds)} as uni_embeds are")
             null = null.repeat_interleave(num_images_per_prompt, dim=0) if len(null) > 1 else null
-        sides = [side or self.transformer.config.sample_size * DOWNSAMPLING for side in (height, width)]
+        trained = self.transformer.config.sample_size * DOWNSAMPLING
+        sides = [trained if side is None else side for side in (height, width)]
         unit = DOWNSAMPLING * network.patch_size
         if any(side < unit or side % unit for side in sides):
             raise InputError(f"height and width {sides[0]} x {sides[1]}: expected multiples of {unit}")
         if output_type not in ("pil", "np", "pt", "latent"):
             raise InputError(f"output_type {output_type!r}: expected pil, np, pt or latent")
         shape = (len(tokens), network.in_channels, *(side // DOWNSAMPLING for side in sides))
+        if isinstance(generator, list) and len(generator) != len(tokens):
+            raise InputError(f"{len(generator)} generators for {len(tokens)} images: expected one, or one each")
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         elif tuple(latents.shape) != shape:
             raise InputError(f"latents {tuple(latents.shape)}: expected {shape}")
 
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
-        with self.progress_bar(total=len(self.scheduler.timesteps)) as progress:
+        scheduler.set_timesteps(num_inference_steps, device=device)
+        with self.progress_bar(total=len(scheduler.timesteps)) as progress:
 
             def on_step(i: int, t: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
                 progress.update()
@@ -199,7 +223,7 @@ class PixCellPipeline(DiffusionPipeline):
 
             latents = denoise(
                 lambda x, t, y: self.transformer(x, encoder_hidden_states=y, timestep=t, return_dict=False)[0],
-                self.scheduler,
+                scheduler,
                 latents.to(device, torch.float32),
                 tokens.to(device),
                 null.to(device),
@@ -212,7 +236,26 @@ class PixCellPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
+    def _checked_scheduler(self) -> SchedulerMixin:
+        """The scheduler, if it can follow this network; of other kinds than DDPM without the learned variance, which they
+        take for channels of a picture."""
+        scheduler, predicts = self.scheduler, self.transformer.prediction_type
+        if not hasattr(scheduler, "init_noise_sigma"):
+            raise InputError(
+                f"{type(scheduler).__name__} is made for other networks than those that predict {predicts}"
+            )
+        expects = getattr(scheduler.config, "prediction_type", predicts)
+        if expects != predicts:
+            raise InputError(
+                f"the network predicts {predicts}, the scheduler expects {expects}; make it with prediction_type={predicts!r}"
+            )
+        if getattr(scheduler.config, "variance_type", None) and not isinstance(scheduler, diffusers.DDPMScheduler):
+            return type(scheduler).from_config(scheduler.config, variance_type=None)
+        return scheduler
+
     def _checked(self, tokens: torch.Tensor, name: str) -> torch.Tensor:
+        if not isinstance(tokens, torch.Tensor):
+            raise InputError(f"{name} is a {type(tokens).__name__}: expected a torch.Tensor")
         wanted = (self.transformer.config.caption_num_tokens, self.transformer.config.caption_channels)
         if tokens.ndim != 3 or tuple(tokens.shape[1:]) != wanted:
             raise InputError(f"{name} of shape {tuple(tokens.shape)}: expected (B, {wanted[0]}, {wanted[1]})")

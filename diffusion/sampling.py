@@ -121,12 +121,18 @@ def denoise(
     guidance_interval: the lowest and highest noise level, std of noise over std of signal, at which there is guidance;
     outside it the null pass is not run (Kynkaanniemi et al. 2024, "Applying Guidance in a Limited Interval").
     on_step: called after each step with its number, timestep and latents; what it returns, unless None, goes on.
-    Raises ValueError for a scheduler that wants a learned variance from a network without one.
+    The last step leaves what each solver leaves: dpm-solver, ddim and sa-solver end at the lowest noise level, 0.01, as
+    the original solver does, iddpm at none. Raises InputError for an interval that is none, ValueError for a scheduler
+    that wants a learned variance from a network without one.
     """
+    from diffusers import DDPMScheduler
+
     levels = linear_schedule().noise_levels
     low, high = guidance_interval or (0.0, float("inf"))
-    # iddpm's is the one scheduler here whose noise has the variance that the network learned
-    learned_variance = getattr(scheduler.config, "variance_type", None) == "learned_range"
+    if not 0 <= low < high:
+        raise InputError(f"guidance interval {low:g} to {high:g}: expected noise levels with 0 <= LO < HI")
+    # DDPM's is the one scheduler whose noise may have the variance that the network learned
+    learned_variance = isinstance(scheduler, DDPMScheduler) and scheduler.config.variance_type == "learned_range"
     draws = {}
     if "generator" in inspect.signature(scheduler.step).parameters:  # of which only the stochastic ones make use
         draws["generator"] = list(generators) if isinstance(generators, Sequence) else generators

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import torch
 
-from diffusion.config import Config, read_config
+from diffusion.config import Config, DataConfig, read_config
 from diffusion.data.batch import PatchItem
+from diffusion.data.crops import LATENT_FACTOR
 from diffusion.data.datasets.pan_cancer import PanCancerData, SkipBad
 from diffusion.data.features import SSL_PREFIX
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import EMBEDDED_CODECS, LatentCodec, LatentScale, codec_folder
 from diffusion.errors import InputError, MissingError
-from diffusion.model.convert import check_told, load_into, load_weights
+from diffusion.model.convert import Weights, check_told, load_into, load_weights
 from diffusion.model.pixart import PixArt, build_model
 
 CONFIG_FILE = "config.py"
@@ -41,18 +42,39 @@ class Run:
 def open_run(work_dir: str | Path, checkpoint: str | Path, device: torch.device) -> Run:
     """Open a run; a relative checkpoint is looked up in the work dir. Averaged weights are taken where a file has both.
 
+    work_dir may also be weights alone, as released: a checkpoint, or a diffusers folder.
     Raises MissingError, or InputError for a checkpoint of another architecture than the saved config's.
     """
     folder = Path(work_dir)
+    if folder.is_file() or any((folder / name).is_file() for name in ("model_index.json", "config.json")):
+        weights = load_weights(folder)
+        return _opened(folder, folder, _config_of(weights, folder), weights, device)
     if not folder.is_dir():
         raise MissingError(f"no work dir {folder}")
-    config = read_config(folder / CONFIG_FILE)
-    path = folder / checkpoint
+    config, path = read_config(folder / CONFIG_FILE), folder / checkpoint
+    return _opened(folder, path, config, load_weights(path), device)
+
+
+def _opened(folder: Path, path: Path, config: Config, weights: Weights, device: torch.device) -> Run:
     model = build_model(config.model, **config.model_arguments)
-    weights = load_weights(path)
     check_told(weights.told, model, config.prediction_type, path)
     load_into(model, weights.state_dict, path)
     return Run(folder, path, config, model.eval().requires_grad_(False).to(device))
+
+
+def _config_of(weights: Weights, source: Path) -> Config:
+    """The settings that weights alone imply: their own architecture, and codec and embedder of the released networks."""
+    own = dict(weights.architecture)
+    if "num_heads" not in own or "pe_interpolation" not in own:
+        raise InputError(f"{source} does not say enough of its network; convert it with tools/convert_checkpoint.py")
+    keys = ("model_max_length", "caption_channels", "use_cond_pos_embed", "pe_interpolation", "qk_norm")
+    return Config(
+        image_size=own.pop("input_size") * LATENT_FACTOR,
+        data=DataConfig(type="PanCancerData"),
+        prediction_type=weights.told.get("prediction_type", "epsilon"),
+        **{name: own.pop(name) for name in keys},
+        model_kwargs=own,
+    )
 
 
 def default_work_dir() -> Path:

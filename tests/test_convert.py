@@ -210,6 +210,25 @@ class TestConvertCheckpoint:
             done = in_process(convert, tmp_path / "s.ckpt", target, "--to", "safetensors", "--weights", choice)
             assert done.returncode == 0 and same(load_file(target), expected)
 
+    def test_raw_is_never_the_average(self, model, tmp_path):
+        """Of a folder the newest step; a file with the average alone is refused; a work dir is a folder, too."""
+        raw = {name: tensor + 1 if tensor.ndim == 1 else tensor for name, tensor in model.state_dict().items()}
+        folder = tmp_path / "run" / "checkpoints"
+        folder.mkdir(parents=True)
+        told = {"architecture": architecture_of(model)}
+        for step, shift in ((20, 0.5), (100, 0)):
+            weights = {name: tensor + shift for name, tensor in raw.items()}
+            torch.save({"ema": model.state_dict(), "model": weights, **told}, folder / f"step_{step:08d}.ckpt")
+        torch.save({"state_dict": model.state_dict(), **told}, folder / "last_ema.ckpt")
+        for source in (folder, folder.parent):
+            assert same(load_weights(source, ema=False).state_dict, raw)
+            assert same(load_weights(source).state_dict, model.state_dict())
+        with pytest.raises(InputError, match="holds averaged weights only"):
+            load_weights(folder / "last_ema.ckpt", ema=False)
+        (folder / "step_00000100.ckpt").unlink(), (folder / "step_00000020.ckpt").unlink()
+        with pytest.raises(MissingError, match=r"and for step_\*.ckpt"):
+            load_weights(folder, ema=False)
+
     def test_what_is_refused_leaves_nothing(self, model, tmp_path):
         torch.save({"state_dict": model.state_dict()}, tmp_path / "a.ckpt")
         moved = {**model.state_dict(), "pos_embed": model.pos_embed + 0.1}
@@ -234,3 +253,40 @@ def test_a_whole_pipeline_s_folder(model, tmp_path):
     save_diffusers(model, tmp_path / "pipe" / "transformer")
     (tmp_path / "pipe" / "model_index.json").write_text("{}")
     assert same(load_weights(tmp_path / "pipe").state_dict, model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(architecture={"hidden_size": "48"}), "hidden_size '48': expected a positive int"),
+        (dict(architecture={"num_heads": 0}), "num_heads 0: expected a positive int"),
+        (dict(architecture={"heads": 4}), "tells of heads, which is no argument"),
+        (dict(architecture={"pe_interpolation": float("nan")}), "expected a positive float"),
+        (dict(tensor=("x_embedder.proj.weight", torch.zeros(4, 4))), "other names or shapes"),
+        (dict(tensor=("y_embedder.y_embedding", torch.zeros(1, 2, 3))), "other names or shapes"),
+        (dict(tensor=("blocks.x.y", torch.zeros(1))), "other names or shapes"),
+        (dict(tensor=("pos_embed", torch.zeros(5))), "other names or shapes"),
+        (dict(tensor=("pos_embed", torch.zeros(1, 1024, 48))), "other names or shapes"),
+    ],
+)
+def test_strange_checkpoints(model, tmp_path, change, message):
+    name, tensor = change.get("tensor", ("final_layer.linear.bias", model.final_layer.linear.bias.detach()))
+    content = {"state_dict": {**model.state_dict(), name: tensor}, "architecture": change.get("architecture", {})}
+    torch.save(content, tmp_path / "a.ckpt")
+    with pytest.raises(InputError, match=message):
+        load_weights(tmp_path / "a.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("sample_size", None), ("sample_size", "8"), ("interpolation_scale", 0), ("num_attention_heads", None)],
+)
+def test_strange_configs(model, tmp_path, key, value):
+    save_diffusers(model, tmp_path / "folder")
+    file = tmp_path / "folder" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
+    with pytest.raises(InputError, match="expected a positive"):
+        load_weights(tmp_path / "folder")
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match="is not the config of a"):
+        load_weights(tmp_path / "folder")

@@ -357,6 +357,8 @@ class TestRun:
         )
         with pytest.raises(InputError, match="ignore_keys y_embeding: neither"):
             train(settings(feature_root, **stage, ignore_keys=("y_embeding",)), tmp_path / "second", cpu=True)
+        with pytest.raises(InputError, match="span 0 to 32, those of the config 0 to 64; set pe_interpolation=1$"):
+            train(settings(feature_root, **{**stage, "pe_interpolation": 0.5}), tmp_path / "second", cpu=True)
         assert not (tmp_path / "second").exists()
         train(settings(feature_root, **stage), tmp_path / "second", cpu=True)
         table = (tmp_path / "second/train_log.log").read_text()

@@ -18,7 +18,7 @@ ALLOWED = {
     "objective": {"schedule"},
     "guidance": set(),
     "sampling": {"schedule", "guidance"},
-    "panorama": set(),
+    "panorama": {"guidance"},
     "pipeline": {"model", "encoders", "sampling"},
     "evaluation": {"encoders", "data"},
     "workdir": {"config", "data", "model", "encoders"},

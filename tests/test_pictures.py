@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import numpy as np
 import openslide
@@ -11,6 +12,7 @@ import torch
 from PIL import Image
 
 from diffusion.engine.pictures import labelled_grid, save_image, to_uint8, write_picture
+from diffusion.errors import InputError
 
 HEIGHT, WIDTH = 1792, 2304
 
@@ -50,6 +52,27 @@ def test_a_tiff_is_a_slide_in_several_levels(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["a.tiff"]
 
 
+def test_memory_does_not_grow_with_the_picture(tmp_path):
+    """108 MB of pixels: what numpy and Python allocate stays at a few bands."""
+    size = 6000
+
+    def empty_bands():
+        for _ in range(size // 100):
+            yield torch.zeros(3, 100, size, dtype=torch.uint8)
+
+    tracemalloc.start()
+    try:
+        write_picture(tmp_path / "a.png", empty_bands(), size, size, 0.5, {})
+        assert tracemalloc.get_traced_memory()[1] < 12e6
+        tracemalloc.reset_peak()
+        write_picture(tmp_path / "a.tiff", empty_bands(), size, size, 0.5, {})
+        assert tracemalloc.get_traced_memory()[1] < 40e6
+    finally:
+        tracemalloc.stop()
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.size == (size, size)
+
+
 @pytest.mark.parametrize("suffix", ["png", "tiff"])
 def test_what_fails_leaves_nothing(tmp_path, suffix):
     def broken():
@@ -67,6 +90,16 @@ def test_small_images_say_how_they_were_made(tmp_path, suffix, key):
     with Image.open(tmp_path / f"a.{suffix}") as image:
         assert image.size == (48, 32)
         assert json.loads(image.info[key]) == {"guidance_strength": 2.0, "guidance_interval": [0.2, 5.0]}
+
+
+def test_other_suffixes_are_refused(tmp_path):
+    save_image(tmp_path / "a.PNG", pixels(8, 8), {})
+    with Image.open(tmp_path / "a.PNG") as image:
+        assert image.format == "PNG"
+    for name in ("a.tif", "a.webp", "a"):
+        with pytest.raises(InputError, match="name such a file"):
+            save_image(tmp_path / name, pixels(8, 8), {})
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_rounding():

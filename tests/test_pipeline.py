@@ -10,7 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 
 from diffusion.encoders.latents import LatentCodec
 from diffusion.errors import InputError, MissingError
@@ -119,6 +125,20 @@ def test_other_schedulers(scheduler):
     assert latents.isfinite().all() and latents.shape == (1, 16, 32, 32)
 
 
+def test_a_scheduler_made_of_another_s_config(pipe):
+    """The way of diffusers; a learned variance in it, which these would take for channels of a picture, does no harm."""
+    pipe.scheduler = DDPMScheduler(beta_start=1e-4, beta_end=0.02, variance_type="learned_range")
+    for kind in (DPMSolverMultistepScheduler, DDIMScheduler):
+        pipe.scheduler = kind.from_config(pipe.scheduler.config)
+        assert pipe(embeddings(1), num_inference_steps=3, output_type="latent").images.isfinite().all()
+    pipe.scheduler = DDIMScheduler(prediction_type="v_prediction")
+    with pytest.raises(InputError, match="the network predicts epsilon, the scheduler expects v_prediction"):
+        pipe(embeddings(1))
+    pipe.scheduler = FlowMatchEulerDiscreteScheduler()
+    with pytest.raises(InputError, match="made for other networks"):
+        pipe(embeddings(1))
+
+
 def test_saved_and_opened_again(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "pipe")
     again = PixCellPipeline.from_pretrained(tmp_path / "pipe")
@@ -172,10 +192,31 @@ def test_types(tmp_path):
     assert images.dtype == np.float32 and np.isfinite(images).all()
 
 
-def test_vae_tiling_and_slicing(pipe):
+def test_offload_moves_each_network_in_its_turn(pipe):
+    """With the CPU in the accelerator's place: what is computed stays the same, and every network has gone through its hook."""
+    arguments = dict(num_inference_steps=2, latents=noise(1), output_type="np")
+    expected = pipe(embeddings(1), **arguments).images
+    pipe.enable_model_cpu_offload(device="cpu")
+    assert [type(part._hf_hook).__name__ for part in (pipe.transformer, pipe.vae)] == ["CpuOffload", "CpuOffload"]
+    np.testing.assert_allclose(pipe(embeddings(1), **arguments).images, expected, atol=1e-6)
+
+
+def test_vae_tiling_and_slicing(pipe, monkeypatch):
+    seen = []
+    tiled = pipe.vae.tiled_decode
+    monkeypatch.setattr(pipe.vae, "tiled_decode", lambda z, **k: seen.append(tuple(z.shape)) or tiled(z, **k))
+    pipe.vae.tile_latent_min_size, pipe.vae.tile_sample_min_size = 16, 128
+    arguments = dict(num_inference_steps=1, latents=noise(2), output_type="np")
+    expected = pipe(embeddings(2), **arguments).images
+    assert not seen
     pipe.enable_vae_tiling()
     pipe.enable_vae_slicing()
-    assert pipe.vae.use_tiling and pipe.vae.use_slicing
+    images = pipe(embeddings(2), **arguments).images
+    assert seen == [(1, 16, 32, 32)] * 2  # image by image, each in tiles
+    assert images.shape == expected.shape
+    pipe.disable_vae_tiling()
+    pipe.disable_vae_slicing()
+    assert np.array_equal(pipe(embeddings(2), **arguments).images, expected) and len(seen) == 2
 
 
 def test_what_is_refused(pipe, tmp_path):
@@ -193,6 +234,21 @@ def test_what_is_refused(pipe, tmp_path):
         pipe(embeddings(1), output_type="jpg")
     with pytest.raises(InputError, match=r"expected \(1, 16, 32, 32\)"):
         pipe(embeddings(1), latents=noise(2))
+    for arguments, message in (
+        (dict(num_inference_steps=0), "num_inference_steps 0: expected at least 1"),
+        (dict(num_images_per_prompt=0), "num_images_per_prompt 0"),
+        (dict(guidance_interval=(5.0, 0.1)), "0 <= LO < HI"),
+        (dict(generator=[torch.Generator()] * 3), "3 generators for 1 images"),
+        (dict(negative_uni_embeds=embeddings(3)), "3 negative_uni_embeds: expected 1"),
+        (dict(callback_on_step_end_tensor_inputs=["noise"]), "there is latents alone"),
+    ):
+        with pytest.raises(InputError, match=message):
+            pipe(embeddings(1), **arguments)
+    with pytest.raises(InputError, match="is a ndarray"):
+        pipe(embeddings(1).numpy())
+    with pytest.raises(InputError, match="one set of weights"):
+        pipe.save_pretrained(tmp_path / "variant", variant="fp16")
+    assert not (tmp_path / "variant").exists()
     pipe.save_pretrained(tmp_path / "pipe")
     config = tmp_path / "pipe" / "scheduler" / "scheduler_config.json"
     config.write_text(json.dumps({"_class_name": "os"}))

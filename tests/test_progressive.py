@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +14,7 @@ import torch
 from conftest import REPOSITORY, WIDTH, command, in_process
 
 from diffusion.model.convert import load_weights
-from tools.progressive import main
+from tools.progressive import Stage, main
 
 BASE = f"""_base_ = [{str(REPOSITORY / "configs" / "_base_.py")!r}]
 model_kwargs = dict(depth=1, hidden_size=16, num_heads=2)
@@ -79,6 +83,38 @@ def test_three_stages_in_a_row_with_a_stop_between(feature_root, configs, tmp_pa
     assert again.returncode == 0 and "stage 3 of 3: " not in again.stdout
 
 
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
+def test_a_signal_stops_the_trainer_too_and_the_stage_goes_on(feature_root, configs, tmp_path):
+    work = tmp_path / "work"
+    whole = configs[0].read_text()
+    configs[0].write_text(whole + "max_steps = 100_000\nsave_model_steps = 2\n")
+    command_line = (
+        "tools/progressive.py",
+        configs[0],
+        "--work-dir",
+        work,
+        "--train",
+        f"--root {feature_root} --device cpu",
+    )
+    process = subprocess.Popen([sys.executable, *map(str, command_line)], cwd=REPOSITORY, stdout=subprocess.DEVNULL)
+    folder, until = work / "small/checkpoints", time.monotonic() + 120
+    while len(list(folder.glob("step_*.ckpt"))) < 3 and time.monotonic() < until:
+        time.sleep(0.1)
+    process.terminate()
+    assert process.wait(60) not in (0, None)
+    saved = sorted(folder.glob("step_*.ckpt"))
+    time.sleep(1)
+    assert sorted(folder.glob("step_*.ckpt")) == saved  # nobody trains on
+    assert not (work / "stages.json").exists()
+
+    last = int(saved[-1].stem.removeprefix("step_"))
+    assert f"at step {last}" in in_process(main, *command_line[1:], "--status").stdout
+    configs[0].write_text(whole + f"max_steps = {last + 2}\n")
+    done = command(*command_line)
+    assert done.returncode == 0, done.stderr
+    assert f"from step {last} to {last + 2}" in (work / "small/train_log.log").read_text()
+
+
 def test_mistakes_show_before_anything_is_trained(configs, tmp_path):
     configs[2].write_text(configs[2].read_text() + "image_sice = 3\n")
     wrong = in_process(main, *configs, "--work-dir", tmp_path / "work")
@@ -89,8 +125,14 @@ def test_mistakes_show_before_anything_is_trained(configs, tmp_path):
 
 def test_a_changed_config_and_an_older_start_are_refused(configs, tmp_path):
     work = tmp_path / "work"
-    (work / "small").mkdir(parents=True)
-    (work / "stages.json").write_text(json.dumps({"small": "of another content"}))
+    base = tmp_path / "base.py"
+    base.write_text(configs[0].read_text())
+    configs[0].write_text('_base_ = ["./base.py"]\n')
+    (work / "small/checkpoints").mkdir(parents=True)
+    (work / "small/checkpoints/last_ema.ckpt").touch()
+    (work / "stages.json").write_text(json.dumps({"small": Stage(configs[0], work).fingerprint}))
+    assert " done " in in_process(main, *configs, "--work-dir", work, "--status").stdout
+    base.write_text(base.read_text() + "max_steps = 3\n")  # of what the config inherits
     changed = in_process(main, *configs, "--work-dir", work)
     assert changed.returncode == 2 and "was changed after its stage was finished" in changed.stderr
     (work / "stages.json").write_text("{")

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import hashlib
 import json
+import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -15,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 from diffusion.cli import Parser, run
 from diffusion.config import load_config
 from diffusion.errors import InputError
-from diffusion.files import fingerprint, locked, written_aside
+from diffusion.files import locked, written_aside
 
 TRAINER = Path(__file__).resolve().parents[1] / "train_scripts" / "train_pixcell.py"
 RECORD = "stages.json"
@@ -45,7 +49,11 @@ class Stage:
 
     def __init__(self, config: Path, work_dir: Path):
         self.config, self.folder = config, work_dir / config.stem
-        self.steps = load_config(config).max_steps  # a mistake in the last stage shows now, not days later
+        settings = load_config(config)  # a mistake in the last stage shows now, not days later
+        self.steps = settings.max_steps
+        self.fingerprint = hashlib.blake2b(
+            repr(settings).encode(), digest_size=16
+        ).hexdigest()  # of what it inherits, too
 
     @property
     def weights(self) -> Path:
@@ -54,7 +62,7 @@ class Stage:
     def state(self, done: dict[str, str]) -> str:
         """`done`, `at step N`, or `to come`. Raises InputError when the config of a finished stage has changed."""
         if self.config.stem in done:
-            if done[self.config.stem] != fingerprint(self.config):
+            if done[self.config.stem] != self.fingerprint:
                 raise InputError(
                     f"{self.config} was changed after its stage was finished; restore it, or delete {self.folder} "
                     f"with its line in {self.folder.parent / RECORD} to train it again"
@@ -73,11 +81,12 @@ def main() -> int:
     if len(set(names)) < len(names):
         raise InputError(f"the configs {', '.join(names)} must have names of their own: their work dirs are named so")
     record = args.work_dir / RECORD
-    done = read_record(record)
-    show(stages, done)
     if args.status:
+        show(stages, read_record(record))
         return 0
     with locked(args.work_dir / ".progressive.lock"):
+        done = read_record(record)
+        show(stages, done)
         for i, stage in enumerate(stages):
             if stage.state(done) == "done":
                 continue
@@ -90,7 +99,7 @@ def main() -> int:
             before = str(stages[i - 1].weights) if i else args.load_from
             began = time.monotonic()
             print(f"stage {i + 1} of {len(stages)}: {stage.config}", flush=True)
-            code = subprocess.call(trainer_command(stage, before, args))
+            code = call(trainer_command(stage, before, args))
             if code:
                 print(
                     f"error: stage {i + 1}, {stage.config.stem}, ended with code {code}; what it saved is in {stage.folder}, "
@@ -98,12 +107,30 @@ def main() -> int:
                     file=sys.stderr,
                 )
                 return code if code > 0 else 128 - code
-            done[stage.config.stem] = fingerprint(stage.config)
+            done[stage.config.stem] = stage.fingerprint
             with written_aside(record) as temporary:
                 temporary.write_text(json.dumps(done, indent=1) + "\n")
             print(f"stage {i + 1} of {len(stages)}: done in {(time.monotonic() - began) / 60:.1f} min", flush=True)
     print(f"weights of the last stage: {stages[-1].weights}")
     return 0
+
+
+def call(command: list[str]) -> int:
+    """Run a command to its end and give its code. A signal to stop goes to all of its processes, and is waited for:
+    accelerate's launcher alone would leave the trainer behind, and the next run would find it at work."""
+    child = subprocess.Popen(command, start_new_session=True)
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda number, _: os.killpg(child.pid, number)) for number in numbers}
+    try:
+        code = child.wait()
+        with contextlib.suppress(ProcessLookupError):  # what the launcher left behind ends, too
+            while True:
+                os.killpg(child.pid, signal.SIGTERM)
+                time.sleep(0.1)
+        return code
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def read_record(path: Path) -> dict[str, str]:

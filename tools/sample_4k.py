@@ -6,12 +6,13 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import positive_int, run, sampler_parser
+from diffusion.cli import positive_float, positive_int, run, sampler_parser
 from diffusion.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ EXAMPLES = """  python tools/sample_4k.py --output_dir samples_4k --num_samples 
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = sampler_parser(__doc__, EXAMPLES, (8, "windows"), "samples_4k")
+    parser = sampler_parser(__doc__, EXAMPLES, (None, "windows"), "samples_4k")
     add = parser.add_argument
     add("--n_images", "--num_samples", type=positive_int, default=1, help="how many")
     add("--height", type=token_multiple, default=4096, help=f"of the picture in pixels, a multiple of {TOKEN}")
@@ -38,8 +39,13 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "--tokens", type=Path, help=f"an .npy file of embeddings that condition: (height / {TOKEN}, width / {TOKEN}, D)"
     )
-    add("--mpp", type=float, default=0.5, help="microns per pixel: of the network, and of a slide when it is read")
-    add("--image_mpp", type=float, help="microns per pixel of a slide that does not say them")
+    add(
+        "--mpp",
+        type=positive_float,
+        default=0.5,
+        help="microns per pixel: of the network, and of a slide when it is read",
+    )
+    add("--image_mpp", type=positive_float, help="microns per pixel of a slide that does not say them")
     add(
         "--sliding_window_size",
         "--stride",
@@ -78,14 +84,17 @@ def main() -> None:
     from diffusion.engine.sample_command import open_session
 
     session = open_session(args)
-    state, config = session.state, session.run.config
+    state, side = session.state, session.run.config.input_size
     rows, columns = args.height // TOKEN, args.width // TOKEN
-    stride = args.sliding_window_size or config.input_size // 2
-    make = LargeImageMaker(
-        session.run, session.codec, args.seed, session.solver, stride, args.batch_size, args.decode_tile
-    )
+    stride = args.sliding_window_size or side // 2
+    batch_size = args.batch_size or windows_at_once(state.device.type, side)
+    make = LargeImageMaker(session.run, session.codec, args.seed, session.solver, stride, batch_size, args.decode_tile)
     windows = len(make.windows(rows, columns).corners)
     state.print(f"{session.run.folder}: {args.height} x {args.width} pixels, {windows} windows, on {state.device}")
+    if windows > 1 and stride > side * 3 // 4:
+        state.print(
+            f"windows of {side} cells, {stride} apart, hardly overlap: seams will show; {side // 2} apart they do not"
+        )
 
     with open_region(args, state.print) as region:
         condition_of, origin = choose_conditions(session, region, rows, columns)
@@ -93,20 +102,28 @@ def main() -> None:
         folder = Folder(args.out_dir, "tiff" if args.format == "tiff" or (args.format == "auto" and large) else "png")
         todo = folder.missing(args.n_images, with_real=region is not None)
         if state.is_main_process:
-            size = {"height": args.height, "width": args.width, "stride": stride, "decode_tile": args.decode_tile}
-            folder.claim({**session.settings, **size, "format": folder.extension, **origin})
+            size = {"height": args.height, "width": args.width, "stride": stride, "mpp": args.mpp}
+            about = {"decode_tile": args.decode_tile, "format": folder.extension, **origin}
+            folder.claim({"pictures": "large", **session.settings, **size, **about})
         state.wait_for_everyone()  # every process has looked before one of them writes
         for i in todo[state.process_index :: state.num_processes]:
             condition, size = condition_of(i), (args.height, args.width, args.mpp)
             if region is not None:
                 real = region_bands(region, rows, columns)
                 write_picture(folder.file("real", i, condition.name), real, *size, {"condition": condition.name})
-            with tqdm(total=args.sampling_steps, unit="step", desc=condition.name) as progress:
+            quiet = not state.is_main_process
+            with tqdm(total=args.sampling_steps, unit="step", desc=condition.name, disable=quiet) as progress:
                 latents = make.latents(i, condition.tokens, on_step=lambda *_, bar=progress: bar.update() and None)
             path = folder.file("syn", i, condition.name)
-            write_picture(path, make.bands(latents), *size, {**session.note(i), "condition": condition.name})
+            note = {**session.note(i), "stride": stride, "condition": condition.name}
+            write_picture(path, make.bands(latents), *size, note)
             print(f"written: {path}")
     state.wait_for_everyone()
+
+
+def windows_at_once(device: str, side: int) -> int:
+    """Eight keep a GPU busy. A CPU is busy with one of 1024 pixels already; of smaller ones it takes as many tokens at once."""
+    return 8 if device != "cpu" else max(1, 8192 // (side // 2) ** 2)
 
 
 @contextmanager
@@ -139,27 +156,25 @@ def choose_conditions(
 ) -> tuple[Callable[[int], Condition], dict[str, Any]]:
     """The condition of picture i, a grid of tokens (rows, columns, D); and what settings of the folder say of it."""
     from diffusion.engine.conditions import Condition, embed_region, neighbourhood, read_tokens_file
-    from diffusion.engine.sample_command import open_index
+    from diffusion.engine.sample_command import open_index, origin_of
 
     args = session.args
     if region is None and args.tokens is None:
         dataset = open_index(session, pixels=False)
-        about = {"index": str(dataset.index.path.resolve()), "keys": dataset.index.keys}
-        return lambda i: neighbourhood(dataset, i, args.seed, rows, columns), about
+        return lambda i: neighbourhood(dataset, i, args.seed, rows, columns), origin_of(dataset)
     path = args.tokens or args.slide or args.reference
-    about = {"conditions": str(path.resolve())}
-    if region is None:
-        grid, name = read_tokens_file(path), path.stem
-    else:
-        grid = embed_region(region, rows, columns, session.embedder())
+    origin = session.origin([path], embedded=region is not None)
+    if region is not None:
+        place = {"x": args.x, "y": args.y, "image_mpp": args.image_mpp}
         name = f"{path.stem}_{args.x}_{args.y}" if args.slide else path.stem
-        about |= {"x": args.x, "y": args.y, "mpp": args.mpp}
-    wanted = (rows, columns, session.run.config.caption_channels)
+        embedded = cache(lambda: embed_region(region, rows, columns, session.embedder))  # when the first is sampled
+        return lambda i: Condition(name, embedded()), {**origin, **place}
+    grid, wanted = read_tokens_file(path), (rows, columns, session.run.config.caption_channels)
     if tuple(grid.shape) != wanted:
         raise InputError(
             f"{path} holds tokens {tuple(grid.shape)}: expected {wanted}, one for each {TOKEN} pixels a side"
         )
-    return lambda i: Condition(name, grid), about
+    return lambda i: Condition(path.stem, grid), origin
 
 
 if __name__ == "__main__":

@@ -21,18 +21,16 @@ def parse_arguments() -> argparse.Namespace:
     add("images", type=Path, nargs="+", help="image files; of those larger than the network's size, the middle")
     add("--out", type=Path, default="variations.png", help="the picture to write")
     add("--variations", type=natural_int, default=4, help="images sampled for each")
-    add(
-        "--between",
-        type=natural_int,
-        default=5,
-        help="images from the first to the second, when two are given; 0: none",
-    )
+    add("--between", type=natural_int, help="images on the way from the first to the second of two; 0: none [5 of two]")
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_arguments()
-    if not args.variations and not (args.between and len(args.images) == 2):
+    between = args.between if args.between is not None else 5 if len(args.images) == 2 else 0
+    if between and (len(args.images) != 2 or between == 1):
+        raise InputError("--between: expected two images, and two or more from one to the other")
+    if not args.variations and not between:
         raise InputError("nothing to sample: give --variations, or two images and --between")
 
     import torch
@@ -40,18 +38,17 @@ def main() -> None:
 
     from diffusion.engine.conditions import Condition, from_images, slerp
     from diffusion.engine.generate import ImageMaker
-    from diffusion.engine.pictures import labelled_grid, save_image
+    from diffusion.engine.pictures import image_kind, labelled_grid, save_image
     from diffusion.engine.sample_command import open_session
 
+    image_kind(args.out)  # better now than after all is sampled
     session = open_session(args)
-    originals = from_images(args.images, session.embedder(), session.run.config.image_size)
+    originals = from_images(args.images, session.embedder, session.run.config.image_size)
     # Column by column the same noise, so that what differs within a column is the condition's doing.
     jobs = [(original, f"variation {n}", n) for original in originals for n in range(args.variations)]
-    if len(originals) == 2:
+    for part in torch.linspace(0, 1, between).tolist():
         first, second = originals
-        for part in torch.linspace(0, 1, args.between).tolist():
-            between = Condition(f"{part:.2f}", slerp(first.tokens, second.tokens, part))
-            jobs.append((between, f"{part:.2f} of the way", 0))
+        jobs.append((Condition("", slerp(first.tokens, second.tokens, part)), f"{part:.2f} of the way", 0))
     make = ImageMaker(session.run, session.codec, [condition for condition, _, _ in jobs], args.seed, session.solver)
     sampled: list[torch.Tensor] = []
     with tqdm(total=len(jobs), unit="image") as progress:

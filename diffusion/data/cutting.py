@@ -187,11 +187,17 @@ def places_apart(patches: Path, name: str, size: int) -> int | None:
     """How many places of its slide's grid lie from one patch to the next that does not overlap it.
 
     One, but where the slide's record tells of a step of another length; None where no patch begins at the end of another.
+    Raises InputError for a damaged record.
     """
     folder = (patches / name).parent
     record = folder.parent.with_name(f"slides_{size}") / f"{folder.name}.json"
-    step = json.loads(record.read_text())["settings"]["step"] if record.is_file() else size
-    return size // step if size % step == 0 else None
+    if not record.is_file():
+        return 1
+    try:
+        step = int(json.loads(record.read_text())["settings"]["step"])
+        return size // step if size % step == 0 else None
+    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise InputError(f"{record} is no record of a slide ({error!r}); cut the slide again") from None
 
 
 def _plain(settings: CutSettings) -> dict:

@@ -22,11 +22,11 @@ def patch_file(folder: Path, column: int, row: int) -> Path:
     return folder / f"{column}_{row}.jpeg"
 
 
-def neighbour(name: str, right: int, down: int) -> str:
-    """The name of the patch so many places of the grid further right and down on the same slide."""
+def neighbour(name: str, right: int, down: int) -> str | None:
+    """The name of the patch so many places of the grid further right and down; None where names are no places."""
     path = Path(name)
-    column, row = (int(part) for part in path.stem.split("_"))
-    return patch_file(path.parent, column + right, row + down).as_posix()
+    place = re.fullmatch(r"(\d+)_(\d+)", path.stem)
+    return patch_file(path.parent, int(place[1]) + right, int(place[2]) + down).as_posix() if place else None
 
 
 def list_patches(patches: Path, dataset: str, size: int) -> Iterator[str]:

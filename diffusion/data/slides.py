@@ -84,7 +84,11 @@ class PlainImage:
         try:
             image = Image.open(path)
             image.load()
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        except Image.DecompressionBombError as error:
+            raise InputError(
+                f"{path} is too large to be read as an image; make a pyramidal TIFF of it, a slide"
+            ) from error
+        except (OSError, SyntaxError) as error:
             raise InputError(f"{path} is neither a slide nor an image that can be read ({error})") from error
         if image.mode != "RGB":
             raise InputError(f"{path} is a {image.mode} image, expected RGB: convert it first")

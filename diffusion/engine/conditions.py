@@ -110,9 +110,12 @@ def read_tokens_file(path: Path) -> torch.Tensor:
     if not path.is_file():
         raise MissingError(f"no file of tokens at {path}")
     try:
-        values = torch.from_numpy(np.load(path, allow_pickle=False)).float()
-    except (ValueError, TypeError, EOFError, OSError) as error:
-        raise InputError(f"{path} is not a whole .npy file of numbers ({error})") from None
+        array = np.load(path, allow_pickle=False)
+        if array.dtype.kind not in "fiu" or array.size == 0:
+            raise ValueError(f"{array.dtype} of shape {array.shape}")
+    except (ValueError, TypeError, EOFError, OSError, AttributeError) as error:
+        raise InputError(f"{path} is not a whole .npy file of real numbers ({error})") from None
+    values = torch.from_numpy(array).float()
     if not values.isfinite().all():
         raise InputError(f"{path} holds numbers that are not finite")
     return values
@@ -167,8 +170,8 @@ def neighbourhood(dataset: PanCancerData, i: int, seed: int, rows: int, columns:
     for down in range(-(-rows // side)):
         band = []
         for right in range(-(-columns // side)):
-            other = neighbour(name, apart * right, apart * down) if apart else name
-            if other != name and all(features.present(other)):
+            other = neighbour(name, apart * right, apart * down) if apart and (right or down) else None
+            if other is not None and all(features.present(other)):
                 band.append(tokens_of(other))
             else:
                 band.append(first.flip([axis for axis, places in ((0, down), (1, right)) if places % 2]))

@@ -20,28 +20,27 @@ from diffusion.errors import InputError
 from diffusion.files import written_aside
 from diffusion.guidance import Network
 from diffusion.panorama import WindowedNetwork, Windows, decode_bands, window_tokens
+from diffusion.precision import DTYPES
 from diffusion.sampling import OnStep, image_generator, initial_noise, make_scheduler, sample_latents
 from diffusion.workdir import Run
 
 SETTINGS_FILE = "samples.json"
-FORMATS = {"png": {"compress_level": 3}, "jpeg": {"quality": 95, "subsampling": 0}}
+FORMATS = {"png": {"compress_level": 3}, "jpeg": {}}
 TOKEN_CELLS = WINDOW // LATENT_FACTOR  # cells of the latents that one token is of, a side
 
 
 @dataclass(frozen=True)
 class Solver:
-    """How to sample. Raises InputError for steps that the algorithm cannot take, or an interval that is none."""
+    """How to sample; precision: of the network, fp32, bf16 or fp16. Raises InputError for steps that the algorithm cannot take."""
 
     steps: int = 20
     guidance: float = 2.0
     algorithm: str = "dpm-solver"
     guidance_interval: tuple[float, float] | None = None
+    precision: str = "fp32"
 
     def __post_init__(self):
         make_scheduler(self.algorithm, self.steps)
-        low, high = self.guidance_interval or (0, 1)
-        if not 0 <= low < high:
-            raise InputError(f"guidance interval {low:g} to {high:g}: expected noise levels with 0 <= LO < HI")
 
     def latents(
         self,
@@ -56,19 +55,21 @@ class Solver:
 
         Raises InputError when they are not finite.
         """
-        latents = sample_latents(
-            network or run.model,
-            noise.to(run.null_tokens.device),
-            tokens.to(run.null_tokens.device),
-            run.null_tokens,
-            steps=self.steps,
-            guidance=self.guidance,
-            algorithm=self.algorithm,
-            generators=generators,
-            prediction_type=run.config.prediction_type,
-            guidance_interval=self.guidance_interval,
-            on_step=on_step,
-        )
+        device, dtype = run.null_tokens.device, DTYPES[self.precision]
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            latents = sample_latents(
+                network or run.model,
+                noise.to(device),
+                tokens.to(device),
+                run.null_tokens,
+                steps=self.steps,
+                guidance=self.guidance,
+                algorithm=self.algorithm,
+                generators=generators,
+                prediction_type=run.config.prediction_type,
+                guidance_interval=self.guidance_interval,
+                on_step=on_step,
+            )
         if not torch.isfinite(latents).all():
             raise InputError(
                 f"latents are not finite: {run.checkpoint} is spoilt, or guidance {self.guidance} too strong"
@@ -92,15 +93,16 @@ class Folder:
         file = self.path / SETTINGS_FILE
         if file.is_file():
             try:
-                before = json.loads(file.read_text())
-            except ValueError:
+                before = dict(json.loads(file.read_text()))
+            except (ValueError, TypeError):
                 raise InputError(
                     f"{file} is damaged; name another --out_dir, or delete it with the samples beside it"
                 ) from None
-            for name, value in settings.items():
-                if before.get(name) != value:
+            for name in {**settings, **before}:
+                if before.get(name) != settings.get(name):
                     raise InputError(
-                        f"{self.path} holds samples with {name} {before.get(name)}, not {value}; name another --out_dir"
+                        f"{self.path} holds samples with {name} {before.get(name)}, not {settings.get(name)}; "
+                        "name another --out_dir"
                     )
             return
         with written_aside(file) as temporary:
@@ -163,13 +165,12 @@ class LargeImageMaker:
         self, run: Run, codec: LatentCodec, seed: int, solver: Solver, stride: int, batch_size: int, decode_tile: int
     ):
         """stride: cells of the latents from one window to the next; batch_size: windows in one pass of the network;
-        decode_tile: cells a side that the codec decodes at once. Raises InputError for a stride that leaves gaps."""
+        decode_tile: cells a side that the codec decodes at once."""
         self.run, self.codec, self.seed, self.solver = run, codec, seed, solver
         self.stride, self.batch_size, self.decode_tile = stride, batch_size, decode_tile
-        self.windows(1, 1)
 
     def windows(self, rows: int, columns: int) -> Windows:
-        """Those of a picture of rows x columns tokens, which has room for one at least."""
+        """Those of a picture of rows x columns tokens, which has room for one at least. Raises InputError for gaps."""
         side = self.run.config.input_size
         height, width = (max(side, TOKEN_CELLS * count) for count in (rows, columns))
         return Windows(height, width, side, self.stride)

@@ -6,15 +6,18 @@ Beyond the size that viewers of PNG bear, pictures are TIFFs of tiles in several
 from __future__ import annotations
 
 import json
+import struct
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
+from diffusion.errors import InputError
 from diffusion.files import written_aside
 
 LARGEST_PNG = 8192  # pixels a side; larger pictures are TIFFs
@@ -31,20 +34,28 @@ def to_uint8(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def save_image(path: Path, pixels: torch.Tensor, note: dict[str, Any], **options: Any) -> None:
-    """Write an image of uint8 pixels (3, H, W) aside, then rename; its format follows from the suffix.
+    """Write an image of uint8 pixels (3, H, W) aside, then rename, as PNG or JPEG by its suffix.
 
     note: kept in the file as JSON: text under `pixcell` of a PNG, comment of a JPEG. options: Pillow's.
+    Raises InputError for another suffix.
     """
-    text = json.dumps(note)
-    if path.suffix == ".png":
+    kind = image_kind(path)
+    if kind == "PNG":
         about = PngImagePlugin.PngInfo()
-        about.add_text(NOTE, text)
+        about.add_text(NOTE, json.dumps(note))
         options = {**options, "pnginfo": about}
     else:
-        options = {**options, "comment": text}
+        options = {"quality": 95, "subsampling": 0, **options, "comment": json.dumps(note)}
     with written_aside(path) as temporary:
-        kind = "PNG" if path.suffix == ".png" else "JPEG"
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(temporary, kind, **options)
+
+
+def image_kind(path: Path) -> str:
+    """PNG or JPEG, as Pillow calls them. Raises InputError for a suffix of neither."""
+    kinds = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+    if path.suffix.lower() not in kinds:
+        raise InputError(f"{path}: pictures are written as {', '.join(kinds)}; name such a file")
+    return kinds[path.suffix.lower()]
 
 
 def labelled_grid(rows: Sequence[Sequence[tuple[str, torch.Tensor]]]) -> torch.Tensor:
@@ -72,40 +83,63 @@ def write_picture(
 ) -> None:
     """Write a large picture, aside and then in place, as .png or, any other suffix, as a pyramidal TIFF.
 
-    bands: uint8 (3, rows, width) from the top down. They are gathered in a nameless file beside `path`: the disk needs
-    room for 4 bytes a pixel, and what is in memory can be given back. mpp: microns per pixel, which a TIFF says.
+    bands: uint8 (3, rows, width) from the top down, of which no more than one is held. mpp: microns per pixel, which a
+    TIFF says.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=path.parent) as scratch:
-        pixels, top = np.memmap(scratch, np.uint8, "w+", shape=(height, width, 3)), 0
+    with written_aside(path) as temporary:
+        rows = (np.ascontiguousarray(band.permute(1, 2, 0).numpy()) for band in bands)
+        if path.suffix == ".png":
+            _write_png(temporary, rows, height, width, note)
+        else:
+            _write_tiff(temporary, rows, height, width, mpp, note)
+
+
+def _write_png(path: Path, bands: Iterable[np.ndarray], height: int, width: int, note: dict[str, Any]) -> None:
+    """A PNG row by row (W3C's specification, sections 5 and 9), which Pillow writes only from a whole picture in memory."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    with open(path, "wb") as file:
+        file.write(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)))
+        file.write(chunk(b"tEXt", NOTE.encode() + b"\0" + json.dumps(note).encode("ascii")))
+        packer = zlib.compressobj(3)
         for band in bands:
-            pixels[top : top + band.shape[1]] = band.permute(1, 2, 0).numpy()
-            top += band.shape[1]
-        with written_aside(path) as temporary:
-            if path.suffix == ".png":
-                about = PngImagePlugin.PngInfo()
-                about.add_text(NOTE, json.dumps(note))
-                Image.fromarray(pixels).save(temporary, "PNG", compress_level=3, pnginfo=about)
-            else:
-                _write_tiff(temporary, pixels, mpp, note)
+            lines = np.empty((len(band), 1 + 3 * width), dtype=np.uint8)
+            lines[:, 0] = 1  # filter `Sub`: every value less that of the pixel to its left
+            lines[:, 1:4] = band[:, 0]
+            np.subtract(band[:, 1:].reshape(len(band), -1), band[:, :-1].reshape(len(band), -1), out=lines[:, 4:])
+            file.write(chunk(b"IDAT", packer.compress(lines)))
+        file.write(chunk(b"IDAT", packer.flush()) + chunk(b"IEND", b""))
 
 
-def _write_tiff(path: Path, pixels: np.ndarray, mpp: float, note: dict[str, Any]) -> None:
-    """A TIFF in tiles without loss, each level half of the one before."""
+def _write_tiff(
+    path: Path, bands: Iterable[np.ndarray], height: int, width: int, mpp: float, note: dict[str, Any]
+) -> None:
+    """A TIFF in tiles without loss, each level half of the one before.
+
+    Its tiles are not as wide as the picture, so the bands are gathered in a nameless file beside it, which the system
+    may drop from memory: 4 bytes of disk a pixel.
+    """
     from tifffile import TiffWriter
 
     settings = {"photometric": "rgb", "compression": "deflate", "tile": (TILE, TILE), "metadata": None}
-    with TiffWriter(path, bigtiff=pixels.nbytes > BIG_TIFF) as tiff, tempfile.TemporaryFile(dir=path.parent) as scratch:
+    with tempfile.TemporaryFile(dir=path.parent) as scratch:
+        pixels, top = np.memmap(scratch, np.uint8, "w+", shape=(height, width, 3)), 0
+        for band in bands:
+            pixels[top : top + len(band)] = band
+            top += len(band)
         description, level = json.dumps(note), 0
-        while True:
-            per_cm = 1e4 / mpp / 2**level
-            tiff.write(
-                _tiles(pixels), shape=pixels.shape, dtype=pixels.dtype, resolution=(per_cm, per_cm),
-                resolutionunit="CENTIMETER", subfiletype=1 if level else 0, description=description, **settings,
-            )  # fmt: skip
-            if max(pixels.shape) <= SMALLEST_LEVEL:
-                return
-            pixels, level, description = _halved(pixels, scratch), level + 1, None
+        with TiffWriter(path, bigtiff=pixels.nbytes * 4 / 3 > BIG_TIFF) as tiff:
+            while True:
+                per_cm = 1e4 / mpp / 2**level
+                tiff.write(
+                    _tiles(pixels), shape=pixels.shape, dtype=pixels.dtype, resolution=(per_cm, per_cm),
+                    resolutionunit="CENTIMETER", subfiletype=1 if level else 0, description=description, **settings,
+                )  # fmt: skip
+                if max(pixels.shape) <= SMALLEST_LEVEL:
+                    return
+                pixels, level, description = _halved(pixels, scratch), level + 1, None
 
 
 def _tiles(pixels: np.ndarray) -> Iterator[np.ndarray]:
@@ -115,7 +149,7 @@ def _tiles(pixels: np.ndarray) -> Iterator[np.ndarray]:
             yield np.ascontiguousarray(pixels[top : top + TILE, left : left + TILE])
 
 
-def _halved(pixels: np.ndarray, scratch: tempfile._TemporaryFileWrapper) -> np.ndarray:
+def _halved(pixels: np.ndarray, scratch: IO[bytes]) -> np.ndarray:
     """Means of 2 x 2 pixels, in a part of the scratch file that no level before uses."""
     height, width = pixels.shape[0] // 2, pixels.shape[1] // 2
     scratch.seek(0, 2)

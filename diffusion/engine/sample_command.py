@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import LatentCodec
 from diffusion.engine.conditions import Condition, IndexConditions, from_images, from_token_files, open_conditions
 from diffusion.engine.generate import Folder, ImageMaker, Solver
-from diffusion.errors import InputError
+from diffusion.errors import InputError, MissingError
+from diffusion.files import fingerprint
 from diffusion.workdir import Run, check_shape, check_tokens, default_work_dir, load_codec, load_embedder, open_run
 
 
@@ -40,13 +42,14 @@ class Session:
     @property
     def settings(self) -> dict[str, Any]:
         """What every picture of a folder has in common."""
-        args, solver, checkpoint = self.args, self.solver, self.run.checkpoint
+        solver, checkpoint = self.solver, self.run.checkpoint
         return {
-            "seed": args.seed,
+            "seed": self.args.seed,
             "sampling_steps": solver.steps,
             "guidance_strength": solver.guidance,
             "guidance_interval": solver.guidance_interval,
             "sampling_algo": solver.algorithm,
+            "precision": solver.precision,
             "vae": self.codec.name,
             "checkpoint": str(checkpoint.resolve()),
             "checkpoint_time": checkpoint.stat().st_mtime_ns,
@@ -57,8 +60,17 @@ class Session:
         about = {**self.settings, "run": self.run.folder.resolve().name, "checkpoint": self.run.checkpoint.name}
         return {**about, "number": number, "vae": Path(self.codec.name).name}
 
+    @cached_property
     def embedder(self) -> PatchEmbedder:
         return load_embedder(self.run.config, self.run.null_tokens.device, self.root, self.args.encoder)
+
+    def origin(self, paths: Sequence[Path], embedded: bool) -> dict[str, Any]:
+        """What tells conditions from files apart: the files' content and, of what is embedded now, the embedder's."""
+        for path in paths:
+            if not path.is_file():
+                raise MissingError(f"no file {path} to condition on")
+        about = {"conditions": [[path.name, fingerprint(path)] for path in paths]}
+        return {**about, "encoder": [self.embedder.name, self.embedder.fingerprint]} if embedded else about
 
 
 def open_session(args: argparse.Namespace) -> Session:
@@ -72,8 +84,10 @@ def open_session(args: argparse.Namespace) -> Session:
             raise InputError(f"--gpu_id {args.gpu_id}: this machine has {count} GPUs, counted from 0")
         device = torch.device("cuda", args.gpu_id)
         torch.cuda.set_device(device)
+    if args.precision == "fp16" and device.type == "cpu":
+        raise InputError("--precision fp16 needs a GPU; on a CPU take fp32, or bf16 where the processor has it")
     interval = tuple(args.guidance_interval) if args.guidance_interval else None
-    solver = Solver(args.sampling_steps, args.guidance_strength, args.sampling_algo, interval)
+    solver = Solver(args.sampling_steps, args.guidance_strength, args.sampling_algo, interval, args.precision)
     run = open_run(args.workdir or default_work_dir(), args.checkpoint, device)
     config = run.config
     if args.vae:  # its own scale goes with it
@@ -108,7 +122,7 @@ def sample_patches(args: argparse.Namespace, sizes: Sequence[int]) -> None:
     folder = Folder(args.out_dir, args.format)
     todo = folder.missing(count, with_real=conditions[0].pixels is not None)
     if state.is_main_process:
-        folder.claim({**session.settings, "format": args.format, **origin})
+        folder.claim({"pictures": "patches", **session.settings, "format": args.format, **origin})
     state.print(f"{count - len(todo)} of {count} images are there; sampling {len(todo)} on {state.device}")
     state.wait_for_everyone()  # every process has looked before one of them writes
     make = ImageMaker(session.run, session.codec, conditions, args.seed, session.solver)
@@ -128,16 +142,26 @@ def choose_conditions(session: Session) -> tuple[Sequence[Condition], dict[str, 
     args, config = session.args, session.run.config
     if args.images or args.tokens:
         paths = args.images or args.tokens
+        origin = session.origin(paths, embedded=bool(args.images))
         if args.images:
-            listed = from_images(paths, session.embedder(), config.image_size)
+            listed = from_images(paths, session.embedder, config.image_size)
         else:
             listed = from_token_files(paths, config.model_max_length)
         for condition in listed:
             check_shape(config, condition.tokens, condition.name)
-        return Repeated(listed), {"conditions": [str(path.resolve()) for path in paths]}
+        return Repeated(listed), origin
     dataset = open_index(session)
-    about = {"index": str(dataset.index.path.resolve()), "keys": dataset.index.keys}
-    return IndexConditions(dataset, args.seed), about
+    return IndexConditions(dataset, args.seed), origin_of(dataset)
+
+
+def origin_of(dataset: PanCancerData) -> dict[str, Any]:
+    """What tells the conditions of one index from those of another."""
+    return {
+        "index": str(dataset.index.path.resolve()),
+        "keys": dataset.index.keys,
+        "features": sorted({str(features.folder.resolve()) for features in dataset.features}),
+        "ssl_prefix": dataset.ssl_prefix,
+    }
 
 
 class Repeated(Sequence[Condition]):

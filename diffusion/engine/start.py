@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,22 @@ def build_network(config: Config, load_from: str | None) -> tuple[PixArt, str]:
     if load_from is not None:
         weights = load_weights(load_from)
         check_told(weights.told, model, config.prediction_type, load_from, but=OF_THE_STAGE)
+        check_span(config, weights.architecture, load_from)
         return model, f"{load_from}:\n{start_from(model, weights.state_dict, config.ignore_keys, load_from)}"
     return model, f"seed {config.seed}"
+
+
+def check_span(config: Config, architecture: Mapping[str, Any], source: str) -> None:
+    """Raises InputError unless positions span what they spanned for the weights: else those would see another scale."""
+    if "pe_interpolation" not in architecture:
+        return
+    before = architecture["input_size"] / architecture["pe_interpolation"] / architecture["patch_size"]
+    now = config.input_size / config.pe_interpolation / architecture["patch_size"]
+    if abs(before / now - 1) > 0.01:
+        right = config.pe_interpolation * now / before
+        raise InputError(
+            f"the positions of {source} span 0 to {before:g}, those of the config 0 to {now:g}; set pe_interpolation={right:g}"
+        )
 
 
 def choose_checkpoint(config: Config, work_dir: Path) -> Path | None:

@@ -5,7 +5,9 @@ Nothing is ever unpickled: torch files are read with weights_only, everything el
 
 from __future__ import annotations
 
+import inspect
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -61,7 +63,7 @@ def load_weights(path: str | Path, ema: bool = True) -> Weights:
     if "x_embedder.proj.weight" not in tensors:
         raise InputError(f"{path} holds no PixArt network: no x_embedder.proj.weight among its {len(tensors)} tensors")
     arguments = {name: value for name, value in settings.items() if name != PREDICTION_TYPE}
-    architecture = {**infer_architecture(tensors, path), **arguments}
+    architecture = check_architecture({**infer_architecture(tensors, path), **arguments}, path)
     if "pos_embed" not in tensors:  # the diffusers layout computes it
         tensors["pos_embed"] = _position_grid(architecture).to(tensors["x_embedder.proj.weight"].dtype)
     return Weights(tensors, architecture, settings)
@@ -108,7 +110,7 @@ def check_told(
 
 
 def infer_architecture(tensors: Mapping[str, torch.Tensor], source: str | Path = "the weights") -> dict[str, Any]:
-    """PixArt arguments from names and shapes. Raises InputError when a tensor needed for it is missing.
+    """PixArt arguments from names and shapes. Raises InputError when a tensor needed for it is missing or odd.
 
     The heads leave no trace in the tensors: they are taken from the preset of that width, where there is one.
     pe_interpolation and input_size come from the position grid.
@@ -118,25 +120,43 @@ def infer_architecture(tensors: Mapping[str, torch.Tensor], source: str | Path =
         tokens, caption_channels = tensors["y_embedder.y_embedding"].shape
         outputs = tensors["final_layer.linear.weight"].shape[0] // patch_size**2
         hidden = tensors["blocks.0.mlp.fc1.weight"].shape[0]
+        depth = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
+        positions = _position_settings(tensors["pos_embed"], patch_size) if "pos_embed" in tensors else {}
     except KeyError as error:
         raise InputError(f"{source} holds no whole PixArt network: {error.args[0]} is missing") from None
+    except (ValueError, IndexError, ZeroDivisionError) as error:
+        raise InputError(
+            f"{source} holds no PixArt network: its tensors have other names or shapes ({error})"
+        ) from None
     architecture = {
         "patch_size": patch_size,
         "in_channels": in_channels,
         "hidden_size": width,
-        "depth": 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks.")),
+        "depth": depth,
         "mlp_ratio": hidden / width,
         "pred_sigma": outputs == 2 * in_channels,
         "caption_channels": caption_channels,
         "model_max_length": tokens,
         "use_cond_pos_embed": "y_pos_embed" in tensors,
         "qk_norm": "blocks.0.attn.q_norm.weight" in tensors,
+        **positions,
     }
     heads = {preset["hidden_size"]: preset["num_heads"] for preset in PRESETS.values()}
     if width in heads:
         architecture["num_heads"] = heads[width]
-    if "pos_embed" in tensors:
-        architecture |= _position_settings(tensors["pos_embed"], patch_size)
+    return architecture
+
+
+def check_architecture(architecture: dict[str, Any], source: str | Path) -> dict[str, Any]:
+    """The arguments themselves, if PixArt takes them: what a file tells may be anything. Raises InputError."""
+    known = inspect.signature(PixArt).parameters
+    for name, value in architecture.items():
+        if name not in known:
+            raise InputError(f"{source} tells of {name}, which is no argument of PixArt")
+        kind = type(known[name].default)
+        fits = isinstance(value, (int, float) if kind is float else kind) and (kind is bool or 0 < value < math.inf)
+        if not fits or (kind is not bool and isinstance(value, bool)):
+            raise InputError(f"{source} tells of {name} {value!r}: expected a positive {kind.__name__}")
     return architecture
 
 
@@ -163,9 +183,11 @@ def save_diffusers(model: PixArt, folder: str | Path, prediction_type: str = "ep
     if folder.exists():
         raise InputError(f"{folder} is already there; name a new folder")
     own = model.state_dict()
-    if not torch.equal(own["pos_embed"], _position_grid(architecture_of(model)).to(own["pos_embed"])):
+    grid = _position_grid(architecture_of(model)).to(own["x_embedder.proj.weight"])
+    if grid.dtype != own["pos_embed"].dtype or not torch.equal(own["pos_embed"], grid):
         raise InputError(
-            "pos_embed is not the grid of its size, and the diffusers layout stores none; write another format"
+            "pos_embed is not the grid of its size in the type of the weights, and the diffusers layout stores none; "
+            "write another format"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in to_diffusers(own).items()}
@@ -240,15 +262,13 @@ def _new_file(path: str | Path) -> Path:
 def _read_folder(folder: Path, ema: bool) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     if (folder / "model_index.json").is_file():  # a whole pipeline
         folder = folder / "transformer"
-    config = folder / "config.json"
-    if not config.is_file():
-        inside = folder / "last_ema.ckpt"
-        if inside.is_file():
-            return _read_checkpoint(inside, ema)
-        raise MissingError(
-            f"no weights in {folder}: looked for config.json with {DIFFUSERS_WEIGHTS}, and for last_ema.ckpt"
-        )
-    return read_safetensors(folder / DIFFUSERS_WEIGHTS), _diffusers_settings(config)
+    if (folder / "config.json").is_file():
+        return read_safetensors(folder / DIFFUSERS_WEIGHTS), _diffusers_settings(folder / "config.json")
+    wanted = "last_ema.ckpt" if ema else "step_*.ckpt"
+    found = sorted(path for place in (folder, folder / "checkpoints") for path in place.glob(wanted))
+    if not found:
+        raise MissingError(f"no weights in {folder}: looked for config.json with {DIFFUSERS_WEIGHTS}, and for {wanted}")
+    return _read_checkpoint(max(found, key=lambda path: path.name), ema)
 
 
 def _diffusers_settings(path: Path) -> dict[str, Any]:
@@ -265,7 +285,9 @@ def _diffusers_settings(path: Path) -> dict[str, Any]:
             "pe_interpolation": settings["interpolation_scale"],
             **({PREDICTION_TYPE: settings[PREDICTION_TYPE]} if PREDICTION_TYPE in settings else {}),
         }
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not the config of a {DIFFUSERS_CLASS} ({error!r})") from None
 
 
@@ -298,6 +320,8 @@ def told_by(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 def _state_dict_of(content: Any, path: Path, ema: bool) -> dict[str, torch.Tensor]:
     """The network's tensors in a torch file: under `ema` or `model` in ours, under `state_dict` in released ones, or bare."""
     if isinstance(content, Mapping):
+        if not ema and "architecture" in content and "model" not in content:
+            raise InputError(f"{path} holds averaged weights only; the weights themselves are in a step_<n>.ckpt")
         keys = [key for key in ("ema" if ema else "model", "state_dict") if isinstance(content.get(key), Mapping)]
         content = content[keys[0]] if keys else content
     if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
