@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -128,9 +129,7 @@ def denoise(
     from diffusers import DDPMScheduler
 
     levels = linear_schedule().noise_levels
-    low, high = guidance_interval or (0.0, float("inf"))
-    if not 0 <= low < high:
-        raise InputError(f"guidance interval {low:g} to {high:g}: expected noise levels with 0 <= LO < HI")
+    low, high = guided_levels(guidance_interval)
     # DDPM's is the one scheduler whose noise may have the variance that the network learned
     learned_variance = isinstance(scheduler, DDPMScheduler) and scheduler.config.variance_type == "learned_range"
     draws = {}
@@ -150,6 +149,14 @@ def denoise(
             changed = on_step(i, t, x)
             x = x if changed is None else changed
     return x
+
+
+def guided_levels(interval: tuple[float, float] | None) -> tuple[float, float]:
+    """The lowest and highest noise level with guidance; all of them without an interval. Raises InputError for none."""
+    low, high = interval or (0.0, math.inf)
+    if not 0 <= low < high:
+        raise InputError(f"guidance interval {low:g} to {high:g}: expected noise levels with 0 <= LO < HI")
+    return low, high
 
 
 def image_generator(seed: int, index: int) -> torch.Generator:

@@ -21,7 +21,14 @@ from diffusion.files import written_aside
 from diffusion.guidance import Network
 from diffusion.panorama import WindowedNetwork, Windows, decode_bands, window_tokens
 from diffusion.precision import DTYPES
-from diffusion.sampling import OnStep, image_generator, initial_noise, make_scheduler, sample_latents
+from diffusion.sampling import (
+    OnStep,
+    guided_levels,
+    image_generator,
+    initial_noise,
+    make_scheduler,
+    sample_latents,
+)
 from diffusion.workdir import Run
 
 SETTINGS_FILE = "samples.json"
@@ -31,7 +38,10 @@ TOKEN_CELLS = WINDOW // LATENT_FACTOR  # cells of the latents that one token is 
 
 @dataclass(frozen=True)
 class Solver:
-    """How to sample; precision: of the network, fp32, bf16 or fp16. Raises InputError for steps that the algorithm cannot take."""
+    """How to sample; precision: of the network, fp32, bf16 or fp16.
+
+    Raises InputError for steps that the algorithm cannot take, and an interval that is none.
+    """
 
     steps: int = 20
     guidance: float = 2.0
@@ -41,6 +51,7 @@ class Solver:
 
     def __post_init__(self):
         make_scheduler(self.algorithm, self.steps)
+        guided_levels(self.guidance_interval)
 
     def latents(
         self,
