@@ -45,7 +45,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
 def tool_parser(
     description: str,
     examples: str = "",
-    seed: int = 0,
+    seed: int | None = 0,
     networks: bool = True,
     draws: bool = True,
     root_of_run: bool = False,
@@ -53,7 +53,7 @@ def tool_parser(
     """A parser with the options that every tool has, so that one set of them serves a script of many: --root, --device, --seed.
 
     networks, draws: False for a tool that runs none, or draws nothing at random, and takes the option all the same.
-    root_of_run: --root is None unless given, and the tool then takes that of the run it opens.
+    root_of_run: --root is None unless given, and the tool then takes that of the run it opens; seed None likewise.
     """
     parser = Parser(description, examples)
     fallback = "the run's" if root_of_run else "$PIXCELL_ROOT, else the current folder"

@@ -48,8 +48,7 @@ def configs(tmp_path: Path) -> list[Path]:
 
 def test_three_stages_in_a_row_with_a_stop_between(feature_root, configs, tmp_path):
     work = tmp_path / "work"
-    train = f"--root {feature_root} --device cpu"
-    arguments = (*configs, "--work-dir", work, "--train", train)
+    arguments = (*configs, "--work-dir", work, "--root", feature_root, "--device", "cpu", "--train", "--report_to none")
     whole = configs[2].read_text()
     configs[2].write_text(whole + 'prediction_type = "v_prediction"\n')  # which the weights of the stage before are not
     stopped = command("tools/progressive.py", *arguments)

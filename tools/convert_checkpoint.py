@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import Parser, positive_int, run
+from diffusion.cli import positive_int, run, tool_parser
 from diffusion.errors import InputError
 
 EXAMPLES = """  python tools/convert_checkpoint.py pixcell_256.ckpt pixcell-256 --to diffusers
@@ -18,7 +18,7 @@ SUFFIXES = {"official": (".ckpt", ".pth"), "safetensors": (".safetensors",), "di
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = Parser(__doc__, EXAMPLES)
+    parser = tool_parser(__doc__, EXAMPLES, networks=False, draws=False)
     add = parser.add_argument
     add("source", type=Path, help=".ckpt, .pth, .safetensors, a diffusers folder, or a folder of checkpoints")
     add("target", type=Path, help="the file, or for diffusers the folder, to write; it must not be there")

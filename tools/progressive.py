@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import Parser, run
+from diffusion.cli import run, tool_parser
 from diffusion.config import load_config
 from diffusion.errors import InputError
 from diffusion.files import locked, written_aside
@@ -31,14 +31,17 @@ EXAMPLES = """  python tools/progressive.py configs/pan_cancer/pixart_20x_256.py
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = Parser(__doc__, EXAMPLES)
+    parser = tool_parser(__doc__, EXAMPLES, seed=None, root_of_run=True)
     add = parser.add_argument
     add("configs", type=Path, nargs="+", help="config files of the stages, in their order")
     add("--work-dir", type=Path, required=True, help="gets a work dir for each stage, named after its config")
     add("--load-from", help="weights that the first stage starts from [its config's]")
     add("--launch", default="", metavar="ARGS", help="arguments of accelerate launch, in quotes")
     add(
-        "--train", default="", metavar="ARGS", help="further arguments of the trainer, in quotes, such as '--root DATA'"
+        "--train",
+        default="",
+        metavar="ARGS",
+        help="further arguments of the trainer, in quotes, such as '--batch-size 64'",
     )
     add("--status", action="store_true", help="say where it is, train nothing")
     return parser.parse_args()
@@ -152,8 +155,9 @@ def trainer_command(stage: Stage, load_from: str | None, args: argparse.Namespac
     """`accelerate launch` of the trainer; a run that is there goes on, a new one starts from the weights."""
     launch = [sys.executable, "-m", "accelerate.commands.launch", *shlex.split(args.launch)]
     train = [str(TRAINER), str(stage.config), "--work-dir", str(stage.folder), "--resume-from", "auto"]
-    if load_from is not None:
-        train += ["--load-from", load_from]
+    given = {"--load-from": load_from, "--root": args.root, "--device": args.device, "--seed": args.seed}
+    for option, value in given.items():
+        train += [option, str(value)] if value is not None else []
     return [*launch, *train, *shlex.split(args.train)]
 
 
