@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
+from diffusion import sampler_cli
 from diffusion.errors import InputError
 from diffusion.guidance import guided_prediction
 from diffusion.sampling import ALGORITHMS, image_generator, initial_noise, make_scheduler, sample_latents
@@ -158,6 +159,10 @@ def test_iddpm_uses_the_learned_variance():
     noise = initial_noise(generators, (16, 16, 16))
     spread = sample_latents(wide, noise, torch.zeros(4, 1, 4), None, 10, 1.0, "iddpm", generators).std()
     assert spread > 1.02 * sample("iddpm", 10, images=4).std()
+
+
+def test_the_command_line_offers_what_there_is():
+    assert tuple(ALGORITHMS) == sampler_cli.ALGORITHMS
 
 
 def test_bad_requests():

@@ -7,7 +7,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import patch_sampler_parser, run
+from diffusion.cli import run
+from diffusion.sampler_cli import patch_sampler_parser
 
 EXAMPLES = """  python tools/sample_1024.py --workdir output/1024 --out_dir samples_1024 --n_images 100 --guidance_strength 1.2
   python tools/sample_1024.py --workdir output/1024 --images tissue_1.png tissue_2.png

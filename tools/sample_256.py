@@ -7,7 +7,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import patch_sampler_parser, run
+from diffusion.cli import run
+from diffusion.sampler_cli import patch_sampler_parser
 
 EXAMPLES = """  python tools/sample_256.py --workdir output/256 --checkpoint checkpoints/last_ema.ckpt --out_dir samples_256 \\
       --n_images 5000 --sampling_steps 20 --guidance_strength 2 --sampling_algo dpm-solver

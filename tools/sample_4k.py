@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import positive_float, positive_int, run, sampler_parser
+from diffusion.cli import positive_float, positive_int, run
 from diffusion.errors import InputError
+from diffusion.sampler_cli import sampler_parser
 
 if TYPE_CHECKING:
     from diffusion.engine.conditions import Condition, Region

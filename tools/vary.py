@@ -8,8 +8,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import natural_int, run, sampler_parser
+from diffusion.cli import natural_int, run
 from diffusion.errors import InputError
+from diffusion.sampler_cli import sampler_parser
 
 EXAMPLES = """  python tools/vary.py tissue.png --workdir output/256 --variations 6
   python tools/vary.py tumour.png stroma.png --workdir output/1024 --between 7 --out variations.png"""
