@@ -154,8 +154,12 @@ def denoise(
 def guided_levels(interval: tuple[float, float] | None) -> tuple[float, float]:
     """The lowest and highest noise level with guidance; all of them without an interval. Raises InputError for none."""
     low, high = interval or (0.0, math.inf)
-    if not 0 <= low < high:
-        raise InputError(f"guidance interval {low:g} to {high:g}: expected noise levels with 0 <= LO < HI")
+    levels = linear_schedule().noise_levels
+    if not (0 <= low < high and low <= levels[-1] and high >= levels[0]):
+        raise InputError(
+            f"guidance interval {low:g} to {high:g}: expected noise levels with 0 <= LO < HI; "
+            f"there are those from {levels[0]:.2g} to {levels[-1]:.0f}"
+        )
     return low, high
 
 

@@ -13,7 +13,7 @@ from diffusion.data.batch import PatchItem
 from diffusion.data.crops import LATENT_FACTOR
 from diffusion.data.datasets.pan_cancer import PanCancerData, SkipBad
 from diffusion.data.features import SSL_PREFIX
-from diffusion.encoders.embedders import PatchEmbedder
+from diffusion.encoders.embedders import EMBEDDERS, PatchEmbedder
 from diffusion.encoders.latents import EMBEDDED_CODECS, LatentCodec, LatentScale, codec_folder
 from diffusion.errors import InputError, MissingError
 from diffusion.model.convert import Weights, check_told, load_into, load_weights
@@ -63,14 +63,16 @@ def _opened(folder: Path, path: Path, config: Config, weights: Weights, device: 
 
 
 def _config_of(weights: Weights, source: Path) -> Config:
-    """The settings that weights alone imply: their own architecture, and codec and embedder of the released networks."""
+    """The settings that weights alone imply: their architecture, the released networks' codec, the embedder of that width."""
     own = dict(weights.architecture)
     if "num_heads" not in own or "pe_interpolation" not in own:
         raise InputError(f"{source} does not say enough of its network; convert it with tools/convert_checkpoint.py")
+    by_width = {spec.width: spec.name for spec in EMBEDDERS.values()}
+    embedder = by_width.get(own["caption_channels"], "uni2")
     keys = ("model_max_length", "caption_channels", "use_cond_pos_embed", "pe_interpolation", "qk_norm")
     return Config(
         image_size=own.pop("input_size") * LATENT_FACTOR,
-        data=DataConfig(type="PanCancerData"),
+        data=DataConfig(type="PanCancerData", ssl_prefix=SSL_PREFIX if embedder == "uni2" else embedder),
         prediction_type=weights.told.get("prediction_type", "epsilon"),
         **{name: own.pop(name) for name in keys},
         model_kwargs=own,
@@ -120,7 +122,8 @@ def vae_location(vae: str, root: Path) -> str | Path:
             return place
     names = ", ".join(EMBEDDED_CODECS)
     raise MissingError(
-        f"no VAE folder {' or '.join(str(place) for place in dict.fromkeys(places))}; embedded ones are: {names}"
+        f"no VAE folder {' or '.join(str(place) for place in dict.fromkeys(places))}; "
+        f"name another (--vae, or vae_pretrained of a config), embedded ones are: {names}"
     )
 
 

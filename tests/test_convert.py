@@ -237,6 +237,7 @@ class TestConvertCheckpoint:
         for arguments, message in (
             (("a.ckpt", "b", "--to", "diffusers"), "(width 48); give --num_heads"),
             (("a.ckpt", "b.pt", "--to", "official", "--num_heads", 4), "writes a .ckpt or .pth file"),
+            (("a.ckpt", "b.safetensors", "--to", "diffusers", "--num_heads", 4), "writes a folder"),
             (("a.ckpt", "a.ckpt", "--to", "official", "--num_heads", 4), "already there"),
             (("a.ckpt", "b", "--to", "diffusers", "--num_heads", 7), "must be a multiple of num_heads 7"),
             (("moved.ckpt", "b", "--to", "diffusers"), "pos_embed is not the grid of its size"),

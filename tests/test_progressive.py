@@ -129,11 +129,17 @@ def test_a_changed_config_and_an_older_start_are_refused(configs, tmp_path):
     configs[0].write_text('_base_ = ["./base.py"]\n')
     (work / "small/checkpoints").mkdir(parents=True)
     (work / "small/checkpoints/last_ema.ckpt").touch()
-    (work / "stages.json").write_text(json.dumps({"small": Stage(configs[0], work).fingerprint}))
+    (work / "stages.json").write_text(json.dumps({"small": Stage(configs[0], work).entry}))
     assert " done " in in_process(main, *configs, "--work-dir", work, "--status").stdout
     base.write_text(base.read_text() + "max_steps = 3\n")  # of what the config inherits
     changed = in_process(main, *configs, "--work-dir", work)
-    assert changed.returncode == 2 and "was changed after its stage was finished" in changed.stderr
+    assert changed.returncode == 2 and "max_steps changed after its stage was finished" in changed.stderr
+    status = in_process(main, *configs, "--work-dir", work, "--status")
+    assert status.returncode == 0 and "done, before a change of max_steps" in status.stdout
+    wrong_order = in_process(main, *configs[::-1], "--work-dir", work)
+    assert wrong_order.returncode == 2 and "expected the smaller first" in wrong_order.stderr
+    skipped = Stage(configs[2], work, Stage(configs[0], work))
+    assert skipped.changed({"large": Stage(configs[2], work, Stage(configs[1], work)).entry}) == ["the stage before it"]
     (work / "stages.json").write_text("{")
     assert "no record of stages" in in_process(main, *configs, "--work-dir", work).stderr
     (work / "stages.json").unlink()

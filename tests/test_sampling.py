@@ -10,7 +10,14 @@ import torch
 from diffusion import sampler_cli
 from diffusion.errors import InputError
 from diffusion.guidance import guided_prediction
-from diffusion.sampling import ALGORITHMS, image_generator, initial_noise, make_scheduler, sample_latents
+from diffusion.sampling import (
+    ALGORITHMS,
+    guided_levels,
+    image_generator,
+    initial_noise,
+    make_scheduler,
+    sample_latents,
+)
 from diffusion.schedule import linear_schedule
 
 ALPHA_BAR = linear_schedule().alpha_bar.float()
@@ -116,7 +123,7 @@ def test_guidance_in_an_interval(algorithm):
     inside = latents((low, high))
     assert {count for count, t in calls if low <= levels[t] <= high} == {2}
     assert {count for count, t in calls if not low <= levels[t] <= high} == {1}
-    everywhere, nowhere = latents(None), latents((200.0, 300.0))
+    everywhere, nowhere = latents(None), latents((149.0, 150.0))
     assert torch.equal(latents((0.0, 1000.0)), everywhere) and torch.equal(latents(None, guidance=1.0), nowhere)
     assert (inside - everywhere).abs().min() > 1e-3 and (inside - nowhere).abs().min() > 1e-3
 
@@ -159,6 +166,12 @@ def test_iddpm_uses_the_learned_variance():
     noise = initial_noise(generators, (16, 16, 16))
     spread = sample_latents(wide, noise, torch.zeros(4, 1, 4), None, 10, 1.0, "iddpm", generators).std()
     assert spread > 1.02 * sample("iddpm", 10, images=4).std()
+
+
+@pytest.mark.parametrize("interval", [(5.0, 0.3), (-1.0, 2.0), (200.0, 300.0), (0.001, 0.002)])
+def test_intervals_without_a_step_are_refused(interval):
+    with pytest.raises(InputError, match="there are those from 0.01 to 157"):
+        guided_levels(interval)
 
 
 def test_the_command_line_offers_what_there_is():

@@ -14,7 +14,7 @@ from diffusion.errors import InputError
 EXAMPLES = """  python tools/convert_checkpoint.py pixcell_256.ckpt pixcell-256 --to diffusers
   python tools/convert_checkpoint.py output/256/checkpoints/last_ema.ckpt pixcell.safetensors --to safetensors
   python tools/convert_checkpoint.py output/256/checkpoints/step_00120000.ckpt raw.ckpt --to official --weights raw"""
-SUFFIXES = {"official": (".ckpt", ".pth"), "safetensors": (".safetensors",), "diffusers": ("",)}
+SUFFIXES = {"official": (".ckpt", ".pth"), "safetensors": (".safetensors",), "diffusers": ()}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -32,8 +32,11 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    if args.target.suffix not in SUFFIXES[args.to] and args.to != "diffusers":
-        raise InputError(f"{args.target}: --to {args.to} writes a {' or '.join(SUFFIXES[args.to])} file; name one")
+    own = SUFFIXES[args.to]
+    others = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes} - set(own)
+    if args.target.suffix not in own if own else args.target.suffix in others:
+        wanted = f"a {' or '.join(own)} file" if own else "a folder"
+        raise InputError(f"{args.target}: --to {args.to} writes {wanted}; name one")
 
     from diffusion.model.convert import check_fit, load_weights, save_diffusers, save_official, save_safetensors
     from diffusion.model.pixart import PixArt

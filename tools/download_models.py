@@ -167,6 +167,8 @@ def fetch_all(models: list[Model], folder: Path) -> int:
                     unreachable = error
         with contextlib.suppress(OSError):  # not empty while a download is unfinished
             (folder / ".download").rmdir()
+    with contextlib.suppress(OSError):  # nor where anything is there
+        folder.rmdir()
     if failed:
         print(f"{len(failed)} of {len(models)} not downloaded: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import json
 import os
 import shlex
@@ -12,7 +11,9 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
@@ -50,36 +51,61 @@ def parse_arguments() -> argparse.Namespace:
 class Stage:
     """One config, checked, with its work dir, and what the record of finished stages says of it."""
 
-    def __init__(self, config: Path, work_dir: Path):
-        self.config, self.folder = config, work_dir / config.stem
+    def __init__(self, config: Path, work_dir: Path, before: Stage | None = None):
+        self.config, self.folder, self.before = config, work_dir / config.stem, before
         settings = load_config(config)  # a mistake in the last stage shows now, not days later
-        self.steps = settings.max_steps
-        self.fingerprint = hashlib.blake2b(
-            repr(settings).encode(), digest_size=16
-        ).hexdigest()  # of what it inherits, too
+        self.steps, self.size = settings.max_steps, settings.image_size
+        self.settings = json.loads(json.dumps(asdict(settings)))
+        if before is not None and before.size > self.size:
+            raise InputError(
+                f"{before.config} is of {before.size} pixels, {config} of {self.size}: expected the smaller first"
+            )
 
     @property
     def weights(self) -> Path:
         return self.folder / WEIGHTS
 
-    def state(self, done: dict[str, str]) -> str:
-        """`done`, `at step N`, or `to come`. Raises InputError when the config of a finished stage has changed."""
+    @property
+    def entry(self) -> dict[str, Any]:
+        """What the record keeps of a finished stage."""
+        return {"after": self.before.config.stem if self.before else None, "settings": self.settings}
+
+    def changed(self, done: dict[str, Any]) -> list[str]:
+        """What is no longer as it was when the stage was finished; keys that only one of both versions has do not count."""
+        had = done[self.config.stem]
+        keys = self.settings.keys() & had["settings"].keys()
+        other = [key for key in sorted(keys) if self.settings[key] != had["settings"][key]]
+        return other + (["the stage before it"] if had["after"] != self.entry["after"] else [])
+
+    def state(self, done: dict[str, Any]) -> str:
+        """`done`, `at step N`, or `to come`."""
         if self.config.stem in done:
-            if done[self.config.stem] != self.fingerprint:
-                raise InputError(
-                    f"{self.config} was changed after its stage was finished; restore it, or delete {self.folder} "
-                    f"with its line in {self.folder.parent / RECORD} to train it again"
-                )
-            return "done" if self.weights.is_file() else "done, but its weights are gone"
+            changed = self.changed(done)
+            return f"done, before a change of {', '.join(changed)}" if changed else "done"
         saved = sorted(self.folder.glob("checkpoints/step_*.ckpt"))
         if not saved:
             return "to come"
         return f"at step {int(saved[-1].stem.removeprefix('step_'))}{f' of {self.steps}' if self.steps else ''}"
 
+    def check(self, done: dict[str, Any]) -> None:
+        """Raises InputError when a finished stage is not the one that is asked for, or its weights are gone."""
+        if self.config.stem not in done:
+            return
+        retrain = f"delete {self.folder} with its entry in {self.folder.parent / RECORD} to train it again"
+        changed = self.changed(done)
+        if changed:
+            raise InputError(
+                f"{self.config}: {', '.join(changed)} changed after its stage was finished; undo that, or {retrain}"
+            )
+        if not self.weights.is_file():
+            raise InputError(f"{self.weights} is gone; {retrain}")
+
 
 def main() -> int:
     args = parse_arguments()
-    stages = [Stage(config, args.work_dir) for config in args.configs]
+    stages: list[Stage] = []
+    for config in args.configs:
+        stages.append(Stage(config, args.work_dir, stages[-1] if stages else None))
     names = [stage.config.stem for stage in stages]
     if len(set(names)) < len(names):
         raise InputError(f"the configs {', '.join(names)} must have names of their own: their work dirs are named so")
@@ -90,8 +116,10 @@ def main() -> int:
     with locked(args.work_dir / ".progressive.lock"):
         done = read_record(record)
         show(stages, done)
+        for stage in stages:
+            stage.check(done)
         for i, stage in enumerate(stages):
-            if stage.state(done) == "done":
+            if stage.config.stem in done:
                 continue
             begun = [later for later in stages[i + 1 :] if later.state(done) != "to come"]
             if begun:
@@ -110,7 +138,7 @@ def main() -> int:
                     file=sys.stderr,
                 )
                 return code if code > 0 else 128 - code
-            done[stage.config.stem] = stage.fingerprint
+            done[stage.config.stem] = stage.entry
             with written_aside(record) as temporary:
                 temporary.write_text(json.dumps(done, indent=1) + "\n")
             print(f"stage {i + 1} of {len(stages)}: done in {(time.monotonic() - began) / 60:.1f} min", flush=True)
@@ -136,17 +164,20 @@ def call(command: list[str]) -> int:
             signal.signal(number, handler)
 
 
-def read_record(path: Path) -> dict[str, str]:
-    """The finished stages, by name, with the fingerprint of their configs. Raises InputError."""
+def read_record(path: Path) -> dict[str, Any]:
+    """The finished stages, by name, with their settings and the stage before. Raises InputError."""
     if not path.is_file():
         return {}
     try:
-        return dict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path} is no record of stages ({error}); delete it") from error
+        record = json.loads(path.read_text())
+        for entry in record.values():
+            entry["settings"].keys(), entry["after"]
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise InputError(f"{path} is no record of stages ({error!r}); delete it") from error
+    return record
 
 
-def show(stages: list[Stage], done: dict[str, str]) -> None:
+def show(stages: list[Stage], done: dict[str, Any]) -> None:
     for i, stage in enumerate(stages):
         print(f"{i + 1} of {len(stages)}  {stage.config.stem:<32} {stage.state(done):<24} {stage.folder}", flush=True)
 

@@ -97,6 +97,11 @@ def main() -> None:
             f"windows of {side} cells, {stride} apart, hardly overlap: seams will show; {side // 2} apart they do not"
         )
 
+    if min(rows, columns) * TOKEN < session.run.config.image_size:
+        state.print(
+            f"smaller than the network's {session.run.config.image_size} pixels: the corner of a larger picture"
+        )
+
     with open_region(args, state.print) as region:
         condition_of, origin = choose_conditions(session, region, rows, columns)
         large = max(args.height, args.width) > LARGEST_PNG
@@ -109,15 +114,15 @@ def main() -> None:
         state.wait_for_everyone()  # every process has looked before one of them writes
         for i in todo[state.process_index :: state.num_processes]:
             condition, size = condition_of(i), (args.height, args.width, args.mpp)
-            if region is not None:
-                real = region_bands(region, rows, columns)
-                write_picture(folder.file("real", i, condition.name), real, *size, {"condition": condition.name})
             quiet = not state.is_main_process
             with tqdm(total=args.sampling_steps, unit="step", desc=condition.name, disable=quiet) as progress:
                 latents = make.latents(i, condition.tokens, on_step=lambda *_, bar=progress: bar.update() and None)
             path = folder.file("syn", i, condition.name)
             note = {**session.note(i), "stride": stride, "condition": condition.name}
             write_picture(path, make.bands(latents), *size, note)
+            if region is not None:
+                real = region_bands(region, rows, columns)
+                write_picture(folder.file("real", i, condition.name), real, *size, {"condition": condition.name})
             print(f"written: {path}")
     state.wait_for_everyone()
 

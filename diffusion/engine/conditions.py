@@ -110,11 +110,14 @@ def read_tokens_file(path: Path) -> torch.Tensor:
     if not path.is_file():
         raise MissingError(f"no file of tokens at {path}")
     try:
+        with open(path, "rb") as file:
+            if file.read(6) != b"\x93NUMPY":
+                raise ValueError("it does not begin as one; images go with --images or --reference")
         array = np.load(path, allow_pickle=False)
         if array.dtype.kind not in "fiu" or array.size == 0:
             raise ValueError(f"{array.dtype} of shape {array.shape}")
     except (ValueError, TypeError, EOFError, OSError, AttributeError) as error:
-        raise InputError(f"{path} is not a whole .npy file of real numbers ({error})") from None
+        raise InputError(f"{path} is not a whole .npy file of real numbers ({str(error).split('.')[0]})") from None
     values = torch.from_numpy(array).float()
     if not values.isfinite().all():
         raise InputError(f"{path} holds numbers that are not finite")

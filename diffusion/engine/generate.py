@@ -96,13 +96,13 @@ class Folder:
     extension: str
 
     def claim(self, settings: dict[str, Any]) -> None:
-        """Write the settings, or compare with those that are there, so that one folder never mixes two.
+        """Write the settings, or compare with those that samples were made with, so that one folder never mixes two.
 
         Raises InputError naming the first setting that differs.
         """
         settings = json.loads(json.dumps(settings))
-        file = self.path / SETTINGS_FILE
-        if file.is_file():
+        file, samples = self.path / SETTINGS_FILE, self.path / "syn"
+        if file.is_file() and samples.is_dir() and any(name[0] != "." for name in os.listdir(samples)):
             try:
                 before = dict(json.loads(file.read_text()))
             except (ValueError, TypeError):
