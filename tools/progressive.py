@@ -25,6 +25,7 @@ from diffusion.files import locked, written_aside
 TRAINER = Path(__file__).resolve().parents[1] / "train_scripts" / "train_pixcell.py"
 RECORD = "stages.json"
 WEIGHTS = "checkpoints/last_ema.ckpt"
+GRACE = 30  # seconds in which processes that the launcher left behind have to end
 EXAMPLES = """  python tools/progressive.py configs/pan_cancer/pixart_20x_256.py configs/pan_cancer/pixart_20x_512_pos_embed.py \\
       configs/pan_cancer/pixart_20x_1024_pos_embed.py --work-dir output/pixcell --launch "--multi_gpu --num_processes 8"
   python tools/progressive.py configs/demo/demo_256.py configs/demo/demo_512.py configs/demo/demo_1024.py --work-dir W
@@ -154,10 +155,11 @@ def call(command: list[str]) -> int:
     before = {number: signal.signal(number, lambda number, _: os.killpg(child.pid, number)) for number in numbers}
     try:
         code = child.wait()
-        with contextlib.suppress(ProcessLookupError):  # what the launcher left behind ends, too
-            while True:
-                os.killpg(child.pid, signal.SIGTERM)
+        with contextlib.suppress(OSError):  # until nobody of the group is left to send it to
+            for i in range(GRACE * 10):
+                os.killpg(child.pid, signal.SIGTERM if i else 0)
                 time.sleep(0.1)
+            os.killpg(child.pid, signal.SIGKILL)
         return code
     finally:
         for number, handler in before.items():
