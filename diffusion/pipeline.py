@@ -19,7 +19,8 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from diffusion.encoders.latents import DOWNSAMPLING, LatentScale, codec_folder, load_vae
 from diffusion.errors import InputError, MissingError
-from diffusion.model.convert import diffusers_config, load_into, load_weights, save_diffusers
+from diffusion.model.architecture import diffusers_config
+from diffusion.model.convert import load_into, load_weights, save_diffusers
 from diffusion.model.pixart import PixArt
 from diffusion.sampling import build_scheduler, denoise
 
@@ -180,39 +181,21 @@ class PixCellPipeline(DiffusionPipeline):
         guidance_interval: as `diffusion.sampling.denoise` has it. callback_on_step_end(pipe, i, t, {"latents": ...}) may
         answer with other latents. Raises InputError for arguments that cannot be, and a scheduler of another prediction.
         """
-        network, device, scheduler = self.transformer.network, self._execution_device, self._checked_scheduler()
         for name, value in (
             ("num_inference_steps", num_inference_steps),
             ("num_images_per_prompt", num_images_per_prompt),
         ):
             if value < 1:
                 raise InputError(f"{name} {value}: expected at least 1")
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise InputError(f"output_type {output_type!r}: expected pil, np, pt or latent")
         if tuple(callback_on_step_end_tensor_inputs) != ("latents",):
             raise InputError(
                 f"callback_on_step_end_tensor_inputs {callback_on_step_end_tensor_inputs}: there is latents alone"
             )
-        tokens = self._checked(uni_embeds, "uni_embeds").repeat_interleave(num_images_per_prompt, dim=0)
-        null = self.get_unconditional_embedding()
-        if negative_uni_embeds is not None:
-            null = self._checked(negative_uni_embeds, "negative_uni_embeds")
-            if len(null) not in (1, len(uni_embeds)):
-                raise InputError(f"{len(null)} negative_uni_embeds: expected 1, or {len(uni_embeds)} as uni_embeds are")
-            null = null.repeat_interleave(num_images_per_prompt, dim=0) if len(null) > 1 else null
-        trained = self.transformer.config.sample_size * DOWNSAMPLING
-        sides = [trained if side is None else side for side in (height, width)]
-        unit = DOWNSAMPLING * network.patch_size
-        if any(side < unit or side % unit for side in sides):
-            raise InputError(f"height and width {sides[0]} x {sides[1]}: expected multiples of {unit}")
-        if output_type not in ("pil", "np", "pt", "latent"):
-            raise InputError(f"output_type {output_type!r}: expected pil, np, pt or latent")
-        shape = (len(tokens), network.in_channels, *(side // DOWNSAMPLING for side in sides))
-        if isinstance(generator, list) and len(generator) != len(tokens):
-            raise InputError(f"{len(generator)} generators for {len(tokens)} images: expected one, or one each")
-        if latents is None:
-            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        elif tuple(latents.shape) != shape:
-            raise InputError(f"latents {tuple(latents.shape)}: expected {shape}")
-
+        scheduler, device = self._checked_scheduler(), self._execution_device
+        tokens, null = self._conditions(uni_embeds, negative_uni_embeds, num_images_per_prompt)
+        latents = self._noise(len(tokens), height, width, latents, generator)
         scheduler.set_timesteps(num_inference_steps, device=device)
         with self.progress_bar(total=len(scheduler.timesteps)) as progress:
 
@@ -236,6 +219,40 @@ class PixCellPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
+    def _conditions(
+        self, tokens: torch.Tensor, null: torch.Tensor | None, images_each: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens and null condition of every image: (B * n, L, D), and as many or one."""
+        self._check_tokens(tokens, "uni_embeds")
+        null = self.get_unconditional_embedding() if null is None else null
+        self._check_tokens(null, "negative_uni_embeds")
+        if len(null) not in (1, len(tokens)):
+            raise InputError(f"{len(null)} negative_uni_embeds: expected 1, or {len(tokens)} as uni_embeds are")
+        several = null.repeat_interleave(images_each, dim=0) if len(null) > 1 else null
+        return tokens.repeat_interleave(images_each, dim=0), several
+
+    def _noise(
+        self,
+        images: int,
+        height: int | None,
+        width: int | None,
+        latents: torch.Tensor | None,
+        generator: torch.Generator | list[torch.Generator] | None,
+    ) -> torch.Tensor:
+        """What denoising begins with, (B * n, C, H/8, W/8): drawn, or given and of that shape."""
+        network, trained = self.transformer.network, self.transformer.config.sample_size * DOWNSAMPLING
+        sides, unit = [trained if side is None else side for side in (height, width)], DOWNSAMPLING * network.patch_size
+        if any(side < unit or side % unit for side in sides):
+            raise InputError(f"height and width {sides[0]} x {sides[1]}: expected multiples of {unit}")
+        if isinstance(generator, list) and len(generator) != images:
+            raise InputError(f"{len(generator)} generators for {images} images: expected one, or one each")
+        shape = (images, network.in_channels, *(side // DOWNSAMPLING for side in sides))
+        if latents is None:
+            return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
+        if tuple(latents.shape) != shape:
+            raise InputError(f"latents {tuple(latents.shape)}: expected {shape}")
+        return latents
+
     def _checked_scheduler(self) -> SchedulerMixin:
         """The scheduler, if it can follow this network; of other kinds than DDPM without the learned variance, which they
         take for channels of a picture."""
@@ -253,13 +270,12 @@ class PixCellPipeline(DiffusionPipeline):
             return type(scheduler).from_config(scheduler.config, variance_type=None)
         return scheduler
 
-    def _checked(self, tokens: torch.Tensor, name: str) -> torch.Tensor:
+    def _check_tokens(self, tokens: torch.Tensor, name: str) -> None:
         if not isinstance(tokens, torch.Tensor):
             raise InputError(f"{name} is a {type(tokens).__name__}: expected a torch.Tensor")
         wanted = (self.transformer.config.caption_num_tokens, self.transformer.config.caption_channels)
         if tokens.ndim != 3 or tuple(tokens.shape[1:]) != wanted:
             raise InputError(f"{name} of shape {tuple(tokens.shape)}: expected (B, {wanted[0]}, {wanted[1]})")
-        return tokens
 
     def _decoded(self, latents: torch.Tensor, output_type: str) -> Any:
         scale = LatentScale(self.vae.config.scaling_factor, self.vae.config.shift_factor or 0.0)

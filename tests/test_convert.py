@@ -12,15 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from diffusion.errors import InputError, MissingError
 from diffusion.model import PixArt
-from diffusion.model.convert import (
-    architecture_of,
-    diffusers_config,
-    infer_architecture,
-    load_into,
-    load_weights,
-    save_diffusers,
-    save_official,
-)
+from diffusion.model.architecture import architecture_of, diffusers_config, infer_architecture
+from diffusion.model.convert import load_into, load_weights, save_diffusers, save_official
 from diffusion.model.names import from_diffusers, to_diffusers
 from tools.convert_checkpoint import main as convert
 

@@ -22,7 +22,8 @@ from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.engine.conditions import Region, embed_region, neighbourhood, slerp
 from diffusion.errors import InputError
 from diffusion.model import PixArt, build_model
-from diffusion.model.convert import architecture_of, load_weights, save_diffusers, save_official
+from diffusion.model.architecture import architecture_of
+from diffusion.model.convert import load_weights, save_diffusers, save_official
 from tools.sample_4k import main as sample_4k
 from tools.sample_1024 import main as sample_1024
 from tools.vary import main as vary

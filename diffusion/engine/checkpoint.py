@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from diffusion.engine.ema import EMA
 from diffusion.errors import InputError, MissingError
 from diffusion.files import written_aside
-from diffusion.model.convert import architecture_of
+from diffusion.model.architecture import architecture_of
 from diffusion.model.pixart import PixArt
 from diffusion.weights import read_torch_file
 

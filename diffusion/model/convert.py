@@ -1,13 +1,11 @@
-"""Weights of PixArt in every format they come in: read, written, and the architecture that they imply.
+"""Weights of PixArt in every format they come in: read and written.
 
 Nothing is ever unpickled: torch files are read with weights_only, everything else is safetensors.
 """
 
 from __future__ import annotations
 
-import inspect
 import json
-import math
 import os
 import shutil
 import tempfile
@@ -19,14 +17,20 @@ import torch
 
 from diffusion.errors import InputError, MissingError
 from diffusion.files import written_aside
-from diffusion.model.embed import grid_positions, sincos_2d
+from diffusion.model.architecture import (
+    PREDICTION_TYPE,
+    architecture_of,
+    check_architecture,
+    diffusers_config,
+    infer_architecture,
+    position_grid,
+)
 from diffusion.model.names import DIFFUSERS_CLASS, from_diffusers, to_diffusers
-from diffusion.model.pixart import PRESETS, PixArt
+from diffusion.model.pixart import PixArt
 from diffusion.weights import read_safetensors, read_torch_file
 
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
 TOLD = "pixcell"  # key of the metadata of safetensors files
-PREDICTION_TYPE = "prediction_type"  # of checkpoints: epsilon or v_prediction
 
 
 class Weights(NamedTuple):
@@ -65,7 +69,7 @@ def load_weights(path: str | Path, ema: bool = True) -> Weights:
     arguments = {name: value for name, value in settings.items() if name != PREDICTION_TYPE}
     architecture = check_architecture({**infer_architecture(tensors, path), **arguments}, path)
     if "pos_embed" not in tensors:  # the diffusers layout computes it
-        tensors["pos_embed"] = _position_grid(architecture).to(tensors["x_embedder.proj.weight"].dtype)
+        tensors["pos_embed"] = position_grid(architecture).to(tensors["x_embedder.proj.weight"].dtype)
     return Weights(tensors, architecture, settings)
 
 
@@ -109,67 +113,6 @@ def check_told(
             )
 
 
-def infer_architecture(tensors: Mapping[str, torch.Tensor], source: str | Path = "the weights") -> dict[str, Any]:
-    """PixArt arguments from names and shapes. Raises InputError when a tensor needed for it is missing or odd.
-
-    The heads leave no trace in the tensors: they are taken from the preset of that width, where there is one.
-    pe_interpolation and input_size come from the position grid.
-    """
-    try:
-        width, in_channels, patch_size, _ = tensors["x_embedder.proj.weight"].shape
-        tokens, caption_channels = tensors["y_embedder.y_embedding"].shape
-        outputs = tensors["final_layer.linear.weight"].shape[0] // patch_size**2
-        hidden = tensors["blocks.0.mlp.fc1.weight"].shape[0]
-        depth = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
-        positions = _position_settings(tensors["pos_embed"], patch_size) if "pos_embed" in tensors else {}
-    except KeyError as error:
-        raise InputError(f"{source} holds no whole PixArt network: {error.args[0]} is missing") from None
-    except (ValueError, IndexError, ZeroDivisionError) as error:
-        raise InputError(
-            f"{source} holds no PixArt network: its tensors have other names or shapes ({error})"
-        ) from None
-    architecture = {
-        "patch_size": patch_size,
-        "in_channels": in_channels,
-        "hidden_size": width,
-        "depth": depth,
-        "mlp_ratio": hidden / width,
-        "pred_sigma": outputs == 2 * in_channels,
-        "caption_channels": caption_channels,
-        "model_max_length": tokens,
-        "use_cond_pos_embed": "y_pos_embed" in tensors,
-        "qk_norm": "blocks.0.attn.q_norm.weight" in tensors,
-        **positions,
-    }
-    heads = {preset["hidden_size"]: preset["num_heads"] for preset in PRESETS.values()}
-    if width in heads:
-        architecture["num_heads"] = heads[width]
-    return architecture
-
-
-def check_architecture(architecture: dict[str, Any], source: str | Path) -> dict[str, Any]:
-    """The arguments themselves, if PixArt takes them: what a file tells may be anything. Raises InputError."""
-    known = inspect.signature(PixArt).parameters
-    for name, value in architecture.items():
-        if name not in known:
-            raise InputError(f"{source} tells of {name}, which is no argument of PixArt")
-        kind = type(known[name].default)
-        fits = isinstance(value, (int, float) if kind is float else kind) and (kind is bool or 0 < value < math.inf)
-        if not fits or (kind is not bool and isinstance(value, bool)):
-            raise InputError(f"{source} tells of {name} {value!r}: expected a positive {kind.__name__}")
-    return architecture
-
-
-def architecture_of(model: PixArt) -> dict[str, Any]:
-    """The PixArt arguments that would build this network again."""
-    return {
-        **infer_architecture(model.state_dict()),
-        "input_size": model.base_size * model.patch_size,
-        "num_heads": model.blocks[0].attn.heads,
-        "pe_interpolation": model.pe_interpolation,
-    }
-
-
 def save_diffusers(model: PixArt, folder: str | Path, prediction_type: str = "epsilon") -> None:
     """Write config.json and diffusion_pytorch_model.safetensors, as the released PixCell-256 and -1024 have them.
 
@@ -183,7 +126,7 @@ def save_diffusers(model: PixArt, folder: str | Path, prediction_type: str = "ep
     if folder.exists():
         raise InputError(f"{folder} is already there; name a new folder")
     own = model.state_dict()
-    grid = _position_grid(architecture_of(model)).to(own["x_embedder.proj.weight"])
+    grid = position_grid(architecture_of(model)).to(own["x_embedder.proj.weight"])
     if grid.dtype != own["pos_embed"].dtype or not torch.equal(own["pos_embed"], grid):
         raise InputError(
             "pos_embed is not the grid of its size in the type of the weights, and the diffusers layout stores none; "
@@ -201,39 +144,6 @@ def save_diffusers(model: PixArt, folder: str | Path, prediction_type: str = "ep
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
-
-
-def diffusers_config(model: PixArt, prediction_type: str = "epsilon") -> dict[str, Any]:
-    """The config.json of a network, with the keys of the released ones."""
-    heads = model.blocks[0].attn.heads
-    qk_norm = isinstance(model.blocks[0].attn.q_norm, torch.nn.LayerNorm)
-    return {
-        "_class_name": DIFFUSERS_CLASS,
-        "activation_fn": "gelu-approximate",
-        "attention_bias": True,
-        "attention_head_dim": model.hidden_size // heads,
-        "attention_type": "default",
-        "caption_channels": model.caption_channels,
-        "caption_num_tokens": model.model_max_length,
-        "cross_attention_dim": model.hidden_size,
-        "dropout": 0.0,
-        "in_channels": model.in_channels,
-        "interpolation_scale": model.pe_interpolation,
-        "norm_elementwise_affine": False,
-        "norm_eps": 1e-06,
-        "norm_num_groups": 32,
-        "norm_type": "ada_norm_single",
-        "num_attention_heads": heads,
-        "num_embeds_ada_norm": 1000,
-        "num_layers": len(model.blocks),
-        "out_channels": model.out_channels,
-        "patch_size": model.patch_size,
-        "sample_size": model.base_size * model.patch_size,
-        "upcast_attention": False,
-        "use_additional_conditions": False,
-        **({"qk_norm": "layer_norm_across_heads"} if qk_norm else {}),
-        **({PREDICTION_TYPE: prediction_type} if prediction_type != "epsilon" else {}),
-    }
 
 
 def save_official(model: PixArt, path: str | Path, prediction_type: str = "epsilon") -> None:
@@ -329,22 +239,3 @@ def _state_dict_of(content: Any, path: Path, ema: bool) -> dict[str, torch.Tenso
             f"{path} holds no state dict: expected tensors by name, at the top or under state_dict, ema or model"
         )
     return {name.removeprefix("module."): tensor for name, tensor in content.items()}
-
-
-def _position_settings(pos_embed: torch.Tensor, patch_size: int) -> dict[str, Any]:
-    """input_size and pe_interpolation of a position grid (1, N, W): its second token is sin(1 / pe_interpolation) first."""
-    side = round(pos_embed.shape[1] ** 0.5)
-    settings: dict[str, Any] = {"input_size": side * patch_size}
-    if side > 1:
-        sine, cosine = pos_embed[0, 1, 0].double(), pos_embed[0, 1, pos_embed.shape[2] // 4].double()
-        angle = torch.atan2(sine, cosine).item() % (2 * torch.pi)
-        digits = 4 if pos_embed.dtype in (torch.float32, torch.float64) else 2  # half precision holds three
-        settings["pe_interpolation"] = round(1 / angle, digits)
-    return settings
-
-
-def _position_grid(architecture: Mapping[str, Any]) -> torch.Tensor:
-    """The (1, N, W) position grid of this architecture."""
-    side = architecture["input_size"] // architecture["patch_size"]
-    positions = grid_positions(side, side, architecture["pe_interpolation"])
-    return sincos_2d(architecture["hidden_size"], positions, positions)[None]

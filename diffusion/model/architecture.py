@@ -1,0 +1,131 @@
+"""What a network's tensors say of its architecture, and what an architecture says of a network."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffusion.errors import InputError
+from diffusion.model.embed import grid_positions, sincos_2d
+from diffusion.model.names import DIFFUSERS_CLASS
+from diffusion.model.pixart import PRESETS, PixArt
+
+PREDICTION_TYPE = "prediction_type"  # of checkpoints: epsilon or v_prediction
+
+
+def infer_architecture(tensors: Mapping[str, torch.Tensor], source: str | Path = "the weights") -> dict[str, Any]:
+    """PixArt arguments from names and shapes. Raises InputError when a tensor needed for it is missing or odd.
+
+    The heads leave no trace in the tensors: they are taken from the preset of that width, where there is one.
+    pe_interpolation and input_size come from the position grid.
+    """
+    try:
+        width, in_channels, patch_size, _ = tensors["x_embedder.proj.weight"].shape
+        tokens, caption_channels = tensors["y_embedder.y_embedding"].shape
+        outputs = tensors["final_layer.linear.weight"].shape[0] // patch_size**2
+        hidden = tensors["blocks.0.mlp.fc1.weight"].shape[0]
+        depth = 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith("blocks."))
+        positions = _position_settings(tensors["pos_embed"], patch_size) if "pos_embed" in tensors else {}
+    except KeyError as error:
+        raise InputError(f"{source} holds no whole PixArt network: {error.args[0]} is missing") from None
+    except (ValueError, IndexError, ZeroDivisionError) as error:
+        raise InputError(
+            f"{source} holds no PixArt network: its tensors have other names or shapes ({error})"
+        ) from None
+    architecture = {
+        "patch_size": patch_size,
+        "in_channels": in_channels,
+        "hidden_size": width,
+        "depth": depth,
+        "mlp_ratio": hidden / width,
+        "pred_sigma": outputs == 2 * in_channels,
+        "caption_channels": caption_channels,
+        "model_max_length": tokens,
+        "use_cond_pos_embed": "y_pos_embed" in tensors,
+        "qk_norm": "blocks.0.attn.q_norm.weight" in tensors,
+        **positions,
+    }
+    heads = {preset["hidden_size"]: preset["num_heads"] for preset in PRESETS.values()}
+    if width in heads:
+        architecture["num_heads"] = heads[width]
+    return architecture
+
+
+def check_architecture(architecture: dict[str, Any], source: str | Path) -> dict[str, Any]:
+    """The arguments themselves, if PixArt takes them: what a file tells may be anything. Raises InputError."""
+    known = inspect.signature(PixArt).parameters
+    for name, value in architecture.items():
+        if name not in known:
+            raise InputError(f"{source} tells of {name}, which is no argument of PixArt")
+        kind = type(known[name].default)
+        fits = isinstance(value, (int, float) if kind is float else kind) and (kind is bool or 0 < value < math.inf)
+        if not fits or (kind is not bool and isinstance(value, bool)):
+            raise InputError(f"{source} tells of {name} {value!r}: expected a positive {kind.__name__}")
+    return architecture
+
+
+def architecture_of(model: PixArt) -> dict[str, Any]:
+    """The PixArt arguments that would build this network again."""
+    return {
+        **infer_architecture(model.state_dict()),
+        "input_size": model.base_size * model.patch_size,
+        "num_heads": model.blocks[0].attn.heads,
+        "pe_interpolation": model.pe_interpolation,
+    }
+
+
+def diffusers_config(model: PixArt, prediction_type: str = "epsilon") -> dict[str, Any]:
+    """The config.json of a network, with the keys of the released ones."""
+    heads = model.blocks[0].attn.heads
+    qk_norm = isinstance(model.blocks[0].attn.q_norm, torch.nn.LayerNorm)
+    return {
+        "_class_name": DIFFUSERS_CLASS,
+        "activation_fn": "gelu-approximate",
+        "attention_bias": True,
+        "attention_head_dim": model.hidden_size // heads,
+        "attention_type": "default",
+        "caption_channels": model.caption_channels,
+        "caption_num_tokens": model.model_max_length,
+        "cross_attention_dim": model.hidden_size,
+        "dropout": 0.0,
+        "in_channels": model.in_channels,
+        "interpolation_scale": model.pe_interpolation,
+        "norm_elementwise_affine": False,
+        "norm_eps": 1e-06,
+        "norm_num_groups": 32,
+        "norm_type": "ada_norm_single",
+        "num_attention_heads": heads,
+        "num_embeds_ada_norm": 1000,
+        "num_layers": len(model.blocks),
+        "out_channels": model.out_channels,
+        "patch_size": model.patch_size,
+        "sample_size": model.base_size * model.patch_size,
+        "upcast_attention": False,
+        "use_additional_conditions": False,
+        **({"qk_norm": "layer_norm_across_heads"} if qk_norm else {}),
+        **({PREDICTION_TYPE: prediction_type} if prediction_type != "epsilon" else {}),
+    }
+
+
+def position_grid(architecture: Mapping[str, Any]) -> torch.Tensor:
+    """The (1, N, W) position grid of this architecture."""
+    side = architecture["input_size"] // architecture["patch_size"]
+    positions = grid_positions(side, side, architecture["pe_interpolation"])
+    return sincos_2d(architecture["hidden_size"], positions, positions)[None]
+
+
+def _position_settings(pos_embed: torch.Tensor, patch_size: int) -> dict[str, Any]:
+    """input_size and pe_interpolation of a position grid (1, N, W): its second token is sin(1 / pe_interpolation) first."""
+    side = round(pos_embed.shape[1] ** 0.5)
+    settings: dict[str, Any] = {"input_size": side * patch_size}
+    if side > 1:
+        sine, cosine = pos_embed[0, 1, 0].double(), pos_embed[0, 1, pos_embed.shape[2] // 4].double()
+        angle = torch.atan2(sine, cosine).item() % (2 * torch.pi)
+        digits = 4 if pos_embed.dtype in (torch.float32, torch.float64) else 2  # half precision holds three
+        settings["pe_interpolation"] = round(1 / angle, digits)
+    return settings
