@@ -13,6 +13,6 @@ local_start = False  # the heads of stage 1 have learned where to look
 
 train_batch_size = 2
 optimizer = dict(lr=0.005)  # the weights are good already; a third of stage 1's
-max_steps = 400  # three minutes on two cores
+max_steps = 400  # four minutes on two cores
 save_model_steps = 200
 sample_grid = dict(count=4)

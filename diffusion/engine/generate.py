@@ -144,7 +144,8 @@ class Folder:
         """Image i, uint8 (3, S, S), with a note of how it was made, and the condition's own pixels if it has some."""
         pictures = [("syn", synthetic, {**note, "condition": condition.name})]
         if condition.pixels is not None:
-            pictures.insert(0, ("real", condition.pixels, {"condition": condition.name}))
+            # after the sample: while there is none, a folder takes other settings, and must hold nothing of these
+            pictures.append(("real", condition.pixels, {"condition": condition.name}))
         for part, pixels, about in pictures:
             save_image(self.file(part, i, condition.name), pixels, about, **FORMATS[self.extension])
 
