@@ -38,7 +38,9 @@ load_from = None  # weights to start from (a stage before, or released ones)
 ignore_keys = ()  # weights of load_from not to take over; what follows from the stage (positions, null condition) is made anew anyway
 local_start = False  # a new network's heads start as looks at one neighbour each; for small ones at 256, needs qk_norm
 freeze = ()  # parts of the network that are not trained, such as "y_embedder" or "blocks.0.attn"
-resume_from = None  # a checkpoint of this run: a file, a folder, or "auto" for the newest in work_dir
+resume_from = (
+    None  # a checkpoint: a file or a folder; None or "auto": the newest whole one in work_dir, if there is any
+)
 work_dir = None  # None: output/<name of the config file>
 
 # optimization
@@ -48,6 +50,7 @@ grad_checkpointing = False  # recompute blocks in the backward pass: less memory
 train_batch_size = 32  # per process
 gradient_accumulation_steps = 1
 gradient_clip = 1.0  # largest gradient norm
+max_bad_steps = 10  # in a row with a loss or gradient that is no number: skipped until then, then the run stops
 optimizer = dict(
     type="AdamW",  # or CAME, or Muon
     lr=1e-4,
@@ -68,5 +71,7 @@ seed = 43
 log_interval = 50  # optimizer steps between lines of the log
 save_model_steps = 2000  # optimizer steps between checkpoints and sample grids
 save_model_epochs = None  # epochs between further checkpoints; None: none
+keep_last = 3  # newest checkpoints to keep; None: all
+keep_every = None  # optimizer steps: checkpoints at multiples of it are kept, too
 sample_grid = dict(count=8, steps=20, guidance=2.0)  # pictures in TensorBoard at every save; count 0: none
 report_to = "tensorboard"  # or none

@@ -153,8 +153,11 @@ class Config:
     num_workers: int = 4
     seed: int = 43
     log_interval: int = 50
+    max_bad_steps: int = 10
     save_model_steps: int = 2000
     save_model_epochs: int | None = None
+    keep_last: int | None = 3
+    keep_every: int | None = None
     sample_grid: SampleGridConfig = field(default_factory=SampleGridConfig)
     report_to: str = "tensorboard"
 
@@ -180,6 +183,7 @@ class Config:
             "num_epochs",
             "log_interval",
             "save_model_steps",
+            "max_bad_steps",
         ):
             _check(getattr(self, name) >= 1, f"{name} {getattr(self, name)}: expected at least 1")
         _check(self.num_workers >= 0, f"num_workers {self.num_workers}: expected at least 0")
@@ -187,8 +191,9 @@ class Config:
         for name in ("gradient_clip", "pe_interpolation"):
             _check(getattr(self, name) > 0, f"{name} {getattr(self, name)}: expected more than 0")
         _check(self.optimizer.lr > 0, f"optimizer.lr {self.optimizer.lr}: expected more than 0")
-        epochs = self.save_model_epochs
-        _check(epochs is None or epochs >= 1, f"save_model_epochs {epochs}: expected at least 1, or None")
+        for name in ("save_model_epochs", "keep_last", "keep_every"):
+            value = getattr(self, name)
+            _check(value is None or value >= 1, f"{name} {value}: expected at least 1, or None")
         own = sorted(self.model_kwargs.keys() & self._model_settings.keys())
         _check(not own, f"model_kwargs has {', '.join(own)}, which the keys beside it decide; set those")
         _check(

@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from diffusion.errors import InputError
 
@@ -14,6 +15,8 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
+
+_HELD: set[IO] = set()  # lock files of this process
 
 
 @contextlib.contextmanager
@@ -26,6 +29,21 @@ def written_aside(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Have a file, or the names in a folder, on the disk before going on: a rename alone may come before the content."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what writers that were killed have left in a folder. For one that nobody else is writing to."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -46,10 +64,23 @@ def locked(path: Path) -> Iterator[None]:
             mine = False
         if not mine:
             raise InputError(f"another process is at work here: it holds {path}; wait for it to end")
+        _HELD.add(file)
         try:
             yield
         finally:
+            _HELD.discard(file)
             path.unlink(missing_ok=True)
+
+
+def _let_go() -> None:
+    """In a child: a lock lives as long as any copy of its file, and must not outlive a parent that is killed."""
+    for file in _HELD:
+        file.close()
+    _HELD.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def fingerprint(path: Path) -> str:

@@ -96,10 +96,11 @@ class TestExtract:
 class TestTrain:
     def test_two_processes_leave_one_run(self, run):
         names = sorted(path.name for path in (run / "checkpoints").iterdir())
-        assert names == ["last_ema.ckpt", "step_00000000.ckpt", "step_00000002.ckpt", "step_00000003.ckpt"]
+        steps = [f"step_0000000{i}.{kind}" for i in (0, 2, 3) for kind in ("ckpt", "json")]
+        assert names == ["last.json", "last_ema.ckpt", *steps]
         state = torch.load(run / "checkpoints/step_00000003.ckpt", weights_only=True)
-        assert state["position"] == 3 * 2 * 2 and len(state["rng"]) == 2
-        assert not torch.equal(state["rng"][0]["cpu"], state["rng"][1]["cpu"])
+        assert state["position"] == 3 * 2 * 2 and len(state["processes"]) == 2
+        assert not torch.equal(*(process["random"]["cpu"] for process in state["processes"]))
         assert sorted(path.name for path in (run / "samples").iterdir())[-1] == "step_00000003.png"
         assert "step 3/3" in (run / "train_log.log").read_text()
 
@@ -132,8 +133,9 @@ class TestTrain:
     def test_a_run_goes_on_in_one_process(self, run, root, config_file, tmp_path):
         shutil.copytree(run, tmp_path / "run")
         common = (TRAIN, config_file, "--work-dir", tmp_path / "run", "--root", root, "--set", "max_steps=4")
-        assert failed(command(*common), "already holds a run", "--resume-from auto")
-        done = command(*common, "--resume-from", "auto")
+        assert failed(command(*common), "global batch of 4, and this is 2", "gradient_accumulation_steps=2")
+        assert failed(command(*common, "--fresh"), "already holds a run", "at step 3")
+        done = command(*common, "gradient_accumulation_steps=2")
         assert done.returncode == 0, done.stderr
         assert "from step 3 to 4" in done.stderr
         assert torch.load(tmp_path / "run/checkpoints/last_ema.ckpt", weights_only=True)["step"] == 4

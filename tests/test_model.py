@@ -182,6 +182,8 @@ def test_condition_dropout_replaces_whole_samples_in_training_only():
     assert torch.equal(dropped.any(1), dropped.all(1))
     assert dropped.all(1).float().mean().item() == pytest.approx(0.25, abs=0.03)
     assert torch.equal(embedder.eval().drop(y), y)
+    chosen = torch.arange(len(y)) % 3 == 0  # named, they are dropped whatever the mode
+    assert torch.equal(embedder.drop(y, chosen), torch.where(chosen[:, None, None], embedder.y_embedding, y))
 
 
 @torch.no_grad()

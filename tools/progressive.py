@@ -187,7 +187,7 @@ def show(stages: list[Stage], done: dict[str, Any]) -> None:
 def trainer_command(stage: Stage, load_from: str | None, args: argparse.Namespace) -> list[str]:
     """`accelerate launch` of the trainer; a run that is there goes on, a new one starts from the weights."""
     launch = [sys.executable, "-m", "accelerate.commands.launch", *shlex.split(args.launch)]
-    train = [str(TRAINER), str(stage.config), "--work-dir", str(stage.folder), "--resume-from", "auto"]
+    train = [str(TRAINER), str(stage.config), "--work-dir", str(stage.folder)]
     given = {"--load-from": load_from, "--root": args.root, "--device": args.device, "--seed": args.seed}
     for option, value in given.items():
         train += [option, str(value)] if value is not None else []

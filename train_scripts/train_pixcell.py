@@ -10,12 +10,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import DEVICES, Parser, pick_device, positive_int, run, start_processes
+from diffusion.cli import DEVICES, Parser, pick_device, positive_float, positive_int, run, start_processes
 from diffusion.config import Config, load_config
+from diffusion.engine.stops import EXIT_CODE
 from diffusion.errors import InputError
 
 EXAMPLES = """  accelerate launch train_scripts/train_pixcell.py configs/pan_cancer/pixart_20x_256.py --work-dir output/256
-  accelerate launch train_scripts/train_pixcell.py configs/pan_cancer/pixart_20x_256.py --work-dir output/256 --resume-from auto
+  accelerate launch train_scripts/train_pixcell.py configs/pan_cancer/pixart_20x_256.py --work-dir output/256 --time-limit 470
   python train_scripts/train_pixcell.py configs/pan_cancer/pixart_20x_256.py --dry-run
   python train_scripts/train_pixcell.py configs/demo/demo_256.py --device cpu --set max_steps=10 optimizer.lr=1e-4"""
 
@@ -30,7 +31,21 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--resume-from",
         metavar="X",
-        help="continue a run: a checkpoint file, a folder, or auto for the newest in the work dir",
+        help="go on from a checkpoint file, or the newest whole one of a folder [auto: of the work dir, if it has a run]",
+    )
+    parser.add_argument("--fresh", action="store_true", help="start a new run: an error when the work dir has one")
+    parser.add_argument(
+        "--accept-changes",
+        "--accept_changes",
+        action="store_true",
+        help="go on with another global batch, seed or data set than the run was begun with",
+    )
+    parser.add_argument(
+        "--time_limit",
+        "--time-limit",
+        type=positive_float,
+        metavar="MINUTES",
+        help=f"save, stop and exit with code {EXIT_CODE} after so long; the same command goes on",
     )
     parser.add_argument(
         "--load-from",
@@ -85,7 +100,7 @@ def parse_setting(text: str) -> tuple[str, object]:
         return key, value
 
 
-def main() -> None:
+def main() -> int:
     args = parse_arguments()
     device = pick_device(args.device)
     state = start_processes(device)
@@ -99,12 +114,15 @@ def main() -> None:
 
     from diffusion.engine.trainer import dry_run, train
 
+    cpu = device.type == "cpu"
     if args.dry_run:
-        state.print(dry_run(config, work_dir, state.num_processes, cpu=device.type == "cpu"))
+        state.print(dry_run(config, work_dir, state.num_processes, cpu, args.fresh))
         state.print(f"would write to {work_dir}; nothing was written")
-        return
+        return 0
     with logging_redirect_tqdm():
-        train(config, work_dir, cpu=device.type == "cpu")
+        finished = train(config, work_dir, cpu, args.fresh, args.accept_changes, args.time_limit)
+    state.destroy_process_group()
+    return 0 if finished else EXIT_CODE
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from diffusion.errors import InputError
 class PatchItem:
     """One sample: latent (16, h, w) drawn from its posterior, on the VAE's scale; tokens (L, D); float32 both.
 
-    name: the patch's path below ROOT/patches; crop: which crop of it, row-major; image: its pixels, uint8 (3, S, S).
+    name: the patch's path below ROOT/patches; crop: which crop of it, row-major; image: its pixels, uint8 (3, S, S);
+    seed: of all else that is random about it, None when it was not asked for by a Draw.
     """
 
     latent: torch.Tensor
@@ -24,6 +25,7 @@ class PatchItem:
     name: str
     crop: int = 0
     image: torch.Tensor | None = None
+    seed: int | None = None
 
     def __getitem__(self, field: str) -> Any:
         """Items also answer by field name, for collate functions written for dictionaries."""
@@ -40,11 +42,12 @@ class BadItem:
 
 @dataclass(frozen=True)
 class PatchBatch:
-    """A batch: latents (B, 16, h, w), tokens (B, L, D), which patches they are, and which had to be left out."""
+    """A batch: latents (B, 16, h, w), tokens (B, L, D), which patches they are, their seeds, and which had to be left out."""
 
     latents: torch.Tensor
     tokens: torch.Tensor
     names: list[str]
+    seeds: list[int | None]
     bad: list[BadItem] = field(default_factory=list)
 
     def to(self, device: torch.device) -> PatchBatch:
@@ -67,5 +70,6 @@ def collate(items: Sequence[PatchItem | BadItem]) -> PatchBatch:
         latents=default_collate([item.latent for item in sound]),
         tokens=default_collate([item.tokens for item in sound]),
         names=[item.name for item in sound],
+        seeds=[item.seed for item in sound],
         bad=bad,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import torch
@@ -24,8 +25,14 @@ def batches_of(loader: DataLoader) -> Iterator[PatchBatch]:
 
 
 def start_worker(number: int) -> None:
-    """Workers allocate the same few arrays for every sample, and are a tenth faster when that memory stays theirs."""
+    """Workers allocate the same few arrays for every sample, and are a tenth faster when that memory stays theirs.
+
+    Signals that stop a run are sent to its whole process group. Workers leave it, because the trainer still needs
+    batches until its step is done; they end with the trainer, whatever it ends of.
+    """
     keep_freed_memory()
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
 
 
 def training_loader(dataset: Dataset, batches: BatchStream, num_workers: int, pin_memory: bool) -> DataLoader:

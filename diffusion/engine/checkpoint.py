@@ -1,77 +1,166 @@
-"""Checkpoint files of a run: `checkpoints/step_<n>.ckpt` with all that training needs, `last_ema.ckpt` with the weights to use.
+"""The checkpoints of a run, in `checkpoints/` of its work dir:
 
-All are torch files of tensors and plain values, which read back without unpickling.
+step_<n>.ckpt  all that training needs to go on         step_<n>.json  its manifest: size and SHA-256
+last_ema.ckpt  the averaged weights, to use             last.json      the manifest of the one to go on from
+
+Checkpoints are torch files of tensors and plain values, which read back without unpickling. Each is written aside,
+flushed to disk, read back and renamed; `last.json` moves only after that. Whatever stops the writer, the checkpoint
+that `last.json` names is whole.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
-from diffusion.engine.ema import EMA
 from diffusion.errors import InputError, MissingError
-from diffusion.files import written_aside
-from diffusion.model.architecture import architecture_of
-from diffusion.model.pixart import PixArt
+from diffusion.files import flush_to_disk, sha256_of, written_aside
 from diffusion.weights import read_torch_file
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
+log = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"
 LAST_EMA = "last_ema.ckpt"
+LAST = "last.json"
 
 
 def checkpoint_path(work_dir: Path, step: int) -> Path:
     return work_dir / FOLDER / f"step_{step:08d}.ckpt"
 
 
-def save_file(content: Any, path: Path) -> None:
-    """torch.save written aside, flushed to disk, and renamed: a reader sees the old file or the new one whole."""
-    with written_aside(path) as temporary, open(temporary, "wb") as file:
-        torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
+def manifest_path(checkpoint: Path) -> Path:
+    return checkpoint.with_suffix(".json")
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint of the highest step in a work dir or a checkpoints folder; None when there is none."""
-    found = {}
-    for place in (folder, folder / FOLDER):
-        for path in place.glob("step_*.ckpt"):
-            if match := re.fullmatch(r"step_(\d+)\.ckpt", path.name):
-                found[int(match[1])] = path
-    return found[max(found)] if found else None
+def write_checkpoint(state: dict[str, Any], work_dir: Path) -> Path:
+    """Write a run's state, then its averaged weights, then say that it is the last. Raises OSError, InputError."""
+    path = checkpoint_path(work_dir, state["step"])
+    save_file(state, path, with_manifest=True)
+    told = {name: state[name] for name in ("architecture", "prediction_type", "step")}
+    save_file({"state_dict": state["ema"], **told}, path.with_name(LAST_EMA))
+    name_last(path)
+    return path
+
+
+def save_file(content: Any, path: Path, with_manifest: bool = False) -> None:
+    """torch.save written aside, flushed to disk, read back, and renamed: a reader sees the old file or the new one whole.
+
+    Raises InputError when the disk gives back something else than was written.
+    """
+    with written_aside(path) as temporary:
+        with open(temporary, "wb") as file:
+            hashed = _Hashed(file)
+            torch.save(content, hashed)
+            file.flush()
+            os.fsync(file.fileno())
+        if sha256_of(temporary) != hashed.digest:
+            raise InputError(f"{path.parent} gives back other bytes than were written to it; check the disk")
+        if with_manifest:  # before the checkpoint, so that there is none without
+            told = {"file": path.name, "step": content["step"], "bytes": hashed.size, "sha256": hashed.digest}
+            _write_json(told, manifest_path(path))
+    flush_to_disk(path.parent)
+
+
+def name_last(path: Path) -> None:
+    """Have the run go on from this checkpoint of its work dir when it is started again."""
+    _write_json(json.loads(manifest_path(path).read_text()), path.with_name(LAST))
+    flush_to_disk(path.parent)
+
+
+def rotate(work_dir: Path, step: int, keep_last: int | None, keep_every: int | None) -> None:
+    """After the save of `step`: remove checkpoints before it, but for the newest `keep_last` and multiples of `keep_every`.
+
+    keep_last counts whole ones only, and is at least 1: the one just saved. None keeps all. Later steps, which belong
+    to a branch that was left, are nobody's to remove.
+    """
+    if keep_last is None:
+        return
+    until_now = [path for number, path in sorted(checkpoints(work_dir).items()) if number <= step]
+    kept = [path for path in until_now if _size_fits(path)][-keep_last:]
+    for path in until_now:
+        number = step_of(path)
+        if path not in kept and not (keep_every and number and number % keep_every == 0):
+            path.unlink()
+            manifest_path(path).unlink(missing_ok=True)
+
+
+def checkpoints(folder: Path) -> dict[int, Path]:
+    """The checkpoints in a work dir, or in its checkpoints folder, by step."""
+    paths = [path for place in (folder, folder / FOLDER) for path in place.glob("step_*.ckpt")]
+    return {step_of(path): path for path in paths if re.fullmatch(r"step_\d+\.ckpt", path.name)}
+
+
+def step_of(path: Path) -> int:
+    return int(path.stem.removeprefix("step_"))
 
 
 def find_checkpoint(resume_from: str, work_dir: Path) -> Path | None:
-    """What --resume-from names: a file, a folder (its newest), or `auto`, the newest of the work dir or None.
+    """What --resume-from names: a file, a folder (its newest whole one), or `auto`, that of the work dir; None without any.
 
-    Raises MissingError when a file or folder named is not there or holds no checkpoint.
+    Raises MissingError when a file or folder named is not there or holds no checkpoint, InputError for a damaged one.
     """
     if resume_from == "auto":
-        return newest_checkpoint(work_dir)
+        return newest_sound(work_dir)
     path = Path(resume_from)
     if path.is_file():
+        if manifest_path(path).is_file() and (complaint := damage(path)):
+            raise InputError(f"{path} is damaged: {complaint}; --resume-from {path.parent} takes the newest whole one")
         return path
     if not path.is_dir():
         raise MissingError(f"no checkpoint at {path}; name a file, a folder, or auto")
-    newest = newest_checkpoint(path)
+    newest = newest_sound(path)
     if newest is None:
         raise MissingError(f"no step_<n>.ckpt in {path} or {path / FOLDER}")
     return newest
 
 
+def newest_sound(folder: Path) -> Path | None:
+    """The checkpoint that `last.json` names when it is whole, else the newest whole one before; None when there is none.
+
+    Damaged ones are told in the log. Raises InputError when all are damaged.
+    """
+    present = checkpoints(folder)
+    last = next((_read_json(place / LAST) for place in (folder, folder / FOLDER) if (place / LAST).is_file()), None)
+    at_most = last["step"] if last else max(present, default=0)
+    if last and last["step"] not in present:
+        log.warning("%s, where %s says the run is, is gone; looking at the one before", last["file"], LAST)
+    candidates = [present[step] for step in sorted(present, reverse=True) if step <= at_most]
+    for path in candidates:
+        complaint = damage(path)
+        if complaint is None:
+            return path
+        log.warning("%s is damaged: %s; looking at the one before", path, complaint)
+    if present:
+        raise InputError(
+            f"none of the {len(present)} checkpoints of {folder} is whole; name one with --resume-from FILE, "
+            "or a new --work-dir"
+        )
+    return None
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint by its manifest; None when it is whole. Reads all of it: a second or two a gigabyte."""
+    told = _read_json(manifest_path(path))
+    if told is None:
+        return f"no manifest {manifest_path(path).name}"
+    if path.stat().st_size != told["bytes"]:
+        return f"{path.stat().st_size} bytes instead of {told['bytes']}"
+    if sha256_of(path) != told["sha256"]:
+        return "its SHA-256 is not that of its manifest"
+    return None
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """A training checkpoint, on the CPU. Raises MissingError, InputError."""
     content = read_torch_file(path)
-    wanted = {"model", "ema", "optimizer_type", "optimizer", "lr_schedule", "step", "position", "rng"}
+    wanted = {"model", "ema", "optimizer_type", "optimizer", "lr_schedule", "step", "position", "config", "processes"}
     if not isinstance(content, dict) or not wanted <= content.keys():
         raise MissingError(
             f"{path} holds weights but no state of a training run; use --load-from to start from its weights"
@@ -79,71 +168,40 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def run_state(
-    model: PixArt,
-    ema: EMA,
-    prediction_type: str,
-    optimizer_type: str,
-    optimizer: Optimizer,
-    lr_schedule: LRScheduler,
-    step: int,
-    position: int,
-    accelerator: Accelerator,
-) -> dict[str, Any]:
-    """Everything the next step depends on; the same on every process, so that one file serves all."""
-    from accelerate.utils import gather_object
+class _Hashed:
+    """A file that torch writes to, with the SHA-256 of what it was given."""
 
-    scaler = accelerator.scaler
-    return {
-        "model": model.state_dict(),
-        "ema": ema.tensors,
-        "architecture": architecture_of(model),
-        "prediction_type": prediction_type,
-        "optimizer_type": optimizer_type,
-        "optimizer": optimizer.state_dict(),
-        "lr_schedule": lr_schedule.state_dict(),
-        "scaler": scaler.state_dict() if scaler is not None else None,
-        "step": step,
-        "position": position,
-        "rng": gather_object([random_state(accelerator.device)]),
-    }
+    def __init__(self, file):
+        self.file, self.size, self._sha256 = file, 0, hashlib.sha256()
+
+    def write(self, part) -> int:
+        self._sha256.update(part)
+        self.size += len(part)
+        return self.file.write(part)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    @property
+    def digest(self) -> str:
+        return self._sha256.hexdigest()
 
 
-def restore(
-    state: dict[str, Any], ema: EMA, optimizer: Optimizer, lr_schedule: LRScheduler, accelerator: Accelerator
-) -> tuple[int, int]:
-    """Put a state back (the network's weights are loaded already) and answer its step and position.
+def _size_fits(path: Path) -> bool:
+    told = _read_json(manifest_path(path))
+    return told is not None and path.stat().st_size == told["bytes"]
 
-    The learning rate stays the one that the optimizer was built with, so that a run can go on at another.
-    """
-    peak_rates = list(lr_schedule.base_lrs)  # of the config; loading puts the checkpoint's in their place
-    ema.load(state["ema"])
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """A manifest; None when there is none, or it is damaged."""
     try:
-        optimizer.load_state_dict(state["optimizer"])
-    except ValueError as error:
-        raise InputError(
-            f"the checkpoint's optimizer groups other parameters than this one ({error}); start a new run"
-        ) from None
-    lr_schedule.load_state_dict(state["lr_schedule"])
-    lr_schedule.base_lrs = peak_rates
-    for group, peak, factor in zip(optimizer.param_groups, peak_rates, lr_schedule.lr_lambdas, strict=True):
-        group["initial_lr"], group["lr"] = peak, peak * factor(lr_schedule.last_epoch)
-    if accelerator.scaler is not None and state["scaler"] is not None:
-        accelerator.scaler.load_state_dict(state["scaler"])
-    if len(state["rng"]) == accelerator.num_processes:  # another number of processes has no states to go on from
-        set_random_state(state["rng"][accelerator.process_index], accelerator.device)
-    return state["step"], state["position"]
+        told = json.loads(path.read_text())
+        return told if {"file", "step", "bytes", "sha256"} <= told.keys() else None
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
-def random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """torch's generators of this process: all that training draws from."""
-    states = {"cpu": torch.get_rng_state()}
-    if device.type != "cpu":
-        states[device.type] = torch.get_device_module(device).get_rng_state()
-    return states
-
-
-def set_random_state(states: dict[str, torch.Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states["cpu"])
-    if device.type in states and device.type != "cpu":
-        torch.get_device_module(device).set_rng_state(states[device.type])
+def _write_json(content: dict[str, Any], path: Path) -> None:
+    with written_aside(path) as temporary:
+        temporary.write_text(json.dumps(content) + "\n")
+        flush_to_disk(temporary)

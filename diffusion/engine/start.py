@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from diffusion.config import Config
-from diffusion.engine.checkpoint import find_checkpoint, load_checkpoint, newest_checkpoint
+from diffusion.engine.checkpoint import checkpoints, find_checkpoint, load_checkpoint
+from diffusion.engine.plan import Plan
 from diffusion.errors import InputError
 from diffusion.model.convert import check_told, load_into, load_weights, told_by
 from diffusion.model.local_start import look_at_neighbours
 from diffusion.model.pixart import PixArt, build_model
 from diffusion.model.transfer import start_from
+
+log = logging.getLogger(__name__)
 
 # in what the network of one stage may differ from the weights of the stage before
 OF_THE_STAGE = frozenset({"input_size", "pe_interpolation", "model_max_length", "use_cond_pos_embed"})
@@ -56,14 +60,14 @@ def check_span(config: Config, architecture: Mapping[str, Any], source: str) -> 
         )
 
 
-def choose_checkpoint(config: Config, work_dir: Path) -> Path | None:
-    """What to resume from, or None for a new run. Raises InputError rather than write over a run that is there."""
-    if config.resume_from is not None:
-        return find_checkpoint(config.resume_from, work_dir)
-    present = newest_checkpoint(work_dir)
-    if present is not None:
+def choose_checkpoint(config: Config, work_dir: Path, fresh: bool) -> Path | None:
+    """What to go on from, or None for a new run. Raises InputError rather than write a fresh run over one that is there."""
+    if not fresh:
+        return find_checkpoint(config.resume_from or "auto", work_dir)
+    present = checkpoints(work_dir)
+    if present:
         raise InputError(
-            f"{work_dir} already holds a run ({present.name}); continue it with --resume-from auto, or name another --work-dir"
+            f"{work_dir} already holds a run, at step {max(present)}; without --fresh it goes on, or name another --work-dir"
         )
     return None
 
@@ -74,6 +78,31 @@ def open_checkpoint(config: Config, path: Path) -> dict[str, Any]:
     if state["optimizer_type"] != config.optimizer.type:
         raise InputError(f"{path} is of a run with {state['optimizer_type']}, the config has {config.optimizer.type}")
     return state
+
+
+def check_same_run(saved: Mapping[str, Any], config: Config, data: Mapping[str, Any], plan: Plan, accept: bool) -> None:
+    """Hold what decides which samples come next against what the run was begun with.
+
+    Raises InputError for the first difference, unless changes are accepted: then the log tells of them.
+    """
+    had, processes = saved["config"], len(saved["processes"])
+    batch = had["train_batch_size"] * had["gradient_accumulation_steps"] * processes
+    a_pass = plan.global_batch // config.gradient_accumulation_steps
+    fits = f"set gradient_accumulation_steps={batch // a_pass}" if batch % a_pass == 0 else "change train_batch_size"
+    pairs = {
+        "a global batch": (batch, plan.global_batch, f"{fits} to keep it"),
+        "seed": (had["seed"], config.seed, f"set seed={had['seed']} to keep it"),
+        "data": (saved["data"], dict(data), "name the data of before"),
+    }
+    for name, (before, now, advice) in pairs.items():
+        if before == now:
+            continue
+        if not accept:
+            raise InputError(
+                f"the run was begun with {name} of {before}, and this is {now}; {advice}, "
+                "or go on with the new one by --accept-changes"
+            )
+        log.warning("%s changed from %s to %s: from here on another sequence of samples", name, before, now)
 
 
 def load_resumed(model: PixArt, state: dict[str, Any], config: Config, path: Path) -> None:

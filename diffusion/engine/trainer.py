@@ -1,7 +1,8 @@
 """The training run: from checked settings to weights, in one fixed order.
 
 Letters: B batch of one process, G global batch (B * processes * accumulation). A position is a number of training
-samples that all processes together have taken from the stream; it is all there is to know about the data.
+samples that all processes together have taken from the stream; it is all there is to know about the data, and about
+the noise that samples get.
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.func import functional_call
@@ -19,47 +23,167 @@ from tqdm import tqdm
 
 from diffusion.config import Config, dump_config
 from diffusion.data.batch import PatchBatch
-from diffusion.data.datasets.pan_cancer import build_dataset
+from diffusion.data.datasets.pan_cancer import PanCancerData, SkipBad, build_dataset
 from diffusion.data.loader import batches_of, training_loader
 from diffusion.data.sampler import BatchStream
-from diffusion.encoders.latents import LatentScale
-from diffusion.engine.checkpoint import (
-    FOLDER,
-    LAST_EMA,
-    checkpoint_path,
-    restore,
-    run_state,
-    save_file,
-)
+from diffusion.engine.anomaly import listed, report
+from diffusion.engine.checkpoint import FOLDER, name_last
 from diffusion.engine.ema import EMA
+from diffusion.engine.losses import BatchLosses
 from diffusion.engine.optim import build_lr_schedule, build_optimizer
-from diffusion.engine.plan import check_grid, describe, plan_run, save_steps, settle_precision, settled
-from diffusion.engine.start import build_network, choose_checkpoint, load_resumed, open_checkpoint
+from diffusion.engine.plan import Plan, check_grid, describe, plan_run, save_steps, settle_precision, settled
+from diffusion.engine.processes import Agreement, on_main
+from diffusion.engine.saving import Saver
+from diffusion.engine.start import build_network, check_same_run, choose_checkpoint, load_resumed, open_checkpoint
+from diffusion.engine.state import RunState
+from diffusion.engine.stops import Stop, Stops
 from diffusion.engine.watch import BadItems, Meter, Watch, processor, sample_grid
 from diffusion.errors import InputError
+from diffusion.files import locked, remove_unfinished, written_aside
 from diffusion.guidance import Network
 from diffusion.model.pixart import PixArt
-from diffusion.objective import training_losses
-from diffusion.schedule import TIMESTEPS
 from diffusion.seeds import mix_seed
 from diffusion.workdir import CONFIG_FILE, check_tokens, latent_scale, load_codec
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 log = logging.getLogger(__name__)
 
-MAX_SKIPPED_STEPS = 50  # in a row; a scaler that starts at 65536 has no lower scale to try long before
+BAD_STEPS = "bad_steps.txt"
 
 
-def train(config: Config, work_dir: Path, cpu: bool = False) -> None:
-    """Train until the plan's last step, saving on the way; continues from config.resume_from.
+def train(
+    config: Config,
+    work_dir: Path,
+    cpu: bool = False,
+    fresh: bool = False,
+    accept_changes: bool = False,
+    time_limit: float | None = None,
+) -> bool:
+    """Train until the plan's last step, saving on the way, from config.resume_from or the newest state in the work dir.
 
-    cpu: leave accelerators alone. Raises InputError for settings that the data, the device or the work dir contradict.
+    cpu: leave accelerators alone. fresh: an error instead of going on where a run is. accept_changes: go on with
+    another global batch, seed or data than the run was begun with. time_limit: minutes after which to save and stop.
+    Returns whether the last step is done: False when a signal or the limit stopped the run, whose state is saved.
+    Raises InputError for settings that the data, the device or the work dir contradict, and for numbers gone bad.
     """
+    with Stops(time_limit) as stops, contextlib.ExitStack() as held:
+        # ---- processes and precision
+        config = settle_precision(config, cpu)
+        accelerator = start_accelerator(config, cpu)
+        agree = Agreement(accelerator)
+        main = accelerator.is_main_process
+
+        # ---- data
+        dataset = build_dataset(**config.data_arguments, on_error=config.data.on_error)
+        check_tokens(config, dataset)
+        check_grid(config)
+        plan = plan_run(config, len(dataset), accelerator.num_processes)
+        losses = BatchLosses(latent_scale(config), config.prediction_type, config.class_dropout_prob)
+
+        # ---- network, its average, and what trains it
+        checkpoint = on_main(accelerator, lambda: choose_checkpoint(config, work_dir, fresh))
+        own = checkpoint is not None and checkpoint.parent.resolve() == (work_dir / FOLDER).resolve()
+        saved = open_checkpoint(config, checkpoint) if checkpoint else None
+        if saved is not None:
+            check_same_run(saved, config, dataset.identity(), plan, accept_changes)
+        run, network, origin = start_run(config, plan, dataset, accelerator, saved, checkpoint)
+        saved = None  # gigabytes of host memory in a large run
+
+        # ---- what a person watches; nothing has been written before this line
+        codec = load_codec(config, accelerator.device) if main and config.sample_grid.count else None
+        on_main(accelerator, lambda: held.enter_context(locked(work_dir / ".lock")))
+        saver = held.enter_context(Saver(work_dir, config.keep_last, config.keep_every)) if main else None
+        watch = Watch(work_dir, main, config.report_to, run.step)
+        held.callback(watch.close)
+        if main:
+            remove_unfinished(work_dir / FOLDER)
+            dump_config(settled(config, work_dir), work_dir / CONFIG_FILE)
+            if own:
+                name_last(checkpoint)  # an older one, if it was named, is what the run goes on from now
+        log.info("%s", describe(config, plan, run.model, accelerator.num_processes))
+        log.info("weights from %s", checkpoint or origin)
+        log.info("from step %d to %d, on %s", run.step, plan.total_steps, processor(accelerator))
+
+        def save() -> None:
+            run.bad_items.settle()
+            state = run.state_dict()
+            if saver is not None:
+                saver.save(state)
+
+        def look() -> None:
+            if codec is not None:
+                with averaged(run.model, run.ema) as network:
+                    null_tokens = run.ema.tensors["y_embedder.y_embedding"]
+                    watch.picture("samples", sample_grid(network, null_tokens, dataset, codec, config), run.step)
+            accelerator.wait_for_everyone()
+
+        if not own:
+            save()  # so that a full disk or a broken codec shows now, not hours later
+            if saver is not None:
+                saver.wait()
+            look()
+        if run.step >= plan.total_steps:
+            log.info("nothing left to do: step %d of %d", run.step, plan.total_steps)
+
+        # ---- the loop
+        batches = start_loader(config, dataset, accelerator, run.position)
+        saves = save_steps(config, plan) | {plan.total_steps}
+        stop = Stop.NO
+        network.train()
+        progress = held.enter_context(
+            tqdm(total=plan.total_steps, initial=run.step, unit="step", disable=not main, mininterval=2)
+        )
+        while run.step < plan.total_steps and not stop:
+            step = accumulate(run, network, losses, batches)
+            wish = Stop.SAVE_FAILED if saver is not None and saver.failed else stops.wish()
+            stop, bad_loss, bad_gradient = agree((wish, not step.losses_finite, not step.gradient_finite))
+            if bad_loss or (bad_gradient and not run.scale_is_high):
+                run.skipped_in_a_row += 1
+                tell_of_bad_step(run, network, losses, step, work_dir)
+            run.update(finite=not (bad_loss or bad_gradient))
+            progress.update()
+            if run.step % config.log_interval == 0 or run.step == plan.total_steps:
+                values = run.meter.read(plan.global_batch)
+                values |= {"grad_norm": float(step.grad_norm), "lr": run.lr_schedule.get_last_lr()[0]}
+                values |= {"skipped_steps": run.skipped, **run.bad_items.settle()}
+                watch.scalars(values, run.step, plan.total_steps, epoch=run.position / plan.samples)
+                progress.set_postfix(loss=f"{values['loss']:.4f}")
+            given_up = run.skipped_in_a_row >= config.max_bad_steps
+            if stop != Stop.SAVE_FAILED and (stop or given_up or run.step in saves):
+                save()
+                if not stop and not given_up:
+                    look()
+            if given_up:
+                break
+
+        # ---- the end
+        if saver is not None:
+            saver.wait()
+        accelerator.wait_for_everyone()
+        if run.skipped_in_a_row >= config.max_bad_steps:
+            raise InputError(
+                f"{run.skipped_in_a_row} steps in a row had a loss or gradient that is not finite; {work_dir / BAD_STEPS} "
+                f"says where. The state of step {run.step} is saved. Lower the learning rate, go on from an older "
+                "checkpoint (--resume-from), or extract the features of the patches named there again"
+            )
+        if stop == Stop.SAVE_FAILED:
+            raise InputError("the main process could not save the state; its own message says why")
+        finished = run.step >= plan.total_steps
+        if not finished:
+            log.warning(
+                "stopped by %s after step %d, saved; the same command goes on from there", stops.reason, run.step
+            )
+        return finished
+
+
+def start_accelerator(config: Config, cpu: bool) -> Accelerator:
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs
 
-    # ---- processes and precision
-    config = settle_precision(config, cpu)
-    accelerator = Accelerator(
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # accelerate knows no other name for it yet
+    return Accelerator(
         cpu=cpu,
         mixed_precision=config.mixed_precision,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
@@ -67,141 +191,94 @@ def train(config: Config, work_dir: Path, cpu: bool = False) -> None:
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
 
-    # ---- data
-    dataset = build_dataset(**config.data_arguments, on_error=config.data.on_error)
-    check_tokens(config, dataset)
-    check_grid(config)
-    plan = plan_run(config, len(dataset), accelerator.num_processes)
-    scale = latent_scale(config)
 
-    # ---- network, its average, and what trains it
-    checkpoint = choose_checkpoint(config, work_dir)
-    resumed = open_checkpoint(config, checkpoint) if checkpoint else None
+def start_run(
+    config: Config,
+    plan: Plan,
+    dataset: PanCancerData | SkipBad,
+    accelerator: Accelerator,
+    saved: dict[str, Any] | None,
+    checkpoint: Path | None,
+) -> tuple[RunState, torch.nn.Module, str]:
+    """The state of a new run, or of one that was saved; the network as processes share it; where its weights are from."""
     torch.manual_seed(config.seed)  # the same initial weights in every process
-    model, origin = build_network(config, None if resumed else config.load_from)
-    if resumed is not None:
-        load_resumed(model, resumed, config, checkpoint)
+    model, origin = build_network(config, None if saved else config.load_from)
+    if saved is not None:
+        load_resumed(model, saved, config, checkpoint)
     ema = EMA(model.to(accelerator.device), config.ema_rate)
     optimizer = build_optimizer(model, config.optimizer, plan.lr)
     lr_schedule = build_lr_schedule(optimizer, config, plan.total_steps)  # not prepared: it counts optimizer steps
     network, optimizer = accelerator.prepare(model, optimizer)
-    # from here on every process draws its own noise, timesteps and dropped conditions
     torch.manual_seed(mix_seed(config.seed, accelerator.process_index))
-    step, position = 0, 0
-    if resumed is not None:
-        step, position = restore(resumed, ema, optimizer, lr_schedule, accelerator)
-        resumed = None  # gigabytes of host memory in a large run
-
-    # ---- what a person watches; nothing has been written before this line
-    main = accelerator.is_main_process
-    codec = load_codec(config, accelerator.device) if main and config.sample_grid.count else None
-    watch = Watch(work_dir, main, config.report_to)
-    if main:
-        dump_config(settled(config, work_dir), work_dir / CONFIG_FILE)
-    log.info("%s", describe(config, plan, model, accelerator.num_processes))
-    log.info("weights from %s", checkpoint or origin)
-    log.info("from step %d to %d, on %s", step, plan.total_steps, processor(accelerator))
-
-    def save() -> None:
-        state = run_state(
-            model=model,
-            ema=ema,
-            prediction_type=config.prediction_type,
-            optimizer_type=config.optimizer.type,
-            optimizer=optimizer,
-            lr_schedule=lr_schedule,
-            step=step,
-            position=position,
-            accelerator=accelerator,
-        )
-        if main:
-            save_file(state, checkpoint_path(work_dir, step))
-            averages = {name: tensor.cpu() for name, tensor in ema.tensors.items()}  # to be read on any machine
-            told = {name: state[name] for name in ("architecture", "prediction_type", "step")}
-            save_file({"state_dict": averages, **told}, work_dir / FOLDER / LAST_EMA)
-            log.info("saved %s and %s", checkpoint_path(work_dir, step).name, LAST_EMA)
-        if codec is not None:
-            with averaged(model, ema) as averaged_network:
-                null_tokens = ema.tensors["y_embedder.y_embedding"]
-                pixels = sample_grid(averaged_network, null_tokens, dataset, codec, config)
-                watch.picture("samples", pixels, step)
-        accelerator.wait_for_everyone()
-
-    if checkpoint is None:
-        save()  # so that a full disk or a broken codec shows now, not hours later
-    if step >= plan.total_steps:
-        log.info("nothing left to do: step %d of %d", step, plan.total_steps)
-
-    # ---- the loop
-    stream = BatchStream(
-        len(dataset),
-        config.train_batch_size,
-        config.seed,
-        accelerator.process_index,
-        accelerator.num_processes,
-        position,
+    run = RunState(
+        config=config,
+        data=dataset.identity(),
+        model=model,
+        ema=ema,
+        optimizer=optimizer,
+        lr_schedule=lr_schedule,
+        accelerator=accelerator,
+        meter=Meter(accelerator),
+        bad_items=BadItems(config.data.max_bad_fraction),
     )
-    loader = training_loader(dataset, stream, config.num_workers, pin_memory=accelerator.device.type == "cuda")
-    meter = Meter(accelerator)
-    bad_items = BadItems(config.data.max_bad_fraction)
-    saves = save_steps(config, plan)
-    skipped = 0  # optimizer steps in a row that the fp16 scaler refused
-    network.train()
-    with tqdm(total=plan.total_steps, initial=step, unit="step", disable=not main, mininterval=2) as progress:
-        for batch, waited in timed(loader) if step < plan.total_steps else ():
-            with accelerator.accumulate(network):
-                losses = batch_losses(network, batch.to(accelerator.device), scale, config.prediction_type)
-                accelerator.backward(losses["loss"].mean())
-                position += config.train_batch_size * accelerator.num_processes
-                if accelerator.sync_gradients:
-                    grad_norm = accelerator.clip_grad_norm_(network.parameters(), config.gradient_clip)
-                    check_finite(grad_norm, skipped, config, step, batch)
-                optimizer.step()
-                optimizer.zero_grad()
-            meter.add(losses, waited)
-            bad_items.add(batch)
-            if not accelerator.sync_gradients:
-                continue
-            skipped = skipped + 1 if accelerator.optimizer_step_was_skipped else 0
-            if not skipped:
-                lr_schedule.step()
-                ema.update(model)
-            step += 1
-            progress.update()
-            if step % config.log_interval == 0 or step == plan.total_steps:
-                values = meter.read(plan.global_batch)
-                values |= {"grad_norm": float(grad_norm), "lr": lr_schedule.get_last_lr()[0]}
-                values |= bad_items.settle()
-                watch.scalars(values, step, plan.total_steps, epoch=position / plan.samples)
-                progress.set_postfix(loss=f"{values['loss']:.4f}")
-            if step in saves or step == plan.total_steps:
-                save()
-            if step == plan.total_steps:
-                break
-    watch.close()
-    accelerator.end_training()
+    if saved is not None:
+        run.load(saved)
+    return run, network, origin
 
 
-def batch_losses(
-    network: torch.nn.Module, batch: PatchBatch, scale: LatentScale, prediction_type: str
-) -> dict[str, torch.Tensor]:
-    """Losses (B,) of one batch at timesteps drawn uniformly."""
-    timestep = torch.randint(TIMESTEPS, (len(batch.names),), device=batch.latents.device)
-    latents = scale.to_network(batch.latents)
-    return training_losses(network, latents, timestep, batch.tokens, prediction_type=prediction_type)
+@dataclass(frozen=True)
+class Step:
+    """The forward and backward passes of an optimizer step, before the update."""
+
+    batches: list[PatchBatch]
+    grad_norm: torch.Tensor  # before clipping
+    losses_finite: bool  # of this process
+    gradient_finite: bool
 
 
-def check_finite(grad_norm: torch.Tensor, skipped: int, config: Config, step: int, batch: PatchBatch) -> None:
-    """A gradient that is no number would spoil every weight. Raises InputError naming the patches.
+def accumulate(
+    run: RunState, network: torch.nn.Module, losses: BatchLosses, batches: Iterator[tuple[PatchBatch, float]]
+) -> Step:
+    """Clipped gradients of a global batch; its losses go to the meter when all are finite."""
+    accelerator, config = run.accelerator, run.config
+    taken, values, waiting = [], [], 0.0
+    for _ in range(config.gradient_accumulation_steps):
+        batch, waited = next(batches)
+        batch = batch.to(accelerator.device)
+        with accelerator.accumulate(network):
+            of_batch = losses(network, batch)
+            accelerator.backward(of_batch["loss"].mean())
+        run.bad_items.add(batch)
+        run.position += config.train_batch_size * accelerator.num_processes
+        taken, values, waiting = [*taken, batch], [*values, of_batch], waiting + waited
+    grad_norm = accelerator.clip_grad_norm_(network.parameters(), config.gradient_clip)
+    finite = torch.stack([of_batch["loss"].isfinite().all() for of_batch in values]).all()
+    losses_finite, gradient_finite = torch.stack([finite, grad_norm.isfinite()]).tolist()  # the one wait for the device
+    run.meter.end_step(waiting)
+    if losses_finite:
+        for of_batch in values:
+            run.meter.add(of_batch)
+    return Step(taken, grad_norm, losses_finite, gradient_finite)
 
-    Under fp16 the scaler skips such a step and lowers its scale, which is right unless it goes on and on.
-    """
-    if torch.isfinite(grad_norm) or (config.mixed_precision == "fp16" and skipped < MAX_SKIPPED_STEPS):
+
+def tell_of_bad_step(run: RunState, network: torch.nn.Module, losses: BatchLosses, step: Step, work_dir: Path) -> None:
+    """Log the patches of a step that is left out; of the last that is borne, write a report."""
+    from accelerate.utils import gather_object
+
+    told = gather_object([([name for batch in step.batches for name in batch.names], step.losses_finite)])
+    culprits = [names for names, finite in told if not finite] or [names for names, _ in told]
+    names = [name for of_process in culprits for name in of_process]
+    log.warning(
+        "step %d skipped, %d in a row: its loss or gradient is not finite. Patches: %s",
+        *(run.step + 1, run.skipped_in_a_row, listed(names)),
+    )
+    if run.skipped_in_a_row < run.config.max_bad_steps:
         return
-    raise InputError(
-        f"the gradient of step {step + 1} is not finite; the weights are those of the last checkpoint. "
-        f"Patches: {', '.join(batch.names[:4])}. Lower the learning rate, or extract the features of these again"
-    )
+    texts = gather_object([report(network, run.model, losses, step.batches)])
+    if run.accelerator.is_main_process:
+        parts = [f"process {i}\n{text}\n" for i, text in enumerate(texts)]
+        with written_aside(work_dir / BAD_STEPS) as temporary:
+            temporary.write_text(f"step {run.step + 1}, whose loss or gradient is not finite\n\n" + "\n".join(parts))
 
 
 @contextlib.contextmanager
@@ -215,6 +292,16 @@ def averaged(model: PixArt, ema: EMA) -> Iterator[Network]:
         model.train(training)
 
 
+def start_loader(
+    config: Config, dataset: PanCancerData | SkipBad, accelerator: Accelerator, position: int
+) -> Iterator[tuple[PatchBatch, float]]:
+    """This process's batches from a position of the stream on, with the seconds that each was waited for."""
+    index, count = accelerator.process_index, accelerator.num_processes
+    stream = BatchStream(len(dataset), config.train_batch_size, config.seed, index, count, position)
+    loader = training_loader(dataset, stream, config.num_workers, pin_memory=accelerator.device.type == "cuda")
+    return timed(loader)
+
+
 def timed(loader: DataLoader) -> Iterator[tuple[PatchBatch, float]]:
     """Batches with the seconds that each was waited for."""
     batches = batches_of(loader)
@@ -224,7 +311,7 @@ def timed(loader: DataLoader) -> Iterator[tuple[PatchBatch, float]]:
         yield batch, time.perf_counter() - asked
 
 
-def dry_run(config: Config, work_dir: Path, processes: int, cpu: bool) -> str:
+def dry_run(config: Config, work_dir: Path, processes: int, cpu: bool, fresh: bool = False) -> str:
     """Check everything that can be wrong before the first step, write nothing, and say what the run would be."""
     config = settle_precision(config, cpu)
     dataset = build_dataset(**config.data_arguments, on_error=config.data.on_error)
@@ -234,7 +321,7 @@ def dry_run(config: Config, work_dir: Path, processes: int, cpu: bool) -> str:
     if config.sample_grid.count:
         load_codec(config, torch.device("cpu"))
     plan = plan_run(config, len(dataset), processes)
-    checkpoint = choose_checkpoint(config, work_dir)
+    checkpoint = choose_checkpoint(config, work_dir, fresh)
     model, origin = build_network(config, None if checkpoint else config.load_from)
     if checkpoint:
         load_resumed(model, open_checkpoint(config, checkpoint), config, checkpoint)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,6 +20,11 @@ from diffusion.errors import InputError
 from diffusion.guidance import Network
 from diffusion.sampling import image_generator, initial_noise, sample_latents
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
@@ -27,6 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+LOSSES = ("loss", "mse", "vb")
 FEW_ITEMS = 1000  # taken for read from the start: a share of a few items says nothing
 GRID_ALGORITHM = "dpm-solver"  # of sample grids
 
@@ -38,28 +45,51 @@ class Meter:
         self.accelerator = accelerator
         self._reset()
 
-    def add(self, losses: Mapping[str, torch.Tensor], waited: float) -> None:
-        """Count one batch: its losses (B,) and the seconds that its data was waited for."""
+    def add(self, losses: Mapping[str, torch.Tensor]) -> None:
+        """Count the losses (B,) of one batch."""
         for name, loss in losses.items():
             self.sums[name] = self.sums.get(name, 0) + loss.detach().mean()
         self.batches += 1
-        self.waited += waited
-        self.steps += self.accelerator.sync_gradients
+
+    def end_step(self, waited: float) -> None:
+        """Count an optimizer step, and the seconds that its data was waited for."""
+        self.steps, self.waited = self.steps + 1, self.waited + waited
 
     def read(self, global_batch: int) -> dict[str, float]:
-        """Mean losses, samples a second, and the share of time spent waiting for data; starts anew."""
-        names = list(self.sums)
-        means = torch.stack([self.sums[name] for name in names]) / self.batches
-        means = self.accelerator.reduce(means, "mean").tolist()
+        """Mean losses, samples a second, the share of time spent waiting for data, memory; starts anew.
+
+        Losses are no numbers when every step since the last reading was skipped.
+        """
+        means = torch.stack([self.sums.get(name, torch.zeros((), device=self.accelerator.device)) for name in LOSSES])
+        means = self.accelerator.reduce(means / self.batches if self.batches else means * float("nan"), "mean").tolist()
         seconds = time.perf_counter() - self.since
-        values = dict(zip(names, means, strict=True))
+        values = dict(zip(LOSSES, means, strict=True))
         values |= {"samples_per_second": self.steps * global_batch / seconds, "data_wait": self.waited / seconds}
+        values |= {"memory_gb": peak_memory(self.accelerator.device) / 1e9}
         self._reset()
         return values
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been counted since the last reading, but for the time."""
+        return {"sums": {name: total.cpu() for name, total in self.sums.items()}, "batches": self.batches}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        self.sums = {name: total.to(self.accelerator.device) for name, total in saved["sums"].items()}
+        self.batches = saved["batches"]
 
     def _reset(self) -> None:
         self.sums: dict[str, torch.Tensor] = {}
         self.batches, self.steps, self.waited, self.since = 0, 0, 0.0, time.perf_counter()
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that the process has held: on a GPU what torch has allocated there, else what the system gave it."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if resource is None:
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 class BadItems:
@@ -90,18 +120,28 @@ class BadItems:
                     log.warning("skipped %s: %s", item.name, item.reason)
                     self._named.add(item.name)
         self._new, self._new_read = [], 0
+        self._check()
+        return {"bad_items": self.bad}
+
+    def state_dict(self) -> dict[str, int]:
+        """The counts; after `settle`, the same in all processes."""
+        return {"bad": self.bad, "read": self.read}
+
+    def load_state_dict(self, saved: Mapping[str, int]) -> None:
+        self.bad, self.read = saved["bad"], saved["read"]
+
+    def _check(self) -> None:
         if self.bad > self.limit * max(self.read, FEW_ITEMS):
             raise InputError(
                 f"{self.bad} of {self.read} items could not be read, more than max_bad_fraction {self.limit:g} "
                 f"(of at least {FEW_ITEMS}); the log names them. The weights are those of the last checkpoint"
             )
-        return {"bad_items": self.bad}
 
 
 class Watch:
     """Writes train_log.log and TensorBoard's events, in the main process only."""
 
-    def __init__(self, work_dir: Path, is_main_process: bool, report_to: str):
+    def __init__(self, work_dir: Path, is_main_process: bool, report_to: str, step: int):
         self.writer, self.first = None, None
         self.work_dir = work_dir
         if not is_main_process:
@@ -111,7 +151,8 @@ class Watch:
         if report_to == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
 
-            self.writer = SummaryWriter(work_dir / "tensorboard")
+            # what was logged after the last save is of steps that come again
+            self.writer = SummaryWriter(work_dir / "tensorboard", purge_step=step + 1)
 
     def scalars(self, values: Mapping[str, float], step: int, total_steps: int, epoch: float) -> None:
         now = time.perf_counter()
@@ -120,13 +161,18 @@ class Watch:
         done = step - self.first[0]
         left = timedelta(seconds=round((now - self.first[1]) / done * (total_steps - step))) if done else "?"
         log.info(
-            "step %d/%d, epoch %.3f: loss %.4f (mse %.4f, vb %.4f), grad norm %.3f, lr %.2e, %.1f samples/s, data wait %.1f %%, left %s",
+            "step %d/%d, epoch %.3f: loss %.4f (mse %.4f, vb %.4f), grad norm %.3f, lr %.2e, %.1f samples/s, "
+            "data wait %.1f %%, memory %.2f GB, left %s",
             *(step, total_steps, epoch, values["loss"], values["mse"], values["vb"], values["grad_norm"], values["lr"]),
-            *(values["samples_per_second"], 100 * values["data_wait"], left),
+            *(values["samples_per_second"], 100 * values["data_wait"], values["memory_gb"], left),
         )
+        self.curves("train", values, step)
+
+    def curves(self, group: str, values: Mapping[str, float], step: int) -> None:
+        """Points of TensorBoard's curves `<group>/<name>`."""
         if self.writer is not None:
             for name, value in values.items():
-                self.writer.add_scalar(f"train/{name}", value, step)
+                self.writer.add_scalar(f"{group}/{name}", value, step)
 
     def picture(self, name: str, pixels: torch.Tensor, step: int) -> None:
         """A picture (3, H, W) in [0, 1], into TensorBoard and as a PNG in the work dir."""

@@ -84,13 +84,19 @@ class ConditionEmbedder(nn.Module):
         self.y_proj = Mlp(channels, width, width)
         self.register_buffer("y_embedding", torch.randn(tokens, channels) / channels**0.5)
 
-    def drop(self, y: torch.Tensor) -> torch.Tensor:
-        """In training, replace whole samples by the null condition (classifier-free guidance, Ho & Salimans 2022)."""
-        if not self.training or self.dropout == 0:
-            return y
-        dropped = torch.rand(y.shape[0], device=y.device) < self.dropout
+    def drop(self, y: torch.Tensor, dropped: torch.Tensor | None = None) -> torch.Tensor:
+        """Replace whole samples by the null condition (classifier-free guidance, Ho & Salimans 2022).
+
+        dropped: which, (B,) bool; None draws them in training, and is none of them else.
+        """
+        if dropped is None:
+            if not self.training or self.dropout == 0:
+                return y
+            dropped = torch.rand(y.shape[0], device=y.device) < self.dropout
         return torch.where(dropped[:, None, None], self.y_embedding.to(y.dtype), y)
 
-    def forward(self, y: torch.Tensor, position: torch.Tensor | None = None) -> torch.Tensor:
-        y = self.drop(y)
+    def forward(
+        self, y: torch.Tensor, position: torch.Tensor | None = None, dropped: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        y = self.drop(y, dropped)
         return self.y_proj(y if position is None else y + position)

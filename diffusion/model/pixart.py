@@ -89,8 +89,12 @@ class PixArt(nn.Module):
         self.final_layer = FinalLayer(hidden_size, patch_size**2 * self.out_channels)
         self.initialize_weights()
 
-    def forward(self, x: torch.Tensor, timestep: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, x: torch.Tensor, timestep: torch.Tensor, y: torch.Tensor, dropped: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """x (B, C, H, W) network latents, timestep (B,) in 0..999, y (B, L, D) -> (B, 2C, H, W).
+
+        dropped (B,) bool: which samples get the null condition; None draws them with class_dropout_prob in training.
 
         The first C output channels are the noise (or velocity, as trained), the others place the noise's variance
         between the schedule's two bounds (Nichol & Dhariwal 2021). H and W are any multiples of the patch size.
@@ -101,7 +105,7 @@ class PixArt(nn.Module):
         x = self.x_embedder(x) + self._positions(rows, columns)  # (B, N, W)
         time = self.t_embedder(timestep)  # (B, W)
         modulation = self.t_block(time).unflatten(1, (6, -1))  # (B, 6, W), shared by all blocks
-        y = self.y_embedder(y, self.y_pos_embed)  # (B, L, W)
+        y = self.y_embedder(y, self.y_pos_embed, dropped)  # (B, L, W)
         for block in self.blocks:
             if self.grad_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, y, modulation, use_reentrant=False)

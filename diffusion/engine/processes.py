@@ -1,0 +1,48 @@
+"""Several training processes as one: who does what only one may do, and how they agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+
+from diffusion.errors import InputError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+Answer = TypeVar("Answer")
+
+
+class Agreement:
+    """The largest of every process's numbers, place by place; over the host, so that it costs a GPU no wait."""
+
+    def __init__(self, accelerator: Accelerator):
+        self._alone = accelerator.num_processes == 1
+        on_host = self._alone or torch.distributed.get_backend() == "gloo"
+        self._group = None if on_host else torch.distributed.new_group(backend="gloo")
+
+    def __call__(self, values: Sequence[float]) -> list[float]:
+        """To be called by all processes together."""
+        if self._alone:
+            return list(values)
+        largest = torch.tensor(values, dtype=torch.float64)
+        torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX, group=self._group)
+        return largest.tolist()
+
+
+def on_main(accelerator: Accelerator, function: Callable[[], Answer]) -> Answer:
+    """What the function answers in the main process, given to all of them; its InputError is raised in all, too."""
+    from accelerate.utils import broadcast_object_list
+
+    answer, error = None, None
+    if accelerator.is_main_process:
+        try:
+            answer = function()
+        except InputError as raised:
+            error = raised
+    answer, error = broadcast_object_list([answer, error])
+    if error is not None:
+        raise error
+    return answer

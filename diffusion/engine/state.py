@@ -1,0 +1,138 @@
+"""The state of a run: everything that its next step depends on, as one object."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from diffusion.config import Config
+from diffusion.engine.ema import EMA
+from diffusion.engine.watch import BadItems, Meter
+from diffusion.errors import InputError
+from diffusion.model.architecture import architecture_of
+from diffusion.model.pixart import PixArt
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass
+class RunState:
+    """What a run is made of, and how far it has come.
+
+    step: optimizer steps, skipped ones too. position: samples taken from the stream by all processes together; epoch
+    and place in its permutation follow from it, as does every sample's noise. skipped: steps without an update.
+    """
+
+    config: Config
+    data: dict[str, Any]  # what tells its data set from another
+    model: PixArt
+    ema: EMA
+    optimizer: Optimizer
+    lr_schedule: LRScheduler
+    accelerator: Accelerator
+    meter: Meter
+    bad_items: BadItems
+    step: int = 0
+    position: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = field(default=0, init=False)  # a person has looked before a run goes on: starts anew
+
+    def update(self, finite: bool) -> None:
+        """End a step: let the optimizer, the learning rate and the average go on, unless its numbers are not finite.
+
+        Under fp16 the scaler leaves a step out by itself, and lowers its scale.
+        """
+        if finite or self.accelerator.scaler is not None:
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        if finite and not self.accelerator.optimizer_step_was_skipped:
+            self.lr_schedule.step()
+            self.ema.update(self.model)
+            self.skipped_in_a_row = 0
+        else:
+            self.skipped += 1
+        self.step += 1
+
+    @property
+    def scale_is_high(self) -> bool:
+        """Whether fp16's scaler may still find a scale at which gradients fit; then infinite ones are no bad sign."""
+        return self.accelerator.scaler is not None and self.accelerator.scaler.get_scale() > 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as tensors and plain values; the same on every process, so that one file serves all.
+
+        To be called by all of them.
+        """
+        from accelerate.utils import gather_object
+
+        scaler = self.accelerator.scaler
+        return {
+            "model": self.model.state_dict(),
+            "ema": self.ema.tensors,
+            "architecture": architecture_of(self.model),
+            "prediction_type": self.config.prediction_type,
+            "optimizer_type": self.config.optimizer.type,
+            "optimizer": self.optimizer.state_dict(),
+            "lr_schedule": self.lr_schedule.state_dict(),
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "step": self.step,
+            "position": self.position,
+            "skipped": self.skipped,
+            "bad_items": self.bad_items.state_dict(),
+            "config": dataclasses.asdict(self.config),
+            "data": self.data,
+            "processes": gather_object([self._of_this_process()]),
+        }
+
+    def load(self, saved: dict[str, Any]) -> None:
+        """Put a state back; the network's weights, which decide what the rest is built on, are loaded already.
+
+        The learning rate stays the one that the optimizer was built with, so that a run can go on at another.
+        """
+        self.ema.load(saved["ema"])
+        try:
+            self.optimizer.load_state_dict(saved["optimizer"])
+        except ValueError as error:
+            raise InputError(
+                f"the checkpoint's optimizer groups other parameters than this one ({error}); start a new run"
+            ) from None
+        self._load_lr_schedule(saved["lr_schedule"])
+        if self.accelerator.scaler is not None and saved["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(saved["scaler"])
+        self.step, self.position, self.skipped = saved["step"], saved["position"], saved["skipped"]
+        self.bad_items.load_state_dict(saved["bad_items"])
+        if len(saved["processes"]) == self.accelerator.num_processes:  # else there is nothing to go on from
+            own = saved["processes"][self.accelerator.process_index]
+            self.meter.load_state_dict(own["meter"])
+            set_random_state(own["random"], self.accelerator.device)
+
+    def _load_lr_schedule(self, saved: dict[str, Any]) -> None:
+        peak_rates = list(self.lr_schedule.base_lrs)  # of the config; loading puts the checkpoint's in their place
+        self.lr_schedule.load_state_dict(saved)
+        self.lr_schedule.base_lrs = peak_rates
+        factors = self.lr_schedule.lr_lambdas
+        for group, peak, factor in zip(self.optimizer.param_groups, peak_rates, factors, strict=True):
+            group["initial_lr"], group["lr"] = peak, peak * factor(self.lr_schedule.last_epoch)
+
+    def _of_this_process(self) -> dict[str, Any]:
+        return {"meter": self.meter.state_dict(), "random": random_state(self.accelerator.device)}
+
+
+def random_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """torch's generators of this process. Samples bring seeds of their own; data sets of others may draw from these."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        states[device.type] = torch.get_device_module(device).get_rng_state()
+    return states
+
+
+def set_random_state(states: dict[str, torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["cpu"])
+    if device.type in states and device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(states[device.type])

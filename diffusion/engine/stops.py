@@ -1,0 +1,60 @@
+"""Being stopped: by signals, or by a time limit."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+EXIT_CODE = 75  # of a run that was stopped and saved: "temporary failure, try again" (sysexits.h)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
+
+
+class Stop(IntEnum):
+    """Why to stop, the most urgent last; of several processes' reasons the last counts."""
+
+    NO = 0
+    TIME_LIMIT = 1
+    SIGNAL = 2
+    SAVE_FAILED = 3
+
+
+class Stops:
+    """Turns signals into a wish to stop for as long as its `with` block lasts. Repeated ones change nothing.
+
+    time_limit: minutes from now on after which to stop; None for no limit.
+    """
+
+    def __init__(self, time_limit: float | None = None):
+        self._deadline = None if time_limit is None else time.monotonic() + 60 * time_limit
+        self._signal: int | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> Stops:
+        if threading.current_thread() is threading.main_thread():  # Python lets no other set handlers
+            self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def wish(self) -> Stop:
+        """What this process has come to want."""
+        if self._signal is not None:
+            return Stop.SIGNAL
+        late = self._deadline is not None and time.monotonic() >= self._deadline
+        return Stop.TIME_LIMIT if late else Stop.NO
+
+    @property
+    def reason(self) -> str:
+        """What stopped the run, as far as this process knows."""
+        return "the time limit" if self._signal is None else signal.Signals(self._signal).name
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._signal = number

@@ -1,0 +1,121 @@
+"""Training runs of seconds, for tests: their settings, what they left, and a script that trains several in one launch.
+
+accelerate launch tests/runs.py FILE trains the runs in a JSON file, a list of {"root", "changes", "work_dir"} and
+maybe "stop_after": starting processes takes longer than all of them together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from diffusion.config import Config, DataConfig, OptimizerConfig, SampleGridConfig, ScheduleConfig
+from diffusion.engine.checkpoint import checkpoint_path
+
+WIDTH = 8  # of the embeddings of `feature_root`
+
+
+def settings(root: Path, **changes) -> Config:
+    """A training run of seconds."""
+    config = Config(
+        data=DataConfig(root=str(root)),
+        model_kwargs=dict(depth=1, hidden_size=16, num_heads=2),
+        caption_channels=WIDTH,
+        pe_interpolation=0.5,
+        scale_factor=1.0,
+        shift_factor=0.0,
+        train_batch_size=2,
+        optimizer=OptimizerConfig(lr=1e-2),
+        lr_schedule_args=ScheduleConfig(num_warmup_steps=2),
+        ema_rate=0.5,
+        num_workers=0,
+        max_steps=4,
+        log_interval=1,
+        save_model_steps=2,
+        keep_last=None,
+        sample_grid=SampleGridConfig(count=0),
+        report_to="none",
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def read(work_dir: Path, step: int) -> dict[str, Any]:
+    """A checkpoint, without the config it was written under."""
+    content = torch.load(checkpoint_path(work_dir, step), weights_only=True)
+    del content["config"]
+    return content
+
+
+def equal(first: Any, second: Any) -> bool:
+    """Whether two trees of tensors and values are the same, to the bit."""
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(equal(first[key], second[key]) for key in first)
+    if isinstance(first, (list, tuple)):
+        return len(first) == len(second) and all(map(equal, first, second))
+    return first == second
+
+
+def logged(work_dir: Path, tag: str = "train/loss") -> dict[int, float]:
+    """A curve of a run, float32 as it was computed, by step."""
+    from diffusion.evaluation.report import read_loss
+
+    curve = read_loss(work_dir, tag)
+    return dict(zip(curve.steps, curve.values, strict=True))
+
+
+def forget_processes() -> None:
+    """accelerate keeps one state per process, and every run is to be the first."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def train_for(config: Config, work_dir: Path, steps: int) -> None:
+    """Train, and be stopped by a signal in the step that is the last of so many."""
+    from diffusion.engine import trainer
+
+    class StopsLater(trainer.Stops):
+        left = steps
+
+        def wish(self) -> int:
+            self.left -= 1
+            if not self.left:
+                signal.raise_signal(signal.SIGTERM)
+            return super().wish()
+
+    given, trainer.Stops = trainer.Stops, StopsLater
+    try:
+        finished = trainer.train(config, work_dir, cpu=True)
+    finally:
+        trainer.Stops = given
+    assert not finished
+
+
+def main() -> None:
+    from diffusion.engine.trainer import train
+
+    for run in json.loads(Path(sys.argv[1]).read_text()):
+        changes = run["changes"]
+        for name, kind in (("optimizer", OptimizerConfig), ("data", DataConfig)):
+            if name in changes:
+                changes[name] = kind(**changes[name])
+        config, work_dir = settings(Path(run["root"]), **changes), Path(run["work_dir"])
+        if "stop_after" in run:
+            train_for(config, work_dir, run["stop_after"])
+        else:
+            train(config, work_dir, cpu=True)
+        forget_processes()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,168 @@
+"""Stopping and going on gives the run that was never stopped, to the bit."""
+
+from __future__ import annotations
+
+import json
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import command
+from runs import equal, forget_processes, logged, read, settings, train_for
+
+from diffusion.config import DataConfig, OptimizerConfig, SampleGridConfig
+from diffusion.data.index import index_path, write_index
+from diffusion.engine.trainer import train
+from diffusion.errors import InputError
+
+STEPS, STOP = 7, 3  # of 48 samples: epochs begin and stops fall anywhere in them
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    yield
+    forget_processes()
+
+
+def matrix(accumulation: int, workers: int) -> dict:
+    """Changes of a run: a third of the conditions dropped, epochs of 48 samples that no global batch divides."""
+    return dict(
+        train_batch_size=5,
+        gradient_accumulation_steps=accumulation,
+        num_workers=workers,
+        class_dropout_prob=0.3,
+        optimizer=OptimizerConfig("AdamW" if workers else "Muon", 1e-2),
+        max_steps=STEPS,
+        save_model_steps=100,
+        log_interval=2,  # a stop falls between two lines of the log
+        report_to="tensorboard",
+    )
+
+
+def same(whole: Path, parts: Path) -> None:
+    assert equal(read(whole, STEPS), read(parts, STEPS))
+    assert logged(whole) == logged(parts) and len(logged(whole)) == 4
+
+
+@pytest.mark.parametrize(("accumulation", "workers"), [(1, 0), (1, 2), (3, 0), (3, 2)])
+def test_one_process(feature_root, tmp_path, accumulation, workers):
+    changes = matrix(accumulation, workers)
+    train(settings(feature_root, **changes), tmp_path / "whole", cpu=True)
+    train_for(settings(feature_root, **changes), tmp_path / "parts", STOP)
+    train(settings(feature_root, **changes), tmp_path / "parts", cpu=True)
+    same(tmp_path / "whole", tmp_path / "parts")
+
+
+def plain(changes: dict) -> dict:
+    """Changes as JSON has them."""
+    return {name: vars(value) if isinstance(value, OptimizerConfig) else value for name, value in changes.items()}
+
+
+def test_two_processes(feature_root, tmp_path):
+    """The same with two, and the same samples, losses and weights whether one process has them all or two share them."""
+    runs = []
+    for accumulation, workers in product((1, 3), (0, 2)):
+        changes, place = plain(matrix(accumulation, workers)), f"{accumulation}_{workers}"
+        runs += [
+            (changes, f"whole_{place}", None),
+            (changes, f"parts_{place}", STOP),
+            (changes, f"parts_{place}", None),
+        ]
+    shared = plain(matrix(1, 0) | dict(optimizer=OptimizerConfig("AdamW", 1e-3), log_interval=1))
+    runs += [(shared, "two", None), (shared, "two_one_two", 2)]
+    launch(feature_root, tmp_path, runs)
+    for accumulation, workers in product((1, 3), (0, 2)):
+        same(tmp_path / f"whole_{accumulation}_{workers}", tmp_path / f"parts_{accumulation}_{workers}")
+
+    alone = shared | dict(optimizer=OptimizerConfig("AdamW", 1e-3))
+    with pytest.raises(InputError, match=r"global batch of 10, and this is 5; set gradient_accumulation_steps=2"):
+        train(settings(feature_root, **alone), tmp_path / "two_one_two", cpu=True)
+    forget_processes()
+    train_for(settings(feature_root, **alone | dict(gradient_accumulation_steps=2)), tmp_path / "two_one_two", 2)
+    launch(feature_root, tmp_path, [(shared, "two_one_two", None)])
+    one, two = read(tmp_path / "two_one_two", STEPS), read(tmp_path / "two", STEPS)
+    assert one["position"] == two["position"] == 10 * STEPS
+    assert logged(tmp_path / "two_one_two") == pytest.approx(logged(tmp_path / "two"), rel=1e-4)
+    for name, tensor in two["model"].items():
+        torch.testing.assert_close(one["model"][name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def launch(root: Path, folder: Path, runs: list[tuple[dict, str, int | None]]) -> None:
+    """Train runs one after the other in one launch of two processes: their changes, names, and when they are stopped."""
+    listed = []
+    for changes, name, stop_after in runs:
+        run = dict(root=str(root), changes=changes, work_dir=str(folder / name))
+        listed.append(run if stop_after is None else run | dict(stop_after=stop_after))
+    (folder / "runs.json").write_text(json.dumps(listed))
+    done = command("tests/runs.py", folder / "runs.json", processes=2)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_sample_is_the_same_in_any_batch(feature_root, tmp_path):
+    """Noise, timestep and dropping come from its draw: two batches of 2 lose what one of 4 does."""
+    for name, batch, accumulation in (("one", 4, 1), ("two", 2, 2)):
+        changes = dict(train_batch_size=batch, gradient_accumulation_steps=accumulation, report_to="tensorboard")
+        train(settings(feature_root, class_dropout_prob=0.5, **changes), tmp_path / name, cpu=True)
+        forget_processes()
+    assert logged(tmp_path / "one") == pytest.approx(logged(tmp_path / "two"), rel=1e-4)
+
+
+class TestChanges:
+    """What decides which samples come next may not change by itself."""
+
+    def refused(self, config, work_dir: Path, message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            train(config, work_dir, cpu=True)
+        forget_processes()
+        train(config, work_dir, cpu=True, accept_changes=True)
+        assert "another sequence of samples" in (work_dir / "train_log.log").read_text()
+
+    def test_batch_size(self, feature_root, tmp_path):
+        train(settings(feature_root, max_steps=1), tmp_path, cpu=True)
+        self.refused(settings(feature_root, train_batch_size=4), tmp_path, "global batch of 2, and this is 4; change")
+
+    def test_seed(self, feature_root, tmp_path):
+        train(settings(feature_root, max_steps=1), tmp_path, cpu=True)
+        self.refused(settings(feature_root, seed=1), tmp_path, "seed of 43, and this is 1; set seed=43 to keep it")
+
+    def test_data(self, feature_root, tmp_path):
+        train(settings(feature_root, max_steps=1), tmp_path, cpu=True)
+        names = [f"set/brca/single_1024/slide_{i}/{i}_0.jpeg" for i in range(2)]
+        write_index(index_path(feature_root, "fewer.hdf5"), {"set_1024": names})
+        data = DataConfig(root=str(feature_root), patch_names_file="fewer.hdf5")
+        self.refused(settings(feature_root, data=data), tmp_path, "with data of .*'set_1024': 3.*'set_1024': 2")
+
+    def test_a_moved_root_is_the_same_data(self, feature_root, tmp_path):
+        train(settings(feature_root, max_steps=1), tmp_path / "run", cpu=True)
+        (feature_root / "patches").rename(tmp_path / "elsewhere")
+        (tmp_path / "moved").mkdir()
+        (tmp_path / "elsewhere").rename(tmp_path / "moved/patches")
+        train(settings(tmp_path / "moved"), tmp_path / "run", cpu=True)
+        assert read(tmp_path / "run", 4)["step"] == 4
+
+
+class TestBranches:
+    def test_a_named_checkpoint_is_what_the_run_goes_on_from(self, feature_root, tmp_path):
+        """Also when it is stopped before it saved anything new."""
+        train(settings(feature_root), tmp_path, cpu=True)
+        older = tmp_path / "checkpoints/step_00000002.ckpt"
+        train(settings(feature_root, resume_from=str(older), max_steps=2), tmp_path, cpu=True)
+        train(settings(feature_root, optimizer=OptimizerConfig(lr=1e-4)), tmp_path, cpu=True)
+        assert read(tmp_path, 4)["optimizer"]["param_groups"][0]["lr"] == 1e-4
+
+    def test_from_another_work_dir(self, feature_root, tmp_path):
+        train(settings(feature_root, max_steps=2), tmp_path / "one", cpu=True)
+        train(settings(feature_root, resume_from=str(tmp_path / "one")), tmp_path / "two", cpu=True)
+        train(settings(feature_root), tmp_path / "one", cpu=True)
+        assert equal(read(tmp_path / "one", 4), read(tmp_path / "two", 4))
+        assert equal(read(tmp_path / "one", 2), read(tmp_path / "two", 2))
+
+
+def test_sample_grids_change_nothing(feature_root, tmp_path):
+    for name, count in (("with", 1), ("without", 0)):
+        grid = SampleGridConfig(count=count, steps=2)
+        codec = dict(vae_pretrained="tiny", scale_factor=None, shift_factor=None)
+        train(settings(feature_root, sample_grid=grid, **codec), tmp_path / name, cpu=True)
+        forget_processes()
+    assert equal(read(tmp_path / "with", 4), read(tmp_path / "without", 4))
