@@ -24,14 +24,17 @@ def training_losses(
     noise: torch.Tensor | None = None,
     schedule: Schedule = _SCHEDULE,
     prediction_type: str = "epsilon",
+    min_snr_gamma: float | None = None,
 ) -> dict[str, torch.Tensor]:
     """Losses of `model(x_t, timestep, y) -> (B, 2C, H, W)` on clean network latents x0 (B, C, H, W).
 
     timestep (B,) int64 in 0..999; noise (B, C, H, W), drawn when not given. The first C channels are the noise, as
     published, or with `v_prediction` the velocity (Salimans & Ho 2022): its error stays one of x0 where noise is most
     of the input, where an error of the noise would be many times as large a one of x0. `mse` is the error of either.
-    Returns float32 (B,) tensors `mse`, `vb` and their sum `loss`. Raises ValueError when the model's output has no
-    variance channels, or for another prediction_type.
+    min_snr_gamma weights that error by `min_snr_weight`; None: not at all.
+    Returns float32 (B,) tensors `mse`, `vb` and `loss`: their sum, the weighted one where there is a weight. `mse` and
+    `vb` are never weighted, so that runs compare. Raises ValueError when the model's output has no variance channels,
+    or for another prediction_type.
     """
     noise = torch.randn_like(x0) if noise is None else noise
     x_t = add_noise(schedule, x0, noise, timestep)
@@ -47,7 +50,24 @@ def training_losses(
     else:
         raise ValueError(f"prediction_type {prediction_type!r}: expected epsilon or v_prediction")
     vb = variational_bound(schedule, x0, x_t, timestep, predicted_noise.detach(), variance)
-    return {"loss": mse + vb, "mse": mse, "vb": vb}
+    if min_snr_gamma is None:
+        return {"loss": mse + vb, "mse": mse, "vb": vb}
+    weight = at(min_snr_weight(schedule, min_snr_gamma, prediction_type), timestep, mse)  # (B,)
+    return {"loss": weight * mse + vb, "mse": mse, "vb": vb}
+
+
+def min_snr_weight(schedule: Schedule, gamma: float, prediction_type: str) -> torch.Tensor:
+    """Min-SNR-gamma (Hang et al. 2023, section 3.4) of every timestep, (T,): the error of x0 weighs min(SNR, gamma).
+
+    An error of the noise is one of x0 times SNR, one of the velocity times SNR + 1; each is divided by that here.
+    So the steps of little noise, where x0 is easy, no longer outweigh the others. The paper takes gamma 5.
+    Raises ValueError for another prediction_type.
+    """
+    snr = schedule.signal_to_noise
+    per_error_of_x0 = {"epsilon": snr, "v_prediction": snr + 1}
+    if prediction_type not in per_error_of_x0:
+        raise ValueError(f"prediction_type {prediction_type!r}: expected epsilon or v_prediction")
+    return snr.clamp(max=gamma) / per_error_of_x0[prediction_type]
 
 
 def variational_bound(

@@ -31,6 +31,11 @@ class Schedule:
         return ((1 - self.alpha_bar) / self.alpha_bar).sqrt()
 
     @cached_property
+    def signal_to_noise(self) -> torch.Tensor:
+        """SNR of x_t: variance of the signal over that of the noise; here 1e4 down to 4e-5."""
+        return self.alpha_bar / (1 - self.alpha_bar)
+
+    @cached_property
     def alpha_bar_before(self) -> torch.Tensor:
         """alpha_bar of the step before; 1 before the first."""
         return torch.cat([self.alpha_bar.new_ones(1), self.alpha_bar[:-1]])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from diffusion.objective import discretized_log_likelihood, gaussian_kl, training_losses
+from diffusion.objective import discretized_log_likelihood, gaussian_kl, min_snr_weight, training_losses
 from diffusion.schedule import add_noise, linear_schedule
 
 SCHEDULE = linear_schedule()
@@ -85,6 +85,37 @@ def test_a_predicted_velocity_is_the_same_noise():
     torch.testing.assert_close(of_velocity["vb"], losses(as_noise, "epsilon")["vb"], rtol=1e-3, atol=1e-6)
     with pytest.raises(ValueError, match="prediction_type 'x0'"):
         losses(exact, "x0")
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_min_snr_weights_the_error_and_nothing_else(prediction_type):
+    x0, noise, timestep = batch()
+    network = constant_network(0.5 * noise, torch.zeros(SHAPE))
+
+    def losses(gamma: float | None) -> dict[str, torch.Tensor]:
+        arguments = (network, x0, timestep, torch.zeros(3, 1, 4), noise)
+        return training_losses(*arguments, prediction_type=prediction_type, min_snr_gamma=gamma)
+
+    plain, weighted = losses(None), losses(5.0)
+    assert torch.equal(plain["mse"], weighted["mse"]) and torch.equal(plain["vb"], weighted["vb"])
+    for i, t in enumerate(timestep.tolist()):  # one SNR above gamma, two below
+        alpha_bar = math.prod(1 - (1e-4 + (0.02 - 1e-4) * step / 999) for step in range(t + 1))
+        snr = alpha_bar / (1 - alpha_bar)
+        assert (snr > 5) == (t == 1)
+        weight = min(snr, 5) / (snr if prediction_type == "epsilon" else snr + 1)
+        expected = weight * plain["mse"][i].item() + plain["vb"][i].item()
+        assert weighted["loss"][i].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_min_snr_is_the_same_weight_of_x0_for_either_prediction():
+    """Squared errors of noise and velocity that stand for one error of x0 cost the same: min(SNR, gamma) times it."""
+    snr = 1 / SCHEDULE.noise_levels**2
+    of_noise, of_velocity = (min_snr_weight(SCHEDULE, 5.0, kind) for kind in ("epsilon", "v_prediction"))
+    torch.testing.assert_close(of_noise * snr, snr.clamp(max=5))
+    torch.testing.assert_close(of_velocity / (1 - SCHEDULE.alpha_bar), snr.clamp(max=5))
+    assert of_noise[-1] == 1 and of_noise[0] < 1e-3
+    with pytest.raises(ValueError, match="prediction_type 'x0'"):
+        min_snr_weight(SCHEDULE, 5.0, "x0")
 
 
 def test_gaussian_kl_is_torchs():
