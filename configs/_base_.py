@@ -51,6 +51,14 @@ train_batch_size = 32  # per process
 gradient_accumulation_steps = 1
 gradient_clip = 1.0  # largest gradient norm
 max_bad_steps = 10  # in a row with a loss or gradient that is no number: skipped until then, then the run stops
+min_snr_gamma = (
+    None  # 5.0: weight of a step's error at most that of SNR 5 (Min-SNR, Hang et al. 2023); None: no weights
+)
+timestep_sampling = dict(
+    type="uniform",  # or logit_normal: middle steps more often (SD3); loss_aware: by the loss, weighted back (Improved DDPM)
+    mean=0.0,  # of logit_normal: of the logit of t / 1000; noise and signal are equal at -1.05
+    std=1.0,
+)
 optimizer = dict(
     type="AdamW",  # or CAME, or Muon
     lr=1e-4,
@@ -62,6 +70,10 @@ auto_lr = None  # dict(rule="sqrt" or "linear"): lr grows with the global batch 
 lr_schedule = "constant"  # after the warm-up; or "cosine", to zero at the last step
 lr_schedule_args = dict(num_warmup_steps=0)  # in optimizer steps, whatever the number of processes
 ema_rate = 0.9999  # decay of the averaged weights
+power_ema = dict(  # further averages (EDM2, Karras et al. 2024), from which tools/posthoc_ema.py makes one of any length
+    lengths=(),  # spread of each over the steps, as a share of the run so far; the paper's pair: (0.05, 0.10). A copy of the network each
+    snapshot_steps=2000,  # optimizer steps between their snapshots, each of the size of last_ema.ckpt; 20 to 60 in a run are plenty
+)
 num_epochs = 10
 max_steps = None  # optimizer steps; None: num_epochs long
 num_workers = 4  # loader processes per training process

@@ -103,6 +103,44 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
+class TimestepConfig:
+    """Which timesteps are trained; diffusion/timesteps.py has the samplers."""
+
+    type: str = "uniform"
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __post_init__(self):
+        _one_of("timestep_sampling.type", self.type, ("uniform", "logit_normal", "loss_aware"))
+        _check(self.std > 0, f"timestep_sampling.std {self.std}: expected more than 0")
+        _check(
+            self.type == "logit_normal" or (self.mean, self.std) == (0.0, 1.0),
+            f"timestep_sampling.mean and std are of type logit_normal, not {self.type}",
+        )
+
+
+@dataclass(frozen=True)
+class PowerEmaConfig:
+    """Averages whose length grows with the run; diffusion/engine/ema.py has them."""
+
+    lengths: tuple[float, ...] = ()
+    snapshot_steps: int = 2000
+
+    def __post_init__(self):
+        for length in self.lengths:
+            _check(
+                0 < length < 12**-0.5,
+                f"power_ema.lengths {length:g}: expected 0 < length < 0.288, a share of the run (0.288 averages all alike)",
+            )
+            _check(
+                length == round(length, 3),
+                f"power_ema.lengths {length}: expected thousandths, which snapshots are named by",
+            )
+        _check(len(set(self.lengths)) == len(self.lengths), f"power_ema.lengths {self.lengths}: one is there twice")
+        _check(self.snapshot_steps >= 1, f"power_ema.snapshot_steps {self.snapshot_steps}: expected at least 1")
+
+
+@dataclass(frozen=True)
 class SampleGridConfig:
     count: int = 8
     steps: int = 20
@@ -143,11 +181,14 @@ class Config:
     gradient_accumulation_steps: int = 1
     gradient_clip: float = 1.0
     prediction_type: str = "epsilon"
+    min_snr_gamma: float | None = None
+    timestep_sampling: TimestepConfig = field(default_factory=TimestepConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     auto_lr: dict[str, str] | None = None
     lr_schedule: str = "constant"
     lr_schedule_args: ScheduleConfig = field(default_factory=ScheduleConfig)
     ema_rate: float = 0.9999
+    power_ema: PowerEmaConfig = field(default_factory=PowerEmaConfig)
     num_epochs: int = 10
     max_steps: int | None = None
     num_workers: int = 4
@@ -206,6 +247,8 @@ class Config:
             not (self.local_start and self.load_from),
             "local_start is of a new network, load_from of weights; set local_start=False",
         )
+        gamma = self.min_snr_gamma
+        _check(gamma is None or gamma > 0, f"min_snr_gamma {gamma}: expected more than 0, or None")
         _check(0 <= self.ema_rate < 1, f"ema_rate {self.ema_rate}: expected 0 <= rate < 1")
 
     @property

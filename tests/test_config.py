@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from diffusion.config import Config, dump_config, load_config, parse_config, read_config
+from diffusion.config import (
+    Config,
+    PowerEmaConfig,
+    TimestepConfig,
+    dump_config,
+    load_config,
+    parse_config,
+    read_config,
+)
 from diffusion.errors import InputError, MissingError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -101,6 +109,17 @@ def test_files_of_the_original_project_load(tmp_path, caplog):
         ("local_start = True", "local_start needs qk_norm"),
         ("local_start = qk_norm = True; load_from = 'a.ckpt'", "load_from of weights; set local_start=False"),
         ("prediction_type = 'x0'", "prediction_type 'x0': expected one of epsilon, v_prediction"),
+        ("min_snr_gamma = 0", "min_snr_gamma 0.0: expected more than 0, or None"),
+        ("timestep_sampling = dict(type='cosine')", "expected one of uniform, logit_normal, loss_aware"),
+        ("timestep_sampling = dict(type='logit_normal', std=0)", "timestep_sampling.std 0.0: expected more than 0"),
+        (
+            "timestep_sampling = dict(type='loss_aware', mean=0.5)",
+            "mean and std are of type logit_normal, not loss_aware",
+        ),
+        ("power_ema = dict(lengths=[0.3])", "power_ema.lengths 0.3: expected 0 < length < 0.288"),
+        ("power_ema = dict(lengths=[0.05, 0.05])", "one is there twice"),
+        ("power_ema = dict(lengths=[0.0505])", "power_ema.lengths 0.0505: expected thousandths"),
+        ("power_ema = dict(lengths=[0.05], snapshot_steps=0)", "power_ema.snapshot_steps 0: expected at least 1"),
         ("this is no Python", "not a Python config file"),
         ("raise RuntimeError('boo')", "RuntimeError: boo"),
     ],
@@ -109,6 +128,15 @@ def test_what_is_refused(tmp_path, text, message):
     with pytest.raises(InputError) as error:
         load_config(write(tmp_path, text))
     assert message in str(error.value)
+
+
+def test_nested_keys_become_settings(tmp_path):
+    text = "timestep_sampling = dict(type='logit_normal', mean=-1)\npower_ema = dict(lengths=[0.05, 0.1])"
+    config = load_config(write(tmp_path, text))
+    assert config.timestep_sampling == TimestepConfig("logit_normal", -1.0, 1.0)
+    assert config.power_ema == PowerEmaConfig((0.05, 0.1), 2000)
+    dump_config(config, tmp_path / "saved.py")
+    assert read_config(tmp_path / "saved.py") == config
 
 
 def test_missing_files(tmp_path):

@@ -16,6 +16,7 @@ EVERYWHERE = {"errors", "files", "memory", "precision", "seeds", "weights"}
 ALLOWED = {
     **{name: set() for name in ("config", "data", "model", "encoders", "schedule", "cli", *EVERYWHERE)},
     "objective": {"schedule"},
+    "timesteps": {"schedule"},
     "guidance": set(),
     "sampling": {"schedule", "guidance"},
     "sampler_cli": {"cli"},
@@ -25,7 +26,7 @@ ALLOWED = {
     "workdir": {"config", "data", "model", "encoders"},
     "engine": {
         *("cli", "config", "data", "model", "encoders", "schedule"),
-        *("objective", "guidance", "sampling", "panorama", "workdir"),
+        *("objective", "timesteps", "guidance", "sampling", "panorama", "workdir"),
     },
 }
 
