@@ -51,9 +51,7 @@ train_batch_size = 32  # per process
 gradient_accumulation_steps = 1
 gradient_clip = 1.0  # largest gradient norm
 max_bad_steps = 10  # in a row with a loss or gradient that is no number: skipped until then, then the run stops
-min_snr_gamma = (
-    None  # 5.0: weight of a step's error at most that of SNR 5 (Min-SNR, Hang et al. 2023); None: no weights
-)
+min_snr_gamma = None  # 5.0: easy steps, of an SNR above 5, weigh less (Min-SNR, Hang et al. 2023); None: no weights
 timestep_sampling = dict(
     type="uniform",  # or logit_normal: middle steps more often (SD3); loss_aware: by the loss, weighted back (Improved DDPM)
     mean=0.0,  # of logit_normal: of the logit of t / 1000; noise and signal are equal at -1.05

@@ -130,7 +130,7 @@ class PowerEmaConfig:
         for length in self.lengths:
             _check(
                 0 < length < 12**-0.5,
-                f"power_ema.lengths {length:g}: expected 0 < length < 0.288, a share of the run (0.288 averages all alike)",
+                f"power_ema.lengths {length:g}: expected 0 < length < 0.289, where all steps count alike",
             )
             _check(
                 length == round(length, 3),

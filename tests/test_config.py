@@ -116,7 +116,7 @@ def test_files_of_the_original_project_load(tmp_path, caplog):
             "timestep_sampling = dict(type='loss_aware', mean=0.5)",
             "mean and std are of type logit_normal, not loss_aware",
         ),
-        ("power_ema = dict(lengths=[0.3])", "power_ema.lengths 0.3: expected 0 < length < 0.288"),
+        ("power_ema = dict(lengths=[0.3])", "power_ema.lengths 0.3: expected 0 < length < 0.289"),
         ("power_ema = dict(lengths=[0.05, 0.05])", "one is there twice"),
         ("power_ema = dict(lengths=[0.0505])", "power_ema.lengths 0.0505: expected thousandths"),
         ("power_ema = dict(lengths=[0.05], snapshot_steps=0)", "power_ema.snapshot_steps 0: expected at least 1"),
