@@ -14,9 +14,10 @@ from PIL import Image
 
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.errors import InputError, MissingError
+from diffusion.evaluation.curves import Curve
 from diffusion.evaluation.distances import frechet_distance
 from diffusion.evaluation.features import embed_images, list_images
-from diffusion.evaluation.report import LossCurve, choose_pairs, pairs_grid, plot_loss, read_loss, read_settings
+from diffusion.evaluation.report import choose_pairs, pairs_grid, plot_loss, read_loss, read_settings
 
 
 def gaussian_with(mean: torch.Tensor, covariance: torch.Tensor, samples: int, seed: int) -> torch.Tensor:
@@ -142,7 +143,7 @@ def test_loss_of_a_resumed_run(tmp_path):
     write_events(tmp_path / "logs", {1: 5.0, 2: 4.0, 3: 9.0}, wall_time=2000)  # step 3 was lost with the crash
     write_events(tmp_path / "logs", {3: 3.0, 4: 2.0}, wall_time=3000)
     curve = read_loss(tmp_path)
-    assert curve == LossCurve([1, 2, 3, 4], [5.0, 4.0, 3.0, 2.0])
+    assert curve == Curve([1, 2, 3, 4], [5.0, 4.0, 3.0, 2.0])
     picture = np.asarray(Image.open(io.BytesIO(plot_loss(curve))))
     assert picture[0, 0, 3] == 0 and picture[..., 3].max() == 255  # drawn, and clear where nothing is drawn
 
@@ -153,8 +154,8 @@ def test_a_long_run_keeps_every_point_and_its_level(tmp_path):
     assert curve.steps == list(range(12_000))
     smooth = curve.smoothed()
     assert max(abs(value - 0.5) for value in smooth) < 0.01
-    line = LossCurve(list(range(300)), [3.0 * step for step in range(300)])
-    short = LossCurve(list(range(90)), [1.0, 0.0] * 45)  # as many points as the demo's run logs
+    line = Curve(list(range(300)), [3.0 * step for step in range(300)])
+    short = Curve(list(range(90)), [1.0, 0.0] * 45)  # as many points as the demo's run logs
     assert max(abs(value - 0.5) for value in short.smoothed()) < 0.2
     assert line.smoothed()[10:290] == pytest.approx(line.values[10:290])  # it does not lag behind a slope
 

@@ -9,14 +9,13 @@ import math
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from diffusion.errors import InputError, MissingError
+from diffusion.errors import InputError
+from diffusion.evaluation.curves import Curve, read_curves
 
 LOSS_TAG = "train/loss"
 GRID_COLUMNS = 8
@@ -25,48 +24,18 @@ GRID_CELL = 104  # pixels a side of an image in the grid: the picture fits a REA
 ON_ANY_GROUND = "#7d8590"  # lettering that reads on a light page and on a dark one
 
 
-@dataclass(frozen=True)
-class LossCurve:
-    """One value per step, steps rising."""
-
-    steps: list[int]
-    values: list[float]
-
-    def smoothed(self) -> list[float]:
-        """The mean of about a fifteenth of the curve around each point; of what there is of it near the ends."""
-        reach = len(self.values) // 30
-        sums = [0.0, *accumulate(self.values)]
-        spans = [(max(0, i - reach), min(len(self.values), i + reach + 1)) for i in range(len(self.values))]
-        return [(sums[end] - sums[start]) / (end - start) for start, end in spans]
-
-
-def read_loss(workdir: Path, tag: str = LOSS_TAG) -> LossCurve:
-    """The loss of a run from the TensorBoard files in its work dir; where a resumed run repeated a step, the later value.
+def read_loss(workdir: Path, tag: str = LOSS_TAG) -> Curve:
+    """The loss of a run from the TensorBoard files in its work dir.
 
     Raises MissingError when there is no such file, InputError when none holds the tag.
     """
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    if not workdir.is_dir():
-        raise MissingError(f"--run: no work dir at {workdir}")
-    points: list[tuple[float, int, float]] = []
-    tags: set[str] = set()
-    files = sorted(workdir.rglob("events.out.tfevents.*"))
-    for file in files:
-        events = EventAccumulator(str(file), size_guidance={"scalars": 0}).Reload()  # 0: keep every point
-        tags.update(events.Tags()["scalars"])
-        if tag in events.Tags()["scalars"]:
-            points += [(event.wall_time, event.step, event.value) for event in events.Scalars(tag)]
-    if not files:
-        raise MissingError(f"--run: no TensorBoard file (events.out.tfevents.*) in {workdir}")
-    if not points:
-        raise InputError(f"--run: no scalar {tag} in {workdir}; there are {', '.join(sorted(tags)) or 'none'}")
-    by_step = {step: value for _, step, value in sorted(points)}
-    steps = sorted(by_step)
-    return LossCurve(steps, [by_step[step] for step in steps])
+    curves = read_curves(workdir)
+    if tag not in curves:
+        raise InputError(f"no scalar {tag} in {workdir}; there are {', '.join(curves) or 'none'}")
+    return curves[tag]
 
 
-def plot_loss(curve: LossCurve) -> bytes:
+def plot_loss(curve: Curve) -> bytes:
     """The curve and its smoothed line as PNG, on no ground of its own."""
     from matplotlib.figure import Figure
 
