@@ -1,0 +1,106 @@
+"""Draw the curves of runs into one picture: losses, gradient norm, learning rate, speed, memory, and what was skipped.
+
+A colour is a run, in all panels; a panel is there when some run has logged what it shows. Noisy curves are drawn twice, each value
+faint and their running mean strong. A table tells last step, last loss, best validation loss and samples a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import harmonic_mean
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
+
+from tqdm import tqdm
+
+from diffusion.cli import natural_int, run, tool_parser
+from diffusion.errors import InputError
+from diffusion.files import written_aside
+
+EXAMPLES = """  python tools/plot_run.py output/256
+  python tools/plot_run.py output/256 output/256_muon --from_step 1000 --log --out compared.png
+  python tools/plot_run.py output/256 --tags train/mse train/vb
+"""
+HEAD = ("run", "last step", "last loss", "best validation", "at step", "samples/s")
+
+
+def main() -> None:
+    args = parse_args()
+    from diffusion.evaluation.panels import choose_panels, draw, run_names
+
+    if args.out.suffix.lower() != ".png" or args.out.is_dir():
+        raise InputError(f"--out {args.out}: expected the name of a PNG file")
+    names = run_names(args.workdirs)
+    with tqdm(args.workdirs, unit="run", leave=False, disable=len(names) == 1) as paths:  # gone before an error is told
+        runs = {name: read(path, args.from_step) for name, path in zip(names, paths, strict=True)}
+    panels = choose_panels(runs, args.tags, args.log)
+    with written_aside(args.out) as temporary:
+        temporary.write_bytes(draw(runs, panels))
+    print(table([HEAD, *(row(name, curves) for name, curves in runs.items())]))
+    print(f"written: {args.out}")
+
+
+def read(workdir: Path, from_step: int) -> dict:
+    """The curves of a run from a step on, by tag.
+
+    Raises InputError when nothing is left.
+    """
+    from diffusion.evaluation.curves import read_curves
+
+    whole = read_curves(workdir)
+    if not whole:
+        raise InputError(f"{workdir} has TensorBoard files but no curve in them: nothing was logged yet; leave it out")
+    last = max(curve.steps[-1] for curve in whole.values())
+    if last < from_step:
+        raise InputError(f"--from_step {from_step}: {workdir} ends at step {last}; take a smaller step or leave it out")
+    curves = {tag: curve.since(from_step) for tag, curve in whole.items()}
+    return {tag: curve for tag, curve in curves.items() if curve.steps}
+
+
+def row(name: str, curves: Mapping) -> tuple[str, ...]:
+    """What the table tells of a run; a dash for what was not logged."""
+    from diffusion.evaluation.panels import short
+
+    losses = curves["train/loss"].values if "train/loss" in curves else []
+    last = short(losses[-1]) if losses else "-"
+    best, at = "-", "-"
+    if "validation/loss" in curves:
+        validation = curves["validation/loss"]
+        finite = [point for point in zip(validation.values, validation.steps, strict=True) if math.isfinite(point[0])]
+        if finite:
+            value, step = min(finite)
+            best, at = short(value), f"{step:,}"
+    # Each value is of as many samples, so that only their harmonic mean is all samples over all seconds.
+    rates = curves["train/samples_per_second"].values if "train/samples_per_second" in curves else []
+    rates = [rate for rate in rates if 0 < rate < math.inf]
+    steps = max(curve.steps[-1] for curve in curves.values())
+    return name, f"{steps:,}", last, best, at, short(harmonic_mean(rates)) if rates else "-"
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    """Names to the left, numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for name, *numbers in rows:
+        cells = [name.ljust(widths[0]), *(text.rjust(width) for text, width in zip(numbers, widths[1:], strict=True))]
+        lines.append("  ".join(cells))
+    return "\n".join(lines)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = tool_parser(__doc__, EXAMPLES, networks=False, draws=False)
+    add = parser.add_argument
+    add("workdirs", nargs="+", type=Path, metavar="WORKDIR", help="work dir of a run, with tensorboard/ in it")
+    add("--out", type=Path, default=Path("curves.png"), help="the picture, a PNG; each panel is 800 x 400 pixels")
+    add("--tags", nargs="+", metavar="TAG", help="TensorBoard tags to draw, a panel each, instead of the usual ones")
+    add("--log", action="store_true", help="logarithmic axes for losses")
+    add("--from_step", type=natural_int, default=0, metavar="STEP", help="first step that is drawn and told of")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run(main)
