@@ -4,7 +4,8 @@
 # Why a shell between: Slurm sends a step's signal to the processes that it started itself (with proctrack/cgroup, which
 # most clusters have), not to their children. Were that accelerate's launcher, it would die of USR1 and leave the trainer
 # behind. Were it told to ignore USR1, the trainer would never hear of it: it is a child, in a session of its own.
-# And a TERM that the launcher passes on also ends the trainer's loader workers, before anything is saved.
+# And a TERM that the launcher passes on goes to the trainer's whole process group, loader workers included, and is
+# followed by KILL after 30 seconds.
 # So the launcher ignores signals, and this shell sends USR1 to the launcher's children: the trainer's processes.
 #
 # Exit code: the launcher's; but 75, the trainer's own code for "stopped and saved; run the same command again", which
@@ -14,6 +15,10 @@ set -uo pipefail
 # Where TERM reaches the launcher all the same, and when one process of the trainer ends before the others, torch gives
 # the others 30 seconds, then kills them. A save of the published network writes 10 GB.
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-240}
+
+# A loader worker keeps up to 256 packed shards of every index key open: 1536 files of the six published keys, and many
+# systems allow 1024 unless asked.
+ulimit -n "$(ulimit -Hn)"
 
 (
     trap '' USR1 TERM INT # what is ignored stays so over exec; the trainer sets handlers of its own
