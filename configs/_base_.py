@@ -47,6 +47,10 @@ work_dir = None  # None: output/<name of the config file>
 mixed_precision = "no"  # no, bf16, fp16 (a GPU), or auto: what the processor has in hardware
 fp32_attention = True  # attention outside autocast: fp16 overflows there in deep networks
 grad_checkpointing = False  # recompute blocks in the backward pass: less memory, a third more time
+compile = False  # torch.compile of the blocks: minutes at the start, faster steps on a GPU
+use_fsdp = (
+    False  # FSDP2: every process keeps a part of weights, gradients and optimizer state (or by accelerate's config)
+)
 train_batch_size = 32  # per process
 gradient_accumulation_steps = 1
 gradient_clip = 1.0  # largest gradient norm
@@ -84,4 +88,10 @@ save_model_epochs = None  # epochs between further checkpoints; None: none
 keep_last = 3  # newest checkpoints to keep; None: all
 keep_every = None  # optimizer steps: checkpoints at multiples of it are kept, too
 sample_grid = dict(count=8, steps=20, guidance=2.0)  # pictures in TensorBoard at every save; count 0: none
+validation = dict(  # loss on samples held out, at every save, at the same noise and timesteps in every run
+    count=0,  # how many; 0: no validation
+    type=None,  # None: of data
+    patch_names_file=None,  # None: of data; such as patch_names_test.hdf5
+    subset_keys=None,  # None: of data
+)
 report_to = "tensorboard"  # or none

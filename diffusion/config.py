@@ -56,7 +56,7 @@ WITHOUT_EFFECT = frozenset(
         ),
         *("multi_scale", "num_ddim_timesteps", "num_group_tokens", "pipeline_load_from", "real_prompt_ratio"),
         *("s3_work_dir", "sample_posterior", "save_image_epochs", "skip_step", "snr_loss", "t5_path"),
-        *("tensorboard_mox_interval", "text_encoder", "train_sampling_steps", "use_fsdp", "valid_num"),
+        *("tensorboard_mox_interval", "text_encoder", "train_sampling_steps", "valid_num"),
         *("validation_prompts", "visualize", "vis_sampler", "w_max", "w_min"),
     )
 )
@@ -151,6 +151,22 @@ class SampleGridConfig:
 
 
 @dataclass(frozen=True)
+class ValidationConfig:
+    count: int = 0
+    type: str | None = None
+    patch_names_file: str | None = None
+    subset_keys: tuple[str, ...] | None = None
+
+    def __post_init__(self):
+        _check(self.count >= 0, f"validation.count {self.count}: expected at least 0")
+        held_out = self.patch_names_file is not None or self.subset_keys is not None
+        _check(
+            not self.count or held_out,
+            "validation.count without what is held out; set validation.patch_names_file or validation.subset_keys",
+        )
+
+
+@dataclass(frozen=True)
 class Config:
     """Every key the trainer reads. Raises InputError for values that contradict each other."""
 
@@ -177,6 +193,8 @@ class Config:
     mixed_precision: str = "no"
     fp32_attention: bool = True
     grad_checkpointing: bool = False
+    compile: bool = False
+    use_fsdp: bool = False
     train_batch_size: int = 32
     gradient_accumulation_steps: int = 1
     gradient_clip: float = 1.0
@@ -200,6 +218,7 @@ class Config:
     keep_last: int | None = 3
     keep_every: int | None = None
     sample_grid: SampleGridConfig = field(default_factory=SampleGridConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     report_to: str = "tensorboard"
 
     def __post_init__(self):
@@ -286,6 +305,16 @@ class Config:
         of_the_loop = ("on_error", "max_bad_fraction")
         settings = {name: value for name, value in asdict(self.data).items() if name not in of_the_loop}
         return {**settings, "root": self.data_root, "resolution": self.image_size}
+
+    @property
+    def validation_arguments(self) -> dict[str, Any]:
+        """Those of the held-out set: what `validation` does not say is as in training."""
+        held_out = {
+            "type": self.validation.type,
+            "patch_names_file": self.validation.patch_names_file,
+            "train_subset_keys": self.validation.subset_keys,
+        }
+        return self.data_arguments | {name: value for name, value in held_out.items() if value is not None}
 
 
 def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:

@@ -25,15 +25,20 @@ WIDTH = 8  # of the embeddings of `feature_root`
 @pytest.fixture
 def feature_root(tmp_path: Path) -> Path:
     """ROOT with three 1024 patches and their features (random numbers, width 8), no images."""
+    return write_features(tmp_path)
+
+
+def write_features(root: Path) -> Path:
+    """Make a folder such a root."""
     names = [f"set/brca/single_1024/slide_{i}/{i}_0.jpeg" for i in range(3)]
-    write_index(index_path(tmp_path), {"set_1024": names})
+    write_index(index_path(root), {"set_1024": names})
     random = np.random.default_rng(0)
     for name in names:
         moments = random.normal(size=(32, 128, 128))
         moments[16:] = 0.01 * np.abs(moments[16:])
-        write_feature(feature_path(tmp_path / "patches", name, "sd3_vae"), moments)
-        write_feature(feature_path(tmp_path / "patches", name, "uni"), random.normal(size=(16, WIDTH)))
-    return tmp_path
+        write_feature(feature_path(root / "patches", name, "sd3_vae"), moments)
+        write_feature(feature_path(root / "patches", name, "uni"), random.normal(size=(16, WIDTH)))
+    return root
 
 
 @pytest.fixture(scope="session")

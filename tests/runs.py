@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -17,9 +18,18 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from diffusion.config import Config, DataConfig, OptimizerConfig, SampleGridConfig, ScheduleConfig
+from diffusion.config import (
+    Config,
+    DataConfig,
+    OptimizerConfig,
+    SampleGridConfig,
+    ScheduleConfig,
+    TimestepConfig,
+    ValidationConfig,
+)
 from diffusion.engine.checkpoint import checkpoint_path
 
+KINDS = dict(optimizer=OptimizerConfig, data=DataConfig, validation=ValidationConfig, timestep_sampling=TimestepConfig)
 WIDTH = 8  # of the embeddings of `feature_root`
 
 
@@ -77,6 +87,7 @@ def forget_processes() -> None:
     """accelerate keeps one state per process, and every run is to be the first."""
     from accelerate.state import AcceleratorState
 
+    os.environ.pop("ACCELERATE_USE_FSDP", None)  # which a sharded run leaves behind
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
@@ -101,14 +112,25 @@ def train_for(config: Config, work_dir: Path, steps: int) -> None:
     assert not finished
 
 
+def launch(root: Path, folder: Path, runs: list[tuple[dict, str, int | None]]) -> None:
+    """Train runs one after the other in one launch of two processes: their changes, names, and when they are stopped."""
+    listed = []
+    for changes, name, stop_after in runs:
+        run = dict(root=str(root), changes=changes, work_dir=str(folder / name))
+        listed.append(run if stop_after is None else run | dict(stop_after=stop_after))
+    (folder / "runs.json").write_text(json.dumps(listed))
+    from conftest import command
+
+    done = command("tests/runs.py", folder / "runs.json", processes=2)
+    assert done.returncode == 0, done.stderr
+
+
 def main() -> None:
     from diffusion.engine.trainer import train
 
     for run in json.loads(Path(sys.argv[1]).read_text()):
         changes = run["changes"]
-        for name, kind in (("optimizer", OptimizerConfig), ("data", DataConfig)):
-            if name in changes:
-                changes[name] = kind(**changes[name])
+        changes = {name: KINDS[name](**value) if name in KINDS else value for name, value in changes.items()}
         config, work_dir = settings(Path(run["root"]), **changes), Path(run["work_dir"])
         if "stop_after" in run:
             train_for(config, work_dir, run["stop_after"])

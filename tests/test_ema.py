@@ -10,7 +10,7 @@ import torch
 from conftest import in_process
 from scipy.integrate import quad
 
-from diffusion.engine.checkpoint import newest_checkpoint
+from diffusion.engine.checkpoint import checkpoints
 from diffusion.engine.ema import PowerEMA, gamma_of_length, length_of_gamma, power_decay
 from diffusion.engine.posthoc import (
     find_snapshots,
@@ -205,7 +205,8 @@ def run_dir(tmp_path) -> tuple[Path, PowerEMA]:
         kept.update(model, step)
         direct.update(model, step)
         if step % EVERY == 0:
-            save_snapshots(kept, tmp_path / "run", architecture_of(model), "v_prediction")
+            told = dict(architecture=architecture_of(model), prediction_type="v_prediction")
+            save_snapshots(dict(power_ema=kept.state_dict(), **told), tmp_path / "run")
     return tmp_path / "run", direct
 
 
@@ -213,7 +214,7 @@ class TestTool:
     def test_it_writes_the_average_that_was_not_kept(self, run_dir, tmp_path):
         work_dir, direct = run_dir
         assert snapshot_path(work_dir, 20, 0.05) == work_dir / "checkpoints/power_ema/step_00000020_0.050.ckpt"
-        assert len(find_snapshots(work_dir)) == 2 * STEPS // EVERY and newest_checkpoint(work_dir) is None
+        assert len(find_snapshots(work_dir)) == 2 * STEPS // EVERY and not checkpoints(work_dir)
         done = in_process(posthoc_ema, work_dir, "--length", 0.07, "--out", tmp_path / "ema.ckpt")
         assert done.returncode == 0, done.stderr
         assert f"length 0.07 at step {STEPS}, of 40 snapshots" in done.stdout and "warning" not in done.stderr

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import command
-from runs import equal, forget_processes, logged, read, settings, train_for
+from runs import equal, forget_processes, launch, logged, read, settings, train_for
 
 from diffusion.config import DataConfig, OptimizerConfig, SampleGridConfig
 from diffusion.data.index import index_path, write_index
@@ -86,17 +84,6 @@ def test_two_processes(feature_root, tmp_path):
     assert logged(tmp_path / "two_one_two") == pytest.approx(logged(tmp_path / "two"), rel=1e-4)
     for name, tensor in two["model"].items():
         torch.testing.assert_close(one["model"][name], tensor, rtol=1e-3, atol=1e-4)
-
-
-def launch(root: Path, folder: Path, runs: list[tuple[dict, str, int | None]]) -> None:
-    """Train runs one after the other in one launch of two processes: their changes, names, and when they are stopped."""
-    listed = []
-    for changes, name, stop_after in runs:
-        run = dict(root=str(root), changes=changes, work_dir=str(folder / name))
-        listed.append(run if stop_after is None else run | dict(stop_after=stop_after))
-    (folder / "runs.json").write_text(json.dumps(listed))
-    done = command("tests/runs.py", folder / "runs.json", processes=2)
-    assert done.returncode == 0, done.stderr
 
 
 def test_a_sample_is_the_same_in_any_batch(feature_root, tmp_path):

@@ -12,6 +12,7 @@ from torch import nn
 
 from diffusion.data.batch import PatchBatch
 from diffusion.engine.losses import BatchLosses
+from diffusion.engine.sharding import local
 
 SHOWN = 8  # names, layers or parameters in a report
 
@@ -83,5 +84,4 @@ def _sound(value: Any) -> bool:
     """Whether a tensor has finite numbers only; anything else is sound."""
     if not isinstance(value, torch.Tensor) or not value.is_floating_point():
         return True
-    local = value.to_local() if hasattr(value, "to_local") else value  # of a sharded tensor this process's part
-    return bool(local.isfinite().all())
+    return bool(local(value).isfinite().all())  # of a sharded one, this process's part

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from diffusion.engine.sharding import like, local
 from diffusion.errors import InputError
 
 LONGEST = 12**-0.5  # relative length of the plain mean over all steps, which has gamma 0
@@ -37,14 +38,25 @@ class EMA:
                 "the network's tensors are not those of its average; it was changed after the average was made"
             )
         averaged = [name for name, _ in model.named_parameters()]
-        torch._foreach_lerp_([self.tensors[name] for name in averaged], [current[name] for name in averaged], share)
+        own, new = ([local(tensors[name]) for name in averaged] for tensors in (self.tensors, current))
+        torch._foreach_lerp_(own, new, share)
         for name in current.keys() - set(averaged):
             self.tensors[name].copy_(current[name])
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
         """Take the averages of a checkpoint, with the same names and shapes."""
         for name, tensor in self.tensors.items():
-            tensor.copy_(tensors[name])
+            tensor.copy_(like(tensors[name], tensor))
+
+    @torch.no_grad()
+    def swap(self, model: nn.Module) -> None:
+        """Exchange the averages and the network's weights, in place: twice changes nothing, to the bit."""
+        current = model.state_dict()
+        for name, tensor in self.tensors.items():
+            mine, theirs = local(tensor), local(current[name])
+            kept = theirs.clone()
+            theirs.copy_(mine)
+            mine.copy_(kept)
 
 
 class PowerEMA:

@@ -7,7 +7,7 @@ draw: a sample's loss depends neither on the process nor on the batch that it is
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -15,8 +15,8 @@ import torch
 from diffusion.data.batch import PatchBatch
 from diffusion.encoders.latents import LatentScale
 from diffusion.objective import training_losses
-from diffusion.schedule import TIMESTEPS
 from diffusion.seeds import mix_seed
+from diffusion.timesteps import TimestepSampler, Uniform
 
 OF_UNIFORM, OF_NOISE = 1, 2  # parts of mixed seeds; the seed itself is that of the draw from the posterior
 
@@ -30,9 +30,10 @@ class Chance(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """What chance made of a batch: timestep (B,), which conditions are dropped (B,), noise (B, C, H, W)."""
+    """What chance made of a batch: timestep (B,) and its weight (B,), which conditions are dropped (B,), noise (B, C, H, W)."""
 
     timestep: torch.Tensor
+    weight: torch.Tensor
     dropped: torch.Tensor
     noise: torch.Tensor
 
@@ -50,30 +51,38 @@ def chance(seeds: Sequence[int], shape: Sequence[int], device: torch.device) -> 
 
 @dataclass(frozen=True)
 class BatchLosses:
-    """Losses of a network on batches. dropout: share of samples that train the null condition."""
+    """Losses of a network on batches, each times the weight of its timestep.
+
+    dropout: share of samples that train the null condition; min_snr_gamma: as `training_losses`.
+    """
 
     scale: LatentScale
     prediction_type: str
     dropout: float
+    timesteps: TimestepSampler = field(default_factory=Uniform)
+    min_snr_gamma: float | None = None
 
     def __call__(self, network: torch.nn.Module, batch: PatchBatch) -> dict[str, torch.Tensor]:
         """Losses (B,) of a batch on the network's device."""
         return self.given(network, batch, self.draw(batch))
 
     def draw(self, batch: PatchBatch) -> Drawn:
-        """Chance of a batch by its seeds: timesteps spread uniformly."""
+        """Chance of a batch, by its seeds."""
         device = batch.latents.device
         drawn = chance(batch.seeds, batch.latents.shape[1:], device)
-        timestep = (drawn.of_timestep * TIMESTEPS).long()
-        return Drawn(timestep.to(device), (drawn.of_dropping < self.dropout).to(device), drawn.noise)
+        timestep, weight = self.timesteps(drawn.of_timestep)
+        dropped = drawn.of_dropping < self.dropout
+        return Drawn(timestep.to(device), weight.to(device), dropped.to(device), drawn.noise)
 
     def given(self, network: torch.nn.Module, batch: PatchBatch, drawn: Drawn) -> dict[str, torch.Tensor]:
         """Losses (B,) of a batch at what was drawn for it."""
-        return training_losses(
+        losses = training_losses(
             lambda x, t, y: network(x, t, y, drawn.dropped),
             self.scale.to_network(batch.latents),
             drawn.timestep,
             batch.tokens,
             noise=drawn.noise,
             prediction_type=self.prediction_type,
+            min_snr_gamma=self.min_snr_gamma,
         )
+        return {name: drawn.weight * loss for name, loss in losses.items()}

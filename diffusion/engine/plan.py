@@ -58,8 +58,10 @@ def check_grid(config: Config) -> None:
 
 
 def save_steps(config: Config, plan: Plan) -> set[int]:
-    """The optimizer steps after which to save."""
-    steps = set(range(config.save_model_steps, plan.total_steps + 1, config.save_model_steps))
+    """The optimizer steps after which to save; the last is one of them."""
+    steps = set(range(config.save_model_steps, plan.total_steps, config.save_model_steps)) | {plan.total_steps}
+    if config.power_ema.lengths:
+        steps |= set(range(config.power_ema.snapshot_steps, plan.total_steps, config.power_ema.snapshot_steps))
     if config.save_model_epochs is not None:
         every = config.save_model_epochs * plan.steps_per_epoch
         steps |= {round(i * every) for i in range(1, int(plan.total_steps / every) + 1)}

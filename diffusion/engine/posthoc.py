@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from diffusion.engine.checkpoint import FOLDER, save_file
-from diffusion.engine.ema import PowerEMA, gamma_of_length
+from diffusion.engine.ema import gamma_of_length
 from diffusion.errors import InputError, MissingError
 from diffusion.model.architecture import PREDICTION_TYPE, check_architecture
 from diffusion.model.convert import check_fit
@@ -51,17 +51,13 @@ def snapshot_path(work_dir: Path, step: int, length: float) -> Path:
     return work_dir / FOLDER / SNAPSHOTS / f"step_{step:08d}_{length:.3f}.ckpt"
 
 
-def save_snapshots(power_ema: PowerEMA, work_dir: Path, architecture: Mapping[str, Any], prediction_type: str) -> None:
-    """Write one snapshot of each length, of the step that the averages are of; readable on any machine."""
-    for length, average in power_ema.averages.items():
-        content = {
-            "state_dict": {name: tensor.cpu() for name, tensor in average.tensors.items()},
-            "architecture": dict(architecture),
-            PREDICTION_TYPE: prediction_type,
-            "step": power_ema.step,
-            "sigma_rel": length,
-        }
-        save_file(content, snapshot_path(work_dir, power_ema.step, length))
+def save_snapshots(state: Mapping[str, Any], work_dir: Path) -> None:
+    """Write one snapshot of each length that a run's state has averages of."""
+    told = {name: state[name] for name in OF_THE_NETWORK}
+    step = state["power_ema"]["step"]
+    for length, tensors in state["power_ema"]["averages"].items():
+        content = {"state_dict": tensors, **told, "step": step, "sigma_rel": length}
+        save_file(content, snapshot_path(work_dir, step, length))
 
 
 def find_snapshots(work_dir: Path) -> list[Snapshot]:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from diffusion.engine.checkpoint import rotate, write_checkpoint
+from diffusion.engine.posthoc import save_snapshots
 from diffusion.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -49,11 +50,14 @@ class HostCopy:
 class Saver:
     """Writes states of a run one after the other; leaving its `with` block waits for the last.
 
-    keep_last, keep_every: as `checkpoint.rotate`.
+    keep_last, keep_every: as `checkpoint.rotate`. snapshot_steps: write averages for later choice at its multiples.
     """
 
-    def __init__(self, work_dir: Path, keep_last: int | None, keep_every: int | None):
+    def __init__(
+        self, work_dir: Path, keep_last: int | None, keep_every: int | None, snapshot_steps: int | None = None
+    ):
         self.work_dir, self.keep_last, self.keep_every = work_dir, keep_last, keep_every
+        self.snapshot_steps = snapshot_steps
         self._host_copy = HostCopy()
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
@@ -97,6 +101,8 @@ class Saver:
         begun = time.perf_counter()
         try:
             path = write_checkpoint(state, self.work_dir)
+            if self.snapshot_steps and state["step"] and state["step"] % self.snapshot_steps == 0:
+                save_snapshots(state, self.work_dir)
             rotate(self.work_dir, state["step"], self.keep_last, self.keep_every)
         except Exception as error:  # told by wait(); a thread has nobody to raise to
             self._error = error

@@ -11,11 +11,13 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from diffusion.config import Config
-from diffusion.engine.ema import EMA
+from diffusion.engine.ema import EMA, PowerEMA
+from diffusion.engine.sharding import optimizer_state_like, whole
 from diffusion.engine.watch import BadItems, Meter
 from diffusion.errors import InputError
 from diffusion.model.architecture import architecture_of
 from diffusion.model.pixart import PixArt
+from diffusion.timesteps import TimestepSampler
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -38,6 +40,8 @@ class RunState:
     accelerator: Accelerator
     meter: Meter
     bad_items: BadItems
+    timesteps: TimestepSampler
+    power_ema: PowerEMA
     step: int = 0
     position: int = 0
     skipped: int = 0
@@ -58,6 +62,7 @@ class RunState:
         else:
             self.skipped += 1
         self.step += 1
+        self.power_ema.update(self.model, self.step)  # its profile is of all steps, skipped ones too
 
     @property
     def scale_is_high(self) -> bool:
@@ -65,20 +70,22 @@ class RunState:
         return self.accelerator.scaler is not None and self.accelerator.scaler.get_scale() > 1
 
     def state_dict(self) -> dict[str, Any]:
-        """The state as tensors and plain values; the same on every process, so that one file serves all.
+        """The state as whole tensors and plain values: one file serves all processes, and any number of them.
 
-        To be called by all of them.
+        To be called by all; of a sharded network the main process alone gets the tensors.
         """
         from accelerate.utils import gather_object
 
-        scaler = self.accelerator.scaler
+        scaler, keep = self.accelerator.scaler, self.accelerator.is_main_process
         return {
-            "model": self.model.state_dict(),
-            "ema": self.ema.tensors,
+            "model": whole(self.model.state_dict(), keep),
+            "ema": whole(self.ema.tensors, keep),
+            "power_ema": whole(self.power_ema.state_dict(), keep),
+            "timesteps": self.timesteps.state_dict(),
             "architecture": architecture_of(self.model),
             "prediction_type": self.config.prediction_type,
             "optimizer_type": self.config.optimizer.type,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": whole(self.optimizer.state_dict(), keep),
             "lr_schedule": self.lr_schedule.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else None,
             "step": self.step,
@@ -96,8 +103,10 @@ class RunState:
         The learning rate stays the one that the optimizer was built with, so that a run can go on at another.
         """
         self.ema.load(saved["ema"])
+        self.power_ema.load_state_dict(saved["power_ema"])
+        self.timesteps.load_state_dict(saved["timesteps"])
         try:
-            self.optimizer.load_state_dict(saved["optimizer"])
+            self.optimizer.load_state_dict(optimizer_state_like(saved["optimizer"], self.optimizer))
         except ValueError as error:
             raise InputError(
                 f"the checkpoint's optimizer groups other parameters than this one ({error}); start a new run"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 import warnings
 from collections.abc import Iterator
@@ -17,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.func import functional_call
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -28,21 +28,23 @@ from diffusion.data.loader import batches_of, training_loader
 from diffusion.data.sampler import BatchStream
 from diffusion.engine.anomaly import listed, report
 from diffusion.engine.checkpoint import FOLDER, name_last
-from diffusion.engine.ema import EMA
+from diffusion.engine.ema import EMA, PowerEMA
 from diffusion.engine.losses import BatchLosses
 from diffusion.engine.optim import build_lr_schedule, build_optimizer
 from diffusion.engine.plan import Plan, check_grid, describe, plan_run, save_steps, settle_precision, settled
 from diffusion.engine.processes import Agreement, on_main
 from diffusion.engine.saving import Saver
+from diffusion.engine.sharding import local, sharding_arguments
 from diffusion.engine.start import build_network, check_same_run, choose_checkpoint, load_resumed, open_checkpoint
 from diffusion.engine.state import RunState
 from diffusion.engine.stops import Stop, Stops
+from diffusion.engine.validation import Validation
 from diffusion.engine.watch import BadItems, Meter, Watch, processor, sample_grid
 from diffusion.errors import InputError
 from diffusion.files import locked, remove_unfinished, written_aside
-from diffusion.guidance import Network
 from diffusion.model.pixart import PixArt
 from diffusion.seeds import mix_seed
+from diffusion.timesteps import build_timestep_sampler
 from diffusion.workdir import CONFIG_FILE, check_tokens, latent_scale, load_codec
 
 if TYPE_CHECKING:
@@ -80,7 +82,8 @@ def train(
         check_tokens(config, dataset)
         check_grid(config)
         plan = plan_run(config, len(dataset), accelerator.num_processes)
-        losses = BatchLosses(latent_scale(config), config.prediction_type, config.class_dropout_prob)
+        scale = latent_scale(config)
+        validation = Validation(config, scale, accelerator) if config.validation.count else None
 
         # ---- network, its average, and what trains it
         checkpoint = on_main(accelerator, lambda: choose_checkpoint(config, work_dir, fresh))
@@ -90,11 +93,15 @@ def train(
             check_same_run(saved, config, dataset.identity(), plan, accept_changes)
         run, network, origin = start_run(config, plan, dataset, accelerator, saved, checkpoint)
         saved = None  # gigabytes of host memory in a large run
+        dropout, kind = config.class_dropout_prob, config.prediction_type
+        losses = BatchLosses(scale, kind, dropout, run.timesteps, config.min_snr_gamma)
 
         # ---- what a person watches; nothing has been written before this line
         codec = load_codec(config, accelerator.device) if main and config.sample_grid.count else None
         on_main(accelerator, lambda: held.enter_context(locked(work_dir / ".lock")))
-        saver = held.enter_context(Saver(work_dir, config.keep_last, config.keep_every)) if main else None
+        snapshot_steps = config.power_ema.snapshot_steps if config.power_ema.lengths else None
+        saver = Saver(work_dir, config.keep_last, config.keep_every, snapshot_steps) if main else None
+        held.enter_context(saver or contextlib.nullcontext())
         watch = Watch(work_dir, main, config.report_to, run.step)
         held.callback(watch.close)
         if main:
@@ -113,10 +120,12 @@ def train(
                 saver.save(state)
 
         def look() -> None:
-            if codec is not None:
-                with averaged(run.model, run.ema) as network:
-                    null_tokens = run.ema.tensors["y_embedder.y_embedding"]
-                    watch.picture("samples", sample_grid(network, null_tokens, dataset, codec, config), run.step)
+            with averaged(run.model, run.ema):
+                if validation is not None:
+                    watch.validation(validation(run.model), run.step)
+                if codec is not None or (accelerator.is_fsdp2 and config.sample_grid.count):  # all run it, or none
+                    null_tokens = run.model.y_embedder.y_embedding
+                    watch.picture("samples", sample_grid(run.model, null_tokens, dataset, codec, config), run.step)
             accelerator.wait_for_everyone()
 
         if not own:
@@ -129,7 +138,7 @@ def train(
 
         # ---- the loop
         batches = start_loader(config, dataset, accelerator, run.position)
-        saves = save_steps(config, plan) | {plan.total_steps}
+        saves = save_steps(config, plan)
         stop = Stop.NO
         network.train()
         progress = held.enter_context(
@@ -189,6 +198,7 @@ def start_accelerator(config: Config, cpu: bool) -> Accelerator:
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         # the only buffers are constants, equal in all processes from the start
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        **sharding_arguments(config, cpu),
     )
 
 
@@ -205,21 +215,28 @@ def start_run(
     model, origin = build_network(config, None if saved else config.load_from)
     if saved is not None:
         load_resumed(model, saved, config, checkpoint)
-    ema = EMA(model.to(accelerator.device), config.ema_rate)
+    model.to(accelerator.device)
+    if config.compile:
+        for block in model.blocks:  # one graph serves all
+            block.compile()
     optimizer = build_optimizer(model, config.optimizer, plan.lr)
     lr_schedule = build_lr_schedule(optimizer, config, plan.total_steps)  # not prepared: it counts optimizer steps
     network, optimizer = accelerator.prepare(model, optimizer)
+    if accelerator.is_fsdp2:  # which accelerate leaves without the autocast that it puts around any other network
+        model.forward = accelerator.autocast()(model.forward)
     torch.manual_seed(mix_seed(config.seed, accelerator.process_index))
     run = RunState(
         config=config,
         data=dataset.identity(),
         model=model,
-        ema=ema,
+        ema=EMA(model, config.ema_rate),
         optimizer=optimizer,
         lr_schedule=lr_schedule,
         accelerator=accelerator,
         meter=Meter(accelerator),
         bad_items=BadItems(config.data.max_bad_fraction),
+        timesteps=build_timestep_sampler(**vars(config.timestep_sampling)),
+        power_ema=PowerEMA(model, config.power_ema.lengths),
     )
     if saved is not None:
         run.load(saved)
@@ -241,19 +258,24 @@ def accumulate(
 ) -> Step:
     """Clipped gradients of a global batch; its losses go to the meter when all are finite."""
     accelerator, config = run.accelerator, run.config
-    taken, values, waiting = [], [], 0.0
+    taken, values, learnt, waiting = [], [], [], 0.0
     for _ in range(config.gradient_accumulation_steps):
         batch, waited = next(batches)
         batch = batch.to(accelerator.device)
         with accelerator.accumulate(network):
-            of_batch = losses(network, batch)
+            drawn = losses.draw(batch)
+            of_batch = losses.given(network, batch, drawn)
             accelerator.backward(of_batch["loss"].mean())
         run.bad_items.add(batch)
+        learnt.append(torch.stack([drawn.timestep, of_batch["loss"].detach() / drawn.weight], 1))
         run.position += config.train_batch_size * accelerator.num_processes
         taken, values, waiting = [*taken, batch], [*values, of_batch], waiting + waited
-    grad_norm = accelerator.clip_grad_norm_(network.parameters(), config.gradient_clip)
+    grad_norm = local(accelerator.clip_grad_norm_(network.parameters(), config.gradient_clip))
     finite = torch.stack([of_batch["loss"].isfinite().all() for of_batch in values]).all()
     losses_finite, gradient_finite = torch.stack([finite, grad_norm.isfinite()]).tolist()  # the one wait for the device
+    if run.timesteps.learns:
+        told = accelerator.gather(accelerator.pad_across_processes(torch.cat(learnt), pad_index=math.nan)).cpu()
+        run.timesteps.update(told[:, 0].nan_to_num().long(), told[:, 1])
     run.meter.end_step(waiting)
     if losses_finite:
         for of_batch in values:
@@ -282,13 +304,15 @@ def tell_of_bad_step(run: RunState, network: torch.nn.Module, losses: BatchLosse
 
 
 @contextlib.contextmanager
-def averaged(model: PixArt, ema: EMA) -> Iterator[Network]:
-    """The network with its averaged weights, in eval mode, without a second copy of it."""
+def averaged(model: PixArt, ema: EMA) -> Iterator[None]:
+    """In the block, the network has its averaged weights and is in eval mode; without a second copy of it."""
     training = model.training
     model.eval()
+    ema.swap(model)
     try:
-        yield lambda *inputs: functional_call(model, ema.tensors, inputs)
+        yield
     finally:
+        ema.swap(model)
         model.train(training)
 
 

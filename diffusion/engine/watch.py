@@ -168,6 +168,10 @@ class Watch:
         )
         self.curves("train", values, step)
 
+    def validation(self, losses: Mapping[str, float], step: int) -> None:
+        log.info("step %d: validation loss %.4f (mse %.4f, vb %.4f)", step, *(losses[name] for name in LOSSES))
+        self.curves("validation", losses, step)
+
     def curves(self, group: str, values: Mapping[str, float], step: int) -> None:
         """Points of TensorBoard's curves `<group>/<name>`."""
         if self.writer is not None:
@@ -216,12 +220,13 @@ def sample_grid(
     network: Network,
     null_tokens: torch.Tensor,
     dataset: PanCancerData | SkipBad,
-    codec: LatentCodec,
+    codec: LatentCodec | None,
     config: Config,
-) -> torch.Tensor:
+) -> torch.Tensor | None:
     """Samples for the same conditions and the same noise at every call: a picture (3, H, W) in [0, 1].
 
-    The conditions are spread evenly over the data set; null_tokens (L, D) says where the network is.
+    The conditions are spread evenly over the data set; null_tokens (L, D) says where the network is. Without a codec
+    nothing is decoded: for processes that only share the network.
     """
     from torchvision.utils import make_grid
 
@@ -239,6 +244,8 @@ def sample_grid(
         algorithm=GRID_ALGORITHM,
         prediction_type=config.prediction_type,
     )
+    if codec is None:
+        return None
     pixels = torch.cat(
         [codec.decode(latent[None]) for latent in latents]
     )  # one by one: a large VAE's activations are large

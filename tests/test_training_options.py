@@ -1,0 +1,239 @@
+"""What a run may be told to do otherwise: sharding, compiling, recomputing, cheaper learning, validation."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import write_features
+from runs import equal, forget_processes, launch, logged, read, settings, train_for
+
+from diffusion.config import DataConfig, OptimizerConfig, PowerEmaConfig, TimestepConfig, ValidationConfig
+from diffusion.data.batch import collate
+from diffusion.data.datasets.pan_cancer import build_dataset
+from diffusion.data.index import index_path, write_index
+from diffusion.data.sampler import Draw
+from diffusion.encoders.latents import LatentScale
+from diffusion.engine.losses import BatchLosses, chance
+from diffusion.engine.trainer import train
+from diffusion.errors import InputError
+from diffusion.model.convert import load_weights
+from diffusion.model.pixart import build_model
+from diffusion.objective import training_losses
+from diffusion.seeds import mix_seed
+from diffusion.workdir import open_run
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    yield
+    forget_processes()
+
+
+def trained(root: Path, work_dir: Path, **changes) -> Path:
+    train(settings(root, report_to="tensorboard", **changes), work_dir, cpu=True)
+    forget_processes()
+    return work_dir
+
+
+def assert_near(first: dict, second: dict, tolerance: float) -> None:
+    for name, tensor in second.items():
+        torch.testing.assert_close(first[name], tensor, rtol=0, atol=tolerance)
+
+
+class TestSharding:
+    """Two processes with FSDP2, against two that each hold everything."""
+
+    @pytest.fixture(scope="module")
+    @staticmethod
+    def runs(tmp_path_factory) -> Path:
+        folder = tmp_path_factory.mktemp("sharded")
+        root = write_features(folder)
+        own = dict(
+            optimizer=dict(type="AdamW", lr=1e-3), model_kwargs=dict(depth=2, hidden_size=16, num_heads=2),
+            report_to="tensorboard", max_steps=6, class_dropout_prob=0.3, gradient_accumulation_steps=2,
+        )  # fmt: skip
+        sharded = own | dict(use_fsdp=True)
+        launch(root, folder, [
+            (own, "ddp", None), (sharded, "fsdp", None), (sharded, "parts", 3), (sharded, "parts", None),
+            (own, "mixed", 2), (sharded, "mixed", 2), (own, "mixed", None),
+            (sharded | dict(mixed_precision="bf16", grad_checkpointing=True), "bf16", None),
+            (own | dict(mixed_precision="bf16", grad_checkpointing=True), "ddp_bf16", None),
+        ])  # fmt: skip
+        return folder
+
+    def test_the_exported_average_is_that_of_whole_processes(self, runs):
+        one, other = (load_weights(runs / name / "checkpoints/last_ema.ckpt") for name in ("fsdp", "ddp"))
+        assert one.architecture == other.architecture
+        assert_near(one.state_dict, other.state_dict, 1e-5)
+        assert logged(runs / "fsdp") == pytest.approx(logged(runs / "ddp"), rel=1e-5)
+        moved = load_weights(runs / "ddp/checkpoints/step_00000000.ckpt").state_dict["final_layer.linear.weight"]
+        assert (moved - other.state_dict["final_layer.linear.weight"]).abs().max() > 1e-3
+
+    def test_it_goes_on_to_the_bit(self, runs):
+        assert equal(read(runs / "fsdp", 6), read(runs / "parts", 6))
+        assert logged(runs / "fsdp") == logged(runs / "parts")
+
+    def test_states_serve_sharded_runs_and_others(self, runs):
+        assert_near(read(runs / "mixed", 6)["ema"], read(runs / "ddp", 6)["ema"], 1e-5)
+
+    def test_bf16_and_checkpointing(self, runs):
+        assert logged(runs / "bf16") == pytest.approx(logged(runs / "ddp_bf16"), rel=1e-2)
+
+    def test_what_does_not_shard_is_refused(self, feature_root, tmp_path):
+        config = settings(feature_root, use_fsdp=True, optimizer=OptimizerConfig("CAME", 1e-3))
+        with pytest.raises(InputError, match="CAME does not shard.*set optimizer.type=AdamW"):
+            train(config, tmp_path / "run", cpu=True)
+
+    def test_version_one_is_refused(self, feature_root, tmp_path, monkeypatch):
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+        with pytest.raises(InputError, match="--fsdp_version 2"):
+            train(settings(feature_root), tmp_path / "run", cpu=True)
+
+
+class TestCheckpointing:
+    """Activations of blocks are computed again in the backward pass instead of being kept."""
+
+    def test_it_changes_nothing(self, feature_root, tmp_path):
+        own = dict(class_dropout_prob=0.3, model_kwargs=dict(depth=3, hidden_size=16, num_heads=2))
+        plain = trained(feature_root, tmp_path / "plain", **own)
+        frugal = trained(feature_root, tmp_path / "frugal", grad_checkpointing=True, **own)
+        assert equal(read(plain, 4), read(frugal, 4)) and logged(plain) == logged(frugal)
+
+    def test_less_is_kept(self):
+        kept = {}
+        for frugal in (False, True):
+            model = build_model("PixArt_Ti_2_UNI", input_size=16, caption_channels=8)
+            model.grad_checkpointing = frugal
+            storages: dict[int, int] = {}
+
+            def note(tensor: torch.Tensor, storages: dict[int, int] = storages) -> torch.Tensor:
+                storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+                return tensor
+
+            inputs = (torch.randn(4, 16, 16, 16), torch.arange(4), torch.randn(4, 1, 8))
+            with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+                output = model(*inputs)
+            weights = {tensor.untyped_storage().data_ptr() for tensor in model.parameters()}
+            kept[frugal] = sum(size for place, size in storages.items() if place not in weights)
+            assert output.requires_grad
+        assert kept[True] < kept[False] / 5
+
+
+@pytest.mark.parametrize("frugal", [False, True])
+def test_compiled_losses_are_the_same(feature_root, tmp_path, frugal):
+    eager = trained(feature_root, tmp_path / "eager", grad_checkpointing=frugal)
+    compiled = trained(feature_root, tmp_path / "compiled", grad_checkpointing=frugal, compile=True)
+    assert logged(compiled) == pytest.approx(logged(eager), rel=1e-4)
+    run = open_run(compiled, "checkpoints/last_ema.ckpt", CPU)
+    assert_near(run.model.state_dict(), read(eager, 4)["ema"], 1e-3)
+
+
+class TestLearning:
+    """Each of the options with the others: a stop in between changes nothing."""
+
+    def test_they_go_on_to_the_bit(self, feature_root, tmp_path):
+        changes = dict(
+            min_snr_gamma=5.0,
+            timestep_sampling=TimestepConfig("loss_aware"),
+            power_ema=PowerEmaConfig(lengths=(0.05, 0.1), snapshot_steps=2),
+            report_to="tensorboard",
+            max_steps=6,
+            gradient_accumulation_steps=2,
+        )
+        config = settings(feature_root, **changes)
+        train(config, tmp_path / "whole", cpu=True)
+        train_for(config, tmp_path / "parts", 3)
+        train(config, tmp_path / "parts", cpu=True)
+        assert equal(read(tmp_path / "whole", 6), read(tmp_path / "parts", 6))
+        assert logged(tmp_path / "whole") == logged(tmp_path / "parts")
+        seen = read(tmp_path / "whole", 6)["timesteps"]["seen"]
+        assert seen.sum() == 24 and read(tmp_path / "whole", 6)["power_ema"]["step"] == 6
+        names = {f"step_0000000{step}_{length}.ckpt" for step in (2, 4, 6) for length in ("0.050", "0.100")}
+        assert {path.name for path in (tmp_path / "whole/checkpoints/power_ema").iterdir()} == names
+
+    def test_two_processes_learn_from_all_losses(self, feature_root, tmp_path):
+        aware = dict(timestep_sampling=dict(type="loss_aware"), max_steps=3)
+        launch(feature_root, tmp_path, [(aware, "two", None)])
+        trained(feature_root, tmp_path / "one", gradient_accumulation_steps=2,
+                timestep_sampling=TimestepConfig("loss_aware"), max_steps=3)  # fmt: skip
+        one, two = (read(tmp_path / name, 3)["timesteps"] for name in ("one", "two"))
+        assert torch.equal(one["seen"], two["seen"])
+        torch.testing.assert_close(one["losses"], two["losses"], rtol=1e-4, atol=1e-5)
+
+    def test_weights_reach_the_loss(self, feature_root):
+        """Min-SNR and importance weights, on a network that predicts zeros: its error is the noise's own square."""
+        dataset = build_dataset("PanCancerDataLowRes", root=feature_root, resolution=256)
+        batch = collate([dataset[Draw(i, i)] for i in range(4)])
+
+        class Doubled:
+            def __call__(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+                return torch.full((len(u),), 100), torch.full((len(u),), 2.0)
+
+        def network(x, timestep, y, dropped):
+            return torch.zeros(len(x), 32, *x.shape[2:])
+
+        scale, kind = LatentScale(1.0, 0.0), "epsilon"
+        values = BatchLosses(scale, kind, 0.0, Doubled(), min_snr_gamma=5.0)(network, batch)
+        noise = chance(batch.seeds, (16, 32, 32), CPU).noise
+        alpha_bar = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64).neg().add(1).cumprod(0)[100].item()
+        snr = alpha_bar / (1 - alpha_bar)
+        assert snr > 5
+        torch.testing.assert_close(values["mse"], 2 * noise.square().mean((1, 2, 3)))
+        torch.testing.assert_close(values["loss"], values["mse"] * 5 / snr + values["vb"])
+
+
+class TestValidation:
+    """Six samples of the third patch, held out."""
+
+    @pytest.fixture
+    def held_out(self, feature_root) -> Callable[..., dict]:
+        names = [f"set/brca/single_1024/slide_{i}/{i}_0.jpeg" for i in range(3)]
+        write_index(index_path(feature_root, "train.hdf5"), {"set_1024": names[:2]})
+        write_index(index_path(feature_root, "test.hdf5"), {"set_1024": names[2:]})
+        data = DataConfig(root=str(feature_root), patch_names_file="train.hdf5")
+        return dict(data=data, validation=ValidationConfig(count=6, patch_names_file="test.hdf5"), max_steps=2)
+
+    def test_the_value_is_that_of_the_average_at_fixed_noise(self, feature_root, held_out, tmp_path):
+        work_dir = trained(feature_root, tmp_path / "run", **held_out)
+        curve = logged(work_dir, "validation/loss")
+        assert sorted(curve) == [0, 2]
+        dataset = build_dataset("PanCancerDataLowRes", root=feature_root, resolution=256, patch_names_file="test.hdf5")
+        model = open_run(work_dir, "checkpoints/last_ema.ckpt", CPU).model
+        losses = []
+        for i in range(6):
+            seed = mix_seed(0, i)
+            item = dataset[Draw(i * 16 // 6, seed)]
+            noise = chance([seed], (16, 32, 32), CPU).noise
+            timestep = torch.tensor([int(i * (5**0.5 - 1) / 2 % 1 * 1000)])
+            with torch.no_grad():
+                losses += training_losses(model, item.latent[None], timestep, item.tokens[None], noise)["loss"].tolist()
+        assert curve[2] == pytest.approx(sum(losses) / 6, rel=1e-5)
+        text = (work_dir / "train_log.log").read_text()
+        assert "step 2: validation loss" in text
+
+    def test_it_is_comparable_and_changes_nothing(self, feature_root, held_out, tmp_path):
+        """The same weights have the same loss in a run of another seed and batch, in one process or two."""
+        first = trained(feature_root, tmp_path / "first", **held_out)
+        without = trained(feature_root, tmp_path / "without", **held_out | dict(validation=ValidationConfig()))
+        assert equal(read(first, 2), read(without, 2))
+        weights = dict(load_from=str(first / "checkpoints/last_ema.ckpt"), max_steps=0)
+        other = trained(feature_root, tmp_path / "other", **held_out | weights, seed=9, train_batch_size=4)
+        plain = {name: dataclasses.asdict(held_out[name]) for name in ("data", "validation")}
+        launch(feature_root, tmp_path, [(plain | weights | dict(report_to="tensorboard"), "two", None)])
+        value = logged(first, "validation/loss")[2]
+        for work_dir in (other, tmp_path / "two"):
+            assert logged(work_dir, "validation/loss")[0] == pytest.approx(value, rel=1e-6)
+
+    def test_it_must_be_held_out_and_there(self, feature_root, tmp_path):
+        with pytest.raises(InputError, match="set validation.patch_names_file or validation.subset_keys"):
+            ValidationConfig(count=3)
+        config = settings(feature_root, validation=ValidationConfig(count=3, patch_names_file="none.hdf5"))
+        with pytest.raises(InputError, match=r"no index at .*none.hdf5"):
+            train(config, tmp_path / "run", cpu=True)
+        assert not (tmp_path / "run").exists()
