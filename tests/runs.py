@@ -112,17 +112,37 @@ def train_for(config: Config, work_dir: Path, steps: int) -> None:
     assert not finished
 
 
-def launch(root: Path, folder: Path, runs: list[tuple[dict, str, int | None]]) -> None:
-    """Train runs one after the other in one launch of two processes: their changes, names, and when they are stopped."""
+def launch(
+    root: Path, folder: Path, runs: list[tuple[dict, str, int | None]], spoil: tuple[int, int] | None = None
+) -> None:
+    """Train runs one after the other in one launch of two processes: their changes, names, and when they are stopped.
+
+    spoil: process and optimizer step whose loss is made no number.
+    """
     listed = []
     for changes, name, stop_after in runs:
-        run = dict(root=str(root), changes=changes, work_dir=str(folder / name))
+        run = dict(root=str(root), changes=changes, work_dir=str(folder / name), spoil=spoil)
         listed.append(run if stop_after is None else run | dict(stop_after=stop_after))
     (folder / "runs.json").write_text(json.dumps(listed))
     from conftest import command
 
     done = command("tests/runs.py", folder / "runs.json", processes=2)
     assert done.returncode == 0, done.stderr
+
+
+def spoil_step(process: int, step: int) -> None:
+    """Have the loss of one step be no number in one of the processes."""
+    from diffusion.engine.losses import BatchLosses
+
+    given, calls = BatchLosses.given, [0]
+
+    def spoilt(self, *arguments):
+        losses = given(self, *arguments)
+        calls[0] += 1
+        bad = calls[0] == step and int(os.environ["RANK"]) == process
+        return {name: loss * torch.nan for name, loss in losses.items()} if bad else losses
+
+    BatchLosses.given = spoilt
 
 
 def main() -> None:
@@ -132,6 +152,8 @@ def main() -> None:
         changes = run["changes"]
         changes = {name: KINDS[name](**value) if name in KINDS else value for name, value in changes.items()}
         config, work_dir = settings(Path(run["root"]), **changes), Path(run["work_dir"])
+        if run["spoil"]:
+            spoil_step(*run["spoil"])
         if "stop_after" in run:
             train_for(config, work_dir, run["stop_after"])
         else:

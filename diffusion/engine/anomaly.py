@@ -27,7 +27,7 @@ def report(network: nn.Module, model: nn.Module, losses: BatchLosses, batches: S
     for batch in batches:
         with torch.no_grad(), first_bad_layer(model) as found:
             values = losses(network, batch)["loss"]
-        lines += [f"first layer with bad numbers: {found[0] if found else 'none in the forward pass'}"]
+        lines += [f"first layer with bad numbers: {found[0] if found else 'none; the loss itself, or the inputs'}"]
         timesteps = losses.draw(batch).timestep.tolist()
         lines += [_of_sample(batch, i, values[i].item(), timesteps[i]) for i in worst(values)]
     spoiled = [name for name, weight in model.named_parameters() if weight.grad is not None and not _sound(weight.grad)]
