@@ -12,7 +12,7 @@ TRAIN := --area 0 0 1 0.75 --dataset demo
 NOTE := One slide at 20x and two images at their native resolution, about 40x; the bottom quarter of each is held out of all training.
 SAMPLE := tools/sample_256.py --subset_keys demo_heldout_256 --n_images 96 --guidance_strength 1
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-faults test-all lint clean
 
 $(READY): requirements.txt pyproject.toml
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
@@ -42,6 +42,9 @@ lint: $(READY)
 
 test: lint
 	$(RUN) -m pytest
+
+test-faults: $(READY)
+	$(RUN) -m pytest tests/fault --kills 25
 
 test-all: lint
 	$(RUN) -m pytest -m "slow or not slow"

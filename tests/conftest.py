@@ -22,6 +22,11 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 WIDTH = 8  # of the embeddings of `feature_root`
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=3, help="how many faults tests/fault inflicts on a run")
+    parser.addoption("--fault-seed", type=int, default=0, help="of their kinds' moments")
+
+
 @pytest.fixture
 def feature_root(tmp_path: Path) -> Path:
     """ROOT with three 1024 patches and their features (random numbers, width 8), no images."""
@@ -97,23 +102,20 @@ def in_process(main: Callable[[], int | None], *arguments: str | Path) -> subpro
     return subprocess.CompletedProcess(arguments, ended.value.code, out.getvalue(), err.getvalue())
 
 
+def launcher(processes: int) -> list[str]:
+    """What starts a script: Python, or `accelerate launch` of several processes on the CPU."""
+    if not processes:
+        return [sys.executable]
+    # accelerate starts several processes on a CPU under the name of several GPUs
+    options = ["--multi_gpu", "--num_processes", str(processes), "--num_machines", "1", "--main_process_port", "0"]
+    unasked = ["--mixed_precision", "no", "--dynamo_backend", "no"]
+    return [sys.executable, "-m", "accelerate.commands.launch", *options, *unasked]
+
+
 def command(*arguments: str | Path, processes: int = 0, **environment: str) -> subprocess.CompletedProcess:
     """Run a script of the repository, under `accelerate launch` on the CPU when `processes` is given."""
-    launcher = [sys.executable]
-    if processes:  # accelerate starts several processes on a CPU under the name of several GPUs
-        launcher += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
-        launcher += [
-            "--num_machines",
-            "1",
-            "--mixed_precision",
-            "no",
-            "--dynamo_backend",
-            "no",
-            "--main_process_port",
-            "0",
-        ]
     return subprocess.run(
-        [*launcher, *map(str, arguments)],
+        [*launcher(processes), *map(str, arguments)],
         cwd=REPOSITORY,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,

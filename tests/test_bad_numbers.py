@@ -69,7 +69,9 @@ def test_too_many_end_with_a_saved_state_and_a_report(feature_root, tmp_path):
     report = (tmp_path / "bad_steps.txt").read_text()
     assert "step 2, whose loss or gradient is not finite" in report
     assert re.search(r"set/brca/single_1024/slide_\d/\d_0.jpeg: loss (nan|inf), timestep \d+, latents -\d", report)
-    assert "first layer with bad numbers: none; the loss itself" in report and "weights with bad numbers: none" in report
+    assert (
+        "first layer with bad numbers: none; the loss itself" in report and "weights with bad numbers: none" in report
+    )
     assert re.search(r"gradients with bad numbers: \S+.*\(\d+ of 30\)", report)
 
 
