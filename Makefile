@@ -30,7 +30,7 @@ demo: $(READY)
 	$(RUN) tools/extract_features.py --root $(DEMO) --dataset_name demo --size 256 --vae tiny --encoder mobilenetv2
 	$(RUN) tools/extract_features.py --root $(DEMO) --dataset_name demo_heldout --size 256 --vae tiny --encoder mobilenetv2
 	$(LAUNCH) train_scripts/train_pixcell.py configs/demo/demo_256.py --work-dir $(DEMO)/untrained --set max_steps=0
-	$(LAUNCH) train_scripts/train_pixcell.py configs/demo/demo_256.py --work-dir $(DEMO)/run
+	$(LAUNCH) train_scripts/train_pixcell.py configs/demo/demo_256.py --work-dir $(DEMO)/run --set validation.count=64 validation.type=PanCancerData validation.subset_keys=demo_heldout_256
 	$(RUN) $(SAMPLE) --workdir $(DEMO)/untrained --out_dir $(DEMO)/samples_untrained
 	$(RUN) $(SAMPLE) --workdir $(DEMO)/run --out_dir $(DEMO)/samples
 	$(RUN) tools/evaluate.py --real $(DEMO)/samples/real --syn $(DEMO)/samples/syn --untrained $(DEMO)/samples_untrained/syn --run $(DEMO)/run --out $(DEMO)/report --note "$(NOTE)"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
-OF_THE_SYSTEM = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM))
+OF_THE_SYSTEM = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM))
 
 
 class Parser(argparse.ArgumentParser):
@@ -119,8 +119,10 @@ def positive_float(text: str) -> float:
 def run(main: Callable[[], int | None]) -> None:
     """Call `main` and exit with its code; an InputError becomes one line on stderr and code 2, Ctrl-C code 130.
 
-    So does what the system refuses: a full disk, a folder that may not be written.
+    So does what the system refuses: a full disk, a folder that may not be written. What is written, others may not
+    change, whatever the umask.
     """
+    os.umask(os.umask(0o022) | 0o002)
     try:
         sys.exit(main() or 0)
     except InputError as error:
@@ -153,11 +155,11 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def start_processes(device: torch.device) -> PartialState:
+def start_processes(device: torch.device, longest_wait: timedelta = timedelta(days=1)) -> PartialState:
     """accelerate's view of the processes that work together: one, or those that `accelerate launch` started.
 
-    They wait for each other for up to a day: one may have far more to do than another.
+    longest_wait: for each other, before they give up; by default a day: one may have far more to do than another.
     """
     from accelerate import PartialState
 
-    return PartialState(cpu=device.type == "cpu", timeout=timedelta(days=1))
+    return PartialState(cpu=device.type == "cpu", timeout=longest_wait)

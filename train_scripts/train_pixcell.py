@@ -6,6 +6,7 @@ import argparse
 import ast
 import logging
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
@@ -19,6 +20,9 @@ EXAMPLES = """  accelerate launch train_scripts/train_pixcell.py configs/pan_can
   accelerate launch train_scripts/train_pixcell.py configs/pan_cancer/pixart_20x_256.py --work-dir output/256 --time-limit 470
   python train_scripts/train_pixcell.py configs/pan_cancer/pixart_20x_256.py --dry-run
   python train_scripts/train_pixcell.py configs/demo/demo_256.py --device cpu --set max_steps=10 optimizer.lr=1e-4"""
+
+
+LONGEST_WAIT = timedelta(minutes=30)  # of a process for another: a lost machine is found out after so long
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -103,7 +107,7 @@ def parse_setting(text: str) -> tuple[str, object]:
 def main() -> int:
     args = parse_arguments()
     device = pick_device(args.device)
-    state = start_processes(device)
+    state = start_processes(device, LONGEST_WAIT)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("diffusion").setLevel(logging.INFO if state.is_main_process else logging.ERROR)
     with state.main_process_first():  # mmengine's yapf, imported first, writes a cache that others must not read half
@@ -116,7 +120,7 @@ def main() -> int:
 
     cpu = device.type == "cpu"
     if args.dry_run:
-        state.print(dry_run(config, work_dir, state.num_processes, cpu, args.fresh))
+        state.print(dry_run(config, work_dir, state.num_processes, cpu, args.fresh, args.accept_changes))
         state.print(f"would write to {work_dir}; nothing was written")
         return 0
     with logging_redirect_tqdm():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 Answer = TypeVar("Answer")
+
+LOST = ("gloo/transport", "Connection closed by peer", "Connection reset by peer")  # gloo has no error of its own
 
 
 class Agreement:
@@ -30,6 +33,21 @@ class Agreement:
         largest = torch.tensor(values, dtype=torch.float64)
         torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX, group=self._group)
         return largest.tolist()
+
+
+@contextlib.contextmanager
+def told_of_lost_processes() -> Iterator[None]:
+    """Turn the failed communication with a process that is gone into an InputError that says what to do."""
+    try:
+        yield
+    except RuntimeError as error:
+        backend = getattr(torch.distributed, "DistBackendError", ())
+        if not isinstance(error, backend) and not any(sign in str(error) for sign in LOST):
+            raise
+        raise InputError(
+            f"another process of the run is gone ({str(error).strip().splitlines()[0]}); its own message, above or in its "
+            "log, says why. What was saved is whole: the same command goes on from there"
+        ) from error
 
 
 def on_main(accelerator: Accelerator, function: Callable[[], Answer]) -> Answer:

@@ -20,21 +20,13 @@ def sharding_arguments(config: Config, cpu: bool) -> dict[str, Any]:
 
     Raises InputError for FSDP 1, and for an optimizer that does not shard.
     """
-    by_launcher = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    if not (config.use_fsdp or by_launcher):
+    if not _is_wanted(config):
         return {}
     from accelerate import PartialState
     from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, ParallelismConfig
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
-    if by_launcher and os.environ.get("FSDP_VERSION") != "2":
-        raise InputError(
-            "FSDP 1 is not served; give accelerate launch --fsdp_version 2, or its config file fsdp_version: 2"
-        )
-    if config.optimizer.type.startswith("CAME"):
-        raise InputError(
-            "CAME does not shard: its factors belong to whole matrices; set optimizer.type=AdamW, or no FSDP"
-        )
+    check_shardable(config)
     state = PartialState(cpu=cpu)
     if state.num_processes == 1:
         return {}
@@ -49,6 +41,28 @@ def sharding_arguments(config: Config, cpu: bool) -> dict[str, Any]:
         mixed_precision_policy=MixedPrecisionPolicy(output_dtype=torch.float32, cast_forward_inputs=False),
     )
     return {"fsdp_plugin": plugin, "parallelism_config": ParallelismConfig(dp_shard_size=state.num_processes)}
+
+
+def check_shardable(config: Config) -> None:
+    """Raises InputError for a run that is to be sharded and cannot be."""
+    if not _is_wanted(config):
+        return
+    if _by_launcher() and os.environ.get("FSDP_VERSION") != "2":
+        raise InputError(
+            "FSDP 1 is not served; give accelerate launch --fsdp_version 2, or its config file fsdp_version: 2"
+        )
+    if config.optimizer.type.startswith("CAME"):
+        raise InputError(
+            "CAME does not shard: its factors belong to whole matrices; set optimizer.type=AdamW, or no FSDP"
+        )
+
+
+def _is_wanted(config: Config) -> bool:
+    return config.use_fsdp or _by_launcher()
+
+
+def _by_launcher() -> bool:
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def is_sharded(tensor: Any) -> bool:

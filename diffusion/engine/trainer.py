@@ -32,9 +32,9 @@ from diffusion.engine.ema import EMA, PowerEMA
 from diffusion.engine.losses import BatchLosses
 from diffusion.engine.optim import build_lr_schedule, build_optimizer
 from diffusion.engine.plan import Plan, check_grid, describe, plan_run, save_steps, settle_precision, settled
-from diffusion.engine.processes import Agreement, on_main
+from diffusion.engine.processes import Agreement, on_main, told_of_lost_processes
 from diffusion.engine.saving import Saver
-from diffusion.engine.sharding import local, sharding_arguments
+from diffusion.engine.sharding import check_shardable, local, sharding_arguments
 from diffusion.engine.start import build_network, check_same_run, choose_checkpoint, load_resumed, open_checkpoint
 from diffusion.engine.state import RunState
 from diffusion.engine.stops import Stop, Stops
@@ -70,7 +70,7 @@ def train(
     Returns whether the last step is done: False when a signal or the limit stopped the run, whose state is saved.
     Raises InputError for settings that the data, the device or the work dir contradict, and for numbers gone bad.
     """
-    with Stops(time_limit) as stops, contextlib.ExitStack() as held:
+    with Stops(time_limit) as stops, told_of_lost_processes(), contextlib.ExitStack() as held:
         # ---- processes and precision
         config = settle_precision(config, cpu)
         accelerator = start_accelerator(config, cpu)
@@ -130,8 +130,7 @@ def train(
 
         if not own:
             save()  # so that a full disk or a broken codec shows now, not hours later
-            if saver is not None:
-                saver.wait()
+            on_main(accelerator, lambda: saver.wait())
             look()
         if run.step >= plan.total_steps:
             log.info("nothing left to do: step %d of %d", run.step, plan.total_steps)
@@ -168,17 +167,13 @@ def train(
                 break
 
         # ---- the end
-        if saver is not None:
-            saver.wait()
-        accelerator.wait_for_everyone()
+        on_main(accelerator, lambda: saver.wait())  # all leave together: the launcher kills those that linger
         if run.skipped_in_a_row >= config.max_bad_steps:
             raise InputError(
                 f"{run.skipped_in_a_row} steps in a row had a loss or gradient that is not finite; {work_dir / BAD_STEPS} "
                 f"says where. The state of step {run.step} is saved. Lower the learning rate, go on from an older "
                 "checkpoint (--resume-from), or extract the features of the patches named there again"
             )
-        if stop == Stop.SAVE_FAILED:
-            raise InputError("the main process could not save the state; its own message says why")
         finished = run.step >= plan.total_steps
         if not finished:
             log.warning(
@@ -335,19 +330,26 @@ def timed(loader: DataLoader) -> Iterator[tuple[PatchBatch, float]]:
         yield batch, time.perf_counter() - asked
 
 
-def dry_run(config: Config, work_dir: Path, processes: int, cpu: bool, fresh: bool = False) -> str:
+def dry_run(
+    config: Config, work_dir: Path, processes: int, cpu: bool, fresh: bool = False, accept_changes: bool = False
+) -> str:
     """Check everything that can be wrong before the first step, write nothing, and say what the run would be."""
     config = settle_precision(config, cpu)
+    check_shardable(config)
     dataset = build_dataset(**config.data_arguments, on_error=config.data.on_error)
     check_tokens(config, dataset)
     check_grid(config)
     latent_scale(config)
     if config.sample_grid.count:
         load_codec(config, torch.device("cpu"))
+    if config.validation.count:
+        check_tokens(config, build_dataset(**config.validation_arguments))
     plan = plan_run(config, len(dataset), processes)
     checkpoint = choose_checkpoint(config, work_dir, fresh)
     model, origin = build_network(config, None if checkpoint else config.load_from)
     if checkpoint:
-        load_resumed(model, open_checkpoint(config, checkpoint), config, checkpoint)
+        saved = open_checkpoint(config, checkpoint)
+        check_same_run(saved, config, dataset.identity(), plan, accept_changes)
+        load_resumed(model, saved, config, checkpoint)
     build_optimizer(model, config.optimizer, plan.lr)
     return f"{describe(config, plan, model, processes)}; weights from {checkpoint or origin}"

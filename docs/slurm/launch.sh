@@ -4,8 +4,7 @@
 # Why a shell between: Slurm sends a step's signal to the processes that it started itself (with proctrack/cgroup, which
 # most clusters have), not to their children. Were that accelerate's launcher, it would die of USR1 and leave the trainer
 # behind. Were it told to ignore USR1, the trainer would never hear of it: it is a child, in a session of its own.
-# And a TERM that the launcher passes on goes to the trainer's whole process group, loader workers included, and is
-# followed by KILL after 30 seconds.
+# And a TERM that the launcher passes on is followed by KILL after 30 seconds.
 # So the launcher ignores signals, and this shell sends USR1 to the launcher's children: the trainer's processes.
 #
 # Exit code: the launcher's; but 75, the trainer's own code for "stopped and saved; run the same command again", which

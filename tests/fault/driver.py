@@ -146,10 +146,9 @@ class Driver:
     def fill_disk(self, launched: psutil.Process) -> None:
         """No room for the next checkpoint: a ballast on a small disk, else a limit on the size of files."""
         if self.disk:
-            with open(self.work_dir / "ballast", "wb") as file, contextlib.suppress(OSError):
+            with open(self.work_dir / "ballast", "wb", buffering=0) as file, contextlib.suppress(OSError):
                 while True:
                     file.write(bytes(4096))
-                    file.flush()
             return
         size = (self.work_dir / "train_log.log").stat().st_size + 50_000  # the log may go on
         for process in ranks(launched):

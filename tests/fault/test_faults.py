@@ -54,6 +54,8 @@ def test_whatever_stops_it_the_run_ends_the_same(feature_root, tmp_path, small_d
         assert lost[-1] <= reach, f"{before.fault} lost {lost[-1]} steps\n{before.output}\n{after.output}"
         if before.fault in GENTLE:
             assert "saved; the same command goes on from there" in before.output, before.output
+        if before.fault == "one rank killed":
+            assert "another process of the run is gone" in before.output, before.output
         if before.fault == "disk full":
             assert "Make room or mend the disk, and start the same command again" in before.output, before.output
         if before.fault == "newest checkpoint damaged":
