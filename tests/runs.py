@@ -113,9 +113,13 @@ def train_for(config: Config, work_dir: Path, steps: int) -> None:
 
 
 def launch(
-    root: Path, folder: Path, runs: list[tuple[dict, str, int | None]], spoil: tuple[int, int] | None = None
+    root: Path,
+    folder: Path,
+    runs: list[tuple[dict, str, int | None]],
+    spoil: tuple[int, int] | None = None,
+    processes: int = 2,
 ) -> None:
-    """Train runs one after the other in one launch of two processes: their changes, names, and when they are stopped.
+    """Train runs one after the other in one launch: their changes, names, and when they are stopped.
 
     spoil: process and optimizer step whose loss is made no number.
     """
@@ -126,7 +130,7 @@ def launch(
     (folder / "runs.json").write_text(json.dumps(listed))
     from conftest import command
 
-    done = command("tests/runs.py", folder / "runs.json", processes=2)
+    done = command("tests/runs.py", folder / "runs.json", processes=processes)
     assert done.returncode == 0, done.stderr
 
 
@@ -134,7 +138,7 @@ def spoil_step(process: int, step: int) -> None:
     """Have the loss of one step be no number in one of the processes."""
     from diffusion.engine.losses import BatchLosses
 
-    given, calls = BatchLosses.given, [0]
+    given, calls = BatchLosses.given, [-1]  # the first call is before the first step
 
     def spoilt(self, *arguments):
         losses = given(self, *arguments)

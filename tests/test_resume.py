@@ -86,6 +86,14 @@ def test_two_processes(feature_root, tmp_path):
         torch.testing.assert_close(one["model"][name], tensor, rtol=1e-3, atol=1e-4)
 
 
+def test_three_processes(feature_root, tmp_path):
+    """Of three numbers the sum depends on the order, which DDP changes after its first backward pass."""
+    changes = plain(matrix(1, 0)) | dict(train_batch_size=3, model_kwargs=dict(depth=3, hidden_size=64, num_heads=2))
+    runs = [(changes, "whole", None), (changes, "parts", STOP), (changes, "parts", None)]
+    launch(feature_root, tmp_path, runs, processes=3)
+    same(tmp_path / "whole", tmp_path / "parts")
+
+
 def test_a_sample_is_the_same_in_any_batch(feature_root, tmp_path):
     """Noise, timestep and dropping come from its draw: two batches of 2 lose what one of 4 does."""
     for name, batch, accumulation in (("one", 4, 1), ("two", 2, 2)):

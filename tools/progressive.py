@@ -25,7 +25,7 @@ from diffusion.files import locked, written_aside
 TRAINER = Path(__file__).resolve().parents[1] / "train_scripts" / "train_pixcell.py"
 RECORD = "stages.json"
 WEIGHTS = "checkpoints/last_ema.ckpt"
-GRACE = 30  # seconds in which processes that the launcher left behind have to end
+GRACE = 600  # seconds in which processes that the launcher left behind have to save and end
 EXAMPLES = """  python tools/progressive.py configs/pan_cancer/pixart_20x_256.py configs/pan_cancer/pixart_20x_512_pos_embed.py \\
       configs/pan_cancer/pixart_20x_1024_pos_embed.py --work-dir output/pixcell --launch "--multi_gpu --num_processes 8"
   python tools/progressive.py configs/demo/demo_256.py configs/demo/demo_512.py configs/demo/demo_1024.py --work-dir W
@@ -150,7 +150,8 @@ def main() -> int:
 def call(command: list[str]) -> int:
     """Run a command to its end and give its code. A signal to stop goes to all of its processes, and is waited for:
     accelerate's launcher alone would leave the trainer behind, and the next run would find it at work."""
-    child = subprocess.Popen(command, start_new_session=True)
+    patient = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(GRACE), **os.environ}  # else the launcher kills after 30 seconds
+    child = subprocess.Popen(command, start_new_session=True, env=patient)
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, lambda number, _: os.killpg(child.pid, number)) for number in numbers}
     try:

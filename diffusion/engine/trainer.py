@@ -140,6 +140,7 @@ def train(
         saves = save_steps(config, plan)
         stop = Stop.NO
         network.train()
+        settle_sums(run, network, losses)
         progress = held.enter_context(
             tqdm(total=plan.total_steps, initial=run.step, unit="step", disable=not main, mininterval=2)
         )
@@ -236,6 +237,23 @@ def start_run(
     if saved is not None:
         run.load(saved)
     return run, network, origin
+
+
+def settle_sums(run: RunState, network: torch.nn.Module, losses: BatchLosses) -> None:
+    """A backward pass whose gradients are thrown away, before the first step.
+
+    DDP sums gradients in buckets, and puts them together anew after its first backward pass. Sums in another order
+    round otherwise: of three processes or more, a run that goes on would leave the one that never stopped.
+    """
+    config, device = run.config, run.accelerator.device
+    if run.accelerator.num_processes == 1:
+        return
+    size, count = config.input_size, config.train_batch_size
+    latents = torch.zeros(count, run.model.in_channels, size, size, device=device)
+    tokens = torch.zeros(count, config.model_max_length, config.caption_channels, device=device)
+    batch = PatchBatch(latents, tokens, names=[""] * count, seeds=[0] * count)
+    run.accelerator.backward(losses(network, batch)["loss"].mean())
+    run.optimizer.zero_grad()
 
 
 @dataclass(frozen=True)
