@@ -48,9 +48,8 @@ mixed_precision = "no"  # no, bf16, fp16 (a GPU), or auto: what the processor ha
 fp32_attention = True  # attention outside autocast: fp16 overflows there in deep networks
 grad_checkpointing = False  # recompute blocks in the backward pass: less memory, a third more time
 compile = False  # torch.compile of the blocks: minutes at the start, faster steps on a GPU
-use_fsdp = (
-    False  # FSDP2: every process keeps a part of weights, gradients and optimizer state (or by accelerate's config)
-)
+deterministic = False  # on a GPU, only kernels that add up in one order: the same bits every time, somewhat slower
+use_fsdp = False  # FSDP2: every process keeps a part of weights, gradients, optimizer state; or by accelerate's config
 train_batch_size = 32  # per process
 gradient_accumulation_steps = 1
 gradient_clip = 1.0  # largest gradient norm

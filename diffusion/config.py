@@ -195,6 +195,7 @@ class Config:
     grad_checkpointing: bool = False
     compile: bool = False
     use_fsdp: bool = False
+    deterministic: bool = False
     train_batch_size: int = 32
     gradient_accumulation_steps: int = 1
     gradient_clip: float = 1.0

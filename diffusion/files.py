@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of Lustre mounted without flock, among others
 _HELD: set[IO] = set()  # lock files of this process
 
 
@@ -50,7 +52,7 @@ def remove_unfinished(folder: Path) -> None:
 def locked(path: Path) -> Iterator[None]:
     """Hold a lock file for one process at a time; the system lets go of it when the process ends, however it ends.
 
-    Raises InputError when another process holds it. Without effect where the system has no such locks.
+    Raises InputError when another process holds it. Without effect where the system, or the disk, has no such locks.
     """
     if fcntl is None:
         yield
@@ -62,6 +64,10 @@ def locked(path: Path) -> Iterator[None]:
             mine = path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno()))  # not one just removed
         except BlockingIOError:
             mine = False
+        except OSError as error:
+            if error.errno not in WITHOUT_LOCKS:
+                raise
+            mine = True
         if not mine:
             raise InputError(f"another process is at work here: it holds {path}; wait for it to end")
         _HELD.add(file)

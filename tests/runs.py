@@ -29,7 +29,13 @@ from diffusion.config import (
 )
 from diffusion.engine.checkpoint import checkpoint_path
 
-KINDS = dict(optimizer=OptimizerConfig, data=DataConfig, validation=ValidationConfig, timestep_sampling=TimestepConfig)
+KINDS = dict(
+    sample_grid=SampleGridConfig,
+    optimizer=OptimizerConfig,
+    data=DataConfig,
+    validation=ValidationConfig,
+    timestep_sampling=TimestepConfig,
+)
 WIDTH = 8  # of the embeddings of `feature_root`
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from runs import equal, forget_processes, launch, logged, read, settings
 
-from diffusion.config import OptimizerConfig
+from diffusion.config import OptimizerConfig, TimestepConfig
 from diffusion.engine import state, trainer
 from diffusion.engine.losses import BatchLosses
 from diffusion.engine.trainer import train
@@ -38,10 +38,11 @@ def spoil_steps(monkeypatch: pytest.MonkeyPatch, *bad: int) -> list[list[str]]:
     return names
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_a_bad_step_is_left_out_counted_and_named(feature_root, tmp_path, monkeypatch, precision):
+@pytest.mark.parametrize(("precision", "fp32_attention"), [("no", True), ("bf16", True), ("bf16", False)])
+def test_a_bad_step_is_left_out_counted_and_named(feature_root, tmp_path, monkeypatch, precision, fp32_attention):
     names = spoil_steps(monkeypatch, 3)
-    config = settings(feature_root, save_model_steps=1, report_to="tensorboard", mixed_precision=precision)
+    precise = dict(mixed_precision=precision, fp32_attention=fp32_attention)
+    config = settings(feature_root, save_model_steps=1, report_to="tensorboard", **precise)
     train(config, tmp_path, cpu=True)
     before, after = read(tmp_path, 2), read(tmp_path, 3)
     assert equal([before[part] for part in ("model", "ema", "optimizer", "lr_schedule")],
@@ -67,7 +68,8 @@ def test_too_many_end_with_a_saved_state_and_a_report(feature_root, tmp_path):
     saved = read(tmp_path, 2)
     assert equal(saved["model"], read(tmp_path, 0)["model"]) and saved["skipped"] == 2
     report = (tmp_path / "bad_steps.txt").read_text()
-    assert "step 2, whose loss or gradient is not finite" in report
+    names = re.findall(r"^set/brca/single_1024/slide_\d/\d_0.jpeg$", report, flags=re.MULTILINE)
+    assert "step 2 skipped, 2 in a row" in report and len(names) == 4  # of both steps
     assert re.search(r"set/brca/single_1024/slide_\d/\d_0.jpeg: loss (nan|inf), timestep \d+, latents -\d", report)
     assert (
         "first layer with bad numbers: none; the loss itself" in report and "weights with bad numbers: none" in report
@@ -89,6 +91,40 @@ def test_weights_gone_bad_are_told(feature_root, tmp_path, monkeypatch):
     report = (tmp_path / "bad_steps.txt").read_text()
     assert "first layer with bad numbers: blocks.0.mlp.fc1" in report
     assert "weights with bad numbers: blocks.0.mlp.fc1.bias" in report
+
+
+def test_a_bad_gradient_is_told_from_good_ones(feature_root, tmp_path):
+    """Its norm is no number, and clipping by that would make all of them none."""
+    hook = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, inputs, output: module.bias.register_hook(lambda gradient: gradient * torch.inf) and None
+        if getattr(module, "out_features", 0) == 128 else None
+    )  # fmt: skip
+    try:
+        with pytest.raises(InputError, match="1 steps in a row"):
+            train(settings(feature_root, max_bad_steps=1), tmp_path, cpu=True)
+    finally:
+        hook.remove()
+    assert "gradients with bad numbers: final_layer.linear.bias (1 of 30)" in (tmp_path / "bad_steps.txt").read_text()
+
+
+def test_the_report_is_of_the_timesteps_that_were_drawn(feature_root, tmp_path, monkeypatch):
+    """Also when a sampler has learnt from them since."""
+    given, seen = BatchLosses.given, []
+
+    def spoilt(self, network, batch, drawn):
+        losses = given(self, network, batch, drawn)
+        seen.append(drawn.timestep.tolist())
+        return losses | {"loss": losses["loss"] * torch.nan} if len(seen) > 2 else losses
+
+    monkeypatch.setattr(BatchLosses, "given", spoilt)
+    warm = lambda self: True  # noqa: E731
+    monkeypatch.setattr("diffusion.timesteps.LossAware.warm", property(warm))
+    with pytest.raises(InputError, match="1 steps in a row"):
+        train(
+            settings(feature_root, max_bad_steps=1, timestep_sampling=TimestepConfig("loss_aware")), tmp_path, cpu=True
+        )
+    told = re.findall(r"timestep (\d+)", (tmp_path / "bad_steps.txt").read_text())
+    assert sorted(map(int, told)) == sorted(seen[2]) and seen[2] == seen[3]
 
 
 def test_the_run_goes_on_after_a_look(feature_root, tmp_path, monkeypatch):
@@ -158,6 +194,23 @@ class TestScaler:
         spoil_steps(monkeypatch, 15, 16)
         with pytest.raises(InputError, match="2 steps in a row"):
             train(settings(feature_root, max_steps=20, max_bad_steps=2), tmp_path, cpu=True)
+
+    def test_a_loss_gone_bad_by_itself_changes_no_weight(self, feature_root, tmp_path, monkeypatch):
+        """Infinite, with a gradient that is finite: the scaler sees nothing wrong."""
+        given, calls = BatchLosses.given, []
+
+        def spoilt(self, network, batch, drawn):
+            losses = given(self, network, batch, drawn)
+            calls.append(1)
+            return losses | {"loss": losses["loss"] + torch.inf} if len(calls) == 17 else losses
+
+        monkeypatch.setattr(BatchLosses, "given", spoilt)
+        train(settings(feature_root, max_steps=18, save_model_steps=1), tmp_path, cpu=True)
+        before, after, later = (read(tmp_path, step) for step in (16, 17, 18))
+        assert after["skipped"] == before["skipped"] + 1
+        assert equal([before[part] for part in ("model", "ema", "optimizer")],
+                     [after[part] for part in ("model", "ema", "optimizer")])  # fmt: skip
+        assert not equal(after["model"], later["model"]) or later["skipped"] > after["skipped"]
 
     def test_a_scale_that_cannot_fall_further_is_a_bad_sign(self, feature_root, tmp_path, monkeypatch):
         monkeypatch.setattr(state.RunState, "scale_is_high", False)

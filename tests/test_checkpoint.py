@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
+from runs import forget_processes
 
 from diffusion.engine import checkpoint
 from diffusion.engine.checkpoint import (
@@ -16,6 +20,7 @@ from diffusion.engine.checkpoint import (
     checkpoints,
     damage,
     find_checkpoint,
+    leave_later,
     manifest_path,
     name_last,
     newest_sound,
@@ -25,6 +30,12 @@ from diffusion.engine.checkpoint import (
 )
 from diffusion.engine.saving import HostCopy, Saver
 from diffusion.errors import InputError, MissingError
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    yield
+    forget_processes()
 
 
 def state(step: int) -> dict:
@@ -37,6 +48,30 @@ def state(step: int) -> dict:
     }
 
 
+def write(content: dict, folder: Path) -> Path:
+    """What a save does."""
+    path = write_checkpoint(content, folder)
+    name_last(path, None)
+    return path
+
+
+class Run:
+    """A state that goes on changing."""
+
+    def __init__(self, step: int):
+        self.current = state(step)
+
+    def state_dict(self) -> dict:
+        return self.current
+
+
+@contextlib.contextmanager
+def saving(folder: Path, keep_last: int | None = None, **options) -> Iterator[Saver]:
+    with Saver(Accelerator(cpu=True), folder, keep_last, None, **options) as saver:
+        yield saver
+        saver.wait()
+
+
 def spoil(path: Path) -> None:
     """Change one byte in the middle: the size stays, and torch would load it."""
     content = bytearray(path.read_bytes())
@@ -45,7 +80,7 @@ def spoil(path: Path) -> None:
 
 
 def test_what_is_written_is_there_whole(tmp_path):
-    path = write_checkpoint(state(7), tmp_path)
+    path = write(state(7), tmp_path)
     assert path == checkpoint_path(tmp_path, 7) and damage(path) is None
     assert torch.equal(torch.load(path, weights_only=True)["ema"]["w"], state(7)["ema"]["w"])
     average = torch.load(path.with_name("last_ema.ckpt"), weights_only=True)
@@ -57,7 +92,7 @@ def test_what_is_written_is_there_whole(tmp_path):
 def test_they_are_found_by_step(tmp_path):
     assert newest_sound(tmp_path) is None and find_checkpoint("auto", tmp_path) is None
     for step in (5, 20):
-        write_checkpoint(state(step), tmp_path)
+        write(state(step), tmp_path)
     newest = checkpoint_path(tmp_path, 20)
     assert newest_sound(tmp_path) == newest_sound(tmp_path / "checkpoints") == newest
     assert find_checkpoint(str(tmp_path), tmp_path / "other") == newest
@@ -79,7 +114,7 @@ def test_they_are_found_by_step(tmp_path):
 )
 def test_a_damaged_newest_is_told_and_the_one_before_taken(tmp_path, caplog, harm, told):
     for step in (1, 2, 3):
-        write_checkpoint(state(step), tmp_path)
+        write(state(step), tmp_path)
     harm(checkpoint_path(tmp_path, 3))
     with caplog.at_level(logging.WARNING):
         assert find_checkpoint("auto", tmp_path) == checkpoint_path(tmp_path, 2)
@@ -87,7 +122,7 @@ def test_a_damaged_newest_is_told_and_the_one_before_taken(tmp_path, caplog, har
 
 
 def test_a_damaged_one_that_is_named_is_refused(tmp_path):
-    write_checkpoint(state(1), tmp_path)
+    write(state(1), tmp_path)
     spoil(checkpoint_path(tmp_path, 1))
     with pytest.raises(InputError, match="is damaged: its SHA-256.*takes the newest whole one"):
         find_checkpoint(str(checkpoint_path(tmp_path, 1)), tmp_path)
@@ -98,23 +133,23 @@ def test_a_damaged_one_that_is_named_is_refused(tmp_path):
 def test_without_its_last_json_the_newest_counts(tmp_path):
     """The very first save was stopped between the checkpoint and the word that it is the last."""
     for step in (0, 4):
-        write_checkpoint(state(step), tmp_path)
+        write(state(step), tmp_path)
     (tmp_path / "checkpoints/last.json").write_text("{")
     assert newest_sound(tmp_path) == checkpoint_path(tmp_path, 4)
 
 
 def test_a_branch_that_was_left_is_not_gone_on_with(tmp_path):
     for step in (2, 4, 6):
-        write_checkpoint(state(step), tmp_path)
-    name_last(checkpoint_path(tmp_path, 2))
+        write(state(step), tmp_path)
+    name_last(checkpoint_path(tmp_path, 2), None)
     assert newest_sound(tmp_path) == checkpoint_path(tmp_path, 2)
 
 
 def test_a_disk_that_takes_less_without_a_word_is_found_out(tmp_path, monkeypatch):
-    write_checkpoint(state(1), tmp_path)
+    write(state(1), tmp_path)
     monkeypatch.setattr(os, "fsync", lambda handle: os.ftruncate(handle, 50))
     with pytest.raises(InputError, match=r"has 50 bytes of \d+; check the disk"):
-        write_checkpoint(state(2), tmp_path)
+        write(state(2), tmp_path)
     monkeypatch.undo()
     assert set(checkpoints(tmp_path)) == {1} and newest_sound(tmp_path) == checkpoint_path(tmp_path, 1)
     assert not list((tmp_path / "checkpoints").glob(".*"))
@@ -123,7 +158,7 @@ def test_a_disk_that_takes_less_without_a_word_is_found_out(tmp_path, monkeypatc
 class TestRotation:
     def kept(self, folder: Path, steps: range, keep_last: int | None, keep_every: int | None = None) -> set[int]:
         for step in steps:
-            write_checkpoint(state(step), folder)
+            write(state(step), folder)
             rotate(folder, step, keep_last, keep_every)
         assert {int(path.stem.removeprefix("step_")) for path in folder.rglob("step_*.json")} == set(
             checkpoints(folder)
@@ -137,17 +172,46 @@ class TestRotation:
 
     def test_torn_ones_do_not_count(self, tmp_path):
         for step in (1, 2, 3, 4):
-            write_checkpoint(state(step), tmp_path)
+            write(state(step), tmp_path)
         for step in (2, 3):
             os.truncate(checkpoint_path(tmp_path, step), 10)
         rotate(tmp_path, 4, keep_last=2, keep_every=None)
         assert set(checkpoints(tmp_path)) == {1, 4}
 
+    def test_weights_gone_bad_do_not_push_out_good_ones(self, tmp_path, caplog):
+        for step in range(1, 6):
+            content = state(step)
+            content["model"]["w"][7] = float("nan") if step > 2 else 0
+            write(content, tmp_path)
+            rotate(tmp_path, step, keep_last=2, keep_every=None)
+        assert {1, 2} <= set(checkpoints(tmp_path))
+        assert newest_sound(tmp_path) == checkpoint_path(tmp_path, 2)
+        assert "step_00000005.ckpt is damaged: its weights are not all finite" in caplog.text
+
     def test_later_steps_are_left_alone(self, tmp_path):
         for step in (1, 2, 3, 9):
-            write_checkpoint(state(step), tmp_path)
+            write(state(step), tmp_path)
         rotate(tmp_path, 3, keep_last=1, keep_every=None)
         assert set(checkpoints(tmp_path)) == {3, 9}
+
+
+def test_what_came_after_is_put_away(tmp_path):
+    for step in (2, 4, 6):
+        write(state(step), tmp_path)
+    snapshots = tmp_path / "checkpoints/power_ema"
+    snapshots.mkdir()
+    for step in (4, 6):
+        (snapshots / f"step_0000000{step}_0.050.ckpt").write_bytes(b"average")
+    for _ in range(2):  # and again, when the other branch is left, too
+        leave_later(checkpoint_path(tmp_path, 4))
+        assert set(checkpoints(tmp_path)) == {2, 4} and len(list(snapshots.iterdir())) == 1
+        write(state(5), tmp_path)
+    away = sorted(str(path.relative_to(tmp_path / "checkpoints")) for path in tmp_path.rglob("left_*/**/*.ckpt"))
+    assert away == [
+        "left_1/power_ema/step_00000006_0.050.ckpt",
+        "left_1/step_00000006.ckpt",
+        "left_2/step_00000005.ckpt",
+    ]
 
 
 class TestSaver:
@@ -156,10 +220,10 @@ class TestSaver:
         go = threading.Event()
         write = checkpoint.save_file
         monkeypatch.setattr(checkpoint, "save_file", lambda *a, **k: go.wait(10) and write(*a, **k))
-        current = state(1)
-        with Saver(tmp_path, None, None) as saver:
-            saver.save(current)
-            current["ema"]["w"].fill_(99)
+        run = Run(1)
+        with saving(tmp_path) as saver:
+            saver.save(run)
+            run.current["ema"]["w"].fill_(99)
             go.set()
         assert torch.load(checkpoint_path(tmp_path, 1), weights_only=True)["ema"]["w"][0] == 1
 
@@ -167,19 +231,19 @@ class TestSaver:
         order = []
         write = checkpoint.save_file
         monkeypatch.setattr(checkpoint, "save_file", lambda c, p, **k: (write(c, p, **k), order.append(p.name)))
-        with Saver(tmp_path, None, None) as saver:
+        with saving(tmp_path) as saver:
             for step in (1, 2, 3):
-                saver.save(state(step))
+                saver.save(Run(step))
         assert order == [name for i in (1, 2, 3) for name in (f"step_0000000{i}.ckpt", "last_ema.ckpt")]
 
     def test_a_full_disk_is_told_with_what_to_do(self, tmp_path, monkeypatch):
-        with Saver(tmp_path, 1, None) as saver:
-            saver.save(state(1))
+        with saving(tmp_path, 1) as saver:
+            saver.save(Run(1))
         full = OSError(28, "No space left on device")
         monkeypatch.setattr(torch, "save", lambda *a: (_ for _ in ()).throw(full))
         told = "No space left on device.*the checkpoint before is whole.*same command"
-        with pytest.raises(InputError, match=told), Saver(tmp_path, 1, None) as saver:
-            saver.save(state(2))
+        with pytest.raises(InputError, match=told), saving(tmp_path, 1) as saver:
+            saver.save(Run(2))
         assert newest_sound(tmp_path) == checkpoint_path(tmp_path, 1)
 
     def test_a_copy_of_any_tree(self):

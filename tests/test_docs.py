@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
-from conftest import REPOSITORY
+from conftest import REPOSITORY, launcher
+from runs import settings
 
+from diffusion.config import dump_config
 from diffusion.model import blocks
 
 PROCESSES = {"1_gpu": 1, "8_gpus": 8, "16x8_gpus": 128, "8_gpus_fsdp": 8}
@@ -57,45 +62,39 @@ def test_script_parses_and_names_files_that_exist(script):
         assert {PROCESSES[Path(name).stem] for name in named if name.startswith("docs/accelerate/")} == {processes}
 
 
-LAUNCHER = """#!{python}
-import subprocess, sys
-sys.exit(1 if subprocess.call([sys.executable, "-c", {trainer!r}, *sys.argv[2:]]) else 0)
-"""
-TRAINER = """
-import signal, sys, time
-signal.signal(signal.SIGUSR1, lambda *_: sys.exit(75))
-print("ready", flush=True)
-time.sleep(float(sys.argv[1]))
-sys.exit(int(sys.argv[2]))
-"""
+class TestLaunchScript:
+    """docs/slurm/launch.sh around the trainer itself, on two processes."""
 
+    @pytest.fixture
+    def start(self, feature_root, tmp_path) -> Callable[..., subprocess.Popen]:
+        if shutil.which("bash") is None or shutil.which("pkill") is None:
+            pytest.skip("no bash or no pkill")
+        environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
 
-@pytest.fixture
-def launch(tmp_path):
-    """Starts docs/slurm/launch.sh with a launcher that turns any code into 1, as accelerate does; waits for its trainer."""
-    if shutil.which("bash") is None or shutil.which("pkill") is None:
-        pytest.skip("no bash or no pkill")
-    (tmp_path / "accelerate").write_text(LAUNCHER.format(python=sys.executable, trainer=TRAINER))
-    (tmp_path / "accelerate").chmod(0o755)
-    environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+        def launch(**changes) -> subprocess.Popen:
+            dump_config(settings(feature_root, **changes), tmp_path / "config.py")
+            options = launcher(processes=2)[3:]
+            script = ["train_scripts/train_pixcell.py", tmp_path / "config.py", "--work-dir", tmp_path / "run"]
+            command = ["bash", "docs/slurm/launch.sh", *options, *script, "--device", "cpu"]
+            output = open(tmp_path / "output", "a")  # noqa: SIM115 (of the process)
+            return subprocess.Popen(
+                command, cwd=REPOSITORY, env={**environment, "OMP_NUM_THREADS": "1"}, stdout=output, stderr=output
+            )
 
-    def start(seconds: str, code: str) -> subprocess.Popen:
-        command = ["bash", REPOSITORY / "docs/slurm/launch.sh", seconds, code]
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
-        assert process.stdout.readline() == "ready\n"
-        return process
+        return launch
 
-    return start
-
-
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
-def test_a_signal_reaches_the_trainer_and_its_code_comes_back(launch, number):
-    with launch("60", "0") as process:
+    @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+    def test_a_signal_reaches_the_trainer_and_its_code_comes_back(self, start, tmp_path, number):
+        process, log, until = start(max_steps=100_000), tmp_path / "run/train_log.log", time.monotonic() + 120
+        while "step 2/" not in (log.read_text() if log.exists() else "") and time.monotonic() < until:
+            time.sleep(0.05)
         process.send_signal(number)  # to the shell alone, as Slurm does
-        assert process.wait(30) == 75
+        assert process.wait(60) == 75, (tmp_path / "output").read_text()
+        assert "stopped by SIGUSR1" in log.read_text()
+        last = json.loads((tmp_path / "run/checkpoints/last.json").read_text())["step"]
+        assert start(max_steps=last + 1).wait(120) == 0, (tmp_path / "output").read_text()
+        assert f"from step {last} to {last + 1}" in log.read_text()
 
-
-@pytest.mark.parametrize(("code", "expected"), [("0", 0), ("2", 1)])
-def test_without_a_signal_the_code_is_the_launchers(launch, code, expected):
-    with launch("0", code) as process:
-        assert process.wait(30) == expected
+    def test_a_mistake_is_no_stop(self, start, tmp_path):
+        assert start(caption_channels=9).wait(120) not in (0, 75)
+        assert "set caption_channels" in (tmp_path / "output").read_text()

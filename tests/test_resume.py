@@ -9,8 +9,9 @@ import pytest
 import torch
 from runs import equal, forget_processes, launch, logged, read, settings, train_for
 
-from diffusion.config import DataConfig, OptimizerConfig, SampleGridConfig
+from diffusion.config import DataConfig, OptimizerConfig, SampleGridConfig, ValidationConfig
 from diffusion.data.index import index_path, write_index
+from diffusion.engine import trainer
 from diffusion.engine.trainer import train
 from diffusion.errors import InputError
 
@@ -145,6 +146,47 @@ class TestBranches:
         train(settings(feature_root, resume_from=str(older), max_steps=2), tmp_path, cpu=True)
         train(settings(feature_root, optimizer=OptimizerConfig(lr=1e-4)), tmp_path, cpu=True)
         assert read(tmp_path, 4)["optimizer"]["param_groups"][0]["lr"] == 1e-4
+
+    def test_the_same_command_goes_on_with_the_branch(self, feature_root, tmp_path, caplog):
+        """Also one that names a checkpoint: it names where the branch begins, once."""
+        train(settings(feature_root), tmp_path, cpu=True)
+        command = settings(feature_root, resume_from=str(tmp_path / "checkpoints/step_00000002.ckpt"), max_steps=8)
+        train_for(command, tmp_path, 3)
+        forget_processes()
+        assert {path.name for path in (tmp_path / "checkpoints/left_1").iterdir()} == {
+            "step_00000004.ckpt", "step_00000004.json"
+        }  # fmt: skip
+        train_for(command, tmp_path, 1)
+        assert read(tmp_path, 6)["step"] == 6 and "it goes on from where that had come" in caplog.text
+        forget_processes()
+        train(settings(feature_root, max_steps=8), tmp_path, cpu=True)
+        assert read(tmp_path, 8)["step"] == 8 and not (tmp_path / "checkpoints/left_2").exists()
+
+    def test_a_run_that_went_on_meanwhile_is_not_set_back(self, feature_root, tmp_path, monkeypatch):
+        train(settings(feature_root, max_steps=2), tmp_path, cpu=True)
+        build = trainer.start_run
+
+        def slowly(*arguments):
+            monkeypatch.undo()
+            forget_processes()
+            train(settings(feature_root), tmp_path, cpu=True)
+            return build(*arguments)
+
+        monkeypatch.setattr(trainer, "start_run", slowly)
+        with pytest.raises(InputError, match="went on with .* meanwhile; start the same command again"):
+            train(settings(feature_root, max_steps=9), tmp_path, cpu=True)
+
+    def test_a_stop_at_a_save_loses_no_look(self, feature_root, tmp_path):
+        """The validation loss of that step is computed when the run goes on."""
+        validation = ValidationConfig(count=2, subset_keys=("set_1024",))
+        config = settings(feature_root, validation=validation, report_to="tensorboard")
+        train(config, tmp_path / "whole", cpu=True)
+        train_for(config, tmp_path / "parts", 2)
+        train_for(config, tmp_path / "parts", 1)
+        train(config, tmp_path / "parts", cpu=True)
+        tag = "validation/loss"
+        assert logged(tmp_path / "whole", tag) == logged(tmp_path / "parts", tag)
+        assert list(logged(tmp_path / "parts", tag)) == [0, 2, 4]
 
     def test_from_another_work_dir(self, feature_root, tmp_path):
         train(settings(feature_root, max_steps=2), tmp_path / "one", cpu=True)

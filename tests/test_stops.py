@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import stat
@@ -14,7 +15,7 @@ from conftest import REPOSITORY, command
 from runs import forget_processes, read, settings
 
 from diffusion.engine import trainer
-from diffusion.engine.processes import on_main, told_of_lost_processes
+from diffusion.engine.processes import on_main, told_what_to_do
 from diffusion.engine.stops import EXIT_CODE, SIGNALS, Stop, Stops
 from diffusion.engine.trainer import train
 from diffusion.errors import InputError, MissingError
@@ -31,10 +32,11 @@ def fresh_accelerate():
 def test_a_signal_is_a_wish_and_no_more(number):
     before = signal.getsignal(number)
     with Stops() as stops:
+        stops.nothing_to_lose = False
         assert stops.wish() == Stop.NO
         for _ in range(2):  # a launcher and a terminal may both send it
             os.kill(os.getpid(), number)
-        assert stops.wish() == Stop.SIGNAL and stops.reason == signal.Signals(number).name
+        assert stops.wish() == Stop.SIGNAL and stops.reason(Stop.SIGNAL) == signal.Signals(number).name
     assert signal.getsignal(number) == before
 
 
@@ -45,7 +47,16 @@ def test_a_time_limit_is_one_of_minutes(monkeypatch):
     for passed, wish in ((119, Stop.NO), (120, Stop.TIME_LIMIT)):
         now[0] = 1000 + passed
         assert stops.wish() == wish
-    assert stops.reason == "the time limit"
+    assert stops.reason(Stop.TIME_LIMIT) == "the time limit"
+    assert stops.reason(Stop.SIGNAL) == "a signal to another process"
+
+
+def test_a_second_interrupt_ends_what_has_not_begun():
+    with Stops() as stops:
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert stops.wish() == Stop.SIGNAL
 
 
 def test_the_limit_saves_and_stops(feature_root, tmp_path, caplog):
@@ -108,6 +119,17 @@ with locked(Path({str(tmp_path / "lock")!r})):
         os.killpg(holder.pid, signal.SIGKILL)
 
 
+def test_a_disk_without_locks_is_worked_on_without(feature_root, tmp_path, monkeypatch):
+    """Lustre mounted without flock says that it does not know the call."""
+
+    def unknown(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("diffusion.files.fcntl.flock", unknown)
+    train(settings(feature_root, max_steps=1), tmp_path, cpu=True)
+    assert read(tmp_path, 1)["step"] == 1
+
+
 def test_leftovers_of_a_killed_save_are_removed(feature_root, tmp_path):
     train(settings(feature_root, max_steps=1), tmp_path, cpu=True)
     leftover = tmp_path / "checkpoints/.step_00000002.ckpt.77.tmp"
@@ -147,10 +169,15 @@ def test_what_only_the_main_process_may_do():
 def test_lost_processes_are_told_from_mistakes():
     lost = "[/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:2984\nmore"
     told = "another process of the run is gone.*closed by peer.*goes on from there"
-    with pytest.raises(InputError, match=told), told_of_lost_processes():
+    with pytest.raises(InputError, match=told), told_what_to_do():
         raise RuntimeError(lost)
-    with pytest.raises(RuntimeError, match="a mistake of ours"), told_of_lost_processes():
+    with pytest.raises(RuntimeError, match="a mistake of ours"), told_what_to_do():
         raise RuntimeError("a mistake of ours")
+    with pytest.raises(InputError, match="No space left.*make room.*the last checkpoint"), told_what_to_do():
+        raise OSError(28, "No space left on device")
+    with pytest.raises(OSError, match="Input/output error") as raised, told_what_to_do():
+        raise OSError(5, "Input/output error")
+    assert not isinstance(raised.value, InputError)
 
 
 def test_others_may_not_change_what_is_written(feature_root, tmp_path):

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from conftest import write_features
+from conftest import REPOSITORY, write_features
+from PIL import Image
 from runs import equal, forget_processes, launch, logged, read, settings, train_for
 
-from diffusion.config import DataConfig, OptimizerConfig, PowerEmaConfig, TimestepConfig, ValidationConfig
+from diffusion.config import (
+    DataConfig,
+    OptimizerConfig,
+    PowerEmaConfig,
+    TimestepConfig,
+    ValidationConfig,
+    dump_config,
+)
 from diffusion.data.batch import collate
 from diffusion.data.datasets.pan_cancer import build_dataset
 from diffusion.data.index import index_path, write_index
@@ -59,11 +71,15 @@ class TestSharding:
             report_to="tensorboard", max_steps=6, class_dropout_prob=0.3, gradient_accumulation_steps=2,
         )  # fmt: skip
         sharded = own | dict(use_fsdp=True)
+        grid = dict(count=1, steps=2, guidance=2.0)
+        codec = dict(vae_pretrained="tiny", scale_factor=None, shift_factor=None)
+        muon = dict(optimizer=dict(type="Muon", lr=1e-3), compile=True, sample_grid=grid, max_steps=2, **codec)
         launch(root, folder, [
             (own, "ddp", None), (sharded, "fsdp", None), (sharded, "parts", 3), (sharded, "parts", None),
             (own, "mixed", 2), (sharded, "mixed", 2), (own, "mixed", None),
             (sharded | dict(mixed_precision="bf16", grad_checkpointing=True), "bf16", None),
             (own | dict(mixed_precision="bf16", grad_checkpointing=True), "ddp_bf16", None),
+            (sharded | muon, "muon", None), (own | muon, "ddp_muon", None),
         ])  # fmt: skip
         return folder
 
@@ -84,6 +100,26 @@ class TestSharding:
 
     def test_bf16_and_checkpointing(self, runs):
         assert logged(runs / "bf16") == pytest.approx(logged(runs / "ddp_bf16"), rel=1e-2)
+
+    def test_muon_compiled_and_with_sample_grids(self, runs):
+        """Every process runs the network for the grid; one decodes it."""
+        assert logged(runs / "muon") == pytest.approx(logged(runs / "ddp_muon"), rel=1e-4)
+        grids = [Image.open(runs / name / "samples/step_00000002.png") for name in ("muon", "ddp_muon")]
+        difference = np.subtract(*(np.asarray(grid, dtype=float) for grid in grids))
+        assert np.abs(difference).max() <= 2
+
+    def test_a_config_file_of_accelerate_is_enough(self, feature_root, tmp_path):
+        """The one for eight GPUs, cut to two processes."""
+        text = (REPOSITORY / "docs/accelerate/8_gpus_fsdp.yaml").read_text()
+        (tmp_path / "two.yaml").write_text(text.replace("num_processes: 8", "num_processes: 2"))
+        dump_config(settings(feature_root, report_to="tensorboard"), tmp_path / "config.py")
+        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", tmp_path / "two.yaml"]
+        script = ["train_scripts/train_pixcell.py", tmp_path / "config.py", "--work-dir", tmp_path / "run"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([*launcher, *script, "--device", "cpu"], cwd=REPOSITORY, env=environment,
+                              capture_output=True, text=True, timeout=300)  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert "x 2 processes, sharded" in done.stderr and read(tmp_path / "run", 4)["step"] == 4
 
     def test_what_does_not_shard_is_refused(self, feature_root, tmp_path):
         config = settings(feature_root, use_fsdp=True, optimizer=OptimizerConfig("CAME", 1e-3))
@@ -134,6 +170,13 @@ def test_compiled_losses_are_the_same(feature_root, tmp_path, frugal):
     assert_near(run.model.state_dict(), read(eager, 4)["ema"], 1e-3)
 
 
+def test_deterministic_kernels_are_asked_for(feature_root, tmp_path):
+    trained(feature_root, tmp_path / "run", deterministic=True, max_steps=1)
+    assert torch.are_deterministic_algorithms_enabled()
+    trained(feature_root, tmp_path / "other", max_steps=1)
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 class TestLearning:
     """Each of the options with the others: a stop in between changes nothing."""
 
@@ -143,18 +186,18 @@ class TestLearning:
             timestep_sampling=TimestepConfig("loss_aware"),
             power_ema=PowerEmaConfig(lengths=(0.05, 0.1), snapshot_steps=2),
             report_to="tensorboard",
-            max_steps=6,
+            max_steps=7,
             gradient_accumulation_steps=2,
         )
         config = settings(feature_root, **changes)
         train(config, tmp_path / "whole", cpu=True)
         train_for(config, tmp_path / "parts", 3)
         train(config, tmp_path / "parts", cpu=True)
-        assert equal(read(tmp_path / "whole", 6), read(tmp_path / "parts", 6))
+        assert equal(read(tmp_path / "whole", 7), read(tmp_path / "parts", 7))
         assert logged(tmp_path / "whole") == logged(tmp_path / "parts")
-        seen = read(tmp_path / "whole", 6)["timesteps"]["seen"]
-        assert seen.sum() == 24 and read(tmp_path / "whole", 6)["power_ema"]["step"] == 6
-        names = {f"step_0000000{step}_{length}.ckpt" for step in (2, 4, 6) for length in ("0.050", "0.100")}
+        seen = read(tmp_path / "whole", 7)["timesteps"]["seen"]
+        assert seen.sum() == 28 and read(tmp_path / "whole", 7)["power_ema"]["step"] == 7
+        names = {f"step_0000000{step}_{length}.ckpt" for step in (2, 4, 6, 7) for length in ("0.050", "0.100")}
         assert {path.name for path in (tmp_path / "whole/checkpoints/power_ema").iterdir()} == names
 
     def test_two_processes_learn_from_all_losses(self, feature_root, tmp_path):

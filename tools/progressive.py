@@ -10,6 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 
 from diffusion.cli import run, tool_parser
 from diffusion.config import load_config
+from diffusion.engine.stops import CODE_FILE, EXIT_CODE
 from diffusion.errors import InputError
 from diffusion.files import locked, written_aside
 
@@ -132,6 +134,9 @@ def main() -> int:
             began = time.monotonic()
             print(f"stage {i + 1} of {len(stages)}: {stage.config}", flush=True)
             code = call(trainer_command(stage, before, args))
+            if code == EXIT_CODE:
+                print(f"stage {i + 1} was stopped, and saved in {stage.folder}; the same command goes on from there")
+                return code
             if code:
                 print(
                     f"error: stage {i + 1}, {stage.config.stem}, ended with code {code}; what it saved is in {stage.folder}, "
@@ -148,12 +153,19 @@ def main() -> int:
 
 
 def call(command: list[str]) -> int:
-    """Run a command to its end and give its code. A signal to stop goes to all of its processes, and is waited for:
-    accelerate's launcher alone would leave the trainer behind, and the next run would find it at work."""
-    patient = {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(GRACE), **os.environ}  # else the launcher kills after 30 seconds
-    child = subprocess.Popen(command, start_new_session=True, env=patient)
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda number, _: os.killpg(child.pid, number)) for number in numbers}
+    """Run the trainer to its end and give its own code, or its launcher's. A signal to stop goes to all of its processes,
+    and is waited for: accelerate's launcher alone would leave the trainer behind, and the next run would find it at work."""
+    with tempfile.TemporaryDirectory() as folder:
+        own = Path(folder) / "code"
+        code = wait_for(command, {CODE_FILE: str(own), "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(GRACE)})
+        return int(own.read_text()) if own.is_file() else code
+
+
+def wait_for(command: list[str], environment: dict[str, str]) -> int:
+    """Run a command until nothing of it is left, and give its code; it gets SIGTERM for any signal to stop."""
+    child = subprocess.Popen(command, start_new_session=True, env={**os.environ, **environment})
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.signal(number, lambda *_: os.killpg(child.pid, signal.SIGTERM)) for number in numbers}
     try:
         code = child.wait()
         with contextlib.suppress(OSError):  # until nobody of the group is left to send it to

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import logging
+import os
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -13,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 
 from diffusion.cli import DEVICES, Parser, pick_device, positive_float, positive_int, run, start_processes
 from diffusion.config import Config, load_config
-from diffusion.engine.stops import EXIT_CODE
+from diffusion.engine.stops import CODE_FILE, EXIT_CODE
 from diffusion.errors import InputError
 
 EXAMPLES = """  accelerate launch train_scripts/train_pixcell.py configs/pan_cancer/pixart_20x_256.py --work-dir output/256
@@ -126,7 +127,10 @@ def main() -> int:
     with logging_redirect_tqdm():
         finished = train(config, work_dir, cpu, args.fresh, args.accept_changes, args.time_limit)
     state.destroy_process_group()
-    return 0 if finished else EXIT_CODE
+    code = 0 if finished else EXIT_CODE
+    if CODE_FILE in os.environ:
+        Path(os.environ[CODE_FILE]).write_text(f"{code}\n")
+    return code
 
 
 if __name__ == "__main__":

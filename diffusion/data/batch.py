@@ -52,8 +52,8 @@ class PatchBatch:
 
     def to(self, device: torch.device) -> PatchBatch:
         """Copy to a device, overlapping with computation when the memory is pinned."""
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("latents", "tokens")}
-        return replace(self, **moved)
+        parts = {name: getattr(self, name) for name in ("latents", "tokens")}
+        return replace(self, **{name: part.to(device, non_blocking=part.is_pinned()) for name, part in parts.items()})
 
     def pin_memory(self) -> PatchBatch:
         return replace(self, latents=self.latents.pin_memory(), tokens=self.tokens.pin_memory())

@@ -11,24 +11,26 @@ import torch
 from torch import nn
 
 from diffusion.data.batch import PatchBatch
-from diffusion.engine.losses import BatchLosses
+from diffusion.engine.losses import BatchLosses, Drawn
 from diffusion.engine.sharding import local
 
 SHOWN = 8  # names, layers or parameters in a report
 
 
-def report(network: nn.Module, model: nn.Module, losses: BatchLosses, batches: Sequence[PatchBatch]) -> str:
+def report(
+    network: nn.Module, model: nn.Module, losses: BatchLosses, batches: Sequence[tuple[PatchBatch, Drawn]]
+) -> str:
     """What this process can tell of a step that it cannot take; called before its gradients are cleared.
 
-    The forward passes run again, and give the same numbers: chance comes from the samples' seeds. network: what
-    computes the losses; model: the PixArt in it. To be called by all processes, which may hold parts of one network.
+    The forward passes run again on what was drawn for the batches. network: what computes the losses; model: the
+    PixArt in it. To be called by all processes, which may hold parts of one network.
     """
     lines = []
-    for batch in batches:
+    for batch, drawn in batches:
         with torch.no_grad(), first_bad_layer(model) as found:
-            values = losses(network, batch)["loss"]
+            values = losses.given(network, batch, drawn)["loss"]
         lines += [f"first layer with bad numbers: {found[0] if found else 'none; the loss itself, or the inputs'}"]
-        timesteps = losses.draw(batch).timestep.tolist()
+        timesteps = drawn.timestep.tolist()
         lines += [_of_sample(batch, i, values[i].item(), timesteps[i]) for i in worst(values)]
     spoiled = [name for name, weight in model.named_parameters() if weight.grad is not None and not _sound(weight.grad)]
     lines += [f"gradients with bad numbers: {listed(spoiled)} ({len(spoiled)} of {len(list(model.parameters()))})"]

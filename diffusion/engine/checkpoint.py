@@ -1,7 +1,8 @@
 """The checkpoints of a run, in `checkpoints/` of its work dir:
 
-step_<n>.ckpt  all that training needs to go on         step_<n>.json  its manifest: size and SHA-256
+step_<n>.ckpt  all that training needs to go on         step_<n>.json  its manifest: size, SHA-256, whether weights are finite
 last_ema.ckpt  the averaged weights, to use             last.json      the manifest of the one to go on from
+left_<i>/      what came after an older one that a person went back to
 
 Checkpoints are torch files of tensors and plain values, which read back without unpickling. Each is written aside,
 flushed to disk and renamed; `last.json` moves only after that. Whatever stops the writer, the checkpoint
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 FOLDER = "checkpoints"
 LAST_EMA = "last_ema.ckpt"
 LAST = "last.json"
+LEFT = "left_"
 
 
 def checkpoint_path(work_dir: Path, step: int) -> Path:
@@ -40,12 +42,11 @@ def manifest_path(checkpoint: Path) -> Path:
 
 
 def write_checkpoint(state: dict[str, Any], work_dir: Path) -> Path:
-    """Write a run's state, then its averaged weights, then say that it is the last. Raises OSError, InputError."""
+    """Write a run's state and its averaged weights. `name_last` then makes it the last. Raises OSError, InputError."""
     path = checkpoint_path(work_dir, state["step"])
     save_file(state, path, with_manifest=True)
     told = {name: state[name] for name in ("architecture", "prediction_type", "step")}
     save_file({"state_dict": state["ema"], **told}, path.with_name(LAST_EMA))
-    name_last(path)
     return path
 
 
@@ -64,29 +65,55 @@ def save_file(content: Any, path: Path, with_manifest: bool = False) -> None:
             if temporary.stat().st_size != counted.size:
                 raise InputError(f"{temporary} has {temporary.stat().st_size} bytes of {counted.size}; check the disk")
             told = {"file": path.name, "step": content["step"], "bytes": counted.size, "sha256": counted.digest}
+            told |= {"finite": all(bool(tensor.isfinite().all()) for tensor in content["model"].values())}
             _write_json(told, manifest_path(path))
     flush_to_disk(path.parent)
 
 
-def name_last(path: Path) -> None:
-    """Have the run go on from this checkpoint of its work dir when it is started again."""
-    _write_json(json.loads(manifest_path(path).read_text()), path.with_name(LAST))
+def name_last(path: Path, named: str | None) -> None:
+    """Have the run go on from this checkpoint of its work dir when it is started again.
+
+    named: what --resume-from had named when the run began to come from there.
+    """
+    _write_json({**json.loads(manifest_path(path).read_text()), "named": named}, path.with_name(LAST))
     flush_to_disk(path.parent)
+
+
+def last_of(work_dir: Path) -> dict[str, Any]:
+    """What last.json says; empty without one."""
+    return _read_json(work_dir / FOLDER / LAST) or {}
+
+
+def leave_later(path: Path) -> None:
+    """Put away what came after a checkpoint that a person has gone back to: neither gone on with, nor rotated, nor lost."""
+    later = [place for step, place in checkpoints(path.parent).items() if step > step_of(path)]
+    snapshots = [
+        place for place in path.parent.glob("*/step_*_*.ckpt") if int(place.name.split("_")[1]) > step_of(path)
+    ]
+    snapshots = [place for place in snapshots if not place.parent.name.startswith(LEFT)]
+    if not later + snapshots:
+        return
+    number = 1 + len(list(path.parent.glob(f"{LEFT}*")))
+    for place in [*later, *(manifest_path(place) for place in later), *snapshots]:
+        aside = path.parent / f"{LEFT}{number}" / place.relative_to(path.parent)
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        if place.exists():
+            place.rename(aside)
+    log.warning("went back to %s; what came after it is in %s%d now", path.name, LEFT, number)
 
 
 def rotate(work_dir: Path, step: int, keep_last: int | None, keep_every: int | None) -> None:
     """After the save of `step`: remove checkpoints before it, but for the newest `keep_last` and multiples of `keep_every`.
 
-    keep_last counts whole ones only, and is at least 1: the one just saved. None keeps all. Later steps, which belong
-    to a branch that was left, are nobody's to remove.
+    keep_last counts only those that are whole and have finite weights; None keeps all. The one just saved stays anyway.
     """
     if keep_last is None:
         return
     until_now = [path for number, path in sorted(checkpoints(work_dir).items()) if number <= step]
-    kept = [path for path in until_now if _size_fits(path)][-keep_last:]
+    kept = [path for path in until_now if _seems_fit(path)][-keep_last:]
     for path in until_now:
         number = step_of(path)
-        if path not in kept and not (keep_every and number and number % keep_every == 0):
+        if path not in kept and number != step and not (keep_every and number and number % keep_every == 0):
             path.unlink()
             manifest_path(path).unlink(missing_ok=True)
 
@@ -133,7 +160,7 @@ def newest_sound(folder: Path) -> Path | None:
         log.warning("%s, where %s says the run is, is gone; looking at the one before", last["file"], LAST)
     candidates = [present[step] for step in sorted(present, reverse=True) if step <= at_most]
     for path in candidates:
-        complaint = damage(path)
+        complaint = damage(path) or (None if _is_finite(path) else "its weights are not all finite")
         if complaint is None:
             return path
         log.warning("%s is damaged: %s; looking at the one before", path, complaint)
@@ -160,7 +187,7 @@ def damage(path: Path) -> str | None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """A training checkpoint, on the CPU. Raises MissingError, InputError."""
     content = read_torch_file(path)
-    wanted = {"model", "ema", "optimizer_type", "optimizer", "lr_schedule", "step", "position", "config", "processes"}
+    wanted = {"model", "ema", "optimizer", "step", "position", "config", "data", "bad_items", "timesteps", "processes"}
     if not isinstance(content, dict) or not wanted <= content.keys():
         raise MissingError(
             f"{path} holds weights but no state of a training run; use --load-from to start from its weights"
@@ -187,9 +214,14 @@ class _Hashed:
         return self._sha256.hexdigest()
 
 
-def _size_fits(path: Path) -> bool:
+def _seems_fit(path: Path) -> bool:
+    """Whether one could go on from a checkpoint, as far as its size and its manifest tell."""
     told = _read_json(manifest_path(path))
-    return told is not None and path.stat().st_size == told["bytes"]
+    return told is not None and path.stat().st_size == told["bytes"] and _is_finite(path)
+
+
+def _is_finite(path: Path) -> bool:
+    return (_read_json(manifest_path(path)) or {}).get("finite", True)
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -48,7 +48,7 @@ class Muon(torch.optim.Optimizer):
 
     All directions of a matrix learn at one rate, which a small network with little time thanks for. `lr` is the
     spectral norm of a matrix's update; AdamW takes a tenth of it. Convolutions count as matrices (out, in * h * w).
-    torch.optim.Muon takes neither those nor the parameters that need AdamW. Not for sharded parameters.
+    torch.optim.Muon takes neither those nor the parameters that need AdamW. Sharded matrices are gathered anew for every step.
     """
 
     def __init__(

@@ -60,21 +60,26 @@ def check_grid(config: Config) -> None:
 def save_steps(config: Config, plan: Plan) -> set[int]:
     """The optimizer steps after which to save; the last is one of them."""
     steps = set(range(config.save_model_steps, plan.total_steps, config.save_model_steps)) | {plan.total_steps}
-    if config.power_ema.lengths:
-        steps |= set(range(config.power_ema.snapshot_steps, plan.total_steps, config.power_ema.snapshot_steps))
+    steps |= snapshot_steps(config, plan)
     if config.save_model_epochs is not None:
         every = config.save_model_epochs * plan.steps_per_epoch
         steps |= {round(i * every) for i in range(1, int(plan.total_steps / every) + 1)}
     return steps
 
 
-def describe(config: Config, plan: Plan, model: PixArt, processes: int) -> str:
+def snapshot_steps(config: Config, plan: Plan) -> set[int]:
+    """The optimizer steps after which to keep the averages of power-function profile; the last is one of them."""
+    every = config.power_ema.snapshot_steps
+    return set(range(every, plan.total_steps, every)) | {plan.total_steps} if config.power_ema.lengths else set()
+
+
+def describe(config: Config, plan: Plan, model: PixArt, processes: int, sharded: bool = False) -> str:
     """A run's numbers, for the log and the dry run."""
     parameters = sum(p.numel() for p in model.parameters())
     return (
         f"{config.model}: {parameters / 1e6:.2f} M parameters; {plan.samples} samples of {config.image_size} pixels; "
         f"global batch {plan.global_batch} = {config.train_batch_size} x {config.gradient_accumulation_steps} accumulated "
-        f"x {processes} processes; {plan.steps_per_epoch:.1f} steps an epoch, {plan.total_steps} steps; "
+        f"x {processes} processes{', sharded' if sharded else ''}; {plan.steps_per_epoch:.1f} steps an epoch, {plan.total_steps} steps; "
         f"{config.prediction_type}, {config.optimizer.type}, learning rate {plan.lr:g}, {config.mixed_precision} mixed precision"
     )
 

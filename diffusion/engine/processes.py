@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 Answer = TypeVar("Answer")
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LOST = ("gloo/transport", "Connection closed by peer", "Connection reset by peer")  # gloo has no error of its own
 
 
@@ -36,10 +38,16 @@ class Agreement:
 
 
 @contextlib.contextmanager
-def told_of_lost_processes() -> Iterator[None]:
-    """Turn the failed communication with a process that is gone into an InputError that says what to do."""
+def told_what_to_do() -> Iterator[None]:
+    """Turn a full disk, and failed communication with a process that is gone, into InputErrors that say what to do."""
     try:
         yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise InputError(
+            f"{error}; make room, and start the same command again: it goes on from the last checkpoint"
+        ) from error
     except RuntimeError as error:
         backend = getattr(torch.distributed, "DistBackendError", ())
         if not isinstance(error, backend) and not any(sign in str(error) for sign in LOST):

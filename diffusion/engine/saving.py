@@ -5,14 +5,20 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Container
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from diffusion.engine.checkpoint import rotate, write_checkpoint
+from diffusion.engine.checkpoint import name_last, rotate, write_checkpoint
 from diffusion.engine.posthoc import save_snapshots
+from diffusion.engine.processes import on_main
+from diffusion.engine.state import RunState
 from diffusion.errors import InputError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 log = logging.getLogger(__name__)
 
@@ -26,13 +32,13 @@ class HostCopy:
     def __call__(self, tree: Any) -> Any:
         """The tree with its tensors as host copies; plain values as they are. The copies last until the next call."""
         copied = self._copy(tree, ())
-        if torch.cuda.is_available():
+        if torch.cuda.is_initialized():
             torch.cuda.synchronize()
         return copied
 
     def _copy(self, tree: Any, place: tuple) -> Any:
         if isinstance(tree, torch.Tensor):
-            return self._buffer(tree, place).copy_(tree.detach(), non_blocking=True)
+            return self._buffer(tree, place).copy_(tree.detach(), non_blocking=tree.is_cuda)
         if isinstance(tree, dict):
             return {name: self._copy(part, (*place, name)) for name, part in tree.items()}
         if isinstance(tree, (list, tuple)):
@@ -48,41 +54,56 @@ class HostCopy:
 
 
 class Saver:
-    """Writes states of a run one after the other; leaving its `with` block waits for the last.
+    """Writes states of a run one after the other, in the main process; every method is for all processes together.
 
-    keep_last, keep_every: as `checkpoint.rotate`. snapshot_steps: write averages for later choice at its multiples.
+    Leaving its `with` block waits for the last. keep_last, keep_every: as `checkpoint.rotate`. named: as
+    `checkpoint.name_last`. snapshots: steps whose averages of power-function profile are kept, too.
     """
 
     def __init__(
-        self, work_dir: Path, keep_last: int | None, keep_every: int | None, snapshot_steps: int | None = None
+        self,
+        accelerator: Accelerator,
+        work_dir: Path,
+        keep_last: int | None,
+        keep_every: int | None,
+        named: str | None = None,
+        snapshots: Container[int] = (),
     ):
-        self.work_dir, self.keep_last, self.keep_every = work_dir, keep_last, keep_every
-        self.snapshot_steps = snapshot_steps
+        self.accelerator, self.work_dir, self.named = accelerator, work_dir, named
+        self.keep_last, self.keep_every, self.snapshots = keep_last, keep_every, snapshots
         self._host_copy = HostCopy()
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
-        self.pauses: list[float] = []  # seconds that the training stood still for each save
+        self.pause = 0.0  # seconds that training stood still for the newest save
 
     def __enter__(self) -> Saver:
         return self
 
-    def __exit__(self, kind, *_) -> None:
-        if kind is None:
-            self.wait()
-        elif self._thread is not None:  # an error is on its way already
+    def __exit__(self, *_) -> None:
+        if self._thread is not None:  # an error is on its way; otherwise `wait` has been called
             self._thread.join()
 
-    def save(self, state: dict[str, Any]) -> None:
-        """Copy a state and write it in the background. Waits for the one before; raises InputError when that failed."""
+    def save(self, run: RunState) -> None:
+        """Copy a run's state and write it in the background. Waits for the one before; raises as `wait`."""
         begun = time.perf_counter()
         self.wait()
-        copied = self._host_copy(state)
-        self.pauses.append(time.perf_counter() - begun)
-        self._thread = threading.Thread(target=self._write, args=(copied,), name="checkpoint")
-        self._thread.start()
+        state = run.state_dict()
+        if self.accelerator.is_main_process:
+            copied = self._host_copy(state)
+            self.pause = time.perf_counter() - begun
+            self._thread = threading.Thread(target=self._write, args=(copied,), name="checkpoint")
+            self._thread.start()
 
     def wait(self) -> None:
-        """Wait for the save in progress. Raises InputError when it failed, with what to do."""
+        """Wait for the save in progress. Raises InputError in all processes when it failed, with what to do."""
+        on_main(self.accelerator, self._join)
+
+    @property
+    def failed(self) -> bool:
+        """Whether the newest save failed, as far as this process knows."""
+        return self._error is not None
+
+    def _join(self) -> None:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -93,21 +114,18 @@ class Saver:
                 "Make room or mend the disk, and start the same command again: it goes on from there"
             ) from error
 
-    @property
-    def failed(self) -> bool:
-        return self._error is not None
-
     def _write(self, state: dict[str, Any]) -> None:
         begun = time.perf_counter()
         try:
             path = write_checkpoint(state, self.work_dir)
-            if self.snapshot_steps and state["step"] and state["step"] % self.snapshot_steps == 0:
+            if state["step"] in self.snapshots:
                 save_snapshots(state, self.work_dir)
+            name_last(path, self.named)
             rotate(self.work_dir, state["step"], self.keep_last, self.keep_every)
         except Exception as error:  # told by wait(); a thread has nobody to raise to
             self._error = error
             return
         log.info(
             "saved %s: training paused for %.0f ms, written in %.1f s",
-            *(path.name, 1000 * self.pauses[-1], time.perf_counter() - begun),
+            *(path.name, 1000 * self.pause, time.perf_counter() - begun),
         )

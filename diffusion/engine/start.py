@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.config import Config
-from diffusion.engine.checkpoint import checkpoints, find_checkpoint, load_checkpoint
+from diffusion.engine.checkpoint import FOLDER, LAST, checkpoints, find_checkpoint, last_of, load_checkpoint
 from diffusion.engine.plan import Plan
 from diffusion.errors import InputError
 from diffusion.model.convert import check_told, load_into, load_weights, told_by
@@ -63,7 +63,13 @@ def check_span(config: Config, architecture: Mapping[str, Any], source: str) -> 
 def choose_checkpoint(config: Config, work_dir: Path, fresh: bool) -> Path | None:
     """What to go on from, or None for a new run. Raises InputError rather than write a fresh run over one that is there."""
     if not fresh:
-        return find_checkpoint(config.resume_from or "auto", work_dir)
+        named, last = named_by(config), last_of(work_dir)
+        if named is None or (named == last.get("named") and checkpoints(work_dir)):
+            if named is not None:
+                told = "goes on from where that had come: remove %s to begin there anew"
+                log.info("the run was begun at %s; it " + told, named, work_dir / FOLDER / LAST)
+            return find_checkpoint("auto", work_dir)
+        return find_checkpoint(config.resume_from, work_dir)
     present = checkpoints(work_dir)
     if present:
         raise InputError(
@@ -78,6 +84,12 @@ def open_checkpoint(config: Config, path: Path) -> dict[str, Any]:
     if state["optimizer_type"] != config.optimizer.type:
         raise InputError(f"{path} is of a run with {state['optimizer_type']}, the config has {config.optimizer.type}")
     return state
+
+
+def named_by(config: Config) -> str | None:
+    """What resume_from names, as a whole path; None for `auto`."""
+    named = config.resume_from
+    return None if named in (None, "auto") else str(Path(named).resolve())
 
 
 def check_same_run(saved: Mapping[str, Any], config: Config, data: Mapping[str, Any], plan: Plan, accept: bool) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+import random
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -45,17 +47,20 @@ class RunState:
     step: int = 0
     position: int = 0
     skipped: int = 0
-    skipped_in_a_row: int = field(default=0, init=False)  # a person has looked before a run goes on: starts anew
+    skipped_in_a_row: int = 0
 
-    def update(self, finite: bool) -> None:
+    def update(self, losses_finite: bool, gradient_finite: bool) -> None:
         """End a step: let the optimizer, the learning rate and the average go on, unless its numbers are not finite.
 
-        Under fp16 the scaler leaves a step out by itself, and lowers its scale.
+        Under fp16 it is the scaler that leaves out a step for its gradient, and lowers its scale.
         """
-        if finite or self.accelerator.scaler is not None:
+        scaler = self.accelerator.scaler
+        if losses_finite and (gradient_finite or scaler is not None):
             self.optimizer.step()
+        elif scaler is not None:
+            scaler.update()  # the gradient has been unscaled, and waits for this
         self.optimizer.zero_grad()
-        if finite and not self.accelerator.optimizer_step_was_skipped:
+        if losses_finite and gradient_finite and not self.accelerator.optimizer_step_was_skipped:
             self.lr_schedule.step()
             self.ema.update(self.model)
             self.skipped_in_a_row = 0
@@ -72,10 +77,11 @@ class RunState:
     def state_dict(self) -> dict[str, Any]:
         """The state as whole tensors and plain values: one file serves all processes, and any number of them.
 
-        To be called by all; of a sharded network the main process alone gets the tensors.
+        To be called by all, who then agree on the bad items; of a sharded network the main process alone gets the tensors.
         """
         from accelerate.utils import gather_object
 
+        self.bad_items.settle()
         scaler, keep = self.accelerator.scaler, self.accelerator.is_main_process
         return {
             "model": whole(self.model.state_dict(), keep),
@@ -91,6 +97,7 @@ class RunState:
             "step": self.step,
             "position": self.position,
             "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
             "bad_items": self.bad_items.state_dict(),
             "config": dataclasses.asdict(self.config),
             "data": self.data,
@@ -115,6 +122,8 @@ class RunState:
         if self.accelerator.scaler is not None and saved["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(saved["scaler"])
         self.step, self.position, self.skipped = saved["step"], saved["position"], saved["skipped"]
+        given_up = saved["skipped_in_a_row"] >= saved["config"]["max_bad_steps"]
+        self.skipped_in_a_row = 0 if given_up else saved["skipped_in_a_row"]  # a person has read the report since
         self.bad_items.load_state_dict(saved["bad_items"])
         if len(saved["processes"]) == self.accelerator.num_processes:  # else there is nothing to go on from
             own = saved["processes"][self.accelerator.process_index]
@@ -133,15 +142,25 @@ class RunState:
         return {"meter": self.meter.state_dict(), "random": random_state(self.accelerator.device)}
 
 
-def random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """torch's generators of this process. Samples bring seeds of their own; data sets of others may draw from these."""
-    states = {"cpu": torch.get_rng_state()}
+def seed_generators(seed: int) -> None:
+    """Begin this process's generators; of every process with a seed of its own."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # numpy takes no larger ones
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The generators of this process. Training draws from none of them: they are for what others add to it."""
+    kind, keys, *rest = np.random.get_state()
+    states = {"cpu": torch.get_rng_state(), "python": random.getstate(), "numpy": (kind, keys.tolist(), *rest)}
     if device.type != "cpu":
         states[device.type] = torch.get_device_module(device).get_rng_state()
     return states
 
 
-def set_random_state(states: dict[str, torch.Tensor], device: torch.device) -> None:
+def set_random_state(states: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(states["cpu"])
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
     if device.type in states and device.type != "cpu":
         torch.get_device_module(device).set_rng_state(states[device.type])

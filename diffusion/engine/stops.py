@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 EXIT_CODE = 75  # of a run that was stopped and saved: "temporary failure, try again" (sysexits.h)
+CODE_FILE = "PIXCELL_EXIT_CODE_FILE"  # names a file to leave the code in: launchers turn every other than 0 into 1
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
 
 
@@ -25,7 +26,8 @@ class Stop(IntEnum):
 
 
 class Stops:
-    """Turns signals into a wish to stop for as long as its `with` block lasts. Repeated ones change nothing.
+    """Turns signals into a wish to stop for as long as its `with` block lasts. Repeated ones change nothing, but that
+    before the first step, when there is nothing to lose, a second Ctrl-C ends the process.
 
     time_limit: minutes from now on after which to stop; None for no limit.
     """
@@ -33,6 +35,7 @@ class Stops:
     def __init__(self, time_limit: float | None = None):
         self._deadline = None if time_limit is None else time.monotonic() + 60 * time_limit
         self._signal: int | None = None
+        self.nothing_to_lose = True
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Stops:
@@ -51,10 +54,13 @@ class Stops:
         late = self._deadline is not None and time.monotonic() >= self._deadline
         return Stop.TIME_LIMIT if late else Stop.NO
 
-    @property
-    def reason(self) -> str:
-        """What stopped the run, as far as this process knows."""
-        return "the time limit" if self._signal is None else signal.Signals(self._signal).name
+    def reason(self, agreed: Stop) -> str:
+        """What stopped the run, in words."""
+        if agreed == Stop.TIME_LIMIT:
+            return "the time limit"
+        return "a signal to another process" if self._signal is None else signal.Signals(self._signal).name
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._signal == number == signal.SIGINT and self.nothing_to_lose:
+            raise KeyboardInterrupt
         self._signal = number

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
+import os
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,22 +25,39 @@ from diffusion.data.batch import PatchBatch
 from diffusion.data.datasets.pan_cancer import PanCancerData, SkipBad, build_dataset
 from diffusion.data.loader import batches_of, training_loader
 from diffusion.data.sampler import BatchStream
-from diffusion.engine.anomaly import listed, report
-from diffusion.engine.checkpoint import FOLDER, name_last
+from diffusion.engine.checkpoint import FOLDER, last_of, leave_later, name_last
 from diffusion.engine.ema import EMA, PowerEMA
 from diffusion.engine.losses import BatchLosses
 from diffusion.engine.optim import build_lr_schedule, build_optimizer
-from diffusion.engine.plan import Plan, check_grid, describe, plan_run, save_steps, settle_precision, settled
-from diffusion.engine.processes import Agreement, on_main, told_of_lost_processes
+from diffusion.engine.plan import (
+    Plan,
+    check_grid,
+    describe,
+    plan_run,
+    save_steps,
+    settle_precision,
+    settled,
+    snapshot_steps,
+)
+from diffusion.engine.posthoc import SNAPSHOTS
+from diffusion.engine.processes import Agreement, on_main, told_what_to_do
 from diffusion.engine.saving import Saver
-from diffusion.engine.sharding import check_shardable, local, sharding_arguments
-from diffusion.engine.start import build_network, check_same_run, choose_checkpoint, load_resumed, open_checkpoint
-from diffusion.engine.state import RunState
+from diffusion.engine.sharding import check_shardable, sharding_arguments
+from diffusion.engine.start import (
+    build_network,
+    check_same_run,
+    choose_checkpoint,
+    load_resumed,
+    named_by,
+    open_checkpoint,
+)
+from diffusion.engine.state import RunState, seed_generators
+from diffusion.engine.step import BAD_STEPS, accumulate, settle_sums, tell_of_bad_step
 from diffusion.engine.stops import Stop, Stops
 from diffusion.engine.validation import Validation
 from diffusion.engine.watch import BadItems, Meter, Watch, processor, sample_grid
 from diffusion.errors import InputError
-from diffusion.files import locked, remove_unfinished, written_aside
+from diffusion.files import locked, remove_unfinished
 from diffusion.model.pixart import PixArt
 from diffusion.seeds import mix_seed
 from diffusion.timesteps import build_timestep_sampler
@@ -51,8 +67,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 log = logging.getLogger(__name__)
-
-BAD_STEPS = "bad_steps.txt"
 
 
 def train(
@@ -70,7 +84,7 @@ def train(
     Returns whether the last step is done: False when a signal or the limit stopped the run, whose state is saved.
     Raises InputError for settings that the data, the device or the work dir contradict, and for numbers gone bad.
     """
-    with Stops(time_limit) as stops, told_of_lost_processes(), contextlib.ExitStack() as held:
+    with Stops(time_limit) as stops, told_what_to_do(), contextlib.ExitStack() as held:
         # ---- processes and precision
         config = settle_precision(config, cpu)
         accelerator = start_accelerator(config, cpu)
@@ -86,7 +100,7 @@ def train(
         validation = Validation(config, scale, accelerator) if config.validation.count else None
 
         # ---- network, its average, and what trains it
-        checkpoint = on_main(accelerator, lambda: choose_checkpoint(config, work_dir, fresh))
+        last, checkpoint = on_main(accelerator, lambda: (last_of(work_dir), choose_checkpoint(config, work_dir, fresh)))
         own = checkpoint is not None and checkpoint.parent.resolve() == (work_dir / FOLDER).resolve()
         saved = open_checkpoint(config, checkpoint) if checkpoint else None
         if saved is not None:
@@ -98,60 +112,62 @@ def train(
 
         # ---- what a person watches; nothing has been written before this line
         codec = load_codec(config, accelerator.device) if main and config.sample_grid.count else None
-        on_main(accelerator, lambda: held.enter_context(locked(work_dir / ".lock")))
-        snapshot_steps = config.power_ema.snapshot_steps if config.power_ema.lengths else None
-        saver = Saver(work_dir, config.keep_last, config.keep_every, snapshot_steps) if main else None
-        held.enter_context(saver or contextlib.nullcontext())
+        on_main(accelerator, lambda: hold(held, work_dir, last))
+        named = named_by(config) or last.get("named")
+        snapshots = snapshot_steps(config, plan)
+        saver = Saver(accelerator, work_dir, config.keep_last, config.keep_every, named, snapshots)
+        held.enter_context(saver)
         watch = Watch(work_dir, main, config.report_to, run.step)
         held.callback(watch.close)
         if main:
-            remove_unfinished(work_dir / FOLDER)
             dump_config(settled(config, work_dir), work_dir / CONFIG_FILE)
             if own:
-                name_last(checkpoint)  # an older one, if it was named, is what the run goes on from now
-        log.info("%s", describe(config, plan, run.model, accelerator.num_processes))
+                leave_later(checkpoint)
+                name_last(checkpoint, named)
+        log.info("%s", describe(config, plan, run.model, accelerator.num_processes, accelerator.is_fsdp2))
         log.info("weights from %s", checkpoint or origin)
         log.info("from step %d to %d, on %s", run.step, plan.total_steps, processor(accelerator))
 
-        def save() -> None:
-            run.bad_items.settle()
-            state = run.state_dict()
-            if saver is not None:
-                saver.save(state)
-
         def look() -> None:
+            begun = time.perf_counter()
             with averaged(run.model, run.ema):
                 if validation is not None:
                     watch.validation(validation(run.model), run.step)
                 if codec is not None or (accelerator.is_fsdp2 and config.sample_grid.count):  # all run it, or none
                     null_tokens = run.model.y_embedder.y_embedding
-                    watch.picture("samples", sample_grid(run.model, null_tokens, dataset, codec, config), run.step)
+                    pixels = sample_grid(run.model, null_tokens, dataset, codec, config)
+                    if main:
+                        watch.picture("samples", pixels, run.step)
             accelerator.wait_for_everyone()
+            run.meter.leave_out(time.perf_counter() - begun)
 
+        saves = save_steps(config, plan)
         if not own:
-            save()  # so that a full disk or a broken codec shows now, not hours later
-            on_main(accelerator, lambda: saver.wait())
-            look()
-        if run.step >= plan.total_steps:
+            saver.save(run)
+            saver.wait()  # so that a full disk shows now, not hours later
+        if run.step >= plan.total_steps > 0:
             log.info("nothing left to do: step %d of %d", run.step, plan.total_steps)
+        elif not own or run.step in saves:
+            look()  # a stop may have come between the save and the look at it
 
         # ---- the loop
         batches = start_loader(config, dataset, accelerator, run.position)
-        saves = save_steps(config, plan)
-        stop = Stop.NO
-        network.train()
-        settle_sums(run, network, losses)
+        stop, given_up = Stop.NO, False
         progress = held.enter_context(
             tqdm(total=plan.total_steps, initial=run.step, unit="step", disable=not main, mininterval=2)
         )
-        while run.step < plan.total_steps and not stop:
+        network.train()
+        if run.step < plan.total_steps:
+            settle_sums(run, network, losses)
+        stops.nothing_to_lose = False
+        while run.step < plan.total_steps and not stop and not given_up:
             step = accumulate(run, network, losses, batches)
-            wish = Stop.SAVE_FAILED if saver is not None and saver.failed else stops.wish()
+            wish = Stop.SAVE_FAILED if saver.failed else stops.wish()
             stop, bad_loss, bad_gradient = agree((wish, not step.losses_finite, not step.gradient_finite))
             if bad_loss or (bad_gradient and not run.scale_is_high):
                 run.skipped_in_a_row += 1
                 tell_of_bad_step(run, network, losses, step, work_dir)
-            run.update(finite=not (bad_loss or bad_gradient))
+            run.update(losses_finite=not bad_loss, gradient_finite=not bad_gradient)
             progress.update()
             if run.step % config.log_interval == 0 or run.step == plan.total_steps:
                 values = run.meter.read(plan.global_batch)
@@ -160,16 +176,14 @@ def train(
                 watch.scalars(values, run.step, plan.total_steps, epoch=run.position / plan.samples)
                 progress.set_postfix(loss=f"{values['loss']:.4f}")
             given_up = run.skipped_in_a_row >= config.max_bad_steps
-            if stop != Stop.SAVE_FAILED and (stop or given_up or run.step in saves):
-                save()
-                if not stop and not given_up:
+            if stop or given_up or run.step in saves:
+                saver.save(run)  # or raise what the save before met
+                if run.step == plan.total_steps or not (stop or given_up):
                     look()
-            if given_up:
-                break
 
         # ---- the end
-        on_main(accelerator, lambda: saver.wait())  # all leave together: the launcher kills those that linger
-        if run.skipped_in_a_row >= config.max_bad_steps:
+        saver.wait()  # all leave together: the launcher kills those that linger
+        if given_up:
             raise InputError(
                 f"{run.skipped_in_a_row} steps in a row had a loss or gradient that is not finite; {work_dir / BAD_STEPS} "
                 f"says where. The state of step {run.step} is saved. Lower the learning rate, go on from an older "
@@ -177,16 +191,30 @@ def train(
             )
         finished = run.step >= plan.total_steps
         if not finished:
-            log.warning(
-                "stopped by %s after step %d, saved; the same command goes on from there", stops.reason, run.step
-            )
+            reason = stops.reason(Stop(int(stop)))
+            log.warning("stopped by %s after step %d, saved; the same command goes on from there", reason, run.step)
         return finished
+
+
+def hold(held: contextlib.ExitStack, work_dir: Path, last: dict[str, Any]) -> None:
+    """Be the one process at work in a work dir, and clear what others that were killed have left there.
+
+    Raises InputError when another is, or was since the state to go on from was chosen.
+    """
+    held.enter_context(locked(work_dir / ".lock"))
+    if last_of(work_dir) != last:
+        raise InputError(f"another process went on with {work_dir} meanwhile; start the same command again")
+    for folder in (work_dir / FOLDER, work_dir / FOLDER / SNAPSHOTS):
+        remove_unfinished(folder)
 
 
 def start_accelerator(config: Config, cpu: bool) -> Accelerator:
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs
 
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
+    torch.use_deterministic_algorithms(config.deterministic)
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # accelerate knows no other name for it yet
     return Accelerator(
         cpu=cpu,
@@ -220,7 +248,7 @@ def start_run(
     network, optimizer = accelerator.prepare(model, optimizer)
     if accelerator.is_fsdp2:  # which accelerate leaves without the autocast that it puts around any other network
         model.forward = accelerator.autocast()(model.forward)
-    torch.manual_seed(mix_seed(config.seed, accelerator.process_index))
+    seed_generators(mix_seed(config.seed, accelerator.process_index))
     run = RunState(
         config=config,
         data=dataset.identity(),
@@ -237,83 +265,6 @@ def start_run(
     if saved is not None:
         run.load(saved)
     return run, network, origin
-
-
-def settle_sums(run: RunState, network: torch.nn.Module, losses: BatchLosses) -> None:
-    """A backward pass whose gradients are thrown away, before the first step.
-
-    DDP sums gradients in buckets, and puts them together anew after its first backward pass. Sums in another order
-    round otherwise: of three processes or more, a run that goes on would leave the one that never stopped.
-    """
-    config, device = run.config, run.accelerator.device
-    if run.accelerator.num_processes == 1:
-        return
-    size, count = config.input_size, config.train_batch_size
-    latents = torch.zeros(count, run.model.in_channels, size, size, device=device)
-    tokens = torch.zeros(count, config.model_max_length, config.caption_channels, device=device)
-    batch = PatchBatch(latents, tokens, names=[""] * count, seeds=[0] * count)
-    run.accelerator.backward(losses(network, batch)["loss"].mean())
-    run.optimizer.zero_grad()
-
-
-@dataclass(frozen=True)
-class Step:
-    """The forward and backward passes of an optimizer step, before the update."""
-
-    batches: list[PatchBatch]
-    grad_norm: torch.Tensor  # before clipping
-    losses_finite: bool  # of this process
-    gradient_finite: bool
-
-
-def accumulate(
-    run: RunState, network: torch.nn.Module, losses: BatchLosses, batches: Iterator[tuple[PatchBatch, float]]
-) -> Step:
-    """Clipped gradients of a global batch; its losses go to the meter when all are finite."""
-    accelerator, config = run.accelerator, run.config
-    taken, values, learnt, waiting = [], [], [], 0.0
-    for _ in range(config.gradient_accumulation_steps):
-        batch, waited = next(batches)
-        batch = batch.to(accelerator.device)
-        with accelerator.accumulate(network):
-            drawn = losses.draw(batch)
-            of_batch = losses.given(network, batch, drawn)
-            accelerator.backward(of_batch["loss"].mean())
-        run.bad_items.add(batch)
-        learnt.append(torch.stack([drawn.timestep, of_batch["loss"].detach() / drawn.weight], 1))
-        run.position += config.train_batch_size * accelerator.num_processes
-        taken, values, waiting = [*taken, batch], [*values, of_batch], waiting + waited
-    grad_norm = local(accelerator.clip_grad_norm_(network.parameters(), config.gradient_clip))
-    finite = torch.stack([of_batch["loss"].isfinite().all() for of_batch in values]).all()
-    losses_finite, gradient_finite = torch.stack([finite, grad_norm.isfinite()]).tolist()  # the one wait for the device
-    if run.timesteps.learns:
-        told = accelerator.gather(accelerator.pad_across_processes(torch.cat(learnt), pad_index=math.nan)).cpu()
-        run.timesteps.update(told[:, 0].nan_to_num().long(), told[:, 1])
-    run.meter.end_step(waiting)
-    if losses_finite:
-        for of_batch in values:
-            run.meter.add(of_batch)
-    return Step(taken, grad_norm, losses_finite, gradient_finite)
-
-
-def tell_of_bad_step(run: RunState, network: torch.nn.Module, losses: BatchLosses, step: Step, work_dir: Path) -> None:
-    """Log the patches of a step that is left out; of the last that is borne, write a report."""
-    from accelerate.utils import gather_object
-
-    told = gather_object([([name for batch in step.batches for name in batch.names], step.losses_finite)])
-    culprits = [names for names, finite in told if not finite] or [names for names, _ in told]
-    names = [name for of_process in culprits for name in of_process]
-    log.warning(
-        "step %d skipped, %d in a row: its loss or gradient is not finite. Patches: %s",
-        *(run.step + 1, run.skipped_in_a_row, listed(names)),
-    )
-    if run.skipped_in_a_row < run.config.max_bad_steps:
-        return
-    texts = gather_object([report(network, run.model, losses, step.batches)])
-    if run.accelerator.is_main_process:
-        parts = [f"process {i}\n{text}\n" for i, text in enumerate(texts)]
-        with written_aside(work_dir / BAD_STEPS) as temporary:
-            temporary.write_text(f"step {run.step + 1}, whose loss or gradient is not finite\n\n" + "\n".join(parts))
 
 
 @contextlib.contextmanager

@@ -69,6 +69,10 @@ class Meter:
         self._reset()
         return values
 
+    def leave_out(self, seconds: float) -> None:
+        """Have the rates not know of a time in which nothing was trained."""
+        self.since += seconds
+
     def state_dict(self) -> dict[str, Any]:
         """What has been counted since the last reading, but for the time."""
         return {"sums": {name: total.cpu() for name, total in self.sums.items()}, "batches": self.batches}

@@ -7,9 +7,12 @@
 # And a TERM that the launcher passes on is followed by KILL after 30 seconds.
 # So the launcher ignores signals, and this shell sends USR1 to the launcher's children: the trainer's processes.
 #
-# Exit code: the launcher's; but 75, the trainer's own code for "stopped and saved; run the same command again", which
-# accelerate turns into 1, when a signal came and the run was not finished.
+# Exit code: the trainer's own, 75 for "stopped and saved; run the same command again", which accelerate would turn into
+# 1; or the launcher's, when the trainer did not come to say one.
 set -uo pipefail
+PIXCELL_EXIT_CODE_FILE=$(mktemp)
+export PIXCELL_EXIT_CODE_FILE
+trap 'rm -f "$PIXCELL_EXIT_CODE_FILE"' EXIT
 
 # Where TERM reaches the launcher all the same, and when one process of the trainer ends before the others, torch gives
 # the others 30 seconds, then kills them. A save of the published network writes 10 GB.
@@ -25,16 +28,13 @@ ulimit -n "$(ulimit -Hn)"
 ) &
 launcher=$!
 
-stopped=
 again=yes
-trap 'stopped=yes; again=yes; pkill -USR1 -P "$launcher"' USR1 TERM INT
+trap 'again=yes; pkill -USR1 -P "$launcher"' USR1 TERM INT
 while [ -n "$again" ]; do # a signal ends `wait` before the launcher has ended
     again=
     wait "$launcher"
     code=$?
 done
 
-if [ -n "$stopped" ] && [ "$code" -ne 0 ]; then
-    exit 75
-fi
-exit "$code"
+own=$(cat "$PIXCELL_EXIT_CODE_FILE")
+exit "${own:-$code}"

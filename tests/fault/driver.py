@@ -81,6 +81,12 @@ class Driver:
             "SIGUSR1 to one rank": lambda launched: self.random.choice(ranks(launched)).send_signal(signal.SIGUSR1),
         }
 
+    def shuffled(self) -> list[str]:
+        """The kinds of faults, one inside a save first, the others in an order of the seed."""
+        first, *others = self.faults
+        self.random.shuffle(others)
+        return [first, *others]
+
     def run(self, fault: str | None = None) -> Attempt:
         """Start the run, inflict the fault some steps later, and wait for its end; without a fault, for its own."""
         output = self.work_dir.with_suffix(".out")
@@ -92,17 +98,19 @@ class Driver:
                 start_new_session=True,
             )  # fmt: skip
         launched = psutil.Process(process.pid)
-        in_save = False
+        in_save, family = False, [launched]
         try:
             if fault is not None:
                 began = self.started(process, output)
                 goal = began + self.random.randint(1, 3 * SAVE_STEPS)
                 wait_for(lambda: last_step(output) >= goal, process, output)
                 time.sleep(self.random.uniform(0, 0.05))
+                family += launched.children(recursive=True)
                 self.faults[fault](launched)
                 in_save = bool(unfinished(self.work_dir))
             code = process.wait(PATIENCE)
         finally:
+            kill(family)
             self.kill_all(launched)
             self.free_disk()
         text = output.read_text(errors="replace")
@@ -123,9 +131,7 @@ class Driver:
     def kill_all(self, launched: psutil.Process) -> None:
         """SIGKILL for the launcher and all that came of it, as the system or a scheduler does."""
         with contextlib.suppress(psutil.NoSuchProcess):
-            for process in [launched, *launched.children(recursive=True)]:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
+            kill([launched, *launched.children(recursive=True)])
 
     def kill_rank(self, launched: psutil.Process) -> None:
         self.random.choice(ranks(launched)).kill()
@@ -135,10 +141,8 @@ class Driver:
         processes = [launched, *launched.children(recursive=True)]
         deadline = time.monotonic() + PATIENCE
         while not unfinished(self.work_dir) and time.monotonic() < deadline:
-            pass
-        for process in processes:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+            time.sleep(0.0005)
+        kill(processes)
 
     def damage_newest(self, launched: psutil.Process) -> None:
         self.kill_all(launched)  # the file is spoilt once nobody writes any more
@@ -156,6 +160,12 @@ class Driver:
 
     def free_disk(self) -> None:
         (self.work_dir / "ballast").unlink(missing_ok=True)
+
+
+def kill(processes: list[psutil.Process]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def ranks(launched: psutil.Process) -> list[psutil.Process]:

@@ -31,14 +31,14 @@ def small_disk(tmp_path: Path) -> Iterator[bool]:
 
 def test_whatever_stops_it_the_run_ends_the_same(feature_root, tmp_path, small_disk, pytestconfig, capsys):
     kills = pytestconfig.getoption("--kills")
-    max_steps = (kills + 2) * 3 * SAVE_STEPS
+    max_steps = (kills + 6) * 3 * SAVE_STEPS  # far more than the faults leave time for
     whole = Driver(feature_root, tmp_path / "whole", max_steps)
     assert whole.run().code == 0, whole.attempts[-1].output
 
     harmed = Driver(
         feature_root, tmp_path / "harmed", max_steps, seed=pytestconfig.getoption("--fault-seed"), disk=small_disk
     )
-    kinds = list(harmed.faults)
+    kinds = harmed.shuffled()
     for i in range(kills):
         harmed.run(kinds[i % len(kinds)])
     last = harmed.run()
@@ -60,6 +60,7 @@ def test_whatever_stops_it_the_run_ends_the_same(feature_root, tmp_path, small_d
             assert "Make room or mend the disk, and start the same command again" in before.output, before.output
         if before.fault == "newest checkpoint damaged":
             assert "is damaged: its SHA-256 is not that of its manifest" in after.output, after.output
+    assert any(attempt.in_save for attempt in harmed.attempts if attempt.fault == "killed inside saving")
     with capsys.disabled():
         print(f"\n{kills} faults ({'a small disk' if small_disk else 'a limit on files'}), steps lost each time:")
         for attempt, steps in zip(harmed.attempts, lost, strict=False):
