@@ -21,6 +21,7 @@ from diffusion.engine.checkpoint import (
     damage,
     find_checkpoint,
     leave_later,
+    load_checkpoint,
     manifest_path,
     name_last,
     newest_sound,
@@ -255,6 +256,18 @@ class TestSaver:
         tree["a"][0].add_(1)
         assert torch.equal(copied["a"][0], torch.arange(3))
         assert copy(tree)["a"][0].data_ptr() == where and torch.equal(copied["a"][0], torch.arange(1, 4))
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "ran",)
+
+    path = tmp_path / "step_00000001.ckpt"
+    torch.save({**state(1), "optimizer": Trap()}, path)
+    with pytest.raises(InputError, match="is refused: it refers to code, .* never run here"):
+        load_checkpoint(find_checkpoint(str(path), tmp_path))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_files_of_weights_need_no_manifest(tmp_path):

@@ -36,7 +36,7 @@ def sharding_arguments(config: Config, cpu: bool) -> dict[str, Any]:
         fsdp_version=2,
         auto_wrap_policy="transformer_based_wrap",
         transformer_cls_names_to_wrap=["PixArtBlock"],
-        cpu_ram_efficient_loading=False,  # accelerate's does not know buffers that belong to the weights
+        cpu_ram_efficient_loading=False,  # every process has the weights; accelerate's way fails at buffers among them
         # autocast alone decides what is computed in half precision, as without FSDP
         mixed_precision_policy=MixedPrecisionPolicy(output_dtype=torch.float32, cast_forward_inputs=False),
     )
