@@ -34,7 +34,12 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 
 def flush_to_disk(path: Path) -> None:
-    """Have a file, or the names in a folder, on the disk before going on: a rename alone may come before the content."""
+    """Have a file, or the names in a folder, on the disk before going on: a rename alone may come before the content.
+
+    Without effect on Windows, which can do so for neither by its name.
+    """
+    if os.name == "nt":
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

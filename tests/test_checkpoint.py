@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,11 +21,11 @@ from diffusion.engine.checkpoint import (
     checkpoints,
     damage,
     find_checkpoint,
-    leave_later,
     load_checkpoint,
     manifest_path,
     name_last,
     newest_sound,
+    put_away,
     rotate,
     save_file,
     write_checkpoint,
@@ -203,16 +204,17 @@ def test_what_came_after_is_put_away(tmp_path):
     snapshots.mkdir()
     for step in (4, 6):
         (snapshots / f"step_0000000{step}_0.050.ckpt").write_bytes(b"average")
+    folder = tmp_path / "checkpoints"
     for _ in range(2):  # and again, when the other branch is left, too
-        leave_later(checkpoint_path(tmp_path, 4))
+        put_away(folder, after=4)
         assert set(checkpoints(tmp_path)) == {2, 4} and len(list(snapshots.iterdir())) == 1
         write(state(5), tmp_path)
-    away = sorted(str(path.relative_to(tmp_path / "checkpoints")) for path in tmp_path.rglob("left_*/**/*.ckpt"))
-    assert away == [
-        "left_1/power_ema/step_00000006_0.050.ckpt",
-        "left_1/step_00000006.ckpt",
-        "left_2/step_00000005.ckpt",
-    ]
+    away = {str(path.relative_to(folder)) for path in folder.rglob("*.ckpt") if "left_" in str(path)}
+    first = {"left_1/power_ema/step_00000006_0.050.ckpt", "left_1/step_00000006.ckpt"}
+    assert away == first | {"left_2/step_00000005.ckpt"}
+    shutil.rmtree(folder / "left_1")
+    put_away(folder, after=-1)  # into a folder of its own, whatever has been deleted
+    assert not checkpoints(tmp_path) and len(list((folder / "left_3").glob("*.ckpt"))) == 3
 
 
 class TestSaver:

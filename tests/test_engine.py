@@ -170,6 +170,10 @@ class TestRun:
         again = settings(feature_root, resume_from="auto", optimizer=OptimizerConfig(lr=5e-3))
         train(again, tmp_path / "run", cpu=True)
         assert read(tmp_path / "run", 4)["optimizer"]["param_groups"][0]["lr"] == 5e-3
+        other = OptimizerConfig(lr=5e-3, weight_decay=0.5, betas=(0.5, 0.6))
+        train(dataclasses.replace(again, optimizer=other, max_steps=5), tmp_path / "run", cpu=True)
+        group = read(tmp_path / "run", 5)["optimizer"]["param_groups"][0]
+        assert (group["weight_decay"], group["betas"]) == (0.5, (0.5, 0.6))
         with pytest.raises(InputError, match="is of a run with AdamW, the config has CAME"):
             train(dataclasses.replace(again, optimizer=OptimizerConfig("CAME")), tmp_path / "run", cpu=True)
         with pytest.raises(InputError, match="prediction_type epsilon instead of v_prediction"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import product
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from runs import equal, forget_processes, launch, logged, read, settings, train_for
 
-from diffusion.config import DataConfig, OptimizerConfig, SampleGridConfig, ValidationConfig
+from diffusion.config import DataConfig, OptimizerConfig, PowerEmaConfig, SampleGridConfig, ValidationConfig
 from diffusion.data.index import index_path, write_index
 from diffusion.engine import trainer
 from diffusion.engine.trainer import train
@@ -68,7 +69,7 @@ def test_two_processes(feature_root, tmp_path):
             (changes, f"parts_{place}", STOP),
             (changes, f"parts_{place}", None),
         ]
-    shared = plain(matrix(1, 0) | dict(optimizer=OptimizerConfig("AdamW", 1e-3), log_interval=1))
+    shared = plain(matrix(1, 0) | dict(optimizer=OptimizerConfig("AdamW", 1e-3), log_interval=3))
     runs += [(shared, "two", None), (shared, "two_one_two", 2)]
     launch(feature_root, tmp_path, runs)
     for accumulation, workers in product((1, 3), (0, 2)):
@@ -139,6 +140,34 @@ class TestChanges:
 
 
 class TestBranches:
+    def test_a_state_from_elsewhere_puts_all_away(self, feature_root, tmp_path):
+        """Also one from a branch that was left: of two branches nothing is mixed."""
+        mine, other = tmp_path / "mine", tmp_path / "other"
+        average = dict(power_ema=PowerEmaConfig((0.1,), snapshot_steps=2))
+        train(settings(feature_root, **average), mine, cpu=True)
+        train(settings(feature_root, optimizer=OptimizerConfig(lr=5e-3), **average), other, cpu=True)
+        from_other = dict(resume_from=str(other / "checkpoints/step_00000002.ckpt"), max_steps=3)
+        train(settings(feature_root, **from_other, **average), mine, cpu=True)
+        folder = mine / "checkpoints"
+        assert {int(path.stem[5:]) for path in folder.glob("step_*.ckpt")} == {2, 3}
+        snapshots = {path.name for path in (folder / "power_ema").iterdir()}
+        assert snapshots == {"step_00000002_0.100.ckpt", "step_00000003_0.100.ckpt"}
+        assert equal(read(mine, 2)["model"], read(other, 2)["model"])
+        left = folder / "left_1/step_00000004.ckpt"
+        train(settings(feature_root, resume_from=str(left), max_steps=5, **average), mine, cpu=True)
+        assert {int(path.stem[5:]) for path in folder.glob("step_*.ckpt")} == {4, 5} and left.is_file()
+
+    def test_the_average_to_use_is_of_the_branch(self, feature_root, tmp_path):
+        train(settings(feature_root), tmp_path, cpu=True)
+        back = str(tmp_path / "checkpoints/step_00000002.ckpt")
+        train(settings(feature_root, resume_from=back, max_steps=2), tmp_path, cpu=True)
+        average = torch.load(tmp_path / "checkpoints/last_ema.ckpt", weights_only=True)
+        assert average["step"] == json.loads((tmp_path / "checkpoints/last.json").read_text())["step"] == 2
+
+    def test_fresh_and_named_contradict(self, feature_root, tmp_path):
+        with pytest.raises(InputError, match="give one of them"):
+            train(settings(feature_root, resume_from=str(tmp_path)), tmp_path / "run", cpu=True, fresh=True)
+
     def test_a_named_checkpoint_is_what_the_run_goes_on_from(self, feature_root, tmp_path):
         """Also when it is stopped before it saved anything new."""
         train(settings(feature_root), tmp_path, cpu=True)
@@ -157,7 +186,7 @@ class TestBranches:
             "step_00000004.ckpt", "step_00000004.json"
         }  # fmt: skip
         train_for(command, tmp_path, 1)
-        assert read(tmp_path, 6)["step"] == 6 and "it goes on from where that had come" in caplog.text
+        assert read(tmp_path, 6)["step"] == 6 and "goes on from where it has come" in caplog.text
         forget_processes()
         train(settings(feature_root, max_steps=8), tmp_path, cpu=True)
         assert read(tmp_path, 8)["step"] == 8 and not (tmp_path / "checkpoints/left_2").exists()
@@ -184,9 +213,21 @@ class TestBranches:
         train_for(config, tmp_path / "parts", 2)
         train_for(config, tmp_path / "parts", 1)
         train(config, tmp_path / "parts", cpu=True)
+        looked = tmp_path / "parts/checkpoints/looked_at"
+        assert looked.read_text() == "4\n"
+        looked.write_text("2\n")  # as if killed between the last save and its look
+        train(config, tmp_path / "parts", cpu=True)
+        assert looked.read_text() == "4\n"
         tag = "validation/loss"
         assert logged(tmp_path / "whole", tag) == logged(tmp_path / "parts", tag)
         assert list(logged(tmp_path / "parts", tag)) == [0, 2, 4]
+
+    def test_a_file_without_a_manifest_is_taken_as_it_is(self, feature_root, tmp_path):
+        train(settings(feature_root, max_steps=2), tmp_path, cpu=True)
+        brought = tmp_path / "checkpoints/step_00000002.ckpt"
+        brought.with_suffix(".json").unlink()
+        train(settings(feature_root, resume_from=str(brought)), tmp_path, cpu=True)
+        assert read(tmp_path, 4)["step"] == 4 and brought.with_suffix(".json").is_file()
 
     def test_from_another_work_dir(self, feature_root, tmp_path):
         train(settings(feature_root, max_steps=2), tmp_path / "one", cpu=True)

@@ -98,9 +98,12 @@ import os, sys, time
 from pathlib import Path
 from diffusion.files import locked
 with locked(Path({str(tmp_path / "lock")!r})):
+    here, there = os.pipe()
     if os.fork() == 0:
+        os.write(there, b"+")
         time.sleep(30)
         os._exit(0)
+    os.read(here, 1)
     print("held", flush=True)
     time.sleep(30)
 """

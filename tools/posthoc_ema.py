@@ -47,7 +47,7 @@ def main() -> None:
     from diffusion.engine.posthoc import find_snapshots, mix_for, mixed_weights
 
     mix = mix_for(find_snapshots(args.workdir), args.length, args.step)
-    if mix.misfit > ROUGH:
+    if not mix.misfit <= ROUGH:
         lengths = ", ".join(f"{length:g}" for length in sorted({snapshot.length for snapshot in mix.snapshots}))
         print(
             f"warning: {len(mix.snapshots)} snapshots of length {lengths} make length {args.length:g} only roughly",

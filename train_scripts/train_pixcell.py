@@ -16,6 +16,7 @@ from diffusion.cli import DEVICES, Parser, pick_device, positive_float, positive
 from diffusion.config import Config, load_config
 from diffusion.engine.stops import CODE_FILE, EXIT_CODE
 from diffusion.errors import InputError
+from diffusion.files import written_aside
 
 EXAMPLES = """  accelerate launch train_scripts/train_pixcell.py configs/pan_cancer/pixart_20x_256.py --work-dir output/256
   accelerate launch train_scripts/train_pixcell.py configs/pan_cancer/pixart_20x_256.py --work-dir output/256 --time-limit 470
@@ -129,7 +130,8 @@ def main() -> int:
     state.destroy_process_group()
     code = 0 if finished else EXIT_CODE
     if CODE_FILE in os.environ:
-        Path(os.environ[CODE_FILE]).write_text(f"{code}\n")
+        with written_aside(Path(os.environ[CODE_FILE])) as temporary:
+            temporary.write_text(f"{code}\n")
     return code
 
 

@@ -2,7 +2,7 @@
 
 step_<n>.ckpt  all that training needs to go on         step_<n>.json  its manifest: size, SHA-256, whether weights are finite
 last_ema.ckpt  the averaged weights, to use             last.json      the manifest of the one to go on from
-left_<i>/      what came after an older one that a person went back to
+left_<i>/      what a person left by going back             looked_at      the newest step whose samples and validation are done
 
 Checkpoints are torch files of tensors and plain values, which read back without unpickling. Each is written aside,
 flushed to disk and renamed; `last.json` moves only after that. Whatever stops the writer, the checkpoint
@@ -30,7 +30,15 @@ log = logging.getLogger(__name__)
 FOLDER = "checkpoints"
 LAST_EMA = "last_ema.ckpt"
 LAST = "last.json"
+LOOKED_AT = "looked_at"
 LEFT = "left_"
+SNAPSHOTS = "power_ema"  # folder of averages for later choice
+OF_A_STATE = frozenset(  # what makes a checkpoint a state to go on from
+    (
+        *("model", "ema", "power_ema", "timesteps", "optimizer", "optimizer_type", "lr_schedule", "scaler", "step"),
+        *("position", "skipped", "skipped_in_a_row", "bad_items", "config", "data", "processes"),
+    )
+)
 
 
 def checkpoint_path(work_dir: Path, step: int) -> Path:
@@ -84,22 +92,28 @@ def last_of(work_dir: Path) -> dict[str, Any]:
     return _read_json(work_dir / FOLDER / LAST) or {}
 
 
-def leave_later(path: Path) -> None:
-    """Put away what came after a checkpoint that a person has gone back to: neither gone on with, nor rotated, nor lost."""
-    later = [place for step, place in checkpoints(path.parent).items() if step > step_of(path)]
-    snapshots = [
-        place for place in path.parent.glob("*/step_*_*.ckpt") if int(place.name.split("_")[1]) > step_of(path)
-    ]
-    snapshots = [place for place in snapshots if not place.parent.name.startswith(LEFT)]
-    if not later + snapshots:
+def looked_at(work_dir: Path) -> int | None:
+    """The newest step whose samples and validation are done; None before the first."""
+    path = work_dir / FOLDER / LOOKED_AT
+    return int(path.read_text() or -1) if path.is_file() else None
+
+
+def put_away(folder: Path, after: int) -> None:
+    """Move checkpoints and snapshots of later steps, which a person has left, into `left_<i>` of a checkpoints folder.
+
+    So they are neither gone on with, nor rotated, nor lost.
+    """
+    left = [place for step, place in checkpoints(folder).items() if step > after]
+    left += [manifest_path(place) for place in left if manifest_path(place).exists()]
+    snapshots = [place for place in folder.glob(f"{SNAPSHOTS}/step_*_*.ckpt") if int(place.name.split("_")[1]) > after]
+    if not left + snapshots:
         return
-    number = 1 + len(list(path.parent.glob(f"{LEFT}*")))
-    for place in [*later, *(manifest_path(place) for place in later), *snapshots]:
-        aside = path.parent / f"{LEFT}{number}" / place.relative_to(path.parent)
+    number = 1 + max((int(place.name.removeprefix(LEFT)) for place in folder.glob(f"{LEFT}*")), default=0)
+    for place in left + snapshots:
+        aside = folder / f"{LEFT}{number}" / place.relative_to(folder)
         aside.parent.mkdir(parents=True, exist_ok=True)
-        if place.exists():
-            place.rename(aside)
-    log.warning("went back to %s; what came after it is in %s%d now", path.name, LEFT, number)
+        place.rename(aside)
+    log.warning("what the run had saved beyond the checkpoint named is in %s now", folder / f"{LEFT}{number}")
 
 
 def rotate(work_dir: Path, step: int, keep_last: int | None, keep_every: int | None) -> None:
@@ -166,8 +180,8 @@ def newest_sound(folder: Path) -> Path | None:
         log.warning("%s is damaged: %s; looking at the one before", path, complaint)
     if present:
         raise InputError(
-            f"none of the {len(present)} checkpoints of {folder} is whole; name one with --resume-from FILE, "
-            "or a new --work-dir"
+            f"none of the {len(present)} checkpoints of {folder} is whole, by the manifests beside them; name one with "
+            "--resume-from FILE, or start from its weights with --load-from FILE in a new --work-dir"
         )
     return None
 
@@ -187,10 +201,10 @@ def damage(path: Path) -> str | None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """A training checkpoint, on the CPU. Raises MissingError, InputError."""
     content = read_torch_file(path)
-    wanted = {"model", "ema", "optimizer", "step", "position", "config", "data", "bad_items", "timesteps", "processes"}
-    if not isinstance(content, dict) or not wanted <= content.keys():
+    if not isinstance(content, dict) or not content.keys() >= OF_A_STATE:
         raise MissingError(
-            f"{path} holds weights but no state of a training run; use --load-from to start from its weights"
+            f"{path} holds weights but no state of a training run, or that of another version; "
+            "use --load-from to start from its weights"
         )
     return content
 

@@ -70,7 +70,8 @@ def save_steps(config: Config, plan: Plan) -> set[int]:
 def snapshot_steps(config: Config, plan: Plan) -> set[int]:
     """The optimizer steps after which to keep the averages of power-function profile; the last is one of them."""
     every = config.power_ema.snapshot_steps
-    return set(range(every, plan.total_steps, every)) | {plan.total_steps} if config.power_ema.lengths else set()
+    steps = set(range(every, plan.total_steps, every)) | {plan.total_steps}
+    return steps - {0} if config.power_ema.lengths else set()
 
 
 def describe(config: Config, plan: Plan, model: PixArt, processes: int, sharded: bool = False) -> str:

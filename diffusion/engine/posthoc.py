@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffusion.engine.checkpoint import FOLDER, save_file
+from diffusion.engine.checkpoint import FOLDER, SNAPSHOTS, save_file
 from diffusion.engine.ema import gamma_of_length
 from diffusion.errors import InputError, MissingError
 from diffusion.model.architecture import PREDICTION_TYPE, check_architecture
@@ -23,7 +23,6 @@ from diffusion.model.convert import check_fit
 from diffusion.model.pixart import PixArt
 from diffusion.weights import read_torch_file
 
-SNAPSHOTS = "power_ema"  # below the checkpoints
 OF_THE_NETWORK = ("architecture", PREDICTION_TYPE)
 
 

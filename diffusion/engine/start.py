@@ -60,22 +60,25 @@ def check_span(config: Config, architecture: Mapping[str, Any], source: str) -> 
         )
 
 
-def choose_checkpoint(config: Config, work_dir: Path, fresh: bool) -> Path | None:
-    """What to go on from, or None for a new run. Raises InputError rather than write a fresh run over one that is there."""
-    if not fresh:
-        named, last = named_by(config), last_of(work_dir)
-        if named is None or (named == last.get("named") and checkpoints(work_dir)):
-            if named is not None:
-                told = "goes on from where that had come: remove %s to begin there anew"
-                log.info("the run was begun at %s; it " + told, named, work_dir / FOLDER / LAST)
-            return find_checkpoint("auto", work_dir)
-        return find_checkpoint(config.resume_from, work_dir)
-    present = checkpoints(work_dir)
-    if present:
+def choose_checkpoint(config: Config, work_dir: Path, fresh: bool) -> tuple[Path | None, bool]:
+    """What to go on from, or None for a new run; and whether it is one that the run itself has come to.
+
+    A checkpoint that is named is followed once: the same command then goes on with what came of it.
+    Raises InputError rather than write a fresh run over one that is there.
+    """
+    named, present = named_by(config), checkpoints(work_dir)
+    if fresh and named is not None:
+        raise InputError(f"--fresh begins anew, --resume-from {config.resume_from} does not; give one of them")
+    if fresh and present:
         raise InputError(
             f"{work_dir} already holds a run, at step {max(present)}; without --fresh it goes on, or name another --work-dir"
         )
-    return None
+    if named is not None and not (present and named == last_of(work_dir).get("named")):
+        return find_checkpoint(config.resume_from, work_dir), False
+    if named is not None:
+        told = "the run was begun at %s, and goes on from where it has come; remove %s to begin there anew"
+        log.warning(told, named, work_dir / FOLDER / LAST)
+    return find_checkpoint("auto", work_dir), True
 
 
 def open_checkpoint(config: Config, path: Path) -> dict[str, Any]:

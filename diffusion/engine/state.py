@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from diffusion.config import Config
 from diffusion.engine.ema import EMA, PowerEMA
 from diffusion.engine.sharding import optimizer_state_like, whole
-from diffusion.engine.watch import BadItems, Meter
+from diffusion.engine.watch import BadItems, Meter, shared_out
 from diffusion.errors import InputError
 from diffusion.model.architecture import architecture_of
 from diffusion.model.pixart import PixArt
@@ -52,15 +52,15 @@ class RunState:
     def update(self, losses_finite: bool, gradient_finite: bool) -> None:
         """End a step: let the optimizer, the learning rate and the average go on, unless its numbers are not finite.
 
-        Under fp16 it is the scaler that leaves out a step for its gradient, and lowers its scale.
+        Under fp16 the scaler hears of a step that is left out, and lowers its scale when the gradient was infinite.
         """
-        scaler = self.accelerator.scaler
-        if losses_finite and (gradient_finite or scaler is not None):
+        finite = losses_finite and gradient_finite
+        if finite:
             self.optimizer.step()
-        elif scaler is not None:
-            scaler.update()  # the gradient has been unscaled, and waits for this
+        elif self.accelerator.scaler is not None:
+            self.accelerator.scaler.update()
         self.optimizer.zero_grad()
-        if losses_finite and gradient_finite and not self.accelerator.optimizer_step_was_skipped:
+        if finite and not self.accelerator.optimizer_step_was_skipped:
             self.lr_schedule.step()
             self.ema.update(self.model)
             self.skipped_in_a_row = 0
@@ -107,17 +107,20 @@ class RunState:
     def load(self, saved: dict[str, Any]) -> None:
         """Put a state back; the network's weights, which decide what the rest is built on, are loaded already.
 
-        The learning rate stays the one that the optimizer was built with, so that a run can go on at another.
+        The optimizer's settings, its learning rate among them, stay those it was built with: a run can go on with others.
         """
         self.ema.load(saved["ema"])
         self.power_ema.load_state_dict(saved["power_ema"])
         self.timesteps.load_state_dict(saved["timesteps"])
+        settings = [{key: group[key] for key in group if key != "params"} for group in self.optimizer.param_groups]
         try:
             self.optimizer.load_state_dict(optimizer_state_like(saved["optimizer"], self.optimizer))
         except ValueError as error:
             raise InputError(
                 f"the checkpoint's optimizer groups other parameters than this one ({error}); start a new run"
             ) from None
+        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
+            group.update(own)
         self._load_lr_schedule(saved["lr_schedule"])
         if self.accelerator.scaler is not None and saved["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(saved["scaler"])
@@ -125,10 +128,13 @@ class RunState:
         given_up = saved["skipped_in_a_row"] >= saved["config"]["max_bad_steps"]
         self.skipped_in_a_row = 0 if given_up else saved["skipped_in_a_row"]  # a person has read the report since
         self.bad_items.load_state_dict(saved["bad_items"])
-        if len(saved["processes"]) == self.accelerator.num_processes:  # else there is nothing to go on from
-            own = saved["processes"][self.accelerator.process_index]
+        processes, count = saved["processes"], self.accelerator.num_processes
+        if len(processes) == count:
+            own = processes[self.accelerator.process_index]
             self.meter.load_state_dict(own["meter"])
             set_random_state(own["random"], self.accelerator.device)
+        else:  # their losses are shared out; their generators, which training does not draw from, have no heirs
+            self.meter.load_state_dict(shared_out([process["meter"] for process in processes], count))
 
     def _load_lr_schedule(self, saved: dict[str, Any]) -> None:
         peak_rates = list(self.lr_schedule.base_lrs)  # of the config; loading puts the checkpoint's in their place

@@ -25,7 +25,7 @@ from diffusion.data.batch import PatchBatch
 from diffusion.data.datasets.pan_cancer import PanCancerData, SkipBad, build_dataset
 from diffusion.data.loader import batches_of, training_loader
 from diffusion.data.sampler import BatchStream
-from diffusion.engine.checkpoint import FOLDER, last_of, leave_later, name_last
+from diffusion.engine.checkpoint import FOLDER, LOOKED_AT, SNAPSHOTS, last_of, looked_at, put_away
 from diffusion.engine.ema import EMA, PowerEMA
 from diffusion.engine.losses import BatchLosses
 from diffusion.engine.optim import build_lr_schedule, build_optimizer
@@ -39,7 +39,6 @@ from diffusion.engine.plan import (
     settled,
     snapshot_steps,
 )
-from diffusion.engine.posthoc import SNAPSHOTS
 from diffusion.engine.processes import Agreement, on_main, told_what_to_do
 from diffusion.engine.saving import Saver
 from diffusion.engine.sharding import check_shardable, sharding_arguments
@@ -100,8 +99,8 @@ def train(
         validation = Validation(config, scale, accelerator) if config.validation.count else None
 
         # ---- network, its average, and what trains it
-        last, checkpoint = on_main(accelerator, lambda: (last_of(work_dir), choose_checkpoint(config, work_dir, fresh)))
-        own = checkpoint is not None and checkpoint.parent.resolve() == (work_dir / FOLDER).resolve()
+        last = on_main(accelerator, lambda: last_of(work_dir))
+        checkpoint, own = on_main(accelerator, lambda: choose_checkpoint(config, work_dir, fresh))
         saved = open_checkpoint(config, checkpoint) if checkpoint else None
         if saved is not None:
             check_same_run(saved, config, dataset.identity(), plan, accept_changes)
@@ -121,9 +120,6 @@ def train(
         held.callback(watch.close)
         if main:
             dump_config(settled(config, work_dir), work_dir / CONFIG_FILE)
-            if own:
-                leave_later(checkpoint)
-                name_last(checkpoint, named)
         log.info("%s", describe(config, plan, run.model, accelerator.num_processes, accelerator.is_fsdp2))
         log.info("weights from %s", checkpoint or origin)
         log.info("from step %d to %d, on %s", run.step, plan.total_steps, processor(accelerator))
@@ -139,16 +135,22 @@ def train(
                     if main:
                         watch.picture("samples", pixels, run.step)
             accelerator.wait_for_everyone()
+            if main:
+                (work_dir / FOLDER / LOOKED_AT).write_text(f"{run.step}\n")
             run.meter.leave_out(time.perf_counter() - begun)
 
         saves = save_steps(config, plan)
-        if not own:
+        if checkpoint is None or not own:
+            if main:
+                is_within = checkpoint is not None and checkpoint.parent.resolve() == (work_dir / FOLDER).resolve()
+                put_away(work_dir / FOLDER, after=run.step if is_within else -1)
             saver.save(run)
             saver.wait()  # so that a full disk shows now, not hours later
-        if run.step >= plan.total_steps > 0:
+            look()
+        elif run.step in saves | {0} and on_main(accelerator, lambda: looked_at(work_dir)) != run.step:
+            look()  # the run was stopped between the save and the look at it
+        if run.step >= plan.total_steps:
             log.info("nothing left to do: step %d of %d", run.step, plan.total_steps)
-        elif not own or run.step in saves:
-            look()  # a stop may have come between the save and the look at it
 
         # ---- the loop
         batches = start_loader(config, dataset, accelerator, run.position)
@@ -160,6 +162,7 @@ def train(
         if run.step < plan.total_steps:
             settle_sums(run, network, losses)
         stops.nothing_to_lose = False
+        run.meter.start_clock()
         while run.step < plan.total_steps and not stop and not given_up:
             step = accumulate(run, network, losses, batches)
             wish = Stop.SAVE_FAILED if saver.failed else stops.wish()
@@ -302,7 +305,7 @@ def timed(loader: DataLoader) -> Iterator[tuple[PatchBatch, float]]:
 def dry_run(
     config: Config, work_dir: Path, processes: int, cpu: bool, fresh: bool = False, accept_changes: bool = False
 ) -> str:
-    """Check everything that can be wrong before the first step, write nothing, and say what the run would be."""
+    """Check settings, data and weights, write nothing, and say what the run would be."""
     config = settle_precision(config, cpu)
     check_shardable(config)
     dataset = build_dataset(**config.data_arguments, on_error=config.data.on_error)
@@ -314,7 +317,7 @@ def dry_run(
     if config.validation.count:
         check_tokens(config, build_dataset(**config.validation_arguments))
     plan = plan_run(config, len(dataset), processes)
-    checkpoint = choose_checkpoint(config, work_dir, fresh)
+    checkpoint, _ = choose_checkpoint(config, work_dir, fresh)
     model, origin = build_network(config, None if checkpoint else config.load_from)
     if checkpoint:
         saved = open_checkpoint(config, checkpoint)

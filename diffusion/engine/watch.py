@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,6 +69,10 @@ class Meter:
         self._reset()
         return values
 
+    def start_clock(self) -> None:
+        """Begin to count the time of the rates."""
+        self.since = time.perf_counter()
+
     def leave_out(self, seconds: float) -> None:
         """Have the rates not know of a time in which nothing was trained."""
         self.since += seconds
@@ -84,6 +88,12 @@ class Meter:
     def _reset(self) -> None:
         self.sums: dict[str, torch.Tensor] = {}
         self.batches, self.steps, self.waited, self.since = 0, 0, 0.0, time.perf_counter()
+
+
+def shared_out(meters: Sequence[Mapping[str, Any]], count: int) -> dict[str, Any]:
+    """States of the meters of some processes as one of each of `count` others: their mean is the same."""
+    sums = {name: sum(meter["sums"][name] for meter in meters) / count for name in meters[0]["sums"]}
+    return {"sums": sums, "batches": sum(meter["batches"] for meter in meters) / count}
 
 
 def peak_memory(device: torch.device) -> int:
