@@ -6,6 +6,7 @@ share the batch. All of this is a few numbers in float64, on the CPU, so that ev
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
 import torch
@@ -14,17 +15,18 @@ from diffusion.errors import InputError
 from diffusion.schedule import TIMESTEPS
 
 
-class TimestepSampler:
+class TimestepSampler(ABC):
     """What every sampler offers; most learn nothing and have no state."""
 
     learns = False  # whether `update` is to be told the losses
 
+    @abstractmethod
     def __call__(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """u (B,) in [0, 1), on the CPU -> timestep (B,) int64 in 0..999, and the weight (B,) float32 of each loss."""
-        raise NotImplementedError
 
     def update(self, timestep: torch.Tensor, loss: torch.Tensor) -> None:
         """Learn from losses (N,) at timesteps (N,)."""
+        return
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """What it has learnt: tensors, or nothing."""
@@ -32,6 +34,7 @@ class TimestepSampler:
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Go on from a state. What another kind of sampler learnt has no meaning here."""
+        return
 
 
 class Uniform(TimestepSampler):

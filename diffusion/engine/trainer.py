@@ -65,6 +65,8 @@ from diffusion.workdir import CONFIG_FILE, check_tokens, latent_scale, load_code
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from diffusion.encoders.latents import LatentCodec
+
 log = logging.getLogger(__name__)
 
 
@@ -124,21 +126,6 @@ def train(
         log.info("weights from %s", checkpoint or origin)
         log.info("from step %d to %d, on %s", run.step, plan.total_steps, processor(accelerator))
 
-        def look() -> None:
-            begun = time.perf_counter()
-            with averaged(run.model, run.ema):
-                if validation is not None:
-                    watch.validation(validation(run.model), run.step)
-                if codec is not None or (accelerator.is_fsdp2 and config.sample_grid.count):  # all run it, or none
-                    null_tokens = run.model.y_embedder.y_embedding
-                    pixels = sample_grid(run.model, null_tokens, dataset, codec, config)
-                    if main:
-                        watch.picture("samples", pixels, run.step)
-            accelerator.wait_for_everyone()
-            if main:
-                (work_dir / FOLDER / LOOKED_AT).write_text(f"{run.step}\n")
-            run.meter.leave_out(time.perf_counter() - begun)
-
         saves = save_steps(config, plan)
         if checkpoint is None or not own:
             if main:
@@ -146,9 +133,9 @@ def train(
                 put_away(work_dir / FOLDER, after=run.step if is_within else -1)
             saver.save(run)
             saver.wait()  # so that a full disk shows now, not hours later
-            look()
+            look(run, watch, work_dir, dataset, validation, codec)
         elif run.step in saves | {0} and on_main(accelerator, lambda: looked_at(work_dir)) != run.step:
-            look()  # the run was stopped between the save and the look at it
+            look(run, watch, work_dir, dataset, validation, codec)  # the run was stopped between the save and this
         if run.step >= plan.total_steps:
             log.info("nothing left to do: step %d of %d", run.step, plan.total_steps)
 
@@ -182,7 +169,7 @@ def train(
             if stop or given_up or run.step in saves:
                 saver.save(run)  # or raise what the save before met
                 if run.step == plan.total_steps or not (stop or given_up):
-                    look()
+                    look(run, watch, work_dir, dataset, validation, codec)
 
         # ---- the end
         saver.wait()  # all leave together: the launcher kills those that linger
@@ -197,6 +184,30 @@ def train(
             reason = stops.reason(Stop(int(stop)))
             log.warning("stopped by %s after step %d, saved; the same command goes on from there", reason, run.step)
         return finished
+
+
+def look(
+    run: RunState,
+    watch: Watch,
+    work_dir: Path,
+    dataset: PanCancerData | SkipBad,
+    validation: Validation | None,
+    codec: LatentCodec | None,
+) -> None:
+    """Validate and sample with the averaged weights; note that this step's is done. For all processes together."""
+    begun, accelerator, config = time.perf_counter(), run.accelerator, run.config
+    with averaged(run.model, run.ema):
+        if validation is not None:
+            watch.validation(validation(run.model), run.step)
+        if codec is not None or (accelerator.is_fsdp2 and config.sample_grid.count):  # all run it, or none
+            null_tokens = run.model.y_embedder.y_embedding
+            pixels = sample_grid(run.model, null_tokens, dataset, codec, config)
+            if accelerator.is_main_process:
+                watch.picture("samples", pixels, run.step)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        (work_dir / FOLDER / LOOKED_AT).write_text(f"{run.step}\n")
+    run.meter.leave_out(time.perf_counter() - begun)
 
 
 def hold(held: contextlib.ExitStack, work_dir: Path, last: dict[str, Any]) -> None:
