@@ -14,8 +14,8 @@ from diffusion.data.sampler import Draw
 from diffusion.encoders.latents import LatentScale
 from diffusion.engine.losses import BatchLosses, Drawn, chance
 from diffusion.guidance import Network
+from diffusion.schedule import TIMESTEPS
 from diffusion.seeds import mix_seed
-from diffusion.timesteps import timestep_at
 from diffusion.workdir import check_tokens
 
 if TYPE_CHECKING:
@@ -28,7 +28,8 @@ GOLDEN = (math.sqrt(5) - 1) / 2  # multiples of it, modulo 1, spread evenly howe
 class Validation:
     """Mean losses of `config.validation.count` samples spread evenly over the held-out set.
 
-    Sample i has noise of its own seed and timestep 1000 * (i * golden ratio mod 1), no condition dropped, no weights.
+    Sample i has noise of its own seed and timestep 1 + 999 * (i * golden ratio mod 1), without timestep 0, whose bound is
+    many times as large; no condition is dropped, nothing weighted.
     Raises MissingError, InputError for a set that is not there, or not as the network takes it.
     """
 
@@ -61,9 +62,8 @@ class Validation:
         seeds = [mix_seed(SEED, number) for number in numbers]
         places = [number % self.count * length // self.count for number in numbers]
         batch = collate([self.dataset[Draw(*pair)] for pair in zip(places, seeds, strict=True)]).to(device)
-        timestep = timestep_at(torch.tensor([number * GOLDEN % 1 for number in numbers], dtype=torch.float64)).to(
-            device
-        )
+        spread = torch.tensor([number * GOLDEN % 1 for number in numbers], dtype=torch.float64)
+        timestep = 1 + (spread * (TIMESTEPS - 1)).long().to(device)
         noise = chance(seeds, batch.latents.shape[1:], torch.device("cpu")).noise.to(device)  # the same on any device
         dropped = torch.zeros(len(numbers), dtype=torch.bool, device=device)
         return self.losses.given(
