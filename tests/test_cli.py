@@ -97,7 +97,7 @@ class TestTrain:
     def test_two_processes_leave_one_run(self, run):
         names = sorted(path.name for path in (run / "checkpoints").iterdir())
         steps = [f"step_0000000{i}.{kind}" for i in (0, 2, 3) for kind in ("ckpt", "json")]
-        assert names == ["last.json", "last_ema.ckpt", *steps]
+        assert names == ["last.json", "last_ema.ckpt", "looked_at", *steps]
         state = torch.load(run / "checkpoints/step_00000003.ckpt", weights_only=True)
         assert state["position"] == 3 * 2 * 2 and len(state["processes"]) == 2
         assert not torch.equal(*(process["random"]["cpu"] for process in state["processes"]))
