@@ -13,8 +13,9 @@ from diffusion.data.batch import PatchItem
 from diffusion.data.crops import LATENT_FACTOR
 from diffusion.data.datasets.pan_cancer import PanCancerData, SkipBad
 from diffusion.data.features import SSL_PREFIX
-from diffusion.encoders.embedders import EMBEDDERS, PatchEmbedder
+from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import EMBEDDED_CODECS, LatentCodec, LatentScale, codec_folder
+from diffusion.encoders.networks import EMBEDDERS
 from diffusion.errors import InputError, MissingError
 from diffusion.model.convert import Weights, check_told, load_into, load_weights
 from diffusion.model.pixart import PixArt, build_model

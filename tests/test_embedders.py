@@ -8,7 +8,16 @@ import torch
 from PIL import Image
 
 from diffusion.encoders import embedders
-from diffusion.encoders.embedders import EMBEDDERS, PatchEmbedder, build_mobilenetv2, build_uni2h, resolve_embedder
+from diffusion.encoders.embedders import PatchEmbedder, resolve_embedder
+from diffusion.encoders.networks import (
+    EMBEDDERS,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    EmbedderSpec,
+    build_inception,
+    build_mobilenetv2,
+    build_uni2h,
+)
 from diffusion.errors import InputError, MissingError
 
 
@@ -40,15 +49,15 @@ def mobilenet_file(tmp_path_factory):
     return path
 
 
-def tiny_spec(**changes) -> embedders.EmbedderSpec:
-    fields = {"name": "tiny", "width": 4, "input_size": 224, "build": lambda: torch.nn.Linear(3, 4), "weights": ("tiny.pth",),
+def tiny_spec(**changes) -> EmbedderSpec:
+    fields = {"name": "tiny", "width": 4, "build": lambda: torch.nn.Linear(3, 4), "weights": ("tiny.pth",),
               "folders": (), "default": "tiny.pth", "how_to_get": "make it"}  # fmt: skip
-    return embedders.EmbedderSpec(**{**fields, **changes})
+    return EmbedderSpec(**{**fields, **changes})
 
 
 def test_transform_is_pillows(windows):
     embedder = PatchEmbedder(torch.nn.Identity(), "none", width=1)
-    mean, std = np.array(embedders.IMAGENET_MEAN), np.array(embedders.IMAGENET_STD)
+    mean, std = np.array(IMAGENET_MEAN), np.array(IMAGENET_STD)
     for window, got in zip(windows, embedder.transform(windows), strict=True):
         image = Image.fromarray(window.permute(1, 2, 0).numpy())
         pixels = np.asarray(image.resize((224, 224), Image.Resampling.BILINEAR)) / 255
@@ -135,6 +144,73 @@ def test_absent_demo_weights_say_how_to_get_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(MissingError, match="python tools/fetch_demo_data.py"):
         PatchEmbedder.load("mobilenetv2")
+
+
+@pytest.mark.parametrize("name", ["timm/resnet10t", "timm/vit_tiny_patch16_224", "torchvision/resnet18"])
+def test_networks_of_libraries(tmp_path, windows, name):
+    """Any network by name, its weights with the classifier, seen as its library says: whole windows, its own size."""
+    import timm
+    import torchvision
+
+    torch.manual_seed(0)
+    library, _, network = name.partition("/")
+    if library == "timm":
+        whole = timm.create_model(network, pretrained=False).eval()
+        head = whole.get_classifier()
+    else:
+        whole = torchvision.models.get_model(network, weights=None).eval()
+        head = whole.fc
+    path = tmp_path / "weights.pth"
+    torch.save(whole.state_dict(), path)
+    embedder = PatchEmbedder.load(f"{name}={path}")
+    assert embedder.name == network and embedder.fingerprint
+    features = embedder.embed(windows)
+    assert features.shape == (2, embedder.width)
+    with torch.no_grad():
+        torch.testing.assert_close(head(features), whole(embedder.transform(windows)), rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_has_the_view_of_its_library(tmp_path):
+    import timm
+
+    path = tmp_path / "weights.pth"
+    torch.save(timm.create_model("vit_tiny_patch16_224", pretrained=False).state_dict(), path)
+    view = PatchEmbedder.load(f"timm/vit_tiny_patch16_224={path}").view
+    assert (view.size, view.interpolation, view.mean) == (224, "bicubic", (0.5, 0.5, 0.5))
+
+
+def test_bicubic_is_pillows(windows):
+    got = embedders.resize(windows, 224, 224, "bicubic")
+    for window, resized in zip(windows, got, strict=True):
+        image = Image.fromarray(window.permute(1, 2, 0).numpy()).resize((224, 224), Image.Resampling.BICUBIC)
+        off = (resized - torch.from_numpy(np.array(image)).permute(2, 0, 1)).abs()
+        assert off.max() <= 2 and off.mean() < 0.1
+
+
+def test_inception_is_the_one_of_the_fid(tmp_path, windows):
+    """The same numbers as torch-fidelity's own extractor gives, from weights that are read as data."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    torch.manual_seed(0)
+    path = tmp_path / "weights-inception-2015-12-05-random.pth"
+    torch.save(build_inception().state_dict(), path)
+    embedder = PatchEmbedder.load(tmp_path)
+    assert embedder.name == "inception" and embedder.width == 2048
+    own = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=str(path))
+    torch.testing.assert_close(embedder.embed(windows), own(windows)[0], rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(*embedder.embed(windows))
+
+
+def test_networks_that_are_not_there_are_told(tmp_path):
+    for value, message in (
+        ("timm/resnet10t", "name its weights file, too, as timm/resnet10t=FILE"),
+        (f"timm/resnet10x={tmp_path / 'w'}", "timm knows no network resnet10x"),
+        (f"torchvision/resnet10={tmp_path / 'w'}", "torchvision knows no classifier resnet10"),
+    ):
+        with pytest.raises(InputError, match=message):
+            PatchEmbedder.load(value)
+    with pytest.raises(MissingError, match="no weights of resnet18"):
+        PatchEmbedder.load(f"torchvision/resnet18={tmp_path / 'w'}")
 
 
 def test_unknown_encoder_lists_the_known(tmp_path):

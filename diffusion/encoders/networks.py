@@ -1,0 +1,156 @@
+"""Networks that embed patches: known by name, or any of timm and torchvision; and how each wants to see a window.
+
+Letters: B batch, D width of the embedding.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from diffusion.errors import InputError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+LIBRARIES = ("timm", "torchvision")
+HEADS = ("fc", "classifier", "head", "heads")  # of torchvision's networks
+
+
+@dataclass(frozen=True)
+class View:
+    """How a network sees a window: pixels a side (None: as they are), how they are resized, and normalised from 0..1."""
+
+    size: int | None = 224
+    interpolation: str = "bilinear"  # or bicubic
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+
+USUAL = View()
+
+
+@dataclass(frozen=True)
+class EmbedderSpec:
+    """One network: how it is built, how its weights are recognised, where they are by default."""
+
+    name: str
+    width: int  # D
+    build: Callable[[], nn.Module]  # random weights; maps (B, 3, size, size) to (B, D), trailing axes of 1 allowed
+    weights: tuple[str, ...] = ()  # patterns of its weights files, the best first
+    folders: tuple[str, ...] = ()  # folder names that mean this network
+    default: str = ""  # weights file, below --root or the current folder; none: it has to be named
+    how_to_get: str = "name another file"
+    heads: tuple[str, ...] = ()  # prefixes of weights for classification, which an embedding does not use
+    view: View = USUAL
+
+
+def build_uni2h() -> nn.Module:
+    """UNI2-h: a ViT-giant with 8 registers and SwiGLU, 681.4 M parameters; (B, 3, 224, 224) -> (B, 1536)."""
+    import timm
+
+    return timm.create_model(
+        "vit_giant_patch14_224", pretrained=False, img_size=224, patch_size=14, depth=24, num_heads=24, init_values=1e-5,
+        embed_dim=1536, mlp_ratio=2.66667 * 2, num_classes=0, no_embed_class=True, reg_tokens=8, dynamic_img_size=True,
+        mlp_layer=timm.layers.SwiGLUPacked, act_layer=nn.SiLU,
+    )  # fmt: skip
+
+
+def build_mobilenetv2() -> nn.Module:
+    """MobileNetV2 without its classifier; (B, 3, 224, 224) -> (B, 1280), pooled over the image."""
+    from torchvision.models import mobilenet_v2
+
+    model = mobilenet_v2(weights=None)
+    model.classifier = nn.Identity()
+    return model
+
+
+def build_inception() -> nn.Module:
+    """The InceptionV3 of the FID (torch-fidelity's port of it), with its own resize; pixels 0..255 -> (B, 2048)."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    class Inception(FeatureExtractorInceptionV3):
+        def load_state_dict(self, weights, *args, **kwargs):
+            return super().load_state_dict(weights, *args, **kwargs) if weights else None
+
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return super().forward(pixels.round().to(torch.uint8))[0]
+
+    # Its constructor unpickles a weights file: it is given an empty one of our own, and filled as all others are.
+    nothing = io.BytesIO()
+    torch.save({}, nothing)
+    nothing.seek(0)
+    return Inception("inception-v3-compat", ["2048"], feature_extractor_weights_path=nothing)
+
+
+EMBEDDERS = {
+    spec.name: spec
+    for spec in (
+        EmbedderSpec(
+            name="uni2", width=1536, build=build_uni2h,
+            weights=("pytorch_model.bin", "model.safetensors"), folders=("uni2", "uni2-h"),
+            default="pretrained_models/uni2/pytorch_model.bin",
+            how_to_get="ask for access to UNI2-h at huggingface.co/MahmoodLab/UNI2-h and put its pytorch_model.bin there, or set --root",
+        ),
+        EmbedderSpec(
+            name="mobilenetv2", width=1280, build=build_mobilenetv2,
+            weights=("mobilenet_v2*.pth", "mobilenet_v2*.safetensors"),
+            default="data/demo/source/mobilenet_v2-b0353104.pth",
+            how_to_get="run `python tools/fetch_demo_data.py`, or name the file with mobilenetv2=FILE", heads=("classifier.",),
+        ),
+        EmbedderSpec(
+            name="inception", width=2048, build=build_inception,
+            weights=("weights-inception-2015-12-05*.pth", "pt_inception-2015-12-05*.pth"),
+            default="pretrained_models/inception/weights-inception-2015-12-05-6726825d.pth",
+            how_to_get="take it from release v0.2.0 of github.com/toshas/torch-fidelity, or name the file with inception=FILE",
+            view=View(size=None, mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255)),
+        ),
+    )
+}  # fmt: skip
+
+
+def library_spec(name: str) -> EmbedderSpec:
+    """A network of timm or torchvision without its classifier, for `timm/NAME` or `torchvision/NAME`.
+
+    The whole window is resized to the size that the network was made for; none of it is cropped away.
+    Raises InputError for a name that the library does not know.
+    """
+    library, _, network = name.partition("/")
+    model, heads, view = (_of_timm if library == "timm" else _of_torchvision)(network)
+    side = view.size or 224
+    with torch.inference_mode():
+        width = model.eval()(torch.zeros(1, 3, side, side)).flatten(1).shape[1]
+    return EmbedderSpec(name=network.replace("/", "_"), width=width, build=lambda: model, heads=heads, view=view)
+
+
+def _of_timm(network: str) -> tuple[nn.Module, tuple[str, ...], View]:
+    import timm
+
+    try:
+        with torch.device("cpu"):
+            model = timm.create_model(network, pretrained=False, num_classes=0)
+    except RuntimeError as error:
+        raise InputError(f"timm knows no network {network}; timm.list_models() lists its own") from error
+    about = timm.data.resolve_model_data_config(model)
+    classifier = model.default_cfg.get("classifier") or ()
+    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    interpolation = "bicubic" if about["interpolation"] == "bicubic" else "bilinear"
+    view = View(about["input_size"][-1], interpolation, tuple(about["mean"]), tuple(about["std"]))
+    return model, tuple(f"{head}." for head in heads), view
+
+
+def _of_torchvision(network: str) -> tuple[nn.Module, tuple[str, ...], View]:
+    from torchvision import models
+
+    if network not in models.list_models(module=models):
+        raise InputError(f"torchvision knows no classifier {network}; torchvision.models.list_models() lists its own")
+    with torch.device("cpu"):
+        model = models.get_model(network, weights=None)
+    head = next(head for head in HEADS if hasattr(model, head))
+    setattr(model, head, nn.Identity())
+    about = models.get_model_weights(network).DEFAULT.transforms()
+    view = View(about.crop_size[0], about.interpolation.value, tuple(about.mean), tuple(about.std))
+    return model, (f"{head}.",), view
