@@ -18,7 +18,7 @@ def sampler_parser(
     default, if it fills one.
     """
     parser = tool_parser(description, examples, root_of_run=True)
-    add = parser.add_argument
+    add = parser.add_argument_group("sampling").add_argument
     workdir = "work dir of the training run, or released weights [$PIXCELL_WORKDIR, else the newest run in ./output]"
     add("--workdir", type=Path, help=workdir)
     add(
@@ -65,11 +65,11 @@ def sampler_parser(
     return parser
 
 
-def patch_sampler_parser(description: str, examples: str, out_dir: str, count: int, batch_size: int) -> Parser:
+def patch_sampler_parser(description: str, examples: str, out_dir: str | None, count: int, batch_size: int) -> Parser:
     """A parser for tools that sample images of the network's own size, `count` of them unless told."""
     parser = sampler_parser(description, examples, (batch_size, "images"), out_dir)
     parser.set_defaults(count=count)
-    add = parser.add_argument
+    add = parser.add_argument_group("conditions").add_argument
     add("--n_images", "--num_samples", type=positive_int, help=f"how many [{count}; of --images and --tokens one each]")
     add("--images", type=Path, nargs="+", help="image files that condition, embedded now, instead of indexed patches")
     add("--tokens", type=Path, nargs="+", help=".npy files of embeddings that condition: (L, D), or (n, L, D)")

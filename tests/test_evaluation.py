@@ -1,134 +1,29 @@
-"""Distances against closed forms and scipy; features of folders; the report and its command line."""
+"""The report and its command line: what it says, what it shows, what it refuses, and how it looks in a browser."""
 
-import importlib.util
 import io
 import json
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import command, in_process, texture
 from PIL import Image
 
 from diffusion.encoders.embedders import PatchEmbedder
+from diffusion.encoders.networks import View
 from diffusion.errors import InputError, MissingError
+from diffusion.evaluation import page
+from diffusion.evaluation.charts import plot_losses
 from diffusion.evaluation.curves import Curve
-from diffusion.evaluation.distances import frechet_distance
-from diffusion.evaluation.features import embed_images, list_images
-from diffusion.evaluation.report import choose_pairs, pairs_grid, plot_loss, read_loss, read_settings
+from diffusion.evaluation.features import Features, Row
+from diffusion.evaluation.pairs import Pairs
+from diffusion.evaluation.provenance import read_settings
+from diffusion.evaluation.report import read_losses
+from diffusion.evaluation.scores import QUANTITIES, score
 
-
-def gaussian_with(mean: torch.Tensor, covariance: torch.Tensor, samples: int, seed: int) -> torch.Tensor:
-    """Samples (samples, D) whose own mean and unbiased covariance are exactly these."""
-    noise = torch.randn(samples, len(mean), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    noise = noise - noise.mean(0)
-    whitened = noise @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(noise.T))).T
-    return whitened @ torch.linalg.cholesky(covariance).T + mean
-
-
-def test_frechet_distance_of_diagonal_gaussians_is_the_closed_form():
-    sigma_a, sigma_b = torch.tensor([1.0, 2.0, 0.5, 3.0]).double(), torch.tensor([2.0, 2.0, 1.5, 0.1]).double()
-    mean_a, mean_b = torch.tensor([0.0, 1.0, 100.0, -5.0]).double(), torch.tensor([3.0, 1.0, 96.0, -5.0]).double()
-    real = gaussian_with(mean_a, torch.diag(sigma_a**2), 50, seed=1)
-    synthetic = gaussian_with(mean_b, torch.diag(sigma_b**2), 70, seed=2)
-    expected = float((mean_a - mean_b).square().sum() + (sigma_a - sigma_b).square().sum())
-    assert frechet_distance(real, synthetic) == pytest.approx(expected, rel=1e-9)
-
-
-def test_frechet_distance_agrees_with_scipy():
-    linalg = pytest.importorskip("scipy.linalg")
-    generator = torch.Generator().manual_seed(3)
-    mixing = torch.randn(2, 24, 24, generator=generator)
-    real = (torch.randn(200, 24, generator=generator) @ mixing[0] + 7).float()
-    synthetic = (torch.randn(150, 24, generator=generator) @ mixing[1] + 6.5).float()
-    a, b = real.double().numpy(), synthetic.double().numpy()
-    cov_a, cov_b = np.cov(a.T), np.cov(b.T)
-    root = linalg.sqrtm(cov_a @ cov_b)
-    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a + cov_b - 2 * root.real)
-    assert frechet_distance(real, synthetic) == pytest.approx(expected, rel=1e-4)
-
-
-def test_a_set_has_no_distance_to_itself_and_the_same_both_ways():
-    generator = torch.Generator().manual_seed(4)
-    few = torch.randn(20, 64, generator=generator) * 3 + 50  # fewer samples than features: singular covariances
-    other = torch.randn(20, 64, generator=generator) + 50
-    scale = float(torch.cov(few.T).trace())
-    assert frechet_distance(few, few) < 1e-6 * scale
-    assert frechet_distance(few, other) > 0.1 * scale
-    assert frechet_distance(few, other) == pytest.approx(frechet_distance(other, few), rel=1e-6)
-
-
-def test_frechet_distance_holds_for_fewer_samples_than_features():
-    """With covariances A'A and B'B the trace of the root of their product is the sum of the singular values of AB'."""
-    generator = torch.Generator().manual_seed(5)
-    real, synthetic = (torch.randn(n, 100, generator=generator).double() * scale + 9 for n, scale in ((12, 1), (15, 2)))
-    a, b = ((x - x.mean(0)) / (len(x) - 1) ** 0.5 for x in (real, synthetic))
-    between_means = (real.mean(0) - synthetic.mean(0)).square().sum()
-    expected = between_means + a.square().sum() + b.square().sum() - 2 * torch.linalg.svdvals(a @ b.T).sum()
-    assert frechet_distance(real, synthetic) == pytest.approx(float(expected), rel=1e-5)
-
-
-def test_unusable_features_are_refused():
-    good = torch.randn(5, 3)
-    for real, synthetic, message in (
-        (good[:1], good, r"real features \(1, 3\), expected at least 2"),
-        (good, good[:1], "synthetic features"),
-        (good, torch.randn(5, 4), "3 wide, synthetic ones 4"),
-        (good, good.where(good > 0, torch.nan), "not finite"),
-        (good.flatten(), good, "expected at least 2"),
-    ):
-        with pytest.raises(InputError, match=message):
-            frechet_distance(real, synthetic)
-
-
-class MeanColour(torch.nn.Module):
-    """A network whose answer is known: the mean of each normalised channel."""
-
-    def __init__(self):
-        super().__init__()
-        self.unused = torch.nn.Parameter(torch.zeros(()))
-
-    def forward(self, x):
-        return x.mean((2, 3))
-
-
-@pytest.fixture
-def embedder() -> PatchEmbedder:
-    return PatchEmbedder(MeanColour(), "mean colour", width=3)
-
-
-def plain(colour: tuple[int, int, int], size: int = 256) -> Image.Image:
-    return Image.new("RGB", (size, size), colour)
-
-
-def test_features_come_in_name_order(tmp_path, embedder):
-    (tmp_path / "b").mkdir()
-    for name, red in (("b/0.png", 10), ("a.jpeg", 20), ("c.png", 30), ("a_1.PNG", 40), (".d.png", 50), ("e.txt", 60)):
-        plain((red, 0, 0)).save(tmp_path / name, format="PNG")
-    images = list_images(tmp_path)
-    assert list(images) == ["a", "a_1", "b/0", "c"]
-    features = embed_images(list(images.values()), embedder, batch_size=3)
-    assert features.shape == (4, 3) and features.dtype == torch.float32
-    torch.testing.assert_close(features[:, 0] * 0.229 + 0.485, torch.tensor([20, 40, 10, 30]) / 255, rtol=0, atol=1e-5)
-
-
-def test_folders_that_cannot_be_scored_are_refused(tmp_path, embedder):
-    with pytest.raises(MissingError, match="no folder"):
-        list_images(tmp_path / "nowhere")
-    with pytest.raises(MissingError, match="no image"):
-        list_images(tmp_path)
-    plain((1, 2, 3)).save(tmp_path / "a.png")
-    plain((1, 2, 3), size=224).save(tmp_path / "b.png")
-    with pytest.raises(InputError, match="b.png has 224 x 224 pixels, expected 256 x 256"):
-        embed_images(list(list_images(tmp_path).values()), embedder)
-    (tmp_path / "c.png").write_bytes(b"no image")
-    with pytest.raises(InputError, match="c.png is no image"):
-        embed_images([tmp_path / "c.png"], embedder)
-    plain((1, 2, 3)).save(tmp_path / "a.jpg")
-    with pytest.raises(InputError, match="have one name"):
-        list_images(tmp_path)
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def write_events(folder: Path, values: dict[int, float], tag: str = "train/loss", wall_time: float = 0.0) -> None:
@@ -142,15 +37,15 @@ def write_events(folder: Path, values: dict[int, float], tag: str = "train/loss"
 def test_loss_of_a_resumed_run(tmp_path):
     write_events(tmp_path / "logs", {1: 5.0, 2: 4.0, 3: 9.0}, wall_time=2000)  # step 3 was lost with the crash
     write_events(tmp_path / "logs", {3: 3.0, 4: 2.0}, wall_time=3000)
-    curve = read_loss(tmp_path)
+    curve = read_losses(tmp_path).training
     assert curve == Curve([1, 2, 3, 4], [5.0, 4.0, 3.0, 2.0])
-    picture = np.asarray(Image.open(io.BytesIO(plot_loss(curve))))
+    picture = np.asarray(Image.open(io.BytesIO(plot_losses(curve))))
     assert picture[0, 0, 3] == 0 and picture[..., 3].max() == 255  # drawn, and clear where nothing is drawn
 
 
 def test_a_long_run_keeps_every_point_and_its_level(tmp_path):
     write_events(tmp_path, {step: step % 2 for step in range(12_000)})  # more than TensorBoard keeps by default
-    curve = read_loss(tmp_path)
+    curve = read_losses(tmp_path).training
     assert curve.steps == list(range(12_000))
     smooth = curve.smoothed()
     assert max(abs(value - 0.5) for value in smooth) < 0.01
@@ -162,42 +57,12 @@ def test_a_long_run_keeps_every_point_and_its_level(tmp_path):
 
 def test_loss_that_cannot_be_read_is_told(tmp_path):
     with pytest.raises(MissingError, match="no work dir"):
-        read_loss(tmp_path / "nowhere")
+        read_losses(tmp_path / "nowhere")
     with pytest.raises(MissingError, match="no TensorBoard file"):
-        read_loss(tmp_path)
+        read_losses(tmp_path)
     write_events(tmp_path, {1: 1.0}, tag="train/lr")
     with pytest.raises(InputError, match="no scalar train/loss in .*; there are train/lr"):
-        read_loss(tmp_path)
-
-
-def test_pairs_are_drawn_by_seed_from_the_common_names():
-    real = {f"{i}": Path(f"{i}.png") for i in range(40)}
-    synthetic = {f"{i}": Path(f"{i}.png") for i in range(20, 60)}
-    chosen = choose_pairs(real, synthetic, seed=1)
-    assert len(set(chosen)) == 16 and set(chosen) <= {f"{i}" for i in range(20, 40)}
-    assert (
-        chosen == choose_pairs(dict(reversed(real.items())), synthetic, seed=1) != choose_pairs(real, synthetic, seed=2)
-    )
-    assert choose_pairs(real, {"99": Path("99.png")}, seed=1) == []
-
-
-def test_grid_has_real_rows_above_synthetic_rows(tmp_path):
-    for i in range(10):
-        plain((10 + i, 0, 0)).save(tmp_path / f"r{i}.png")
-        plain((0, 0, 10 + i)).save(tmp_path / f"s{i}.png")
-    grid = np.asarray(
-        pairs_grid([tmp_path / f"r{i}.png" for i in range(10)], [tmp_path / f"s{i}.png" for i in range(10)])
-    )
-    found = list(dict.fromkeys(map(tuple, grid.reshape(-1, 3).tolist())))  # colours as first met, row by row
-    of_images = [colour for colour in found if colour[1] == 0 and max(colour) in range(10, 20)]
-    first, second = range(10, 18), range(18, 20)
-    expected = (
-        [(r, 0, 0) for r in first]
-        + [(0, 0, b) for b in first]
-        + [(r, 0, 0) for r in second]
-        + [(0, 0, b) for b in second]
-    )
-    assert of_images == expected
+        read_losses(tmp_path)
 
 
 def test_settings_beside_the_samples(tmp_path):
@@ -213,21 +78,81 @@ def test_settings_beside_the_samples(tmp_path):
         read_settings(folder)
 
 
-@pytest.fixture
-def evaluate(monkeypatch, embedder):
-    """tools/evaluate.py as a function of its arguments, with the embedder whose answers are known."""
-    spec = importlib.util.spec_from_file_location(
-        "evaluate", Path(__file__).resolve().parents[1] / "tools" / "evaluate.py"
+def test_scores_of_one_set_against_itself_are_the_best_there_are():
+    rows = Features.of(torch.randn(200, 8, generator=torch.Generator().manual_seed(0)), "some")
+    values = score(rows, rows, training=rows, replicates=5).values
+    assert values["fd"].value < 1e-9 and values["fd_infinity"].value < 0.05
+    assert values["kid"].value < 0  # unbiased of two sets; here each row meets itself in the other
+    for name in ("precision", "recall", "coverage", "similarity", "nearest_training", "nearest_training_of_real"):
+        assert values[name].value == pytest.approx(1, abs=1e-6)
+    assert values["feature_distance"].value == 0 and values["above_random"].value > 0.99
+    assert set(values) == set(QUANTITIES)
+
+
+def test_only_the_metrics_asked_for_are_taken():
+    rows = Features.of(torch.randn(30, 8))
+    assert list(score(rows, rows, ["kid"]).values) == ["kid"]
+    with pytest.raises(InputError, match="metric fid is none of fd, "):
+        score(rows, rows, ["fid"])
+    with pytest.raises(InputError, match="8 wide, synthetic ones 9"):
+        score(rows, Features.of(torch.randn(30, 9)))
+
+
+def test_the_most_the_middling_and_the_least_similar_are_shown():
+    similarity = np.linspace(0, 1, 101)
+    shown = page.ranked(similarity, each=3)
+    assert shown == [("best", 100), ("best", 99), ("best", 98), ("median", 51), ("median", 50), ("median", 49),
+                     ("worst", 2), ("worst", 1), ("worst", 0)]  # fmt: skip
+    few = page.ranked(np.array([0.1, 0.3, 0.2]), each=3)
+    assert [number for _, number in few] == [1, 2, 0]  # none twice
+
+
+def test_pairs_of_the_picture_are_drawn_by_seed():
+    rows = [Row(str(i)) for i in range(40)]
+    pairs = Pairs(rows, *np.zeros((3, 40)))
+    chosen = page.choose_pairs(pairs, seed=1)
+    assert len(set(chosen)) == 16 and chosen == page.choose_pairs(pairs, seed=1) != page.choose_pairs(pairs, seed=2)
+
+
+def plain(colour: tuple[int, int, int], size: int = 256) -> Image.Image:
+    return Image.new("RGB", (size, size), colour)
+
+
+def test_grid_has_real_rows_above_synthetic_rows():
+    grid = np.asarray(
+        page.pairs_grid([plain((10 + i, 0, 0)) for i in range(10)], [plain((0, 0, 10 + i)) for i in range(10)])
     )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    found = list(dict.fromkeys(map(tuple, grid.reshape(-1, 3).tolist())))  # colours as first met, row by row
+    of_images = [colour for colour in found if colour[1] == 0 and max(colour) in range(10, 20)]
+    first, second = range(10, 18), range(18, 20)
+    expected = (
+        [(r, 0, 0) for r in first]
+        + [(0, 0, b) for b in first]
+        + [(r, 0, 0) for r in second]
+        + [(0, 0, b) for b in second]
+    )
+    assert of_images == expected
+
+
+class MeanColour(torch.nn.Module):
+    """A network whose answer is known: the mean of each channel."""
+
+    def __init__(self):
+        super().__init__()
+        self.unused = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        return x.mean((2, 3))
+
+
+@pytest.fixture
+def evaluate(monkeypatch):
+    """tools/evaluate.py as a function of its arguments, with an embedder whose answers are known."""
+    from tools import evaluate as module
+
+    embedder = PatchEmbedder(MeanColour(), "colours", width=3, view=View(None, mean=(0, 0, 0), std=(1, 1, 1)))
     monkeypatch.setattr(PatchEmbedder, "load", lambda *_, **__: embedder)
-
-    def run(*arguments) -> int:
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
-        return module.main()
-
-    return run
+    return lambda *arguments: in_process(module.main, "--device", "cpu", "--workers", "0", *arguments)
 
 
 def folder_of(path: Path, reds: list[int], suffix: str = "png") -> Path:
@@ -238,16 +163,19 @@ def folder_of(path: Path, reds: list[int], suffix: str = "png") -> Path:
 
 
 def distance_of_reds(a: list[int], b: list[int]) -> float:
-    """The distance when only red varies: one-dimensional, in units of the normalised channel."""
-    a, b = np.array(a) / 255 / 0.229, np.array(b) / 255 / 0.229
+    """The distance when only red varies: one-dimensional."""
+    a, b = np.array(a) / 255, np.array(b) / 255
     return (a.mean() - b.mean()) ** 2 + (a.std(ddof=1) - b.std(ddof=1)) ** 2
 
 
-def test_report(tmp_path, evaluate, capsys):
-    reds = {"real": [10, 20, 30], "syn": [20, 30, 60], "untrained": [200, 90, 100]}
-    real, syn, untrained = (folder_of(tmp_path / name / "images", values) for name, values in reds.items())
+REDS = {"real": [10, 20, 30, 90], "syn": [20, 30, 60, 90], "untrained": [200, 90, 100, 110]}
+
+
+def test_report(tmp_path, evaluate):
+    real, syn, untrained = (folder_of(tmp_path / name / "images", reds) for name, reds in REDS.items())
     (tmp_path / "syn" / "samples.json").write_text('{"sampling_steps": 17}')
     write_events(tmp_path / "run", {step: 1 / (1 + step) for step in range(100)})
+    write_events(tmp_path / "run", {50: 0.75, 99: 0.5}, tag="validation/loss", wall_time=500)
     arguments = [
         "--real",
         real,
@@ -257,54 +185,190 @@ def test_report(tmp_path, evaluate, capsys):
         untrained,
         "--run",
         tmp_path / "run",
-        "--device",
-        "cpu",
-        "--note",
-        "a <b> & c",
+        "--train",
+        untrained,
     ]
-    assert evaluate(*arguments, "--out", tmp_path / "one") == 0
+    arguments += ["--note", "a <b> & c", "--bootstrap", "5"]
+    answer = evaluate(*arguments, "--out", tmp_path / "one")
+    assert answer.returncode == 0, answer.stderr
 
-    scores = json.loads((tmp_path / "one" / "scores.json").read_text())
-    near, far = distance_of_reds(reds["real"], reds["syn"]), distance_of_reds(reds["real"], reds["untrained"])
-    assert scores["distance"]["real_vs_synthetic"] == pytest.approx(near, rel=1e-4)
-    assert scores["distance"]["real_vs_untrained"] == pytest.approx(far, rel=1e-4)
-    assert scores["distance"]["ratio"] == pytest.approx(near / far, rel=1e-4)
-    assert scores["pairs"] == ["patch_0", "patch_1", "patch_2"]
-    assert f"real_vs_synthetic: {near:.4g}" in capsys.readouterr().out
+    record = json.loads((tmp_path / "one" / "scores.json").read_text())
+    values = record["encoders"]["colours"]["values"]
+    near, far = distance_of_reds(REDS["real"], REDS["syn"]), distance_of_reds(REDS["real"], REDS["untrained"])
+    assert values["fd"]["value"] == pytest.approx(near, rel=1e-4)
+    assert values["fd"]["low"] < values["fd"]["value"] < values["fd"]["high"]
+    assert record["encoders"]["colours"]["untrained"]["fd"]["value"] == pytest.approx(far, rel=1e-4)
+    assert record["images"]["real"] == {"count": 4, "formats": {"PNG": 4}, "left_out": {}}
+    assert f"Fréchet distance: {near:.4g}" in answer.stdout
+    lines = (tmp_path / "one" / "pairs.csv").read_text().splitlines()
+    assert lines[0] == "name,window,colours" and lines[4] == "patch_3,0,1.000000"
 
-    page = (tmp_path / "one" / "index.html").read_text()
-    assert f"<b>{near:.4g}</b>" in page and f"<b>{far:.4g}</b>" in page
-    assert "a &lt;b&gt; &amp; c" in page and "sampling_steps</th><td>17" in page
-    assert "100 logged points up to step 99" in page
-    sources = re.findall(r'(?:src|href)="([^"]{0,22})', page)
-    assert len(sources) == 1 + 1 + 2 * 3 and all(source.startswith("data:") for source in sources)
-    assert "http" not in re.sub(r"base64,[^\"]*", "", page)
+    shown = (tmp_path / "one" / "index.html").read_text()
+    assert f"<b>{near:.4g}</b>" in shown and f"{far:.4g}" in shown
+    assert "a &lt;b&gt; &amp; c" in shown and "sampling_steps</th><td>17" in shown
+    assert "100 logged points up to step 99" in shown and "Held-out loss 0.75 at first, 0.5 at the end" in shown
+    sources = re.findall(r'(?:src|href)="([^"]{0,22})', shown)
+    # icon, plots of pairs and losses, 4 pairs, 4 nearest of training, 3 contact sheets
+    assert len(sources) == 1 + 2 + 2 * 4 + 2 * 4 + 3 and all(source.startswith("data:") for source in sources)
+    assert "http" not in re.sub(r"base64,[^\"]*", "", shown)
 
-    assert evaluate(*arguments, "--out", tmp_path / "two") == 0
-    files = ["index.html", "pairs.png", "scores.json"]
-    for folder in (tmp_path / "one", tmp_path / "two"):
-        assert sorted(path.name for path in folder.iterdir()) == files
-    assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in files)
+    assert evaluate(*arguments, "--out", tmp_path / "two", "--cache", tmp_path / "one" / "features").returncode == 0
+    files = ["index.html", "pairs.csv", "pairs.png", "scores.json"]
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == files
+    same = [name for name in files if (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()]
+    assert same == files[1:]  # the page tells the time that features took, and the second time there was none
 
 
-def test_folders_without_pairs_are_scored_but_told(tmp_path, evaluate, capsys):
-    real, syn = folder_of(tmp_path / "real", [10, 20, 30]), folder_of(tmp_path / "deeper" / "syn", [10, 20], "jpeg")
+def test_what_a_reader_must_know_is_told(tmp_path, evaluate):
+    real, syn = folder_of(tmp_path / "real", [10, 20, 30, 35]), folder_of(tmp_path / "syn", [10, 20, 30], "jpeg")
+    (real / "patch_2.png").write_bytes(b"no image")
+    answer = evaluate("--real", real, "--syn", syn, "--out", tmp_path / "out")
+    assert answer.returncode == 0, answer.stderr
+    for note in (
+        "3 synthetic images are JPEG: lossy compression alone moves the scores",
+        "1 real images were left out: patch_2 cannot be read",
+        "Fewer images (3) than the 3 numbers of a feature",
+        "2 images have no partner of their name",
+        "need more than 5 images of each kind",
+    ):
+        assert note in answer.stdout
+        assert note in (tmp_path / "out" / "index.html").read_text()
+    (real / "patch_2.png").unlink()
+    assert "Unequal" not in evaluate("--real", real, "--syn", syn, "--out", tmp_path / "out").stdout
+    plain((9, 9, 9)).save(real / "patch_9.png")
+    assert (
+        "Unequal numbers of images (real 4, synthetic 3)"
+        in evaluate("--real", real, "--syn", syn, "--out", tmp_path / "out").stdout
+    )
+    strict = evaluate("--real", real, "--syn", syn, "--out", tmp_path / "out", "--strict")
+    assert strict.returncode == 2 and "3 images have no partner, the first patch_2" in strict.stderr
+
+
+def test_sets_without_pairs_are_scored(tmp_path, evaluate):
+    real, syn = folder_of(tmp_path / "real", [10, 20, 30]), folder_of(tmp_path / "syn", [10, 20, 40])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "pairs.png").touch()  # an earlier report's
     for path in syn.iterdir():
         path.rename(path.with_stem(f"other_{path.stem}"))
-    assert evaluate("--real", real, "--syn", syn, "--out", tmp_path / "out", "--device", "cpu") == 1
-    output = capsys.readouterr()
-    assert "no file name is in both" in output.err
-    assert "unequal numbers" in output.out and "Score PNG" in output.out
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["index.html", "scores.json"]
-    page = (tmp_path / "out" / "index.html").read_text()
-    assert "No pair" in page and "untrained" not in page and "Training loss" not in page
+    answer = evaluate("--real", real, "--syn", syn, "--out", tmp_path / "out")
+    assert answer.returncode == 0 and "note: No pairs: fewer than two names are in both sets" in answer.stdout
+    assert not (tmp_path / "out" / "pairs.png").exists() and not (tmp_path / "out" / "pairs.csv").exists()
+
+
+def test_features_are_scored_as_images_are(tmp_path, evaluate):
+    for name, reds in REDS.items():
+        colours = np.array([[red, 7, 7] for red in reds], dtype=np.float32) / 255
+        np.savez(tmp_path / f"{name}.npz", features=colours, names=[f"patch_{i}" for i in range(4)])
+        folder_of(tmp_path / name, reds)
+    found = []
+    for suffix in ("", ".npz"):
+        places = [tmp_path / f"{name}{suffix}" for name in ("real", "syn")]
+        answer = evaluate("--real", places[0], "--syn", places[1], "--out", tmp_path / f"out{suffix}")
+        assert answer.returncode == 0, answer.stderr
+        record = json.loads((tmp_path / f"out{suffix}" / "scores.json").read_text())
+        found.append(
+            {name: value["value"] for name, value in next(iter(record["encoders"].values()))["values"].items()}
+        )
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    assert "<figure" not in (tmp_path / "out.npz" / "index.html").read_text()
+    mixed = evaluate("--real", tmp_path / "real.npz", "--syn", tmp_path / "syn", "--out", tmp_path / "mixed")
+    assert mixed.returncode == 2 and "holds features and" in mixed.stderr
 
 
 def test_nothing_is_written_when_something_is_refused(tmp_path, evaluate):
-    real = folder_of(tmp_path / "real", [10, 20])
-    one = folder_of(tmp_path / "syn", [10])
-    with pytest.raises(InputError, match="at least 2"):
-        evaluate("--real", real, "--syn", one, "--out", tmp_path / "out", "--device", "cpu")
-    with pytest.raises(MissingError, match="no work dir"):
-        evaluate("--real", real, "--syn", real, "--run", tmp_path / "run", "--out", tmp_path / "out", "--device", "cpu")
-    assert not (tmp_path / "out").exists()
+    real, one = folder_of(tmp_path / "real", [10, 20]), folder_of(tmp_path / "syn", [10])
+    plain((1, 1, 1), 300).save(folder_of(tmp_path / "large", [10]) / "b.png")
+    for arguments, message in (
+        (["--real", real, "--syn", one], "2 real and 1 synthetic images, expected at least 2"),
+        (["--real", real, "--syn", real, "--run", tmp_path / "run"], "no work dir"),
+        (["--real", real, "--syn", tmp_path / "large"], "b.png has 300 x 300 pixels, expected 256 x 256; --on_size"),
+        (["--real", real], "give --real and --syn, or --workdir"),
+        (["--real", real, "--syn", real, "--workdir", tmp_path], "give --real and --syn, or --workdir"),
+    ):
+        answer = evaluate(*arguments, "--out", tmp_path / "out")
+        assert answer.returncode == 2 and message in answer.stderr
+        assert not list((tmp_path / "out").glob("*.*")) if (tmp_path / "out").exists() else True
+
+
+def test_two_processes_score_as_one(tmp_path, mobilenet_weights):
+    for name, first in (("real", 0), ("syn", 3)):
+        (tmp_path / name).mkdir()
+        for i in range(7):
+            texture(256, seed=first + i).save(tmp_path / name / f"{i}.png")
+    arguments = ["tools/evaluate.py", "--real", tmp_path / "real", "--syn", tmp_path / "syn", "--bootstrap", "0"]
+    arguments += ["--encoders", mobilenet_weights, "--device", "cpu", "--workers", "0"]
+    found = []
+    for processes in (0, 2):
+        out = tmp_path / f"out_{processes}"
+        answer = command(*arguments, "--out", out, processes=processes)
+        assert answer.returncode == 0, answer.stderr
+        found.append(json.loads((out / "scores.json").read_text())["encoders"])
+    values = [{name: value["value"] for name, value in part["mobilenetv2"]["values"].items()} for part in found]
+    assert values[0] == pytest.approx(values[1], rel=1e-6)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A real Chromium without a window; skipped where none is installed."""
+    import shutil
+
+    from playwright.sync_api import sync_playwright
+
+    binary = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if binary is None:
+        pytest.skip("no Chromium here")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=binary, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+def test_page_in_a_browser(tmp_path, evaluate, browser):
+    """It opens from the disk without a word on the console, shows its pictures, sorts, fits a phone, and is dark at night."""
+    for name, seed in (("real", 0), ("syn", 50)):
+        (tmp_path / name).mkdir()
+        for i in range(30):
+            texture(256, seed=seed + i).save(tmp_path / name / f"patch_{i}.png")
+    answer = evaluate(
+        "--real", tmp_path / "real", "--syn", tmp_path / "syn", "--train", tmp_path / "real", "--out", tmp_path / "out"
+    )
+    assert answer.returncode == 0, answer.stderr
+    address = (tmp_path / "out" / "index.html").as_uri()
+    for width, scheme in ((1280, "light"), (390, "dark")):
+        view = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+        said, asked = [], []
+        view.on("console", lambda message, said=said: said.append(message.text))
+        view.on("pageerror", lambda error, said=said: said.append(str(error)))
+        view.on("request", lambda request, asked=asked: asked.append(request.url))
+        view.goto(address)
+        pictures = view.evaluate("[...document.images].map(image => image.complete && image.naturalWidth > 0)")
+        assert len(pictures) > 60 and all(pictures)
+        assert said == [] and {url[:5] for url in asked} <= {"file:", "data:"}
+        assert view.evaluate("document.documentElement.scrollWidth") <= width  # nothing to scroll sideways
+        ground = view.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (ground == "rgb(255, 255, 255)") == (scheme == "light")
+
+        def similarities(view=view):
+            return view.evaluate(
+                "[...document.querySelectorAll('#pairs figure:not([hidden])')].map(f => +f.dataset.similarity)"
+            )
+
+        most_first = similarities()
+        assert len(most_first) == 24 and most_first == sorted(most_first, reverse=True)
+        view.select_option("#order", "least")
+        assert similarities() == most_first[::-1]
+        view.select_option("#group", "worst")
+        assert similarities() == most_first[::-1][:8]
+        view.click("#scores thead th:nth-child(2) button")
+        shown = view.evaluate("[...document.querySelectorAll('#scores tbody td')].map(cell => +cell.dataset.value)")
+        assert shown == sorted(shown) and len(shown) > 8
+        view.click("#scores thead th:nth-child(2) button")
+        assert (
+            view.evaluate("[...document.querySelectorAll('#scores tbody td')].map(cell => +cell.dataset.value)")
+            == shown[::-1]
+        )
+        view.emulate_media(media="print")
+        assert view.is_hidden("#order")
+        assert len(similarities()) == 8 and view.is_visible("#pairs figure:last-child")
+        assert len(view.pdf()) > 50_000
+        view.close()

@@ -1,163 +1,121 @@
-"""Score synthetic patches against real ones, and write a report that opens in any browser, without network.
+"""Score synthetic images against real ones, and write a page that opens in any browser, without network.
 
-OUT/index.html is the report, OUT/scores.json its numbers, OUT/pairs.png a picture of real and synthetic pairs. Images are 256x256,
-PNG or JPEG; a synthetic image belongs to the real one of the same path below its folder, suffix aside.
+Give two folders of images (--real, --syn; a synthetic image belongs to the real one of the same path below its folder,
+suffix aside), two files of features (.npy, .npz), or a run to sample from (--workdir). OUT/index.html is the page,
+OUT/scores.json its numbers, OUT/pairs.csv the similarity of every pair, OUT/pairs.png a picture of some.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import pick_device, positive_int, run, tool_parser
-from diffusion.files import written_aside
+from diffusion.cli import default_root, natural_int, pick_device, run, start_processes
+from diffusion.errors import InputError
+from diffusion.sampler_cli import patch_sampler_parser
 
-TEMPLATE = Path(__file__).resolve().parents[1] / "asset" / "report.html.j2"
-EXAMPLES = """  python tools/evaluate.py --real samples_256/real --syn samples_256/syn
-  python tools/evaluate.py --real samples/real --syn samples/syn --untrained samples_untrained/syn --run output/demo"""
+if TYPE_CHECKING:
+    from diffusion.evaluation.features import Timing
+    from diffusion.evaluation.measure import Measured
+
+EXAMPLES = """  python tools/evaluate.py --real samples_256/real --syn samples_256/syn --encoders mobilenetv2 uni2
+  python tools/evaluate.py --real real --syn syn --encoders timm/resnet50.a1_in1k=model.safetensors --train training/
+  python tools/evaluate.py --workdir output/256 --n_images 5000 --guidance_strength 2 --out report
+  accelerate launch tools/evaluate.py --real features_real.npy --syn features_syn.npy"""
+ON_SIZE = ("refuse", "resize", "windows")  # FITS of diffusion.evaluation.images, which would take seconds to import
+METRICS = ("fd", "fd_infinity", "kid", "prdc", "similarity", "neighbours")
 
 
-def main() -> int:
+def main() -> None:
     args = parse_args()
-    from diffusion.evaluation import report
-    from diffusion.evaluation.features import list_images
+    if (args.real is None) != (args.syn is None) or (args.real is None) == (args.workdir is None):
+        raise InputError("got neither or both of two folders and a run; give --real and --syn, or --workdir")
+    if args.workdir is not None:
+        sample(args)
+    from diffusion.encoders.embedders import PatchEmbedder
+    from diffusion.evaluation.features import Features, Timing
+    from diffusion.evaluation.measure import REAL, SYNTHETIC, TRAINING, UNTRAINED, Options, measure, open_sources
+    from diffusion.evaluation.provenance import read_settings
+    from diffusion.evaluation.report import About, read_losses, write_report
 
     # All that can be refused is read before the network runs.
-    images = {name: list_images(folder) for name, folder in folders(args).items()}
-    curve = report.read_loss(args.run) if args.run else None
-    settings = report.read_settings(args.syn)
-    scores = score(images, args)
-    pairs = report.choose_pairs(images["real"], images["synthetic"], args.seed)
-    scores |= {
-        "pairs": pairs,
-        "seed": args.seed,
-        "note": args.note,
-        "settings": settings,
-        "versions": report.versions(),
-    }
-    if curve:
-        smooth = curve.smoothed()
-        scores["loss"] = {"points": len(curve.steps), "steps": curve.steps[-1], "first": smooth[0], "last": smooth[-1]}
-    write(args.out, scores, images, report.plot_loss(curve) if curve else None)
-    for name, value in scores["distance"].items():
-        print(f"{name}: {value:.4g}")
-    for warning in scores["warnings"]:
-        print(f"note: {warning}")
-    print(f"written: {args.out / 'index.html'}")
-    if not pairs:
-        print(
-            f"error: no file name is in both {args.real} and {args.syn}, so the report shows no pairs", file=sys.stderr
-        )
-    return 0 if pairs else 1
+    places = {REAL: args.real, SYNTHETIC: args.syn, UNTRAINED: args.untrained, TRAINING: args.train}
+    sources = open_sources(places, args.on_size)
+    losses = read_losses(args.run) if args.run else None
+    settings = read_settings(args.syn) if args.syn.is_dir() else {}
+    state = start_processes(pick_device(args.device))
+    metrics = tuple(args.metrics)
+    options = Options(metrics, args.seed, args.bootstrap, args.batch_size, args.workers, args.strict)
+    timing, measured = Timing(), []
+    encoders = [None] if isinstance(sources[REAL], Features) else args.encoders
+    for encoder in encoders:
+        embedder = encoder and PatchEmbedder.load(encoder, state.device, root=args.root or default_root())
+        measured.append(measure(sources, embedder, args.cache or args.out / "features", state, options, timing))
+    if state.is_main_process:
+        about = About(args.note, args.seed, settings, losses, timing)
+        notes = write_report(args.out, measured, sources, about)
+        tell(measured, notes, timing)
+        print(f"written: {args.out / 'index.html'}")
+    state.wait_for_everyone()
 
 
-def folders(args: argparse.Namespace) -> dict[str, Path]:
-    named = {"real": args.real, "synthetic": args.syn, "untrained": args.untrained}
-    return {name: folder for name, folder in named.items() if folder is not None}
+def sample(args: argparse.Namespace) -> None:
+    """Fill OUT/samples from the run, and have it scored."""
+    from diffusion.engine.sample_command import sample_patches
+
+    args.out_dir = args.out / "samples"
+    size = sample_patches(args, sizes=(256, 512, 1024))
+    args.real, args.syn, args.run = args.out_dir / "real", args.out_dir / "syn", args.run or args.workdir
+    if size > 256 and args.on_size == "refuse":
+        args.on_size = "windows"
 
 
-def score(images: dict[str, dict[str, Path]], args: argparse.Namespace) -> dict[str, Any]:
-    """Embed every folder and measure its distance to the real one."""
-    from diffusion.encoders.embedders import PatchEmbedder
-    from diffusion.evaluation.distances import frechet_distance
-    from diffusion.evaluation.features import embed_images
-    from diffusion.evaluation.report import formats
+def tell(measured: list[Measured], notes: list[str], timing: Timing) -> None:
+    """Print what the page shows."""
+    from diffusion.evaluation.page import short
+    from diffusion.evaluation.scores import QUANTITIES
 
-    embedder = PatchEmbedder.load(args.encoder, pick_device(args.device), root=args.root)
-    features = {
-        name: embed_images(list(paths.values()), embedder, args.batch_size, name) for name, paths in images.items()
-    }
-    others = [name for name in images if name != "real"]
-    distance = {f"real_vs_{name}": frechet_distance(features["real"], features[name]) for name in others}
-    if "untrained" in images and distance["real_vs_untrained"] > 0:
-        distance["ratio"] = distance["real_vs_synthetic"] / distance["real_vs_untrained"]
-    counts = {name: {"count": len(paths), "formats": formats(list(paths.values()))} for name, paths in images.items()}
-    return {
-        "distance": distance,
-        "images": counts,
-        "encoder": {"name": embedder.name, "width": embedder.width},
-        "warnings": caveats(counts, embedder.width),
-    }
-
-
-def caveats(counts: dict[str, dict[str, Any]], width: int) -> list[str]:
-    """What a reader of the distances must know, in sentences."""
-    found = []
-    numbers = {name: count["count"] for name, count in counts.items()}
-    if len(set(numbers.values())) > 1:
-        found.append("The folders hold unequal numbers of images ("
-                     + ", ".join(f"{name} {number}" for name, number in numbers.items())
-                     + "); a distance grows as images get fewer.")  # fmt: skip
-    if min(numbers.values()) <= width:
-        found.append(
-            f"Fewer images than the {width} numbers of a feature: the distances are biased upwards, and only good for comparing."
-        )
-    if "jpeg" in counts["synthetic"]["formats"]:
-        found.append("Synthetic images are JPEG files; lossy compression alone moves the distances. Score PNG.")
-    return found
-
-
-def write(out: Path, scores: dict[str, Any], images: dict[str, dict[str, Path]], plot: bytes | None) -> None:
-    """Write the three files, the page last."""
-    from diffusion.evaluation import report
-
-    real = [images["real"][name] for name in scores["pairs"]]
-    synthetic = [images["synthetic"][name] for name in scores["pairs"]]
-    page = report.render(
-        TEMPLATE,
-        note=scores["note"],
-        images=scores["images"],
-        encoder=scores["encoder"],
-        distance=scores["distance"],
-        warnings=scores["warnings"],
-        loss={**scores["loss"], "plot": report.data_uri(plot)} if plot else None,
-        pairs=[
-            {"name": name, "real": report.data_uri(a), "synthetic": report.data_uri(b)}
-            for name, a, b in zip(scores["pairs"], real, synthetic, strict=True)
-        ],
-        common=len(images["real"].keys() & images["synthetic"].keys()),
-        seed=scores["seed"],
-        tables=[
-            (title, rows)
-            for title, rows in (("Settings", scores["settings"]), ("Versions", scores["versions"]))
-            if rows
-        ],
-    )
-    write_whole(out / "scores.json", (json.dumps(scores, indent=2) + "\n").encode("utf-8"))
-    if real:
-        write_whole(out / "pairs.png", report.png_bytes(report.pairs_grid(real, synthetic)))
-    else:
-        (out / "pairs.png").unlink(missing_ok=True)  # an earlier report's
-    write_whole(out / "index.html", page)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    with written_aside(path) as temporary:
-        temporary.write_bytes(content)
+    for part in measured:
+        print(f"{part.scores.encoder}:")
+        for name, value in part.scores.values.items():
+            interval = "" if value.low is None else f"  ({short(value.low)} to {short(value.high)})"
+            compared = part.untrained.values.get(name) if part.untrained else None
+            beside = "" if compared is None else f"  untrained {short(compared.value)}"
+            print(f"  {QUANTITIES[name].title}: {short(value.value)}{interval}{beside}")
+    for note in notes:
+        print(f"note: {note}")
+    if timing.images:
+        share = f"{100 * timing.encoder_share:.0f} % of it in the encoder"
+        print(f"{timing.images} images embedded in {timing.seconds:.1f} s, {share}")
 
 
 def parse_args() -> argparse.Namespace:
-    parser = tool_parser(__doc__, EXAMPLES)
-    parser.add_argument("--real", type=Path, required=True, help="folder of real patches")
-    parser.add_argument(
-        "--syn",
-        type=Path,
-        required=True,
-        help="folder of synthetic patches; samples.json beside it is shown as settings",
+    parser = patch_sampler_parser(__doc__, EXAMPLES, out_dir=None, count=5000, batch_size=32)
+    add = parser.add_argument_group("scoring").add_argument
+    add("--real", type=Path, help="folder of real images, or file of their features")
+    add("--syn", type=Path, help="the same of synthetic ones; samples.json beside a folder is shown as settings")
+    add("--untrained", type=Path, help="the same of an untrained network, to compare with")
+    add("--train", type=Path, help="the same of training images, among which each sample's nearest is looked up")
+    add("--encoders", nargs="+", default=["mobilenetv2"], metavar="NAME",
+        help="uni2, mobilenetv2, inception, a weights file or its folder, NAME=PATH, timm/NAME=PATH, torchvision/NAME=PATH")  # fmt: skip
+    add("--metrics", nargs="+", choices=METRICS, default=list(METRICS), help="what is measured [all that applies]")
+    add("--on_size", choices=ON_SIZE, default="refuse",
+        help="images that are not 256 x 256: refuse, resize the square in their middle, or score their windows of 256")  # fmt: skip
+    add("--bootstrap", type=natural_int, default=50, help="replicates for the interval of a distance; 0: no interval")
+    add(
+        "--strict",
+        action="store_true",
+        help="refuse images that cannot be read or have no partner, instead of noting them",
     )
-    parser.add_argument("--untrained", type=Path, help="folder of patches from an untrained network, for comparison")
-    parser.add_argument("--run", type=Path, metavar="WORKDIR", help="work dir of the training run, for its loss curve")
-    parser.add_argument(
-        "--encoder", default="mobilenetv2", help="uni2, mobilenetv2, a weights file or its folder, or NAME=PATH"
-    )
-    parser.add_argument("--batch_size", type=positive_int, default=32, help="images embedded at once")
-    parser.add_argument("--out", type=Path, default=Path("report"), help="folder for the report")
-    parser.add_argument("--note", default="", metavar="TEXT", help="a line at the head of the report")
+    add("--run", type=Path, metavar="WORKDIR", help="work dir of the training run, for its losses")
+    add("--cache", type=Path, help="folder that keeps features for the next time [OUT/features]")
+    add("--workers", type=natural_int, default=1, help="processes that read images")
+    add("--out", type=Path, default=Path("report"), help="folder for the report")
+    add("--note", default="", metavar="TEXT", help="a line at the head of the page")
     return parser.parse_args()
 
 

@@ -107,8 +107,11 @@ def open_index(session: Session, pixels: bool = True) -> PanCancerData:
     return dataset
 
 
-def sample_patches(args: argparse.Namespace, sizes: Sequence[int]) -> None:
-    """Fill a folder with images of the network's own size, which must be one of `sizes`; go on where one was left."""
+def sample_patches(args: argparse.Namespace, sizes: Sequence[int]) -> int:
+    """Fill a folder with images of the network's own size, which must be one of `sizes`; go on where one was left.
+
+    Returns that size.
+    """
     if args.images and args.tokens:
         raise InputError("--images and --tokens: one of them conditions; give one")
     session = open_session(args)
@@ -135,6 +138,7 @@ def sample_patches(args: argparse.Namespace, sizes: Sequence[int]) -> None:
     state.wait_for_everyone()
     beside = "" if conditions[0].pixels is None else f", the tissue that conditioned them in {args.out_dir}/real"
     state.print(f"{count} images in {args.out_dir}/syn{beside}")
+    return config.image_size
 
 
 def choose_conditions(session: Session) -> tuple[Sequence[Condition], dict[str, Any]]:

@@ -1,166 +1,200 @@
-"""The evaluation report: loss curve, real and synthetic images side by side, scores; as one HTML file that needs no other."""
+"""What is written of scores: scores.json, pairs.csv, a picture of pairs, and the page that shows it all."""
 
 from __future__ import annotations
 
-import base64
+import csv
 import io
 import json
-import math
-import random
-from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
-
 from diffusion.errors import InputError
+from diffusion.evaluation import charts, page
 from diffusion.evaluation.curves import Curve, read_curves
+from diffusion.evaluation.features import Timing
+from diffusion.evaluation.images import ImageSet, window_of
+from diffusion.evaluation.measure import REAL, SYNTHETIC, TRAINING, Measured, Source, summary
+from diffusion.evaluation.provenance import versions
+from diffusion.evaluation.scores import QUANTITIES, Value
+from diffusion.files import written_aside
 
-LOSS_TAG = "train/loss"
-GRID_COLUMNS = 8
-GRID_PAIRS = 16
-GRID_CELL = 104  # pixels a side of an image in the grid: the picture fits a README, in width and as a file
-ON_ANY_GROUND = "#7d8590"  # lettering that reads on a light page and on a dark one
+TEMPLATE = Path(__file__).resolve().parents[2] / "asset" / "report.html.j2"
+CARDS = ("fd", "kid", "precision", "recall", "similarity", "above_random")
+LOSS, HELD_OUT = "train/loss", "validation/loss"
 
 
-def read_loss(workdir: Path, tag: str = LOSS_TAG) -> Curve:
-    """The loss of a run from the TensorBoard files in its work dir.
+@dataclass(frozen=True)
+class Losses:
+    """A run's training loss and, if it took one, its loss on held-out samples."""
 
-    Raises MissingError when there is no such file, InputError when none holds the tag.
-    """
+    training: Curve
+    validation: Curve | None = None
+
+
+def read_losses(workdir: Path) -> Losses:
+    """From the TensorBoard files in a work dir. Raises MissingError when there are none, InputError without a loss."""
     curves = read_curves(workdir)
-    if tag not in curves:
-        raise InputError(f"no scalar {tag} in {workdir}; there are {', '.join(curves) or 'none'}")
-    return curves[tag]
+    if LOSS not in curves:
+        raise InputError(f"no scalar {LOSS} in {workdir}; there are {', '.join(curves) or 'none'}")
+    return Losses(curves[LOSS], curves.get(HELD_OUT))
 
 
-def plot_loss(curve: Curve) -> bytes:
-    """The curve and its smoothed line as PNG, on no ground of its own."""
-    from matplotlib.figure import Figure
+@dataclass(frozen=True)
+class About:
+    """What a report says beside the scores."""
 
-    figure = Figure(figsize=(8, 3.2), layout="constrained")
-    axes = figure.add_subplot()
-    axes.plot(curve.steps, curve.values, color=ON_ANY_GROUND, alpha=0.45, linewidth=0.8, label="each logged step")
-    axes.plot(curve.steps, curve.smoothed(), color="#3b82f6", linewidth=1.8, label="smoothed")
-    axes.set_xlabel("step", color=ON_ANY_GROUND)
-    axes.set_ylabel("training loss", color=ON_ANY_GROUND)
-    axes.tick_params(colors=ON_ANY_GROUND)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(ON_ANY_GROUND)
-    axes.legend(frameon=False, labelcolor=ON_ANY_GROUND)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=150, transparent=True, metadata={"Software": None})
-    return picture.getvalue()
+    note: str = ""
+    seed: int = 0
+    settings: Mapping[str, str] = field(default_factory=dict)
+    losses: Losses | None = None
+    timing: Timing = field(default_factory=Timing)
 
 
-def choose_pairs(
-    real: Mapping[str, Path], synthetic: Mapping[str, Path], seed: int, count: int = GRID_PAIRS
-) -> list[str]:
-    """At most `count` of the names that are in both, drawn by `seed`, in name order; empty when none is in both."""
-    common = sorted(real.keys() & synthetic.keys())
-    return sorted(random.Random(seed).sample(common, min(count, len(common))))
-
-
-def pairs_grid(real: Sequence[Path], synthetic: Sequence[Path]) -> Image.Image:
-    """A picture of pairs: a row of real images above the row of their synthetic ones, 8 to a row."""
-    cell, gap, margin = GRID_CELL, GRID_CELL // 32, GRID_CELL // 6
-    columns = min(GRID_COLUMNS, len(real))
-    bands = math.ceil(len(real) / columns)
-    pitch = cell + gap
-    band_height = 2 * pitch + 2 * gap
-    grid = Image.new("RGB", (margin + columns * pitch, bands * band_height - gap), "white")
-    for i, paths in enumerate(zip(real, synthetic, strict=True)):
-        band, column = divmod(i, columns)
-        for row, path in enumerate(paths):
-            with Image.open(path) as image:
-                grid.paste(
-                    image.convert("RGB").resize((cell, cell)),
-                    (margin + column * pitch, gap + band * band_height + row * pitch),
-                )
-    for band in range(bands):
-        for row, word in enumerate(("real", "synthetic")):
-            grid.paste(_upright(word, cell, margin), (0, gap + band * band_height + row * pitch))
-    return grid
-
-
-def _upright(word: str, length: int, thickness: int) -> Image.Image:
-    """A word reading upwards, in a strip of thickness x length."""
-    strip = Image.new("RGB", (length, thickness), "white")
-    ImageDraw.Draw(strip).text(
-        (length / 2, thickness / 2), word, fill="black", anchor="mm", font=ImageFont.load_default(thickness * 0.6)
-    )
-    return strip.rotate(90, expand=True)
-
-
-def read_settings(folder: Path) -> dict[str, str]:
-    """What `samples.json`, in or above a folder of samples, says of them: names to short texts; empty when there is none."""
-    path = next(
-        (place / "samples.json" for place in (folder, folder.resolve().parent) if (place / "samples.json").is_file()),
-        None,
-    )
-    if path is None:
-        return {}
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error})") from error
-    return _flat(settings) if isinstance(settings, dict) else {}
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings to one level; a long list to its length."""
-    flat: dict[str, str] = {}
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        elif isinstance(value, list) and (len(value) > 8 or any(isinstance(item, (dict, list)) for item in value)):
-            flat[prefix + key] = f"{len(value)} entries"
-        else:
-            flat[prefix + key] = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-    return flat
-
-
-def versions(
-    packages: Sequence[str] = ("torch", "torchvision", "timm", "diffusers", "torchmetrics", "numpy", "pillow"),
-) -> dict[str, str]:
-    """Python's version and those of the packages that are installed."""
-    import platform
-    from importlib import metadata
-
-    found = {"python": platform.python_version()}
-    for package in packages:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
+def write_report(out: Path, measured: Sequence[Measured], sources: Mapping[str, Source], about: About) -> list[str]:
+    """Write everything into a folder, the page last; returns the notes that the page has."""
+    pairs = measured[0].scores.pairs
+    notes = gather_notes(measured)
+    grid = None
+    if pairs is not None and isinstance(sources[REAL], ImageSet):
+        chosen = page.choose_pairs(pairs, about.seed)
+        windows = [[_window(sources[kind], row) for row in chosen] for kind in (REAL, SYNTHETIC)]
+        grid = page.png_bytes(page.pairs_grid(*windows))
+    content = page.render(TEMPLATE, page_fields(measured, sources, about, notes))
+    record = {"encoders": summary(measured), "notes": notes, "note": about.note, "seed": about.seed,
+              "images": {kind: _about_set(kind, measured[0]) for kind in sources},
+              "settings": dict(about.settings), "versions": versions()}  # fmt: skip
+    if about.losses is not None:
+        record["loss"] = _loss_fields(about.losses)
+    files = {
+        "scores.json": (json.dumps(record, indent=2) + "\n").encode("utf-8"),
+        "pairs.csv": pairs_table(measured),
+        "pairs.png": grid,
+        "index.html": content,
+    }
+    for name, written in files.items():
+        if written is None:
+            (out / name).unlink(missing_ok=True)  # an earlier report's
             continue
-    return found
+        with written_aside(out / name) as temporary:
+            temporary.write_bytes(written)
+    return notes
 
 
-def formats(paths: Sequence[Path]) -> dict[str, int]:
-    """How many images there are of each suffix."""
-    return dict(sorted(Counter(path.suffix.lower().lstrip(".").replace("jpg", "jpeg") for path in paths).items()))
+def gather_notes(measured: Sequence[Measured]) -> list[str]:
+    """Those of the sets once, and those of each encoder, named where there are several."""
+    notes = list(measured[0].notes)
+    for part in measured:
+        name = f"{part.scores.encoder}: " if len(measured) > 1 else ""
+        notes += [name + note for note in part.scores.notes]
+    return list(dict.fromkeys(notes))
 
 
-def data_uri(content: bytes | Path) -> str:
-    """Image bytes (PNG), or an image file as it is, for the `src` of an HTML image."""
-    lossy = isinstance(content, Path) and content.suffix.lower() in (".jpg", ".jpeg")
-    raw = content.read_bytes() if isinstance(content, Path) else content
-    return f"data:image/{'jpeg' if lossy else 'png'};base64,{base64.b64encode(raw).decode('ascii')}"
+def pairs_table(measured: Sequence[Measured]) -> bytes | None:
+    """Every pair with its similarity by each encoder, as CSV; None when there are no pairs."""
+    pairs = measured[0].scores.pairs
+    if pairs is None:
+        return None
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["name", "window", *(part.scores.encoder for part in measured)])
+    by_encoder = [part.scores.pairs.similarity.tolist() for part in measured]
+    for row, *similarities in zip(pairs.rows, *by_encoder, strict=True):
+        table.writerow([row.name, row.window, *(f"{similarity:.6f}" for similarity in similarities)])
+    return text.getvalue().encode("utf-8")
 
 
-def png_bytes(image: Image.Image) -> bytes:
-    picture = io.BytesIO()
-    image.save(picture, format="PNG", optimize=True)
-    return picture.getvalue()
+def page_fields(
+    measured: Sequence[Measured], sources: Mapping[str, Source], about: About, notes: Sequence[str]
+) -> dict[str, Any]:
+    """What the template shows."""
+    first, pictures = measured[0], isinstance(sources[REAL], ImageSet)
+    names = [name for name in QUANTITIES if any(name in part.scores.values for part in measured)]
+    fields: dict[str, Any] = {
+        "note": about.note,
+        "notes": notes,
+        "sets": [{"kind": kind, **_about_set(kind, first)} for kind in sources if kind != TRAINING],
+        "encoders": [_encoder_fields(part) for part in measured],
+        "cards": [_card(name, first) for name in CARDS if name in first.scores.values],
+        "rows": [{**QUANTITIES[name]._asdict(), "cells": _cells(name, measured)} for name in names],
+        "loss": None if about.losses is None else _loss_fields(about.losses, plot=True),
+        "pairs": [],
+        "pair_count": 0 if first.scores.pairs is None else len(first.scores.pairs.rows),
+        "neighbours": [],
+        "sheets": [],
+        "tables": [("Settings", about.settings)] if about.settings else [],
+    }
+    fields["tables"] += [("Time", _timing_fields(about.timing))] if about.timing.images else []
+    fields["tables"].append(("Versions", versions()))
+    if pictures and first.scores.pairs is not None:
+        fields["pairs"] = page.show_pairs(first.scores.pairs, sources[REAL], sources[SYNTHETIC])
+    if pictures and first.scores.neighbours is not None:
+        rows, training = first.features[SYNTHETIC].rows, first.features[TRAINING].rows
+        looked_up = (first.scores.neighbours, rows, sources[SYNTHETIC], training, sources[TRAINING])
+        fields["neighbours"] = page.show_neighbours(*looked_up)
+    if pictures:
+        fields["sheets"] = [
+            {"title": f"{kind.capitalize()} images", "src": page.contact_sheet(sources[kind], part.rows, about.seed)}
+            for kind, part in first.features.items()
+            if kind != TRAINING
+        ]
+    return fields
 
 
-def render(template: Path, **fields: Any) -> bytes:
-    """The page of a jinja2 template, every value in it escaped."""
-    import jinja2
+def _window(images: ImageSet, row: Any) -> Any:
+    return window_of(images.files[row.name], images.fit, row.window)
 
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["short"] = lambda value: f"{value:.4g}"
-    return environment.from_string(template.read_text(encoding="utf-8")).render(**fields).encode("utf-8")
+
+def _about_set(kind: str, first: Measured) -> dict[str, Any]:
+    features = first.features[kind]
+    return {"count": len(features), "formats": features.formats, "left_out": features.bad}
+
+
+def _encoder_fields(part: Measured) -> dict[str, Any]:
+    scores, plots = part.scores, []
+    if scores.pairs is not None:
+        title = f"Similarity of pairs, in features of {scores.encoder}"
+        plots.append({"title": title, "src": page.png_uri(charts.plot_similarity(scores.pairs))})
+    if scores.extrapolation is not None:
+        plot = charts.plot_extrapolation(scores.extrapolation, min(scores.counts.values()))
+        title = f"Fréchet distance by the number of images, in features of {scores.encoder}"
+        plots.append({"title": title, "src": page.png_uri(plot)})
+    return {"name": scores.encoder, "width": scores.width, "compared": part.untrained is not None, "plots": plots}
+
+
+def _card(name: str, part: Measured) -> dict[str, Any]:
+    compared = part.untrained.values.get(name) if part.untrained is not None else None
+    fields = {**QUANTITIES[name]._asdict(), **part.scores.values[name]._asdict()}
+    return {**fields, "compared": None if compared is None else compared.value}
+
+
+def _cells(name: str, measured: Sequence[Measured]) -> list[Value | None]:
+    cells = []
+    for part in measured:
+        cells.append(part.scores.values.get(name))
+        if part.untrained is not None:
+            cells.append(part.untrained.values.get(name))
+    return cells
+
+
+def _loss_fields(losses: Losses, plot: bool = False) -> dict[str, Any]:
+    smooth, held_out = losses.training.smoothed(), losses.validation
+    fields: dict[str, Any] = {
+        "points": len(losses.training.steps),
+        "steps": losses.training.steps[-1],
+        "first": smooth[0],
+        "last": smooth[-1],
+        "validation": None if held_out is None else [held_out.values[0], held_out.values[-1]],
+    }
+    if plot:
+        fields["src"] = page.png_uri(charts.plot_losses(losses.training, held_out))
+    return fields
+
+
+def _timing_fields(timing: Timing) -> dict[str, str]:
+    return {
+        "images embedded": str(timing.images),
+        "seconds": f"{timing.seconds:.1f}",
+        "of these in the encoder": f"{100 * timing.encoder_share:.0f} %",
+    }

@@ -1,0 +1,65 @@
+"""95 % intervals by the bootstrap (Efron 1979): the spread of a value over samples drawn again, with repeats."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+Z95 = 1.959964  # standard errors to either side
+
+
+class Interval(NamedTuple):
+    low: float
+    high: float
+
+
+def around(value: float, error: float, least: float = -np.inf, most: float = np.inf) -> Interval:
+    """The interval of a value with a standard error, within what the value can be."""
+    return Interval(max(value - Z95 * error, least), min(value + Z95 * error, most))
+
+
+def of_mean(values: torch.Tensor | np.ndarray, seed: int = 0, replicates: int = 2000) -> Interval:
+    """Of the mean of values (n,): percentiles of the means of samples drawn again; of zeros and ones, Wilson's."""
+    values = np.asarray(values, dtype=np.float64)
+    if np.isin(values, (0, 1)).all():
+        return of_share(float(values.mean()), len(values))
+    generator = np.random.default_rng(seed)
+    count = len(values)
+    if count > 10_000:  # where the mean is as good as normal
+        return around(float(values.mean()), float(values.std(ddof=1) / count**0.5))
+    means = [values[generator.integers(0, count, count)].mean() for _ in range(replicates)]
+    return Interval(*(float(bound) for bound in np.percentile(means, (2.5, 97.5))))
+
+
+def of_share(share: float, count: int) -> Interval:
+    """Of a share of `count` items (Wilson 1927): it has a width where the share is 0 or 1, too."""
+    widen = Z95**2 / count
+    middle = (share + widen / 2) / (1 + widen)
+    half = Z95 / (1 + widen) * (share * (1 - share) / count + widen / (4 * count)) ** 0.5
+    return Interval(max(middle - half, 0.0), min(middle + half, 1.0))
+
+
+def standard_error(
+    distance: Callable[[torch.Tensor, torch.Tensor], float],
+    real: torch.Tensor,
+    synthetic: torch.Tensor,
+    replicates: int,
+    seed: int = 0,
+) -> float:
+    """The standard deviation of a distance over sets drawn again from rows (N, D) and (M, D).
+
+    Only the spread is taken from them: repeats make a set of fewer different rows, whose distances lie higher. It is
+    rather too wide than too narrow: 1.1 times what it should be at 20 samples for each number of a feature, 1.5 at 5.
+    """
+    generator = np.random.default_rng(seed)
+    values = []
+    for _ in range(replicates):
+        again = [
+            rows[torch.from_numpy(generator.integers(0, len(rows), len(rows))).to(rows.device)]
+            for rows in (real, synthetic)
+        ]
+        values.append(distance(*again))
+    return float(np.std(values, ddof=1))

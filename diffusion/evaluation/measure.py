@@ -1,0 +1,136 @@
+"""Sets of images or files of features, scored by one encoder after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from diffusion.encoders.embedders import PatchEmbedder
+from diffusion.errors import InputError
+from diffusion.evaluation.features import FEATURE_FILES, Features, Timing, embed_set, read_feature_file
+from diffusion.evaluation.images import LOSSY, ImageSet
+from diffusion.evaluation.scores import METRICS, REPLICATES, Scores, score
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+REAL, SYNTHETIC, UNTRAINED, TRAINING = KINDS = ("real", "synthetic", "untrained", "training")
+OF_ONE_SET = ("fd", "kid", "prdc", "similarity")  # metrics of the untrained network's set, to compare with
+
+
+@dataclass(frozen=True)
+class Options:
+    """How sets are measured; configs and command lines say the same words."""
+
+    metrics: tuple[str, ...] = METRICS
+    seed: int = 0
+    replicates: int = REPLICATES
+    batch_size: int = 32
+    workers: int = 0
+    strict: bool = False
+
+
+@dataclass
+class Measured:
+    """One encoder's scores, the untrained network's beside them, and the features that they are of."""
+
+    scores: Scores
+    features: dict[str, Features]
+    untrained: Scores | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+Source = ImageSet | Features
+
+
+def open_sources(places: Mapping[str, Path | None], fit: str) -> dict[str, Source]:
+    """What is at some places, by kind: folders of images, or files of features.
+
+    Raises MissingError, or InputError when some are files and others folders.
+    """
+    named = {kind: place for kind, place in places.items() if place is not None}
+    files = [place for place in named.values() if place.suffix in FEATURE_FILES]
+    if files and len(files) < len(named):
+        folder = next(place for place in named.values() if place not in files)
+        raise InputError(f"{files[0]} holds features and {folder} images; give features of all, or images of all")
+    return {kind: read_feature_file(place) if files else ImageSet.open(place, fit) for kind, place in named.items()}
+
+
+def measure(
+    sources: Mapping[str, Source],
+    embedder: PatchEmbedder | None,
+    cache: Path,
+    state: PartialState,
+    options: Options,
+    timing: Timing,
+) -> Measured | None:
+    """Embed all sets, processes together, and score them in the main one; None in the others.
+
+    embedder: None when the sources are features. Raises InputError for sets that cannot be scored.
+    """
+    features = {
+        kind: source
+        if isinstance(source, Features)
+        else embed_set(source, embedder, cache, state, options.batch_size, options.workers, options.strict, timing)
+        for kind, source in sources.items()
+    }
+    if not state.is_main_process:
+        return None
+    device = torch.device("cuda") if embedder is not None and embedder.device.type == "cuda" else torch.device("cpu")
+    real = features[REAL]
+    if options.strict:
+        _refuse_unpaired(real, features[SYNTHETIC])
+    settings = dict(seed=options.seed, replicates=options.replicates, device=device)
+    scores = score(real, features[SYNTHETIC], options.metrics, features.get(TRAINING), **settings)
+    untrained = None
+    if UNTRAINED in features:
+        metrics = [metric for metric in options.metrics if metric in OF_ONE_SET]
+        untrained = score(real, features[UNTRAINED], metrics, **settings)
+    return Measured(scores, features, untrained, notes_of(sources, features))
+
+
+def _refuse_unpaired(real: Features, synthetic: Features) -> None:
+    alone = sorted(set(real.rows) ^ set(synthetic.rows))
+    if alone:
+        raise InputError(
+            f"{len(alone)} images have no partner, the first {alone[0].name}: --strict wants as many real as synthetic "
+            "ones, of the same names"
+        )
+
+
+def notes_of(sources: Mapping[str, Source], features: Mapping[str, Features]) -> list[str]:
+    """What a reader must know of the sets themselves, in sentences."""
+    notes = []
+    compared = {kind: len(features[kind]) for kind in (REAL, SYNTHETIC, UNTRAINED) if kind in features}
+    if len(set(compared.values())) > 1:
+        numbers = ", ".join(f"{kind} {count}" for kind, count in compared.items())
+        notes.append(f"Unequal numbers of images ({numbers}); a distance grows as images get fewer.")
+    for kind, rows in features.items():
+        if rows.bad:
+            few = ", ".join(f"{name} {reason}" for name, reason in list(rows.bad.items())[:3])
+            more = f" and {len(rows.bad) - 3} more" if len(rows.bad) > 3 else ""
+            notes.append(f"{len(rows.bad)} {kind} images were left out: {few}{more}.")
+    for kind, rows in features.items():
+        for lossy in (name for name in LOSSY if name in rows.formats and kind != TRAINING):
+            notes.append(
+                f"{rows.formats[lossy]} {kind} images are {lossy}: lossy compression alone moves the scores. Score PNG."
+            )
+    resized = [kind for kind, source in sources.items() if isinstance(source, ImageSet) and source.fit != "refuse"]
+    if resized:
+        done = "resized to 256 pixels" if sources[resized[0]].fit == "resize" else "cut to windows of 256 pixels"
+        notes.append(f"Images of other sizes were {done}.")
+    return notes
+
+
+def summary(measured: Sequence[Measured]) -> dict[str, dict]:
+    """Scores by encoder, as JSON has them."""
+    found = {}
+    for part in measured:
+        found[part.scores.encoder] = part.scores.record()
+        if part.untrained is not None:
+            found[part.scores.encoder]["untrained"] = part.untrained.record()["values"]
+    return found

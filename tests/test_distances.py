@@ -1,0 +1,270 @@
+"""Distances against closed forms, plain loops, scipy, torchmetrics and torch-fidelity; intervals against simulation."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import linalg
+
+from diffusion.errors import InputError
+from diffusion.evaluation import intervals
+from diffusion.evaluation.distances import (
+    frechet_at_infinity,
+    frechet_distance,
+    frechet_of_gaussians,
+    halves,
+    kernel_distance,
+    manifolds,
+)
+from diffusion.evaluation.moments import Moments, fitted
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def gaussian_with(mean: torch.Tensor, covariance: torch.Tensor, samples: int, seed: int) -> torch.Tensor:
+    """Samples (samples, D) whose own mean and unbiased covariance are exactly these."""
+    noise = torch.randn(samples, len(mean), generator=seeded(seed), dtype=torch.float64)
+    noise = noise - noise.mean(0)
+    whitened = noise @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(noise.T))).T
+    return whitened @ torch.linalg.cholesky(covariance).T + mean
+
+
+def correlated(rows: int, width: int, seed: int, offset: float = 0.0) -> torch.Tensor:
+    mixing = torch.randn(width, width, generator=seeded(100 + seed))
+    return torch.randn(rows, width, generator=seeded(seed)) @ mixing / width**0.5 + offset
+
+
+def test_frechet_distance_of_diagonal_gaussians_is_the_closed_form():
+    sigma_a, sigma_b = torch.tensor([1.0, 2.0, 0.5, 3.0]).double(), torch.tensor([2.0, 2.0, 1.5, 0.1]).double()
+    mean_a, mean_b = torch.tensor([0.0, 1.0, 100.0, -5.0]).double(), torch.tensor([3.0, 1.0, 96.0, -5.0]).double()
+    real = gaussian_with(mean_a, torch.diag(sigma_a**2), 50, seed=1)
+    synthetic = gaussian_with(mean_b, torch.diag(sigma_b**2), 70, seed=2)
+    expected = float((mean_a - mean_b).square().sum() + (sigma_a - sigma_b).square().sum())
+    assert frechet_distance(real, synthetic) == pytest.approx(expected, rel=1e-9)
+
+
+def test_frechet_distance_agrees_with_scipy():
+    real, synthetic = correlated(200, 24, seed=3, offset=7), correlated(150, 24, seed=4, offset=6.5)
+    a, b = real.double().numpy(), synthetic.double().numpy()
+    cov_a, cov_b = np.cov(a.T), np.cov(b.T)
+    root = linalg.sqrtm(cov_a @ cov_b)
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a + cov_b - 2 * root.real)
+    assert frechet_distance(real, synthetic) == pytest.approx(expected, rel=1e-9)
+
+
+def test_frechet_distance_agrees_with_torch_fidelity_and_torchmetrics():
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    real, synthetic = correlated(400, 64, seed=5, offset=2), correlated(300, 64, seed=6, offset=2.2)
+    ours = frechet_distance(real, synthetic)
+    # torch-fidelity takes the covariances of numpy, unbiased as ours
+    theirs = fid_statistics_to_metric(
+        fid_features_to_statistics(real.double()), fid_features_to_statistics(synthetic.double()), verbose=False
+    )
+    assert ours == pytest.approx(next(iter(theirs.values())), rel=1e-6)
+
+    class PassThrough(torch.nn.Module):
+        num_features = 64
+
+        def forward(self, features):
+            return features
+
+    metric = FrechetInceptionDistance(feature=PassThrough()).set_dtype(torch.float64)
+    metric.update(real.double(), real=True)
+    metric.update(synthetic.double(), real=False)
+    assert ours == pytest.approx(float(metric.compute()), rel=1e-6)
+
+
+def test_a_set_has_no_distance_to_itself_and_the_same_both_ways():
+    few = torch.randn(20, 64, generator=seeded(4)) * 3 + 50  # fewer samples than features: singular covariances
+    other = torch.randn(20, 64, generator=seeded(5)) + 50
+    scale = float(torch.cov(few.T).trace())
+    assert frechet_distance(few, few) < 1e-9 * scale
+    assert frechet_distance(few, other) > 0.1 * scale
+    assert frechet_distance(few, other) == pytest.approx(frechet_distance(other, few), rel=1e-9)
+    many = correlated(300, 16, seed=6)
+    assert frechet_distance(many, many) < 1e-9 * float(torch.cov(many.T).trace())
+
+
+def test_few_samples_and_many_are_reckoned_alike():
+    """The way for no more samples than features, and the way through covariances, on sets that both can take."""
+    real, synthetic = correlated(60, 64, seed=7), correlated(50, 64, seed=8, offset=0.1)
+    through_covariances = frechet_of_gaussians(fitted([real]), fitted([synthetic]))
+    assert frechet_distance(real, synthetic) == pytest.approx(through_covariances, rel=1e-6)
+
+
+def test_dead_features_do_no_harm():
+    """Numbers that are constant, as of a unit that never fires, make covariances singular."""
+    real, synthetic = correlated(300, 10, seed=9), correlated(300, 10, seed=10, offset=0.2)
+    padded = [torch.cat([rows, torch.full((300, 5), 3.0)], 1) for rows in (real, synthetic)]
+    assert frechet_distance(*padded) == pytest.approx(frechet_distance(real, synthetic), rel=1e-6)
+
+
+def test_moments_of_batches_are_those_of_the_whole():
+    rows = correlated(
+        1000, 12, seed=11, offset=1e4
+    )  # far from zero: squares of it would lose the covariance in float32
+    found = fitted(rows.split([1, 499, 37, 463]))
+    assert found.count == 1000
+    torch.testing.assert_close(found.mean, rows.double().mean(0), rtol=1e-12, atol=0)
+    torch.testing.assert_close(found.covariance, torch.cov(rows.double().T), rtol=1e-8, atol=1e-10)
+    weights = torch.randint(0, 4, (1000,), generator=seeded(12))
+    weighted = Moments()
+    for part, weight in zip(rows.split(300), weights.split(300), strict=True):
+        weighted.add(part, weight)
+    repeated = fitted([rows.repeat_interleave(weights, 0)])
+    torch.testing.assert_close(weighted.gaussian().covariance, repeated.covariance, rtol=1e-8, atol=1e-10)
+
+
+def test_unusable_features_are_refused():
+    good = torch.randn(5, 3)
+    for measure in (frechet_distance, kernel_distance, manifolds):
+        for real, synthetic, message in (
+            (good[:1], good, r"real features \(1, 3\), expected at least 2"),
+            (good, good[:1], "synthetic features"),
+            (good, torch.randn(5, 4), "3 wide, synthetic ones 4"),
+            (good, good.where(good > 0, torch.nan), "not finite"),
+            (good.flatten(), good, "expected at least 2"),
+        ):
+            with pytest.raises(InputError, match=message):
+                measure(real, synthetic)
+    with pytest.raises(InputError, match="neighbourhoods of 5 need more than 5 of each"):
+        manifolds(good, torch.randn(9, 3))
+    with pytest.raises(InputError, match="not finite"):
+        fitted([good.where(good > 0, torch.nan)])
+
+
+def test_kernel_distance_is_the_plain_sum():
+    real, synthetic = correlated(13, 6, seed=20).double(), correlated(9, 6, seed=21, offset=0.3).double()
+
+    def kernel(x, y):
+        return float((x @ y / 6 + 1) ** 3)
+
+    within_real = np.mean([kernel(x, y) for i, x in enumerate(real) for j, y in enumerate(real) if i != j])
+    within_synthetic = np.mean(
+        [kernel(x, y) for i, x in enumerate(synthetic) for j, y in enumerate(synthetic) if i != j]
+    )
+    between = np.mean([kernel(x, y) for x in real for y in synthetic])
+    assert kernel_distance(real, synthetic).value == pytest.approx(
+        within_real + within_synthetic - 2 * between, rel=1e-12
+    )
+
+
+def test_kernel_distance_agrees_with_torch_fidelity():
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
+    real, synthetic = correlated(500, 32, seed=22), correlated(500, 32, seed=23, offset=0.3)
+    theirs = kid_features_to_metric(
+        real.double(), synthetic.double(), kid_subsets=1, kid_subset_size=500, verbose=False
+    )
+    assert kernel_distance(real, synthetic).value == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-9)
+    # over subsets the draws differ, and the mean is within its error
+    ours = kernel_distance(real, synthetic, subset_size=200)
+    assert abs(ours.value - kernel_distance(real, synthetic).value) < 2 * ours.error
+
+
+def test_kernel_distance_of_gaussians_is_the_closed_form():
+    """One number a feature: E (xy + 1)^3 = E x^3 E y^3 + 3 E x^2 E y^2 + 3 E x E y + 1."""
+
+    def moments(mean, sigma):
+        return mean, mean**2 + sigma**2, mean**3 + 3 * mean * sigma**2
+
+    def expected_kernel(a, b):
+        return a[2] * b[2] + 3 * a[1] * b[1] + 3 * a[0] * b[0] + 1
+
+    a, b = moments(0.5, 1.0), moments(0.8, 1.2)
+    expected = expected_kernel(a, a) + expected_kernel(b, b) - 2 * expected_kernel(a, b)
+    real = torch.randn(4000, 1, generator=seeded(24)) + 0.5
+    synthetic = torch.randn(4000, 1, generator=seeded(25)) * 1.2 + 0.8
+    found = kernel_distance(real, synthetic, subset_size=4000)
+    assert abs(found.value - expected) < 2.5 * found.error < 0.5 * expected
+
+
+def test_precision_recall_density_coverage_are_the_plain_loops():
+    real, synthetic = correlated(40, 5, seed=30).double(), correlated(30, 5, seed=31, offset=0.4).double()
+    k = 3
+
+    def reach(rows, i):
+        return sorted(float((rows[i] - rows[j]).norm()) for j in range(len(rows)) if j != i)[k - 1]
+
+    def within(centre, radius, rows):
+        return [float((centre - row).norm()) < radius for row in rows]
+
+    of_real = np.array([within(row, reach(real, i), synthetic) for i, row in enumerate(real)])
+    of_synthetic = np.array([within(row, reach(synthetic, i), real) for i, row in enumerate(synthetic)])
+    found = manifolds(real, synthetic, k)
+    assert found.precision.mean() == pytest.approx(of_real.any(0).mean())
+    assert found.density.mean() == pytest.approx(of_real.sum() / k / len(synthetic))
+    assert found.recall.mean() == pytest.approx(of_synthetic.any(0).mean())
+    assert found.coverage.mean() == pytest.approx(of_real.any(1).mean())
+    assert 0 < found.precision.mean() < 1 and 0 < found.recall.mean() < 1
+
+
+def test_manifolds_of_more_rows_than_a_block(monkeypatch):
+    from diffusion.evaluation import distances
+
+    real, synthetic = correlated(90, 4, seed=32), correlated(70, 4, seed=33)
+    whole = manifolds(real, synthetic)
+    monkeypatch.setattr(distances, "BLOCK", 32)
+    for one, other in zip(whole, manifolds(real, synthetic), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    assert manifolds(real, real).coverage.min() == 1 and manifolds(real, real + 100).precision.max() == 0
+
+
+def test_extrapolation_takes_the_bias_away():
+    width, count, shift = 20, 600, 0.3
+    expected = width * shift**2
+    plain, extrapolated = [], []
+    for seed in range(6):
+        real = torch.randn(count, width, generator=seeded(200 + seed))
+        synthetic = torch.randn(count, width, generator=seeded(300 + seed)) + shift
+        plain.append(frechet_distance(real, synthetic))
+        extrapolated.append(frechet_at_infinity(real, synthetic, seed).value)
+    assert np.mean(plain) > 1.15 * expected
+    assert np.mean(extrapolated) == pytest.approx(expected, rel=0.07)
+
+
+def test_halves_of_one_set_have_the_bias_of_their_number():
+    rows = torch.randn(400, 10, generator=seeded(40))
+    apart = []
+    for i in range(20):
+        both = (torch.randn(200, 10, generator=seeded(seed + i)) for seed in (500, 600))
+        apart.append(frechet_distance(*both))
+    assert halves(rows) == pytest.approx(np.mean(apart), rel=0.25)
+
+
+def test_intervals_hold_what_they_should():
+    """Of 60 draws from known distributions, about 95 % of the intervals hold the true value."""
+    held_mean = held_kernel = held_frechet = 0
+    generator = np.random.default_rng(0)
+
+    def draw(i):
+        return torch.randn(100, 5, generator=seeded(1000 + i)), torch.randn(
+            100, 5, generator=seeded(2000 + i)
+        ) * 1.3 + 0.3
+
+    many = [frechet_distance(*draw(100 + i)) for i in range(200)]
+    kernel = np.mean([kernel_distance(*draw(100 + i)).value for i in range(200)])
+    for i in range(60):
+        low, high = intervals.of_mean(generator.exponential(size=80), seed=i, replicates=400)
+        held_mean += low <= 1 <= high
+        low, high = intervals.around(*kernel_distance(*draw(i)))
+        held_kernel += low <= kernel <= high
+        error = intervals.standard_error(frechet_distance, *draw(i), replicates=20, seed=i)
+        low, high = intervals.around(frechet_distance(*draw(i)), error)
+        held_frechet += low <= np.mean(many) <= high
+        assert error < 2.5 * np.std(many)  # and is no wider than it must be
+    assert 50 <= held_mean <= 60 and 52 <= held_kernel <= 60 and 54 <= held_frechet <= 60
+
+
+def test_interval_of_a_share_is_wilsons():
+    low, high = intervals.of_mean(np.array([1.0] * 3 + [0.0] * 7))
+    z, n, p = 1.959964, 10, 0.3
+    for bound in (low, high):  # both solve (p - x)^2 = z^2 x (1 - x) / n
+        assert (p - bound) ** 2 == pytest.approx(z**2 * bound * (1 - bound) / n, rel=1e-9)
+    assert intervals.of_mean(np.zeros(96)) == (0.0, pytest.approx(z**2 / (96 + z**2), rel=1e-9))
+    assert math.isclose(intervals.of_mean(np.ones(50)).high, 1.0)
