@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion.engine.pictures import labelled_grid, save_image, to_uint8, write_picture
+from diffusion.encoders.latents import from_uint8, to_uint8
+from diffusion.engine.pictures import labelled_grid, save_image, write_picture
 from diffusion.errors import InputError
 
 HEIGHT, WIDTH = 1792, 2304
@@ -104,6 +105,8 @@ def test_other_suffixes_are_refused(tmp_path):
 
 def test_rounding():
     assert to_uint8(torch.tensor([-2.0, -1.0, 0.0, 1 / 255, 1.0, 3.0])).tolist() == [0, 0, 128, 128, 255, 255]
+    levels = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_uint8(from_uint8(levels)), levels)
 
 
 def test_a_grid_has_every_image_below_its_label():

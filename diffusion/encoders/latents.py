@@ -54,6 +54,16 @@ class LatentScale:
 SD3_SCALE = LatentScale(scale=1.5305, shift=0.0609)
 
 
+def from_uint8(picture: torch.Tensor) -> torch.Tensor:
+    """0..255 -> float32 in [-1, 1]: pixels as a codec takes them."""
+    return picture.float() / 127.5 - 1
+
+
+def to_uint8(pixels: torch.Tensor) -> torch.Tensor:
+    """[-1, 1] -> 0..255, rounded, on the CPU."""
+    return ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to("cpu", torch.uint8)
+
+
 class LatentCodec:
     """A frozen diffusers AutoencoderKL with 16 latent channels at an eighth of the resolution.
 

@@ -30,7 +30,7 @@ from diffusion.data.features import (
 from diffusion.data.index import PatchIndex, index_keys
 from diffusion.data.patches import read_patch
 from diffusion.encoders.embedders import PatchEmbedder
-from diffusion.encoders.latents import LatentCodec
+from diffusion.encoders.latents import LatentCodec, from_uint8
 from diffusion.errors import InputError, MissingError
 from diffusion.files import written_aside
 
@@ -200,7 +200,7 @@ def encode(pixels: torch.Tensor, codec: LatentCodec, window: int, batch_size: in
     """Posterior mean and std (P, 32, S/8, S/8), float32, of uint8 pixels (P, 3, S, S), encoded in windows of W pixels."""
     per_side = pixels.shape[-1] // window
     windows = cut(pixels, window).split(batch_size)
-    return join(torch.cat([codec.moments(part.float() / 127.5 - 1) for part in windows]), per_side)
+    return join(torch.cat([codec.moments(from_uint8(part)) for part in windows]), per_side)
 
 
 def embed(pixels: torch.Tensor, embedder: PatchEmbedder, batch_size: int) -> torch.Tensor:

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from diffusion.data.crops import LATENT_FACTOR, WINDOW
-from diffusion.encoders.latents import LatentCodec
+from diffusion.encoders.latents import LatentCodec, to_uint8
 from diffusion.engine.conditions import Condition
-from diffusion.engine.pictures import save_image, to_uint8
+from diffusion.engine.pictures import save_image
 from diffusion.errors import InputError
 from diffusion.files import written_aside
 from diffusion.guidance import Network

@@ -28,11 +28,6 @@ GAP, LABEL = 8, 22  # pixels between the images of a grid, and for a label above
 NOTE = "pixcell"  # key of the note in a PNG
 
 
-def to_uint8(pixels: torch.Tensor) -> torch.Tensor:
-    """[-1, 1] -> 0..255, rounded, on the CPU."""
-    return ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to("cpu", torch.uint8)
-
-
 def save_image(path: Path, pixels: torch.Tensor, note: dict[str, Any], **options: Any) -> None:
     """Write an image of uint8 pixels (3, H, W) aside, then rename, as PNG or JPEG by its suffix.
 
