@@ -1,0 +1,222 @@
+"""How well latent codecs reconstruct your own patches: PSNR, SSIM and distances in an encoder's features, with pictures.
+
+All codecs see the same windows, drawn at random; windows are encoded, decoded from the posterior's mean, rounded to 8 bits and
+compared. OUT gets scores.json, scores.csv (a row a codec) and sheet.png: the first codec's best, median and worst windows by PSNR,
+what each codec makes of them, and the differences; of windows beyond 256 pixels their middle.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
+
+from diffusion.cli import natural_int, pick_device, positive_int, run, tool_parser
+from diffusion.errors import InputError
+from diffusion.files import written_aside
+
+if TYPE_CHECKING:
+    import torch
+
+    from diffusion.encoders.latents import LatentCodec
+    from diffusion.evaluation.reconstruction import Images, Quality, Windows
+
+EXAMPLES = """  python tools/check_vae.py --vae tiny pretrained_models/sd-3.5-vae --images patches/mine/ --n 256 --out vae_check
+  python tools/check_vae.py --subset_keys mine_1024 --size 512 --encoder uni2
+  python tools/check_vae.py --root data/demo --vae tiny --subset_keys demo_heldout_256"""
+
+
+def main() -> None:
+    args = parse_arguments()
+
+    from diffusion.encoders.embedders import PatchEmbedder
+    from diffusion.encoders.latents import LatentCodec
+    from diffusion.evaluation import reconstruction
+    from diffusion.precision import DTYPES
+
+    if args.n < 2:
+        raise InputError(f"--n {args.n}: expected at least 2 windows")
+    reconstruction.check_size(args.size, LatentCodec.factor)
+    device = pick_device(args.device)
+    locations = codec_locations(args.vae, args.root)
+    # All that can be refused is read before a network runs.
+    codecs = {name: LatentCodec.load(place, device, DTYPES[args.precision]) for name, place in locations.items()}
+    embedder = PatchEmbedder.load(args.encoder, device, root=args.root)
+    windows = reconstruction.draw_windows(originals(args), args.n, args.size, args.seed, args.strict)
+    report_bad(windows, args.n)
+
+    features = reconstruction.embed_originals(windows, embedder, args.batch_size)
+    qualities = [
+        reconstruction.measure(name, codec, windows, features, embedder, args.batch_size)
+        for name, codec in codecs.items()
+    ]
+    about = {
+        "images": str(windows.folder),
+        "size": args.size,
+        "seed": args.seed,
+        "encoder": {"name": embedder.name, "weights": embedder.fingerprint},
+        "precision": args.precision,
+        "device": device.type,
+    }
+    weights = {name: codec.fingerprint for name, codec in codecs.items()}
+    write_sheet(args, codecs, windows, qualities, about)
+    write_scores(args.out, qualities, weights, windows, about)
+    show(qualities, windows)
+    print(f"written: {args.out}")
+
+
+def codec_locations(named: list[str], root: Path) -> dict[str, str | Path]:
+    """Where each codec is, by a short name: the last parts of its path that tell it from the others."""
+    from diffusion.encoders.latents import codec_folder
+    from diffusion.evaluation.panels import run_names
+    from diffusion.workdir import vae_location
+
+    locations = [vae_location(vae, root) for vae in named]
+    folders = [codec_folder(location).resolve() for location in locations]
+    for i, folder in enumerate(folders):
+        if folder in folders[:i]:
+            raise InputError(f"--vae: {named[i]} is named more than once; name each codec once")
+    return dict(zip(run_names([Path(location) for location in locations]), locations, strict=True))
+
+
+def originals(args: argparse.Namespace) -> Images:
+    """The images of --images, else those of the index."""
+    from diffusion.data.index import PatchIndex, index_path
+    from diffusion.evaluation.reconstruction import Images
+
+    if args.images is None:
+        return Images.of_index(args.root, PatchIndex(index_path(args.root, args.patch_names_file), args.subset_keys))
+    if args.subset_keys is not None:
+        raise InputError("--images and --subset_keys: patches are taken from one of them; give one")
+    return Images.below(args.images)
+
+
+def report_bad(windows: Windows, wanted: int) -> None:
+    """Name on stderr what was left out."""
+    for reason in windows.bad.values():
+        print(f"left out: {reason}", file=sys.stderr)
+    if windows.bad:
+        print(f"note: {len(windows.bad)} images left out", file=sys.stderr)
+    if len(windows) < wanted:
+        print(f"note: the images hold {len(windows)} windows of {windows.size} pixels, not {wanted}", file=sys.stderr)
+
+
+def write_sheet(
+    args: argparse.Namespace,
+    codecs: dict[str, LatentCodec],
+    windows: Windows,
+    qualities: list[Quality],
+    about: dict[str, Any],
+) -> None:
+    """The picture; without one that of an earlier run is removed, for it would belong to other numbers."""
+    import torch
+
+    from diffusion.engine.pictures import labelled_grid, save_image
+    from diffusion.evaluation.reconstruction import examples, reconstruct, sheet_rows
+
+    path = args.out / "sheet.png"
+    if not args.pictures:
+        path.unlink(missing_ok=True)
+        return
+    kinds = examples(qualities[0].of_each["psnr"], args.pictures)
+    pictures = windows.read(list(kinds))
+
+    def made(codec: LatentCodec) -> torch.Tensor:
+        return torch.cat([reconstruct(codec, part) for part in pictures.split(args.batch_size)])
+
+    rows = sheet_rows(windows, kinds, {name: made(codec) for name, codec in codecs.items()}, qualities)
+    save_image(path, labelled_grid(rows), about)
+
+
+def write_scores(
+    out: Path, qualities: list[Quality], weights: dict[str, str], windows: Windows, about: dict[str, Any]
+) -> None:
+    from diffusion.evaluation.reconstruction import NOTES
+
+    rows = [quality.row() for quality in qualities]
+    with written_aside(out / "scores.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, rows[0].keys())
+        table.writeheader()
+        table.writerows(rows)
+    scores = {
+        **about,
+        "codecs": {each.codec: {"weights": weights[each.codec], **each.record()} for each in qualities},
+        "less_the_first": {
+            each.codec: {name: value._asdict() for name, value in each.against(qualities[0]).items()}
+            for each in qualities[1:]
+        },
+        "notes": NOTES,
+        "left_out": windows.bad,
+        "windows": [str(place) for place in windows.places],
+    }
+    with written_aside(out / "scores.json") as temporary:
+        temporary.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
+
+
+def show(qualities: list[Quality], windows: Windows) -> None:
+    """The table on the terminal, and how the other codecs differ from the first."""
+    from diffusion.evaluation.reconstruction import QUALITIES
+
+    print(f"{len(windows)} windows of {windows.size} pixels, {windows.folder}; means with 95 % intervals")
+    rows = [("codec", *QUALITIES.values(), "Frechet", "latents/pixel", "s/window", "parameters")]
+    for each in qualities:
+        means = [interval(value) for value in each.means.values()]
+        cost = (f"{each.latents_per_pixel:g}", f"{each.seconds:.3g}", f"{each.parameters / 1e6:.1f} M")
+        rows.append((each.codec, *means, f"{each.frechet:.4g}", *cost))
+    print_table(rows)
+    if len(qualities) > 1:
+        print(f"differences to {qualities[0].codec}, window by window")
+        differences = [each.against(qualities[0]).values() for each in qualities[1:]]
+        names = [each.codec for each in qualities[1:]]
+        cells = [(name, *(interval(value, "+") for value in of)) for name, of in zip(names, differences, strict=True)]
+        print_table([("codec", *QUALITIES.values()), *cells])
+
+
+def interval(value: tuple[float, float, float], sign: str = "") -> str:
+    """A value and its interval, as 0.9243 [0.9128, 0.9346]; sign "+": positive ones with theirs."""
+    mean, low, high = value
+    return f"{mean:{sign}.4g} [{low:{sign}.4g}, {high:{sign}.4g}]"
+
+
+def print_table(rows: list[tuple[str, ...]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for name, *cells in rows:
+        print("  ".join([name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]))
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = tool_parser(__doc__, EXAMPLES)
+    add = parser.add_argument
+    add(
+        "--vae",
+        nargs="+",
+        default=["pretrained_models/sd-3.5-vae"],
+        help="codecs: diffusers folders (below ROOT or here), or the embedded 'tiny' [pretrained_models/sd-3.5-vae]",
+    )
+    add("--images", type=Path, metavar="DIR", help="folder of images, of any size [the patches of the index]")
+    add("--patch_names_file", default="patch_names_all.hdf5", help="index in ROOT/patches/metadata")
+    add("--subset_keys", nargs="+", help="keys of that index [all]")
+    add("--n", type=positive_int, default=256, help="windows, drawn at random")
+    add("--size", type=positive_int, default=256, help="pixels a side of a window; larger images are cut")
+    add(
+        "--encoder",
+        default="mobilenetv2",
+        help="of features: uni2, mobilenetv2, a weights file or its folder, or NAME=PATH",
+    )
+    add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the codecs")
+    add("--batch_size", type=positive_int, default=8, help="windows per pass; lower it when memory runs out")
+    add("--strict", action="store_true", help="refuse images that cannot be used, instead of leaving them out")
+    add(
+        "--pictures", type=natural_int, default=2, help="best, median and worst windows on the sheet, each; 0: no sheet"
+    )
+    add("--out", type=Path, default=Path("vae_check"), help="folder for scores and sheet")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run(main)
