@@ -1,0 +1,210 @@
+"""How useful synthetic patches are: a linear probe and k-NN on frozen embeddings, trained on real, synthetic or both, tested on real.
+
+Folders hold one folder per class, with the images of the class at any depth below it. Folders between class and image are taken
+for slides: intervals then come from resampling whole slides of the test set, since patches of a slide are not independent.
+OUT gets scores.json, scores.csv and plot.png; features stay in --cache, so that another k, seed or --per_class takes seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
+
+from diffusion.cli import natural_int, pick_device, positive_int, run, start_processes, tool_parser
+from diffusion.errors import InputError
+from diffusion.files import written_aside
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+    from diffusion.evaluation.features import Features
+    from diffusion.evaluation.images import ImageSet
+    from diffusion.evaluation.probe import Probed
+
+EXAMPLES = """  python tools/probe.py --real train/ --syn samples/ --test test/ --encoders mobilenetv2 uni2 --out probe
+  python tools/probe.py --real train/ --syn samples/ --test test/ --per_class 16 --seed 1 --cache probe/features --out probe_16
+  accelerate launch tools/probe.py --real train/ --test test/ --encoders uni2 timm/resnet50=resnet50.pth --batch_size 256"""
+FITS = ("refuse", "resize", "windows")  # as ImageSet has them
+
+
+def main() -> None:
+    args = parse_args()
+    from diffusion.encoders.embedders import resolve_embedder
+    from diffusion.evaluation.classes import choose_trainings, images_by_class, leaks, open_classes, some
+
+    # All that can be refused is read before a network runs.
+    folders = {"test": args.test, "real": args.real, "synthetic": args.syn}
+    images = {name: open_classes(folder, args.on_size) for name, folder in folders.items() if folder is not None}
+    test, training = images["test"], {name: each for name, each in images.items() if name != "test"}
+    trainings, notes = choose_trainings(training, test)
+    for name, each in training.items():
+        if few := [label for label, count in images_by_class(each).items() if count < (args.per_class or 0)]:
+            notes.append(f"All {name} images of {some(few)} are taken: they are fewer than {args.per_class}.")
+    warnings = [leak for name, each in training.items() for leak in leaks(name, each, test)]
+    for encoder in args.encoders:
+        resolve_embedder(encoder, args.root)
+    state = start_processes(pick_device(args.device))
+    features = embed(images, args, state)
+    if not state.is_main_process:
+        return
+    classes = list(images_by_class(test))
+    results, more = fit(features, trainings, classes, args)
+    bad = {name: each.bad for name, each in next(iter(features.values())).items() if each.bad}
+    warnings += [left_out(name, images[name], wrong) for name, wrong in bad.items()]
+    about = {
+        "classes": classes,
+        "images": {
+            name: {"folder": str(each.folder), "classes": images_by_class(each)} for name, each in images.items()
+        },
+        "left_out": bad,
+        "per_class": args.per_class,
+        "seed": args.seed,
+        "warnings": warnings,
+        "notes": notes + more,
+    }
+    write(args.out, about, results)
+    tell(about, results)
+    print(f"written: {args.out / 'scores.json'}, scores.csv, plot.png")
+
+
+def embed(
+    images: Mapping[str, ImageSet], args: argparse.Namespace, state: PartialState
+) -> dict[str, dict[str, Features]]:
+    """The features of every set by the name of the encoder. Raises InputError when two encoders have one name."""
+    from diffusion.encoders.embedders import PatchEmbedder
+    from diffusion.evaluation.features import embed_set
+
+    cache = args.cache or args.out / "features"
+    found: dict[str, dict[str, Features]] = {}
+    for encoder in args.encoders:
+        embedder = PatchEmbedder.load(encoder, state.device, root=args.root)
+        if embedder.name in found:
+            raise InputError(f"--encoders: two are called {embedder.name}; score them in two runs")
+        found[embedder.name] = {
+            name: embed_set(each, embedder, cache, state, args.batch_size, args.workers, args.strict)
+            for name, each in images.items()
+        }
+    return found
+
+
+def fit(
+    features: Mapping[str, Mapping[str, Features]],
+    trainings: Mapping[str, Sequence[str]],
+    classes: Sequence[str],
+    args: argparse.Namespace,
+) -> tuple[dict[str, list[Probed]], list[str]]:
+    """The probes of each encoder, and what a reader of their scores must know."""
+    from functools import reduce
+
+    from tqdm import tqdm
+
+    from diffusion.evaluation.probe import PROBES, Labelled, group_notes, probe, usable_k
+
+    results: dict[str, list[Probed]] = {}
+    total = len(features) * len(trainings) * len(PROBES)
+    with tqdm(total=total, unit="probe", leave=False) as bar:
+        for encoder, of_sets in features.items():
+            bar.set_description(encoder)
+            test = Labelled.of(of_sets["test"], classes)
+            parts = {
+                name: Labelled.of(each, classes, args.per_class, args.seed)
+                for name, each in of_sets.items()
+                if name != "test"
+            }
+            sets = {name: reduce(Labelled.joined, [parts[part] for part in of]) for name, of in trainings.items()}
+            results[encoder] = probe(sets, test, classes, args.k, args.seed, bar.update)
+    notes = group_notes(test, classes)
+    if (k := usable_k(args.k, sets.values(), classes)) < args.k:
+        notes.append(f"k is {k} and not {args.k}: a class has no more training images on average.")
+    for encoder, probed in results.items():
+        notes += [
+            f"{encoder}, {PROBES[each.probe]} on {each.training}: {note}" for each in probed for note in each.notes
+        ]
+    return results, notes
+
+
+def left_out(name: str, images: ImageSet, wrong: Mapping[str, str]) -> str:
+    """Which images could not be used, in a sentence."""
+    first, reason = next(iter(wrong.items()))
+    return f"{len(wrong)} of {len(images.files)} {name} images left out, such as {images.files[first]}: {reason}."
+
+
+def write(out: Path, about: Mapping[str, Any], results: Mapping[str, Sequence[Probed]]) -> None:
+    """Write the picture and the two files of numbers."""
+    from diffusion.evaluation.probe import chance_of
+    from diffusion.evaluation.probe_report import as_csv, draw, records
+
+    chance = chance_of(next(iter(results.values()))[0].confusion)
+    record = {**about, "chance": chance, "encoders": records(results)}
+    contents = {
+        "plot.png": draw(results, chance),
+        "scores.csv": as_csv(results).encode(),
+        "scores.json": (json.dumps(record, indent=2) + "\n").encode(),
+    }
+    for name, content in contents.items():
+        with written_aside(out / name) as temporary:
+            temporary.write_bytes(content)
+
+
+def tell(about: Mapping[str, Any], results: Mapping[str, Sequence[Probed]]) -> None:
+    from diffusion.evaluation.probe_report import difference_rows, score_rows
+
+    print(table(score_rows(results)))
+    if rows := difference_rows(results):
+        print(f"\n{table(rows)}")
+    print()
+    for label in ("note", "warning"):
+        for sentence in about[f"{label}s"]:
+            print(f"{label}: {sentence}")
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def parse_args() -> argparse.Namespace:
+    parser = tool_parser(__doc__, EXAMPLES)
+    add = parser.add_argument
+    add("--real", type=Path, metavar="DIR", help="real images to train on, a folder per class")
+    add("--syn", type=Path, metavar="DIR", help="synthetic images to train on, a folder per class")
+    add("--test", type=Path, metavar="DIR", required=True, help="real images to test on, a folder per class")
+    about = "uni2, mobilenetv2, inception, a weights file or its folder, NAME=FILE, timm/NAME=FILE, torchvision/NAME=FILE [mobilenetv2]"
+    add("--encoders", nargs="+", default=["mobilenetv2"], metavar="ENCODER", help=about)
+    add(
+        "--k",
+        type=positive_int,
+        default=20,
+        help="neighbours that vote; no more than a class has training images on average",
+    )
+    add(
+        "--per_class",
+        type=positive_int,
+        metavar="N",
+        help="training images of each class and set, drawn at random [all]",
+    )
+    add("--out", type=Path, default=Path("probe"), help="folder for the scores and the picture")
+    add("--cache", type=Path, metavar="DIR", help="folder for features, which runs may share [OUT/features]")
+    add("--batch_size", type=positive_int, default=32, help="windows embedded at once")
+    add("--workers", type=natural_int, default=0, help="processes that decode images; 0: none besides this one")
+    add("--on_size", choices=FITS, default="refuse", help="what is done with images that are not 256 x 256: an error, "
+        "the square in their middle resized, or all whole windows of 256 taken for images of their own")  # fmt: skip
+    add("--strict", action="store_true", help="an image that cannot be read is an error; else it is left out and named")
+    args = parser.parse_args()
+    if args.real is None and args.syn is None:
+        parser.error("expected --real or --syn, or both: what to train on")
+    if args.seed < 0:
+        parser.error(f"--seed {args.seed}: expected a whole number of at least 0")
+    return args
+
+
+if __name__ == "__main__":
+    run(main)
