@@ -33,6 +33,12 @@ def written_aside(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    """Have a file with this content, or the one that was there."""
+    with written_aside(path) as temporary:
+        temporary.write_bytes(content)
+
+
 def flush_to_disk(path: Path) -> None:
     """Have a file, or the names in a folder, on the disk before going on: a rename alone may come before the content.
 

@@ -107,10 +107,10 @@ def open_index(session: Session, pixels: bool = True) -> PanCancerData:
     return dataset
 
 
-def sample_patches(args: argparse.Namespace, sizes: Sequence[int]) -> int:
+def sample_patches(args: argparse.Namespace, sizes: Sequence[int], with_real: bool = True) -> int:
     """Fill a folder with images of the network's own size, which must be one of `sizes`; go on where one was left.
 
-    Returns that size.
+    with_real: whether tissue that conditions is written beside them. Returns the size.
     """
     if args.images and args.tokens:
         raise InputError("--images and --tokens: one of them conditions; give one")
@@ -119,7 +119,7 @@ def sample_patches(args: argparse.Namespace, sizes: Sequence[int]) -> int:
     if config.image_size not in sizes:
         known = " and ".join(str(size) for size in sizes)
         raise InputError(f"{session.run.folder} was trained at {config.image_size} pixels: this tool samples {known}")
-    conditions, origin = choose_conditions(session)
+    conditions, origin = choose_conditions(session, with_real)
     count = args.n_images or (args.count if isinstance(conditions, IndexConditions) else len(conditions))
 
     folder = Folder(args.out_dir, args.format)
@@ -141,8 +141,11 @@ def sample_patches(args: argparse.Namespace, sizes: Sequence[int]) -> int:
     return config.image_size
 
 
-def choose_conditions(session: Session) -> tuple[Sequence[Condition], dict[str, Any]]:
-    """Of image files, of files of tokens, or of the index; and what settings of the folder say of them."""
+def choose_conditions(session: Session, pixels: bool = True) -> tuple[Sequence[Condition], dict[str, Any]]:
+    """Of image files, of files of tokens, or of the index; and what settings of the folder say of them.
+
+    pixels: whether they carry the tissue that they are of.
+    """
     args, config = session.args, session.run.config
     if args.images or args.tokens:
         paths = args.images or args.tokens
@@ -153,8 +156,10 @@ def choose_conditions(session: Session) -> tuple[Sequence[Condition], dict[str, 
             listed = from_token_files(paths, config.model_max_length)
         for condition in listed:
             check_shape(config, condition.tokens, condition.name)
+        if not pixels:
+            listed = [dataclasses.replace(condition, pixels=None) for condition in listed]
         return Repeated(listed), origin
-    dataset = open_index(session)
+    dataset = open_index(session, pixels)
     return IndexConditions(dataset, args.seed), origin_of(dataset)
 
 

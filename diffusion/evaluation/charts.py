@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from diffusion.evaluation.curves import Curve
@@ -78,35 +79,62 @@ def plot_extrapolation(extrapolation: Extrapolation, count: int) -> bytes:
     return finish(figure, axes, "1 / images", "Fréchet distance")
 
 
-def plot_sweep(
-    x: Sequence[float | str],
-    series: Mapping[str, Sequence[tuple[float, float | None, float | None]]],
-    xlabel: str,
-    ylabel: str,
-    more_is_better: bool,
-) -> bytes:
-    """A score with its interval over one setting, a line for each choice of the others; the best point is marked."""
-    figure, axes = new_chart(8, 4)
-    numeric = all(isinstance(value, (int, float)) for value in x)
-    places = list(x) if numeric else list(range(len(x)))
-    best = None
-    for i, (label, points) in enumerate(series.items()):
-        here = [(place, *point) for place, point in zip(places, points, strict=True) if point is not None]
-        if not here:
-            continue
-        at, values = [point[0] for point in here], [point[1] for point in here]
-        colour = f"C{i % 10}"
-        axes.plot(at, values, "o-", color=colour, markersize=4, label=label)
-        spans = [(point[0], point[2], point[3]) for point in here if point[2] is not None]
-        axes.vlines(*zip(*spans, strict=True), color=colour, alpha=0.5) if spans else None
-        own = (max if more_is_better else min)(zip(values, at, strict=True), key=lambda pair: pair[0])
-        if best is None or (own[0] > best[0] if more_is_better else own[0] < best[0]):
-            best = own
-    if best is not None:
-        axes.plot([best[1]], [best[0]], "o", color=ORANGE, markersize=11, fillstyle="none", markeredgewidth=2)
-        axes.annotate(
-            f"best {best[0]:.4g}", (best[1], best[0]), (0, 12), textcoords="offset points", color=ORANGE, ha="center"
-        )
-    if not numeric:
-        axes.set_xticks(places, [str(value) for value in x])
-    return finish(figure, axes, xlabel, ylabel, legend=len(series) > 1)
+@dataclass(frozen=True)
+class Line:
+    """A score over one setting, the others as `label` says: places on the axis, values, and intervals where known."""
+
+    label: str
+    places: list[float]
+    values: list[float]
+    intervals: list[tuple[float, float] | None]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One score; its lines, and whether more of it is better."""
+
+    title: str
+    more_is_better: bool
+    lines: list[Line]
+
+    @property
+    def best(self) -> tuple[float, float]:
+        """Place and value of the best point of all lines."""
+        points = [point for line in self.lines for point in zip(line.places, line.values, strict=True)]
+        return (max if self.more_is_better else min)(points, key=lambda point: point[1])
+
+
+def plot_panels(panels: Sequence[Panel], xlabel: str, names: Sequence[str] | None = None) -> bytes:
+    """Scores over one setting, a panel each, on white; names: of the places 0, 1, ..., where they are no numbers."""
+    from matplotlib.figure import Figure
+
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(5.5 * columns, 3.4 * rows), layout="constrained", facecolor="white")
+    for i, panel in enumerate(panels):
+        axes = figure.add_subplot(rows, columns, i + 1)
+        for j, line in enumerate(panel.lines):
+            _draw_line(axes, line, f"C{j % 10}")
+        place, value = panel.best
+        axes.plot([place], [value], "o", color=ORANGE, markersize=12, fillstyle="none", markeredgewidth=2)
+        axes.set_title(panel.title, loc="left", fontsize=11)
+        axes.set_title(f"best {value:.4g}", loc="right", fontsize=10, color=ORANGE)
+        axes.set_xlabel(xlabel)
+        axes.grid(axis="y", color="#d8dee4", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(x=0.06)
+        if names is not None:
+            axes.set_xticks(range(len(names)), names)
+    if len(panels[0].lines) > 1:
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=3, frameon=False, fontsize=9)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110, metadata={"Software": None})
+    return picture.getvalue()
+
+
+def _draw_line(axes: Axes, line: Line, colour: str) -> None:
+    axes.plot(line.places, line.values, "o-", color=colour, markersize=4, label=line.label)
+    for place, interval in zip(line.places, line.intervals, strict=True):
+        if interval is not None:
+            axes.vlines(place, *interval, color=colour, alpha=0.45)

@@ -18,7 +18,7 @@ from diffusion.evaluation.images import ImageSet, window_of
 from diffusion.evaluation.measure import REAL, SYNTHETIC, TRAINING, Measured, Source, summary
 from diffusion.evaluation.provenance import versions
 from diffusion.evaluation.scores import QUANTITIES, Value
-from diffusion.files import written_aside
+from diffusion.files import write_whole
 
 TEMPLATE = Path(__file__).resolve().parents[2] / "asset" / "report.html.j2"
 CARDS = ("fd", "kid", "precision", "recall", "similarity", "above_random")
@@ -77,8 +77,7 @@ def write_report(out: Path, measured: Sequence[Measured], sources: Mapping[str, 
         if written is None:
             (out / name).unlink(missing_ok=True)  # an earlier report's
             continue
-        with written_aside(out / name) as temporary:
-            temporary.write_bytes(written)
+        write_whole(out / name, written)
     return notes
 
 

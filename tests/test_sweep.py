@@ -1,0 +1,135 @@
+"""Sweeps: which points there are, what is kept, computed once and found best; and the command on a network of random weights."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from conftest import WIDTH, in_process, texture
+from PIL import Image
+from test_sample_tools import save_run
+
+from diffusion.errors import InputError
+from diffusion.evaluation.charts import Line, Panel
+from diffusion.evaluation.sweep import Point, best_point, grid, parse_interval, table, write_sweep
+from tools.evaluate import METRICS, ON_SIZE
+from tools.sweep import main as sweep
+
+
+def test_every_combination_is_there_once():
+    axes = {"weights": ["ema"], "solver": ["ddim", "dpm-solver"], "steps": [10], "guidance": [1.0, 2.0, 2.0]}
+    points = grid({**axes, "interval": [None, (0.3, 5.0)]})
+    assert len(points) == 2 * 3  # without guidance no interval is told apart
+    assert Point("ema", "ddim", 10, 1.0) in points and Point("ema", "ddim", 10, 2.0, (0.3, 5.0)) in points
+    assert len({point.name for point in points}) == 6
+    assert Point("last_ema", "dpm-solver", 20, 1.5, (0.3, 5.0)).name == "last_ema-dpm-solver-20-g1.5-i0.3-5"
+
+
+def test_intervals_are_read():
+    assert parse_interval("all") is None and parse_interval("0.3:5") == (0.3, 5.0)
+    for text in ("0.3", "a:b", "1:2:3"):
+        with pytest.raises(InputError, match="expected LO:HI"):
+            parse_interval(text)
+
+
+def scored(**values: tuple[float, ...]) -> dict[Point, dict]:
+    """Points of guidance 1, 2, ... with scores in one encoder."""
+    points = {}
+    for i in range(len(next(iter(values.values())))):
+        found = {
+            name: {"value": column[i], "low": column[i] - 1, "high": column[i] + 1} for name, column in values.items()
+        }
+        points[Point("ema", "ddim", 10, float(i + 1))] = {"some": {"values": found}}
+    return points
+
+
+def test_the_best_is_the_least_of_a_distance_and_the_most_of_a_similarity(tmp_path):
+    points = scored(fd=(9.0, 4.0, 6.0), similarity=(0.1, 0.2, 0.7))
+    assert best_point(points, "fd", "some").guidance == 2 and best_point(points, "similarity", "some").guidance == 3
+    with pytest.raises(InputError, match="--by kid: there is no such score; there are fd, similarity"):
+        best_point(points, "kid", "some")
+    best = write_sweep(tmp_path, points, "fd", {"n_images": 5})
+    rows = list(csv.DictReader((tmp_path / "sweep.csv").open()))
+    assert [row["best"] for row in rows] == ["", "best", ""] and rows[1]["guidance"] == "2"
+    assert (rows[2]["some fd"], rows[2]["some fd low"], rows[2]["some fd high"]) == ("6", "5", "7")
+    record = json.loads((tmp_path / "sweep.json").read_text())
+    assert record["best"] == best.name and record["n_images"] == 5 and len(record["points"]) == 3
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["guidance.png"]  # nothing else has two values
+    with Image.open(tmp_path / "guidance.png") as picture:
+        assert picture.width > 800
+
+
+def test_a_score_that_some_points_lack_is_left_empty():
+    points = scored(fd=(9.0, 4.0))
+    first = next(iter(points))
+    points[first]["some"]["values"]["kid"] = {"value": 1.0, "low": None, "high": None}
+    rows = list(csv.DictReader(table(points, first).splitlines()))
+    assert (rows[0]["some kid"], rows[0]["some kid low"], rows[1]["some kid"]) == ("1", "", "")
+
+
+def test_the_marked_point_is_the_best_of_all_lines():
+    lines = [Line("a", [1, 2], [5.0, 3.0], [None, None]), Line("b", [1, 2], [4.0, 9.0], [None, None])]
+    assert Panel("a distance", False, lines).best == (2, 3.0)
+    assert Panel("a similarity", True, lines).best == (2, 9.0)
+
+
+def test_words_of_the_command_line_are_the_packages():
+    from diffusion.evaluation import images, scores
+
+    assert images.FITS == ON_SIZE and scores.METRICS == METRICS
+
+
+@pytest.fixture
+def run_dir(feature_root, tmp_path) -> Path:
+    for patch in (feature_root / "patches").rglob("*_uni.npy"):
+        texture(1024, seed=len(patch.name)).save(patch.with_name(patch.name.replace("_uni.npy", ".jpeg")), quality=95)
+    run = save_run(tmp_path / "run", feature_root, WIDTH, 256)
+    text = (run / "config.py").read_text().replace("'type': 'PanCancerData'", "'type': 'PanCancerDataLowRes'")
+    (run / "config.py").write_text(text)
+    return run
+
+
+def test_sweep(run_dir, mobilenet_weights, tmp_path):
+    out = tmp_path / "out"
+    arguments = [
+        "--workdir",
+        run_dir,
+        "--vae",
+        "tiny",
+        "--n_images",
+        "7",
+        "--encoders",
+        mobilenet_weights,
+        "--workers",
+        "0",
+    ]
+    arguments += ["--steps", "1", "2", "--bootstrap", "3", "--device", "cpu", "--out", out]
+    done = in_process(sweep, *arguments, "--guidances", "1", "2")
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader((out / "sweep.csv").open()))
+    assert [(row["steps"], row["guidance"]) for row in rows] == [("1", "1"), ("1", "2"), ("2", "1"), ("2", "2")]
+    distances = [float(row["mobilenetv2 fd"]) for row in rows]
+    assert len(set(distances)) == 4 and rows[distances.index(min(distances))]["best"] == "best"
+    assert {path.name for path in out.glob("*.png")} == {"guidance.png", "steps.png"}
+    kept = {path: path.stat().st_mtime_ns for path in (out / "points").rglob("*") if path.is_file()}
+    assert sum("real" in path.parts for path in kept) == 7  # the tissue is the same for all, and kept once
+
+    done = in_process(sweep, *arguments, "--guidances", "3", "1", "2")
+    assert done.returncode == 0, done.stderr
+    assert all(path.stat().st_mtime_ns == before for path, before in kept.items())  # what was there was not touched
+    again = list(csv.DictReader((out / "sweep.csv").open()))
+    assert (
+        len(again) == 6
+        and [row for row in again if row["guidance"] != "3"][1]["mobilenetv2 fd"] == rows[1]["mobilenetv2 fd"]
+    )
+
+    for wrong, message in (
+        (["--by", "fid"], "--by fid: expected one of fd, "),
+        (["--intervals", "5"], "expected LO:HI"),
+        (["--ema_lengths", "0.1"], "no snapshot"),
+        (["--checkpoints", "a/x.ckpt", "b/x.ckpt"], "two have one name"),
+    ):
+        refused = in_process(sweep, *arguments, *wrong)
+        assert refused.returncode == 2 and message in refused.stderr
