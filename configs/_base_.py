@@ -93,4 +93,13 @@ validation = dict(  # loss on samples held out, at every save, at the same noise
     patch_names_file=None,  # None: of data; such as patch_names_test.hdf5
     subset_keys=None,  # None: of data
 )
+eval_steps = (
+    None  # optimizer steps between scorings of samples, at the same conditions and noise every time; None: none
+)
+evaluation = dict(  # on the tissue of the set that validation names, else of data
+    count=64,  # samples: few are enough to compare steps, not to compare with papers
+    encoder="mobilenetv2",  # in whose features, as tools/evaluate.py takes it
+    steps=20,
+    guidance=2.0,
+)
 report_to = "tensorboard"  # or none

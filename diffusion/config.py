@@ -167,6 +167,17 @@ class ValidationConfig:
 
 
 @dataclass(frozen=True)
+class EvaluationConfig:
+    count: int = 64
+    encoder: str = "mobilenetv2"
+    steps: int = 20
+    guidance: float = 2.0
+
+    def __post_init__(self):
+        _check(self.count >= 2, f"evaluation.count {self.count}: expected at least 2")
+
+
+@dataclass(frozen=True)
 class Config:
     """Every key the trainer reads. Raises InputError for values that contradict each other."""
 
@@ -220,6 +231,8 @@ class Config:
     keep_every: int | None = None
     sample_grid: SampleGridConfig = field(default_factory=SampleGridConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+    eval_steps: int | None = None
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     report_to: str = "tensorboard"
 
     def __post_init__(self):

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from diffusion.config import (
     Config,
     DataConfig,
+    EvaluationConfig,
     OptimizerConfig,
     SampleGridConfig,
     ScheduleConfig,
@@ -34,6 +35,7 @@ KINDS = dict(
     optimizer=OptimizerConfig,
     data=DataConfig,
     validation=ValidationConfig,
+    evaluation=EvaluationConfig,
     timestep_sampling=TimestepConfig,
 )
 WIDTH = 8  # of the embeddings of `feature_root`
@@ -83,9 +85,9 @@ def equal(first: Any, second: Any) -> bool:
 
 def logged(work_dir: Path, tag: str = "train/loss") -> dict[int, float]:
     """A curve of a run, float32 as it was computed, by step."""
-    from diffusion.evaluation.report import read_loss
+    from diffusion.evaluation.curves import read_curves
 
-    curve = read_loss(work_dir, tag)
+    curve = read_curves(work_dir)[tag]
     return dict(zip(curve.steps, curve.values, strict=True))
 
 

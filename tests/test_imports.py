@@ -26,7 +26,7 @@ ALLOWED = {
     "workdir": {"config", "data", "model", "encoders"},
     "engine": {
         *("cli", "config", "data", "model", "encoders", "schedule"),
-        *("objective", "timesteps", "guidance", "sampling", "panorama", "workdir"),
+        *("objective", "timesteps", "guidance", "sampling", "panorama", "workdir", "evaluation"),
     },
 }
 

@@ -13,6 +13,7 @@ import os
 import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,7 @@ from diffusion.engine.plan import (
 )
 from diffusion.engine.processes import Agreement, on_main, told_what_to_do
 from diffusion.engine.saving import Saver
+from diffusion.engine.scoring import SampleScores, check_scoring, score_steps
 from diffusion.engine.sharding import check_shardable, sharding_arguments
 from diffusion.engine.start import (
     build_network,
@@ -98,7 +100,13 @@ def train(
         check_grid(config)
         plan = plan_run(config, len(dataset), accelerator.num_processes)
         scale = latent_scale(config)
+
+        # ---- what it is measured by: loaded before its generators begin, from which a network that is built may draw
         validation = Validation(config, scale, accelerator) if config.validation.count else None
+        scored = score_steps(config, plan.total_steps)
+        wanted = scored or (main and config.sample_grid.count)
+        codec = load_codec(config, accelerator.device) if wanted else None
+        scores = SampleScores(config, codec, accelerator) if scored else None
 
         # ---- network, its average, and what trains it
         last = on_main(accelerator, lambda: last_of(work_dir))
@@ -112,7 +120,6 @@ def train(
         losses = BatchLosses(scale, kind, dropout, run.timesteps, config.min_snr_gamma)
 
         # ---- what a person watches; nothing has been written before this line
-        codec = load_codec(config, accelerator.device) if main and config.sample_grid.count else None
         on_main(accelerator, lambda: hold(held, work_dir, last))
         named = named_by(config) or last.get("named")
         snapshots = snapshot_steps(config, plan)
@@ -127,15 +134,16 @@ def train(
         log.info("from step %d to %d, on %s", run.step, plan.total_steps, processor(accelerator))
 
         saves = save_steps(config, plan)
+        looks = Looks(watch, work_dir, dataset, codec, validation, scores, saves | {0}, scored)
         if checkpoint is None or not own:
             if main:
                 is_within = checkpoint is not None and checkpoint.parent.resolve() == (work_dir / FOLDER).resolve()
                 put_away(work_dir / FOLDER, after=run.step if is_within else -1)
             saver.save(run)
             saver.wait()  # so that a full disk shows now, not hours later
-            look(run, watch, work_dir, dataset, validation, codec)
-        elif run.step in saves | {0} and on_main(accelerator, lambda: looked_at(work_dir)) != run.step:
-            look(run, watch, work_dir, dataset, validation, codec)  # the run was stopped between the save and this
+            looks(run)
+        elif run.step in looks and on_main(accelerator, lambda: looked_at(work_dir)) != run.step:
+            looks(run)  # the run was stopped between the save and this
         if run.step >= plan.total_steps:
             log.info("nothing left to do: step %d of %d", run.step, plan.total_steps)
 
@@ -168,8 +176,8 @@ def train(
             given_up = run.skipped_in_a_row >= config.max_bad_steps
             if stop or given_up or run.step in saves:
                 saver.save(run)  # or raise what the save before met
-                if run.step == plan.total_steps or not (stop or given_up):
-                    look(run, watch, work_dir, dataset, validation, codec)
+            if run.step in looks and (run.step == plan.total_steps or not (stop or given_up)):
+                looks(run)
 
         # ---- the end
         saver.wait()  # all leave together: the launcher kills those that linger
@@ -186,28 +194,47 @@ def train(
         return finished
 
 
-def look(
-    run: RunState,
-    watch: Watch,
-    work_dir: Path,
-    dataset: PanCancerData | SkipBad,
-    validation: Validation | None,
-    codec: LatentCodec | None,
-) -> None:
-    """Validate and sample with the averaged weights; note that this step's is done. For all processes together."""
-    begun, accelerator, config = time.perf_counter(), run.accelerator, run.config
-    with averaged(run.model, run.ema):
-        if validation is not None:
-            watch.validation(validation(run.model), run.step)
-        if codec is not None or (accelerator.is_fsdp2 and config.sample_grid.count):  # all run it, or none
-            null_tokens = run.model.y_embedder.y_embedding
-            pixels = sample_grid(run.model, null_tokens, dataset, codec, config)
+@dataclass(frozen=True)
+class Looks:
+    """What is looked at with the averaged weights, and after which steps. For all processes together."""
+
+    watch: Watch
+    work_dir: Path
+    dataset: PanCancerData | SkipBad
+    codec: LatentCodec | None
+    validation: Validation | None
+    scores: SampleScores | None
+    at_saves: set[int]  # validation and sample grids
+    scored: set[int]
+
+    def __contains__(self, step: int) -> bool:
+        return step in self.at_saves or step in self.scored
+
+    def __call__(self, run: RunState) -> None:
+        """Validate, sample and score as is due at this step; note that this step's look is done."""
+        begun, accelerator = time.perf_counter(), run.accelerator
+        with averaged(run.model, run.ema):
+            if run.step in self.at_saves:
+                self.validate_and_sample(run)
+            if self.scores is not None and run.step in self.scored:
+                found = self.scores(run.model)
+                if found is not None:
+                    self.watch.scores(found.values, run.step)
+                    self.watch.picture("evaluation", found.picture, run.step)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process and run.step in self.at_saves:  # at others no run begins again
+            (self.work_dir / FOLDER / LOOKED_AT).write_text(f"{run.step}\n")
+        run.meter.leave_out(time.perf_counter() - begun)
+
+    def validate_and_sample(self, run: RunState) -> None:
+        accelerator, config = run.accelerator, run.config
+        if self.validation is not None:
+            self.watch.validation(self.validation(run.model), run.step)
+        if config.sample_grid.count and (accelerator.is_main_process or accelerator.is_fsdp2):  # all run it, or one
+            codec = self.codec if accelerator.is_main_process else None
+            pixels = sample_grid(run.model, run.model.y_embedder.y_embedding, self.dataset, codec, config)
             if accelerator.is_main_process:
-                watch.picture("samples", pixels, run.step)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        (work_dir / FOLDER / LOOKED_AT).write_text(f"{run.step}\n")
-    run.meter.leave_out(time.perf_counter() - begun)
+                self.watch.picture("samples", pixels, run.step)
 
 
 def hold(held: contextlib.ExitStack, work_dir: Path, last: dict[str, Any]) -> None:
@@ -323,10 +350,12 @@ def dry_run(
     check_tokens(config, dataset)
     check_grid(config)
     latent_scale(config)
-    if config.sample_grid.count:
+    if config.sample_grid.count or config.eval_steps:
         load_codec(config, torch.device("cpu"))
     if config.validation.count:
         check_tokens(config, build_dataset(**config.validation_arguments))
+    if config.eval_steps:
+        check_scoring(config)
     plan = plan_run(config, len(dataset), processes)
     checkpoint, _ = choose_checkpoint(config, work_dir, fresh)
     model, origin = build_network(config, None if checkpoint else config.load_from)
