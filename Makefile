@@ -33,7 +33,7 @@ demo: $(READY)
 	$(LAUNCH) train_scripts/train_pixcell.py configs/demo/demo_256.py --work-dir $(DEMO)/run --set validation.count=64 validation.type=PanCancerData validation.subset_keys=demo_heldout_256
 	$(RUN) $(SAMPLE) --workdir $(DEMO)/untrained --out_dir $(DEMO)/samples_untrained
 	$(RUN) $(SAMPLE) --workdir $(DEMO)/run --out_dir $(DEMO)/samples
-	$(RUN) tools/evaluate.py --real $(DEMO)/samples/real --syn $(DEMO)/samples/syn --untrained $(DEMO)/samples_untrained/syn --run $(DEMO)/run --out $(DEMO)/report --note "$(NOTE)"
+	$(RUN) tools/evaluate.py --real $(DEMO)/samples/real --syn $(DEMO)/samples/syn --untrained $(DEMO)/samples_untrained/syn --run $(DEMO)/run --train $(DEMO)/patches/demo --on_size windows --out $(DEMO)/report --note "$(NOTE)"
 	@echo "look at $(DEMO)/report/index.html"
 
 lint: $(READY)

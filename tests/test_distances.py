@@ -262,9 +262,9 @@ def test_intervals_hold_what_they_should():
 
 
 def test_interval_of_a_share_is_wilsons():
-    low, high = intervals.of_mean(np.array([1.0] * 3 + [0.0] * 7))
+    low, high = intervals.of_share(0.3, 10)
     z, n, p = 1.959964, 10, 0.3
     for bound in (low, high):  # both solve (p - x)^2 = z^2 x (1 - x) / n
         assert (p - bound) ** 2 == pytest.approx(z**2 * bound * (1 - bound) / n, rel=1e-9)
-    assert intervals.of_mean(np.zeros(96)) == (0.0, pytest.approx(z**2 / (96 + z**2), rel=1e-9))
-    assert math.isclose(intervals.of_mean(np.ones(50)).high, 1.0)
+    assert intervals.of_share(0.0, 96) == (0.0, pytest.approx(z**2 / (96 + z**2), rel=1e-9))
+    assert math.isclose(intervals.of_share(1.0, 50).high, 1.0)

@@ -15,6 +15,7 @@ from diffusion.errors import InputError
 from diffusion.evaluation.charts import Line, Panel
 from diffusion.evaluation.sweep import Point, best_point, grid, parse_interval, table, write_sweep
 from tools.evaluate import METRICS, ON_SIZE
+from tools.evaluate import main as evaluate
 from tools.sweep import main as sweep
 
 
@@ -133,3 +134,25 @@ def test_sweep(run_dir, mobilenet_weights, tmp_path):
     ):
         refused = in_process(sweep, *arguments, *wrong)
         assert refused.returncode == 2 and message in refused.stderr
+
+
+def test_a_run_is_sampled_and_scored(run_dir, mobilenet_weights, tmp_path):
+    arguments = [
+        "--workdir",
+        run_dir,
+        "--vae",
+        "tiny",
+        "--n_images",
+        "7",
+        "--encoders",
+        mobilenet_weights,
+        "--workers",
+        "0",
+    ]
+    arguments += ["--sampling_steps", "1", "--guidance_strength", "1.5", "--bootstrap", "0", "--device", "cpu"]
+    done = in_process(evaluate, *arguments, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert record["images"]["synthetic"]["count"] == 7 and record["settings"]["guidance_strength"] == "1.5"
+    assert "similarity" in record["encoders"]["mobilenetv2"]["values"]
+    assert len(list((tmp_path / "out" / "samples" / "syn").iterdir())) == 7

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import natural_int, pick_device, positive_int, run, tool_parser
+from diffusion.cli import columns, natural_int, pick_device, positive_int, run, tool_parser
 from diffusion.errors import InputError
-from diffusion.files import written_aside
+from diffusion.files import write_whole, written_aside
 
 if TYPE_CHECKING:
     import torch
@@ -154,8 +154,7 @@ def write_scores(
         "left_out": windows.bad,
         "windows": [str(place) for place in windows.places],
     }
-    with written_aside(out / "scores.json") as temporary:
-        temporary.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
+    write_whole(out / "scores.json", (json.dumps(scores, indent=2) + "\n").encode("utf-8"))
 
 
 def show(qualities: list[Quality], windows: Windows) -> None:
@@ -168,25 +167,19 @@ def show(qualities: list[Quality], windows: Windows) -> None:
         means = [interval(value) for value in each.means.values()]
         cost = (f"{each.latents_per_pixel:g}", f"{each.seconds:.3g}", f"{each.parameters / 1e6:.1f} M")
         rows.append((each.codec, *means, f"{each.frechet:.4g}", *cost))
-    print_table(rows)
+    print(columns(rows))
     if len(qualities) > 1:
         print(f"differences to {qualities[0].codec}, window by window")
         differences = [each.against(qualities[0]).values() for each in qualities[1:]]
         names = [each.codec for each in qualities[1:]]
         cells = [(name, *(interval(value, "+") for value in of)) for name, of in zip(names, differences, strict=True)]
-        print_table([("codec", *QUALITIES.values()), *cells])
+        print(columns([("codec", *QUALITIES.values()), *cells]))
 
 
 def interval(value: tuple[float, float, float], sign: str = "") -> str:
     """A value and its interval, as 0.9243 [0.9128, 0.9346]; sign "+": positive ones with theirs."""
     mean, low, high = value
     return f"{mean:{sign}.4g} [{low:{sign}.4g}, {high:{sign}.4g}]"
-
-
-def print_table(rows: list[tuple[str, ...]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for name, *cells in rows:
-        print("  ".join([name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]))
 
 
 def parse_arguments() -> argparse.Namespace:

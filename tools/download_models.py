@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import OF_THE_SYSTEM, run, tool_parser
+from diffusion.cli import OF_THE_SYSTEM, columns, run, tool_parser
 from diffusion.errors import InputError, MissingError
 from diffusion.files import locked, sha256_of, written_aside
 
@@ -132,9 +132,7 @@ def print_table(folder: Path) -> None:
         access = "on request" if model.gated else "open"
         state = "there" if is_there(model, folder / model.target) else "not there"
         rows.append((model.name, model.page, model.licence, access, str(folder / model.target), state))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print(columns(rows))
 
 
 def is_there(model: Model, target: Path) -> bool:

@@ -69,7 +69,9 @@ def sample(args: argparse.Namespace) -> None:
 
     args.out_dir = args.out / "samples"
     size = sample_patches(args, sizes=(256, 512, 1024))
-    args.real, args.syn, args.run = args.out_dir / "real", args.out_dir / "syn", args.run or args.workdir
+    args.real, args.syn = args.out_dir / "real", args.out_dir / "syn"
+    if args.run is None and (args.workdir / "tensorboard").is_dir():
+        args.run = args.workdir
     if size > 256 and args.on_size == "refuse":
         args.on_size = "windows"
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import natural_int, pick_device, positive_int, run, start_processes, tool_parser
+from diffusion.cli import columns, natural_int, pick_device, positive_int, run, start_processes, tool_parser
 from diffusion.errors import InputError
-from diffusion.files import written_aside
+from diffusion.files import write_whole
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -148,27 +148,19 @@ def write(out: Path, about: Mapping[str, Any], results: Mapping[str, Sequence[Pr
         "scores.json": (json.dumps(record, indent=2) + "\n").encode(),
     }
     for name, content in contents.items():
-        with written_aside(out / name) as temporary:
-            temporary.write_bytes(content)
+        write_whole(out / name, content)
 
 
 def tell(about: Mapping[str, Any], results: Mapping[str, Sequence[Probed]]) -> None:
     from diffusion.evaluation.probe_report import difference_rows, score_rows
 
-    print(table(score_rows(results)))
+    print(columns(score_rows(results)))
     if rows := difference_rows(results):
-        print(f"\n{table(rows)}")
+        print(f"\n{columns(rows)}")
     print()
     for label in ("note", "warning"):
         for sentence in about[f"{label}s"]:
             print(f"{label}: {sentence}")
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
 
 
 def parse_args() -> argparse.Namespace:

@@ -20,6 +20,7 @@ from diffusion.files import fingerprint
 from diffusion.weights import read_safetensors, read_torch_file
 
 WINDOW = 256  # pixels a side of what is embedded at once
+CPU_BATCH = 16  # more fall out of a CPU's caches: 27 ms an image at 32, 17 ms at 16 (MobileNetV2, two cores)
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,11 @@ class PatchEmbedder:
             raise InputError(
                 f"got windows of {windows.dtype} {tuple(windows.shape)}, expected uint8 (B, 3, {WINDOW}, {WINDOW})"
             )
-        images = self.transform(windows.to(self.device)).to(self.dtype, memory_format=torch.channels_last)
+        at_once = CPU_BATCH if self.device.type == "cpu" else len(windows) or 1
+        return torch.cat([self._embed(part) for part in windows.to(self.device).split(at_once)])
+
+    def _embed(self, windows: torch.Tensor) -> torch.Tensor:
+        images = self.transform(windows).to(self.dtype, memory_format=torch.channels_last)
         return self.model(images).flatten(1).float()
 
     def transform(self, windows: torch.Tensor) -> torch.Tensor:

@@ -115,10 +115,11 @@ def plot_panels(panels: Sequence[Panel], xlabel: str, names: Sequence[str] | Non
         axes = figure.add_subplot(rows, columns, i + 1)
         for j, line in enumerate(panel.lines):
             _draw_line(axes, line, f"C{j % 10}")
-        place, value = panel.best
-        axes.plot([place], [value], "o", color=ORANGE, markersize=12, fillstyle="none", markeredgewidth=2)
         axes.set_title(panel.title, loc="left", fontsize=11)
-        axes.set_title(f"best {value:.4g}", loc="right", fontsize=10, color=ORANGE)
+        if len({value for line in panel.lines for value in line.values}) > 1:
+            place, value = panel.best
+            axes.plot([place], [value], "o", color=ORANGE, markersize=12, fillstyle="none", markeredgewidth=2)
+            axes.set_title(f"best {value:.4g}", loc="right", fontsize=10, color=ORANGE)
         axes.set_xlabel(xlabel)
         axes.grid(axis="y", color="#d8dee4", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)

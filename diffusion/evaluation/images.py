@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,12 +18,16 @@ from diffusion.errors import InputError, MissingError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 LOSSY = ("JPEG", "WEBP", "JPEG in TIFF")  # formats that (WEBP: may) have lost something
+OVERVIEWS = re.compile(
+    r"slides_\d+"
+)  # folders of tools/extract_patches.py: pictures of whole slides beside their patches
 FITS = ("refuse", "resize", "windows")
 
 
 @dataclass(frozen=True)
 class ImageSet:
     """The images of a folder and those below it, by name: the path below the folder without its suffix; in name order.
+    Pictures of whole slides, which lie beside their patches, are none of them.
 
     fit: what is done with an image that is not 256 x 256. "refuse" it; "resize" the square in its middle, antialiased;
     or take every whole one of its "windows" of 256 for an image.
@@ -39,7 +44,11 @@ class ImageSet:
             raise MissingError(f"no folder of images at {folder}")
         files: dict[str, Path] = {}
         for path in sorted(folder.rglob("*")):
-            if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
+            if (
+                path.suffix.lower() not in SUFFIXES
+                or path.name.startswith(".")
+                or OVERVIEWS.fullmatch(path.parent.name)
+            ):
                 continue
             name = path.relative_to(folder).with_suffix("").as_posix()
             if name in files:

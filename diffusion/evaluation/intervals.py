@@ -22,10 +22,8 @@ def around(value: float, error: float, least: float = -np.inf, most: float = np.
 
 
 def of_mean(values: torch.Tensor | np.ndarray, seed: int = 0, replicates: int = 2000) -> Interval:
-    """Of the mean of values (n,): percentiles of the means of samples drawn again; of zeros and ones, Wilson's."""
+    """Of the mean of values (n,): percentiles of the means of samples drawn again."""
     values = np.asarray(values, dtype=np.float64)
-    if np.isin(values, (0, 1)).all():
-        return of_share(float(values.mean()), len(values))
     generator = np.random.default_rng(seed)
     count = len(values)
     if count > 10_000:  # where the mean is as good as normal

@@ -17,7 +17,7 @@ from diffusion.evaluation.features import Row
 from diffusion.evaluation.images import ImageSet, window_of
 from diffusion.evaluation.pairs import Nearest, Pairs
 
-SHOWN = 8  # pairs of each of best, median and worst; nearest neighbours
+SHOWN = 6  # pairs of each of best, median and worst; nearest neighbours
 SHEET_COLUMNS, SHEET_ROWS, SHEET_CELL = 8, 6, 128  # of a contact sheet; pixels
 GRID_COLUMNS, GRID_PAIRS, GRID_CELL = 8, 16, 104  # of the picture of pairs, which fits a README
 QUALITY = 90  # of the copies shown, JPEG, so that the page stays small; scores are taken from the files

@@ -52,7 +52,9 @@ class Labelled:
         A class of `classes` may lack. Raises InputError for one of which no image could be read.
         """
         for name in sorted({class_of(name) for name in features.bad} - {class_of(row.name) for row in features.rows}):
-            raise InputError(f"no image of class {name} in {features.source} can be used; mend them or leave it out")
+            raise InputError(
+                f"no image of class {name} can be used ({next(iter(features.bad.values()))}); mend them or leave it out"
+            )
         images = draw_images(features, classes, per_class, seed)
         numbers = [i for i, row in enumerate(features.rows) if row.name in images]
         names = [features.rows[i].name for i in numbers]

@@ -8,7 +8,6 @@ Letters: B, P windows, S their side in pixels, k tiles of 256 in a window, D wid
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,7 +40,6 @@ PROBES = 100  # images tried before none of a set counts as usable
 SEED = 0  # of the bootstrap and of random pairs: which windows are drawn is all that a user's seed decides
 AMPLIFIED = 4  # of the differences that are drawn
 LARGEST_SHOWN = 256  # pixels a side
-OVERVIEWS = re.compile(r"slides_\d+")  # folders of tools/extract_patches.py
 QUALITIES = {"psnr": "PSNR, dB", "ssim": "SSIM", "cosine": "cosine distance", "distance": "feature distance"}
 NOTES = (
     "Decoded from the posterior's mean, and compared in 8 bits.",
@@ -65,8 +63,7 @@ class Images:
     def below(cls, folder: Path) -> Images:
         """All images in a folder and those below it. Raises as `ImageSet.open`."""
         files = ImageSet.open(folder).files.values()
-        # where patches were cut, pictures of whole slides lie among them
-        names = [file.relative_to(folder).as_posix() for file in files if not OVERVIEWS.fullmatch(file.parent.name)]
+        names = [file.relative_to(folder).as_posix() for file in files]
         return cls(folder, len(names), names.__getitem__)
 
     @classmethod

@@ -179,7 +179,11 @@ def add_manifolds(scores: Scores, real: Features, synthetic: Features, seed: int
             f"Precision, recall, density and coverage are taken from {MANIFOLD_ROWS} random images of a set."
         )
     for name, of_each in manifolds(*rows)._asdict().items():
-        scores.values[name] = mean_of(of_each.cpu().numpy(), seed)
+        if name == "density":  # which counts, where the others ask whether
+            scores.values[name] = mean_of(of_each.cpu().numpy(), seed)
+        else:
+            share = float(of_each.mean())
+            scores.values[name] = Value(share, *intervals.of_share(share, len(of_each)))
 
 
 def add_pairs(scores: Scores, real: Features, synthetic: Features, seed: int) -> None:
