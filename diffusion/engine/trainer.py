@@ -13,7 +13,6 @@ import os
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +25,9 @@ from diffusion.data.batch import PatchBatch
 from diffusion.data.datasets.pan_cancer import PanCancerData, SkipBad, build_dataset
 from diffusion.data.loader import batches_of, training_loader
 from diffusion.data.sampler import BatchStream
-from diffusion.engine.checkpoint import FOLDER, LOOKED_AT, SNAPSHOTS, last_of, looked_at, put_away
+from diffusion.engine.checkpoint import FOLDER, SNAPSHOTS, last_of, looked_at, put_away
 from diffusion.engine.ema import EMA, PowerEMA
+from diffusion.engine.looks import Looks
 from diffusion.engine.losses import BatchLosses
 from diffusion.engine.optim import build_lr_schedule, build_optimizer
 from diffusion.engine.plan import (
@@ -56,10 +56,9 @@ from diffusion.engine.state import RunState, seed_generators
 from diffusion.engine.step import BAD_STEPS, accumulate, settle_sums, tell_of_bad_step
 from diffusion.engine.stops import Stop, Stops
 from diffusion.engine.validation import Validation
-from diffusion.engine.watch import BadItems, Meter, Watch, processor, sample_grid
+from diffusion.engine.watch import BadItems, Meter, Watch, processor
 from diffusion.errors import InputError
 from diffusion.files import locked, remove_unfinished
-from diffusion.model.pixart import PixArt
 from diffusion.seeds import mix_seed
 from diffusion.timesteps import build_timestep_sampler
 from diffusion.workdir import CONFIG_FILE, check_tokens, latent_scale, load_codec
@@ -67,7 +66,6 @@ from diffusion.workdir import CONFIG_FILE, check_tokens, latent_scale, load_code
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from diffusion.encoders.latents import LatentCodec
 
 log = logging.getLogger(__name__)
 
@@ -194,49 +192,6 @@ def train(
         return finished
 
 
-@dataclass(frozen=True)
-class Looks:
-    """What is looked at with the averaged weights, and after which steps. For all processes together."""
-
-    watch: Watch
-    work_dir: Path
-    dataset: PanCancerData | SkipBad
-    codec: LatentCodec | None
-    validation: Validation | None
-    scores: SampleScores | None
-    at_saves: set[int]  # validation and sample grids
-    scored: set[int]
-
-    def __contains__(self, step: int) -> bool:
-        return step in self.at_saves or step in self.scored
-
-    def __call__(self, run: RunState) -> None:
-        """Validate, sample and score as is due at this step; note that this step's look is done."""
-        begun, accelerator = time.perf_counter(), run.accelerator
-        with averaged(run.model, run.ema):
-            if run.step in self.at_saves:
-                self.validate_and_sample(run)
-            if self.scores is not None and run.step in self.scored:
-                found = self.scores(run.model)
-                if found is not None:
-                    self.watch.scores(found.values, run.step)
-                    self.watch.picture("evaluation", found.picture, run.step)
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process and run.step in self.at_saves:  # at others no run begins again
-            (self.work_dir / FOLDER / LOOKED_AT).write_text(f"{run.step}\n")
-        run.meter.leave_out(time.perf_counter() - begun)
-
-    def validate_and_sample(self, run: RunState) -> None:
-        accelerator, config = run.accelerator, run.config
-        if self.validation is not None:
-            self.watch.validation(self.validation(run.model), run.step)
-        if config.sample_grid.count and (accelerator.is_main_process or accelerator.is_fsdp2):  # all run it, or one
-            codec = self.codec if accelerator.is_main_process else None
-            pixels = sample_grid(run.model, run.model.y_embedder.y_embedding, self.dataset, codec, config)
-            if accelerator.is_main_process:
-                self.watch.picture("samples", pixels, run.step)
-
-
 def hold(held: contextlib.ExitStack, work_dir: Path, last: dict[str, Any]) -> None:
     """Be the one process at work in a work dir, and clear what others that were killed have left there.
 
@@ -306,19 +261,6 @@ def start_run(
     if saved is not None:
         run.load(saved)
     return run, network, origin
-
-
-@contextlib.contextmanager
-def averaged(model: PixArt, ema: EMA) -> Iterator[None]:
-    """In the block, the network has its averaged weights and is in eval mode; without a second copy of it."""
-    training = model.training
-    model.eval()
-    ema.swap(model)
-    try:
-        yield
-    finally:
-        ema.swap(model)
-        model.train(training)
 
 
 def start_loader(

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from diffusion.errors import InputError
 from diffusion.evaluation.moments import Gaussian, fitted
@@ -88,7 +89,7 @@ def kernel_distance(
     size = min(subset_size, len(real), len(synthetic))
     whole = max(len(real), len(synthetic)) <= subset_size
     found = []
-    for _ in range(1 if whole else subsets):
+    for _ in tqdm(range(1 if whole else subsets), desc="kernel distance", unit="subset", leave=False, delay=3):
         chosen = (real, synthetic)
         if not whole:
             picks = [torch.from_numpy(random.choice(len(rows), size, replace=False)) for rows in chosen]

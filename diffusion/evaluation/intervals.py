@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 Z95 = 1.959964  # standard errors to either side
 
@@ -54,7 +55,7 @@ def standard_error(
     """
     generator = np.random.default_rng(seed)
     values = []
-    for _ in range(replicates):
+    for _ in tqdm(range(replicates), desc="interval", unit="replicate", leave=False, delay=3):
         again = [
             rows[torch.from_numpy(generator.integers(0, len(rows), len(rows))).to(rows.device)]
             for rows in (real, synthetic)
