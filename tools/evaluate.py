@@ -56,7 +56,7 @@ def main() -> None:
         embedder = encoder and PatchEmbedder.load(encoder, state.device, root=args.root or default_root())
         measured.append(measure(sources, embedder, args.cache or args.out / "features", state, options, timing))
     if state.is_main_process:
-        about = About(args.note, args.seed, settings, losses, timing)
+        about = About(args.note, args.seed, args.bootstrap, settings, losses, timing)
         notes = write_report(args.out, measured, sources, about)
         tell(measured, notes, timing)
         print(f"written: {args.out / 'index.html'}")

@@ -36,12 +36,16 @@ class Options:
 
 @dataclass
 class Measured:
-    """One encoder's scores, the untrained network's beside them, and the features that they are of."""
+    """One encoder's scores, the untrained network's beside them, and the features that they are of.
+
+    weights: the encoder's, by their fingerprint; empty of features that were given.
+    """
 
     scores: Scores
     features: dict[str, Features]
     untrained: Scores | None = None
     notes: list[str] = field(default_factory=list)
+    weights: str = ""
 
 
 Source = ImageSet | Features
@@ -90,7 +94,8 @@ def measure(
     if UNTRAINED in features:
         metrics = [metric for metric in options.metrics if metric in OF_ONE_SET]
         untrained = score(real, features[UNTRAINED], metrics, **settings)
-    return Measured(scores, features, untrained, notes_of(sources, features))
+    weights = "" if embedder is None else embedder.fingerprint
+    return Measured(scores, features, untrained, notes_of(sources, features), weights)
 
 
 def _refuse_unpaired(real: Features, synthetic: Features) -> None:
@@ -130,7 +135,7 @@ def summary(measured: Sequence[Measured]) -> dict[str, dict]:
     """Scores by encoder, as JSON has them."""
     found = {}
     for part in measured:
-        found[part.scores.encoder] = part.scores.record()
+        found[part.scores.encoder] = {"weights": part.weights, **part.scores.record()}
         if part.untrained is not None:
             found[part.scores.encoder]["untrained"] = part.untrained.record()["values"]
     return found

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 
 from diffusion.evaluation.features import PART, Features, Row
 
+RANDOM_PAIRS = 10_000  # put together at random: enough to know their spread by
+
 
 class Pairs(NamedTuple):
     """Every row that both sets have. distance: between features, 1 where two random real images are as far apart."""
@@ -20,7 +22,7 @@ class Pairs(NamedTuple):
     rows: list[Row]
     similarity: np.ndarray  # (P,) cosine of a real row and the synthetic row of its name
     distance: np.ndarray  # (P,) Euclidean
-    random: np.ndarray  # (P,) cosine of a real row and a synthetic row of another name
+    random: np.ndarray  # (P,) or fewer: cosines of a real row and a synthetic row of another name
 
     @property
     def above_random(self) -> np.ndarray:
@@ -37,23 +39,31 @@ def compare_pairs(real: Features, synthetic: Features, seed: int = 0) -> Pairs |
     if len(common) < 2:
         return None
     rows, at_real, at_synthetic = map(list, zip(*common, strict=True))
-    # a random cycle through all pairs: no row meets its own
-    order = np.random.default_rng(seed).permutation(len(rows))
-    other = np.empty_like(order)
-    other[order] = np.roll(order, 1)
-    own, random, distances, apart = [], [], [], []
+    own, distances = [], []
     for first in range(0, len(rows), PART):
         part = slice(first, first + PART)
-        a = real.take(at_real[part])
-        strangers = np.asarray(at_synthetic)[other[part]], np.asarray(at_real)[other[part]]
-        b, c, d = synthetic.take(at_synthetic[part]), synthetic.take(strangers[0]), real.take(strangers[1])
+        a, b = real.take(at_real[part]), synthetic.take(at_synthetic[part])
         own.append(F.cosine_similarity(a, b))
-        random.append(F.cosine_similarity(a, c))
         distances.append((a - b).norm(dim=1))
-        apart.append((a - d).norm(dim=1))
-    scale = torch.cat(apart).double().mean().clamp(min=torch.finfo(torch.float64).tiny)
-    relative = torch.cat(distances).double() / scale
-    return Pairs(rows, torch.cat(own).double().numpy(), relative.numpy(), torch.cat(random).double().numpy())
+    random, apart = _strangers(real, synthetic, np.array(at_real), np.array(at_synthetic), seed)
+    return Pairs(rows, _numpy(own), _numpy(distances) / apart, random)
+
+
+def _strangers(
+    real: Features, synthetic: Features, at_real: np.ndarray, at_synthetic: np.ndarray, seed: int
+) -> tuple[np.ndarray, float]:
+    """Cosines of real rows and synthetic rows of other names, and the mean distance of two real rows.
+
+    Some pairs in a random order, each with the one after it: no row meets its own.
+    """
+    order = np.random.default_rng(seed).permutation(len(at_real))[:RANDOM_PAIRS]
+    a, others = real.take(at_real[order]), synthetic.take(at_synthetic[order])
+    apart = (a - a.roll(1, 0)).norm(dim=1).double().mean()
+    return _numpy([F.cosine_similarity(a, others.roll(1, 0))]), max(float(apart), np.finfo(float).tiny)
+
+
+def _numpy(parts: list[torch.Tensor]) -> np.ndarray:
+    return torch.cat(parts).double().numpy()
 
 
 class Nearest(NamedTuple):

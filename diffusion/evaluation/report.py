@@ -47,6 +47,7 @@ class About:
 
     note: str = ""
     seed: int = 0
+    replicates: int = 0
     settings: Mapping[str, str] = field(default_factory=dict)
     losses: Losses | None = None
     timing: Timing = field(default_factory=Timing)
@@ -122,8 +123,9 @@ def page_fields(
         "pair_count": 0 if first.scores.pairs is None else len(first.scores.pairs.rows),
         "neighbours": [],
         "sheets": [],
-        "tables": [("Settings", about.settings)] if about.settings else [],
+        "tables": [("Sampling", about.settings)] if about.settings else [],
     }
+    fields["tables"].append(("Scoring", _scoring_fields(measured, about)))
     fields["tables"] += [("Time", _timing_fields(about.timing))] if about.timing.images else []
     fields["tables"].append(("Versions", versions()))
     if pictures and first.scores.pairs is not None:
@@ -189,6 +191,11 @@ def _loss_fields(losses: Losses, plot: bool = False) -> dict[str, Any]:
     if plot:
         fields["src"] = page.png_uri(charts.plot_losses(losses.training, held_out))
     return fields
+
+
+def _scoring_fields(measured: Sequence[Measured], about: About) -> dict[str, str]:
+    weights = {f"weights of {part.scores.encoder}": part.weights for part in measured if part.weights}
+    return {"seed": str(about.seed), "replicates of intervals": str(about.replicates), **weights}
 
 
 def _timing_fields(timing: Timing) -> dict[str, str]:
