@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from diffusion.errors import InputError
 from diffusion.memory import keep_freed_memory
@@ -86,7 +86,7 @@ def cores() -> int:
 
 def positive_int(text: str) -> int:
     """An argparse type: 1, 2, 3, ..."""
-    value = int(text)
+    value = _number(text, int)
     if value < 1:
         raise argparse.ArgumentTypeError(f"got {value}, expected a whole number of at least 1")
     return value
@@ -94,7 +94,7 @@ def positive_int(text: str) -> int:
 
 def natural_int(text: str) -> int:
     """An argparse type: 0, 1, 2, ..."""
-    value = int(text)
+    value = _number(text, int)
     if value < 0:
         raise argparse.ArgumentTypeError(f"got {value}, expected a whole number of at least 0")
     return value
@@ -102,7 +102,7 @@ def natural_int(text: str) -> int:
 
 def finite_float(text: str) -> float:
     """An argparse type: a number that is neither infinite nor none."""
-    value = float(text)
+    value = _number(text, float)
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"got {text}, expected a number")
     return value
@@ -114,6 +114,25 @@ def positive_float(text: str) -> float:
     if value <= 0:
         raise argparse.ArgumentTypeError(f"got {text}, expected a number above 0")
     return value
+
+
+Number = TypeVar("Number", int, float)
+
+
+def _number(text: str, kind: type[Number]) -> Number:
+    try:
+        return kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a {'whole ' if kind is int else ''}number") from None
+
+
+def output_folder(text: str) -> Path:
+    """An argparse type: a folder that is there or can be made. What lies in its way is told before hours of work."""
+    path = Path(text)
+    in_the_way = next((place for place in (path, *path.parents) if place.exists() and not place.is_dir()), None)
+    if in_the_way is not None:
+        raise argparse.ArgumentTypeError(f"{in_the_way} is a file, expected a folder, or a new name")
+    return path
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:

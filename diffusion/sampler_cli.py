@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 from diffusion.cli import Parser, finite_float, natural_int, positive_int, tool_parser
 
+GROUPS = ("sampling", "conditions")  # of the options
 ALGORITHMS = ("dpm-solver", "ddim", "iddpm", "sa-solver")  # of diffusion.sampling, which would take seconds to import
 
 
@@ -18,7 +20,7 @@ def sampler_parser(
     default, if it fills one.
     """
     parser = tool_parser(description, examples, root_of_run=True)
-    add = parser.add_argument_group("sampling").add_argument
+    add = parser.add_argument_group(GROUPS[0]).add_argument
     workdir = "work dir of the training run, or released weights [$PIXCELL_WORKDIR, else the newest run in ./output]"
     add("--workdir", type=Path, help=workdir)
     add(
@@ -69,7 +71,7 @@ def patch_sampler_parser(description: str, examples: str, out_dir: str | None, c
     """A parser for tools that sample images of the network's own size, `count` of them unless told."""
     parser = sampler_parser(description, examples, (batch_size, "images"), out_dir)
     parser.set_defaults(count=count)
-    add = parser.add_argument_group("conditions").add_argument
+    add = parser.add_argument_group(GROUPS[1]).add_argument
     add("--n_images", "--num_samples", type=positive_int, help=f"how many [{count}; of --images and --tokens one each]")
     add("--images", type=Path, nargs="+", help="image files that condition, embedded now, instead of indexed patches")
     add("--tokens", type=Path, nargs="+", help=".npy files of embeddings that condition: (L, D), or (n, L, D)")
@@ -79,3 +81,13 @@ def patch_sampler_parser(description: str, examples: str, out_dir: str | None, c
     add("--subset_keys", nargs="+", help="keys of that index [the run's]")
     add("--format", choices=("png", "jpeg"), default="png", help="png is lossless; never score jpeg")
     return parser
+
+
+def of_training(args: argparse.Namespace) -> list[str]:
+    """What to know of scores when no other conditions are named than those that the run learned from, in sentences."""
+    if args.images or args.tokens or args.patch_names_file or args.subset_keys or args.data_root:
+        return []
+    return [
+        "Conditions and real images are of the index that the run was trained on; name held-out ones with "
+        "--patch_names_file or --subset_keys."
+    ]

@@ -12,12 +12,15 @@ from diffusion.evaluation import intervals
 from diffusion.evaluation.distances import (
     frechet_at_infinity,
     frechet_distance,
+    frechet_influence,
     frechet_of_gaussians,
     halves,
     kernel_distance,
     manifolds,
 )
-from diffusion.evaluation.moments import Moments, fitted
+from diffusion.evaluation.features import Features
+from diffusion.evaluation.moments import Gaussian, fitted
+from diffusion.evaluation.scores import frechet
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -112,12 +115,6 @@ def test_moments_of_batches_are_those_of_the_whole():
     assert found.count == 1000
     torch.testing.assert_close(found.mean, rows.double().mean(0), rtol=1e-12, atol=0)
     torch.testing.assert_close(found.covariance, torch.cov(rows.double().T), rtol=1e-8, atol=1e-10)
-    weights = torch.randint(0, 4, (1000,), generator=seeded(12))
-    weighted = Moments()
-    for part, weight in zip(rows.split(300), weights.split(300), strict=True):
-        weighted.add(part, weight)
-    repeated = fitted([rows.repeat_interleave(weights, 0)])
-    torch.testing.assert_close(weighted.gaussian().covariance, repeated.covariance, rtol=1e-8, atol=1e-10)
 
 
 def test_unusable_features_are_refused():
@@ -225,6 +222,8 @@ def test_extrapolation_takes_the_bias_away():
         plain.append(frechet_distance(real, synthetic))
         extrapolated.append(frechet_at_infinity(real, synthetic, seed).value)
     assert np.mean(plain) > 1.15 * expected
+    with pytest.raises(InputError, match="got 70 samples, expected at least 80 to extrapolate from"):
+        frechet_at_infinity(real[:70], synthetic)
     assert np.mean(extrapolated) == pytest.approx(expected, rel=0.07)
 
 
@@ -254,11 +253,41 @@ def test_intervals_hold_what_they_should():
         held_mean += low <= 1 <= high
         low, high = intervals.around(*kernel_distance(*draw(i)))
         held_kernel += low <= kernel <= high
-        error = intervals.standard_error(frechet_distance, *draw(i), replicates=20, seed=i)
-        low, high = intervals.around(frechet_distance(*draw(i)), error)
+        found = frechet(*(Features.of(rows) for rows in draw(i)), replicates=20, seed=i)
+        low, high = intervals.around(found.value, found.error)
         held_frechet += low <= np.mean(many) <= high
-        assert error < 2.5 * np.std(many)  # and is no wider than it must be
+        assert found.error < 1.6 * np.std(many)  # and is little wider than it must be
     assert 50 <= held_mean <= 60 and 52 <= held_kernel <= 60 and 54 <= held_frechet <= 60
+
+
+def test_influence_is_the_derivative():
+    """What a row moves the distance by: the first difference when one row is counted a little more."""
+    real, synthetic = correlated(80, 6, seed=50).double(), correlated(70, 6, seed=51, offset=0.5).double()
+    own, other = fitted([real]), fitted([synthetic])
+    moves = frechet_influence(own, other)(real)
+    assert abs(float(moves.mean())) < 0.03 * float(moves.std())
+    step = 1e-4
+    for i in (0, 11, 42):
+        away = real[i] - own.mean
+        mean = own.mean + step * away
+        covariance = own.covariance + step * (torch.outer(away, away) - own.covariance)
+        moved = frechet_of_gaussians(Gaussian(80, mean, covariance), other) - frechet_of_gaussians(own, other)
+        assert float(moves[i]) == pytest.approx(moved / step, rel=1e-2, abs=1e-3)
+
+
+def test_the_error_of_a_distance_of_few_is_the_bootstraps():
+    real, synthetic = Features.of(correlated(30, 64, seed=52)), Features.of(correlated(30, 64, seed=53))
+    found = frechet(real, synthetic, replicates=40)
+    assert found.error == pytest.approx(found.deviations.std(ddof=1)) and abs(found.deviations.mean()) < 1e-9
+    assert frechet(real, synthetic, replicates=0).deviations.size == 0
+
+
+def test_deviations_of_the_same_draws_cancel():
+    """Two distances to one set, of synthetic sets that are nearly the same, differ by far less than either errs."""
+    real, synthetic = torch.randn(200, 8, generator=seeded(60)), torch.randn(200, 8, generator=seeded(61)) + 0.5
+    near = synthetic + 0.01 * torch.randn(200, 8, generator=seeded(62))
+    one, other = (frechet(Features.of(real), Features.of(rows), replicates=50) for rows in (synthetic, near))
+    assert (one.deviations - other.deviations).std() < 0.1 * one.error
 
 
 def test_interval_of_a_share_is_wilsons():

@@ -226,9 +226,9 @@ def test_what_a_reader_must_know_is_told(tmp_path, evaluate):
     assert answer.returncode == 0, answer.stderr
     for note in (
         "3 synthetic images are JPEG: lossy compression alone moves the scores",
-        "1 real images were left out: patch_2 cannot be read",
+        "1 real image is left out: patch_2 cannot be read",
         "Fewer images (3) than the 3 numbers of a feature",
-        "2 images have no partner of their name",
+        "Images without a partner of their name: 2",
         "need more than 5 images of each kind",
     ):
         assert note in answer.stdout
@@ -241,7 +241,7 @@ def test_what_a_reader_must_know_is_told(tmp_path, evaluate):
         in evaluate("--real", real, "--syn", syn, "--out", tmp_path / "out").stdout
     )
     strict = evaluate("--real", real, "--syn", syn, "--out", tmp_path / "out", "--strict")
-    assert strict.returncode == 2 and "3 images have no partner, the first patch_2" in strict.stderr
+    assert strict.returncode == 2 and "3 images without a partner, the first patch_2" in strict.stderr
 
 
 def test_sets_without_pairs_are_scored(tmp_path, evaluate):
@@ -282,8 +282,14 @@ def test_nothing_is_written_when_something_is_refused(tmp_path, evaluate):
         (["--real", real, "--syn", one], "2 real and 1 synthetic images, expected at least 2"),
         (["--real", real, "--syn", real, "--run", tmp_path / "run"], "no work dir"),
         (["--real", real, "--syn", tmp_path / "large"], "b.png has 300 x 300 pixels, expected 256 x 256; --on_size"),
-        (["--real", real], "give --real and --syn, or --workdir"),
-        (["--real", real, "--syn", real, "--workdir", tmp_path], "give --real and --syn, or --workdir"),
+        (["--real", real], "--syn: missing; expected two sets"),
+        ([], "--real and --syn, or --workdir: missing"),
+        (["--real", real, "--syn", real, "--workdir", tmp_path], "either a run is sampled, or what is there is scored"),
+        (["--real", real, "--syn", real, "--encoder", "uni2"], "the encoder of scores is named with --encoders"),
+        (
+            ["--real", real, "--syn", real, "--sampling_steps", "7"],
+            "--sampling_steps is of sampling, and nothing is sampled",
+        ),
     ):
         answer = evaluate(*arguments, "--out", tmp_path / "out")
         assert answer.returncode == 2 and message in answer.stderr

@@ -136,7 +136,9 @@ def test_images_that_cannot_be_read_are_named_and_left_out(tmp_path, embedder, s
             30,
             50,
         ]
-        assert "cannot be read" in features.bad["patch_1"] and "is a L image, expected RGB" in features.bad["patch_3"]
+        assert (
+            "cannot be read" in features.bad["patch_1"] and "has mode L: convert it to RGB" in features.bad["patch_3"]
+        )
     for where in (cache, tmp_path / "other"):
         with pytest.raises(InputError, match=r"patch_1.png cannot be read"):
             embed_set(images, embedder, where, state, strict=True)
@@ -154,7 +156,7 @@ def test_other_sizes_are_refused_or_done_as_told(tmp_path, embedder, state):
             large[row * 256 : row * 256 + 256, column * 256 : column * 256 + 256, 0] = 10 * (3 * row + column) + 20
     Image.fromarray(large).save(folder / "large.png")
     cache = tmp_path / "cache"
-    with pytest.raises(InputError, match=r"large.png has 770 x 520 pixels, expected 256 x 256; --on_size"):
+    with pytest.raises(InputError, match=r"large.png has 770 x 520 pixels, expected 256 x 256; --on_size windows"):
         embed_set(ImageSet.open(folder), embedder, cache, state)
     windows = embed_set(ImageSet.open(folder, "windows"), embedder, cache, state, batch_size=4)
     assert windows.rows[:3] == [Row("large", 0), Row("large", 1), Row("large", 2)]

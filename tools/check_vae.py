@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import columns, natural_int, pick_device, positive_int, run, tool_parser
+from diffusion.cli import columns, natural_int, output_folder, pick_device, positive_int, run, tool_parser
 from diffusion.errors import InputError
 from diffusion.files import write_whole, written_aside
 
@@ -207,7 +207,7 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "--pictures", type=natural_int, default=2, help="best, median and worst windows on the sheet, each; 0: no sheet"
     )
-    add("--out", type=Path, default=Path("vae_check"), help="folder for scores and sheet")
+    add("--out", type=output_folder, default=Path("vae_check"), help="folder for scores and sheet")
     return parser.parse_args()
 
 

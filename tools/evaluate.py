@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import default_root, natural_int, pick_device, run, start_processes
-from diffusion.errors import InputError
-from diffusion.sampler_cli import patch_sampler_parser
+from diffusion.cli import Parser, default_root, natural_int, output_folder, pick_device, run, start_processes
+from diffusion.sampler_cli import GROUPS, of_training, patch_sampler_parser
 
 if TYPE_CHECKING:
     from diffusion.evaluation.features import Timing
@@ -32,10 +31,7 @@ METRICS = ("fd", "fd_infinity", "kid", "prdc", "similarity", "neighbours")
 
 def main() -> None:
     args = parse_args()
-    if (args.real is None) != (args.syn is None) or (args.real is None) == (args.workdir is None):
-        raise InputError("got neither or both of two folders and a run; give --real and --syn, or --workdir")
-    if args.workdir is not None:
-        sample(args)
+    origin = sample(args) if args.workdir is not None else []
     from diffusion.encoders.embedders import PatchEmbedder
     from diffusion.evaluation.features import Features, Timing
     from diffusion.evaluation.measure import REAL, SYNTHETIC, TRAINING, UNTRAINED, Options, measure, open_sources
@@ -56,15 +52,15 @@ def main() -> None:
         embedder = encoder and PatchEmbedder.load(encoder, state.device, root=args.root or default_root())
         measured.append(measure(sources, embedder, args.cache or args.out / "features", state, options, timing))
     if state.is_main_process:
-        about = About(args.note, args.seed, args.bootstrap, settings, losses, timing)
+        about = About(args.note, args.seed, args.bootstrap, settings, losses, timing, origin)
         notes = write_report(args.out, measured, sources, about)
         tell(measured, notes, timing)
         print(f"written: {args.out / 'index.html'}")
     state.wait_for_everyone()
 
 
-def sample(args: argparse.Namespace) -> None:
-    """Fill OUT/samples from the run, and have it scored."""
+def sample(args: argparse.Namespace) -> list[str]:
+    """Fill OUT/samples from the run, and have it scored; what is to be known of it, in sentences."""
     from diffusion.engine.sample_command import sample_patches
 
     args.out_dir = args.out / "samples"
@@ -74,6 +70,7 @@ def sample(args: argparse.Namespace) -> None:
         args.run = args.workdir
     if size > 256 and args.on_size == "refuse":
         args.on_size = "windows"
+    return of_training(args)
 
 
 def tell(measured: list[Measured], notes: list[str], timing: Timing) -> None:
@@ -116,9 +113,30 @@ def parse_args() -> argparse.Namespace:
     add("--run", type=Path, metavar="WORKDIR", help="work dir of the training run, for its losses")
     add("--cache", type=Path, help="folder that keeps features for the next time [OUT/features]")
     add("--workers", type=natural_int, default=1, help="processes that read images")
-    add("--out", type=Path, default=Path("report"), help="folder for the report")
+    add("--out", type=output_folder, default=Path("report"), help="folder for the report")
     add("--note", default="", metavar="TEXT", help="a line at the head of the page")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.workdir is not None and (args.real or args.syn):
+        parser.error("--workdir and --real or --syn: either a run is sampled, or what is there is scored")
+    if args.workdir is None and not (args.real and args.syn):
+        missing = (
+            "--real and --syn, or --workdir" if not (args.real or args.syn) else "--syn" if args.real else "--real"
+        )
+        parser.error(f"{missing}: missing; expected two sets to compare, or a run to sample")
+    if args.workdir is None:
+        refuse_options_of_sampling(parser, args)
+    return args
+
+
+def refuse_options_of_sampling(parser: Parser, args: argparse.Namespace) -> None:
+    """Nothing is sampled: an option for it is a mistake, --encoder for --encoders above all."""
+    for group in parser._action_groups:
+        for action in group._group_actions if group.title in GROUPS else ():
+            if action.dest != "batch_size" and str(getattr(args, action.dest)) != str(action.default):
+                hint = "; the encoder of scores is named with --encoders" if action.dest == "encoder" else ""
+                parser.error(
+                    f"{action.option_strings[0]} is of sampling, and nothing is sampled with --real and --syn{hint}"
+                )
 
 
 if __name__ == "__main__":

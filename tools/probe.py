@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import columns, natural_int, pick_device, positive_int, run, start_processes, tool_parser
+from diffusion.cli import (
+    columns,
+    natural_int,
+    output_folder,
+    pick_device,
+    positive_int,
+    run,
+    start_processes,
+    tool_parser,
+)
 from diffusion.errors import InputError
 from diffusion.files import write_whole
 
@@ -183,7 +192,7 @@ def parse_args() -> argparse.Namespace:
         metavar="N",
         help="training images of each class and set, drawn at random [all]",
     )
-    add("--out", type=Path, default=Path("probe"), help="folder for the scores and the picture")
+    add("--out", type=output_folder, default=Path("probe"), help="folder for the scores and the picture")
     add("--cache", type=Path, metavar="DIR", help="folder for features, which runs may share [OUT/features]")
     add("--batch_size", type=positive_int, default=32, help="windows embedded at once")
     add("--workers", type=natural_int, default=0, help="processes that decode images; 0: none besides this one")

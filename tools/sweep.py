@@ -20,6 +20,7 @@ from diffusion.cli import (
     default_root,
     finite_float,
     natural_int,
+    output_folder,
     pick_device,
     positive_float,
     positive_int,
@@ -192,7 +193,7 @@ def parse_args() -> argparse.Namespace:
     add("--on_size", choices=("refuse", "resize", "windows"), default="refuse", help="as of tools/evaluate.py")
     add("--cache", type=Path, help="folder that keeps features [OUT/features]")
     add("--workers", type=natural_int, default=1, help="processes that read images")
-    add("--out", type=Path, default=Path("sweep"), help="folder for everything")
+    add("--out", type=output_folder, default=Path("sweep"), help="folder for everything")
     return parser.parse_args()
 
 

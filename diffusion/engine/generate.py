@@ -107,13 +107,13 @@ class Folder:
                 before = dict(json.loads(file.read_text()))
             except (ValueError, TypeError):
                 raise InputError(
-                    f"{file} is damaged; name another --out_dir, or delete it with the samples beside it"
+                    f"{file} is damaged; name another folder for the output, or delete it with the samples beside it"
                 ) from None
             for name in {**settings, **before}:
                 if before.get(name) != settings.get(name):
                     raise InputError(
                         f"{self.path} holds samples with {name} {before.get(name)}, not {settings.get(name)}; "
-                        "name another --out_dir"
+                        "name another folder for the output"
                     )
             return
         with written_aside(file) as temporary:
@@ -128,11 +128,11 @@ class Folder:
         names = [name for name in os.listdir(folder) if name[0] != "."] if folder.is_dir() else []
         strangers = [name for name in names if not re.match(r"\d{6,}_", name)]
         if strangers:
-            raise InputError(f"{folder} holds {strangers[0]}, which is no sample; name another --out_dir")
+            raise InputError(f"{folder} holds {strangers[0]}, which is no sample; name another folder for the output")
         present = {int(name.split("_")[0]): not with_real or (self.path / "real" / name).is_file() for name in names}
         if any(i >= count for i in present):
             raise InputError(
-                f"{self.path} holds {len(present)} samples, not {count}; name another --out_dir, or ask for as many"
+                f"{self.path} holds {len(present)} samples, not {count}; name another folder for the output, or ask for as many"
             )
         return [i for i in range(count) if not present.get(i)]
 

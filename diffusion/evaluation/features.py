@@ -225,7 +225,7 @@ def gathered(files: Sequence[Decoded]) -> tuple[torch.Tensor, list[ReadFile]]:
 
 def check(path: Path, file: ReadFile, strict: bool) -> None:
     if file.refused:
-        raise InputError(f"{path} {file.wrong}; --on_size says what to do with such images")
+        raise InputError(f"{path} {file.wrong}; --on_size windows scores its windows of 256, resize makes it smaller")
     if strict and file.wrong:
         raise InputError(f"{path} {file.wrong}; without --strict it would be left out and named")
 
@@ -283,7 +283,8 @@ def read_feature_file(path: Path) -> Features:
         named = path.suffix == ".npz" and "names" in content
         names = content["names"].tolist() if named else list(range(len(values)))
     except (ValueError, KeyError, OSError, EOFError) as error:
-        raise InputError(f"{path} is not a whole file of features ({str(error).splitlines()[0]})") from error
+        why = "not of numbers alone" if "pickle" in str(error) else str(error).splitlines()[0]
+        raise InputError(f"{path} is not a whole file of features ({why})") from error
     if values.ndim != 2 or values.dtype.kind != "f" or not len(values):
         raise InputError(f"{path} holds {values.dtype} {values.shape}, expected floating-point numbers (N, D)")
     if len(names) != len(values) or len(set(names)) != len(names):
@@ -295,7 +296,9 @@ def read_feature_file(path: Path) -> Features:
 
     for first in starts:
         if not np.isfinite(part(first)()).all():
-            raise InputError(f"{path} holds numbers that are not finite, in rows {first} to {first + PART - 1}")
+            raise InputError(
+                f"{path} holds numbers that are not finite, in rows {first} to {min(first + PART, len(values)) - 1}"
+            )
     lengths = [min(PART, len(values) - first) for first in starts]
     rows = [Row(str(name)) for name in names]
     return Features(rows, values.shape[1], [part(first) for first in starts], lengths, path.name)

@@ -91,7 +91,7 @@ def decode(path: Path, fit: str = "refuse") -> Decoded:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return Decoded(None, wrong=f"cannot be read ({error})")
     if image.mode != "RGB":
-        return Decoded(None, wrong=f"is a {image.mode} image, expected RGB")
+        return Decoded(None, wrong=f"has mode {image.mode}: convert it to RGB")
     width, height = image.size
     about = f"has {width} x {height} pixels, "
     if (width, height) == (WINDOW, WINDOW):

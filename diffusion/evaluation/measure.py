@@ -102,7 +102,7 @@ def _refuse_unpaired(real: Features, synthetic: Features) -> None:
     alone = sorted(set(real.rows) ^ set(synthetic.rows))
     if alone:
         raise InputError(
-            f"{len(alone)} images have no partner, the first {alone[0].name}: --strict wants as many real as synthetic "
+            f"{len(alone)} images without a partner, the first {alone[0].name}: --strict wants as many real as synthetic "
             "ones, of the same names"
         )
 
@@ -118,17 +118,23 @@ def notes_of(sources: Mapping[str, Source], features: Mapping[str, Features]) ->
         if rows.bad:
             few = ", ".join(f"{name} {reason}" for name, reason in list(rows.bad.items())[:3])
             more = f" and {len(rows.bad) - 3} more" if len(rows.bad) > 3 else ""
-            notes.append(f"{len(rows.bad)} {kind} images were left out: {few}{more}.")
-    for kind, rows in features.items():
+            notes.append(f"{counted(len(rows.bad), kind)} left out: {few}{more}.")
         for lossy in (name for name in LOSSY if name in rows.formats and kind != TRAINING):
             notes.append(
-                f"{rows.formats[lossy]} {kind} images are {lossy}: lossy compression alone moves the scores. Score PNG."
+                f"{counted(rows.formats[lossy], kind)} {lossy}: lossy compression alone moves the scores. Score PNG."
             )
-    resized = [kind for kind, source in sources.items() if isinstance(source, ImageSet) and source.fit != "refuse"]
-    if resized:
-        done = "resized to 256 pixels" if sources[resized[0]].fit == "resize" else "cut to windows of 256 pixels"
-        notes.append(f"Images of other sizes were {done}.")
+        source = sources[kind]
+        if isinstance(source, ImageSet) and source.fit == "windows" and len(rows) > len(source.files) - len(rows.bad):
+            files = len(source.files) - len(rows.bad)
+            notes.append(f"The {kind} images are {len(rows)} windows of 256 pixels, of {files} files.")
+        elif isinstance(source, ImageSet) and source.fit == "resize":
+            notes.append(f"Those {kind} images that are not of 256 pixels were resized.")
     return notes
+
+
+def counted(number: int, kind: str) -> str:
+    """`1 real image is`, `3 real images are`."""
+    return f"{number} {kind} {'image is' if number == 1 else 'images are'}"
 
 
 def summary(measured: Sequence[Measured]) -> dict[str, dict]:

@@ -26,8 +26,8 @@ class Moments:
         self.device, self.count = torch.device(device), 0
         self.centre: torch.Tensor | None = None
 
-    def add(self, rows: torch.Tensor, weights: torch.Tensor | None = None) -> None:
-        """Count rows (n, D), each as many times as `weights` (n,), whole numbers, say. Raises InputError for what is not finite."""
+    def add(self, rows: torch.Tensor) -> None:
+        """Count rows (n, D). Raises InputError for what is not finite."""
         if rows.ndim != 2:
             raise InputError(f"got features {tuple(rows.shape)}, expected (samples, width)")
         if not torch.isfinite(rows).all():
@@ -38,10 +38,9 @@ class Moments:
             self.sum = torch.zeros_like(self.centre)
             self.products = torch.zeros(len(self.centre), len(self.centre), dtype=torch.float64, device=self.device)
         rows = rows - self.centre
-        weighted = rows if weights is None else rows * weights.to(rows)[:, None]
-        self.count += len(rows) if weights is None else int(weights.sum())
-        self.sum += weighted.sum(0)
-        self.products.addmm_(weighted.T, rows)
+        self.count += len(rows)
+        self.sum += rows.sum(0)
+        self.products.addmm_(rows.T, rows)
 
     def gaussian(self) -> Gaussian:
         """Raises InputError for fewer than two rows."""

@@ -283,7 +283,7 @@ def measure(
     return Quality(
         codec=name,
         of_each={"psnr": np.array(psnrs), "ssim": np.array(ssims), "cosine": cosine, "distance": distance},
-        frechet=frechet(originals, reconstructions, SEED, replicates=0).value,
+        frechet=frechet(originals, reconstructions).value,
         identical=identical,
         latents_per_pixel=codec.channels / codec.factor**2,
         seconds=float(np.median(seconds)),

@@ -51,12 +51,13 @@ class About:
     settings: Mapping[str, str] = field(default_factory=dict)
     losses: Losses | None = None
     timing: Timing = field(default_factory=Timing)
+    notes: Sequence[str] = ()
 
 
 def write_report(out: Path, measured: Sequence[Measured], sources: Mapping[str, Source], about: About) -> list[str]:
     """Write everything into a folder, the page last; returns the notes that the page has."""
     pairs = measured[0].scores.pairs
-    notes = gather_notes(measured)
+    notes = [*about.notes, *gather_notes(measured)]
     grid = None
     if pairs is not None and isinstance(sources[REAL], ImageSet):
         chosen = page.choose_pairs(pairs, about.seed)

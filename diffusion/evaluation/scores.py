@@ -13,9 +13,11 @@ from diffusion.errors import InputError
 from diffusion.evaluation import intervals
 from diffusion.evaluation.distances import (
     NEIGHBOURS,
+    SOUND,
     Extrapolation,
     frechet_at_infinity,
     frechet_distance,
+    frechet_influence,
     frechet_of_gaussians,
     halves,
     kernel_distance,
@@ -26,34 +28,34 @@ from diffusion.evaluation.moments import fitted
 from diffusion.evaluation.pairs import Nearest, Pairs, compare_pairs, nearest
 
 METRICS = ("fd", "fd_infinity", "kid", "prdc", "similarity", "neighbours")
-REPLICATES = 50  # of the bootstrap of a Frechet distance: its standard error is known to a tenth
+REPLICATES = 50  # of the bootstrap of a Frechet distance: it tells the standard error to a tenth
 # rows of a set that are held at once, for what cannot be summed up batch by batch
-BOOTSTRAP_ROWS, MANIFOLD_ROWS, EXTRAPOLATION_ROWS = 10_000, 10_000, 50_000
-EXTRAPOLATED_FROM = 2  # samples for each number of a feature
+HALVED_ROWS, MANIFOLD_ROWS, HELD_ROWS = 10_000, 10_000, 50_000
+EXTRAPOLATED_FROM = 2 * SOUND  # samples for each number of a feature
 
 
 class Quantity(NamedTuple):
-    """What a value is called, and whether more of it is better."""
+    """What a value is called, and whether more of it is better; None of what others are only compared with."""
 
     title: str
-    more_is_better: bool
+    more_is_better: bool | None
     about: str
 
 
 QUANTITIES = {
-    "fd": Quantity("Fréchet distance", False, "between Gaussians fitted to the features; FID, where they are Inception's"),
-    "fd_infinity": Quantity("Fréchet distance, extrapolated", False, "to infinitely many images, without bias"),
-    "kid": Quantity("Kernel distance × 1000", False, "unbiased squared MMD with a cubic kernel; KID, where features are Inception's"),
-    "precision": Quantity("Precision", True, f"share of synthetic images among the {NEIGHBOURS} nearest neighbours of a real one"),
-    "recall": Quantity("Recall", True, f"share of real images among the {NEIGHBOURS} nearest neighbours of a synthetic one"),
-    "density": Quantity("Density", True, "neighbourhoods of real images that a synthetic one is in, over those expected"),
-    "coverage": Quantity("Coverage", True, "share of real images with a synthetic one in their neighbourhood"),
+    "fd": Quantity("Fréchet distance", False, "between Gaussians fitted to the features; the FID, if they are Inception's"),
+    "fd_infinity": Quantity("Fréchet distance, extrapolated", False, "to infinitely many images, which takes its bias away"),
+    "kid": Quantity("Kernel distance × 1000", False, "unbiased squared MMD with a cubic kernel; the KID, if features are Inception's"),
+    "precision": Quantity("Precision", True, f"share of synthetic images within reach of a real one: up to its {NEIGHBOURS}th neighbour"),
+    "recall": Quantity("Recall", True, "share of real images within reach of a synthetic one"),
+    "density": Quantity("Density", True, f"number of real images within whose reach a synthetic one is, over {NEIGHBOURS}"),
+    "coverage": Quantity("Coverage", True, "share of real images with a synthetic one within reach"),
     "similarity": Quantity("Similarity of pairs", True, "mean cosine of a real image and the one sampled for it"),
-    "random_similarity": Quantity("Similarity of random pairs", False, "the same, of images that do not belong together"),
+    "random_similarity": Quantity("Similarity of random pairs", None, "the same of images that do not belong together, to compare with"),
     "above_random": Quantity("Pairs above random", True, "how often a pair is more similar than a random one; 0.5 is chance"),
-    "feature_distance": Quantity("Feature distance of pairs", False, "Euclidean; 1 is the distance of two random real images"),
-    "nearest_training": Quantity("Nearest training image", False, "mean cosine of a synthetic image and the most similar of training"),
-    "nearest_training_of_real": Quantity("The same of real images", False, "of the real set: samples should not lie nearer"),
+    "feature_distance": Quantity("Feature distance of pairs", False, "Euclidean, where two random real images are 1 apart"),
+    "nearest_training": Quantity("Nearest training image", None, "mean cosine of a synthetic image and the training image most like it"),
+    "nearest_training_of_real": Quantity("The same of real images", None, "to compare with: samples that lie nearer may be copies"),
 }  # fmt: skip
 
 
@@ -67,7 +69,10 @@ class Value(NamedTuple):
 
 @dataclass
 class Scores:
-    """What one encoder says of a synthetic set; `notes`: what a reader of its values must know, in sentences."""
+    """What one encoder says of a synthetic set; `notes`: what a reader of its values must know, in sentences.
+
+    deviations: of the Frechet distance, as `Frechet` has them.
+    """
 
     encoder: str
     width: int
@@ -77,6 +82,7 @@ class Scores:
     pairs: Pairs | None = None
     neighbours: Nearest | None = None
     extrapolation: Extrapolation | None = None
+    deviations: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
     def record(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -104,19 +110,26 @@ def score(
         raise InputError(
             f"real features are {real.width} wide, synthetic ones {synthetic.width}; take both from one encoder"
         )
+    if training is not None and training.width != real.width:
+        raise InputError(
+            f"training features are {training.width} wide, real ones {real.width}; take all from one encoder"
+        )
     scores = Scores(real.encoder, real.width, {"real": len(real), "synthetic": len(synthetic)})
     fewest = min(len(real), len(synthetic))
     if fewest < 2:
         raise InputError(f"got {len(real)} real and {len(synthetic)} synthetic images, expected at least 2 of each")
     if "fd" in metrics:
-        scores.values["fd"] = frechet(real, synthetic, seed, replicates, device)
+        found = frechet(real, synthetic, seed, replicates, device)
+        scores.deviations = found.deviations
+        bounds = intervals.around(found.value, found.error, least=0.0) if len(found.deviations) else (None, None)
+        scores.values["fd"] = Value(found.value, *bounds)
         scores.notes += bias_notes(real, fewest, seed, device)
     if "fd_infinity" in metrics and fewest >= EXTRAPOLATED_FROM * real.width:
-        rows = [part.sample(EXTRAPOLATION_ROWS, seed).to(device) for part in (real, synthetic)]
+        rows = [part.sample(HELD_ROWS, seed).to(device) for part in (real, synthetic)]
         scores.extrapolation = frechet_at_infinity(*rows, seed=seed)
         scores.values["fd_infinity"] = Value(scores.extrapolation.value)
     if "kid" in metrics:
-        rows = [part.sample(EXTRAPOLATION_ROWS, seed).to(device) for part in (real, synthetic)]
+        rows = [part.sample(HELD_ROWS, seed).to(device) for part in (real, synthetic)]
         value, error = kernel_distance(*rows, seed=seed)
         scores.values["kid"] = Value(1000 * value, *intervals.around(1000 * value, 1000 * error))
     if "prdc" in metrics:
@@ -131,24 +144,41 @@ def score(
     return scores
 
 
-def frechet(
-    real: Features, synthetic: Features, seed: int, replicates: int, device: torch.device | str = "cpu"
-) -> Value:
-    """The Frechet distance of two sets, batch by batch, and its interval by the bootstrap.
+class Frechet(NamedTuple):
+    """A Frechet distance, its standard error, and deviations of it over sets drawn again (replicates,).
 
-    The spread is taken over no more than BOOTSTRAP_ROWS of each set, and falls with the root of their number.
+    Deviations of two distances whose sets have as many rows are of the same draws: what both share falls out of their difference.
     """
-    few = max(len(real), len(synthetic)) <= real.width
-    if few:
-        value = frechet_distance(*(part.take(range(len(part))).to(device) for part in (real, synthetic)))
-    else:
-        value = frechet_of_gaussians(fitted(real, device), fitted(synthetic, device))
-    if replicates < 2:
-        return Value(value)
-    rows = [part.sample(BOOTSTRAP_ROWS, seed).to(device) for part in (real, synthetic)]
-    error = intervals.standard_error(frechet_distance, *rows, replicates, seed)
-    share = min(map(len, rows)) / min(len(real), len(synthetic))
-    return Value(value, *intervals.around(value, error * share**0.5, least=0.0))
+
+    value: float
+    error: float
+    deviations: np.ndarray
+
+
+def frechet(
+    real: Features, synthetic: Features, seed: int = 0, replicates: int = 0, device: torch.device | str = "cpu"
+) -> Frechet:
+    """The Frechet distance of two sets, part by part; how sure it is by the bootstrap or, of more rows than columns, where
+    that takes long and is far too wide, by its derivative. Without replicates no error is taken."""
+    nothing = np.zeros(0)
+    if max(len(real), len(synthetic)) <= real.width:
+        rows = [part.take(range(len(part))).to(device) for part in (real, synthetic)]
+        value = frechet_distance(*rows)
+        again = intervals.drawn_again(frechet_distance, *rows, replicates, seed) if replicates > 1 else nothing
+        return Frechet(value, float(again.std(ddof=1)) if len(again) else 0.0, again)
+    both = (real, synthetic)
+    gaussians = [fitted(part, device) for part in both]
+    value = frechet_of_gaussians(*gaussians)
+    if replicates < 2 or min(len(real), len(synthetic)) <= real.width:
+        return Frechet(value, 0.0, nothing)
+    moves = []
+    for part, own, other in zip(both, gaussians, reversed(gaussians), strict=True):
+        influence = frechet_influence(own, other)
+        moves.append(torch.cat([influence(rows).cpu() for rows in part]).numpy())
+    error = sum(move.var(ddof=1) / len(move) for move in moves) ** 0.5
+    picks = intervals.draws([len(move) for move in moves], replicates, seed)
+    again = [sum(move[own].mean() for move, own in zip(moves, pick, strict=True)) for pick in picks]
+    return Frechet(value, float(error), np.array(again))
 
 
 def bias_notes(real: Features, fewest: int, seed: int, device: torch.device | str) -> list[str]:
@@ -156,15 +186,15 @@ def bias_notes(real: Features, fewest: int, seed: int, device: torch.device | st
     notes = []
     if fewest <= real.width:
         notes.append(
-            f"Fewer images ({fewest}) than the {real.width} numbers of a feature: the Fréchet distance is biased upwards, "
-            "and only good for comparing sets of as many."
+            f"Fewer images ({fewest}) than the {real.width} numbers of a feature: the Fréchet distance is far too large, and "
+            f"only fit to compare sets of equal size. From {EXTRAPOLATED_FROM * real.width} images on it is extrapolated, too."
         )
     if len(real) >= 4:
-        rows = real.sample(BOOTSTRAP_ROWS, seed).to(device)
+        rows = real.sample(HALVED_ROWS, seed).to(device)
         apart = halves(rows, seed)
         notes.append(
-            f"Two random halves of the real images ({len(rows) // 2} each) have a Fréchet distance of {apart:.4g}, though "
-            "they are of one kind: so much of a distance is bias at that number, about half as much at twice the number."
+            f"Two random halves of the real images ({len(rows) // 2} each) have a Fréchet distance of {apart:.4g}, although "
+            "they are of one kind: that much is bias at their number, which falls slowly as there are more."
         )
     return notes
 
@@ -194,7 +224,7 @@ def add_pairs(scores: Scores, real: Features, synthetic: Features, seed: int) ->
     scores.pairs = pairs
     alone = len(real) + len(synthetic) - 2 * len(pairs.rows)
     if alone:
-        scores.notes.append(f"{alone} images have no partner of their name, and are in no pair.")
+        scores.notes.append(f"Images without a partner of their name: {alone}; they are in no pair.")
     scores.values["similarity"] = mean_of(pairs.similarity, seed)
     scores.values["random_similarity"] = mean_of(pairs.random, seed)
     scores.values["above_random"] = mean_of(pairs.above_random, seed)
