@@ -68,7 +68,7 @@ def tool_parser(
     )
     parser.add_argument(
         "--seed",
-        type=int,
+        type=natural_int,
         default=seed,
         help="of everything random" if draws else "[of no effect: nothing is random]",
     )

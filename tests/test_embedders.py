@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from diffusion.encoders import embedders
-from diffusion.encoders.embedders import PatchEmbedder, resolve_embedder
+from diffusion.encoders.embedders import PatchEmbedder, check_encoders, resolve_embedder
 from diffusion.encoders.networks import (
     EMBEDDERS,
     IMAGENET_MEAN,
@@ -142,6 +142,7 @@ def test_uni2_values(tmp_path):
 
 def test_absent_demo_weights_say_how_to_get_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(embedders, "CLONE", tmp_path)
     with pytest.raises(MissingError, match="python tools/fetch_demo_data.py"):
         PatchEmbedder.load("mobilenetv2")
 
@@ -168,6 +169,33 @@ def test_networks_of_libraries(tmp_path, windows, name):
     assert features.shape == (2, embedder.width)
     with torch.no_grad():
         torch.testing.assert_close(head(features), whole(embedder.transform(windows)), rtol=1e-4, atol=1e-5)
+
+
+def test_networks_take_arguments(tmp_path, windows):
+    """A pathology encoder is often a known network with layer scale, registers or another image size."""
+    import timm
+
+    torch.manual_seed(0)
+    arguments = dict(init_values=1e-5, img_size=112, reg_tokens=2, global_pool="avg")
+    whole = timm.create_model("vit_tiny_patch16_224", num_classes=0, **arguments).eval()
+    torch.save(whole.state_dict(), tmp_path / "w.pth")
+    name = "timm/vit_tiny_patch16_224?init_values=1e-5&img_size=112&reg_tokens=2&global_pool=avg"
+    embedder = PatchEmbedder.load(f"{name}={tmp_path / 'w.pth'}")
+    assert embedder.view.size == 112 and embedder.name == "vit_tiny_patch16_224"
+    with torch.no_grad():
+        expected = whole(embedder.transform(windows))
+    torch.testing.assert_close(embedder.embed(windows), expected, rtol=1e-4, atol=1e-5)
+    for wrong, message in (("?depht=3", "timm cannot make vit_tiny"), ("?depth", "expected NAME=VALUE")):
+        with pytest.raises(InputError, match=message):
+            PatchEmbedder.load(f"timm/vit_tiny_patch16_224{wrong}={tmp_path / 'w.pth'}")
+
+
+def test_two_encoders_of_one_name_are_refused(mobilenet_file, tmp_path):
+    other = tmp_path / "mobilenet_v2-other.pth"
+    other.write_bytes(mobilenet_file.read_bytes())
+    check_encoders([str(mobilenet_file)])
+    with pytest.raises(InputError, match="two are called mobilenetv2"):
+        check_encoders([str(mobilenet_file), str(other)])
 
 
 def test_a_network_has_the_view_of_its_library(tmp_path):

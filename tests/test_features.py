@@ -15,6 +15,7 @@ from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.networks import View
 from diffusion.errors import InputError, MissingError
 from diffusion.evaluation import features as features_module
+from diffusion.evaluation import pairs as pairs_module
 from diffusion.evaluation.features import Features, Row, Timing, embed_set, read_feature_file
 from diffusion.evaluation.images import ImageSet, decode
 from diffusion.evaluation.pairs import compare_pairs, nearest
@@ -102,6 +103,25 @@ def test_parts_are_kept_and_computed_once(tmp_path, embedder, state, monkeypatch
     other = dataclasses.replace(embedder, fingerprint="of other weights")
     embed_set(ImageSet.open(folder), other, cache, state)
     assert embedder.model.seen == 24  # nothing of another network's is taken
+
+
+def test_a_damaged_part_is_computed_again(tmp_path, embedder, state):
+    folder, cache = folder_of(tmp_path / "images", [10, 20, 30]), tmp_path / "cache"
+    embed_set(ImageSet.open(folder), embedder, cache, state)
+    part = next(cache.iterdir())
+    for content in (part.read_bytes()[:-40], b"", b"PK garbage"):
+        part.write_bytes(content)
+        assert reds_of(embed_set(ImageSet.open(folder), embedder, cache, state)) == [10, 20, 30]
+    assert embedder.model.seen == 12
+
+
+def test_batches_hold_no_more_bytes_than_they_may(tmp_path, monkeypatch):
+    monkeypatch.setattr(features_module, "AT_ONCE", 1000)
+    for i, size in enumerate((400, 400, 400, 2000, 10, 10, 10)):
+        (tmp_path / f"{i}").write_bytes(bytes(size))
+    paths = [tmp_path / f"{i}" for i in range(7)]
+    parts = [features_module.Part([], paths[:6], tmp_path), features_module.Part([], paths[6:], tmp_path)]
+    assert features_module.batches_within(parts, 2) == [[0, 1], [2], [3], [4, 5], [6]]
 
 
 def test_what_a_stopped_run_has_computed_is_kept(tmp_path, embedder, state, monkeypatch):
@@ -219,6 +239,11 @@ def test_files_that_are_no_features_are_refused(tmp_path):
     path.write_bytes(b"\x93NUMPY garbage")
     with pytest.raises(InputError, match="not a whole file of features"):
         read_feature_file(path)
+    np.savez(tmp_path / "b.npz", features=good)
+    whole = (tmp_path / "b.npz").read_bytes()
+    (tmp_path / "b.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="not a whole file of features"):
+        read_feature_file(tmp_path / "b.npz")
     np.savez(tmp_path / "b.npz", values=good)
     with pytest.raises(InputError, match="not a whole file of features"):
         read_feature_file(tmp_path / "b.npz")
@@ -265,6 +290,8 @@ def test_nearest_is_the_best_of_all(monkeypatch):
     found = nearest(Features.of(queries), in_parts)
     cosines = torch.nn.functional.cosine_similarity(queries[:, None], others[None], dim=2)
     assert found.number.tolist() == cosines.argmax(1).tolist()
+    monkeypatch.setattr(pairs_module, "QUERIES", 10)
+    assert nearest(Features.of(queries), in_parts).number.tolist() == found.number.tolist()
     assert found.similarity == pytest.approx(cosines.max(1).values.numpy(), rel=1e-5)
 
 

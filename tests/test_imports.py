@@ -20,6 +20,7 @@ ALLOWED = {
     "guidance": set(),
     "sampling": {"schedule", "guidance"},
     "sampler_cli": {"cli"},
+    "scoring_cli": {"cli"},
     "panorama": {"guidance"},
     "pipeline": {"model", "encoders", "sampling"},
     "evaluation": {"encoders", "data"},
@@ -90,8 +91,6 @@ def test_no_circles():
 def test_light_modules_stay_light():
     """What every --help needs imports neither torch nor the libraries built on it."""
     heavy = "('torch', 'diffusers', 'accelerate')"
-    code = (
-        f"import sys, diffusion.sampler_cli, diffusion.config; print([name for name in {heavy} if name in sys.modules])"
-    )
+    code = f"import sys, diffusion.sampler_cli, diffusion.scoring_cli, diffusion.config; print([name for name in {heavy} if name in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"

@@ -14,7 +14,6 @@ from test_sample_tools import save_run
 from diffusion.errors import InputError
 from diffusion.evaluation.charts import Line, Panel
 from diffusion.evaluation.sweep import Point, best_point, grid, parse_interval, table, write_sweep
-from tools.evaluate import METRICS, ON_SIZE
 from tools.evaluate import main as evaluate
 from tools.sweep import main as sweep
 
@@ -77,9 +76,10 @@ def test_the_marked_point_is_the_best_of_all_lines():
 
 
 def test_words_of_the_command_line_are_the_packages():
-    from diffusion.evaluation import images, scores
+    from diffusion import scoring_cli
+    from diffusion.evaluation import scores
 
-    assert images.FITS == ON_SIZE and scores.METRICS == METRICS
+    assert scoring_cli.METRICS == scores.METRICS
 
 
 @pytest.fixture

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import Parser, default_root, natural_int, output_folder, pick_device, run, start_processes
+from diffusion.cli import Parser, default_root, natural_int, pick_device, run, start_processes
 from diffusion.sampler_cli import GROUPS, of_training, patch_sampler_parser
+from diffusion.scoring_cli import METRICS, scoring_options
 
 if TYPE_CHECKING:
     from diffusion.evaluation.features import Timing
@@ -25,34 +26,37 @@ EXAMPLES = """  python tools/evaluate.py --real samples_256/real --syn samples_2
   python tools/evaluate.py --real real --syn syn --encoders timm/resnet50.a1_in1k=model.safetensors --train training/
   python tools/evaluate.py --workdir output/256 --n_images 5000 --guidance_strength 2 --out report
   accelerate launch tools/evaluate.py --real features_real.npy --syn features_syn.npy"""
-ON_SIZE = ("refuse", "resize", "windows")  # FITS of diffusion.evaluation.images, which would take seconds to import
-METRICS = ("fd", "fd_infinity", "kid", "prdc", "similarity", "neighbours")
 
 
 def main() -> None:
     args = parse_args()
-    origin = sample(args) if args.workdir is not None else []
-    from diffusion.encoders.embedders import PatchEmbedder
-    from diffusion.evaluation.features import Features, Timing
+    from diffusion.encoders.embedders import PatchEmbedder, check_encoders
+    from diffusion.evaluation.features import Timing
     from diffusion.evaluation.measure import REAL, SYNTHETIC, TRAINING, UNTRAINED, Options, measure, open_sources
     from diffusion.evaluation.provenance import read_settings
     from diffusion.evaluation.report import About, read_losses, write_report
 
-    # All that can be refused is read before the network runs.
+    # All that can be refused is read before a network runs.
+    root = args.root or default_root()
+    losses = read_losses(args.run) if args.run else None
+    has_images = args.workdir is not None or args.real.is_dir()
+    if has_images:
+        check_encoders(args.encoders, root)
+    origin = sample(args) if args.workdir is not None else []
     places = {REAL: args.real, SYNTHETIC: args.syn, UNTRAINED: args.untrained, TRAINING: args.train}
     sources = open_sources(places, args.on_size)
-    losses = read_losses(args.run) if args.run else None
     settings = read_settings(args.syn) if args.syn.is_dir() else {}
     state = start_processes(pick_device(args.device))
-    metrics = tuple(args.metrics)
-    options = Options(metrics, args.seed, args.bootstrap, args.batch_size, args.workers, args.strict)
+    options = Options(tuple(args.metrics), args.seed, args.bootstrap, args.batch_size, args.workers, args.strict)
     timing, measured = Timing(), []
-    encoders = [None] if isinstance(sources[REAL], Features) else args.encoders
-    for encoder in encoders:
-        embedder = encoder and PatchEmbedder.load(encoder, state.device, root=args.root or default_root())
+    for encoder in args.encoders if has_images else [None]:
+        embedder = encoder and PatchEmbedder.load(encoder, state.device, root=root)
         measured.append(measure(sources, embedder, args.cache or args.out / "features", state, options, timing))
     if state.is_main_process:
-        about = About(args.note, args.seed, args.bootstrap, settings, losses, timing, origin)
+        how = {kind: str(place) for kind, place in places.items() if place is not None}
+        how |= {"images of other sizes": args.on_size, "metrics": " ".join(args.metrics), "seed": str(args.seed)}
+        how |= {"replicates of intervals": str(args.bootstrap)}
+        about = About(args.note, args.seed, how, settings, losses, timing, origin)
         notes = write_report(args.out, measured, sources, about)
         tell(measured, notes, timing)
         print(f"written: {args.out / 'index.html'}")
@@ -99,22 +103,13 @@ def parse_args() -> argparse.Namespace:
     add("--syn", type=Path, help="the same of synthetic ones; samples.json beside a folder is shown as settings")
     add("--untrained", type=Path, help="the same of an untrained network, to compare with")
     add("--train", type=Path, help="the same of training images, among which each sample's nearest is looked up")
-    add("--encoders", nargs="+", default=["mobilenetv2"], metavar="NAME",
-        help="uni2, mobilenetv2, inception, a weights file or its folder, NAME=PATH, timm/NAME=PATH, torchvision/NAME=PATH")  # fmt: skip
-    add("--metrics", nargs="+", choices=METRICS, default=list(METRICS), help="what is measured [all that applies]")
-    add("--on_size", choices=ON_SIZE, default="refuse",
-        help="images that are not 256 x 256: refuse, resize the square in their middle, or score their windows of 256")  # fmt: skip
+    add("--metrics", nargs="+", choices=METRICS, default=list(METRICS),
+        help="fd_infinity: FD extrapolated to infinitely many images; prdc: precision, recall, density, coverage; "
+             "similarity: of pairs; neighbours: the nearest training images [all that applies]")  # fmt: skip
     add("--bootstrap", type=natural_int, default=50, help="replicates for the interval of a distance; 0: no interval")
-    add(
-        "--strict",
-        action="store_true",
-        help="refuse images that cannot be read or have no partner, instead of noting them",
-    )
     add("--run", type=Path, metavar="WORKDIR", help="work dir of the training run, for its losses")
-    add("--cache", type=Path, help="folder that keeps features for the next time [OUT/features]")
-    add("--workers", type=natural_int, default=1, help="processes that read images")
-    add("--out", type=output_folder, default=Path("report"), help="folder for the report")
     add("--note", default="", metavar="TEXT", help="a line at the head of the page")
+    scoring_options(parser, "report")
     args = parser.parse_args()
     if args.workdir is not None and (args.real or args.syn):
         parser.error("--workdir and --real or --syn: either a run is sampled, or what is there is scored")
@@ -125,6 +120,10 @@ def parse_args() -> argparse.Namespace:
         parser.error(f"{missing}: missing; expected two sets to compare, or a run to sample")
     if args.workdir is None:
         refuse_options_of_sampling(parser, args)
+    if args.tokens:
+        parser.error("--tokens have no tissue to score against; sample them first, then give --real and --syn")
+    if args.metrics == ["neighbours"] and args.train is None:
+        parser.error("--metrics neighbours: among which images? Name those of training with --train")
     return args
 
 

@@ -18,16 +18,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 
 from diffusion.cli import (
     columns,
-    natural_int,
-    output_folder,
     pick_device,
     positive_int,
     run,
     start_processes,
     tool_parser,
 )
-from diffusion.errors import InputError
 from diffusion.files import write_whole
+from diffusion.scoring_cli import scoring_options
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -39,12 +37,11 @@ if TYPE_CHECKING:
 EXAMPLES = """  python tools/probe.py --real train/ --syn samples/ --test test/ --encoders mobilenetv2 uni2 --out probe
   python tools/probe.py --real train/ --syn samples/ --test test/ --per_class 16 --seed 1 --cache probe/features --out probe_16
   accelerate launch tools/probe.py --real train/ --test test/ --encoders uni2 timm/resnet50=resnet50.pth --batch_size 256"""
-FITS = ("refuse", "resize", "windows")  # as ImageSet has them
 
 
 def main() -> None:
     args = parse_args()
-    from diffusion.encoders.embedders import resolve_embedder
+    from diffusion.encoders.embedders import check_encoders
     from diffusion.evaluation.classes import choose_trainings, images_by_class, leaks, open_classes, some
 
     # All that can be refused is read before a network runs.
@@ -56,8 +53,7 @@ def main() -> None:
         if few := [label for label, count in images_by_class(each).items() if count < (args.per_class or 0)]:
             notes.append(f"All {name} images of {some(few)} are taken: they are fewer than {args.per_class}.")
     warnings = [leak for name, each in training.items() for leak in leaks(name, each, test)]
-    for encoder in args.encoders:
-        resolve_embedder(encoder, args.root)
+    check_encoders(args.encoders, args.root)
     state = start_processes(pick_device(args.device))
     features = embed(images, args, state)
     if not state.is_main_process:
@@ -85,7 +81,7 @@ def main() -> None:
 def embed(
     images: Mapping[str, ImageSet], args: argparse.Namespace, state: PartialState
 ) -> dict[str, dict[str, Features]]:
-    """The features of every set by the name of the encoder. Raises InputError when two encoders have one name."""
+    """The features of every set by the name of the encoder."""
     from diffusion.encoders.embedders import PatchEmbedder
     from diffusion.evaluation.features import embed_set
 
@@ -93,8 +89,6 @@ def embed(
     found: dict[str, dict[str, Features]] = {}
     for encoder in args.encoders:
         embedder = PatchEmbedder.load(encoder, state.device, root=args.root)
-        if embedder.name in found:
-            raise InputError(f"--encoders: two are called {embedder.name}; score them in two runs")
         found[embedder.name] = {
             name: embed_set(each, embedder, cache, state, args.batch_size, args.workers, args.strict)
             for name, each in images.items()
@@ -178,8 +172,6 @@ def parse_args() -> argparse.Namespace:
     add("--real", type=Path, metavar="DIR", help="real images to train on, a folder per class")
     add("--syn", type=Path, metavar="DIR", help="synthetic images to train on, a folder per class")
     add("--test", type=Path, metavar="DIR", required=True, help="real images to test on, a folder per class")
-    about = "uni2, mobilenetv2, inception, a weights file or its folder, NAME=FILE, timm/NAME=FILE, torchvision/NAME=FILE [mobilenetv2]"
-    add("--encoders", nargs="+", default=["mobilenetv2"], metavar="ENCODER", help=about)
     add(
         "--k",
         type=positive_int,
@@ -192,18 +184,11 @@ def parse_args() -> argparse.Namespace:
         metavar="N",
         help="training images of each class and set, drawn at random [all]",
     )
-    add("--out", type=output_folder, default=Path("probe"), help="folder for the scores and the picture")
-    add("--cache", type=Path, metavar="DIR", help="folder for features, which runs may share [OUT/features]")
     add("--batch_size", type=positive_int, default=32, help="windows embedded at once")
-    add("--workers", type=natural_int, default=0, help="processes that decode images; 0: none besides this one")
-    add("--on_size", choices=FITS, default="refuse", help="what is done with images that are not 256 x 256: an error, "
-        "the square in their middle resized, or all whole windows of 256 taken for images of their own")  # fmt: skip
-    add("--strict", action="store_true", help="an image that cannot be read is an error; else it is left out and named")
+    scoring_options(parser, "probe")
     args = parser.parse_args()
     if args.real is None and args.syn is None:
         parser.error("expected --real or --syn, or both: what to train on")
-    if args.seed < 0:
-        parser.error(f"--seed {args.seed}: expected a whole number of at least 0")
     return args
 
 

@@ -6,7 +6,7 @@ Networks stand in `diffusion.encoders.networks`. Weights are read as data, never
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from diffusion.files import fingerprint
 from diffusion.weights import read_safetensors, read_torch_file
 
 WINDOW = 256  # pixels a side of what is embedded at once
+CLONE = Path(__file__).resolve().parents[2]
 CPU_BATCH = 16  # more fall out of a CPU's caches: 27 ms an image at 32, 17 ms at 16 (MobileNetV2, two cores)
 
 
@@ -103,19 +104,29 @@ def resolve_embedder(name_or_path: str | Path, root: Path = Path(".")) -> tuple[
     """
     text = str(name_or_path)
     name, explicit, path = text.partition("=")
-    if name.partition("/")[0] in LIBRARIES and not Path(text).exists():
-        if not path:
-            raise InputError(f"encoder {text}: name its weights file, too, as {name}=FILE")
+    if text.partition("/")[0] in LIBRARIES and not Path(text).exists():
+        name, _, path = text.rpartition("=") if "?" in text else text.partition("=")  # arguments have = signs, too
+        if not path or not name:
+            raise InputError(f"encoder {text}: name its weights file, too, as {text}=FILE")
         spec = library_spec(name)
         return spec, _weights_file(spec, Path(path))
     if explicit and name in EMBEDDERS:
         return EMBEDDERS[name], _weights_file(EMBEDDERS[name], Path(path))
     if text in EMBEDDERS:
         spec = EMBEDDERS[text]
-        places = [root / spec.default, Path(spec.default)]  # where it was put with the same --root, or without
+        # where it was put with the same --root, without one, or by a demo in this clone
+        places = [root / spec.default, Path(spec.default), CLONE / spec.default]
         return spec, _weights_file(spec, next((place for place in places if place.is_file()), places[0]))
     spec = _recognise(Path(text))
     return spec, _weights_file(spec, Path(text))
+
+
+def check_encoders(names: Sequence[str], root: Path = Path(".")) -> None:
+    """Raises InputError, MissingError for encoders that cannot be loaded, and for two of one name: scores go by it."""
+    found = [resolve_embedder(name, root)[0].name for name in names]
+    for i, name in enumerate(found):
+        if name in found[:i]:
+            raise InputError(f"--encoders: two are called {name}; score them in two runs")
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:

@@ -5,9 +5,11 @@ Letters: B batch, D width of the embedding.
 
 from __future__ import annotations
 
+import ast
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -115,30 +117,49 @@ EMBEDDERS = {
 def library_spec(name: str) -> EmbedderSpec:
     """A network of timm or torchvision without its classifier, for `timm/NAME` or `torchvision/NAME`.
 
+    Arguments of timm.create_model follow a `?`: `timm/vit_large_patch16_224?init_values=1e-5&img_size=224`.
     The whole window is resized to the size that the network was made for; none of it is cropped away.
-    Raises InputError for a name that the library does not know.
+    Raises InputError for a name or arguments that the library does not know.
     """
-    library, _, network = name.partition("/")
-    model, heads, view = (_of_timm if library == "timm" else _of_torchvision)(network)
+    library, _, text = name.partition("/")
+    network, _, told = text.partition("?")
+    model, heads, view = _of_timm(network, _arguments(told)) if library == "timm" else _of_torchvision(text)
     side = view.size or 224
     with torch.inference_mode():
         width = model.eval()(torch.zeros(1, 3, side, side)).flatten(1).shape[1]
     return EmbedderSpec(name=network.replace("/", "_"), width=width, build=lambda: model, heads=heads, view=view)
 
 
-def _of_timm(network: str) -> tuple[nn.Module, tuple[str, ...], View]:
+def _arguments(told: str) -> dict[str, Any]:
+    """`a=1&b=x` as keyword arguments: literals where they are some, else words. Raises InputError for anything else."""
+    arguments: dict[str, Any] = {}
+    for part in filter(None, told.split("&")):
+        key, given, value = part.partition("=")
+        if not given:
+            raise InputError(f"encoder arguments {told!r}: expected NAME=VALUE&NAME=VALUE")
+        try:
+            arguments[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            arguments[key] = value
+    return arguments
+
+
+def _of_timm(network: str, arguments: dict[str, Any]) -> tuple[nn.Module, tuple[str, ...], View]:
     import timm
 
+    if not timm.is_model(network):
+        raise InputError(f"timm knows no network {network}; timm.list_models() lists its own")
     try:
         with torch.device("cpu"):
-            model = timm.create_model(network, pretrained=False, num_classes=0)
-    except RuntimeError as error:
-        raise InputError(f"timm knows no network {network}; timm.list_models() lists its own") from error
+            model = timm.create_model(network, pretrained=False, num_classes=0, **arguments)
+    except Exception as error:  # whatever a network says of arguments that it does not take
+        raise InputError(f"timm cannot make {network} with {arguments} ({error})") from error
     about = timm.data.resolve_model_data_config(model)
     classifier = model.default_cfg.get("classifier") or ()
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     interpolation = "bicubic" if about["interpolation"] == "bicubic" else "bilinear"
-    view = View(about["input_size"][-1], interpolation, tuple(about["mean"]), tuple(about["std"]))
+    side = arguments.get("img_size", about["input_size"][-1])
+    view = View(side, interpolation, tuple(about["mean"]), tuple(about["std"]))
     return model, tuple(f"{head}." for head in heads), view
 
 

@@ -11,8 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+import zipfile
+import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -30,9 +32,11 @@ from diffusion.files import written_aside
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-PART = 1024  # files of a part
+PART = 256  # files of a part: small enough for many processes to share a set of thousands
+AT_ONCE = 2**25  # bytes of files that are decoded for one batch: large pictures have many windows each
 VERSION = 1  # of what a part holds
 FEATURE_FILES = (".npy", ".npz")
+DAMAGED = (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error)  # what numpy says of such files
 
 
 class Row(NamedTuple):
@@ -128,9 +132,11 @@ def embed_set(
     there is none that can be read.
     """
     parts = list(split(images, embedder, cache))
-    missing = [part for part in parts if not part.file.is_file()]
+    missing = [part for part in parts if not is_whole(part.file)]
     state.wait_for_everyone()  # all have looked before one of them writes
-    mine = missing[state.process_index :: state.num_processes]
+    # sets of one part are not all the first process's
+    first = (state.process_index + int(parts[0].file.stem[-8:], 16)) % state.num_processes
+    mine = missing[first :: state.num_processes]
     timing = timing if timing is not None else Timing()
     compute(mine, images, embedder, batch_size, workers, strict, timing, quiet=not state.is_main_process)
     state.wait_for_everyone()
@@ -143,10 +149,15 @@ def split(images: ImageSet, embedder: PatchEmbedder, cache: Path) -> Iterator[Pa
     files = list(images.files.items())
     for first in range(0, len(files), PART):
         names, paths = map(list, zip(*files[first : first + PART], strict=True))
-        marks = [(path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-        content = json.dumps([identity, str(images.folder.resolve()), names, marks])
+        content = json.dumps([identity, str(images.folder.resolve()), *marks(dict(zip(names, paths, strict=True)))])
         digest = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
         yield Part(names, paths, cache / f"{embedder.name}_{digest}.npz")
+
+
+def marks(files: Mapping[str, Path]) -> tuple[list[str], list[tuple[int, int]]]:
+    """What tells files from others that they may become: names, and sizes with times of change."""
+    stats = [path.stat() for path in files.values()]
+    return list(files), [(stat.st_size, stat.st_mtime_ns) for stat in stats]
 
 
 def compute(
@@ -166,8 +177,7 @@ def compute(
     loader = iter(
         DataLoader(
             DecodedImages([path for part in parts for path in part.paths], images.fit),
-            # large files, of many windows each, come one by one
-            batch_sampler=batches_within(parts, 1 if images.fit == "windows" else batch_size),
+            batch_sampler=batches_within(parts, batch_size),
             collate_fn=gathered,
             num_workers=workers,
             pin_memory=embedder.device.type == "cuda",
@@ -203,12 +213,19 @@ class ReadFile(NamedTuple):
 
 
 def batches_within(parts: Sequence[Part], size: int) -> list[list[int]]:
-    """Numbers of files, over all parts, in batches of which none is of two parts."""
-    batches, first = [], 0
+    """Numbers of files, over all parts, in batches of which none is of two parts, nor of too many bytes."""
+    batches: list[list[int]] = []
+    number = 0
     for part in parts:
-        numbers = list(range(first, first + len(part.paths)))
-        batches += [numbers[i : i + size] for i in range(0, len(numbers), size)]
-        first += len(part.paths)
+        batches.append([])
+        held = 0
+        for path in part.paths:
+            held += path.stat().st_size
+            if batches[-1] and (len(batches[-1]) == size or held > AT_ONCE):
+                batches.append([])
+                held = path.stat().st_size
+            batches[-1].append(number)
+            number += 1
     return batches
 
 
@@ -236,13 +253,22 @@ def write_part(path: Path, values: np.ndarray, files: Sequence[ReadFile]) -> Non
         np.savez(file, features=values, windows=windows, formats=formats, wrong=wrong)
 
 
+def is_whole(path: Path) -> bool:
+    """Whether a part is there and can be read; one that is damaged is computed again."""
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            return all(len(content[name]) > 0 for name in ("windows", "formats", "wrong")) and "features" in content
+    except DAMAGED:
+        return False
+
+
 def open_parts(parts: Sequence[Part], images: ImageSet, embedder: PatchEmbedder, strict: bool) -> Features:
     """Parts on the disk as one. Raises InputError when nothing could be read or, if strict, when something could not."""
     rows: list[Row] = []
     bad: dict[str, str] = {}
     lengths, formats = [], Counter()
     for part in parts:
-        if not part.file.is_file():
+        if not is_whole(part.file):
             raise MissingError(f"no {part.file}, which another process has written; do all see the same --cache?")
         with np.load(part.file, allow_pickle=False) as content:
             windows, kinds, wrong = (content[name].tolist() for name in ("windows", "formats", "wrong"))
@@ -282,7 +308,7 @@ def read_feature_file(path: Path) -> Features:
         values = content if path.suffix == ".npy" else content["features"]
         named = path.suffix == ".npz" and "names" in content
         names = content["names"].tolist() if named else list(range(len(values)))
-    except (ValueError, KeyError, OSError, EOFError) as error:
+    except DAMAGED as error:
         why = "not of numbers alone" if "pickle" in str(error) else str(error).splitlines()[0]
         raise InputError(f"{path} is not a whole file of features ({why})") from error
     if values.ndim != 2 or values.dtype.kind != "f" or not len(values):

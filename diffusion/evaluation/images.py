@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +22,7 @@ LOSSY = ("JPEG", "WEBP", "JPEG in TIFF")  # formats that (WEBP: may) have lost s
 OVERVIEWS = re.compile(
     r"slides_\d+"
 )  # folders of tools/extract_patches.py: pictures of whole slides beside their patches
-FITS = ("refuse", "resize", "windows")
+MOST_PIXELS = 2**30  # 3 GiB in memory
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,8 @@ class DecodedImages(Dataset):
 def decode(path: Path, fit: str = "refuse") -> Decoded:
     """Read one image whole and cut, or resize, it to windows."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # large pictures are what we make
-            with Image.open(path) as image:
-                image.load()
+        with _any_size(), Image.open(path) as image:
+            image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return Decoded(None, wrong=f"cannot be read ({error})")
     if image.mode != "RGB":
@@ -106,6 +105,18 @@ def decode(path: Path, fit: str = "refuse") -> Decoded:
         windows = _windows(np.array(image))
     in_jpeg = image.format == "TIFF" and image.info.get("compression") == "jpeg"
     return Decoded(windows, "JPEG in TIFF" if in_jpeg else image.format)
+
+
+@contextlib.contextmanager
+def _any_size() -> Iterator[None]:
+    """Have Pillow read pictures up to MOST_PIXELS: large ones are what we make."""
+    usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MOST_PIXELS // 2  # it refuses twice as many
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = usual
 
 
 def _middle(image: Image.Image) -> Image.Image:

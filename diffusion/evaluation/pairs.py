@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from diffusion.evaluation.features import PART, Features, Row
 
+QUERIES = 32_768  # rows that are looked up at once: the other set is read once for each so many
 RANDOM_PAIRS = 10_000  # put together at random: enough to know their spread by
 
 
@@ -76,8 +77,8 @@ class Nearest(NamedTuple):
 def nearest(rows: Features, among: Features, device: torch.device | str = "cpu") -> Nearest:
     """Look up each row among those of another set by cosine; neither set is held whole."""
     similarity, number = [], []
-    for part in rows:
-        queries = F.normalize(part.to(device), dim=1)
+    for start in range(0, len(rows), QUERIES):
+        queries = F.normalize(rows.take(range(start, min(start + QUERIES, len(rows)))).to(device), dim=1)
         best = torch.full((len(queries),), -torch.inf, device=device)
         where = torch.zeros(len(queries), dtype=torch.int64, device=device)
         first = 0

@@ -10,6 +10,7 @@ from typing import Any
 from diffusion.errors import InputError
 
 SETTINGS_FILE = "samples.json"
+FOR_MACHINES = ("checkpoint_time",)  # nanoseconds, which tell weights apart but nothing to a reader
 PACKAGES = ("torch", "torchvision", "timm", "diffusers", "torch-fidelity", "numpy", "pillow")
 
 
@@ -26,7 +27,9 @@ def read_settings(folder: Path) -> dict[str, str]:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error})") from error
-    return _flat(settings) if isinstance(settings, dict) else {}
+    if not isinstance(settings, dict):
+        return {}
+    return {name: value for name, value in _flat(settings).items() if name not in FOR_MACHINES}
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,11 @@ def read_losses(workdir: Path) -> Losses:
 
 @dataclass(frozen=True)
 class About:
-    """What a report says beside the scores."""
+    """What a report says beside the scores. measured: how they were taken, by names; settings: of the samples."""
 
     note: str = ""
     seed: int = 0
-    replicates: int = 0
+    measured: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)
     losses: Losses | None = None
     timing: Timing = field(default_factory=Timing)
@@ -66,7 +67,7 @@ def write_report(out: Path, measured: Sequence[Measured], sources: Mapping[str, 
     content = page.render(TEMPLATE, page_fields(measured, sources, about, notes))
     record = {"encoders": summary(measured), "notes": notes, "note": about.note, "seed": about.seed,
               "images": {kind: _about_set(kind, measured[0]) for kind in sources},
-              "settings": dict(about.settings), "versions": versions()}  # fmt: skip
+              "measured": dict(about.measured), "settings": dict(about.settings), "versions": versions()}  # fmt: skip
     if about.losses is not None:
         record["loss"] = _loss_fields(about.losses)
     files = {
@@ -115,7 +116,7 @@ def page_fields(
     fields: dict[str, Any] = {
         "note": about.note,
         "notes": notes,
-        "sets": [{"kind": kind, **_about_set(kind, first)} for kind in sources if kind != TRAINING],
+        "sets": [{"kind": kind, **_about_set(kind, first)} for kind in sources],
         "encoders": [_encoder_fields(part) for part in measured],
         "cards": [_card(name, first) for name in CARDS if name in first.scores.values],
         "rows": [{**QUANTITIES[name]._asdict(), "cells": _cells(name, measured)} for name in names],
@@ -126,7 +127,8 @@ def page_fields(
         "sheets": [],
         "tables": [("Sampling", about.settings)] if about.settings else [],
     }
-    fields["tables"].append(("Scoring", _scoring_fields(measured, about)))
+    weights = {f"weights of {part.scores.encoder}": part.weights for part in measured if part.weights}
+    fields["tables"].append(("Scoring", {**about.measured, **weights, "made": date.today().isoformat()}))
     fields["tables"] += [("Time", _timing_fields(about.timing))] if about.timing.images else []
     fields["tables"].append(("Versions", versions()))
     if pictures and first.scores.pairs is not None:
@@ -192,11 +194,6 @@ def _loss_fields(losses: Losses, plot: bool = False) -> dict[str, Any]:
     if plot:
         fields["src"] = page.png_uri(charts.plot_losses(losses.training, held_out))
     return fields
-
-
-def _scoring_fields(measured: Sequence[Measured], about: About) -> dict[str, str]:
-    weights = {f"weights of {part.scores.encoder}": part.weights for part in measured if part.weights}
-    return {"seed": str(about.seed), "replicates of intervals": str(about.replicates), **weights}
 
 
 def _timing_fields(timing: Timing) -> dict[str, str]:
