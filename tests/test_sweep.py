@@ -7,10 +7,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import WIDTH, in_process, texture
 from PIL import Image
 from test_sample_tools import save_run
 
+from diffusion.engine.checkpoint import save_file
+from diffusion.engine.posthoc import snapshot_path
 from diffusion.errors import InputError
 from diffusion.evaluation.charts import Line, Panel
 from diffusion.evaluation.sweep import Point, best_point, grid, parse_interval, table, write_sweep
@@ -41,7 +44,7 @@ def scored(**values: tuple[float, ...]) -> dict[Point, dict]:
         found = {
             name: {"value": column[i], "low": column[i] - 1, "high": column[i] + 1} for name, column in values.items()
         }
-        points[Point("ema", "ddim", 10, float(i + 1))] = {"some": {"values": found}}
+        points[Point("ema", "ddim", 10, float(i + 1))] = {"some": {"values": found, "deviations": [0.1 * i, -0.1 * i]}}
     return points
 
 
@@ -54,6 +57,9 @@ def test_the_best_is_the_least_of_a_distance_and_the_most_of_a_similarity(tmp_pa
     rows = list(csv.DictReader((tmp_path / "sweep.csv").open()))
     assert [row["best"] for row in rows] == ["", "best", ""] and rows[1]["guidance"] == "2"
     assert (rows[2]["some fd"], rows[2]["some fd low"], rows[2]["some fd high"]) == ("6", "5", "7")
+    less = [float(rows[2][f"some fd less best{end}"]) for end in ("", " low", " high")]
+    error = 0.1 * 2**0.5  # of the differences of deviations, +0.1 and -0.1
+    assert less == pytest.approx([2, 2 - 1.959964 * error, 2 + 1.959964 * error], rel=1e-4)
     record = json.loads((tmp_path / "sweep.json").read_text())
     assert record["best"] == best.name and record["n_images"] == 5 and len(record["points"]) == 3
     assert sorted(path.name for path in tmp_path.glob("*.png")) == ["guidance.png"]  # nothing else has two values
@@ -114,26 +120,87 @@ def test_sweep(run_dir, mobilenet_weights, tmp_path):
     distances = [float(row["mobilenetv2 fd"]) for row in rows]
     assert len(set(distances)) == 4 and rows[distances.index(min(distances))]["best"] == "best"
     assert {path.name for path in out.glob("*.png")} == {"guidance.png", "steps.png"}
-    kept = {path: path.stat().st_mtime_ns for path in (out / "points").rglob("*") if path.is_file()}
-    assert sum("real" in path.parts for path in kept) == 7  # the tissue is the same for all, and kept once
+    assert len(list((out / "real").iterdir())) == 7  # the tissue is the same for all, and kept once
 
-    done = in_process(sweep, *arguments, "--guidances", "3", "1", "2")
+    def kept() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (out / "points").rglob("*") if path.is_file()}
+
+    before = kept()
+    done = in_process(sweep, *arguments, "--guidances", "2", "3")
     assert done.returncode == 0, done.stderr
-    assert all(path.stat().st_mtime_ns == before for path, before in kept.items())  # what was there was not touched
+    assert kept().items() > before.items()  # what was there was not touched
     again = list(csv.DictReader((out / "sweep.csv").open()))
-    assert (
-        len(again) == 6
-        and [row for row in again if row["guidance"] != "3"][1]["mobilenetv2 fd"] == rows[1]["mobilenetv2 fd"]
+    assert len(again) == 6 and {row["guidance"] for row in again} == {"1", "2", "3"}  # and is told, too
+    old = {(row["steps"], row["guidance"]): row["mobilenetv2 fd"] for row in rows}
+    assert all(
+        old.get((row["steps"], row["guidance"]), row["mobilenetv2 fd"]) == row["mobilenetv2 fd"] for row in again
     )
+    best = min(again, key=lambda row: float(row["mobilenetv2 fd"]))
+    assert [row["mobilenetv2 fd less best"] == "" for row in again] == [row is best for row in again]
+    assert "Fewer images (7)" in done.stdout and "name held-out ones" in done.stdout
+
+    sample = next((out / "points").glob("*-g3/syn/*"))
+    sample.unlink()  # is made again, and the point scored anew
+    assert in_process(sweep, *arguments, "--guidances", "3").returncode == 0 and sample.is_file()
 
     for wrong, message in (
-        (["--by", "fid"], "--by fid: expected one of fd, "),
+        (["--by", "fid"], "invalid choice: 'fid'"),
         (["--intervals", "5"], "expected LO:HI"),
+        (["--guidances", "2", "--intervals", "5:0.3"], "guidance"),
         (["--ema_lengths", "0.1"], "no snapshot"),
         (["--checkpoints", "a/x.ckpt", "b/x.ckpt"], "two have one name"),
+        (["--n_images", "5", "--by", "precision"], "more than 5 images"),
+        (["--subset_keys", "set_1024"], "is a sweep with subset_keys None, not"),
+        (["--real", tmp_path / "nowhere"], "no such folder"),
     ):
         refused = in_process(sweep, *arguments, *wrong)
-        assert refused.returncode == 2 and message in refused.stderr
+        assert refused.returncode == 2 and message in refused.stderr, refused.stderr
+
+
+def test_a_sweep_over_weights_and_solvers_against_other_tissue(run_dir, mobilenet_weights, tmp_path):
+    """Averages are made of snapshots, and named by their step; other real images score anew."""
+    out, real = tmp_path / "out", tmp_path / "real"
+    real.mkdir()
+    for i in range(8):
+        texture(256, seed=i).save(real / f"{i}.png")
+    content = torch.load(run_dir / "checkpoints/last_ema.ckpt", weights_only=True)
+    for length in (0.05, 0.10):
+        save_file({**content, "step": 40, "sigma_rel": length}, snapshot_path(run_dir, 40, length))
+    arguments = [
+        "--workdir",
+        run_dir,
+        "--vae",
+        "tiny",
+        "--n_images",
+        "3",
+        "--encoders",
+        mobilenet_weights,
+        "--workers",
+        "0",
+    ]
+    arguments += ["--sampling_steps", "2", "--bootstrap", "0", "--device", "cpu", "--out", out, "--real", real]
+    swept = [
+        "--ema_lengths",
+        "0.07",
+        "0.0701",
+        "--checkpoints",
+        "checkpoints/last_ema.ckpt",
+        "--solvers",
+        "ddim",
+        "dpm-solver",
+    ]
+    done = in_process(sweep, *arguments, *swept, "--intervals", "all", "0.3:5")
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader((out / "sweep.csv").open()))
+    weights = {"last_ema", "ema_0.07_step_40", "ema_0.0701_step_40"}
+    assert len(rows) == 3 * 2 * 2 and {row["weights"] for row in rows} == weights
+    assert {path.stem for path in out.glob("*.png")} == {"weights", "solver", "interval"}
+    texture(256, seed=9).save(real / "9.png")
+    done = in_process(sweep, *arguments, "--solvers", "ddim")
+    assert done.returncode == 0, done.stderr
+    again = list(csv.DictReader((out / "sweep.csv").open()))
+    assert len(again) == 1  # no other point was scored against these
+    assert again[0]["mobilenetv2 fd"] not in {row["mobilenetv2 fd"] for row in rows}
 
 
 def test_a_run_is_sampled_and_scored(run_dir, mobilenet_weights, tmp_path):

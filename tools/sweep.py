@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,6 @@ from diffusion.cli import (
     default_root,
     finite_float,
     natural_int,
-    output_folder,
     pick_device,
     positive_float,
     positive_int,
@@ -29,15 +29,18 @@ from diffusion.cli import (
 )
 from diffusion.errors import InputError
 from diffusion.files import write_whole
-from diffusion.sampler_cli import ALGORITHMS, patch_sampler_parser
+from diffusion.sampler_cli import ALGORITHMS, of_training, patch_sampler_parser
+from diffusion.scoring_cli import scoring_options
 
 if TYPE_CHECKING:
     from accelerate import PartialState
 
     from diffusion.encoders.embedders import PatchEmbedder
-    from diffusion.evaluation.measure import Options
     from diffusion.evaluation.sweep import Point
 
+METRICS = ("fd", "kid", "prdc", "similarity")
+OF_MANIFOLDS = ("precision", "recall", "density", "coverage")
+BY = ("fd", "kid", *OF_MANIFOLDS, "similarity", "above_random", "feature_distance")
 EXAMPLES = """  python tools/sweep.py --workdir output/256 --guidances 1 1.5 2 3 4 --n_images 5000 --out sweep
   python tools/sweep.py --workdir output/256 --guidances 1.5 2 --intervals all 0.3:5 --steps 10 20 50 --out sweep
   python tools/sweep.py --workdir output/256 --ema_lengths 0.05 0.1 0.15 --checkpoints checkpoints/last_ema.ckpt"""
@@ -46,119 +49,170 @@ EXAMPLES = """  python tools/sweep.py --workdir output/256 --guidances 1 1.5 2 3
 def main() -> None:
     args = parse_args()
     state = start_processes(pick_device(args.device))
-    from diffusion.encoders.embedders import PatchEmbedder
-    from diffusion.evaluation.measure import Options
-    from diffusion.evaluation.sweep import QUANTITIES, grid, parse_interval, write_sweep
+    from diffusion.encoders.embedders import PatchEmbedder, check_encoders
+    from diffusion.engine.generate import Solver
+    from diffusion.evaluation.sweep import grid, parse_interval, read_points, write_sweep
     from diffusion.workdir import default_work_dir
 
     args.workdir = args.workdir or default_work_dir()
-    if args.tokens and args.real is None:
-        raise InputError("--tokens have no tissue to score against; name a folder of real images with --real")
-    if args.by not in QUANTITIES:
-        raise InputError(f"--by {args.by}: expected one of {', '.join(QUANTITIES)}")
+    root = args.root or default_root()
+    check_encoders(args.encoders, root)
     weights = weights_of(args, state)
-    points = grid(
-        {
-            "weights": list(weights),
-            "solver": args.solvers or [args.sampling_algo],
-            "steps": args.steps or [args.sampling_steps],
-            "guidance": args.guidances or [args.guidance_strength],
-            "interval": [parse_interval(text) for text in args.intervals],
-        }
-    )
-    options = Options(METRICS, args.seed, args.bootstrap, args.batch_size, args.workers)
-    embedders = [PatchEmbedder.load(name, state.device, root=args.root or default_root()) for name in args.encoders]
-    # the tissue that conditions is the same for all: one point keeps it, and is done first
-    keeper = next((point for point in points if (args.out / "points" / point.name / "real").is_dir()), points[0])
-    real = args.real or args.out / "points" / keeper.name / "real"
-    found = {}
-    for i, point in enumerate(sorted(points, key=lambda point: point != keeper)):
-        state.print(f"point {i + 1} of {len(points)}: {point.name}")
-        folder = sample(args, point, weights[point.weights], with_real=args.real is None and point == keeper)
-        found[point] = score(folder, real, args, embedders, options, state)
-    scored = {point: found[point] for point in points}
+    axes = {
+        "weights": list(weights),
+        "solver": args.solvers or [args.sampling_algo],
+        "steps": args.steps or [args.sampling_steps],
+        "guidance": args.guidances or [args.guidance_strength],
+        "interval": [parse_interval(text) for text in args.intervals],
+    }
+    points = grid(axes)
+    for point in points:  # all that can be refused, before hours of sampling
+        Solver(point.steps, point.guidance, point.solver, point.interval, args.precision)
     if state.is_main_process:
-        best = write_sweep(args.out, scored, args.by, {"n_images": args.n_images, "seed": args.seed})
-        tell(scored, args.by)
-        print(f"best by {QUANTITIES[args.by].title}: {best.name}; written: {args.out}/sweep.csv")
+        claim(args)
+    state.wait_for_everyone()
+    embedders = [PatchEmbedder.load(name, state.device, root=root) for name in args.encoders]
+    for note in of_training(args):
+        state.print(f"note: {note}")
+    for i, point in enumerate(points):
+        state.print(f"point {i + 1} of {len(points)}: {point.name}")
+        compute(point, weights[point.weights], args, embedders, state)
+    if state.is_main_process:
+        about = how_scored(args, embedders)
+        scored = read_points(args.out / "points", about)  # those of commands before, too
+        tell(scored, write_sweep(args.out, scored, args.by, about), args)
     state.wait_for_everyone()
 
 
-METRICS = ("fd", "kid", "prdc", "similarity")
+def claim(args: argparse.Namespace) -> None:
+    """Have a folder be of one sweep: its points share conditions and tissue. Raises InputError naming what differs."""
+    names = ("n_images", "seed", "images", "tokens", "data_root", "patch_names_file", "features_dir", "subset_keys")
+    now = json.loads(json.dumps({name: getattr(args, name) for name in names}, default=str))
+    file = args.out / "conditions.json"
+    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else now
+    for name, value in now.items():
+        if before.get(name) != value:
+            raise InputError(f"{args.out} is a sweep with {name} {before.get(name)}, not {value}; name another --out")
+    write_whole(file, (json.dumps(now, indent=2) + "\n").encode("utf-8"))
 
 
 def weights_of(args: argparse.Namespace, state: PartialState) -> dict[str, Path]:
-    """Names of the weights to sample from and their files; averages of other lengths are made of the run's snapshots."""
+    """Names of the weights to sample from and their files; averages of other lengths are made of the run's snapshots.
+
+    Raises InputError for two of one name.
+    """
     from diffusion.engine.checkpoint import save_file
     from diffusion.engine.posthoc import find_snapshots, mix_for, mixed_weights
 
     named = args.checkpoints or ([] if args.ema_lengths else [args.checkpoint])
-    found = {path.stem: path for path in named}
-    if len(found) < len(named):
-        raise InputError(f"--checkpoints {' '.join(map(str, named))}: two have one name, and so would their points")
+    found = {path.stem: (args.workdir / path).resolve() for path in named}
     for length in args.ema_lengths:
-        file = (args.out / "weights" / f"ema_{length:.3f}.ckpt").resolve()
+        mix = mix_for(find_snapshots(args.workdir), length)
+        file = (args.out / "weights" / f"ema_{length:.4g}_step_{mix.step}.ckpt").resolve()  # the run may go on
         if state.is_main_process and not file.is_file():
-            save_file(mixed_weights(mix_for(find_snapshots(args.workdir), length)), file)
+            save_file(mixed_weights(mix), file)
         found[file.stem] = file
+    if len(found) < len(named) + len(args.ema_lengths):
+        raise InputError("--checkpoints or --ema_lengths: two have one name, and so would their points")
     state.wait_for_everyone()
     return found
 
 
-def sample(args: argparse.Namespace, point: Point, checkpoint: Path, with_real: bool) -> Path:
-    """Fill the folder of a point with samples, where they are not there yet."""
+def compute(
+    point: Point, checkpoint: Path, args: argparse.Namespace, embedders: list[PatchEmbedder], state: PartialState
+) -> None:
+    """Sample and score a point, unless its folder has the scores of just these samples."""
     from diffusion.engine.sample_command import sample_patches
-
-    folder = args.out / "points" / point.name
-    interval = list(point.interval) if point.interval else None
-    chosen = dict(checkpoint=checkpoint, sampling_algo=point.solver, sampling_steps=point.steps, out_dir=folder)
-    chosen |= dict(guidance_strength=point.guidance, guidance_interval=interval, format="png")
-    sample_patches(argparse.Namespace(**{**vars(args), **chosen}), sizes=(256, 512, 1024), with_real=with_real)
-    return folder
-
-
-def score(
-    folder: Path,
-    real: Path,
-    args: argparse.Namespace,
-    embedders: list[PatchEmbedder],
-    options: Options,
-    state: PartialState,
-) -> dict[str, Any]:
-    """The scores of a point by each encoder, as its folder keeps them, or taken now."""
     from diffusion.evaluation.features import Timing
     from diffusion.evaluation.images import ImageSet
-    from diffusion.evaluation.measure import REAL, SYNTHETIC, measure, summary
+    from diffusion.evaluation.measure import REAL, SYNTHETIC, Options, measure, summary
 
-    file, images = folder / "scores.json", ImageSet.open(folder / "syn", args.on_size)
-    about = {
-        "images": len(images.files),
-        "real": str(real.resolve()),
-        "encoders": {embedder.name: embedder.fingerprint for embedder in embedders},
-        **{name: getattr(options, name) for name in ("seed", "replicates")},
-    }
-    if file.is_file():
-        before = json.loads(file.read_text(encoding="utf-8"))
-        if before["about"] == about:
-            return before["encoders"]
-    sources = {REAL: ImageSet.open(real, args.on_size), SYNTHETIC: images}
+    folder, real = args.out / "points" / point.name, args.real or args.out / "real"
+    has_real = args.real is not None or count(real) >= args.n_images
+    if has_real and is_done(folder, point, checkpoint, args, embedders):
+        return
+    state.wait_for_everyone()  # all have looked before one of them writes
+    chosen = dict(checkpoint=checkpoint, sampling_algo=point.solver, sampling_steps=point.steps, format="png")
+    chosen |= dict(guidance_strength=point.guidance, guidance_interval=point.interval, out_dir=folder)
+    settings = argparse.Namespace(**{**vars(args), **chosen})
+    size = sample_patches(settings, sizes=(256, 512, 1024), with_real=not has_real, tissue=real)
+    fit = "windows" if size > 256 and args.on_size == "refuse" else args.on_size
+    sources = {REAL: ImageSet.open(real, fit), SYNTHETIC: ImageSet.open(folder / "syn", fit)}
+    options = Options(METRICS, args.seed, args.bootstrap, args.batch_size, args.workers, args.strict)
     cache = args.cache or args.out / "features"
     measured = [measure(sources, embedder, cache, state, options, Timing()) for embedder in embedders]
-    if not state.is_main_process:
-        return {}
-    found = summary(measured)
-    write_whole(file, (json.dumps({"about": about, "encoders": found}, indent=2) + "\n").encode("utf-8"))
-    return found
+    if state.is_main_process:
+        record = {"about": about_point(folder, point, checkpoint, args, embedders), "point": asdict(point)}
+        record["encoders"] = summary(measured)
+        write_whole(folder / "scores.json", (json.dumps(record, indent=2) + "\n").encode("utf-8"))
+    state.wait_for_everyone()
 
 
-def tell(scored: dict[Point, dict[str, Any]], by: str) -> None:
+def is_done(
+    folder: Path, point: Point, checkpoint: Path, args: argparse.Namespace, embedders: list[PatchEmbedder]
+) -> bool:
+    """Whether a point was scored, and nothing has changed since: weights, samples, real images, how it is scored."""
+    file = folder / "scores.json"
+    if not file.is_file():
+        return False
+    before = json.loads(file.read_text(encoding="utf-8"))["about"]
+    return before == about_point(folder, point, checkpoint, args, embedders)
+
+
+def about_point(
+    folder: Path, point: Point, checkpoint: Path, args: argparse.Namespace, embedders: list[PatchEmbedder]
+) -> dict[str, Any]:
+    changed = checkpoint.stat().st_mtime_ns if checkpoint.exists() else None
+    of_weights = {"checkpoint": str(checkpoint.resolve()), "checkpoint_time": changed}
+    return {**how_scored(args, embedders), **of_weights, "samples": digest(folder / "syn")}
+
+
+def how_scored(args: argparse.Namespace, embedders: list[PatchEmbedder]) -> dict[str, Any]:
+    """What all points of one table have in common."""
+    return {
+        "n_images": args.n_images,
+        "real": digest(args.real or args.out / "real"),
+        "encoders": {embedder.name: embedder.fingerprint for embedder in embedders},
+        "metrics": list(METRICS),
+        **{name: getattr(args, name) for name in ("seed", "bootstrap", "on_size")},
+    }
+
+
+def digest(folder: Path) -> str:
+    """What tells a folder of images from what it may become: their names, sizes and times of change, hashed."""
+    from diffusion.evaluation.features import digest_of
+    from diffusion.evaluation.images import ImageSet
+
+    return digest_of(ImageSet.open(folder).files) if count(folder) else ""
+
+
+def count(folder: Path) -> int:
+    return sum(path.name[0] != "." for path in folder.iterdir()) if folder.is_dir() else 0
+
+
+def tell(scored: dict[Point, dict[str, Any]], best: Point, args: argparse.Namespace) -> None:
+    """Print every point's score, how far its Frechet distance is from the best point's, and what is to be known."""
     from diffusion.evaluation.page import short
+    from diffusion.evaluation.scores import QUANTITIES
+    from diffusion.evaluation.sweep import less_best
 
+    encoder = next(iter(scored[best]))
+    differences = less_best(scored, best, encoder) if args.by == "fd" else {}
     for point, record in scored.items():
-        encoder, scores = next(iter(record.items()))
-        value = scores["values"][by]
-        interval = "" if value["low"] is None else f"  ({short(value['low'])} to {short(value['high'])})"
-        print(f"{point.name}: {by} {short(value['value'])}{interval} ({encoder})")
+        value = record[encoder]["values"].get(args.by)
+        line = f"{point.name}: {args.by} {short(value['value'])}" if value else f"{point.name}: no {args.by}"
+        if point in differences:
+            above, low, high = (short(part) for part in differences[point])
+            line += f", {above} above the best ({low} to {high})"
+        print(line)
+    for note in scored[best][encoder]["notes"]:
+        print(f"note: {note}")
+    alike = [point.name for point, value in differences.items() if value.low <= 0]
+    if alike:
+        print(f"note: the best is not told apart from {', '.join(alike)}; more images would tell.")
+    if len(scored) > 1:
+        print(f"best by {QUANTITIES[args.by].title} ({encoder}): {best.name}")
+    print(f"written: {args.out / 'sweep.csv'}")
 
 
 def parse_args() -> argparse.Namespace:
@@ -181,20 +235,18 @@ def parse_args() -> argparse.Namespace:
         help="lengths of averages made of the snapshots of a run with power_ema")  # fmt: skip
     add = parser.add_argument_group("scoring").add_argument
     add("--real", type=Path, help="folder of real images to score against [the tissue that conditions]")
-    add(
-        "--encoders",
-        nargs="+",
-        default=["mobilenetv2"],
-        metavar="NAME",
-        help="as of tools/evaluate.py; plots show the first",
-    )
-    add("--by", default="fd", metavar="SCORE", help="the score that says which point is best")
+    add("--by", default="fd", choices=BY, help="the score, by the first encoder, that says which point is best")
     add("--bootstrap", type=natural_int, default=50, help="replicates for the interval of a distance; 0: no interval")
-    add("--on_size", choices=("refuse", "resize", "windows"), default="refuse", help="as of tools/evaluate.py")
-    add("--cache", type=Path, help="folder that keeps features [OUT/features]")
-    add("--workers", type=natural_int, default=1, help="processes that read images")
-    add("--out", type=output_folder, default=Path("sweep"), help="folder for everything")
-    return parser.parse_args()
+    scoring_options(parser, "sweep")
+    args = parser.parse_args()
+    if args.tokens and args.real is None:
+        parser.error("--tokens have no tissue to score against; name a folder of real images with --real")
+    if args.real is not None and not args.real.is_dir():
+        parser.error(f"--real {args.real}: no such folder")
+    args.n_images = args.n_images or (len(args.images) if args.images else args.count)
+    if args.by in OF_MANIFOLDS and args.n_images <= 5:
+        parser.error(f"--by {args.by} needs more than 5 images")
+    return args
 
 
 if __name__ == "__main__":

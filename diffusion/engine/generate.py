@@ -90,10 +90,14 @@ class Solver:
 
 @dataclass(frozen=True)
 class Folder:
-    """An output folder: `syn/` and, where there is tissue to compare with, `real/` with the same file names."""
+    """An output folder: `syn/` and, where there is tissue to compare with, `real/` with the same file names.
+
+    tissue: another folder for the latter, which several may share.
+    """
 
     path: Path
     extension: str
+    tissue: Path | None = None
 
     def claim(self, settings: dict[str, Any]) -> None:
         """Write the settings, or compare with those that samples were made with, so that one folder never mixes two.
@@ -129,7 +133,7 @@ class Folder:
         strangers = [name for name in names if not re.match(r"\d{6,}_", name)]
         if strangers:
             raise InputError(f"{folder} holds {strangers[0]}, which is no sample; name another folder for the output")
-        present = {int(name.split("_")[0]): not with_real or (self.path / "real" / name).is_file() for name in names}
+        present = {int(name.split("_")[0]): not with_real or (self.real / name).is_file() for name in names}
         if any(i >= count for i in present):
             raise InputError(
                 f"{self.path} holds {len(present)} samples, not {count}; name another folder for the output, or ask for as many"
@@ -138,7 +142,12 @@ class Folder:
 
     def file(self, part: str, i: int, name: str) -> Path:
         """The file of image i, in `real` or `syn`."""
-        return self.path / part / f"{i:06d}_{name}.{self.extension}"
+        folder = self.real if part == "real" else self.path / part
+        return folder / f"{i:06d}_{name}.{self.extension}"
+
+    @property
+    def real(self) -> Path:
+        return self.tissue or self.path / "real"
 
     def write(self, i: int, condition: Condition, synthetic: torch.Tensor, note: dict[str, Any]) -> None:
         """Image i, uint8 (3, S, S), with a note of how it was made, and the condition's own pixels if it has some."""

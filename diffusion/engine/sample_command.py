@@ -107,10 +107,13 @@ def open_index(session: Session, pixels: bool = True) -> PanCancerData:
     return dataset
 
 
-def sample_patches(args: argparse.Namespace, sizes: Sequence[int], with_real: bool = True) -> int:
+def sample_patches(
+    args: argparse.Namespace, sizes: Sequence[int], with_real: bool = True, tissue: Path | None = None
+) -> int:
     """Fill a folder with images of the network's own size, which must be one of `sizes`; go on where one was left.
 
-    with_real: whether tissue that conditions is written beside them. Returns the size.
+    with_real: whether tissue that conditions is written, too; tissue: another folder for it than `real` beside them.
+    Returns the size.
     """
     if args.images and args.tokens:
         raise InputError("--images and --tokens: one of them conditions; give one")
@@ -122,7 +125,7 @@ def sample_patches(args: argparse.Namespace, sizes: Sequence[int], with_real: bo
     conditions, origin = choose_conditions(session, with_real)
     count = args.n_images or (args.count if isinstance(conditions, IndexConditions) else len(conditions))
 
-    folder = Folder(args.out_dir, args.format)
+    folder = Folder(args.out_dir, args.format, tissue)
     todo = folder.missing(count, with_real=conditions[0].pixels is not None)
     if state.is_main_process:
         folder.claim({"pictures": "patches", **session.settings, "format": args.format, **origin})
@@ -136,7 +139,7 @@ def sample_patches(args: argparse.Namespace, sizes: Sequence[int], with_real: bo
                 folder.write(i, condition, pixels, session.note(i))
                 progress.update()
     state.wait_for_everyone()
-    beside = "" if conditions[0].pixels is None else f", the tissue that conditioned them in {args.out_dir}/real"
+    beside = "" if conditions[0].pixels is None else f", the tissue that conditioned them in {folder.real}"
     state.print(f"{count} images in {args.out_dir}/syn{beside}")
     return config.image_size
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 INK = "#7d8590"
 BLUE, ORANGE = "#3b82f6", "#d9730d"
 DPI = 150
+DODGE = 0.008  # of a plot's width, between the intervals of two lines
 
 
 def new_chart(width: float = 8, height: float = 3.2) -> tuple[Figure, Axes]:
@@ -104,8 +105,8 @@ class Panel:
         return (max if self.more_is_better else min)(points, key=lambda point: point[1])
 
 
-def plot_panels(panels: Sequence[Panel], xlabel: str, names: Sequence[str] | None = None) -> bytes:
-    """Scores over one setting, a panel each, on white; names: of the places 0, 1, ..., where they are no numbers."""
+def plot_panels(panels: Sequence[Panel], xlabel: str, ticks: Mapping[str, float]) -> bytes:
+    """Scores over one setting, a panel each, on white; ticks: what the setting's values are called, and their places."""
     from matplotlib.figure import Figure
 
     columns = min(2, len(panels))
@@ -113,8 +114,9 @@ def plot_panels(panels: Sequence[Panel], xlabel: str, names: Sequence[str] | Non
     figure = Figure(figsize=(5.5 * columns, 3.4 * rows), layout="constrained", facecolor="white")
     for i, panel in enumerate(panels):
         axes = figure.add_subplot(rows, columns, i + 1)
+        width = max(ticks.values()) - min(ticks.values())
         for j, line in enumerate(panel.lines):
-            _draw_line(axes, line, f"C{j % 10}")
+            _draw_line(axes, line, f"C{j % 10}", aside=width * DODGE * (j - (len(panel.lines) - 1) / 2))
         axes.set_title(panel.title, loc="left", fontsize=11)
         if len({value for line in panel.lines for value in line.values}) > 1:
             place, value = panel.best
@@ -124,8 +126,7 @@ def plot_panels(panels: Sequence[Panel], xlabel: str, names: Sequence[str] | Non
         axes.grid(axis="y", color="#d8dee4", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(x=0.06)
-        if names is not None:
-            axes.set_xticks(range(len(names)), names)
+        axes.set_xticks(list(ticks.values()), list(ticks))
     if len(panels[0].lines) > 1:
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=3, frameon=False, fontsize=9)
@@ -134,8 +135,9 @@ def plot_panels(panels: Sequence[Panel], xlabel: str, names: Sequence[str] | Non
     return picture.getvalue()
 
 
-def _draw_line(axes: Axes, line: Line, colour: str) -> None:
+def _draw_line(axes: Axes, line: Line, colour: str, aside: float) -> None:
+    """aside: how far intervals stand from their place, so that those of several lines are told apart."""
     axes.plot(line.places, line.values, "o-", color=colour, markersize=4, label=line.label)
     for place, interval in zip(line.places, line.intervals, strict=True):
         if interval is not None:
-            axes.vlines(place, *interval, color=colour, alpha=0.45)
+            axes.vlines(place + aside, *interval, color=colour, alpha=0.45)

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -149,15 +149,15 @@ def split(images: ImageSet, embedder: PatchEmbedder, cache: Path) -> Iterator[Pa
     files = list(images.files.items())
     for first in range(0, len(files), PART):
         names, paths = map(list, zip(*files[first : first + PART], strict=True))
-        content = json.dumps([identity, str(images.folder.resolve()), *marks(dict(zip(names, paths, strict=True)))])
-        digest = hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+        digest = digest_of(dict(zip(names, paths, strict=True)), identity, str(images.folder.resolve()))
         yield Part(names, paths, cache / f"{embedder.name}_{digest}.npz")
 
 
-def marks(files: Mapping[str, Path]) -> tuple[list[str], list[tuple[int, int]]]:
-    """What tells files from others that they may become: names, and sizes with times of change."""
+def digest_of(files: Mapping[str, Path], *more: Any) -> str:
+    """What tells files from others that they may become: their names, sizes and times of change, hashed."""
     stats = [path.stat() for path in files.values()]
-    return list(files), [(stat.st_size, stat.st_mtime_ns) for stat in stats]
+    content = json.dumps([*more, list(files), [(stat.st_size, stat.st_mtime_ns) for stat in stats]])
+    return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
 
 def compute(

@@ -87,7 +87,8 @@ class Scores:
     def record(self) -> dict[str, Any]:
         """As JSON has it."""
         values = {name: value._asdict() for name, value in self.values.items()}
-        return {"width": self.width, "counts": self.counts, "values": values, "notes": self.notes}
+        record = {"width": self.width, "counts": self.counts, "values": values, "notes": self.notes}
+        return record | {"deviations": [float(f"{deviation:.6g}") for deviation in self.deviations]}
 
 
 def score(

@@ -14,9 +14,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from diffusion.errors import InputError
+from diffusion.evaluation import intervals
 from diffusion.evaluation.charts import Line, Panel, plot_panels
-from diffusion.evaluation.scores import QUANTITIES
+from diffusion.evaluation.scores import QUANTITIES, Value
 from diffusion.files import write_whole
 
 AXES = {
@@ -69,6 +72,17 @@ def parse_interval(text: str) -> tuple[float, float] | None:
     return low, high
 
 
+def read_points(folder: Path, about: Mapping[str, Any]) -> dict[Point, dict[str, Any]]:
+    """The points that lie in a folder and were scored in one way: `about` is in what their scores.json says of it."""
+    found = {}
+    for file in sorted(folder.glob("*/scores.json")):
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if about.items() <= record["about"].items():
+            point = Point(**record["point"])
+            found[replace(point, interval=tuple(point.interval) if point.interval else None)] = record["encoders"]
+    return found
+
+
 Scored = Mapping[Point, Mapping[str, Any]]  # of each point `encoders` as scores.json has them
 
 
@@ -86,6 +100,20 @@ def _value(record: Mapping[str, Any], encoder: str, name: str) -> Mapping[str, A
     return record[encoder]["values"].get(name)
 
 
+def less_best(scored: Scored, best: Point, encoder: str) -> dict[Point, Value]:
+    """How far each point's Frechet distance is above the best point's, where the same draws tell it of both."""
+    found = {}
+    of_best = scored[best][encoder]
+    for point, record in scored.items():
+        values, deviations = record[encoder]["values"], record[encoder]["deviations"]
+        if point == best or "fd" not in values or len(deviations) < 2 or len(deviations) != len(of_best["deviations"]):
+            continue
+        difference = values["fd"]["value"] - of_best["values"]["fd"]["value"]
+        error = np.std(np.subtract(deviations, of_best["deviations"]), ddof=1)
+        found[point] = Value(difference, *intervals.around(difference, float(error)))
+    return found
+
+
 def write_sweep(out: Path, scored: Scored, by: str, about: Mapping[str, Any]) -> Point:
     """Write sweep.csv, sweep.json and a plot of each axis that has several values; returns the best point."""
     encoder = next(iter(next(iter(scored.values()))))
@@ -94,8 +122,11 @@ def write_sweep(out: Path, scored: Scored, by: str, about: Mapping[str, Any]) ->
               "points": [{"name": point.name, **asdict(point), "encoders": scored[point]} for point in scored]}  # fmt: skip
     write_whole(out / "sweep.json", (json.dumps(record, indent=2) + "\n").encode("utf-8"))
     write_whole(out / "sweep.csv", table(scored, best).encode("utf-8"))
-    for axis in several(scored):
-        write_whole(out / f"{axis}.png", plot_axis(scored, axis, encoder))
+    for axis in AXES:
+        if axis in several(scored):
+            write_whole(out / f"{axis}.png", plot_axis(scored, axis, encoder))
+        else:
+            (out / f"{axis}.png").unlink(missing_ok=True)  # of points that are no more
     return best
 
 
@@ -110,21 +141,25 @@ def table(scored: Scored, best: Point) -> str:
     names = [(encoder, name) for encoder in first for name in first[encoder]["values"]]
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    columns = [f"{encoder} {name}{end}" for encoder, name in names for end in ("", " low", " high")]
-    rows.writerow([*AXES, *columns, "best"])
+    ends = ("", " low", " high")
+    columns = [f"{encoder} {name}{end}" for encoder, name in names for end in ends]
+    encoder = next(iter(first))
+    differences = less_best(scored, best, encoder)
+    rows.writerow([*AXES, *columns, "best", *(f"{encoder} fd less best{end}" for end in ends)])
     for point, record in scored.items():
         values = [_value(record, encoder, name) or {} for encoder, name in names]
         cells = [value.get(part) for value in values for part in ("value", "low", "high")]
         shown = ["" if cell is None else f"{cell:.6g}" for cell in cells]
-        rows.writerow([*(point.shown(axis) for axis in AXES), *shown, "best" if point == best else ""])
+        less = [f"{part:.6g}" for part in differences[point]] if point in differences else ["", "", ""]
+        rows.writerow([*(point.shown(axis) for axis in AXES), *shown, "best" if point == best else "", *less])
     return text.getvalue()
 
 
 def plot_axis(scored: Scored, axis: str, encoder: str) -> bytes:
-    """Each score over one axis, a line for each choice of the others."""
-    choices = list(dict.fromkeys(getattr(point, axis) for point in scored))
-    numeric = all(isinstance(choice, (int, float)) for choice in choices)
-    choices = sorted(choices) if numeric else choices
+    """Each score over one axis, a line for each choice of the others; words stand at the places 0, 1, ..."""
+    shown = {getattr(point, axis): point.shown(axis) for point in scored}
+    numeric = all(isinstance(choice, (int, float)) for choice in shown)
+    choices = sorted(shown) if numeric else list(shown)
     places = {choice: choice if numeric else i for i, choice in enumerate(choices)}
     others = [other for other in several(scored) if other != axis]
     groups: dict[str, list[Point]] = {}
@@ -137,8 +172,8 @@ def plot_axis(scored: Scored, axis: str, encoder: str) -> bytes:
         lines = [line for line in lines if line.places]
         if lines:
             panels.append(Panel(QUANTITIES[name].title, QUANTITIES[name].more_is_better, lines))
-    names = None if numeric else [Point.shown(next(p for p in scored if getattr(p, axis) == c), axis) for c in choices]
-    return plot_panels(panels, f"{AXES[axis]} ({encoder})", names)
+    ticks = {shown[choice]: places[choice] for choice in choices}
+    return plot_panels(panels, f"{AXES[axis]}; scores by {encoder}", ticks)
 
 
 def _line(
