@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import difflib
 import logging
+import math
 import os
 import types
 import typing
@@ -175,6 +176,8 @@ class EvaluationConfig:
 
     def __post_init__(self):
         _check(self.count >= 2, f"evaluation.count {self.count}: expected at least 2")
+        _check(self.steps >= 1, f"evaluation.steps {self.steps}: expected at least 1")
+        _check(math.isfinite(self.guidance), f"evaluation.guidance {self.guidance}: expected a number")
 
 
 @dataclass(frozen=True)
@@ -265,7 +268,7 @@ class Config:
         for name in ("gradient_clip", "pe_interpolation"):
             _check(getattr(self, name) > 0, f"{name} {getattr(self, name)}: expected more than 0")
         _check(self.optimizer.lr > 0, f"optimizer.lr {self.optimizer.lr}: expected more than 0")
-        for name in ("save_model_epochs", "keep_last", "keep_every"):
+        for name in ("save_model_epochs", "keep_last", "keep_every", "eval_steps"):
             value = getattr(self, name)
             _check(value is None or value >= 1, f"{name} {value}: expected at least 1, or None")
         own = sorted(self.model_kwargs.keys() & self._model_settings.keys())

@@ -20,9 +20,10 @@ from diffusion.data.sampler import Draw
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import LatentCodec, to_uint8
 from diffusion.engine.plan import plan_run
-from diffusion.engine.scoring import score_steps
+from diffusion.engine.scoring import SampleScores, score_steps
 from diffusion.engine.trainer import train
 from diffusion.errors import InputError, MissingError
+from diffusion.evaluation.curves import read_curves
 from diffusion.evaluation.distances import frechet_distance, kernel_distance
 from diffusion.sampling import image_generator, initial_noise, sample_latents
 from diffusion.seeds import mix_seed
@@ -102,6 +103,44 @@ def test_scoring_changes_nothing_and_processes_share_it(feature_root, scored, tm
         assert logged(tmp_path / "two", f"evaluation/{name}")[0] == pytest.approx(value, rel=1e-4)
 
 
+def test_pictures_are_read_once_and_bad_ones_are_passed_over(feature_root, scored, tmp_path, monkeypatch, caplog):
+    """Pictures may go when the run has begun; of a set that skips what cannot be read, the next one is taken."""
+    names = sorted((feature_root / "patches").rglob("*.jpeg"))
+    held_out = [path.relative_to(feature_root / "patches").as_posix() for path in names[1:]]
+    write_index(index_path(feature_root, "test.hdf5"), {"set_1024": held_out})
+    names[1].write_bytes(b"no picture")
+    forgiving = dict(data=dataclasses.replace(scored["data"], on_error="skip", max_bad_fraction=1.0))
+    given = SampleScores.__call__
+
+    def without_pictures(self, network):
+        names[2].unlink(missing_ok=True)
+        return given(self, network)
+
+    monkeypatch.setattr(SampleScores, "__call__", without_pictures)
+    evaluation = dataclasses.replace(scored["evaluation"], count=3)  # the first two are in the broken picture
+    with pytest.raises(InputError, match="is not a readable image"):
+        train(settings(feature_root, **scored | dict(evaluation=evaluation)), tmp_path / "strict", cpu=True)
+    forget_processes()
+    monkeypatch.setattr("diffusion.engine.scoring.PROBES", 17)  # a patch has 16 crops
+    train(settings(feature_root, **scored | forgiving | dict(evaluation=evaluation)), tmp_path / "run", cpu=True)
+    assert list(logged(tmp_path / "run", "evaluation/fd")) == [0, 2, 3]
+    assert "not scored: set/brca" in caplog.text
+
+
+def log_of(work_dir: Path) -> str:
+    return (work_dir / "train_log.log").read_text()
+
+
+def test_samples_that_are_not_finite_have_no_score(feature_root, scored, tmp_path, monkeypatch):
+    def nothing(network, noise, *arguments, **settings):
+        return torch.full_like(noise, torch.nan)
+
+    monkeypatch.setattr("diffusion.engine.scoring.sample_latents", nothing)
+    train(settings(feature_root, **scored), tmp_path / "run", cpu=True)
+    assert "5 samples, by" in log_of(tmp_path / "run") and "not finite" in log_of(tmp_path / "run")
+    assert "evaluation/fd" not in read_curves(tmp_path / "run")
+
+
 def test_when_samples_are_scored(feature_root):
     config = settings(feature_root, eval_steps=40, max_steps=100)
     assert score_steps(config, plan_run(config, 48, 1).total_steps) == {0, 40, 80, 100}
@@ -112,6 +151,11 @@ def test_what_scoring_lacks_is_told_before_anything_is_written(feature_root, sco
     for changes, error, message in (
         (dict(evaluation=EvaluationConfig(encoder="uni2")), MissingError, "no weights of uni2"),
         (dict(validation=ValidationConfig(patch_names_file="none.hdf5")), MissingError, "no index at"),
+        (
+            dict(evaluation=EvaluationConfig(count=17, encoder=scored["evaluation"].encoder)),
+            InputError,
+            "has 16 samples",
+        ),
         (dict(vae_pretrained="nowhere", scale_factor=1.0, shift_factor=0.0), MissingError, "no VAE folder"),
     ):
         with pytest.raises(error, match=message):
@@ -122,5 +166,12 @@ def test_what_scoring_lacks_is_told_before_anything_is_written(feature_root, sco
     with pytest.raises(InputError, match=r"jpeg"):
         train(settings(feature_root, **scored), tmp_path / "run", cpu=True)
     assert not (tmp_path / "run").exists()
-    with pytest.raises(InputError, match="evaluation.count 1: expected at least 2"):
-        EvaluationConfig(count=1)
+    for wrong, message in (
+        (dict(count=1), "evaluation.count 1: expected at least 2"),
+        (dict(steps=0), "evaluation.steps 0: expected at least 1"),
+        (dict(guidance=float("nan")), "evaluation.guidance nan: expected a number"),
+    ):
+        with pytest.raises(InputError, match=message):
+            EvaluationConfig(**wrong)
+    with pytest.raises(InputError, match="eval_steps 0: expected at least 1"):
+        settings(feature_root, eval_steps=0)

@@ -47,7 +47,8 @@ class Looks:
             if self.scores is not None and run.step in self.scored:
                 found = self.scores(run.model)
                 if found is not None:
-                    self.watch.scores(found.values, run.step)
+                    about = f"{run.config.evaluation.count} samples, by {self.scores.embedder.name}"
+                    self.watch.scores(found.values, about, run.step)
                     self.watch.picture("evaluation", found.picture, run.step)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process and run.step in self.at_saves:  # at others no run begins again

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from diffusion.config import Config
+from diffusion.data.batch import PatchItem
 from diffusion.data.crops import WINDOW
-from diffusion.data.datasets.pan_cancer import build_dataset
+from diffusion.data.datasets.pan_cancer import PanCancerData, SkipBad, build_dataset
 from diffusion.data.sampler import Draw
 from diffusion.encoders.embedders import PatchEmbedder, resolve_embedder
 from diffusion.encoders.latents import LatentCodec, to_uint8
 from diffusion.engine.extract import cut
+from diffusion.errors import InputError
 from diffusion.evaluation.features import Features
 from diffusion.evaluation.scores import score
 from diffusion.model.pixart import PixArt
 from diffusion.sampling import image_generator, initial_noise, make_scheduler, sample_latents
 from diffusion.seeds import mix_seed
-from diffusion.workdir import check_tokens
+from diffusion.workdir import PROBES, check_tokens
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from diffusion.data.batch import PatchItem
+log = logging.getLogger(__name__)
 
 SEED = 0  # of all runs, whatever theirs
 ALGORITHM = "dpm-solver"
@@ -50,66 +53,91 @@ class SampleScores:
 
     def __init__(self, config: Config, codec: LatentCodec, accelerator: Accelerator):
         self.config, self.settings, self.codec, self.accelerator = config, config.evaluation, codec, accelerator
-        check_scoring(config)
-        self.dataset = build_dataset(**config.validation_arguments, return_img=True)
+        dataset = check_scoring(config)
         self.embedder = PatchEmbedder.load(self.settings.encoder, accelerator.device, root=config.data_root)
         each = math.ceil(
             self.settings.count / accelerator.num_processes
         )  # as many for all: some of the last are too many
         first = each * accelerator.process_index
         self.numbers = [number % self.settings.count for number in range(first, first + each)]
-        tissue = [self._item(number).image for number in self.numbers]
-        self.shown = tissue[:SHOWN]
-        self.real = self._gathered([self._features(image) for image in tissue])
+        items = [sound_item(dataset, number, self.settings.count) for number in self.numbers]
+        self.tokens = [item.tokens for item in items]
+        self.shown = [item.image for item in items[:SHOWN]]
+        self.real = Features.of(self._gathered([self._features(item.image) for item in items]), self.embedder.name)
 
+    @torch.no_grad()
     def __call__(self, network: PixArt) -> Scored | None:
-        """Sample with a network in eval mode, and score; for all processes together. None but in the main one."""
-        pixels = [image for numbers in self._batches() for image in self._sampled(network, numbers)]
+        """Sample with a network in eval mode, and score; for all processes together. None but in the main one.
+
+        Scores are none when a sample is not finite.
+        """
+        pixels = [image for batch in self._batches() for image in self._sampled(network, batch)]
         synthetic = self._gathered([self._features(image) for image in pixels])
         if not self.accelerator.is_main_process:
             return None
-        scores = score(self.real, synthetic, METRICS, replicates=0)
-        values = {name: scores.values[name].value for name in LOGGED if name in scores.values}
-        return Scored(values, self._picture(pixels[:SHOWN]))
+        picture = self._picture([image.nan_to_num().to(torch.uint8) for image in pixels[:SHOWN]])
+        if not torch.isfinite(synthetic).all():
+            return Scored({}, picture)
+        scores = score(self.real, Features.of(synthetic, self.embedder.name), METRICS, replicates=0)
+        return Scored({name: scores.values[name].value for name in LOGGED if name in scores.values}, picture)
 
-    def _item(self, number: int) -> PatchItem:
-        place = number * len(self.dataset) // self.settings.count
-        return self.dataset[Draw(place, mix_seed(SEED, number))]
-
-    def _batches(self) -> list[list[int]]:
+    def _batches(self) -> list[range]:
+        """Places in this process's list of samples."""
         size = self.config.train_batch_size
-        return [self.numbers[i : i + size] for i in range(0, len(self.numbers), size)]
+        return [range(i, min(i + size, len(self.numbers))) for i in range(0, len(self.numbers), size)]
 
-    def _sampled(self, network: PixArt, numbers: list[int]) -> list[torch.Tensor]:
-        """Pixels, uint8 (3, S, S), of some of the samples."""
+    def _sampled(self, network: PixArt, batch: range) -> list[torch.Tensor]:
+        """Pixels (3, S, S) of some of the samples, whole numbers from 0 to 255, or not finite; on the CPU."""
         device, side = self.accelerator.device, self.config.input_size
-        noise = initial_noise([image_generator(SEED, number) for number in numbers], (network.in_channels, side, side))
-        tokens = torch.stack([self._item(number).tokens for number in numbers])
+        generators = [image_generator(SEED, self.numbers[i]) for i in batch]
         latents = sample_latents(
             network,
-            noise.to(device),
-            tokens.to(device),
+            initial_noise(generators, (network.in_channels, side, side)).to(device),
+            torch.stack([self.tokens[i] for i in batch]).to(device),
             network.y_embedder.y_embedding,
             steps=self.settings.steps,
             guidance=self.settings.guidance,
             algorithm=ALGORITHM,
             prediction_type=self.config.prediction_type,
         )
-        return [to_uint8(self.codec.decode(latent[None])[0]) for latent in latents]
+        found = []
+        for latent in latents:  # one by one: a large VAE's activations are large
+            pixels = self.codec.decode(latent[None])[0]
+            finite = bool(torch.isfinite(pixels).all())
+            found.append(to_uint8(pixels).float() if finite else torch.full(pixels.shape, torch.nan))
+        return found
 
     def _features(self, image: torch.Tensor) -> torch.Tensor:
-        """Of the windows of an image, uint8 (3, S, S): (k, D)."""
-        return self.embedder.embed(cut(image[None], WINDOW))
+        """Of the windows of an image (3, S, S): (k, D); not finite, as the image."""
+        windows = cut(image[None], WINDOW)
+        features = self.embedder.embed(windows.nan_to_num().to(torch.uint8))
+        return features if torch.isfinite(windows).all() else torch.full_like(features, torch.nan)
 
-    def _gathered(self, own: list[torch.Tensor]) -> Features:
-        """Features of all processes' images, in the order of their numbers, without those that are too many."""
+    def _gathered(self, own: list[torch.Tensor]) -> torch.Tensor:
+        """Features (N, D) of all processes' images, in the order of their numbers, without those that are too many."""
         features = self.accelerator.gather(torch.stack(own))  # (images, k, D)
-        return Features.of(features[: self.settings.count].flatten(0, 1), self.embedder.name)
+        return features[: self.settings.count].flatten(0, 1)
 
     def _picture(self, pixels: list[torch.Tensor]) -> torch.Tensor:
         from torchvision.utils import make_grid
 
         return make_grid([image / 255 for image in (*self.shown, *pixels)], nrow=len(pixels))
+
+
+def sound_item(dataset: PanCancerData | SkipBad, number: int, count: int) -> PatchItem:
+    """One of `count` items spread evenly over a set; of a set that skips what cannot be read, else the next that can.
+
+    Raises InputError when many in a row cannot.
+    """
+    place, told = number * len(dataset) // count, ""
+    for shift in range(PROBES):
+        item = dataset[Draw((place + shift) % len(dataset), mix_seed(SEED, number))]
+        if isinstance(item, PatchItem):
+            return item
+        if item.name != told:
+            log.warning("not scored: %s: %s", item.name, item.reason)
+            told = item.name
+    raise InputError(f"none of {PROBES} items in a row can be read to score samples against; the last: {item.reason}")
 
 
 def score_steps(config: Config, total_steps: int) -> set[int]:
@@ -118,8 +146,13 @@ def score_steps(config: Config, total_steps: int) -> set[int]:
     return set() if every is None else {*range(0, total_steps, every), total_steps}
 
 
-def check_scoring(config: Config) -> None:
-    """Raises MissingError, InputError for what `SampleScores` would lack, without loading a network."""
+def check_scoring(config: Config) -> PanCancerData | SkipBad:
+    """The set that samples are scored on. Raises MissingError, InputError for what `SampleScores` would lack, without
+    loading a network."""
     make_scheduler(ALGORITHM, config.evaluation.steps)
     resolve_embedder(config.evaluation.encoder, config.data_root)
-    check_tokens(config, build_dataset(**config.validation_arguments, return_img=True))
+    dataset = build_dataset(**config.validation_arguments, on_error=config.data.on_error, return_img=True)
+    check_tokens(config, dataset)
+    if config.evaluation.count > len(dataset):
+        raise InputError(f"evaluation.count {config.evaluation.count}: the set to score on has {len(dataset)} samples")
+    return dataset

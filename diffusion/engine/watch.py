@@ -186,8 +186,9 @@ class Watch:
         log.info("step %d: validation loss %.4f (mse %.4f, vb %.4f)", step, *(losses[name] for name in LOSSES))
         self.curves("validation", losses, step)
 
-    def scores(self, values: Mapping[str, float], step: int) -> None:
-        log.info("step %d: %s of samples", step, ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+    def scores(self, values: Mapping[str, float], about: str, step: int) -> None:
+        told = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        log.info("step %d: %s: %s", step, about, told or "not finite")
         self.curves("evaluation", values, step)
 
     def curves(self, group: str, values: Mapping[str, float], step: int) -> None:
