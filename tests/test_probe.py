@@ -232,6 +232,19 @@ class TestFolders:
         ]
         assert "1 synthetic training images have the names of test images (b/2)" in leaks("synthetic", image, test)[0]
 
+    def test_samples_are_known_by_the_patch_they_were_made_for(self, tmp_path):
+        """However the files were moved: by the sampler's file name, and by slide and patch in it."""
+        test = open_classes(folder(tmp_path / "test", "a/slide0/3_4.png", "b/000007_slide1_5_6_0.png"))
+        made = open_classes(folder(tmp_path / "made", "a/syn/000012_slide0_3_4_2.png", "b/x/000007_slide1_5_6_0.png"))
+        assert "2 synthetic training images have the names of test images" in leaks("synthetic", made, test)[0]
+        other = open_classes(folder(tmp_path / "other", "a/syn/000012_slide0_4_3_2.png", "b/3_4.png"))
+        assert leaks("synthetic", other, test) == []
+
+    def test_tissue_beside_samples_is_no_sample(self, tmp_path):
+        place = folder(tmp_path / "made", "a/syn/000000_x_0_0_0.png", "a/real/000000_x_0_0_0.png", "b/real/1.png")
+        (place / "a" / "samples.json").write_text("{}")
+        assert set(open_classes(place).files) == {"a/syn/000000_x_0_0_0", "b/real/1"}
+
 
 class TestCommand:
     def test_it_compares_what_was_trained_on(self, data, mobilenet_weights, tmp_path):

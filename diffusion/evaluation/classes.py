@@ -6,6 +6,7 @@ all of them together name the slide.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -13,6 +14,11 @@ from pathlib import Path
 
 from diffusion.errors import InputError
 from diffusion.evaluation.images import ImageSet
+from diffusion.evaluation.provenance import SETTINGS_FILE
+
+SAMPLED = re.compile(
+    r"\d{6,}_(?P<patch>.+)_\d+"
+)  # the file names of tools/sample_256.py: number, slide and patch, crop
 
 
 def class_of(name: str) -> str:
@@ -32,12 +38,14 @@ def group_of(name: str) -> str:
 
 
 def open_classes(folder: Path, fit: str = "refuse") -> ImageSet:
-    """The images of a folder that has a folder per class; hidden folders are left out.
+    """The images of a folder that has a folder per class; hidden folders, and tissue beside samples, are left out.
 
     Raises MissingError when there is no image, InputError for an image outside the class folders and an empty one.
     """
     images = ImageSet.open(folder, fit)
-    files = {name: path for name, path in images.files.items() if not f"/{name}".count("/.")}
+    files = {
+        name: path for name, path in images.files.items() if not f"/{name}".count("/.") and not is_tissue(name, folder)
+    }
     loose = [path.name for name, path in files.items() if "/" not in name]
     if loose:
         raise InputError(f"{some(loose)} in {folder}: in no class folder; expected {folder / 'CLASS' / loose[0]}")
@@ -47,6 +55,12 @@ def open_classes(folder: Path, fit: str = "refuse") -> ImageSet:
             links = " (links to folders are not followed)" if path.is_symlink() else ""
             raise InputError(f"class folder {path} holds no image{links}; fill it or remove it")
     return replace(images, files=files)
+
+
+def is_tissue(name: str, folder: Path) -> bool:
+    """Whether an image is the tissue that a sampler wrote beside its samples, into a class folder."""
+    label, _, rest = name.partition("/")
+    return rest.startswith("real/") and (folder / label / SETTINGS_FILE).is_file()
 
 
 def images_by_class(images: ImageSet) -> dict[str, int]:
@@ -88,11 +102,12 @@ def choose_trainings(training: Mapping[str, ImageSet], test: ImageSet) -> tuple[
 def leaks(name: str, training: ImageSet, test: ImageSet) -> list[str]:
     """What a training set, `real` or `synthetic`, shares with the test set, in sentences."""
     found = []
-    names = test.files.keys() & training.files.keys()
-    if names:
+    tested = {key for image in test.files for key in origins(image)}
+    shared = [image for image in training.files if origins(image) & tested]
+    if shared:
         same = "are those images" if name == "real" else "were sampled for those images"
         found.append(
-            f"{len(names)} {name} training images have the names of test images ({some(names)}): where they {same}, "
+            f"{len(shared)} {name} training images have the names of test images ({some(shared)}): where they {same}, "
             "scores come out too good."
         )
     slides, own = ({slide_of(image) for image in images.files} - {""} for images in (test, training))
@@ -102,6 +117,16 @@ def leaks(name: str, training: ImageSet, test: ImageSet) -> list[str]:
             "patches of a slide are alike, and scores come out too good."
         )
     return found
+
+
+def origins(name: str) -> set[str]:
+    """What an image goes by wherever it lies: its whole name; a sampler's file name, and the patch that this was made for,
+    `<slide>_<patch>`, which a patch goes by, too."""
+    *folders, last = name.split("/")
+    sampled = SAMPLED.fullmatch(last)
+    if sampled:
+        return {name, last, sampled["patch"]}
+    return {name, f"{folders[-1]}_{last}"} if folders else {name}
 
 
 def some(names: Collection[str], limit: int = 3) -> str:

@@ -51,10 +51,9 @@ class Labelled:
 
         A class of `classes` may lack. Raises InputError for one of which no image could be read.
         """
-        for name in sorted({class_of(name) for name in features.bad} - {class_of(row.name) for row in features.rows}):
-            raise InputError(
-                f"no image of class {name} can be used ({next(iter(features.bad.values()))}); mend them or leave it out"
-            )
+        reasons = {class_of(name): reason for name, reason in features.bad.items()}
+        for name in sorted(reasons.keys() - {class_of(row.name) for row in features.rows}):
+            raise InputError(f"no image of class {name} can be used ({reasons[name]}); mend them or leave it out")
         images = draw_images(features, classes, per_class, seed)
         numbers = [i for i, row in enumerate(features.rows) if row.name in images]
         names = [features.rows[i].name for i in numbers]
@@ -226,8 +225,13 @@ def perfect_notes(confusion: np.ndarray, test: Labelled) -> list[str]:
     """What the bootstrap cannot say, as it never draws an error that it has not seen: the rule of three does."""
     if confusion.trace() < confusion.sum():
         return []
-    most = min(1.0, 3 / len(np.unique(test.groups)))
-    return [f"no test image is wrong, so that intervals have no width; errors of up to {most:.1%} are not excluded."]
+    count = len(np.unique(test.groups))
+    most = (
+        f"errors of up to {3 / count:.1%} are not excluded"
+        if count >= FEW_GROUPS
+        else "too few were tested to bound them"
+    )
+    return [f"no test image is wrong, so that intervals have no width; {most}."]
 
 
 @dataclass(frozen=True)
