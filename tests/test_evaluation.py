@@ -271,6 +271,12 @@ def test_features_are_scored_as_images_are(tmp_path, evaluate):
         )
     assert found[0] == pytest.approx(found[1], rel=1e-4)
     assert "<figure" not in (tmp_path / "out.npz" / "index.html").read_text()
+    for name, rows in (("a", 6), ("b", 5)):
+        np.save(tmp_path / f"{name}.npy", np.random.default_rng(rows).normal(size=(rows, 3)).astype(np.float32))
+    both = evaluate("--real", tmp_path / "a.npy", "--syn", tmp_path / "b.npy", "--out", tmp_path / "out.npy")
+    assert both.returncode == 0 and "No pairs" in both.stdout  # numbers of rows name nothing where there are others
+    both = evaluate("--real", tmp_path / "a.npy", "--syn", tmp_path / "a.npy", "--out", tmp_path / "out.npy")
+    assert "Similarity of pairs: 1" in both.stdout
     mixed = evaluate("--real", tmp_path / "real.npz", "--syn", tmp_path / "syn", "--out", tmp_path / "mixed")
     assert mixed.returncode == 2 and "holds features and" in mixed.stderr
 

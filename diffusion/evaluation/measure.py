@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ import torch
 
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.errors import InputError
-from diffusion.evaluation.features import FEATURE_FILES, Features, Timing, embed_set, read_feature_file
+from diffusion.evaluation.features import FEATURE_FILES, Features, Row, Timing, embed_set, read_feature_file
 from diffusion.evaluation.images import LOSSY, ImageSet
 from diffusion.evaluation.scores import METRICS, REPLICATES, Scores, score
 
@@ -61,7 +61,17 @@ def open_sources(places: Mapping[str, Path | None], fit: str) -> dict[str, Sourc
     if files and len(files) < len(named):
         folder = next(place for place in named.values() if place not in files)
         raise InputError(f"{files[0]} holds features and {folder} images; give features of all, or images of all")
-    return {kind: read_feature_file(place) if files else ImageSet.open(place, fit) for kind, place in named.items()}
+    if files:
+        return _pair_numbers({kind: read_feature_file(place) for kind, place in named.items()})
+    return {kind: ImageSet.open(place, fit) for kind, place in named.items()}
+
+
+def _pair_numbers(sources: dict[str, Features]) -> dict[str, Source]:
+    """Rows that have but numbers for names are pairs where there are as many real as synthetic ones, and else none."""
+    real, synthetic = sources[REAL], sources[SYNTHETIC]
+    if len(real) != len(synthetic) and real.rows[-1].name == str(len(real) - 1):
+        sources[REAL] = replace(real, rows=[Row(f"real {row.name}") for row in real.rows])
+    return sources
 
 
 def measure(

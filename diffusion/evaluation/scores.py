@@ -31,6 +31,7 @@ METRICS = ("fd", "fd_infinity", "kid", "prdc", "similarity", "neighbours")
 REPLICATES = 50  # of the bootstrap of a Frechet distance: it tells the standard error to a tenth
 # rows of a set that are held at once, for what cannot be summed up batch by batch
 HALVED_ROWS, MANIFOLD_ROWS, HELD_ROWS = 10_000, 10_000, 50_000
+SAME = 0.99999  # cosine from which two images are taken for one
 EXTRAPOLATED_FROM = 2 * SOUND  # samples for each number of a feature
 
 
@@ -125,7 +126,11 @@ def score(
         bounds = intervals.around(found.value, found.error, least=0.0) if len(found.deviations) else (None, None)
         scores.values["fd"] = Value(found.value, *bounds)
         scores.notes += bias_notes(real, fewest, seed, device)
-    if "fd_infinity" in metrics and fewest >= EXTRAPOLATED_FROM * real.width:
+    if "fd_infinity" in metrics and fewest < EXTRAPOLATED_FROM * real.width:
+        scores.notes.append(
+            f"The Fréchet distance is extrapolated to infinitely many images from {EXTRAPOLATED_FROM * real.width} on."
+        )
+    elif "fd_infinity" in metrics:
         rows = [part.sample(HELD_ROWS, seed).to(device) for part in (real, synthetic)]
         scores.extrapolation = frechet_at_infinity(*rows, seed=seed)
         scores.values["fd_infinity"] = Value(scores.extrapolation.value)
@@ -142,6 +147,11 @@ def score(
         of_real = nearest(real, training, device)
         for name, found in (("nearest_training", scores.neighbours), ("nearest_training_of_real", of_real)):
             scores.values[name] = mean_of(found.similarity, seed)
+        there = int((of_real.similarity > SAME).sum())
+        if there:
+            scores.notes.append(
+                f"{there} real images are among those of training, too: the nearest is the image itself."
+            )
     return scores
 
 
@@ -188,7 +198,7 @@ def bias_notes(real: Features, fewest: int, seed: int, device: torch.device | st
     if fewest <= real.width:
         notes.append(
             f"Fewer images ({fewest}) than the {real.width} numbers of a feature: the Fréchet distance is far too large, and "
-            f"only fit to compare sets of equal size. From {EXTRAPOLATED_FROM * real.width} images on it is extrapolated, too."
+            "only fit to compare sets of equal size."
         )
     if len(real) >= 4:
         rows = real.sample(HALVED_ROWS, seed).to(device)
