@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import WIDTH, in_process, texture
 from PIL import Image
+from test_evaluation import write_events
 from test_sample_tools import save_run
 
 from diffusion.engine.checkpoint import save_file
@@ -204,6 +205,7 @@ def test_a_sweep_over_weights_and_solvers_against_other_tissue(run_dir, mobilene
 
 
 def test_a_run_is_sampled_and_scored(run_dir, mobilenet_weights, tmp_path):
+    write_events(run_dir / "tensorboard", {1: 2.0, 2: 1.0})
     arguments = [
         "--workdir",
         run_dir,
@@ -220,6 +222,8 @@ def test_a_run_is_sampled_and_scored(run_dir, mobilenet_weights, tmp_path):
     done = in_process(evaluate, *arguments, "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "out" / "scores.json").read_text())
+    assert record["loss"]["steps"] == 2
+    assert any("of the index that the run was trained on" in note for note in record["notes"])
     assert record["images"]["synthetic"]["count"] == 7 and record["settings"]["guidance_strength"] == "1.5"
     assert "similarity" in record["encoders"]["mobilenetv2"]["values"]
     assert len(list((tmp_path / "out" / "samples" / "syn").iterdir())) == 7

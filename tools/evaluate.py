@@ -38,6 +38,8 @@ def main() -> None:
 
     # All that can be refused is read before a network runs.
     root = args.root or default_root()
+    if args.workdir is not None and args.run is None and (args.workdir / "tensorboard").is_dir():
+        args.run = args.workdir
     losses = read_losses(args.run) if args.run else None
     has_images = args.workdir is not None or args.real.is_dir()
     if has_images:
@@ -70,8 +72,6 @@ def sample(args: argparse.Namespace) -> list[str]:
     args.out_dir = args.out / "samples"
     size = sample_patches(args, sizes=(256, 512, 1024))
     args.real, args.syn = args.out_dir / "real", args.out_dir / "syn"
-    if args.run is None and (args.workdir / "tensorboard").is_dir():
-        args.run = args.workdir
     if size > 256 and args.on_size == "refuse":
         args.on_size = "windows"
     return of_training(args)
