@@ -197,7 +197,7 @@ def test_workers_end_with_the_run_that_is_killed(tmp_path):
     """The parent is killed while two workers sleep; within seconds no process of the group is left."""
     code = (
         "import time; from functools import partial; from tools import extract_patches\n"
-        "from tests.test_patches import sleep_long\n"
+        "from test_patches import sleep_long\n"
         "if __name__ == '__main__':\n"
         "    import os; list(extract_patches.each_alone(partial(sleep_long, parent=os.getpid()), [1, 2], 2))"
     )

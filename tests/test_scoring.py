@@ -100,7 +100,8 @@ def test_scoring_changes_nothing_and_processes_share_it(feature_root, scored, tm
     launch(feature_root, tmp_path, [(scored | plain | weights, "two", None)])
     for name in ("fd", "similarity"):
         value = logged(tmp_path / "with", f"evaluation/{name}")[3]
-        assert logged(tmp_path / "two", f"evaluation/{name}")[0] == pytest.approx(value, rel=1e-4)
+        # other batches round otherwise, and 8-bit values of a sample may differ by one
+        assert logged(tmp_path / "two", f"evaluation/{name}")[0] == pytest.approx(value, rel=1e-3)
 
 
 def test_pictures_are_read_once_and_bad_ones_are_passed_over(feature_root, scored, tmp_path, monkeypatch, caplog):
