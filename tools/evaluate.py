@@ -79,7 +79,7 @@ def sample(args: argparse.Namespace) -> list[str]:
 
 def tell(measured: list[Measured], notes: list[str], timing: Timing) -> None:
     """Print what the page shows."""
-    from diffusion.evaluation.page import short
+    from diffusion.evaluation.panels import short
     from diffusion.evaluation.scores import QUANTITIES
 
     for part in measured:

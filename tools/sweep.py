@@ -192,7 +192,7 @@ def count(folder: Path) -> int:
 
 def tell(scored: dict[Point, dict[str, Any]], best: Point, args: argparse.Namespace) -> None:
     """Print every point's score, how far its Frechet distance is from the best point's, and what is to be known."""
-    from diffusion.evaluation.page import short
+    from diffusion.evaluation.panels import short
     from diffusion.evaluation.scores import QUANTITIES
     from diffusion.evaluation.sweep import less_best
 

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from diffusion.evaluation.features import Row
 from diffusion.evaluation.images import ImageSet, window_of
 from diffusion.evaluation.pairs import Nearest, Pairs
+from diffusion.evaluation.panels import short
 
 SHOWN = 6  # pairs of each of best, median and worst; nearest neighbours
 SHEET_COLUMNS, SHEET_ROWS, SHEET_CELL = 8, 6, 128  # of a contact sheet; pixels
@@ -154,8 +155,3 @@ def render(template: Path, fields: Mapping[str, Any]) -> bytes:
     )
     environment.filters["short"] = short
     return environment.from_string(template.read_text(encoding="utf-8")).render(**fields).encode("utf-8")
-
-
-def short(value: float) -> str:
-    """Four digits, without an exponent where none is needed."""
-    return f"{value:.0f}" if 1e4 <= abs(value) < 1e7 else f"{value:.4g}"
