@@ -97,11 +97,12 @@ def test_scoring_changes_nothing_and_processes_share_it(feature_root, scored, tm
     assert equal(read(tmp_path / "with", 3), read(tmp_path / "without", 3))
     weights = dict(load_from=str(tmp_path / "with/checkpoints/last_ema.ckpt"), max_steps=0)
     plain = {name: dataclasses.asdict(scored[name]) for name in ("data", "validation", "evaluation")}
-    launch(feature_root, tmp_path, [(scored | plain | weights, "two", None)])
+    runs = {"two": {}, "sharded": dict(use_fsdp=True)}
+    launch(feature_root, tmp_path, [(scored | plain | weights | more, name, None) for name, more in runs.items()])
     for name in ("fd", "similarity"):
         value = logged(tmp_path / "with", f"evaluation/{name}")[3]
-        # other batches round otherwise, and 8-bit values of a sample may differ by one
-        assert logged(tmp_path / "two", f"evaluation/{name}")[0] == pytest.approx(value, rel=1e-3)
+        for run in runs:  # other batches round otherwise, and 8-bit values of a sample may differ by one
+            assert logged(tmp_path / run, f"evaluation/{name}")[0] == pytest.approx(value, rel=1e-3)
 
 
 def test_pictures_are_read_once_and_bad_ones_are_passed_over(feature_root, scored, tmp_path, monkeypatch, caplog):
