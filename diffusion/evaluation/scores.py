@@ -243,4 +243,7 @@ def add_pairs(scores: Scores, real: Features, synthetic: Features, seed: int) ->
 
 
 def mean_of(values: np.ndarray, seed: int) -> Value:
+    """A mean with its interval; with none where all values are the same, which says nothing of others."""
+    if np.ptp(values) == 0:
+        return Value(float(values[0]))
     return Value(float(values.mean()), *intervals.of_mean(values, seed))
