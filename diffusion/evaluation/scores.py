@@ -221,7 +221,9 @@ def add_manifolds(scores: Scores, real: Features, synthetic: Features, seed: int
         )
     for name, of_each in manifolds(*rows)._asdict().items():
         if name == "density":  # which counts, where the others ask whether
-            scores.values[name] = mean_of(of_each.cpu().numpy(), seed)
+            counts = of_each.cpu().numpy()
+            # where all are the same, as in no neighbourhood at all, they say nothing of others
+            scores.values[name] = mean_of(counts, seed) if np.ptp(counts) else Value(float(counts[0]))
         else:
             share = float(of_each.mean())
             scores.values[name] = Value(share, *intervals.of_share(share, len(of_each)))
@@ -243,7 +245,4 @@ def add_pairs(scores: Scores, real: Features, synthetic: Features, seed: int) ->
 
 
 def mean_of(values: np.ndarray, seed: int) -> Value:
-    """A mean with its interval; with none where all values are the same, which says nothing of others."""
-    if np.ptp(values) == 0:
-        return Value(float(values[0]))
     return Value(float(values.mean()), *intervals.of_mean(values, seed))
