@@ -49,7 +49,7 @@ class PatchEmbedder:
         Raises InputError for an unknown network and for weights that are not its own, MissingError for absent ones.
         """
         spec, path = resolve_embedder(name_or_path, root)
-        with torch.device("meta"):  # nothing is allocated or drawn: every weight comes from the file
+        with torch.device("meta"):  # known networks allocate and draw nothing: every weight comes from the file
             model = spec.build()
         _fill(model, read_weights(path), spec, path)
         # channels last nearly halves the time of these convolutions on a CPU

@@ -51,7 +51,7 @@ def drawn_again(
     """A distance over sets drawn again from rows (N, D) and (M, D), less its mean: (replicates,).
 
     Only the spread is of use: repeats make a set of fewer different rows, whose distances lie higher. For the Frechet
-    distance of fewer rows than columns it is about 1.3 times too wide.
+    distance of fewer rows than columns it is 1.3 (rows a seventh of columns) to 2.2 times (as many) too wide.
     """
     picks = list(draws((len(real), len(synthetic)), replicates, seed))
     values = []

@@ -18,7 +18,7 @@ from diffusion.evaluation.scores import METRICS, REPLICATES, Scores, score
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-REAL, SYNTHETIC, UNTRAINED, TRAINING = KINDS = ("real", "synthetic", "untrained", "training")
+REAL, SYNTHETIC, UNTRAINED, TRAINING = ("real", "synthetic", "untrained", "training")
 OF_ONE_SET = ("fd", "kid", "prdc", "similarity")  # metrics of the untrained network's set, to compare with
 
 
