@@ -24,7 +24,9 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, lr: float) -> tor
         two = len(arguments.get("betas", (0, 0))) == 2 and isinstance(arguments.get("eps", 0.0), float)
         _expect(two, config, "two betas, one eps")
         if config.type == "AdamW":
-            return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=config.weight_decay, **arguments)
+            return torch.optim.AdamW(
+                model.parameters(), lr=lr, weight_decay=config.weight_decay, fused=True, **arguments
+            )  # one pass over memory instead of a dozen
         hidden = [module for part in (model.blocks, model.y_embedder) for module in part.modules()]
         matrices = [module.weight for module in hidden if isinstance(module, nn.Linear)]
         return Muon(matrices, others(model, matrices), lr, weight_decay=config.weight_decay, **arguments)

@@ -5,14 +5,16 @@ Letters: B batch, N image tokens, L condition tokens, W width, H heads, E head w
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 
 def modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """x (B, N, W) scaled and shifted by (B, 1, W)."""
-    return x * (1 + scale) + shift
+    """x (B, N, W) scaled and shifted by (B, 1, W), in one pass over it."""
+    return torch.addcmul(shift, x, 1 + scale)
 
 
 def layer_norm(width: int) -> nn.LayerNorm:
@@ -72,9 +74,28 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """(B, N, W); for one condition token (B, 1, W), the same for every image token."""
         k, v = self.kv_linear(y).chunk(2, dim=-1)  # (B, L, W) each
+        if y.shape[1] == 1:  # the softmax over one key is 1, whatever the query: a seventh of a block's linear maps
+            return self.proj(_Unused.apply(v, *self.q_linear.parameters()))
         q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in (self.q_linear(x), k, v))
         return self.proj(attend(q, k, v, self.in_fp32))
+
+
+class _Unused(torch.autograd.Function):
+    """x as it is, with zero gradients for parameters that it does not depend on.
+
+    Optimizers then decay them as ever, and processes that share gradients find one for every parameter.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, *parameters: nn.Parameter) -> torch.Tensor:
+        ctx.save_for_backward(*parameters)
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return gradient, *(torch.zeros_like(parameter) for parameter in ctx.saved_tensors)
 
 
 class PixArtBlock(nn.Module):
@@ -93,9 +114,9 @@ class PixArtBlock(nn.Module):
         """x (B, N, W), y (B, L, W), modulation (B, 6, W) -> (B, N, W)."""
         table = self.scale_shift_table + modulation
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = table.chunk(6, dim=1)  # (B, 1, W) each
-        x = x + gate_attn * self.attn(modulate(self.norm1(x), shift_attn, scale_attn))
+        x = torch.addcmul(x, gate_attn, self.attn(modulate(self.norm1(x), shift_attn, scale_attn)))
         x = x + self.cross_attn(x, y)
-        return x + gate_mlp * self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp))
+        return torch.addcmul(x, gate_mlp, self.mlp(modulate(self.norm2(x), shift_mlp, scale_mlp)))
 
 
 class FinalLayer(nn.Module):
