@@ -1,8 +1,15 @@
-"""Memory of large arrays on a CPU."""
+"""Memory of this process: its peak, and what the allocator does with large arrays on a CPU."""
 
 from __future__ import annotations
 
 import ctypes
+import sys
+from pathlib import Path
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 LARGEST = 2**31 - 1
@@ -20,3 +27,17 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError, TypeError):  # another C library
         return False
     return bool(mallopt(M_MMAP_THRESHOLD, LARGEST) and mallopt(M_TRIM_THRESHOLD, LARGEST))
+
+
+def peak_bytes() -> int:
+    """The most memory that the system has given this process; 0 where it does not say.
+
+    Linux tells it in the process's status; what it says of resources used begins with the peak of the parent.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        lines = status.read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    if resource is None:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

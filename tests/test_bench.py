@@ -1,46 +1,150 @@
-"""The benchmark runs through, small, and its loops to compare with read what the data sets read."""
+"""Every benchmark runs through, small; its peers compute what ours does, and its counts are those of a counter."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 
+import pytest
 import torch
 from conftest import in_process
+from torch.utils.flop_counter import FlopCounterMode
 
+from diffusion.bench import case, clock, reading, startup
+from diffusion.bench.operations import forward_operations
+from diffusion.bench.peers import DiffusersNetwork, PlainNetwork
+from diffusion.bench.training import Ours, Step, Theirs
 from diffusion.data.datasets.pan_cancer import PanCancerDataLowRes
 from diffusion.data.sampler import Draw
-from tools import bench_data
-from tools.bench_data import FullRead, main
+from diffusion.model import pixart
+from diffusion.model.names import to_diffusers
+from diffusion.model.pixart import build_model
+from tools.bench import main
+
+CPU = torch.device("cpu")
 
 
-def test_the_loop_to_compare_with_gives_the_same_crops(feature_root):
+@pytest.fixture(autouse=True)
+def smallest(monkeypatch):
+    """A network that takes no time, and a small product to compare with."""
+    monkeypatch.setitem(pixart.PRESETS, "smallest", dict(depth=2, hidden_size=32, num_heads=2))
+    monkeypatch.setitem(case.SIZES, "tiny", "smallest")
+    monkeypatch.setattr(case, "SIDE", 64)
+    # a process of its own for every figure takes seconds to start; one test does it
+    monkeypatch.setattr("diffusion.bench.extraction.alone", lambda action, *arguments: action(*arguments))
+    for module in ("training", "panorama"):
+        monkeypatch.setattr(f"diffusion.bench.{module}.peak_alone", lambda action, *arguments: action(*arguments) or 1)
+
+
+def bench(tmp_path, *options) -> dict[str, dict]:
+    """The rows of a run by what they are of."""
+    out = tmp_path / "bench.json"
+    done = in_process(main, *options, "--rounds", 1, "--json", out)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(out.read_text())["rows"]
+    assert all(row["what"] in done.stdout for row in rows)
+    assert all(row["ours"] > 0 for row in rows)
+    return {f"{row['what'].strip()} / {row['against']}": row for row in rows}
+
+
+@pytest.mark.parametrize("pixels", [256, 512])
+def test_peers_compute_what_ours_does(pixels):
+    of = case.Case("tiny", pixels, 2, CPU, "fp32")
+    model = of.network()
+    inputs = of.inputs(model)
+    ours = model(*inputs)
+    assert ours.std() > 0.1
+    for peer in (DiffusersNetwork(model), PlainNetwork(model)):
+        assert case.off(peer(*inputs), ours) < 1e-5
+
+
+def test_both_steps_lower_the_same_loss():
+    of = case.Case("tiny", 256, 2, CPU, "fp32")
+    ours, theirs = Step(Ours(of)), Step(Theirs(of))
+    losses = []
+    for _ in range(3):
+        ours(), theirs()
+        losses.append((ours.loss.item(), theirs.loss.item()))
+    assert losses[2][0] < losses[0][0]
+    assert all(a == pytest.approx(b, rel=1e-5) for a, b in losses)
+    weights = to_diffusers(ours.of.model.state_dict())
+    for name, tensor in theirs.of.network.network.named_parameters():  # Adam's first steps are as large as any
+        torch.testing.assert_close(tensor, weights[name], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("length", [1, 4, 16])
+def test_operations_are_those_of_the_counter(length, monkeypatch):
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # the meta device has none
+    with torch.device("meta"):  # where attention is counted, too
+        model = build_model("smallest", input_size=32, model_max_length=length).eval()
+        inputs = torch.empty(2, 16, 32, 32), torch.empty(2), torch.empty(2, length, 1536)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(*inputs)
+    assert forward_operations(model, 2, 256) == counter.get_total_flops()
+    assert (forward_operations(model, 2, 256, as_published=True) > forward_operations(model, 2, 256)) == (length == 1)
+
+
+def test_memory_of_a_process_of_its_own():
+    """Sixty-four MiB that the function writes; what this process had does not count."""
+    had = torch.ones(2**26)
+    grown = clock.peak_alone(torch.ones, 2**24) / 2**20
+    assert 50 < grown < 150 < had.nbytes / 2**20
+
+
+def test_train(tmp_path):
+    rows = bench(tmp_path, "train", "--size", "tiny", "--batch_size", 2, "--precision", "fp32")
+    for against in ("diffusers", "plain"):
+        row = rows[f"forward tiny 256, batch 2 / {against}"]
+        assert row["off"] < 1e-5 and row["share"] > 0
+        assert row["ratio"] == pytest.approx(row["peer"] / row["ours"])
+    parts = [rows[f"{part} / diffusers"]["ours"] for part in ("forward", "backward", "clip", "optimizer", "EMA")]
+    assert sum(parts) == pytest.approx(rows["training step tiny 256, batch 2 / diffusers"]["ours"], rel=0.3)
+    assert rows["memory of a training step tiny 256, batch 2 / diffusers"]["unit"] == "MiB"
+
+
+def test_sample(tmp_path):
+    rows = bench(tmp_path, "sample", "--size", "tiny", "--batch_size", 1, "--steps", 2, "--plain")
+    assert rows["sampling tiny 256, 2 steps, batch 1, guidance 2 / diffusers"]["off"] < 1e-4
+    assert rows["sampling tiny 256, 2 steps, batch 1, guidance 2 / plain"]["off"] < 1e-4
+    assert 0 < rows["outside of the network / "]["ours"] < 1
+
+
+def test_panorama(tmp_path, monkeypatch):
+    monkeypatch.setattr("diffusion.bench.panorama.LARGE", 512)
+    monkeypatch.setattr("diffusion.bench.panorama.SMALL", 256)
+    rows = bench(tmp_path, "panorama", "--batch_size", 4)
+    assert rows["512 x 512 tiny 256, 1 steps, 9 windows, 4 at once / plain"]["off"] < 1e-4
+
+
+def test_extract(tmp_path):
+    (row,) = bench(tmp_path, "extract", "--patches", 1, "--scratch", tmp_path).values()
+    assert row["off"] < 1e-3 and row["unit"] == "patches/s"
+
+
+def test_data(tmp_path):
+    sizes = ("--patches", 8, "--names", 200_000, "--seconds", 0.01, "--scratch", tmp_path)
+    rows = bench(tmp_path, "data", *sizes)
+    asked = {way: rows[f"read of the files, {way} / published"] for way in ("partial read", "packed")}
+    assert asked["packed"]["ours"] < 80 < 256 < asked["partial read"]["ours"] < 350 < asked["packed"]["peer"]
+    assert rows["256 crops, packed, 1 workers, warm / full read"]["ratio"] > 0
+    assert rows["opened, with a first name / "]["ours"] < 1000
+    assert rows["order of 480,000,000 crops, the first / "]["ours"] < 100
+    assert not list(tmp_path.glob("bench_*"))
+
+
+def test_startup(tmp_path, monkeypatch):
+    monkeypatch.setattr(startup, "MODULES", ("diffusion", "diffusion.config"))
+    monkeypatch.setattr(startup, "FOUNDATIONS", "import numpy")
+    rows = bench(tmp_path, "startup")
+    assert {
+        "bench.py --help / ",
+        "train_pixcell.py --help / ",
+        "import diffusion.config, after torch / ",
+    } <= rows.keys()
+
+
+def test_loops_that_read_whole_patches_give_the_same_crops(feature_root):
     data = PanCancerDataLowRes(feature_root, 256)
     for i in (0, 7, 31):
-        ours, theirs = data[Draw(i, 3)], FullRead(data)[Draw(i, 3)]
+        ours, theirs = data[Draw(i, 3)], reading.FullRead(data)[Draw(i, 3)]
         assert torch.equal(ours.latent, theirs.latent) and torch.equal(ours.tokens, theirs.tokens)
-
-
-def test_it_measures_everything(tissue_root, mobilenet_weights, tmp_path, monkeypatch):
-    monkeypatch.setattr(bench_data, "ROUNDS", 1)
-    out = tmp_path / "bench.json"
-    options = ("--root", tissue_root, "--extract", "small", "--vae", "tiny", "--encoder", mobilenet_weights)
-    sizes = ("--patches", 8, "--names", 200_000, "--seconds", 0.01, "--scratch", tmp_path)
-    done = in_process(main, *options, *sizes, "--out", out)
-    assert done.returncode == 0, done.stderr
-    report = json.loads(out.read_text())
-    assert report["extraction"]["patches"] == 2 and report["extraction"]["ratio"] > 0
-    assert max(report["extraction"]["latents_off"], report["extraction"]["embeddings_off"]) < 1e-3
-    warm = {row["read"]: row for row in report["crops"] if (row["workers"], row["cache"]) == (0, "warm")}
-    assert (
-        warm["packed"]["kib_asked"]
-        < 80
-        < 256
-        < warm["partial read"]["kib_asked"]
-        < 350
-        < warm["full read"]["kib_asked"]
-    )
-    assert (
-        report["index"]["names"] == 200_000 and report["index"]["open_seconds"] < 1 and report["index"]["open_mib"] < 10
-    )
-    assert report["sampler"]["first_seconds"] < 0.1 and report["sampler"]["first_mib"] < 50
-    assert not list(tmp_path.glob("bench_data_*"))

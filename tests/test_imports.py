@@ -19,6 +19,9 @@ ALLOWED = {
     "timesteps": {"schedule"},
     "guidance": set(),
     "sampling": {"schedule", "guidance"},
+    "bench": {
+        *("cli", "config", "data", "model", "encoders", "objective", "sampling", "panorama", "workdir", "engine"),
+    },
     "sampler_cli": {"cli"},
     "scoring_cli": {"cli"},
     "panorama": {"guidance"},

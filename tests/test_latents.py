@@ -19,6 +19,7 @@ from diffusion.encoders.latents import (
     LatentScale,
     build_sd3_vae,
 )
+from diffusion.engine import tiny_vae
 from diffusion.errors import InputError, MissingError
 
 DEMO_IMAGE = REPOSITORY / "data" / "demo" / "source" / "hgsc_nest.jpg"
@@ -206,17 +207,14 @@ def held_out_tile() -> torch.Tensor:
     return torch.from_numpy(np.asarray(tile).copy()).permute(2, 0, 1)[None] / 127.5 - 1
 
 
-def test_change_of_units_keeps_the_pictures_and_orders_the_channels(monkeypatch):
+def test_change_of_units_keeps_the_pictures_and_orders_the_channels():
     """For another kind of picture: the same pixels but for the border's influence; uncorrelated channels, falling variance."""
-    monkeypatch.syspath_prepend(str(REPOSITORY / "train_scripts"))
-    import train_tiny_vae
-
     vae = LatentCodec.load("tiny").vae
     picture = np.asarray(texture(256, seed=0))
     pixels = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None] / 127.5 - 1
     with torch.no_grad():
         before = vae.decode(vae.encode(pixels).latent_dist.mean).sample
-        train_tiny_vae.change_units(vae, [picture])
+        tiny_vae.change_units(vae, [picture])
         latents = vae.encode(pixels).latent_dist.mean
         after = vae.decode(latents).sample
     torch.testing.assert_close(after[..., 64:-64, 64:-64], before[..., 64:-64, 64:-64], rtol=0, atol=2e-3)
@@ -228,5 +226,5 @@ def test_change_of_units_keeps_the_pictures_and_orders_the_channels(monkeypatch)
     assert off_diagonal.abs().max() < 0.05
     # a channel's variance is the root of its effect on pixels, variance times sensitivity
     with torch.no_grad():
-        ratio = train_tiny_vae.sensitivity(vae, latents).diagonal() / variances
+        ratio = tiny_vae.sensitivity(vae, latents).diagonal() / variances
     assert ratio.max() < 1.1 * ratio.min()

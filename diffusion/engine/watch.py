@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -18,12 +17,8 @@ from diffusion.data.batch import BadItem, PatchBatch, collate
 from diffusion.data.sampler import Draw
 from diffusion.errors import InputError
 from diffusion.guidance import Network
+from diffusion.memory import peak_bytes
 from diffusion.sampling import image_generator, initial_noise, sample_latents
-
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -100,10 +95,7 @@ def peak_memory(device: torch.device) -> int:
     """The most bytes that the process has held: on a GPU what torch has allocated there, else what the system gave it."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if resource is None:
-        return 0
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak_bytes()
 
 
 class BadItems:

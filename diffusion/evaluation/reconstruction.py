@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from skimage.metrics import mean_squared_error, structural_similarity
 from tqdm import tqdm
 
 from diffusion.data.index import PatchIndex
@@ -168,6 +167,8 @@ def psnr(original: np.ndarray, reconstruction: np.ndarray) -> float:
     58.9 dB at most: errors below that of rounding count as that, since an original in 8 bits is known no better. So an
     identical reconstruction has a finite value, and one blank patch does not decide a mean.
     """
+    from skimage.metrics import mean_squared_error  # which brings scipy.stats, a second's worth
+
     error = max(mean_squared_error(original, reconstruction), ROUNDING)
     return float(10 * np.log10(255**2 / error))
 
@@ -177,6 +178,8 @@ def ssim(original: np.ndarray, reconstruction: np.ndarray) -> float:
 
     Gaussian windows of 11 pixels that lie wholly inside, in float64.
     """
+    from skimage.metrics import structural_similarity
+
     settings = dict(gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255)
     return float(structural_similarity(original, reconstruction, channel_axis=2, **settings))
 

@@ -1,0 +1,29 @@
+"""Operations of the network, counted: a multiplication and an addition are two, elementwise work is none.
+
+Letters: B samples, N image tokens, L condition tokens of width D, W width of the network, C channels, p patch size.
+"""
+
+from __future__ import annotations
+
+from diffusion.model.pixart import PixArt
+
+
+def forward_operations(model: PixArt, batch: int, tokens: int, as_published: bool = False) -> int:
+    """Of a forward pass of `batch` samples of `tokens` image tokens; a backward pass takes twice as many.
+
+    as_published: with the queries, attention and projection of the one condition token of a 256-pixel network, none of
+    which changes its output, and which are not run here.
+    """
+    width, length = model.hidden_size, model.model_max_length
+    hidden = model.blocks[0].mlp.fc1.out_features
+    linear = tokens * (4 * width + 2 * hidden) * width  # qkv and projection, MLP
+    attention = 2 * tokens * tokens * width
+    if length > 1 or as_published:
+        linear += tokens * 2 * width * width + length * 2 * width * width
+        attention += 2 * tokens * length * width
+    else:
+        linear += 3 * width * width  # keys and values, projection, of one token
+    patch = model.patch_size**2 * (model.in_channels + model.out_channels)
+    ends = tokens * patch * width + (model.t_embedder.features + width + 6 * width) * width
+    ends += length * (model.caption_channels + width) * width
+    return 2 * batch * (len(model.blocks) * (linear + attention) + ends)

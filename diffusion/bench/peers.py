@@ -1,0 +1,160 @@
+"""What ours is measured against: diffusers' network of the same weights, and plain loops that do one thing at a time.
+
+Letters: B batch, C channels, H W cells of the latents, L condition tokens of width D, N image tokens, W width, h heads.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel
+from torch import nn
+
+from diffusion.model.names import to_diffusers
+from diffusion.model.pixart import PixArt
+from diffusion.panorama import Windows
+
+NULL = "caption_projection.uncond_embedding"
+POSITIONS = "y_pos_embed.y_pos_embed"
+
+
+class DiffusersNetwork(nn.Module):
+    """diffusers' PixArt with the weights of ours; tokens get their positions here, which it does not know of."""
+
+    def __init__(self, model: PixArt):
+        super().__init__()
+        heads = model.blocks[0].attn.heads
+        self.network = PixArtTransformer2DModel(
+            num_attention_heads=heads,
+            attention_head_dim=model.hidden_size // heads,
+            in_channels=model.in_channels,
+            out_channels=model.out_channels,
+            num_layers=len(model.blocks),
+            cross_attention_dim=model.hidden_size,
+            sample_size=model.base_size * model.patch_size,
+            patch_size=model.patch_size,
+            caption_channels=model.caption_channels,
+            interpolation_scale=model.pe_interpolation,
+            use_additional_conditions=False,
+        )
+        weights = to_diffusers(model.state_dict())
+        self.network.load_state_dict({k: v for k, v in weights.items() if k not in (NULL, POSITIONS)}, strict=True)
+        self.register_buffer("positions", model.y_pos_embed)
+
+    def forward(self, x: torch.Tensor, timestep: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        y = y if self.positions is None else y + self.positions
+        return self.network(x, encoder_hidden_states=y, timestep=timestep, return_dict=False)[0]
+
+
+class PlainNetwork:
+    """The formulas of the paper on our weights, one image at a time: attention is a softmax of products, nothing is fused."""
+
+    def __init__(self, model: PixArt):
+        self.model = model
+
+    def __call__(self, x: torch.Tensor, timestep: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.one(x[i : i + 1], timestep[i : i + 1], y[i : i + 1]) for i in range(len(x))])
+
+    def one(self, x: torch.Tensor, timestep: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        model, p = self.model, self.model.patch_size
+        rows, columns = x.shape[2] // p, x.shape[3] // p
+        x = model.x_embedder.proj(x).flatten(2).transpose(1, 2) + model.pos_embed  # (1, N, W)
+        time = model.t_embedder(timestep)  # (1, W)
+        y = y if model.y_pos_embed is None else y + model.y_pos_embed
+        y = model.y_embedder.y_proj(y)  # (1, L, W)
+        for block in model.blocks:
+            table = block.scale_shift_table + model.t_block(time).reshape(1, 6, -1)
+            shift1, scale1, gate1, shift2, scale2, gate2 = table.chunk(6, dim=1)
+            own, cross = block.attn, block.cross_attn
+            q, k, v = own.qkv(block.norm1(x) * (1 + scale1) + shift1).chunk(3, dim=-1)
+            x = x + gate1 * own.proj(attention(q, k, v, own.heads))
+            k, v = cross.kv_linear(y).chunk(2, dim=-1)
+            x = x + cross.proj(attention(cross.q_linear(x), k, v, cross.heads))
+            hidden = F.gelu(block.mlp.fc1(block.norm2(x) * (1 + scale2) + shift2), approximate="tanh")
+            x = x + gate2 * block.mlp.fc2(hidden)
+        shift, scale = (model.final_layer.scale_shift_table + time[:, None]).chunk(2, dim=1)
+        x = model.final_layer.linear(model.final_layer.norm_final(x) * (1 + scale) + shift)
+        x = x.reshape(1, rows, columns, p, p, -1).permute(0, 5, 1, 3, 2, 4)
+        return x.reshape(1, -1, rows * p, columns * p)
+
+
+def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int) -> torch.Tensor:
+    """(1, N, W) over (1, M, W), each head by itself."""
+    parts = [
+        (q_h @ k_h.transpose(1, 2) * q_h.shape[-1] ** -0.5).softmax(-1) @ v_h
+        for q_h, k_h, v_h in zip(*(each.chunk(heads, dim=-1) for each in (q, k, v)), strict=True)
+    ]
+    return torch.cat(parts, dim=-1)
+
+
+def scheduler(steps: int) -> DPMSolverMultistepScheduler:
+    """diffusers' solver with the settings of ours, so that latents can be compared."""
+    solver = DPMSolverMultistepScheduler(
+        beta_start=1e-4,
+        beta_end=0.02,
+        algorithm_type="dpmsolver++",
+        solver_order=2,
+        final_sigmas_type="sigma_min",
+        euler_at_final=True,
+    )
+    solver.set_timesteps(steps)
+    return solver
+
+
+@torch.no_grad()
+def sample_as_diffusers(
+    network: nn.Module, noise: torch.Tensor, y: torch.Tensor, null: torch.Tensor, steps: int, guidance: float
+) -> torch.Tensor:
+    """The loop of diffusers' PixArt pipeline: both passes in one batch at every step; null (L, D)."""
+    solver, x = scheduler(steps), noise
+    tokens = torch.cat([null.expand_as(y), y])
+    for t in solver.timesteps:
+        output = network(torch.cat([x, x]), t.to(x.device).expand(2 * len(x)), tokens)
+        of_null, of_condition = output[:, : x.shape[1]].float().chunk(2)
+        x = solver.step(of_null + guidance * (of_condition - of_null), t, x, return_dict=False)[0]
+    return x
+
+
+@torch.no_grad()
+def sample_plainly(
+    network: PlainNetwork, noise: torch.Tensor, y: torch.Tensor, null: torch.Tensor, steps: int, guidance: float
+) -> torch.Tensor:
+    """Image after image, a conditional and a null pass each."""
+    images = []
+    for start, tokens in zip(noise.split(1), y.split(1), strict=True):
+        solver, x = scheduler(steps), start
+        for t in solver.timesteps:
+            prediction = guided(network, x, t, tokens, null, guidance)
+            x = solver.step(prediction, t, x, return_dict=False)[0]
+        images.append(x)
+    return torch.cat(images)
+
+
+@torch.no_grad()
+def panorama_plainly(
+    network: nn.Module,
+    windows: Windows,
+    noise: torch.Tensor,
+    y: torch.Tensor,
+    null: torch.Tensor,
+    steps: int,
+    guidance: float,
+) -> torch.Tensor:
+    """Window after window, a conditional and a null pass each; noise (1, C, H, W), y (n, L, D) of the windows."""
+    solver, x, side = scheduler(steps), noise, windows.side
+    fade = (windows.fade()[:, None] * windows.fade()).to(x.device)
+    for t in solver.timesteps:
+        total, weights = torch.zeros_like(x), torch.zeros_like(x)
+        for (row, column), tokens in zip(windows.corners, y.split(1), strict=True):
+            place = (..., slice(row, row + side), slice(column, column + side))
+            total[place] += fade * guided(network, x[place], t, tokens, null, guidance)
+            weights[place] += fade
+        x = solver.step(total / weights, t, x, return_dict=False)[0]
+    return x
+
+
+def guided(network, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor, null: torch.Tensor, guidance: float):
+    """null + w * (conditional - null) of one image in two passes."""
+    timestep, channels = t.to(x.device).expand(1), x.shape[1]
+    conditional, of_null = (network(x, timestep, tokens)[:, :channels].float() for tokens in (y, null[None]))
+    return of_null + guidance * (conditional - of_null)

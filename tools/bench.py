@@ -1,0 +1,165 @@
+"""Measure this machine: network, training step, sampling, large pictures, extraction, reading, start.
+
+Everything is timed in turns with a peer in the same process, since machines slow down and speed up: what counts is the
+ratio. Peers are diffusers' PixArt with its DPM-Solver, AdamW and EMAModel, loops that do one thing at a time, and the ways
+of the published code. Networks have random weights; no data is needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import platform
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
+
+from diffusion.cli import cores, finite_float, pick_device, positive_float, positive_int, run, tool_parser
+
+if TYPE_CHECKING:
+    import torch
+
+    from diffusion.bench.table import Row
+
+EXAMPLES = """  python tools/bench.py all --json bench.json
+  python tools/bench.py train --size XL --pixels 512 --batch_size 16 --compile
+  python tools/bench.py extract --root data/demo --dataset demo --encoder mobilenetv2"""
+PARTS = ("train", "sample", "panorama", "extract", "data", "startup")
+BATCHES = {"train": 8, "sample": 4, "panorama": 16}
+STEPS = {"sample": 20, "panorama": 1}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = tool_parser(__doc__, EXAMPLES, draws=False)
+    add = parser.add_argument
+    add("part", nargs="?", choices=(*PARTS, "all"), default="all", help="what to measure")
+    add("--size", choices=("tiny", "B", "XL"), help="of the network [B; of panorama tiny]")
+    add("--pixels", type=int, choices=(256, 512, 1024), default=256, help="a side of what the network denoises")
+    add("--batch_size", type=positive_int, help="images, or windows, in one pass [8, sample 4, panorama 16]")
+    add("--steps", type=positive_int, help="of the solver [20, panorama 1]")
+    add(
+        "--interval",
+        type=finite_float,
+        nargs=2,
+        default=(0.2, 2.0),
+        metavar=("LO", "HI"),
+        help="noise levels to guide between",
+    )
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 on a GPU that has it")
+    add("--compile", action="store_true", help="ours through torch.compile, too; takes a compiler, and minutes")
+    add("--plain", action="store_true", help="sample: the loop of one image and one pass at a time, too")
+    add("--rounds", type=positive_int, default=5, help="of which the median is told")
+    add("--dataset", help="data set of ROOT's index to extract [patches made here]")
+    add("--vae", default="tiny", help="as for extract_features")
+    add("--encoder", default="", help="as for extract_features [MobileNetV2 with random weights]")
+    add("--patches", type=positive_int, help="to extract, and to read from [8, 1024; each takes 4 MiB of disk]")
+    add("--names", type=positive_int, default=3_000_000, help="of the index; 120 bytes of disk each")
+    add("--seconds", type=positive_float, default=3.0, help="of each reading with a warm cache")
+    add("--scratch", type=Path, help="folder for temporary files [the system's]")
+    add("--json", type=Path, help="write the figures here, too")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    device = pick_device(args.device)
+    machine = about(device)
+    print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
+
+    from diffusion.bench.table import as_table
+
+    rows: list[Row] = []
+    for part in PARTS if args.part == "all" else (args.part,):
+        print(f"measuring {part}", file=sys.stderr, flush=True)
+        rows += globals()[part](args, device)
+        if args.json:
+            report = {"machine": machine, "rows": [dataclasses.asdict(row) for row in rows]}
+            args.json.write_text(json.dumps(report, indent=1) + "\n")
+    print(as_table(rows))
+
+
+def about(device: torch.device) -> dict[str, str]:
+    import torch
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    threads = str(torch.get_num_threads())
+    return {"device": name, "cores": str(cores()), "threads": threads, "torch": torch.__version__}
+
+
+def processor() -> str:
+    """The processor's name, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def case(args: argparse.Namespace, device: torch.device, part: str):
+    from diffusion.bench.case import Case
+    from diffusion.precision import has_bf16
+
+    half = device.type == "cuda" and has_bf16(device)
+    precision = args.precision if args.precision != "auto" else "bf16" if half else "fp32"
+    size = args.size or ("tiny" if part == "panorama" else "B")
+    return Case(size, args.pixels, args.batch_size or BATCHES[part], device, precision)
+
+
+def train(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
+    from diffusion.bench.training import forward_rows, memory_rows, step_rows
+
+    of = case(args, device, "train")
+    yield from forward_rows(of, args.rounds, args.compile)
+    yield from step_rows(of, args.rounds)
+    if args.compile:
+        yield from step_rows(of, args.rounds, compiled=True)
+    yield from memory_rows(of)
+
+
+def sample(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
+    from diffusion.bench.sampling import sampling_rows
+
+    steps = args.steps or STEPS["sample"]
+    of = case(args, device, "sample")
+    yield from sampling_rows(of, steps, args.rounds, tuple(args.interval), args.compile, args.plain)
+
+
+def panorama(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
+    from diffusion.bench.panorama import panorama_rows
+
+    yield from panorama_rows(case(args, device, "panorama"), args.steps or STEPS["panorama"], args.rounds)
+
+
+def extract(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
+    from diffusion.bench.extraction import MADE, Source, extraction_rows, make_patches
+
+    with tempfile.TemporaryDirectory(prefix="bench_", dir=args.scratch) as folder:
+        count, root = args.patches or 8, args.root if args.dataset else Path(folder)
+        if not args.dataset:
+            make_patches(root, count)
+        source = Source(root, args.dataset or MADE, args.vae, args.encoder, device)
+        yield from extraction_rows(source, Path(folder) / "features", count, args.rounds)
+
+
+def data(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
+    from diffusion.bench.lookups import lookup_rows
+    from diffusion.bench.reading import reading_rows
+
+    with tempfile.TemporaryDirectory(prefix="bench_", dir=args.scratch) as folder:
+        yield from reading_rows(Path(folder), args.patches or 1024, args.seconds, args.rounds)
+        yield from lookup_rows(Path(folder), args.names)
+
+
+def startup(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
+    from diffusion.bench.startup import startup_rows
+
+    yield from startup_rows(args.rounds)
+
+
+if __name__ == "__main__":
+    run(main)
