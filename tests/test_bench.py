@@ -44,7 +44,7 @@ def bench(tmp_path, *options) -> dict[str, dict]:
     rows = json.loads(out.read_text())["rows"]
     assert all(row["what"] in done.stdout for row in rows)
     assert all(row["ours"] > 0 for row in rows)
-    return {f"{row['what'].strip()} / {row['against']}": row for row in rows}
+    return {f"{row['what'].strip()} / {row['against'] or row['unit']}": row for row in rows}
 
 
 @pytest.mark.parametrize("pixels", [256, 512])
@@ -106,7 +106,7 @@ def test_sample(tmp_path):
     rows = bench(tmp_path, "sample", "--size", "tiny", "--batch_size", 1, "--steps", 2, "--plain")
     assert rows["sampling tiny 256, 2 steps, batch 1, guidance 2 / diffusers"]["off"] < 1e-4
     assert rows["sampling tiny 256, 2 steps, batch 1, guidance 2 / plain"]["off"] < 1e-4
-    assert 0 < rows["outside of the network / "]["ours"] < 1
+    assert 0 < rows["outside of the network / of the time"]["ours"] < 1
 
 
 def test_panorama(tmp_path, monkeypatch):
@@ -127,8 +127,8 @@ def test_data(tmp_path):
     asked = {way: rows[f"read of the files, {way} / published"] for way in ("partial read", "packed")}
     assert asked["packed"]["ours"] < 80 < 256 < asked["partial read"]["ours"] < 350 < asked["packed"]["peer"]
     assert rows["256 crops, packed, 1 workers, warm / full read"]["ratio"] > 0
-    assert rows["opened, with a first name / "]["ours"] < 1000
-    assert rows["order of 480,000,000 crops, the first / "]["ours"] < 100
+    assert rows["opened, with a first name / ms"]["ours"] < 1000
+    assert rows["order of 480,000,000 crops, the first / ms"]["ours"] < 100
     assert not list(tmp_path.glob("bench_*"))
 
 
@@ -137,9 +137,9 @@ def test_startup(tmp_path, monkeypatch):
     monkeypatch.setattr(startup, "FOUNDATIONS", "import numpy")
     rows = bench(tmp_path, "startup")
     assert {
-        "bench.py --help / ",
-        "train_pixcell.py --help / ",
-        "import diffusion.config, after torch / ",
+        "bench.py --help / s",
+        "train_pixcell.py --help / s",
+        "import diffusion.config, after torch / s",
     } <= rows.keys()
 
 
@@ -148,3 +148,17 @@ def test_loops_that_read_whole_patches_give_the_same_crops(feature_root):
     for i in (0, 7, 31):
         ours, theirs = data[Draw(i, 3)], reading.FullRead(data)[Draw(i, 3)]
         assert torch.equal(ours.latent, theirs.latent) and torch.equal(ours.tokens, theirs.tokens)
+
+
+def test_floor(tmp_path):
+    """What products take where memory is no bound; and twice the time for all where memory, the bound, is half as fast."""
+    options = ("floor", "--size", "tiny", "--batch_size", 2, "--steps", 3)
+    rows = bench(tmp_path, *options, "--peak", 1e-6, "--bandwidth", 1e12)
+    sample, step = "3 steps of guided sampling tiny 256, batch 2", "training step tiny 256, batch 2"
+    model = case.Case("tiny", 256, 2, CPU, "fp32").network()
+    counted = rows[f"{sample} / TFLOP"]["ours"]
+    assert counted == pytest.approx(3 * forward_operations(model, 4, 256) / 1e12)
+    assert rows[f"{sample} / s at least"]["ours"] == pytest.approx(counted / 1e-6)
+    assert rows[f"{step} / TFLOP"]["ours"] == pytest.approx(counted / 2, rel=0.05)  # backward is two forward passes
+    slow, slower = (bench(tmp_path, *options, "--bandwidth", speed)[f"{step} / s at least"]["ours"] for speed in (2, 1))
+    assert slower == pytest.approx(2 * slow)

@@ -10,7 +10,7 @@ import torch
 
 from diffusion.errors import InputError
 from diffusion.model import PixArt, build_model
-from diffusion.model.blocks import SelfAttention
+from diffusion.model.blocks import CrossAttention, SelfAttention
 from diffusion.model.convert import load_into, load_weights
 from diffusion.model.embed import ConditionEmbedder, TimestepEmbedder, sincos_2d
 from diffusion.model.local_start import NEIGHBOURS, look_at_neighbours
@@ -224,3 +224,28 @@ def test_the_published_network(tmp_path):
     optimizer.step()
     assert not torch.equal(model.final_layer.linear.weight, before)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20 < 16
+
+
+def test_one_condition_token_needs_no_query():
+    """The shortcut for L = 1 gives what attention over one key gives, in values and gradients."""
+    torch.manual_seed(0)
+    cross = CrossAttention(32, 4, in_fp32=False)
+    x, y = torch.randn(2, 9, 32, requires_grad=True), torch.randn(2, 1, 32, requires_grad=True)
+    short = cross(x, y)
+    long = cross(x, torch.cat([y, y], dim=1))  # two equal keys share what one has
+    torch.testing.assert_close(short.expand_as(long), long)
+    parameters = [*cross.parameters(), y]
+    of_short, of_long = (torch.autograd.grad(out.expand(2, 9, 32).square().sum(), parameters) for out in (short, long))
+    for one, other in zip(of_short, of_long, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+    for name, gradient in zip([name for name, _ in cross.named_parameters()], of_short[:-1], strict=True):
+        assert (gradient == 0).all() == name.startswith("q_linear")
+
+
+def test_tokens_lie_together_in_memory():
+    """A transposed residual would make every block read across memory, for twice the time."""
+    model = build_model("PixArt_Ti_2_UNI", depth=1).eval()
+    seen = []
+    model.blocks[0].register_forward_hook(lambda module, inputs, output: seen.extend([inputs[0], output]))
+    model(torch.randn(2, 16, 32, 32), torch.tensor([3, 7]), torch.randn(2, 1, 1536))
+    assert all(tokens.is_contiguous() for tokens in seen)

@@ -2,7 +2,8 @@
 
 Everything is timed in turns with a peer in the same process, since machines slow down and speed up: what counts is the
 ratio. Peers are diffusers' PixArt with its DPM-Solver, AdamW and EMAModel, loops that do one thing at a time, and the ways
-of the published code. Networks have random weights; no data is needed.
+of the published code. Networks have random weights; no data is needed. docs/PERFORMANCE.md has the figures and what they
+mean.
 """
 
 from __future__ import annotations
@@ -29,15 +30,16 @@ if TYPE_CHECKING:
 EXAMPLES = """  python tools/bench.py all --json bench.json
   python tools/bench.py train --size XL --pixels 512 --batch_size 16 --compile
   python tools/bench.py extract --root data/demo --dataset demo --encoder mobilenetv2"""
-PARTS = ("train", "sample", "panorama", "extract", "data", "startup")
-BATCHES = {"train": 8, "sample": 4, "panorama": 16}
-STEPS = {"sample": 20, "panorama": 1}
+BATCHES = {"train": 8, "sample": 4, "panorama": 16, "floor": 8}
+ROUNDS = {"train": 8, "sample": 3, "panorama": 2, "extract": 3, "data": 3, "startup": 3}
+STEPS = {"sample": 20, "panorama": 1, "floor": 20}
 
 
 def parse_args() -> argparse.Namespace:
     parser = tool_parser(__doc__, EXAMPLES, draws=False)
     add = parser.add_argument
-    add("part", nargs="?", choices=(*PARTS, "all"), default="all", help="what to measure")
+    what = "what to measure; floor only counts: the least time of a step and a sample on a processor of --peak, --bandwidth"
+    add("part", nargs="?", choices=("all", *MEASURED), default="all", help=what)
     add("--size", choices=("tiny", "B", "XL"), help="of the network [B; of panorama tiny]")
     add("--pixels", type=int, choices=(256, 512, 1024), default=256, help="a side of what the network denoises")
     add("--batch_size", type=positive_int, help="images, or windows, in one pass [8, sample 4, panorama 16]")
@@ -46,14 +48,14 @@ def parse_args() -> argparse.Namespace:
         "--interval",
         type=finite_float,
         nargs=2,
-        default=(0.2, 2.0),
+        default=(0.3, 5.0),
         metavar=("LO", "HI"),
-        help="noise levels to guide between",
+        help="noise levels to guide between [0.3 to 5, which a sweep chose for the demo's network]",
     )
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 on a GPU that has it")
     add("--compile", action="store_true", help="ours through torch.compile, too; takes a compiler, and minutes")
     add("--plain", action="store_true", help="sample: the loop of one image and one pass at a time, too")
-    add("--rounds", type=positive_int, default=5, help="of which the median is told")
+    add("--rounds", type=positive_int, help="of which the median is told [train 8, panorama 2, others 3]")
     add("--dataset", help="data set of ROOT's index to extract [patches made here]")
     add("--vae", default="tiny", help="as for extract_features")
     add("--encoder", default="", help="as for extract_features [MobileNetV2 with random weights]")
@@ -61,6 +63,8 @@ def parse_args() -> argparse.Namespace:
     add("--names", type=positive_int, default=3_000_000, help="of the index; 120 bytes of disk each")
     add("--seconds", type=positive_float, default=3.0, help="of each reading with a warm cache")
     add("--scratch", type=Path, help="folder for temporary files [the system's]")
+    add("--peak", type=positive_float, default=989.0, help="floor: TFLOP/s of products [an H100's in bf16, dense]")
+    add("--bandwidth", type=positive_float, default=3350.0, help="floor: GB/s of memory [an H100's]")
     add("--json", type=Path, help="write the figures here, too")
     return parser.parse_args()
 
@@ -74,9 +78,10 @@ def main() -> None:
     from diffusion.bench.table import as_table
 
     rows: list[Row] = []
-    for part in PARTS if args.part == "all" else (args.part,):
+    for part in [part for part in MEASURED if part != "floor"] if args.part == "all" else [args.part]:
         print(f"measuring {part}", file=sys.stderr, flush=True)
-        rows += globals()[part](args, device)
+        rounds = args.rounds or ROUNDS.get(part, 1)
+        rows += MEASURED[part](args, device, rounds)
         if args.json:
             report = {"machine": machine, "rows": [dataclasses.asdict(row) for row in rows]}
             args.json.write_text(json.dumps(report, indent=1) + "\n")
@@ -104,38 +109,38 @@ def case(args: argparse.Namespace, device: torch.device, part: str):
     from diffusion.bench.case import Case
     from diffusion.precision import has_bf16
 
-    half = device.type == "cuda" and has_bf16(device)
+    half = part == "floor" or (device.type == "cuda" and has_bf16(device))
     precision = args.precision if args.precision != "auto" else "bf16" if half else "fp32"
     size = args.size or ("tiny" if part == "panorama" else "B")
     return Case(size, args.pixels, args.batch_size or BATCHES[part], device, precision)
 
 
-def train(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
+def train(args: argparse.Namespace, device: torch.device, rounds: int) -> Iterator[Row]:
     from diffusion.bench.training import forward_rows, memory_rows, step_rows
 
     of = case(args, device, "train")
-    yield from forward_rows(of, args.rounds, args.compile)
-    yield from step_rows(of, args.rounds)
+    yield from forward_rows(of, rounds, args.compile)
+    yield from step_rows(of, rounds)
     if args.compile:
-        yield from step_rows(of, args.rounds, compiled=True)
+        yield from step_rows(of, rounds, compiled=True)
     yield from memory_rows(of)
 
 
-def sample(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
+def sample(args: argparse.Namespace, device: torch.device, rounds: int) -> Iterator[Row]:
     from diffusion.bench.sampling import sampling_rows
 
     steps = args.steps or STEPS["sample"]
     of = case(args, device, "sample")
-    yield from sampling_rows(of, steps, args.rounds, tuple(args.interval), args.compile, args.plain)
+    yield from sampling_rows(of, steps, rounds, tuple(args.interval), args.compile, args.plain)
 
 
-def panorama(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
+def panorama(args: argparse.Namespace, device: torch.device, rounds: int) -> Iterator[Row]:
     from diffusion.bench.panorama import panorama_rows
 
-    yield from panorama_rows(case(args, device, "panorama"), args.steps or STEPS["panorama"], args.rounds)
+    yield from panorama_rows(case(args, device, "panorama"), args.steps or STEPS["panorama"], rounds)
 
 
-def extract(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
+def extract(args: argparse.Namespace, device: torch.device, rounds: int) -> Iterator[Row]:
     from diffusion.bench.extraction import MADE, Source, extraction_rows, make_patches
 
     with tempfile.TemporaryDirectory(prefix="bench_", dir=args.scratch) as folder:
@@ -143,23 +148,42 @@ def extract(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
         if not args.dataset:
             make_patches(root, count)
         source = Source(root, args.dataset or MADE, args.vae, args.encoder, device)
-        yield from extraction_rows(source, Path(folder) / "features", count, args.rounds)
+        yield from extraction_rows(source, Path(folder) / "features", count, rounds)
 
 
-def data(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
+def data(args: argparse.Namespace, device: torch.device, rounds: int) -> Iterator[Row]:
     from diffusion.bench.lookups import lookup_rows
     from diffusion.bench.reading import reading_rows
 
     with tempfile.TemporaryDirectory(prefix="bench_", dir=args.scratch) as folder:
-        yield from reading_rows(Path(folder), args.patches or 1024, args.seconds, args.rounds)
+        yield from reading_rows(Path(folder), args.patches or 1024, args.seconds, rounds)
         yield from lookup_rows(Path(folder), args.names)
 
 
-def startup(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
+def floor(args: argparse.Namespace, device: torch.device, rounds: int) -> Iterator[Row]:
+    import torch
+
+    from diffusion.bench.roofline import floor_rows
+
+    of = case(args, torch.device("cpu"), "floor")
+    yield from floor_rows(of, args.steps or STEPS["floor"], 1e12 * args.peak, 1e9 * args.bandwidth)
+
+
+def startup(args: argparse.Namespace, device: torch.device, rounds: int) -> Iterator[Row]:
     from diffusion.bench.startup import startup_rows
 
-    yield from startup_rows(args.rounds)
+    yield from startup_rows(rounds)
 
+
+MEASURED = {
+    "train": train,
+    "sample": sample,
+    "panorama": panorama,
+    "extract": extract,
+    "data": data,
+    "startup": startup,
+    "floor": floor,
+}
 
 if __name__ == "__main__":
     run(main)

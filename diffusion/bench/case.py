@@ -47,7 +47,8 @@ class Case:
         )
         for linear in (*(block.cross_attn.proj for block in model.blocks), model.final_layer.linear):
             nn.init.normal_(linear.weight, std=0.02)
-        return model.eval().requires_grad_(False).to(self.device)
+        model.eval().requires_grad_(False)
+        return model if self.device.type == "cpu" else model.to(self.device)  # tensors without values cannot be moved
 
     def inputs(self, model: PixArt) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """x (B, C, H, W), timestep (B,), y (B, L, D)."""

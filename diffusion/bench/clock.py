@@ -17,14 +17,19 @@ Seconds = Mapping[str, Sequence[float]]  # of each candidate, one a round
 
 
 def take_turns(
-    candidates: Mapping[str, Callable[[], Any]], rounds: int, device: torch.device
+    candidates: Mapping[str, Callable[[], Any]], rounds: int, device: torch.device, warm: bool = True
 ) -> tuple[dict[str, list[float]], dict[str, Any]]:
-    """Seconds of every candidate in every round, and what each answered in a first one, which does not count."""
-    answers = {name: action() for name, action in candidates.items()}
-    taken = {name: [] for name in candidates}
-    for _ in range(rounds):
+    """Seconds of every candidate in every round, and its first answers.
+
+    warm: after a round that does not count; without, for what takes so long that the first time is as any other.
+    """
+    answers: dict[str, Any] = {}
+    taken: dict[str, list[float]] = {name: [] for name in candidates}
+    for turn in range(rounds + warm):
         for name, action in candidates.items():
-            taken[name].append(seconds_of(action, device))
+            seconds = seconds_of(lambda name=name, action=action: answers.setdefault(name, action()), device)
+            if turn >= warm:
+                taken[name].append(seconds)
     return taken, answers
 
 

@@ -31,7 +31,7 @@ def panorama_rows(case: Case, steps: int, rounds: int) -> list[Row]:
         "plain": partial(panorama_plainly, model, windows, noise, y, null, steps, GUIDANCE),
     }
     with case.autocast():
-        seconds, outputs = take_turns(candidates, rounds, case.device)
+        seconds, outputs = take_turns(candidates, rounds, case.device, warm=False)
     what = f"{LARGE} x {LARGE} {case.name}, {steps} steps, {len(windows.corners)} windows, {case.batch} at once"
     rows = [timed(what, seconds, "plain", off=off(outputs["ours"], outputs["plain"]))]
     peaks = [peak_alone(paint, case, side) / 2**20 for side in (LARGE, SMALL)]

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from diffusion.bench.case import Case, off
-from diffusion.bench.clock import median, take_turns, wait_for
+from diffusion.bench.clock import take_turns, wait_for
 from diffusion.bench.peers import DiffusersNetwork, PlainNetwork, sample_as_diffusers, sample_plainly
 from diffusion.bench.table import Row, timed
 from diffusion.bench.training import compile_blocks
@@ -18,16 +18,16 @@ GUIDANCE = 2.0
 
 
 class Timed:
-    """A network that counts the seconds in it."""
+    """A network that tells the seconds of every pass."""
 
     def __init__(self, network, device: torch.device):
-        self.network, self.device, self.seconds = network, device, 0.0
+        self.network, self.device, self.seconds = network, device, []
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
         began = time.perf_counter()
         output = self.network(*inputs)
         wait_for(self.device)
-        self.seconds += time.perf_counter() - began
+        self.seconds.append(time.perf_counter() - began)
         return output
 
 
@@ -41,9 +41,10 @@ def sampling_rows(
     model = case.network()
     noise, _, y = case.inputs(model)
     null, peer = model.y_embedder.y_embedding, DiffusersNetwork(model).to(case.device).eval()
-    ours = partial(sample_latents, compile_blocks(model) if compiled else model, noise, y, null, steps)
+    network = compile_blocks(model) if compiled else model
+    ours, watched = partial(sample_latents, network, noise, y, null, steps), Timed(network, case.device)
     candidates = {
-        "ours": partial(ours, guidance=GUIDANCE),
+        "ours": partial(sample_latents, watched, noise, y, null, steps, GUIDANCE),
         "diffusers": partial(sample_as_diffusers, peer, noise, y, null, steps, GUIDANCE),
         "unguided": partial(ours, guidance=1.0),
         "interval": partial(ours, guidance=GUIDANCE, guidance_interval=interval),
@@ -51,8 +52,7 @@ def sampling_rows(
     if plain:
         candidates["plain"] = partial(sample_plainly, PlainNetwork(model), noise, y, null, steps, GUIDANCE)
     with case.autocast():
-        seconds, outputs = take_turns(candidates, rounds, case.device)
-        outside = [share_outside(model, case, noise, y, null, steps) for _ in range(rounds)]
+        seconds, outputs = take_turns(candidates, rounds, case.device, warm=compiled)
     what = f"sampling {case.name}, {steps} steps, batch {case.batch}, guidance"
     rows = [
         timed(f"{what} {GUIDANCE:g}", seconds, against, off=off(outputs["ours"], outputs[against]))
@@ -60,13 +60,5 @@ def sampling_rows(
     ]
     rows.append(timed(f"{what} 1", seconds, "diffusers", "unguided"))
     rows.append(timed(f"{what} {GUIDANCE:g} in {interval[0]:g} to {interval[1]:g}", seconds, "diffusers", "interval"))
-    return [*rows, Row("  outside of the network", "of the time", median(outside))]
-
-
-def share_outside(model, case: Case, noise, y, null, steps: int) -> float:
-    """Of a guided run's time, what the solver takes."""
-    network = Timed(model, case.device)
-    began = time.perf_counter()
-    sample_latents(network, noise, y, null, steps, GUIDANCE)
-    wait_for(case.device)
-    return 1 - network.seconds / (time.perf_counter() - began)
+    inside = watched.seconds[len(watched.seconds) // (rounds + compiled) * compiled :]
+    return [*rows, Row("  outside of the network", "of the time", 1 - sum(inside) / sum(seconds["ours"]))]

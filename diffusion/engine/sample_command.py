@@ -18,6 +18,7 @@ from diffusion.cli import pick_device, start_processes
 from diffusion.data.datasets.pan_cancer import PanCancerData
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import LatentCodec
+from diffusion.engine.advice import larger_batch, processor
 from diffusion.engine.conditions import Condition, IndexConditions, from_images, from_token_files, open_conditions
 from diffusion.engine.generate import Folder, ImageMaker, Solver
 from diffusion.errors import InputError, MissingError
@@ -129,7 +130,8 @@ def sample_patches(
     todo = folder.missing(count, with_real=conditions[0].pixels is not None)
     if state.is_main_process:
         folder.claim({"pictures": "patches", **session.settings, "format": args.format, **origin})
-    state.print(f"{count - len(todo)} of {count} images are there; sampling {len(todo)} on {state.device}")
+    on = processor(state.device, state.num_processes)
+    state.print(f"{count - len(todo)} of {count} images are there; sampling {len(todo)} on {on}")
     state.wait_for_everyone()  # every process has looked before one of them writes
     make = ImageMaker(session.run, session.codec, conditions, args.seed, session.solver)
     mine = todo[state.process_index :: state.num_processes]
@@ -138,6 +140,8 @@ def sample_patches(
             for i, condition, pixels in make.images(mine[first : first + args.batch_size]):
                 folder.write(i, condition, pixels, session.note(i))
                 progress.update()
+            if first == 0 and (advice := larger_batch(args.batch_size, state.device)):
+                tqdm.write(advice)
     state.wait_for_everyone()
     beside = "" if conditions[0].pixels is None else f", the tissue that conditioned them in {folder.real}"
     state.print(f"{count} images in {args.out_dir}/syn{beside}")

@@ -25,6 +25,7 @@ from diffusion.data.batch import PatchBatch
 from diffusion.data.datasets.pan_cancer import PanCancerData, SkipBad, build_dataset
 from diffusion.data.loader import batches_of, training_loader
 from diffusion.data.sampler import BatchStream
+from diffusion.engine.advice import processor
 from diffusion.engine.checkpoint import FOLDER, SNAPSHOTS, last_of, looked_at, put_away
 from diffusion.engine.ema import EMA, PowerEMA
 from diffusion.engine.looks import Looks
@@ -56,7 +57,7 @@ from diffusion.engine.state import RunState, seed_generators
 from diffusion.engine.step import BAD_STEPS, accumulate, settle_sums, tell_of_bad_step
 from diffusion.engine.stops import Stop, Stops
 from diffusion.engine.validation import Validation
-from diffusion.engine.watch import BadItems, Meter, Watch, processor
+from diffusion.engine.watch import BadItems, Meter, Watch
 from diffusion.errors import InputError
 from diffusion.files import locked, remove_unfinished
 from diffusion.seeds import mix_seed
@@ -129,7 +130,8 @@ def train(
             dump_config(settled(config, work_dir), work_dir / CONFIG_FILE)
         log.info("%s", describe(config, plan, run.model, accelerator.num_processes, accelerator.is_fsdp2))
         log.info("weights from %s", checkpoint or origin)
-        log.info("from step %d to %d, on %s", run.step, plan.total_steps, processor(accelerator))
+        where = processor(accelerator.device, accelerator.num_processes)
+        log.info("from step %d to %d, on %s", run.step, plan.total_steps, where)
 
         saves = save_steps(config, plan)
         looks = Looks(watch, work_dir, dataset, codec, validation, scores, saves | {0}, scored)

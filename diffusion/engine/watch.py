@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -202,16 +201,6 @@ class Watch:
     def close(self) -> None:
         if self.writer is not None:
             self.writer.close()
-
-
-def processor(accelerator: Accelerator) -> str:
-    """The device; of a CPU also how much of it is used, since accelerate gives a process one thread unless told."""
-    device, threads, cores = accelerator.device, torch.get_num_threads(), os.cpu_count() or 1
-    if device.type != "cpu":
-        return str(device)
-    share = max(1, cores // accelerator.num_processes)
-    advice = f"; --num_cpu_threads_per_process {share} of accelerate launch takes all" if threads < share else ""
-    return f"cpu, {threads} threads a process of {cores} cores{advice}"
 
 
 def log_to(path: Path) -> None:

@@ -1,0 +1,122 @@
+"""How fast a network could be on a given processor: every operation at the peak rate, or at that of the memory.
+
+Counted without computing, on tensors of sizes alone: operations (a multiplication and an addition are two) of products and
+attention, bytes that every kernel reads and writes, nothing fused. An operation takes the longer of the two (Williams et
+al. 2009, "Roofline"), and so do all one after the other. The kernels are those of eager PyTorch under autocast.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+from diffusion.bench.case import Case
+from diffusion.bench.table import Row
+from diffusion.bench.training import Ours
+
+aten = torch.ops.aten
+ATTENTION, ATTENTION_BACKWARD = (
+    aten._scaled_dot_product_flash_attention_for_cpu,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward,
+)
+
+
+@dataclass
+class Work:
+    """Operations, bytes, and the least seconds of kernels of one kind."""
+
+    operations: float = 0
+    bytes: float = 0
+    seconds: float = 0
+
+
+@dataclass
+class Roofline(TorchDispatchMode):
+    """Counts what runs under it. peak: operations a second; bandwidth: bytes a second."""
+
+    peak: float
+    bandwidth: float
+    kinds: dict[str, Work] = field(default_factory=lambda: defaultdict(Work))
+
+    def __post_init__(self):
+        super().__init__()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func.is_view or func.namespace != "aten" or func is aten.detach.default:
+            return out  # moves nothing
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, torch.Tensor)]
+        moved = sum(tensor.nbytes for tensor in {id(tensor): tensor for tensor in tensors}.values())
+        operations = self.operations_of(func.overloadpacket, args, kwargs or {}, out)
+        work = self.kinds[kind_of(func.overloadpacket, operations)]
+        work.operations += operations
+        work.bytes += moved
+        work.seconds += max(operations / self.peak, moved / self.bandwidth)
+        return out
+
+    def operations_of(self, packet, args, kwargs, out) -> int:
+        if packet is ATTENTION:
+            return sdpa_flop_count(*(tuple(each.shape) for each in args[:3]))
+        if packet is ATTENTION_BACKWARD:
+            return sdpa_backward_flop_count(*(tuple(each.shape) for each in args[:4]))
+        return flop_registry[packet](*args, **kwargs, out_val=out) if packet in flop_registry else 0
+
+    @property
+    def total(self) -> Work:
+        works = self.kinds.values()
+        return Work(*(sum(getattr(w, name) for w in works) for name in ("operations", "bytes", "seconds")))
+
+
+def kind_of(packet, operations: int) -> str:
+    if packet in (ATTENTION, ATTENTION_BACKWARD):
+        return "attention"
+    return "products" if operations else "elementwise"
+
+
+def floor_rows(case: Case, steps: int, peak: float, bandwidth: float) -> list[Row]:
+    """Operations, bytes and least seconds of a training step, and of a guided sample of `steps` steps, of the case's batch.
+
+    peak: operations a second in the case's precision; bandwidth: bytes a second.
+    """
+    rows = []
+    named = {"training step": (1, count_step), f"{steps} steps of guided sampling": (steps, count_pass)}
+    for what, (times, count) in named.items():
+        roofline = count(case, peak, bandwidth)
+        for kind, work in {"": roofline.total, **roofline.kinds}.items():
+            where = f"  {kind}" if kind else f"{what} {case.name}, batch {case.batch}"
+            figures = {"TFLOP": work.operations / 1e12, "GB": work.bytes / 1e9, "s at least": work.seconds}
+            rows += [Row(where, unit, times * figure) for unit, figure in figures.items() if figure]
+    return rows
+
+
+def count_step(case: Case, peak: float, bandwidth: float) -> Roofline:
+    """Of a training step with AdamW and EMA, the second: the first makes the optimizer's state."""
+    with FakeTensorMode():
+        ours = Ours(case)
+        for _ in range(2):
+            with Roofline(peak, bandwidth) as counted:
+                with case.autocast():
+                    output = ours.network(*ours.inputs)
+                output.float().square().mean().backward()  # the objective's own work is on latents, and next to nothing
+                ours.clip()
+                ours.optimizer.step()
+                ours.optimizer.zero_grad()
+                ours.average()
+    return counted
+
+
+def count_pass(case: Case, peak: float, bandwidth: float) -> Roofline:
+    """Of the network's pass for a batch with guidance: twice as many samples."""
+    with FakeTensorMode(), torch.no_grad(), case.autocast():
+        model = case.network()
+        x, timestep, y = (torch.cat([each, each]) for each in case.inputs(model))
+        with Roofline(peak, bandwidth) as counted:
+            model(x, timestep, y)
+    return counted
