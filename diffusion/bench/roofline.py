@@ -52,8 +52,7 @@ class Roofline(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if func.is_view or func.namespace != "aten" or func is aten.detach.default:
             return out  # moves nothing
-        tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, torch.Tensor)]
-        moved = sum(tensor.nbytes for tensor in {id(tensor): tensor for tensor in tensors}.values())
+        moved = bytes_moved(func, args, kwargs or {}, out)
         operations = self.operations_of(func.overloadpacket, args, kwargs or {}, out)
         work = self.kinds[kind_of(func.overloadpacket, operations)]
         work.operations += operations
@@ -72,6 +71,19 @@ class Roofline(TorchDispatchMode):
     def total(self) -> Work:
         works = self.kinds.values()
         return Work(*(sum(getattr(w, name) for w in works) for name in ("operations", "bytes", "seconds")))
+
+
+def bytes_moved(func, args: tuple, kwargs: dict[str, Any], out: Any) -> int:
+    """Of what a kernel reads, of what it changes in place, and of what it makes anew."""
+    given = [(a, args[i] if i < len(args) else kwargs.get(a.name)) for i, a in enumerate(func._schema.arguments)]
+    read = tensors_in([value for _, value in given])
+    changed = tensors_in([value for a, value in given if a.alias_info is not None and a.alias_info.is_write])
+    made = {key: tensor for key, tensor in tensors_in(out).items() if key not in read}
+    return sum(tensor.nbytes for some in (read, changed, made) for tensor in some.values())
+
+
+def tensors_in(tree: Any) -> dict[int, torch.Tensor]:
+    return {id(leaf): leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)}
 
 
 def kind_of(packet, operations: int) -> str:
