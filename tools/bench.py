@@ -31,6 +31,7 @@ EXAMPLES = """  python tools/bench.py all --json bench.json
   python tools/bench.py train --size XL --pixels 512 --batch_size 16 --compile
   python tools/bench.py extract --root data/demo --dataset demo --encoder mobilenetv2"""
 BATCHES = {"train": 8, "sample": 4, "panorama": 16, "floor": 8}
+PATCHES = {"extract": 24, "data": 1024}
 ROUNDS = {"train": 8, "sample": 3, "panorama": 2, "extract": 3, "data": 3, "startup": 3}
 STEPS = {"sample": 20, "panorama": 1, "floor": 20}
 
@@ -59,7 +60,7 @@ def parse_args() -> argparse.Namespace:
     add("--dataset", help="data set of ROOT's index to extract [patches made here]")
     add("--vae", default="tiny", help="as for extract_features")
     add("--encoder", default="", help="as for extract_features [MobileNetV2 with random weights]")
-    add("--patches", type=positive_int, help="to extract, and to read from [8, 1024; each takes 4 MiB of disk]")
+    add("--patches", type=positive_int, help="to extract, and to read from [24, 1024; each takes 4 MiB of disk]")
     add("--names", type=positive_int, default=3_000_000, help="of the index; 120 bytes of disk each")
     add("--seconds", type=positive_float, default=3.0, help="of each reading with a warm cache")
     add("--scratch", type=Path, help="folder for temporary files [the system's]")
@@ -144,7 +145,7 @@ def extract(args: argparse.Namespace, device: torch.device, rounds: int) -> Iter
     from diffusion.bench.extraction import MADE, Source, extraction_rows, make_patches
 
     with tempfile.TemporaryDirectory(prefix="bench_", dir=args.scratch) as folder:
-        count, root = args.patches or 8, args.root if args.dataset else Path(folder)
+        count, root = args.patches or PATCHES["extract"], args.root if args.dataset else Path(folder)
         if not args.dataset:
             make_patches(root, count)
         source = Source(root, args.dataset or MADE, args.vae, args.encoder, device)
@@ -156,7 +157,7 @@ def data(args: argparse.Namespace, device: torch.device, rounds: int) -> Iterato
     from diffusion.bench.reading import reading_rows
 
     with tempfile.TemporaryDirectory(prefix="bench_", dir=args.scratch) as folder:
-        yield from reading_rows(Path(folder), args.patches or 1024, args.seconds, rounds)
+        yield from reading_rows(Path(folder), args.patches or PATCHES["data"], args.seconds, rounds)
         yield from lookup_rows(Path(folder), args.names)
 
 
