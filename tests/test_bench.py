@@ -81,7 +81,6 @@ def test_operations_are_those_of_the_counter(length, monkeypatch):
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(*inputs)
     assert forward_operations(model, 2, 256) == counter.get_total_flops()
-    assert (forward_operations(model, 2, 256, as_published=True) > forward_operations(model, 2, 256)) == (length == 1)
 
 
 def test_memory_of_a_process_of_its_own():

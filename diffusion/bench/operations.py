@@ -8,17 +8,16 @@ from __future__ import annotations
 from diffusion.model.pixart import PixArt
 
 
-def forward_operations(model: PixArt, batch: int, tokens: int, as_published: bool = False) -> int:
+def forward_operations(model: PixArt, batch: int, tokens: int) -> int:
     """Of a forward pass of `batch` samples of `tokens` image tokens; a backward pass takes twice as many.
 
-    as_published: with the queries, attention and projection of the one condition token of a 256-pixel network, none of
-    which changes its output, and which are not run here.
+    Of one condition token the queries, attention and projection of every image token are not run, and not counted.
     """
     width, length = model.hidden_size, model.model_max_length
     hidden = model.blocks[0].mlp.fc1.out_features
     linear = tokens * (4 * width + 2 * hidden) * width  # qkv and projection, MLP
     attention = 2 * tokens * tokens * width
-    if length > 1 or as_published:
+    if length > 1:
         linear += tokens * 2 * width * width + length * 2 * width * width
         attention += 2 * tokens * length * width
     else:
