@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
 from diffusion.cli import cores, finite_float, pick_device, positive_float, positive_int, run, tool_parser
+from diffusion.files import write_whole
 
 if TYPE_CHECKING:
     import torch
@@ -76,16 +77,17 @@ def main() -> None:
     machine = about(device)
     print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
 
-    from diffusion.bench.table import as_table
+    from diffusion.bench.table import as_table, in_a_line
 
     rows: list[Row] = []
     for part in [part for part in MEASURED if part != "floor"] if args.part == "all" else [args.part]:
         print(f"measuring {part}", file=sys.stderr, flush=True)
-        rounds = args.rounds or ROUNDS.get(part, 1)
-        rows += MEASURED[part](args, device, rounds)
-        if args.json:
-            report = {"machine": machine, "rows": [dataclasses.asdict(row) for row in rows]}
-            args.json.write_text(json.dumps(report, indent=1) + "\n")
+        for row in MEASURED[part](args, device, args.rounds or ROUNDS.get(part, 1)):
+            rows.append(row)
+            print(in_a_line(row), file=sys.stderr, flush=True)
+            if args.json:  # whole at any time: what was measured outlives what is stopped
+                report = {"machine": machine, "rows": [dataclasses.asdict(each) for each in rows]}
+                write_whole(args.json, (json.dumps(report, indent=1) + "\n").encode())
     print(as_table(rows))
 
 

@@ -79,6 +79,7 @@ def main() -> None:
 
     from tqdm import tqdm
 
+    from diffusion.engine.advice import larger_batch, processor
     from diffusion.engine.conditions import region_bands
     from diffusion.engine.generate import Folder, LargeImageMaker
     from diffusion.engine.pictures import LARGEST_PNG, write_picture
@@ -91,7 +92,10 @@ def main() -> None:
     batch_size = args.batch_size or windows_at_once(state.device.type, side)
     make = LargeImageMaker(session.run, session.codec, args.seed, session.solver, stride, batch_size, args.decode_tile)
     windows = len(make.windows(rows, columns).corners)
-    state.print(f"{session.run.folder}: {args.height} x {args.width} pixels, {windows} windows, on {state.device}")
+    on = processor(state.device, state.num_processes)
+    state.print(
+        f"{session.run.folder}: {args.height} x {args.width} pixels, {windows} windows, {batch_size} at once, on {on}"
+    )
     if windows > 1 and stride > side * 3 // 4:
         state.print(
             f"windows of {side} cells, {stride} apart, hardly overlap: seams will show; {side // 2} apart they do not"
@@ -124,6 +128,8 @@ def main() -> None:
                 real = region_bands(region, rows, columns)
                 write_picture(folder.file("real", i, condition.name), real, *size, {"condition": condition.name})
             print(f"written: {path}")
+            if i == todo[0] and (advice := larger_batch(batch_size, state.device)):
+                print(advice)
     state.wait_for_everyone()
 
 

@@ -45,6 +45,16 @@ def as_table(rows: Sequence[Row]) -> str:
     return columns([HEAD, *([row.what, row.unit, *_cells(row)] for row in rows)])
 
 
+def in_a_line(row: Row) -> str:
+    """What is told of a row as soon as it is measured."""
+    told = [f"{row.what}: {_digits(row.ours)} {row.unit}"]
+    if row.ratio is not None:
+        told.append(f"{row.ratio:.2f} x ({row.against}: {_digits(row.peer)})")
+    if row.share is not None:
+        told.append(f"{row.share:.0%} of the machine's rate")
+    return ", ".join(told)
+
+
 def _cells(row: Row) -> list[str]:
     def shown(value: float | None, form: str) -> str:
         return "" if value is None else format(value, form)
