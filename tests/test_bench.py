@@ -72,7 +72,7 @@ def test_both_steps_lower_the_same_loss():
         torch.testing.assert_close(tensor, weights[name], rtol=0, atol=2e-5)
 
 
-@pytest.mark.parametrize("length", [1, 4, 16])  # no query, folded, by the kernel
+@pytest.mark.parametrize("length", [1, 4, 16])
 def test_operations_are_those_of_the_counter(length, monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # the meta device has none
     with torch.device("meta"):  # where attention is counted, too

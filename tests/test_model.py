@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diffusion.errors import InputError
-from diffusion.model import PixArt, blocks, build_model
+from diffusion.model import PixArt, build_model
 from diffusion.model.blocks import CrossAttention, SelfAttention
 from diffusion.model.convert import load_into, load_weights
 from diffusion.model.embed import ConditionEmbedder, TimestepEmbedder, sincos_2d
@@ -249,38 +249,3 @@ def test_tokens_lie_together_in_memory():
     model.blocks[0].register_forward_hook(lambda module, inputs, output: seen.extend([inputs[0], output]))
     model(torch.randn(2, 16, 32, 32), torch.tensor([3, 7]), torch.randn(2, 1, 1536))
     assert all(tokens.is_contiguous() for tokens in seen)
-
-
-@pytest.mark.parametrize("tokens", [4, 16])
-def test_folded_maps_attend_as_the_kernel_does(tokens, monkeypatch):
-    """Few keys: queries and projection folded into them give the kernel's values and gradients."""
-    torch.manual_seed(0)
-    cross = CrossAttention(64, 2, in_fp32=False)
-    for bias in (cross.q_linear.bias, cross.kv_linear.bias, cross.proj.bias):
-        torch.nn.init.normal_(bias)
-    x, y = torch.randn(3, 9, 64, requires_grad=True), torch.randn(3, tokens, 64, requires_grad=True)
-
-    def attended():
-        out = cross(x, y)
-        return out, *torch.autograd.grad(out.square().sum(), [x, y, *cross.parameters()])
-
-    monkeypatch.setattr(blocks, "attend", None)
-    folded = attended()  # would have failed, had it asked for the kernel
-    monkeypatch.undo()
-    monkeypatch.setattr(CrossAttention, "_folded", CrossAttention._attended)
-    for one, other in zip(folded, attended(), strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * other.abs().max().item())
-
-
-@torch.no_grad()
-def test_folded_maps_are_as_exact_in_bfloat16():
-    torch.manual_seed(0)
-    cross = CrossAttention(384, 6, in_fp32=False)
-    x, y = 3 * torch.randn(2, 64, 384), torch.randn(2, 16, 384)  # scores spread by 2.5
-    exact, errors = cross(x, y), []
-    for in_fp32 in (False, True):
-        cross.in_fp32 = in_fp32
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            errors.append((cross(x, y) - exact).norm() / exact.norm())
-    folded, by_the_kernel = errors
-    assert folded != by_the_kernel and folded < 1.5 * by_the_kernel

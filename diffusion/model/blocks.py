@@ -32,11 +32,6 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, in_fp32: bool) -> 
     return out.transpose(1, 2).flatten(2).to(dtype)
 
 
-def folds(tokens: int, head_width: int) -> bool:
-    """Whether cross-attention over so many keys is cheaper with the image tokens' maps folded into them."""
-    return 2 * tokens <= head_width
-
-
 class Mlp(nn.Module):
     """Linear, tanh-approximated GELU, linear."""
 
@@ -83,30 +78,8 @@ class CrossAttention(nn.Module):
         k, v = self.kv_linear(y).chunk(2, dim=-1)  # (B, L, W) each
         if y.shape[1] == 1:  # the softmax over one key is 1, whatever the query: a seventh of a block's linear maps
             return self.proj(_Unused.apply(v, *self.q_linear.parameters()))
-        k, v = (part.unflatten(-1, (self.heads, -1)) for part in (k, v))  # (B, L, H, E)
-        rounded = self.in_fp32 and k.dtype != torch.float32  # folded, scores would be a product in half precision
-        if folds(y.shape[1], k.shape[-1]) and not rounded:
-            return self._folded(x, k, v)
-        return self._attended(x, k, v)
-
-    def _attended(self, x: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        q = self.q_linear(x).unflatten(-1, (self.heads, -1))
+        q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in (self.q_linear(x), k, v))
         return self.proj(attend(q, k, v, self.in_fp32))
-
-    def _folded(self, x: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """The same for few keys: (x Q) k = x (Q k) and (p v) P = p (v P), so no map W x W of the image tokens is left.
-
-        An image token takes 2 W H L products, where its query and projection take 2 W W.
-        """
-        k = k * k.shape[-1] ** -0.5
-        query, offset = (part.unflatten(0, (self.heads, -1)) for part in (self.q_linear.weight, self.q_linear.bias))
-        keys = torch.einsum("blhe,hew->bhlw", k, query).flatten(1, 2)  # (B, H * L, W)
-        offsets = torch.einsum("blhe,he->bhl", k, offset).flatten(1)[:, None]  # (B, 1, H * L)
-        projection = self.proj.weight.unflatten(1, (self.heads, -1))  # (W, H, E)
-        values = torch.einsum("blhe,whe->bhlw", v, projection).flatten(1, 2)  # (B, H * L, W)
-        scores = torch.baddbmm(offsets, x, keys.transpose(1, 2))  # (B, N, H * L)
-        weights = scores.unflatten(-1, (self.heads, -1)).softmax(dim=-1).flatten(2)
-        return torch.baddbmm(self.proj.bias, weights, values)
 
 
 class _Unused(torch.autograd.Function):
