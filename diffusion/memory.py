@@ -13,6 +13,7 @@ except ImportError:  # Windows
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 LARGEST = 2**31 - 1
+STATUS = Path("/proc/self/status")
 
 
 def keep_freed_memory() -> bool:
@@ -34,10 +35,10 @@ def peak_bytes() -> int:
 
     Linux tells it in the process's status; what it says of resources used begins with the peak of the parent.
     """
-    status = Path("/proc/self/status")
-    if status.exists():
-        lines = status.read_text().splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    lines = STATUS.read_text().splitlines() if STATUS.exists() else []
+    told = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]  # a sandbox may leave it out
+    if told:
+        return 1024 * told[0]
     if resource is None:
         return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

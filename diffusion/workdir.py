@@ -60,7 +60,8 @@ def _opened(folder: Path, path: Path, config: Config, weights: Weights, device: 
     model = build_model(config.model, **config.model_arguments)
     check_told(weights.told, model, config.prediction_type, path)
     load_into(model, weights.state_dict, path)
-    return Run(folder, path, config, model.eval().requires_grad_(False).to(device))
+    # weights that could learn: of such alone autocast keeps the half-precision copies from one step to the next
+    return Run(folder, path, config, model.eval().to(device))
 
 
 def _config_of(weights: Weights, source: Path) -> Config:

@@ -1,6 +1,8 @@
-"""What is said of cores and batch size."""
+"""What is said of cores, precision and batch size."""
 
 from __future__ import annotations
+
+from types import SimpleNamespace
 
 import torch
 
@@ -13,6 +15,7 @@ def test_cores_left_idle_are_named(monkeypatch):
     monkeypatch.setattr(advice, "cores", lambda: 16)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     assert advice.processor(CPU, 1) == "cpu, 1 threads a process of 16 cores; OMP_NUM_THREADS 16 would take all"
+    monkeypatch.setattr(advice, "has_bf16", lambda device: False)
     assert advice.processor(CPU, 8).endswith("; --num_cpu_threads_per_process 2 would take all")
     assert advice.processor(CPU, 16) == "cpu, 1 threads a process of 16 cores"
     assert advice.processor(torch.device("mps"), 1) == "mps"
@@ -26,11 +29,22 @@ def test_a_batch_that_fits():
 
 def test_a_larger_batch_is_told_where_twice_as_many_fit(monkeypatch):
     gib = 2**30
-    card = type("Card", (), {"total_memory": 80 * gib})
+    main, other = (SimpleNamespace(device=torch.device("cuda"), is_main_process=main) for main in (True, False))
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 4 * gib)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 8 * gib)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: card)
-    told = advice.larger_batch(16, torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 10 * gib)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (70 * gib, 141 * gib))  # others hold the rest
+    told = advice.larger_batch(16, main)
     assert told == "a pass of 16 took 8.0 of 80 GiB: --batch_size 272 would fit"
+    assert advice.larger_batch(16, other) == ""
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 60 * gib)
-    assert advice.larger_batch(16, torch.device("cuda")) == advice.larger_batch(16, CPU) == ""
+    on_cpu = SimpleNamespace(device=CPU, is_main_process=True)
+    assert advice.larger_batch(16, main) == advice.larger_batch(16, on_cpu) == ""
+
+
+def test_a_faster_precision_is_named(monkeypatch):
+    monkeypatch.setattr(advice, "has_bf16", lambda device: True)
+    assert advice.processor(torch.device("cuda", 1), 1, "fp32") == "cuda:1; --precision bf16 is faster here"
+    assert (
+        advice.processor(torch.device("cuda", 1), 1, "bf16") == advice.processor(torch.device("cuda", 1), 1) == "cuda:1"
+    )

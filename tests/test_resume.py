@@ -176,6 +176,20 @@ class TestBranches:
         train(settings(feature_root, optimizer=OptimizerConfig(lr=1e-4)), tmp_path, cpu=True)
         assert read(tmp_path, 4)["optimizer"]["param_groups"][0]["lr"] == 1e-4
 
+    def test_the_optimizer_loads_a_state_with_its_own_settings(self, feature_root, tmp_path, monkeypatch):
+        """On a GPU, AdamW asks them where its counts of steps go: one saved before it was fused has them elsewhere."""
+        train(settings(feature_root), tmp_path, cpu=True)
+        saved, load = read(tmp_path, 4)["optimizer"], torch.optim.AdamW.load_state_dict
+        given = []
+        monkeypatch.setattr(
+            torch.optim.AdamW,
+            "load_state_dict",
+            lambda self, state: given.extend(state["param_groups"]) or load(self, state),
+        )
+        train(settings(feature_root, optimizer=OptimizerConfig(weight_decay=0.25), max_steps=5), tmp_path, cpu=True)
+        assert given[-1]["params"] == saved["param_groups"][0]["params"]  # the last: preparing a run loads one, too
+        assert given[-1]["fused"] and given[-1]["weight_decay"] == 0.25 != saved["param_groups"][0]["weight_decay"]
+
     def test_the_same_command_goes_on_with_the_branch(self, feature_root, tmp_path, caplog):
         """Also one that names a checkpoint: it names where the branch begins, once."""
         train(settings(feature_root), tmp_path, cpu=True)

@@ -26,12 +26,13 @@ from diffusion.files import write_whole
 if TYPE_CHECKING:
     import torch
 
+    from diffusion.bench.case import Case
     from diffusion.bench.table import Row
 
 EXAMPLES = """  python tools/bench.py all --json bench.json
   python tools/bench.py train --size XL --pixels 512 --batch_size 16 --compile
   python tools/bench.py extract --root data/demo --dataset demo --encoder mobilenetv2"""
-BATCHES = {"train": 8, "sample": 4, "panorama": 16, "floor": 8}
+BATCHES = {"train": 8, "sample": 4, "floor": 8}
 PATCHES = {"extract": 24, "data": 1024}
 ROUNDS = {"train": 8, "sample": 3, "panorama": 2, "extract": 3, "data": 3, "startup": 3}
 STEPS = {"sample": 20, "panorama": 1, "floor": 20}
@@ -44,7 +45,7 @@ def parse_args() -> argparse.Namespace:
     add("part", nargs="?", choices=("all", *MEASURED), default="all", help=what)
     add("--size", choices=("tiny", "B", "XL"), help="of the network [B; of panorama tiny]")
     add("--pixels", type=int, choices=(256, 512, 1024), default=256, help="a side of what the network denoises")
-    add("--batch_size", type=positive_int, help="images, or windows, in one pass [8, sample 4, panorama 16]")
+    add("--batch_size", type=positive_int, help="images, or windows, in one pass [8, sample 4, panorama as sample_4k]")
     add("--steps", type=positive_int, help="of the solver [20, panorama 1]")
     add(
         "--interval",
@@ -108,14 +109,16 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def case(args: argparse.Namespace, device: torch.device, part: str):
+def case(args: argparse.Namespace, device: torch.device, part: str) -> Case:
     from diffusion.bench.case import Case
+    from diffusion.engine.advice import windows_at_once
     from diffusion.precision import has_bf16
 
     half = part == "floor" or (device.type == "cuda" and has_bf16(device))
     precision = args.precision if args.precision != "auto" else "bf16" if half else "fp32"
     size = args.size or ("tiny" if part == "panorama" else "B")
-    return Case(size, args.pixels, args.batch_size or BATCHES[part], device, precision)
+    batch = args.batch_size or BATCHES.get(part) or windows_at_once(device, args.pixels // 8)
+    return Case(size, args.pixels, batch, device, precision)
 
 
 def train(args: argparse.Namespace, device: torch.device, rounds: int) -> Iterator[Row]:

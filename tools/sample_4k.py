@@ -79,7 +79,7 @@ def main() -> None:
 
     from tqdm import tqdm
 
-    from diffusion.engine.advice import larger_batch, processor
+    from diffusion.engine.advice import larger_batch, processor, windows_at_once
     from diffusion.engine.conditions import region_bands
     from diffusion.engine.generate import Folder, LargeImageMaker
     from diffusion.engine.pictures import LARGEST_PNG, write_picture
@@ -89,10 +89,10 @@ def main() -> None:
     state, side = session.state, session.run.config.input_size
     rows, columns = args.height // TOKEN, args.width // TOKEN
     stride = args.sliding_window_size or side // 2
-    batch_size = args.batch_size or windows_at_once(state.device.type, side)
+    batch_size = args.batch_size or windows_at_once(state.device, side)
     make = LargeImageMaker(session.run, session.codec, args.seed, session.solver, stride, batch_size, args.decode_tile)
     windows = len(make.windows(rows, columns).corners)
-    on = processor(state.device, state.num_processes)
+    on = processor(state.device, state.num_processes, args.precision)
     state.print(
         f"{session.run.folder}: {args.height} x {args.width} pixels, {windows} windows, {batch_size} at once, on {on}"
     )
@@ -128,14 +128,9 @@ def main() -> None:
                 real = region_bands(region, rows, columns)
                 write_picture(folder.file("real", i, condition.name), real, *size, {"condition": condition.name})
             print(f"written: {path}")
-            if i == todo[0] and (advice := larger_batch(batch_size, state.device)):
+            if i == todo[0] and batch_size < windows and (advice := larger_batch(batch_size, state)):
                 print(advice)
     state.wait_for_everyone()
-
-
-def windows_at_once(device: str, side: int) -> int:
-    """Eight keep a GPU busy. A CPU is busy with one of 1024 pixels already; of smaller ones it takes as many tokens at once."""
-    return 8 if device != "cpu" else max(1, 8192 // (side // 2) ** 2)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from diffusion.precision import DTYPES
 
 SIZES = {"tiny": "PixArt_Ti_2_UNI", "B": "PixArt_B_2_UNI", "XL": "PixArt_XL_2_UNI"}
 STAGES = {256: (1, 0.5), 512: (4, 1.0), 1024: (16, 2.0)}  # pixels -> condition tokens, pe_interpolation
-SIDE = 2048  # of the square matrices whose product is the machine's own rate
+SIDE, GPU_SIDE = 2048, 8192  # of the square matrices whose product is the machine's own rate
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Case:
         )
         for linear in (*(block.cross_attn.proj for block in model.blocks), model.final_layer.linear):
             nn.init.normal_(linear.weight, std=0.02)
-        model.eval().requires_grad_(False)
+        model.eval()
         return model if self.device.type == "cpu" else model.to(self.device)  # tensors without values cannot be moved
 
     def inputs(self, model: PixArt) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -58,14 +58,20 @@ class Case:
         y = torch.randn(self.batch, model.model_max_length, model.caption_channels, generator=generator)
         return tuple(each.to(self.device) for each in (x, timestep, y))
 
+    @property
+    def warms(self) -> bool:
+        """Whether even a long run is slower the first time: a GPU picks kernels then."""
+        return self.device.type != "cpu"
+
     def autocast(self) -> AbstractContextManager:
         dtype = DTYPES[self.precision]
         return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
 
     def product(self) -> tuple[Callable[[], torch.Tensor], int]:
         """A product of two square matrices in this precision, and its operations."""
-        left, right = (torch.randn(SIDE, SIDE, device=self.device, dtype=DTYPES[self.precision]) for _ in range(2))
-        return lambda: left @ right, 2 * SIDE**3
+        side = SIDE if self.device.type == "cpu" else GPU_SIDE
+        left, right = (torch.randn(side, side, device=self.device, dtype=DTYPES[self.precision]) for _ in range(2))
+        return lambda: left @ right, 2 * side**3
 
 
 def off(ours: torch.Tensor, peer: torch.Tensor) -> float:

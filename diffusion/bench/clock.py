@@ -65,7 +65,8 @@ def ratio(over: Sequence[float], under: Sequence[float]) -> float:
 
 
 def alone(action: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function of a module answers in a fresh process."""
+    """What a function of a module answers in a fresh process, which finds a GPU's memory free."""
+    torch.cuda.empty_cache()
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(action, *arguments).result()
 

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from diffusion.bench.clock import alone, median
-from diffusion.bench.table import Row, compared
+from diffusion.bench.clock import alone
+from diffusion.bench.table import Row, rated
 from diffusion.cli import cores, pick_device
 from diffusion.data.features import feature_path, read_moments, read_tokens
 from diffusion.data.index import PatchIndex, index_path, write_index
@@ -72,9 +72,8 @@ def extraction_rows(source: Source, scratch: Path, count: int, rounds: int) -> l
         for way, taken in speeds.items():
             taken.append(alone(speed, source, way, scratch / f"{way}_{turn}", count))
     what = f"extraction of {count} patches of {size} pixels, {source.vae}, {source.encoder or 'mobilenetv2'}"
-    ours, simple = (median(taken) for taken in speeds.values())
     apart = furthest([scratch / f"{way}_0" for way in speeds], [patches.name(i) for i in range(count)], size)
-    return [compared(what, "patches/s", ours, simple, "simple loop", apart)]
+    return [rated(what, "patches/s", speeds, "simple loop", off=apart)]
 
 
 def speed(source: Source, way: str, folder: Path, count: int) -> float:

@@ -31,11 +31,11 @@ def panorama_rows(case: Case, steps: int, rounds: int) -> list[Row]:
         "plain": partial(panorama_plainly, model, windows, noise, y, null, steps, GUIDANCE),
     }
     with case.autocast():
-        seconds, outputs = take_turns(candidates, rounds, case.device, warm=False)
+        seconds, outputs = take_turns(candidates, rounds, case.device, warm=case.warms)
     what = f"{LARGE} x {LARGE} {case.name}, {steps} steps, {len(windows.corners)} windows, {case.batch} at once"
     rows = [timed(what, seconds, "plain", off=off(outputs["ours"], outputs["plain"]))]
     peaks = [peak_alone(paint, case, side) / 2**20 for side in (LARGE, SMALL)]
-    return [*rows, compared(f"  memory, and of {SMALL} x {SMALL}", "MiB", *peaks, f"ours at {SMALL}")]
+    return [*rows, compared("memory, with decoding", "MiB", *peaks, f"ours at {SMALL}", part_of=what)]
 
 
 def scene(model: PixArt, case: Case, pixels: int) -> tuple[Windows, torch.Tensor, torch.Tensor]:

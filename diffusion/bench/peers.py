@@ -47,13 +47,17 @@ class DiffusersNetwork(nn.Module):
 
 
 class PlainNetwork:
-    """The formulas of the paper on our weights, one image at a time: attention is a softmax of products, nothing is fused."""
+    """The formulas of the paper on our weights, one image at a time, in the weights' own precision.
+
+    Attention is a softmax of products; nothing is fused.
+    """
 
     def __init__(self, model: PixArt):
         self.model = model
 
     def __call__(self, x: torch.Tensor, timestep: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return torch.cat([self.one(x[i : i + 1], timestep[i : i + 1], y[i : i + 1]) for i in range(len(x))])
+        with torch.autocast(x.device.type, enabled=False):
+            return torch.cat([self.one(x[i : i + 1], timestep[i : i + 1], y[i : i + 1]) for i in range(len(x))])
 
     def one(self, x: torch.Tensor, timestep: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         model, p = self.model, self.model.patch_size

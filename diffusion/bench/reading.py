@@ -19,7 +19,7 @@ import torch
 
 from diffusion.bench.clock import median
 from diffusion.bench.startup import CLONE
-from diffusion.bench.table import Row, compared
+from diffusion.bench.table import Row, compared, rated
 from diffusion.data.batch import PatchItem
 from diffusion.data.crops import square
 from diffusion.data.datasets.pan_cancer import PanCancerDataLowRes
@@ -59,15 +59,14 @@ def reading_rows(root: Path, patches: int, seconds: float, rounds: int) -> list[
                 {name: read_crops(dataset, root, workers, cache, seconds) for name, dataset in ways.items()}
                 for _ in range(rounds)
             ]
-            of = {way: {name: median([each[way][name] for each in taken]) for name in taken[0][way]} for way in ways}
-            speeds = {way: of[way]["crops_per_second"] for way in ways}
+            speeds = {way: [each[way]["crops_per_second"] for each in taken] for way in ways}
             for way, against in COMPARED:
                 what = f"{CROP} crops, {way}, {workers} workers, {cache}"
-                rows.append(compared(what, "crops/s", speeds[way], speeds[against], against))
-            if workers == 0 and "kib_asked" in of["packed"]:
-                asked = {way: of[way]["kib_asked"] for way in ways}
+                rows.append(rated(what, "crops/s", speeds, against, way))
+            if workers == 0 and "kib_asked" in taken[0]["packed"]:
+                asked = {way: median([each[way]["kib_asked"] for each in taken]) for way in ways}
                 for way in ("partial read", "packed"):
-                    what = f"  read of the files, {way}"
+                    what = f"{CROP} crops, {way}, read of the files, {cache}"
                     rows.append(compared(what, "KiB a crop", asked[way], asked["published"], "published"))
     return rows
 

@@ -8,10 +8,9 @@ from functools import partial
 import torch
 
 from diffusion.bench.case import Case, off
-from diffusion.bench.clock import take_turns, wait_for
+from diffusion.bench.clock import seconds_of, take_turns, wait_for
 from diffusion.bench.peers import DiffusersNetwork, PlainNetwork, sample_as_diffusers, sample_plainly
 from diffusion.bench.table import Row, timed
-from diffusion.bench.training import compile_blocks
 from diffusion.sampling import sample_latents
 
 GUIDANCE = 2.0
@@ -34,31 +33,42 @@ class Timed:
 def sampling_rows(
     case: Case, steps: int, rounds: int, interval: tuple[float, float], compiled: bool = False, plain: bool = False
 ) -> list[Row]:
-    """Guided, unguided, and guided in an interval of noise levels, each against diffusers' loop with guidance.
+    """Guided, unguided, and guided in an interval of noise levels, against diffusers' loop with guidance and without.
 
-    plain: against the plain loop, too, which takes long.
+    compiled: guided by a compiled network, too; plain: against the plain loop, too, which takes long.
     """
     model = case.network()
     noise, _, y = case.inputs(model)
     null, peer = model.y_embedder.y_embedding, DiffusersNetwork(model).to(case.device).eval()
-    network = compile_blocks(model) if compiled else model
-    ours, watched = partial(sample_latents, network, noise, y, null, steps), Timed(network, case.device)
+    ours, theirs = (partial(sample_latents, model), partial(sample_as_diffusers, peer))
     candidates = {
-        "ours": partial(sample_latents, watched, noise, y, null, steps, GUIDANCE),
-        "diffusers": partial(sample_as_diffusers, peer, noise, y, null, steps, GUIDANCE),
-        "unguided": partial(ours, guidance=1.0),
-        "interval": partial(ours, guidance=GUIDANCE, guidance_interval=interval),
+        "ours": partial(ours, noise, y, null, steps, GUIDANCE),
+        "diffusers": partial(theirs, noise, y, null, steps, GUIDANCE),
+        "ours unguided": partial(ours, noise, y, null, steps, 1.0),
+        "diffusers unguided": partial(theirs, noise, y, null, steps, 1.0),
+        "interval": partial(ours, noise, y, null, steps, GUIDANCE, guidance_interval=interval),
     }
+    if compiled:
+        network = case.network().compile_blocks()
+        candidates["compiled"] = partial(sample_latents, network, noise, y, null, steps, GUIDANCE)
     if plain:
         candidates["plain"] = partial(sample_plainly, PlainNetwork(model), noise, y, null, steps, GUIDANCE)
     with case.autocast():
-        seconds, outputs = take_turns(candidates, rounds, case.device, warm=compiled)
+        seconds, outputs = take_turns(candidates, rounds, case.device, warm=case.warms or compiled)
+        watched = Timed(model, case.device)
+        whole = seconds_of(partial(sample_latents, watched, noise, y, null, steps, GUIDANCE), case.device)
     what = f"sampling {case.name}, {steps} steps, batch {case.batch}, guidance"
-    rows = [
-        timed(f"{what} {GUIDANCE:g}", seconds, against, off=off(outputs["ours"], outputs[against]))
-        for against in ("diffusers", *(["plain"] if plain else []))
-    ]
-    rows.append(timed(f"{what} 1", seconds, "diffusers", "unguided"))
-    rows.append(timed(f"{what} {GUIDANCE:g} in {interval[0]:g} to {interval[1]:g}", seconds, "diffusers", "interval"))
-    inside = watched.seconds[len(watched.seconds) // (rounds + compiled) * compiled :]
-    return [*rows, Row("  outside of the network", "of the time", 1 - sum(inside) / sum(seconds["ours"]))]
+
+    def row(guidance: str, ours: str, against: str) -> Row:
+        same = guidance != "1" or "unguided" in against
+        apart = off(outputs[ours], outputs[against]) if same and ours != "interval" else None
+        return timed(f"{what} {guidance}", seconds, against, ours, off=apart)
+
+    rows = [row(f"{GUIDANCE:g}", "ours", "diffusers")]
+    if plain:
+        rows.append(row(f"{GUIDANCE:g}", "ours", "plain"))
+    if compiled:
+        rows.append(row(f"{GUIDANCE:g}, compiled", "compiled", "diffusers"))
+    rows += [row("1", "ours unguided", against) for against in ("diffusers unguided", "diffusers")]
+    rows.append(row(f"{GUIDANCE:g} in {interval[0]:g} to {interval[1]:g}", "interval", "diffusers"))
+    return [*rows, Row("outside of the network", "of the time", 1 - sum(watched.seconds) / whole, part_of=what)]

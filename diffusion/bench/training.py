@@ -17,7 +17,7 @@ from diffusion.bench.table import Row, compared, timed
 from diffusion.config import OptimizerConfig
 from diffusion.engine.ema import EMA
 from diffusion.engine.optim import build_optimizer
-from diffusion.model.pixart import PixArt
+from diffusion.memory import keep_freed_memory
 from diffusion.objective import training_losses
 
 CLIP, RATE, DECAY = 0.01, 1e-4, 0.9999
@@ -31,7 +31,7 @@ def forward_rows(case: Case, rounds: int, compiled: bool = False) -> list[Row]:
     product, product_operations = case.product()
     networks = {"ours": model, "diffusers": peer}
     if compiled:
-        networks["compiled"] = compile_blocks(case.network())
+        networks["compiled"] = case.network().compile_blocks()
     networks["plain"] = PlainNetwork(model)
     turns = {"product": product, **{name: partial(network, *inputs) for name, network in networks.items()}}
     with torch.no_grad(), case.autocast():
@@ -51,25 +51,18 @@ def forward_rows(case: Case, rounds: int, compiled: bool = False) -> list[Row]:
     return rows
 
 
-def compile_blocks(model: PixArt) -> PixArt:
-    """In place, as the trainer does it: one graph serves all blocks."""
-    for block in model.blocks:
-        block.compile()
-    return model
-
-
 class Ours:
     """A training step of ours: the objective, AdamW and EMA that the trainer takes."""
 
     def __init__(self, case: Case, checkpointing: bool = False, compiled: bool = False):
-        self.case, model = case, case.network().requires_grad_(True).train()
+        self.case, model = case, case.network().train()
         self.inputs = case.inputs(model)
         model.grad_checkpointing = checkpointing
         self.dropped = torch.zeros(case.batch, dtype=torch.bool, device=case.device)
         self.parameters = list(model.parameters())
         self.optimizer = build_optimizer(model, OptimizerConfig(type="AdamW"), RATE)
         self.ema = EMA(model, DECAY)
-        self.model = compile_blocks(model) if compiled else model
+        self.model = model.compile_blocks() if compiled else model
 
     def network(self, x: torch.Tensor, timestep: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return self.model(x, timestep, y, self.dropped)
@@ -89,7 +82,7 @@ class Theirs(Ours):
     def __init__(self, case: Case):
         self.case, model = case, case.network()
         self.inputs = case.inputs(model)
-        self.network = DiffusersNetwork(model).to(case.device).requires_grad_(True).train()
+        self.network = DiffusersNetwork(model).to(case.device).train()
         self.parameters = list(self.network.parameters())
         self.optimizer = torch.optim.AdamW(self.parameters, RATE, weight_decay=0.0)
         self.ema = EMAModel(self.parameters, DECAY)
@@ -141,25 +134,26 @@ def step_rows(case: Case, rounds: int, compiled: bool = False) -> list[Row]:
     rows = [timed(what, seconds, "diffusers", off=apart)]
     for part in PARTS:
         rows.append(
-            timed(f"  {part}", {"ours": ours.parts[part][1:], "diffusers": theirs.parts[part][1:]}, "diffusers")
+            timed(part, {"ours": ours.parts[part][1:], "diffusers": theirs.parts[part][1:]}, "diffusers", part_of=what)
         )
-    rows.append(
-        compared("  optimizer and EMA", "of the step", ours.share(*PARTS[3:]), theirs.share(*PARTS[3:]), "diffusers")
-    )
+    shares = ours.share(*PARTS[3:]), theirs.share(*PARTS[3:])
+    rows.append(compared("optimizer and EMA", "of the step", *shares, "diffusers", part_of=what))
     return rows
 
 
 def memory_rows(case: Case) -> list[Row]:
     """Peak memory of a step, in processes of their own."""
     peer = peak_alone(some_steps, Theirs, case) / 2**20
-    rows = []
-    for what, checkpointing in (("memory of a training step", False), ("  with grad_checkpointing", True)):
-        own = peak_alone(some_steps, Ours, case, checkpointing) / 2**20
-        rows.append(compared(f"{what} {case.name}, batch {case.batch}", "MiB", own, peer, "diffusers"))
-    return rows
+    own, checkpointed = (peak_alone(some_steps, Ours, case, each) / 2**20 for each in (False, True))
+    what = f"memory of a training step {case.name}, batch {case.batch}"
+    return [
+        compared(what, "MiB", own, peer, "diffusers"),
+        compared("with grad_checkpointing", "MiB", checkpointed, peer, "diffusers", part_of=what),
+    ]
 
 
 def some_steps(build: Callable[..., Ours], *arguments: object) -> None:
+    keep_freed_memory()  # as the trainer does
     step = Step(build(*arguments))
     for _ in range(2):  # the optimizer's state comes with the first
         step()

@@ -1,36 +1,56 @@
-"""What a person is told about cores and batch size, where others would be faster."""
+"""What a person is told about cores, precision and batch size, where others would be faster."""
 
 from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
 
 import torch
 
 from diffusion.cli import cores
+from diffusion.precision import has_bf16
 
-ROOM = 0.9  # of a GPU's memory; the rest goes to fragments and to what other libraries take
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+ROOM = 0.9  # of a GPU's free memory; the rest goes to fragments and to what other libraries take
 
 
-def processor(device: torch.device, processes: int) -> str:
-    """The device; of a CPU also how much of it is used, since launchers give a process one thread unless told."""
+def processor(device: torch.device, processes: int, precision: str | None = None) -> str:
+    """The device; of a CPU also how much of it is used, since launchers give a process one thread unless told.
+
+    processes: of all machines; precision: the command's own, where it has one to choose.
+    """
+    half = "; --precision bf16 is faster here" if precision == "fp32" and has_bf16(device) else ""
     if device.type != "cpu":
-        return str(device)
-    threads, share = torch.get_num_threads(), max(1, cores() // processes)
+        return f"{device}{half}"
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    threads, share = torch.get_num_threads(), max(1, cores() // here)
     how = "OMP_NUM_THREADS" if processes == 1 else "--num_cpu_threads_per_process"
     advice = f"; {how} {share} would take all" if threads < share else ""
-    return f"cpu, {threads} threads a process of {cores()} cores{advice}"
+    return f"cpu, {threads} threads a process of {cores()} cores{advice}{half}"
 
 
-def larger_batch(batch: int, device: torch.device) -> str:
-    """After a pass of `batch`: how many would fit, if twice as many do; nothing where memory is not a GPU's own."""
-    if device.type != "cuda":
+def windows_at_once(device: torch.device, side: int) -> int:
+    """Windows of `side` cells in a pass: eight keep a GPU busy. A CPU is with one of 1024 pixels, or as many tokens of smaller."""
+    return 8 if device.type != "cpu" else max(1, 8192 // (side // 2) ** 2)
+
+
+def larger_batch(batch: int, state: PartialState) -> str:
+    """After a pass of `batch`, in the main process: how many would fit, if twice as many do.
+
+    Nothing where memory is not a GPU's own.
+    """
+    if state.device.type != "cuda" or not state.is_main_process:
         return ""
-    resident, peak = torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device)
-    total = torch.cuda.get_device_properties(device).total_memory
-    fits = fitting(batch, resident, peak, total)
+    resident, peak = torch.cuda.memory_allocated(state.device), torch.cuda.max_memory_allocated(state.device)
+    free = torch.cuda.mem_get_info(state.device)[0] + torch.cuda.memory_reserved(state.device)  # what is not others'
+    fits = fitting(batch, resident, peak, free)
     if fits < 2 * batch:
         return ""
-    return f"a pass of {batch} took {peak / 2**30:.1f} of {total / 2**30:.0f} GiB: --batch_size {fits} would fit"
+    return f"a pass of {batch} took {peak / 2**30:.1f} of {free / 2**30:.0f} GiB: --batch_size {fits} would fit"
 
 
 def fitting(batch: int, resident: int, peak: int, total: int) -> int:
-    """The largest batch for a GPU of `total` bytes, by what a pass of `batch` took beyond what stays there."""
+    """The largest batch for `total` bytes, by what a pass of `batch` took beyond what stays there."""
     return int(batch * (ROOM * total - resident) / max(1, peak - resident))

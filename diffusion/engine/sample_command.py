@@ -130,7 +130,7 @@ def sample_patches(
     todo = folder.missing(count, with_real=conditions[0].pixels is not None)
     if state.is_main_process:
         folder.claim({"pictures": "patches", **session.settings, "format": args.format, **origin})
-    on = processor(state.device, state.num_processes)
+    on = processor(state.device, state.num_processes, args.precision)
     state.print(f"{count - len(todo)} of {count} images are there; sampling {len(todo)} on {on}")
     state.wait_for_everyone()  # every process has looked before one of them writes
     make = ImageMaker(session.run, session.codec, conditions, args.seed, session.solver)
@@ -140,7 +140,7 @@ def sample_patches(
             for i, condition, pixels in make.images(mine[first : first + args.batch_size]):
                 folder.write(i, condition, pixels, session.note(i))
                 progress.update()
-            if first == 0 and (advice := larger_batch(args.batch_size, state.device)):
+            if first == 0 and args.batch_size < len(mine) and (advice := larger_batch(args.batch_size, state)):
                 tqdm.write(advice)
     state.wait_for_everyone()
     beside = "" if conditions[0].pixels is None else f", the tissue that conditioned them in {folder.real}"

@@ -114,13 +114,13 @@ class RunState:
         self.timesteps.load_state_dict(saved["timesteps"])
         settings = [{key: group[key] for key in group if key != "params"} for group in self.optimizer.param_groups]
         try:
-            self.optimizer.load_state_dict(optimizer_state_like(saved["optimizer"], self.optimizer))
+            state = optimizer_state_like(saved["optimizer"], self.optimizer)
+            groups = [{**group, **own} for group, own in zip(state["param_groups"], settings, strict=True)]
+            self.optimizer.load_state_dict({**state, "param_groups": groups})  # `fused` decides where its tensors go
         except ValueError as error:
             raise InputError(
                 f"the checkpoint's optimizer groups other parameters than this one ({error}); start a new run"
             ) from None
-        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
-            group.update(own)
         self._load_lr_schedule(saved["lr_schedule"])
         if self.accelerator.scaler is not None and saved["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(saved["scaler"])

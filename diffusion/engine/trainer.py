@@ -239,8 +239,7 @@ def start_run(
         load_resumed(model, saved, config, checkpoint)
     model.to(accelerator.device)
     if config.compile:
-        for block in model.blocks:  # one graph serves all
-            block.compile()
+        model.compile_blocks()
     optimizer = build_optimizer(model, config.optimizer, plan.lr)
     lr_schedule = build_lr_schedule(optimizer, config, plan.total_steps)  # not prepared: it counts optimizer steps
     network, optimizer = accelerator.prepare(model, optimizer)

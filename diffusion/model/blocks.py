@@ -77,12 +77,12 @@ class CrossAttention(nn.Module):
         """(B, N, W); for one condition token (B, 1, W), the same for every image token."""
         k, v = self.kv_linear(y).chunk(2, dim=-1)  # (B, L, W) each
         if y.shape[1] == 1:  # the softmax over one key is 1, whatever the query: a seventh of a block's linear maps
-            return self.proj(_Unused.apply(v, *self.q_linear.parameters()))
+            return self.proj(_WithZeroGradients.apply(v, *self.q_linear.parameters()))
         q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in (self.q_linear(x), k, v))
         return self.proj(attend(q, k, v, self.in_fp32))
 
 
-class _Unused(torch.autograd.Function):
+class _WithZeroGradients(torch.autograd.Function):
     """x as it is, with zero gradients for parameters that it does not depend on.
 
     Optimizers then decay them as ever, and processes that share gradients find one for every parameter.

@@ -147,6 +147,12 @@ class PixArt(nn.Module):
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
 
+    def compile_blocks(self) -> PixArt:
+        """torch.compile, in place; one graph serves all blocks."""
+        for block in self.blocks:
+            block.compile()
+        return self
+
     def _positions(self, rows: int, columns: int) -> torch.Tensor:
         if rows == columns == self.base_size:
             return self.pos_embed
