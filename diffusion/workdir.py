@@ -60,7 +60,7 @@ def _opened(folder: Path, path: Path, config: Config, weights: Weights, device: 
     model = build_model(config.model, **config.model_arguments)
     check_told(weights.told, model, config.prediction_type, path)
     load_into(model, weights.state_dict, path)
-    # weights that could learn: of such alone autocast keeps the half-precision copies from one step to the next
+    # requires_grad stays on: autocast keeps half-precision copies of such weights alone, and casts others at every step
     return Run(folder, path, config, model.eval().to(device))
 
 

@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffusion import memory
 from diffusion.bench import case, clock, reading, startup
 from diffusion.bench.operations import forward_operations
-from diffusion.bench.peers import DiffusersNetwork, PlainNetwork
+from diffusion.bench.peers import DiffusersNetwork, PlainNetwork, sample_as_diffusers
 from diffusion.bench.table import Row
-from diffusion.bench.training import PARTS, Ours, Step, Theirs
+from diffusion.bench.training import PARTS, Ours, Step, Theirs, memory_rows
 from diffusion.data.datasets.pan_cancer import PanCancerDataLowRes
 from diffusion.data.sampler import Draw
 from diffusion.model import pixart
@@ -49,6 +49,7 @@ def bench(tmp_path, *options) -> dict[str, dict]:
     assert all(row["ours"] > 0 for row in rows)
     names = [" / ".join(filter(None, (row["part_of"], row["what"], row["against"] or row["unit"]))) for row in rows]
     assert len(set(names)) == len(names)
+    assert {row["part_of"] for row in rows} <= {"", *(row["what"] for row in rows)}
     return dict(zip(names, rows, strict=True))
 
 
@@ -126,16 +127,36 @@ def test_compiled_and_in_half_precision(tmp_path, monkeypatch):
     assert 0 < rows["forward tiny 256, batch 1, compiled / plain"]["off"] < 0.1
     assert rows["training step tiny 256, batch 1, compiled / diffusers"]["off"] < 0.1
     rows = bench(tmp_path, "sample", *options, "--steps", 2)
-    assert rows["sampling tiny 256, 2 steps, batch 1, guidance 2, compiled / diffusers"]["off"] < 0.1
+    assert rows["sampling tiny 256, 2 steps, batch 1, guidance 2, compiled / diffusers guided"]["off"] < 0.1
 
 
 def test_sample(tmp_path):
     rows = bench(tmp_path, "sample", "--size", "tiny", "--batch_size", 1, "--steps", 2, "--plain")
-    assert rows["sampling tiny 256, 2 steps, batch 1, guidance 2 / diffusers"]["off"] < 1e-4
+    assert rows["sampling tiny 256, 2 steps, batch 1, guidance 2 / diffusers guided"]["off"] < 1e-4
     what = "sampling tiny 256, 2 steps, batch 1, guidance"
     assert rows[f"{what} 2 / plain"]["off"] < 1e-4 > rows[f"{what} 1 / diffusers unguided"]["off"]
-    assert rows[f"{what} 1 / diffusers"]["off"] is None is rows[f"{what} 2 in 0.3 to 5 / diffusers"]["off"]
-    assert 0 < rows[f"{what} / outside of the network / of the time"]["ours"] < 1
+    assert (
+        rows[f"{what} 1 / diffusers guided"]["off"] is None is rows[f"{what} 2 in 0.3 to 5 / diffusers guided"]["off"]
+    )
+    assert 0 < rows[f"{what} 2 / outside of the network / of the time"]["ours"] < 1
+
+
+def test_diffusers_loop_leaves_the_null_pass_out_without_guidance():
+    batches = []
+
+    def network(x, timestep, y):
+        batches.append(len(x))
+        assert len(x) == len(timestep) == len(y)
+        return torch.cat([x, x], dim=1)
+
+    for guidance in (1.0, 2.0):
+        sample_as_diffusers(network, torch.randn(3, 4, 8, 8), torch.randn(3, 1, 5), torch.zeros(1, 5), 1, guidance)
+    assert batches == [3, 6]
+
+
+def test_memory_that_the_system_does_not_tell_is_left_out(monkeypatch):
+    monkeypatch.setattr("diffusion.bench.training.peak_alone", lambda *_: 0)
+    assert memory_rows(case.Case("tiny", 256, 1, CPU, "fp32")) == []
 
 
 def test_panorama(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import WIDTH
 from runs import equal, forget_processes, read, settings
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusion.config import Config, DataConfig, OptimizerConfig, SampleGridConfig, ScheduleConfig, read_config
 from diffusion.data.batch import collate
@@ -31,13 +32,30 @@ from diffusion.errors import InputError
 from diffusion.model import PixArt
 from diffusion.model.convert import load_weights
 from diffusion.precision import has_bf16
-from diffusion.workdir import open_run
+from diffusion.workdir import Run, open_run
 
 
 @pytest.fixture(autouse=True)
 def fresh_accelerate():
     yield
     forget_processes()
+
+
+def casts(run: Run, steps: int) -> int:
+    """Conversions to another precision while two images are sampled in bfloat16."""
+
+    class Count(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.count += func is torch.ops.aten._to_copy.default
+            return func(*args, **(kwargs or {}))
+
+    config, tokens = run.config, run.null_tokens.expand(2, -1, -1)
+    noise = torch.randn(2, run.model.in_channels, config.input_size, config.input_size)
+    with Count() as counted:
+        Solver(steps, precision="bf16").latents(run, noise, tokens, [torch.Generator() for _ in range(2)])
+    return counted.count
 
 
 class TestEma:
@@ -157,6 +175,8 @@ class TestRun:
         assert equal(weights["state_dict"], read(work_dir, 30)["ema"]) and weights["step"] == 30
         run = open_run(work_dir, "checkpoints/last_ema.ckpt", torch.device("cpu"))
         assert torch.equal(run.null_tokens, weights["state_dict"]["y_embedder.y_embedding"]) and not run.model.training
+        of_weights, (one, three) = len(list(run.model.parameters())), (casts(run, steps) for steps in (1, 3))
+        assert one > of_weights and three - one < of_weights  # half-precision weights are kept from step to step
 
     def test_averaged_weights_are_the_average(self, feature_root, tmp_path):
         train(settings(feature_root, save_model_steps=1), tmp_path / "run", cpu=True)

@@ -13,6 +13,7 @@ from runs import equal, forget_processes, launch, logged, read, settings, train_
 from diffusion.config import DataConfig, OptimizerConfig, PowerEmaConfig, SampleGridConfig, ValidationConfig
 from diffusion.data.index import index_path, write_index
 from diffusion.engine import trainer
+from diffusion.engine.checkpoint import save_file
 from diffusion.engine.trainer import train
 from diffusion.errors import InputError
 
@@ -179,16 +180,19 @@ class TestBranches:
     def test_the_optimizer_loads_a_state_with_its_own_settings(self, feature_root, tmp_path, monkeypatch):
         """On a GPU, AdamW asks them where its counts of steps go: one saved before it was fused has them elsewhere."""
         train(settings(feature_root), tmp_path, cpu=True)
-        saved, load = read(tmp_path, 4)["optimizer"], torch.optim.AdamW.load_state_dict
-        given = []
+        newest = tmp_path / "checkpoints/step_00000004.ckpt"
+        content, load, given = torch.load(newest, weights_only=True), torch.optim.AdamW.load_state_dict, []
+        (before,) = content["optimizer"]["param_groups"]
+        before["fused"] = None
+        save_file(content, newest, with_manifest=True)
         monkeypatch.setattr(
             torch.optim.AdamW,
             "load_state_dict",
             lambda self, state: given.extend(state["param_groups"]) or load(self, state),
         )
         train(settings(feature_root, optimizer=OptimizerConfig(weight_decay=0.25), max_steps=5), tmp_path, cpu=True)
-        assert given[-1]["params"] == saved["param_groups"][0]["params"]  # the last: preparing a run loads one, too
-        assert given[-1]["fused"] and given[-1]["weight_decay"] == 0.25 != saved["param_groups"][0]["weight_decay"]
+        assert given[-1]["params"] == before["params"]  # the last: preparing a run loads one, too
+        assert given[-1]["fused"] and given[-1]["weight_decay"] == 0.25 != before["weight_decay"]
 
     def test_the_same_command_goes_on_with_the_branch(self, feature_root, tmp_path, caplog):
         """Also one that names a checkpoint: it names where the branch begins, once."""

@@ -79,7 +79,7 @@ def main() -> None:
 
     from tqdm import tqdm
 
-    from diffusion.engine.advice import larger_batch, processor, windows_at_once
+    from diffusion.engine.advice import processor, windows_at_once
     from diffusion.engine.conditions import region_bands
     from diffusion.engine.generate import Folder, LargeImageMaker
     from diffusion.engine.pictures import LARGEST_PNG, write_picture
@@ -128,8 +128,8 @@ def main() -> None:
                 real = region_bands(region, rows, columns)
                 write_picture(folder.file("real", i, condition.name), real, *size, {"condition": condition.name})
             print(f"written: {path}")
-            if i == todo[0] and batch_size < windows and (advice := larger_batch(batch_size, state)):
-                print(advice)
+            if i == todo[0] and batch_size < windows:
+                session.advise(batch_size)
     state.wait_for_everyone()
 
 

@@ -59,8 +59,8 @@ class Case:
         return tuple(each.to(self.device) for each in (x, timestep, y))
 
     @property
-    def warms(self) -> bool:
-        """Whether even a long run is slower the first time: a GPU picks kernels then."""
+    def first_run_is_slower(self) -> bool:
+        """Of a long run, too, so that it must not count: a GPU chooses its kernels then."""
         return self.device.type != "cpu"
 
     def autocast(self) -> AbstractContextManager:

@@ -59,13 +59,8 @@ def median(seconds: Sequence[float]) -> float:
     return statistics.median(seconds)
 
 
-def ratio(over: Sequence[float], under: Sequence[float]) -> float:
-    """The median of the ratios of every round."""
-    return median([a / b for a, b in zip(over, under, strict=True)])
-
-
 def alone(action: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function of a module answers in a fresh process, which finds a GPU's memory free."""
+    """What a function of a module answers in a fresh process; a GPU is left what this one only keeps for later."""
     torch.cuda.empty_cache()
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(action, *arguments).result()
@@ -74,7 +69,7 @@ def alone(action: Callable[..., Any], *arguments: Any) -> Any:
 def peak_alone(action: Callable[..., Any], *arguments: Any) -> float:
     """Bytes that a function of a module, whose imports stand at its top, adds to a fresh process at most.
 
-    On a GPU: those that torch allocates there.
+    On a GPU: those that torch allocates there. 0 where the system does not tell.
     """
     return alone(_growth, action, *arguments)
 
@@ -82,4 +77,4 @@ def peak_alone(action: Callable[..., Any], *arguments: Any) -> float:
 def _growth(action: Callable[..., Any], *arguments: Any) -> float:
     before = peak_bytes()
     action(*arguments)
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else peak_bytes() - before
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else max(0, peak_bytes() - before)

@@ -109,13 +109,16 @@ def scheduler(steps: int) -> DPMSolverMultistepScheduler:
 def sample_as_diffusers(
     network: nn.Module, noise: torch.Tensor, y: torch.Tensor, null: torch.Tensor, steps: int, guidance: float
 ) -> torch.Tensor:
-    """The loop of diffusers' PixArt pipeline: both passes in one batch at every step; null (L, D)."""
-    solver, x = scheduler(steps), noise
-    tokens = torch.cat([null.expand_as(y), y])
+    """The loop of diffusers' PixArt pipeline: both passes in one batch at every step, one without guidance; null (L, D)."""
+    solver, x, guided = scheduler(steps), noise, guidance > 1
+    tokens = torch.cat([null.expand_as(y), y]) if guided else y
     for t in solver.timesteps:
-        output = network(torch.cat([x, x]), t.to(x.device).expand(2 * len(x)), tokens)
-        of_null, of_condition = output[:, : x.shape[1]].float().chunk(2)
-        x = solver.step(of_null + guidance * (of_condition - of_null), t, x, return_dict=False)[0]
+        inputs = torch.cat([x, x]) if guided else x
+        output = network(inputs, t.to(x.device).expand(len(inputs)), tokens)[:, : x.shape[1]].float()
+        if guided:
+            of_null, of_condition = output.chunk(2)
+            output = of_null + guidance * (of_condition - of_null)
+        x = solver.step(output, t, x, return_dict=False)[0]
     return x
 
 
@@ -128,7 +131,7 @@ def sample_plainly(
     for start, tokens in zip(noise.split(1), y.split(1), strict=True):
         solver, x = scheduler(steps), start
         for t in solver.timesteps:
-            prediction = guided(network, x, t, tokens, null, guidance)
+            prediction = guided_in_two(network, x, t, tokens, null, guidance)
             x = solver.step(prediction, t, x, return_dict=False)[0]
         images.append(x)
     return torch.cat(images)
@@ -151,13 +154,13 @@ def panorama_plainly(
         total, weights = torch.zeros_like(x), torch.zeros_like(x)
         for (row, column), tokens in zip(windows.corners, y.split(1), strict=True):
             place = (..., slice(row, row + side), slice(column, column + side))
-            total[place] += fade * guided(network, x[place], t, tokens, null, guidance)
+            total[place] += fade * guided_in_two(network, x[place], t, tokens, null, guidance)
             weights[place] += fade
         x = solver.step(total / weights, t, x, return_dict=False)[0]
     return x
 
 
-def guided(network, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor, null: torch.Tensor, guidance: float):
+def guided_in_two(network, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor, null: torch.Tensor, guidance: float):
     """null + w * (conditional - null) of one image in two passes."""
     timestep, channels = t.to(x.device).expand(1), x.shape[1]
     conditional, of_null = (network(x, timestep, tokens)[:, :channels].float() for tokens in (y, null[None]))

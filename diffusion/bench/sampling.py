@@ -23,6 +23,7 @@ class Timed:
         self.network, self.device, self.seconds = network, device, []
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
+        wait_for(self.device)
         began = time.perf_counter()
         output = self.network(*inputs)
         wait_for(self.device)
@@ -43,7 +44,7 @@ def sampling_rows(
     ours, theirs = (partial(sample_latents, model), partial(sample_as_diffusers, peer))
     candidates = {
         "ours": partial(ours, noise, y, null, steps, GUIDANCE),
-        "diffusers": partial(theirs, noise, y, null, steps, GUIDANCE),
+        "diffusers guided": partial(theirs, noise, y, null, steps, GUIDANCE),
         "ours unguided": partial(ours, noise, y, null, steps, 1.0),
         "diffusers unguided": partial(theirs, noise, y, null, steps, 1.0),
         "interval": partial(ours, noise, y, null, steps, GUIDANCE, guidance_interval=interval),
@@ -54,21 +55,23 @@ def sampling_rows(
     if plain:
         candidates["plain"] = partial(sample_plainly, PlainNetwork(model), noise, y, null, steps, GUIDANCE)
     with case.autocast():
-        seconds, outputs = take_turns(candidates, rounds, case.device, warm=case.warms or compiled)
+        seconds, outputs = take_turns(candidates, rounds, case.device, warm=case.first_run_is_slower or compiled)
         watched = Timed(model, case.device)
         whole = seconds_of(partial(sample_latents, watched, noise, y, null, steps, GUIDANCE), case.device)
     what = f"sampling {case.name}, {steps} steps, batch {case.batch}, guidance"
 
     def row(guidance: str, ours: str, against: str) -> Row:
-        same = guidance != "1" or "unguided" in against
-        apart = off(outputs[ours], outputs[against]) if same and ours != "interval" else None
+        same = ours != "interval" and ("unguided" in ours) == ("unguided" in against)
+        apart = off(outputs[ours], outputs[against]) if same else None
         return timed(f"{what} {guidance}", seconds, against, ours, off=apart)
 
-    rows = [row(f"{GUIDANCE:g}", "ours", "diffusers")]
+    rows = [row(f"{GUIDANCE:g}", "ours", "diffusers guided")]
+    outside = 1 - sum(watched.seconds) / whole
+    rows.append(Row("outside of the network", "of the time", outside, part_of=rows[0].what))
     if plain:
         rows.append(row(f"{GUIDANCE:g}", "ours", "plain"))
     if compiled:
-        rows.append(row(f"{GUIDANCE:g}, compiled", "compiled", "diffusers"))
-    rows += [row("1", "ours unguided", against) for against in ("diffusers unguided", "diffusers")]
-    rows.append(row(f"{GUIDANCE:g} in {interval[0]:g} to {interval[1]:g}", "interval", "diffusers"))
-    return [*rows, Row("outside of the network", "of the time", 1 - sum(watched.seconds) / whole, part_of=what)]
+        rows.append(row(f"{GUIDANCE:g}, compiled", "compiled", "diffusers guided"))
+    rows += [row("1", "ours unguided", against) for against in ("diffusers unguided", "diffusers guided")]
+    rows.append(row(f"{GUIDANCE:g} in {interval[0]:g} to {interval[1]:g}", "interval", "diffusers guided"))
+    return rows

@@ -144,6 +144,8 @@ def step_rows(case: Case, rounds: int, compiled: bool = False) -> list[Row]:
 def memory_rows(case: Case) -> list[Row]:
     """Peak memory of a step, in processes of their own."""
     peer = peak_alone(some_steps, Theirs, case) / 2**20
+    if not peer:  # the system does not tell
+        return []
     own, checkpointed = (peak_alone(some_steps, Ours, case, each) / 2**20 for each in (False, True))
     what = f"memory of a training step {case.name}, batch {case.batch}"
     return [

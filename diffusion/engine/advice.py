@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 import torch
 
 from diffusion.cli import cores
 from diffusion.precision import has_bf16
-
-if TYPE_CHECKING:
-    from accelerate import PartialState
 
 ROOM = 0.9  # of a GPU's free memory; the rest goes to fragments and to what other libraries take
 
@@ -32,21 +28,21 @@ def processor(device: torch.device, processes: int, precision: str | None = None
 
 
 def windows_at_once(device: torch.device, side: int) -> int:
-    """Windows of `side` cells in a pass: eight keep a GPU busy. A CPU is with one of 1024 pixels, or as many tokens of smaller."""
+    """Windows of `side` cells in a pass. Eight keep a GPU busy, 8192 image tokens a CPU: two windows of 1024 pixels, 32 of 256."""
     return 8 if device.type != "cpu" else max(1, 8192 // (side // 2) ** 2)
 
 
-def larger_batch(batch: int, state: PartialState) -> str:
-    """After a pass of `batch`, in the main process: how many would fit, if twice as many do.
+def larger_batch(batch: int, device: torch.device, copies: int = 0) -> str:
+    """After a sample of `batch`: how many would fit, if twice as many do; nothing where memory is not a GPU's own.
 
-    Nothing where memory is not a GPU's own.
+    copies: bytes of the half-precision weights that autocast held until then.
     """
-    if state.device.type != "cuda" or not state.is_main_process:
+    if device.type != "cuda":
         return ""
-    resident, peak = torch.cuda.memory_allocated(state.device), torch.cuda.max_memory_allocated(state.device)
-    free = torch.cuda.mem_get_info(state.device)[0] + torch.cuda.memory_reserved(state.device)  # what is not others'
+    resident, peak = torch.cuda.memory_allocated(device) + copies, torch.cuda.max_memory_allocated(device)
+    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)  # what is not others'
     fits = fitting(batch, resident, peak, free)
-    if fits < 2 * batch:
+    if fits < 2 * batch or peak <= resident:
         return ""
     return f"a pass of {batch} took {peak / 2**30:.1f} of {free / 2**30:.0f} GiB: --batch_size {fits} would fit"
 

@@ -61,6 +61,14 @@ class Session:
         about = {**self.settings, "run": self.run.folder.resolve().name, "checkpoint": self.run.checkpoint.name}
         return {**about, "number": number, "vae": Path(self.codec.name).name}
 
+    def advise(self, batch: int) -> None:
+        """Tell, in the main process, of a larger batch that would fit, after one of `batch`."""
+        model = self.run.model
+        copies = 0 if self.solver.precision == "fp32" else 2 * sum(each.numel() for each in model.parameters())
+        advice = larger_batch(batch, self.run.null_tokens.device, copies)
+        if advice and self.state.is_main_process:
+            tqdm.write(advice)
+
     @cached_property
     def embedder(self) -> PatchEmbedder:
         return load_embedder(self.run.config, self.run.null_tokens.device, self.root, self.args.encoder)
@@ -140,8 +148,8 @@ def sample_patches(
             for i, condition, pixels in make.images(mine[first : first + args.batch_size]):
                 folder.write(i, condition, pixels, session.note(i))
                 progress.update()
-            if first == 0 and args.batch_size < len(mine) and (advice := larger_batch(args.batch_size, state)):
-                tqdm.write(advice)
+            if first == 0 and args.batch_size < len(mine):
+                session.advise(args.batch_size)
     state.wait_for_everyone()
     beside = "" if conditions[0].pixels is None else f", the tissue that conditioned them in {folder.real}"
     state.print(f"{count} images in {args.out_dir}/syn{beside}")

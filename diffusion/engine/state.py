@@ -115,8 +115,11 @@ class RunState:
         settings = [{key: group[key] for key in group if key != "params"} for group in self.optimizer.param_groups]
         try:
             state = optimizer_state_like(saved["optimizer"], self.optimizer)
+            if len(state["param_groups"]) != len(settings):
+                raise ValueError(f"{len(state['param_groups'])} groups instead of {len(settings)}")
+            # ours must be in it: by `fused` torch decides whether its counts of steps go to the GPU
             groups = [{**group, **own} for group, own in zip(state["param_groups"], settings, strict=True)]
-            self.optimizer.load_state_dict({**state, "param_groups": groups})  # `fused` decides where its tensors go
+            self.optimizer.load_state_dict({**state, "param_groups": groups})
         except ValueError as error:
             raise InputError(
                 f"the checkpoint's optimizer groups other parameters than this one ({error}); start a new run"
