@@ -22,7 +22,7 @@ def test_cores_left_idle_are_named(monkeypatch):
 
 
 def test_windows_at_once():
-    assert [advice.windows_at_once(CPU, side) for side in (128, 64, 32)] == [2, 8, 32]
+    assert [advice.windows_at_once(CPU, side) for side in (128, 64, 32)] == [1, 4, 16]
     assert advice.windows_at_once(torch.device("cuda"), 128) == 8
 
 

@@ -28,8 +28,8 @@ def processor(device: torch.device, processes: int, precision: str | None = None
 
 
 def windows_at_once(device: torch.device, side: int) -> int:
-    """Windows of `side` cells in a pass. Eight keep a GPU busy, 8192 image tokens a CPU: two windows of 1024 pixels, 32 of 256."""
-    return 8 if device.type != "cpu" else max(1, 8192 // (side // 2) ** 2)
+    """Windows of `side` cells in a pass. Eight keep a GPU busy, 4096 image tokens a CPU: one window of 1024 pixels, 16 of 256."""
+    return 8 if device.type != "cpu" else max(1, 4096 // (side // 2) ** 2)
 
 
 def larger_batch(batch: int, device: torch.device, copies: int = 0) -> str:
