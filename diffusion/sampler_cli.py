@@ -42,7 +42,7 @@ def sampler_parser(
         "--batch_size",
         type=positive_int,
         default=batch[0],
-        help=many if batch[0] else f"{many} [8; on a CPU, fewer large ones]",
+        help=many if batch[0] else f"{many} [GPU 8; CPU 16 of 256 pixels, 4 of 512, 1 of 1024]",
     )
     add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the network; fp16 needs a GPU")
     add("--sampling_steps", "--num_timesteps", type=positive_int, default=20, help="steps of the solver")
