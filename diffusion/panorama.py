@@ -107,7 +107,7 @@ class WindowedNetwork:
                 blended = x.new_zeros(len(x), predicted.shape[1], *x.shape[2:], dtype=torch.float32)
             for place, one in zip(places, predicted.float() * weights, strict=True):
                 blended[place] += one
-        return blended / self._covered.to(x.device)
+        return blended.div_(self._covered.to(x.device))  # in place: it is as large as four pictures
 
 
 def window_tokens(grid: torch.Tensor, windows: Windows, per_side: int) -> torch.Tensor:
