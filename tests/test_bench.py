@@ -216,8 +216,7 @@ def test_floor(tmp_path):
     counted = rows[f"{sample} / TFLOP"]["ours"]
     assert counted == pytest.approx(3 * forward_operations(model, 4, 256) / 1e12)
     assert rows[f"{sample} / s at least"]["ours"] == pytest.approx(counted / 1e-6)
-    assert rows[f"{step} / TFLOP"]["ours"] == pytest.approx(
-        counted / 2, rel=0.1
-    )  # backward is two forward passes, of attention 2.5
+    # a backward pass is two forward ones, of attention 2.5
+    assert rows[f"{step} / TFLOP"]["ours"] == pytest.approx(counted / 2, rel=0.1)
     slow, slower = (bench(tmp_path, *options, "--bandwidth", speed)[f"{step} / s at least"]["ours"] for speed in (2, 1))
     assert slower == pytest.approx(2 * slow)

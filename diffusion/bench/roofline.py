@@ -1,9 +1,9 @@
 """How fast a network could be on a given processor: every operation at the peak rate, or at that of the memory.
 
-Counted without computing, on tensors of sizes alone: operations (a multiplication and an addition are two) of products and
-attention, bytes that every kernel reads and writes, nothing fused. An operation takes the longer of the two (Williams et
-al. 2009, "Roofline"), and so do all one after the other. The kernels are those of eager PyTorch under a CPU's
-autocast; a GPU's differs in elementwise ones: it casts the half-precision part of an addcmul in a kernel of its own.
+Counted without computing, on tensors that have shapes but no values: operations (a multiplication and an addition are
+two) of products and attention, bytes that every kernel reads and writes, nothing fused. An operation takes the longer of
+the two (Williams et al. 2009, "Roofline"), and so do all one after the other. The kernels are those of eager PyTorch under a
+CPU's autocast; a GPU's differs in elementwise ones: it casts the half-precision part of an addcmul in a kernel of its own.
 """
 
 from __future__ import annotations
@@ -37,6 +37,11 @@ class Work:
     bytes: float = 0
     seconds: float = 0
 
+    def add(self, other: Work, times: int = 1) -> None:
+        self.operations += times * other.operations
+        self.bytes += times * other.bytes
+        self.seconds += times * other.seconds
+
 
 @dataclass
 class Roofline(TorchDispatchMode):
@@ -55,10 +60,8 @@ class Roofline(TorchDispatchMode):
             return out  # moves nothing
         moved = bytes_moved(func, args, kwargs or {}, out)
         operations = self.operations_of(func.overloadpacket, args, kwargs or {}, out)
-        work = self.kinds[kind_of(func.overloadpacket, operations)]
-        work.operations += operations
-        work.bytes += moved
-        work.seconds += max(operations / self.peak, moved / self.bandwidth)
+        seconds = max(operations / self.peak, moved / self.bandwidth)
+        self.kinds[kind_of(func.overloadpacket, operations)].add(Work(operations, moved, seconds))
         return out
 
     def operations_of(self, packet, args, kwargs, out) -> int:
@@ -70,8 +73,10 @@ class Roofline(TorchDispatchMode):
 
     @property
     def total(self) -> Work:
-        works = self.kinds.values()
-        return Work(*(sum(getattr(w, name) for w in works) for name in ("operations", "bytes", "seconds")))
+        whole = Work()
+        for work in self.kinds.values():
+            whole.add(work)
+        return whole
 
 
 def bytes_moved(func, args: tuple, kwargs: dict[str, Any], out: Any) -> int:
@@ -139,6 +144,5 @@ def count_sample(case: Case, steps: int, peak: float, bandwidth: float) -> Roofl
             with counted:
                 model(x, timestep, y)
     for kind, work in other.kinds.items():
-        for name in ("operations", "bytes", "seconds"):
-            setattr(first.kinds[kind], name, getattr(first.kinds[kind], name) + (steps - 1) * getattr(work, name))
+        first.kinds[kind].add(work, steps - 1)
     return first
