@@ -1,10 +1,14 @@
-"""Memory of this process: its peak, and what the allocator does with large arrays on a CPU."""
+"""Memory of this process: its peak, what the allocator does with large arrays on a CPU, and the way to a GPU's."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 try:
     import resource
@@ -28,6 +32,13 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError, TypeError):  # another C library
         return False
     return bool(mallopt(M_MMAP_THRESHOLD, LARGEST) and mallopt(M_TRIM_THRESHOLD, LARGEST))
+
+
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A copy on a device for which the host does not wait, as it otherwise would for all that a GPU has yet to do."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def peak_bytes() -> int:

@@ -45,6 +45,11 @@ def sampler_parser(
         help=many if batch[0] else f"{many} [GPU 8; CPU 16 of 256 pixels, 4 of 512, 1 of 1024]",
     )
     add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the network; fp16 needs a GPU")
+    add(
+        "--compile",
+        action="store_true",
+        help="compile the network first: minutes, and a C compiler, for faster images on a GPU",
+    )
     add("--sampling_steps", "--num_timesteps", type=positive_int, default=20, help="steps of the solver")
     add(
         "--guidance_strength",

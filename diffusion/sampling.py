@@ -11,6 +11,7 @@ import torch
 
 from diffusion.errors import InputError
 from diffusion.guidance import Network, guided_prediction
+from diffusion.memory import sent
 from diffusion.schedule import BETA_END, BETA_START, TIMESTEPS, linear_schedule
 from diffusion.seeds import mix_seed
 
@@ -139,7 +140,7 @@ def denoise(
     for i, t in enumerate(scheduler.timesteps):
         strength = guidance if low <= levels[int(t)] <= high else 1.0
         inputs = scheduler.scale_model_input(x, t)
-        prediction, variance = guided_prediction(model, inputs, t.to(x.device).expand(len(x)), y, null_y, strength)
+        prediction, variance = guided_prediction(model, inputs, sent(t, x.device).expand(len(x)), y, null_y, strength)
         if learned_variance:
             if variance is None:
                 raise ValueError("the algorithm needs a network with learned variance (pred_sigma=True)")

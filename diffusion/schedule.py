@@ -11,6 +11,8 @@ from functools import cached_property
 
 import torch
 
+from diffusion.memory import sent
+
 TIMESTEPS = 1000
 BETA_START, BETA_END = 1e-4, 0.02
 
@@ -64,7 +66,7 @@ def linear_schedule(timesteps: int = TIMESTEPS) -> Schedule:
 
 def at(values: torch.Tensor, timestep: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """values (T,) at timesteps (B,), as float32 (B, 1, 1, 1) on the device of `like` (B, C, H, W)."""
-    picked = values.to(torch.float32).to(like.device)[timestep]
+    picked = sent(values.to(torch.float32), like.device)[timestep]
     return picked.reshape(-1, *[1] * (like.ndim - 1))
 
 

@@ -20,6 +20,7 @@ from diffusion.data.index import index_path, write_index
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 WIDTH = 8  # of the embeddings of `feature_root`
+ON_CPU = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}  # several processes; one GPU would be too few for them
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -117,7 +118,7 @@ def command(*arguments: str | Path, processes: int = 0, **environment: str) -> s
     return subprocess.run(
         [*launcher(processes), *map(str, arguments)],
         cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        env={**os.environ, **(ON_CPU if processes else {"OMP_NUM_THREADS": "1"}), **environment},
         capture_output=True,
         text=True,
         timeout=300,

@@ -131,7 +131,9 @@ def test_compiled_and_in_half_precision(tmp_path, monkeypatch):
 
 
 def test_sample(tmp_path):
-    rows = bench(tmp_path, "sample", "--size", "tiny", "--batch_size", 1, "--steps", 2, "--plain")
+    rows = bench(
+        tmp_path, "sample", "--size", "tiny", "--batch_size", 1, "--steps", 2, "--plain", "--precision", "fp32"
+    )
     assert rows["sampling tiny 256, 2 steps, batch 1, guidance 2 / diffusers guided"]["off"] < 1e-4
     what = "sampling tiny 256, 2 steps, batch 1, guidance"
     assert rows[f"{what} 2 / plain"]["off"] < 1e-4 > rows[f"{what} 1 / diffusers unguided"]["off"]

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
-from conftest import REPOSITORY, launcher
+from conftest import ON_CPU, REPOSITORY, launcher
 from runs import settings
 
 from diffusion.config import dump_config
@@ -78,7 +78,7 @@ class TestLaunchScript:
             command = ["bash", "docs/slurm/launch.sh", *options, *script, "--device", "cpu"]
             output = open(tmp_path / "output", "a")  # noqa: SIM115 (of the process)
             return subprocess.Popen(
-                command, cwd=REPOSITORY, env={**environment, "OMP_NUM_THREADS": "1"}, stdout=output, stderr=output
+                command, cwd=REPOSITORY, env={**environment, **ON_CPU}, stdout=output, stderr=output
             )
 
         return launch

@@ -16,23 +16,28 @@ from runs import equal, forget_processes, read, settings
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusion.config import Config, DataConfig, OptimizerConfig, SampleGridConfig, ScheduleConfig, read_config
-from diffusion.data.batch import collate
+from diffusion.data.batch import PatchBatch, collate
 from diffusion.data.datasets.pan_cancer import build_dataset
 from diffusion.data.features import feature_path, write_feature
 from diffusion.data.sampler import BatchStream, Draw
 from diffusion.encoders.latents import EMBEDDED_CODECS
 from diffusion.engine import losses, trainer
+from diffusion.engine import supply as supply_module
 from diffusion.engine.conditions import IndexConditions
 from diffusion.engine.ema import EMA
 from diffusion.engine.generate import ImageMaker, Solver
+from diffusion.engine.losses import chance
 from diffusion.engine.optim import build_lr_schedule, build_optimizer, learning_rate
 from diffusion.engine.plan import plan_run, save_steps
+from diffusion.engine.supply import Supply
 from diffusion.engine.trainer import dry_run, train
 from diffusion.errors import InputError
 from diffusion.model import PixArt
 from diffusion.model.convert import load_weights
 from diffusion.precision import has_bf16
 from diffusion.workdir import Run, open_run
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -343,6 +348,51 @@ class TestRun:
         with pytest.raises(InputError, match="is not a whole .npy file") as error:
             train(settings(feature_root, num_workers=1, max_steps=50), tmp_path / "run", cpu=True)
         assert "\n" not in str(error.value)
+
+
+class TestSupply:
+    """What a GPU's host prepares while the GPU computes; here on the CPU, told that it is another device."""
+
+    @pytest.fixture
+    def read(self) -> list[int]:
+        """Numbers of the batches that were read."""
+        return []
+
+    @pytest.fixture
+    def supply(self, read, monkeypatch) -> Supply:
+        def batches():
+            for i in range(5):
+                read.append(i)
+                if i == 3:
+                    raise InputError("torn")
+                yield PatchBatch(torch.full((2, 16, 4, 4), float(i)), torch.zeros(2, 1, 8), ["a", "b"], [i, i + 1])
+
+        monkeypatch.setattr(PatchBatch, "to", lambda batch, device: batch)
+        monkeypatch.setattr(supply_module, "chance", lambda seeds, shape, device: chance(seeds, shape, CPU))
+        return Supply(batches(), torch.device("meta"))
+
+    def test_one_ahead_and_in_order(self, supply, read):
+        for i in range(3):
+            batch, of_batch, waited = supply.take()
+            assert (batch.latents == i).all() and waited >= 0
+            assert of_batch.noise.equal(chance([i, i + 1], (16, 4, 4), CPU).noise)
+            assert read == list(range(i + 1))
+            for _ in range(2):
+                supply.look_ahead()
+            assert read == list(range(i + 2))
+
+    def test_a_batch_that_cannot_be_read_stops_its_own_step(self, supply, read):
+        for _ in range(3):
+            supply.take()
+            supply.look_ahead()  # the last meets the torn one
+        with pytest.raises(InputError, match="torn"):
+            supply.take()
+
+    def test_a_cpu_reads_nothing_ahead(self, supply, read):
+        on_cpu = Supply(supply._batches, CPU)
+        on_cpu.take()
+        on_cpu.look_ahead()
+        assert read == [0]
 
 
 class TestBadItems:

@@ -127,6 +127,23 @@ class TestSample1024:
         first, second = (read(tmp_path / f"out/syn/00000{i}_tissue.png") for i in (0, 1))
         assert first.shape == (512, 512, 3) and not np.array_equal(first, second)
 
+    def test_compiled(self, run_dir, tmp_path, monkeypatch):
+        """As without, but for rounding, and never in one folder; the back end that only traces takes no compiler."""
+        compiled = torch.nn.Module.compile
+        calls = []
+        monkeypatch.setattr(torch.nn.Module, "compile", lambda m: (calls.append(m), compiled(m, backend="eager")))
+        np.save(tmp_path / "grid.npy", np.random.default_rng(0).normal(size=(2, 16, WIDTH)))
+        arguments = ("--workdir", run_dir, "--tokens", tmp_path / "grid.npy", "--vae", "tiny", "--sampling_steps", 2)
+        for out, options in (("eager", ()), ("compiled", ("--compile",))):
+            done = in_process(sample_1024, *arguments, "--out_dir", tmp_path / out, *options)
+            assert done.returncode == 0, done.stderr
+            assert bool(calls) == (out == "compiled")
+        for name in names(tmp_path / "eager/syn"):
+            eager, fused = (read(tmp_path / out / "syn" / name).astype(int) for out in ("eager", "compiled"))
+            assert np.abs(eager - fused).max() <= 1
+        done = in_process(sample_1024, *arguments, "--out_dir", tmp_path / "compiled")
+        assert done.returncode == 2 and "compiled True, not None" in done.stderr
+
     def test_one_folder_holds_pictures_of_one_kind(self, run_dir, tmp_path):
         """Other conditions under the same name, another kind of picture, and damaged settings are refused."""
         out, file = tmp_path / "out", tmp_path / "grid.npy"

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, write_features
+from conftest import ON_CPU, REPOSITORY, write_features
 from PIL import Image
 from runs import equal, forget_processes, launch, logged, read, settings, train_for
 
@@ -115,7 +115,7 @@ class TestSharding:
         dump_config(settings(feature_root, report_to="tensorboard"), tmp_path / "config.py")
         launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", tmp_path / "two.yaml"]
         script = ["train_scripts/train_pixcell.py", tmp_path / "config.py", "--work-dir", tmp_path / "run"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, **ON_CPU}
         done = subprocess.run([*launcher, *script, "--device", "cpu"], cwd=REPOSITORY, env=environment,
                               capture_output=True, text=True, timeout=300)  # fmt: skip
         assert done.returncode == 0, done.stderr

@@ -6,12 +6,13 @@ Letters: B batch, C channels, H W cells of the latents, L condition tokens of wi
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from diffusion.bench.peers import DiffusersNetwork
 from diffusion.model.pixart import PixArt, build_model
 from diffusion.precision import DTYPES
 
@@ -38,17 +39,27 @@ class Case:
         """With random weights, none of them zero: outputs are to be compared."""
         tokens, interpolation = STAGES[self.pixels]
         torch.manual_seed(0)
-        model = build_model(
-            SIZES[self.size],
-            input_size=self.pixels // 8,
-            model_max_length=tokens,
-            use_cond_pos_embed=tokens > 1,
-            pe_interpolation=interpolation,
-        )
-        for linear in (*(block.cross_attn.proj for block in model.blocks), model.final_layer.linear):
-            nn.init.normal_(linear.weight, std=0.02)
+        with self.building():
+            model = build_model(
+                SIZES[self.size],
+                input_size=self.pixels // 8,
+                model_max_length=tokens,
+                use_cond_pos_embed=tokens > 1,
+                pe_interpolation=interpolation,
+            )
+            for linear in (*(block.cross_attn.proj for block in model.blocks), model.final_layer.linear):
+                nn.init.normal_(linear.weight, std=0.02)
         model.eval()
         return model if self.device.type == "cpu" else model.to(self.device)  # tensors without values cannot be moved
+
+    def peer(self, model: PixArt) -> DiffusersNetwork:
+        """diffusers' network with the same weights."""
+        with self.building():
+            return DiffusersNetwork(model).to(self.device).eval()
+
+    def building(self) -> AbstractContextManager:
+        """Where new tensors are made: on a GPU at once, since a CPU takes seconds to draw the weights of XL."""
+        return self.device if self.device.type == "cuda" else nullcontext()
 
     def inputs(self, model: PixArt) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """x (B, C, H, W), timestep (B,), y (B, L, D)."""

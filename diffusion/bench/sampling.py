@@ -9,7 +9,7 @@ import torch
 
 from diffusion.bench.case import Case, off
 from diffusion.bench.clock import seconds_of, take_turns, wait_for
-from diffusion.bench.peers import DiffusersNetwork, PlainNetwork, sample_as_diffusers, sample_plainly
+from diffusion.bench.peers import PlainNetwork, sample_as_diffusers, sample_plainly
 from diffusion.bench.table import Row, timed
 from diffusion.sampling import sample_latents
 
@@ -40,7 +40,7 @@ def sampling_rows(
     """
     model = case.network()
     noise, _, y = case.inputs(model)
-    null, peer = model.y_embedder.y_embedding, DiffusersNetwork(model).to(case.device).eval()
+    null, peer = model.y_embedder.y_embedding, case.peer(model)
     ours, theirs = (partial(sample_latents, model), partial(sample_as_diffusers, peer))
     candidates = {
         "ours": partial(ours, noise, y, null, steps, GUIDANCE),

@@ -12,7 +12,7 @@ from torch import nn
 from diffusion.bench.case import Case, off
 from diffusion.bench.clock import median, peak_alone, seconds_of, take_turns
 from diffusion.bench.operations import forward_operations
-from diffusion.bench.peers import DiffusersNetwork, PlainNetwork
+from diffusion.bench.peers import PlainNetwork
 from diffusion.bench.table import Row, compared, timed
 from diffusion.config import OptimizerConfig
 from diffusion.engine.ema import EMA
@@ -27,7 +27,7 @@ PARTS = ("forward", "backward", "clip", "optimizer", "EMA")
 def forward_rows(case: Case, rounds: int, compiled: bool = False) -> list[Row]:
     """A forward pass against diffusers' and the plain one; compiled: ours after torch.compile, too."""
     model = case.network()
-    inputs, peer = case.inputs(model), DiffusersNetwork(model).to(case.device).eval()
+    inputs, peer = case.inputs(model), case.peer(model)
     product, product_operations = case.product()
     networks = {"ours": model, "diffusers": peer}
     if compiled:
@@ -82,7 +82,7 @@ class Theirs(Ours):
     def __init__(self, case: Case):
         self.case, model = case, case.network()
         self.inputs = case.inputs(model)
-        self.network = DiffusersNetwork(model).to(case.device).train()
+        self.network = case.peer(model).train()
         self.parameters = list(self.network.parameters())
         self.optimizer = torch.optim.AdamW(self.parameters, RATE, weight_decay=0.0)
         self.ema = EMAModel(self.parameters, DECAY)

@@ -14,6 +14,7 @@ import torch
 
 from diffusion.data.batch import PatchBatch
 from diffusion.encoders.latents import LatentScale
+from diffusion.memory import sent
 from diffusion.objective import training_losses
 from diffusion.seeds import mix_seed
 from diffusion.timesteps import TimestepSampler, Uniform
@@ -64,15 +65,15 @@ class BatchLosses:
 
     def __call__(self, network: torch.nn.Module, batch: PatchBatch) -> dict[str, torch.Tensor]:
         """Losses (B,) of a batch on the network's device."""
-        return self.given(network, batch, self.draw(batch))
+        of_batch = chance(batch.seeds, batch.latents.shape[1:], batch.latents.device)
+        return self.given(network, batch, self.draw(of_batch))
 
-    def draw(self, batch: PatchBatch) -> Drawn:
-        """Chance of a batch, by its seeds."""
-        device = batch.latents.device
-        drawn = chance(batch.seeds, batch.latents.shape[1:], device)
-        timestep, weight = self.timesteps(drawn.of_timestep)
-        dropped = drawn.of_dropping < self.dropout
-        return Drawn(timestep.to(device), weight.to(device), dropped.to(device), drawn.noise)
+    def draw(self, of_batch: Chance) -> Drawn:
+        """What its chance makes of a batch, on the device of the noise."""
+        device = of_batch.noise.device
+        timestep, weight = self.timesteps(of_batch.of_timestep)
+        dropped = of_batch.of_dropping < self.dropout
+        return Drawn(sent(timestep, device), sent(weight, device), sent(dropped, device), of_batch.noise)
 
     def given(self, network: torch.nn.Module, batch: PatchBatch, drawn: Drawn) -> dict[str, torch.Tensor]:
         """Losses (B,) of a batch at what was drawn for it."""

@@ -51,6 +51,7 @@ class Session:
             "guidance_interval": solver.guidance_interval,
             "sampling_algo": solver.algorithm,
             "precision": solver.precision,
+            **({"compiled": True} if self.args.compile else {}),  # which rounds otherwise
             "vae": self.codec.name,
             "checkpoint": str(checkpoint.resolve()),
             "checkpoint_time": checkpoint.stat().st_mtime_ns,
@@ -98,6 +99,8 @@ def open_session(args: argparse.Namespace) -> Session:
     interval = tuple(args.guidance_interval) if args.guidance_interval else None
     solver = Solver(args.sampling_steps, args.guidance_strength, args.sampling_algo, interval, args.precision)
     run = open_run(args.workdir or default_work_dir(), args.checkpoint, device)
+    if args.compile:
+        run.model.compile_blocks()
     config = run.config
     if args.vae:  # its own scale goes with it
         config = dataclasses.replace(config, vae_pretrained=args.vae, scale_factor=None, shift_factor=None)

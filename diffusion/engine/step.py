@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from diffusion.engine.anomaly import listed, report
 from diffusion.engine.losses import BatchLosses, Drawn
 from diffusion.engine.sharding import is_sharded
 from diffusion.engine.state import RunState
+from diffusion.engine.supply import Supply
 
 log = logging.getLogger(__name__)
 
@@ -32,17 +32,14 @@ class Step:
     gradient_finite: bool
 
 
-def accumulate(
-    run: RunState, network: nn.Module, losses: BatchLosses, batches: Iterator[tuple[PatchBatch, float]]
-) -> Step:
+def accumulate(run: RunState, network: nn.Module, losses: BatchLosses, supply: Supply) -> Step:
     """Gradients of a global batch, clipped where they are finite; its losses go to the meter when they are."""
     accelerator, config = run.accelerator, run.config
     taken, values, waiting = [], [], 0.0
     for _ in range(config.gradient_accumulation_steps):
-        batch, waited = next(batches)
-        batch = batch.to(accelerator.device)
+        batch, chance, waited = supply.take()
         with accelerator.accumulate(network):
-            drawn = losses.draw(batch)
+            drawn = losses.draw(chance)
             of_batch = losses.given(network, batch, drawn)
             accelerator.backward(of_batch["loss"].mean())
         run.bad_items.add(batch)
@@ -53,6 +50,7 @@ def accumulate(
     norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters], foreach=True)
     grad_norm = norm.full_tensor() if is_sharded(norm) else norm
     finite = torch.stack([of_batch["loss"].isfinite().all() for of_batch in values]).all()
+    supply.look_ahead()
     losses_finite, gradient_finite = torch.stack([finite, grad_norm.isfinite()]).tolist()  # the one wait for the device
     if gradient_finite:  # by another norm, every gradient would be as bad as the worst
         nn.utils.clip_grads_with_norm_(parameters, config.gradient_clip, norm, foreach=True)

@@ -10,18 +10,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import time
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from diffusion.config import Config, dump_config
-from diffusion.data.batch import PatchBatch
 from diffusion.data.datasets.pan_cancer import PanCancerData, SkipBad, build_dataset
 from diffusion.data.loader import batches_of, training_loader
 from diffusion.data.sampler import BatchStream
@@ -56,6 +52,7 @@ from diffusion.engine.start import (
 from diffusion.engine.state import RunState, seed_generators
 from diffusion.engine.step import BAD_STEPS, accumulate, settle_sums, tell_of_bad_step
 from diffusion.engine.stops import Stop, Stops
+from diffusion.engine.supply import Supply
 from diffusion.engine.validation import Validation
 from diffusion.engine.watch import BadItems, Meter, Watch
 from diffusion.errors import InputError
@@ -148,7 +145,7 @@ def train(
             log.info("nothing left to do: step %d of %d", run.step, plan.total_steps)
 
         # ---- the loop
-        batches = start_loader(config, dataset, accelerator, run.position)
+        supply = start_supply(config, dataset, accelerator, run.position)
         stop, given_up = Stop.NO, False
         progress = held.enter_context(
             tqdm(total=plan.total_steps, initial=run.step, unit="step", disable=not main, mininterval=2)
@@ -159,7 +156,7 @@ def train(
         stops.nothing_to_lose = False
         run.meter.start_clock()
         while run.step < plan.total_steps and not stop and not given_up:
-            step = accumulate(run, network, losses, batches)
+            step = accumulate(run, network, losses, supply)
             wish = Stop.SAVE_FAILED if saver.failed else stops.wish()
             stop, bad_loss, bad_gradient = agree((wish, not step.losses_finite, not step.gradient_finite))
             if bad_loss or (bad_gradient and not run.scale_is_high):
@@ -264,23 +261,12 @@ def start_run(
     return run, network, origin
 
 
-def start_loader(
-    config: Config, dataset: PanCancerData | SkipBad, accelerator: Accelerator, position: int
-) -> Iterator[tuple[PatchBatch, float]]:
-    """This process's batches from a position of the stream on, with the seconds that each was waited for."""
+def start_supply(config: Config, dataset: PanCancerData | SkipBad, accelerator: Accelerator, position: int) -> Supply:
+    """This process's batches from a position of the stream on."""
     index, count = accelerator.process_index, accelerator.num_processes
     stream = BatchStream(len(dataset), config.train_batch_size, config.seed, index, count, position)
     loader = training_loader(dataset, stream, config.num_workers, pin_memory=accelerator.device.type == "cuda")
-    return timed(loader)
-
-
-def timed(loader: DataLoader) -> Iterator[tuple[PatchBatch, float]]:
-    """Batches with the seconds that each was waited for."""
-    batches = batches_of(loader)
-    while True:
-        asked = time.perf_counter()
-        batch = next(batches)
-        yield batch, time.perf_counter() - asked
+    return Supply(batches_of(loader), accelerator.device)
 
 
 def dry_run(

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-from conftest import REPOSITORY, launcher
+from conftest import ON_CPU, REPOSITORY, launcher
 from runs import settings
 
 from diffusion.config import dump_config
@@ -94,7 +94,7 @@ class Driver:
             process = subprocess.Popen(
                 [*launcher(PROCESSES), "train_scripts/train_pixcell.py", self.config, "--work-dir", self.work_dir,
                  "--device", "cpu"],
-                cwd=REPOSITORY, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=file, stderr=subprocess.STDOUT,
+                cwd=REPOSITORY, env={**os.environ, **ON_CPU}, stdout=file, stderr=subprocess.STDOUT,
                 start_new_session=True,
             )  # fmt: skip
         launched = psutil.Process(process.pid)
