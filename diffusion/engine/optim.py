@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from diffusion.config import Config, OptimizerConfig
+from diffusion.engine.came import CAME
 from diffusion.errors import InputError
 from diffusion.precision import has_bf16
 
@@ -31,8 +32,6 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, lr: float) -> tor
         matrices = [module.weight for module in hidden if isinstance(module, nn.Linear)]
         return Muon(matrices, others(model, matrices), lr, weight_decay=config.weight_decay, **arguments)
     if config.type in ("CAME", "CAMEWrapper"):  # the second is the original project's name for it
-        from came_pytorch import CAME
-
         pairs = isinstance(arguments.get("eps", ()), tuple) and len(arguments.get("betas", (0, 0, 0))) == 3
         _expect(pairs, config, "three betas, two eps")
         return CAME(model.parameters(), lr=lr, weight_decay=config.weight_decay, **arguments)
