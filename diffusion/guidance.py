@@ -35,7 +35,7 @@ def guided_prediction(
     conditional, null = both.chunk(2)
     noise, variance = _split(conditional, channels)
     null_noise = null[:, :channels]
-    return null_noise + guidance * (noise - null_noise), variance
+    return torch.lerp(null_noise, noise, guidance), variance
 
 
 def _split(output: torch.Tensor, channels: int) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -21,8 +21,9 @@ from diffusion.data.datasets.pan_cancer import build_dataset
 from diffusion.data.features import feature_path, write_feature
 from diffusion.data.sampler import BatchStream, Draw
 from diffusion.encoders.latents import EMBEDDED_CODECS
-from diffusion.engine import losses, trainer
+from diffusion.engine import came, losses, trainer
 from diffusion.engine import supply as supply_module
+from diffusion.engine.came import CAME
 from diffusion.engine.conditions import IndexConditions
 from diffusion.engine.ema import EMA
 from diffusion.engine.generate import ImageMaker, Solver
@@ -85,6 +86,31 @@ class TestEma:
             ema.update(model)
 
 
+def came_step(weight: torch.Tensor, gradient: torch.Tensor, state: dict[str, torch.Tensor]) -> torch.Tensor:
+    """One weight after a step of algorithm 2 of Luo et al. 2023, at learning rate 0.01 and weight decay 0.1."""
+
+    def averaged(name, new, beta):
+        state[name] = beta * state.get(name, torch.zeros_like(new)) + (1 - beta) * new
+        return state[name]
+
+    def approximated(name, squares, beta):
+        if squares.ndim == 1:
+            return averaged(name, squares, beta)
+        rows, columns = (
+            averaged(f"{name} rows", squares.mean(-1), beta),
+            averaged(f"{name} columns", squares.mean(-2), beta),
+        )
+        return rows[..., :, None] * columns[..., None, :] / rows.mean(-1)[..., None, None]
+
+    update = gradient / approximated("squares", gradient**2 + 1e-30, 0.999).sqrt()
+    update = update / max(1.0, update.square().mean().sqrt().item())
+    momentum = averaged("momentum", update, 0.9)
+    if gradient.ndim > 1:
+        instability = approximated("instability", (update - momentum) ** 2 + 1e-16, 0.9999)
+        return weight * (1 - 0.01 * 0.1) - 0.01 * momentum / instability.sqrt()
+    return weight * (1 - 0.01 * 0.1) - 0.01 * momentum
+
+
 class TestOptimizer:
     @staticmethod
     def network() -> torch.nn.Module:
@@ -121,6 +147,26 @@ class TestOptimizer:
             singular = torch.linalg.svdvals(update)
             assert singular.min() > 0.6 and singular.max() < 1.3  # five iterations come this near to 1
         torch.testing.assert_close(model.head.weight, twin.head.weight)
+
+    @pytest.mark.parametrize("at_once", [came.AT_ONCE, 20])
+    def test_came_is_that_of_the_paper(self, monkeypatch, at_once):
+        """Whatever is updated together: matrices alike and unlike, stacks of them, vectors, and gradients that are zero."""
+        monkeypatch.setattr(came, "AT_ONCE", at_once)
+        torch.manual_seed(0)
+        shapes = [(4, 6), (4, 6), (6, 4), (3, 5, 2, 2), (7,), (7,), (4, 6)]
+        own = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+        expected = [parameter.detach().double() for parameter in own]
+        optimizer, states = CAME(own, lr=1e-2, weight_decay=0.1), [{} for _ in shapes]
+        for step in range(8):
+            for i, parameter in enumerate(own):
+                parameter.grad = torch.randn(parameter.shape) * (10.0 ** (step - 4) if i != 1 else 0)
+            own[5].grad = None  # a parameter that no loss depends on stays as it is
+            optimizer.step()
+            for i, (parameter, state) in enumerate(zip(own, states, strict=True)):
+                if parameter.grad is not None:
+                    expected[i] = came_step(expected[i], parameter.grad.double(), state)
+        for parameter, value in zip(own, expected, strict=True):
+            torch.testing.assert_close(parameter.detach().double(), value, rtol=1e-4, atol=1e-6)
 
     def test_settings_reach_it(self):
         recipe = OptimizerConfig("CAME", 2e-5, 0.1, betas=(0.9, 0.999, 0.9999), eps=(1e-30, 1e-16))
