@@ -35,7 +35,7 @@ def keep_freed_memory() -> bool:
 
 
 def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A copy on a device for which the host does not wait, as it otherwise would for all that a GPU has yet to do."""
+    """The tensor on a device; for its copy the host does not wait, as it otherwise would for all that a GPU has yet to do."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

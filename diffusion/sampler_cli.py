@@ -48,7 +48,7 @@ def sampler_parser(
     add(
         "--compile",
         action="store_true",
-        help="compile the network first: minutes, and a C compiler, for faster images on a GPU",
+        help="compile the network: some 15 s, and a C++ compiler, for faster images on a GPU",
     )
     add("--sampling_steps", "--num_timesteps", type=positive_int, default=20, help="steps of the solver")
     add(

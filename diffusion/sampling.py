@@ -145,7 +145,7 @@ def denoise(
             if variance is None:
                 raise ValueError("the algorithm needs a network with learned variance (pred_sigma=True)")
             prediction = torch.cat([prediction, variance], dim=1)
-        del variance  # a part of all that the network said, which for a large picture is four times its latents
+        del variance  # with guidance a part of all that the network said: four times the latents of a large picture
         x = scheduler.step(prediction.float(), t, x, return_dict=False, **draws)[0]
         if on_step is not None:
             changed = on_step(i, t, x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import shutil
@@ -167,6 +168,27 @@ class TestOptimizer:
                     expected[i] = came_step(expected[i], parameter.grad.double(), state)
         for parameter, value in zip(own, expected, strict=True):
             torch.testing.assert_close(parameter.detach().double(), value, rtol=1e-4, atol=1e-6)
+
+    def test_came_goes_on_from_the_states_of_its_package(self):
+        """came-pytorch 0.1.3 has these further entries; where a run was saved with them, it goes on as if without."""
+        torch.manual_seed(0)
+        own = [torch.nn.Parameter(torch.randn(4, 6)), torch.nn.Parameter(torch.randn(7))]
+        optimizer = CAME(own, lr=1e-2)
+
+        def step(parameters, optimizer, seed):
+            generator = torch.Generator().manual_seed(seed)
+            for parameter in parameters:
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+            optimizer.step()
+
+        step(own, optimizer, seed=1)
+        twins = [torch.nn.Parameter(parameter.detach().clone()) for parameter in own]
+        saved, loaded = copy.deepcopy(optimizer.state_dict()), CAME(twins, lr=1e-2)
+        state = {i: {**of, "step": 1, "RMS": torch.tensor(1.0)} for i, of in saved["state"].items()}
+        loaded.load_state_dict({**saved, "state": state})
+        step(own, optimizer, seed=2)
+        step(twins, loaded, seed=2)
+        assert equal([*own], [*twins])
 
     def test_settings_reach_it(self):
         recipe = OptimizerConfig("CAME", 2e-5, 0.1, betas=(0.9, 0.999, 0.9999), eps=(1e-30, 1e-16))
@@ -433,6 +455,42 @@ class TestSupply:
             supply.look_ahead()  # the last meets the torn one
         with pytest.raises(InputError, match="torn"):
             supply.take()
+
+    def test_a_run_is_the_same_stopped_or_not(self, feature_root, tmp_path, monkeypatch):
+        config = settings(feature_root, gradient_accumulation_steps=2)
+        train(config, tmp_path / "plain", cpu=True)
+
+        class Ahead(Supply):
+            def __init__(self, *arguments):
+                super().__init__(*arguments)
+                self.looks_ahead = True
+
+        monkeypatch.setattr(trainer, "Supply", Ahead)
+        for steps in (1, 3, 4):
+            train(dataclasses.replace(config, max_steps=steps), tmp_path / "ahead", cpu=True)
+        assert equal(read(tmp_path / "ahead", 4), read(tmp_path / "plain", 4))
+
+    @pytest.mark.parametrize("computing", [True, False])
+    def test_a_gpu_that_computes_does_not_wait(self, supply, monkeypatch, computing):
+        """By its own clock: 5 ms have passed since it was done with what it had to do."""
+
+        class Event:
+            def __init__(self, enable_timing):
+                assert enable_timing
+
+            def record(self): ...
+
+            def synchronize(self): ...
+
+            def query(self):
+                return not computing
+
+            def elapsed_time(self, later):
+                return 5.0
+
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        supply._device = torch.device("cuda")
+        assert supply.take().waited == (0.0 if computing else 0.005)
 
     def test_a_cpu_reads_nothing_ahead(self, supply, read):
         on_cpu = Supply(supply._batches, CPU)

@@ -144,12 +144,11 @@ def test_killed_at_any_moment_no_file_is_torn_and_the_next_run_ends_it(root, opt
     done = in_process(main, *options)
     assert f"{COUNT - there} patches written, {there} were there, 0 left out" in done.stdout
     assert features(root).keys() == expected.keys()
+    rounding = 1e-2 if torch.cuda.is_available() else 1e-3  # a GPU rounds otherwise in other batches
     for path in root.rglob("*_tiny_vae.npy"):
         now, then = read_moments(path, 256), expected[str(path.relative_to(root))]
         then = np.frombuffer(then[128:], np.float16).reshape(32, 32, 32)
-        assert (
-            np.abs(now.astype(np.float32) - then).max() <= 1e-2 * np.abs(then).max()
-        )  # a GPU rounds otherwise in other batches
+        assert np.abs(now.astype(np.float32) - then).max() <= rounding * np.abs(then).max()
 
 
 def test_two_runs_at_once_are_refused(root, options):

@@ -174,7 +174,7 @@ def how_scored(args: argparse.Namespace, embedders: list[PatchEmbedder]) -> dict
         "real": digest(args.real or args.out / "real"),
         "encoders": {embedder.name: embedder.fingerprint for embedder in embedders},
         "metrics": list(METRICS),
-        **{name: getattr(args, name) for name in ("seed", "bootstrap", "on_size")},
+        **{name: getattr(args, name) for name in ("seed", "bootstrap", "on_size", "precision", "compile")},
     }
 
 

@@ -14,7 +14,7 @@ from diffusion.errors import InputError
 
 
 class Supplied(NamedTuple):
-    """A batch on the device, what is random about it, and for how many seconds at most the device waited for it."""
+    """A batch on the device, what is random about it, and for how many seconds the device had nothing to do but wait."""
 
     batch: PatchBatch
     chance: Chance
@@ -30,6 +30,7 @@ class Supply:
 
     def __init__(self, batches: Iterator[PatchBatch], device: torch.device):
         self._batches, self._device = batches, device
+        self.looks_ahead = device.type != "cpu"  # which cannot compute meanwhile
         self._next: Supplied | InputError | None = None
 
     def take(self) -> Supplied:
@@ -40,8 +41,8 @@ class Supply:
         return following or self._prepare()
 
     def look_ahead(self) -> None:
-        """Prepare the next batch while the device computes; on a CPU, which cannot do both, leave it."""
-        if self._device.type == "cpu" or self._next is not None:
+        """Prepare the next batch while the device computes."""
+        if not self.looks_ahead or self._next is not None:
             return
         try:
             self._next = self._prepare()
@@ -49,11 +50,27 @@ class Supply:
             self._next = error
 
     def _prepare(self) -> Supplied:
-        asked = time.perf_counter()
+        asked, computed = time.perf_counter(), mark(self._device)
         batch = next(self._batches)
-        waited = 0.0 if self._is_computing() else time.perf_counter() - asked
+        waited = time.perf_counter() - asked if computed is None else since(computed)
         batch = batch.to(self._device)
         return Supplied(batch, chance(batch.seeds, batch.latents.shape[1:], self._device), waited)
 
-    def _is_computing(self) -> bool:
-        return self._device.type == "cuda" and not torch.cuda.current_stream(self._device).query()
+
+def mark(device: torch.device) -> torch.cuda.Event | None:
+    """What happens on a GPU once it has done all that it was told so far."""
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def since(event: torch.cuda.Event) -> float:
+    """Seconds that a GPU has had nothing to do since; 0 while it still computes, which is not waited for."""
+    if not event.query():
+        return 0.0
+    now = torch.cuda.Event(enable_timing=True)
+    now.record()
+    now.synchronize()
+    return event.elapsed_time(now) / 1000

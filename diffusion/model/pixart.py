@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import os
+import shutil
 
 import torch
 from torch import nn
@@ -16,6 +18,7 @@ from diffusion.errors import InputError
 from diffusion.model.blocks import FinalLayer, PixArtBlock
 from diffusion.model.embed import ConditionEmbedder, PatchEmbed, TimestepEmbedder, grid_positions, sincos_2d
 
+COMPILERS = ("g++", "gcc", "clang++", "clang", "cl")
 PRESETS = {
     "PixArt_XL_2_UNI": dict(depth=28, hidden_size=1152, num_heads=16),  # the published network, 608 M parameters
     "PixArt_L_2_UNI": dict(depth=24, hidden_size=1024, num_heads=16),
@@ -148,7 +151,12 @@ class PixArt(nn.Module):
             nn.init.zeros_(linear.bias)
 
     def compile_blocks(self) -> PixArt:
-        """torch.compile, in place; one graph serves all blocks."""
+        """torch.compile, in place; one graph serves all blocks. Raises InputError where no compiler is found for its code."""
+        named = [name for variable in ("CXX", "CC") if (name := os.environ.get(variable))]
+        if not any(shutil.which(name) for name in (*named, *COMPILERS)):
+            raise InputError(
+                f"to compile the network takes a C++ compiler: none of {', '.join(COMPILERS)} is here; install one"
+            )
         for block in self.blocks:
             block.compile()
         return self
