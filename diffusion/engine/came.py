@@ -18,7 +18,7 @@ class CAME(torch.optim.Optimizer):
     from the updates. betas: of momentum, of squared gradients, of squared deviations; eps: added to the latter two; clip:
     the largest root mean square of a parameter's update before momentum. Tensors of more axes are stacks of matrices.
 
-    Parameters of one shape are stacked and updated together. One by one, the published network's are some 20,000 kernels
+    Parameters of one shape are stacked and updated together. One by one, the published network's are some 14,000 kernels
     a step, for which a GPU waits longer than it computes.
     """
 
