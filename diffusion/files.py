@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -98,6 +100,25 @@ def _let_go() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_let_go)
+
+
+def recognise_placeholder(path: Path) -> str | None:
+    """Say what lies in the place of a file that was not really fetched, and what to do; None for anything else.
+
+    Git LFS pointers follow the format of git-lfs.com/spec/v1; web pages are what a download without permission leaves.
+    """
+    try:
+        with open(path, "rb") as file:
+            start = file.read(512)
+    except OSError:
+        return None
+    if not start:
+        return "is empty; copy or download it again"
+    if start.startswith(b"version https://git-lfs.github.com/spec/"):
+        return "is a Git LFS pointer, not the file that it stands for; run `git lfs pull` where it came from"
+    if re.match(rb"\s*(<\?xml[^>]*>\s*)?<(!doctype html|html)\b", start.removeprefix(codecs.BOM_UTF8), re.IGNORECASE):
+        return "is an HTML page, not the file that was asked for; download it again, signed in where that is needed"
+    return None
 
 
 def fingerprint(path: Path) -> str:

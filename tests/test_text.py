@@ -1,0 +1,78 @@
+"""Text files of other systems, paths as users type them, and what lies in the place of a file."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from diffusion.errors import InputError, MissingError
+from diffusion.files import recognise_placeholder
+from diffusion.text import abbreviate, expand_path, printable, read_json, read_lines, read_text
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_reads_what_windows_and_unix_programs_write(tmp_path, encoding):
+    path = tmp_path / "list.txt"
+    path.write_bytes("Müller.svs\r\n\r\n  b.svs \nc.svs".encode(encoding))
+    assert read_lines(path) == ["Müller.svs", "b.svs", "c.svs"]
+
+
+def test_another_encoding_is_refused_with_its_place(tmp_path):
+    path = tmp_path / "list.txt"
+    path.write_bytes("a.svs\nMüller.svs\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"list.txt, line 2: byte 0xfc is not UTF-8; save the file as UTF-8"):
+        read_text(path)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_text(tmp_path)
+    with pytest.raises(MissingError, match="no file"):
+        read_text(tmp_path / "none")
+
+
+@pytest.mark.parametrize("content", ["", "[1, 2]", "{", "3", "[" * 100_000])
+def test_json_of_another_kind_is_refused(tmp_path, content):
+    path = tmp_path / "record.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match=r"record.json"):
+        read_json(path)
+
+
+def test_json_with_a_byte_order_mark_is_read(tmp_path):
+    path = tmp_path / "record.json"
+    path.write_text(json.dumps({"a": "ü"}), encoding="utf-8-sig")
+    assert read_json(path) == {"a": "ü"}
+
+
+def test_paths_expand_as_in_a_shell(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("SCRATCH", "/scratch")
+    monkeypatch.chdir(tmp_path)
+    expected = {"~/x": "/home/me/x", "$SCRATCH/x": "/scratch/x", "${SCRATCH}x": "/scratchx", "a~b": "a~b", "": ""}
+    assert {text: expand_path(text) for text in expected} == expected
+    with pytest.raises(InputError, match="there is no environment variable NOT_SET"):
+        expand_path("$NOT_SET/x")
+    with pytest.raises(InputError, match="there is no user nobody-of-this-name"):
+        expand_path("~nobody-of-this-name/x")
+
+
+def test_names_in_messages():
+    assert printable("M\udcfcller") == "M\\xfcller"
+    assert abbreviate("abcd") == "a, b, c and 1 more"
+    assert abbreviate("ab") == "a, b"
+    assert abbreviate([]) == "none"
+
+
+def test_what_lies_in_the_place_of_a_file(tmp_path):
+    contents = {
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n": "Git LFS pointer",
+        b"\n<!DOCTYPE html>\n<html>": "HTML page",
+        b"\xef\xbb\xbf<HTML lang=en>": "HTML page",
+        b"": "is empty",
+        b"PK\x03\x04": None,
+        b"<htmlish": None,
+    }
+    for content, found in contents.items():
+        (tmp_path / "file").write_bytes(content)
+        said = recognise_placeholder(tmp_path / "file")
+        assert (said is None) if found is None else (found in said), content
+    assert recognise_placeholder(tmp_path) is None
