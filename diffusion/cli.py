@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import math
 import os
 import sys
@@ -14,21 +15,37 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from diffusion.errors import InputError
 from diffusion.memory import keep_freed_memory
+from diffusion.text import expand_path, is_utf8, printable
 
 if TYPE_CHECKING:
     import torch
     from accelerate import PartialState
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
-OF_THE_SYSTEM = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM))
+# What a system refuses, rather than a mistake of ours: full and read-only disks, rights, files in the way of folders, ...
+OF_THE_SYSTEM = frozenset(
+    (
+        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE),
+        *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE),
+        *(errno.ENFILE, errno.EBUSY, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT),
+    )
+)
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with one-line errors and help that shows defaults where there are any."""
+    """argparse with one-line errors, paths that expand as in a shell, and help that shows defaults where there are any."""
 
     def __init__(self, description: str | None = None, examples: str = ""):
         epilog = f"examples:\n{examples.rstrip()}" if examples else None
         super().__init__(description=description, epilog=epilog, formatter_class=_HelpFormatter)
+        self.register("type", Path, user_path)  # of every option with type=Path
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
+        given = sys.argv[1:] if args is None else list(args)
+        for text in given:
+            if not is_utf8(text):
+                self.error(f"{printable(text)}: this is not UTF-8; rename what is called so")
+        return super().parse_known_args(given, namespace)
 
     def error(self, message: str) -> NoReturn:
         print(f"error: {message}; {self.prog} --help shows what there is", file=sys.stderr)
@@ -76,7 +93,8 @@ def tool_parser(
 
 
 def default_root() -> Path:
-    return Path(os.environ.get("PIXCELL_ROOT") or ".")
+    """Return $PIXCELL_ROOT, else the current folder."""
+    return Path(expand_path(os.environ.get("PIXCELL_ROOT") or "."))
 
 
 def cores() -> int:
@@ -126,13 +144,37 @@ def _number(text: str, kind: type[Number]) -> Number:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a {'whole ' if kind is int else ''}number") from None
 
 
+def user_path(text: str) -> Path:
+    """Convert an argument to a path, with ~ and variables expanded as in a shell: `--root=~/x` comes unexpanded."""
+    try:
+        return Path(expand_path(text))
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def output_folder(text: str) -> Path:
-    """An argparse type: a folder that is there or can be made. What lies in its way is told before hours of work."""
-    path = Path(text)
-    in_the_way = next((place for place in (path, *path.parents) if place.exists() and not place.is_dir()), None)
-    if in_the_way is not None:
-        raise argparse.ArgumentTypeError(f"{in_the_way} is a file, expected a folder, or a new name")
+    """Convert an argument to a folder to write to, which is there or can be made: found out before hours of work."""
+    path = user_path(text)
+    nearest = _nearest(path)
+    if not nearest.is_dir():
+        raise argparse.ArgumentTypeError(f"{nearest} is a file, expected a folder, or a new name")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise argparse.ArgumentTypeError(f"{nearest} cannot be written to; name another folder")
     return path
+
+
+def output_file(text: str) -> Path:
+    """Convert an argument to a file to write, in a folder that is there or can be made."""
+    path = user_path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} is a folder, expected the name of a file")
+    output_folder(str(path.absolute().parent))
+    return path
+
+
+def _nearest(path: Path) -> Path:
+    """Return the path, or the nearest of the folders above it that is there."""
+    return next(place for place in (path, *path.absolute().parents) if place.exists() or place.is_symlink())
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
@@ -149,6 +191,9 @@ def run(main: Callable[[], int | None]) -> None:
     change, whatever the umask.
     """
     os.umask(os.umask(0o022) | 0o002)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal of another encoding must not end long work
+            stream.reconfigure(errors="backslashreplace")
     try:
         sys.exit(main() or 0)
     except InputError as error:

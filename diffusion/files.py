@@ -8,6 +8,8 @@ import errno
 import hashlib
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -20,19 +22,49 @@ except ImportError:  # Windows
     fcntl = None
 
 WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of Lustre mounted without flock, among others
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+PROBE = 2**16  # bytes that a disk must take to count as not full
 _HELD: set[IO] = set()  # lock files of this process
 
 
 @contextlib.contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write to; renamed to `path` when the block ends, removed when it fails."""
+    """A temporary name beside `path` to write to; renamed to `path` when the block ends, removed when it fails.
+
+    Raises OSError with the system's own words when the disk is full, whatever the library that writes makes of it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
         os.replace(temporary, path)
+    except Exception as error:
+        full = None if isinstance(error, InputError) else _disk_full(error, path.parent)
+        if full is not None:
+            raise OSError(full, os.strerror(full), str(path)) from error
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def _disk_full(error: Exception, folder: Path) -> int | None:
+    """Return the error number when a failed write met a full disk; None for other failures.
+
+    Many libraries (torch.save, NumPy, Pillow, safetensors) raise errors of their own without it: a few more bytes tell.
+    """
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno if error.errno in DISK_FULL else None
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(bytes(PROBE))
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as refused:
+        return refused.errno if refused.errno in DISK_FULL else None
+    return None
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -165,7 +165,7 @@ def test_damage_is_found(packed_root, folder):
     assert salvaged and all(loose_files(packed_root / "patches")[name] == content for name, content in salvaged.items())
     assert any("slide_2" in name for name in salvaged)  # of the shard after the damaged one
     shard.write_bytes(content[:1000])
-    with pytest.raises(InputError, match="shard_00000.hdf5 cannot be read"):
+    with pytest.raises(InputError, match="shard_00000.hdf5 is not a readable HDF5 file .*; if it is damaged"):
         PanCancerDataLowRes(packed_root, 256, features_dir="packed")[0]
     shard.unlink()
     with pytest.raises(MissingError, match="no shard"):
@@ -243,7 +243,7 @@ def test_what_cannot_be_packed_together(packed_root, folder, tmp_path):
     done = in_process(pack_features.main, "--dataset_name", "none", "--root", packed_root, "--unpack")
     assert done.returncode == 2 and "no packed features in" in done.stderr
     (folder / "packed.json").write_text('{"key": 3')
-    with pytest.raises(InputError, match="does not describe packed features"):
+    with pytest.raises(InputError, match="packed.json is not JSON"):
         PanCancerData(packed_root, 1024, features_dir="packed")
 
 

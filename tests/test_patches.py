@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from conftest import texture
 from PIL import Image, ImageFilter
 
@@ -17,10 +18,10 @@ from diffusion.data import slides
 from diffusion.data.cutting import Grid
 from diffusion.data.features import feature_path, write_feature
 from diffusion.data.index import PatchIndex, index_path
-from diffusion.data.patches import natural_key
 from diffusion.data.tissue import SlideMap, blur
 from diffusion.errors import InputError
 from diffusion.files import locked
+from diffusion.folders import natural_key
 
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
 DEMO_SLIDE = TOOLS.parent / "data/demo/source/cmu_small_region.svs"
@@ -242,13 +243,15 @@ def test_two_runs_do_not_cut_one_slide(png, cut, tmp_path):
     assert names(tmp_path / "patches/toy/a/slides_128") == {"half.png", "half.json"}
 
 
-def test_image_mpp_counts_for_files_that_do_not_say(png, pyramid, cut, tmp_path):
-    """Given later, it is another setting for the image, and none for the slide, which says its own."""
+def test_image_mpp_overrules_files(png, pyramid, cut, tmp_path):
+    """Given later, it is another setting, for a slide that says its own resolution, too."""
     assert cut(png).returncode == 0 and "made before" not in cut(pyramid).stdout
-    run = cut(pyramid, "--image_mpp", 0.5)
-    assert "made before" in run.stdout and "failed" not in run.stdout
-    run = cut(png, "--image_mpp", 0.5)
-    assert run.returncode == 1 and "cut with image_mpp None before, and now 0.5" in run.stdout
+    for path in (png, pyramid):
+        run = cut(path, "--image_mpp", 0.5)
+        assert run.returncode == 1 and "cut with image_mpp None before, and now 0.5" in run.stdout
+    slide = slides.open_slide(pyramid, mpp=0.5, image_mpp=0.4)  # it says 0.25
+    assert (slide.width, slide.height, slide.told) == (1280, 960, True)
+    assert slide.note == "0.5 um/px; 0.4 um/px of the file by --image_mpp, it says 0.25"
 
 
 def test_an_image_under_a_slides_name_needs_a_resolution(png, cut):
@@ -264,8 +267,30 @@ def test_files_that_are_parts_of_a_slide_are_none(tmp_path):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
         path.touch()
-    found = [path.relative_to(tmp_path).as_posix() for path in slides.find_slides([tmp_path])]
+    found = [path.relative_to(tmp_path).as_posix() for path in slides.find_slides([tmp_path]).paths]
     assert found == ["a/1.dcm", "b/3.dcm", "c/slide.vms", "d/photo.jpg"]
+
+
+def test_slides_in_folders_as_people_have_them(png, tmp_path, caplog):
+    """Hidden folders, linked ones, sidecar images, two slides of one name, names of other systems."""
+    folder, elsewhere = tmp_path / "all", tmp_path / "elsewhere"
+    for path in (
+        *(folder / "a.svs", folder / "a.jpg", folder / "b.tif", folder / "old" / "b.tif", folder / "c.isyntax"),
+        *(folder / ".Trash-1000" / "files" / "d.svs", folder / "@eaDir" / "e.svs", elsewhere / "f.ndpi"),
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (folder / "linked").symlink_to(elsewhere)
+    Path(os.fsdecode(os.fsencode(folder) + b"/M\xfcller.svs")).touch()
+    found = slides.find_slides([folder])
+    assert [path.relative_to(folder).as_posix() for path in found.paths] == ["a.svs", "b.tif", "linked/f.ndpi"]
+    assert list(found.refused) == [folder / "old" / "b.tif"] and "would share the folder b" in str(found.refused)
+    for line in (
+        f"left out: images with the name of a slide (1): {folder}/a.jpg",
+        f"left out: entries whose names are not UTF-8 (rename them) (1): {folder}/M\\xfcller.svs",
+        f"left out: files that OpenSlide does not read (1): {folder}/c.isyntax",
+    ):
+        assert line in caplog.messages
 
 
 def test_slides_from_a_list(png, cut, tmp_path):
@@ -278,6 +303,10 @@ def test_slides_from_a_list(png, cut, tmp_path):
     listing.write_text(f"{png}\n{tmp_path / 'gone.png'}\n")
     run = cut(listing)
     assert run.returncode == 1 and "no slide at" in run.stdout and "half.png" in run.stdout
+    listing.write_bytes(b"\xef\xbb\xbf" + f"{png}\r\n".encode())  # of Notepad
+    assert "half.png" in cut(listing).stdout
+    listing.write_bytes(b"/x/\xe4.png\n")
+    assert "list.txt, line 1: byte 0xe4 is not UTF-8" in cut(listing).stderr
     listing.write_text("\n")
     assert "lists nothing" in cut(listing).stderr
 
@@ -326,11 +355,8 @@ def test_the_real_slide(cut, tmp_path):
     (["--slides", "{folder}", "--dataset", "metadata"], "take another name"),
     (["--slides", "{folder}", "--cohort", "a/b"], "one folder name"),
     (["--slides", "{folder}", "--tissue_threshold", "50"], "expected 0 to 1"),
-    (["--slides", "{folder}", "{folder}/sub"], "would share the folder"),
 ])  # fmt: skip
 def test_wrong_options_are_refused(png, tmp_path, arguments, message):
-    (png.parent / "sub").mkdir()
-    (png.parent / "sub" / "half.jpg").write_bytes(b"")
     arguments = [argument.format(folder=png.parent) for argument in arguments]
     run = tool("extract_patches.py", "--root", tmp_path, "--dataset", "toy", "--cohort", "a", *arguments)
     assert run.returncode == 2 and message in run.stderr and "Traceback" not in run.stderr
@@ -526,21 +552,42 @@ def test_near_resolutions_are_not_resampled(pyramid):
 
 
 def test_a_slide_coarser_than_wanted_is_refused(pyramid, png):
-    with pytest.raises(InputError, match="coarser than the 0.1 asked for; give --mpp 0.25"):
+    with pytest.raises(InputError, match="coarser than the 0.1 asked for.* or make coarser patches with --mpp 0.25"):
         slides.open_slide(pyramid, mpp=0.1)
     with pytest.raises(InputError, match="coarser"):
         slides.open_slide(png, mpp=0.5, image_mpp=1.0)
 
 
 def test_a_slide_without_resolution_is_refused():
+    mpp = {"openslide.mpp-x": "0.499", "openslide.mpp-y": "0.501"}
     with pytest.raises(InputError, match="give its microns per pixel with --image_mpp"):
         slides.slide_mpp(Path("a.svs"), {})
-    assert slides.slide_mpp(Path("a.svs"), {}, told=0.25) == 0.25
+    assert slides.slide_mpp(Path("a.svs"), {}, 0.25) == slides.slide_mpp(Path("a.svs"), mpp, 0.25) == 0.25
     with pytest.raises(InputError, match="only square"):
         slides.slide_mpp(Path("a.svs"), {"openslide.mpp-x": "0.5", "openslide.mpp-y": "0.25"})
-    assert slides.slide_mpp(Path("a.svs"), {"openslide.mpp-x": "0.499", "openslide.mpp-y": "0.501"}) == pytest.approx(
-        0.5
+    assert slides.slide_mpp(Path("a.svs"), mpp) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("mpp", ["352.8", "1000", "0.01", "0", "-1", "nan", "wide"])
+def test_a_resolution_that_no_scanner_has_is_none(mpp):
+    """72 dpi are 352.8 um/px, 10 pixels a centimetre 1000: what a TIFF says that a program wrote."""
+    stated = {"openslide.mpp-x": mpp, "openslide.mpp-y": mpp, "openslide.objective-power": "40"}
+    with pytest.raises(InputError, match="its objective is said to be 40x, which usually means 0.25 um/px"):
+        slides.slide_mpp(Path("a.tif"), stated)
+    assert slides.slide_mpp(Path("a.tif"), stated, 0.5) == 0.5
+
+
+def test_a_printers_resolution_is_overruled(png, cut, tmp_path):
+    tifffile.imwrite(png.with_name("dpi.tif"), np.asarray(Image.open(png)), photometric="rgb", tile=(256, 256),
+                     resolution=(72, 72), resolutionunit="INCH")  # fmt: skip
+    run = cut(png.with_name("dpi.tif"))
+    assert (
+        run.returncode == 1
+        and "says that it has 352.8 um/px, which no scanner has" in run.stdout
+        and "--mpp" not in run.stdout
     )
+    run = cut(png.with_name("dpi.tif"), "--image_mpp", 0.5)
+    assert run.returncode == 0 and "600x400, 0.5 um/px" in run.stdout
 
 
 def test_image_mpp_scales_plain_images(png):

@@ -73,7 +73,7 @@ def build(out: Path, args: argparse.Namespace) -> None:
 
 def datasets_in(patches: Path) -> list[str]:
     """Every data set in ROOT/patches. Raises MissingError when there is none."""
-    from diffusion.data.patches import natural_key
+    from diffusion.folders import natural_key
 
     names = [folder.name for folder in patches.iterdir() if folder.is_dir()] if patches.is_dir() else []
     names = [name for name in names if name != "metadata" and not name.startswith(".")]

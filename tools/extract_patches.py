@@ -41,10 +41,14 @@ def main() -> int:
     args = parse_args()
     grid = Grid(args.size, args.step or args.size, tuple(args.area))
     settings = CutSettings(grid, args.mpp, args.image_mpp, args.tissue_threshold, args.max_blur, args.quality)
-    paths = find_slides(args.slides)
+    slides = find_slides(args.slides)
+    paths = [*slides.paths, *slides.refused]
     cohort = (args.out or args.root / "patches") / args.dataset / args.cohort
     work = partial(cut, cohort=cohort, settings=settings, show=min(args.workers, len(paths)) == 1, parent=os.getpid())
-    before = {path: look_up(path, cohort, settings) for path in paths}
+    before: dict[Path, SlideRecord | InputError | None] = {
+        path: look_up(path, cohort, settings) for path in slides.paths
+    }
+    before |= {path: InputError(reason) for path, reason in slides.refused.items()}
     waiting = [path for path in paths if before[path] is None]
     done = ((path, outcome) for path, outcome in before.items() if outcome is not None)
     records: dict[Path, SlideRecord] = {}
@@ -162,7 +166,8 @@ def parse_args() -> argparse.Namespace:
     add("--mpp", type=positive_float, default=0.5, help="microns per pixel of the patches [%(default)s: 20x]")
     add(
         "--image_mpp", type=positive_float,
-        help="microns per pixel of files that do not say [plain images are taken pixel for pixel, slides refused]",
+        help="microns per pixel of the files named, whatever they say themselves [what each says; plain images are taken "
+             "pixel for pixel, slides that do not say refused]",
     )  # fmt: skip
     add("--tissue_threshold", type=fraction, default=0.5, help="part of a patch that must be tissue [%(default)s]")
     add(

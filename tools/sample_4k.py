@@ -46,7 +46,7 @@ def parse_arguments() -> argparse.Namespace:
         default=0.5,
         help="microns per pixel: of the network, and of a slide when it is read",
     )
-    add("--image_mpp", type=positive_float, help="microns per pixel of a slide that does not say them")
+    add("--image_mpp", type=positive_float, help="microns per pixel of the slide, whatever it says itself")
     add(
         "--sliding_window_size",
         "--stride",

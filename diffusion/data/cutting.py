@@ -27,6 +27,7 @@ from diffusion.data.slides import Slide, open_slide
 from diffusion.data.tissue import MASK_SIDE, SlideMap, blur
 from diffusion.errors import InputError
 from diffusion.files import locked, written_aside
+from diffusion.text import read_json
 
 WHOLE_SLIDE = (0.0, 0.0, 1.0, 1.0)
 # Why a square is no patch, in the order in which it is asked.
@@ -81,7 +82,7 @@ class CutSettings:
 
     grid: Grid
     mpp: float = 0.5  # microns per pixel of the patches
-    image_mpp: float | None = None  # of files that do not say theirs
+    image_mpp: float | None = None  # of the files, whatever they say themselves; None: what they say
     tissue_threshold: float = 0.5
     max_blur: float = 0.68
     quality: int = 95  # of the JPEG
@@ -94,7 +95,7 @@ class SlideRecord:
     slide: str
     bytes: int  # of its file
     settings: dict
-    told: bool  # whether the file does not say its resolution, and image_mpp counts
+    told: bool  # whether image_mpp counts: for plain images, and for slides where it was given
     note: str  # which pixels were read, in words
     patches: int
     dropped: dict[str, int] = field(default_factory=dict)  # by reason
@@ -159,7 +160,7 @@ def _cut_slide(
 
 
 def finished_record(path: Path, cohort: Path, settings: CutSettings) -> SlideRecord | None:
-    """The record of a slide that is cut already, else None. Raises InputError when it was cut otherwise."""
+    """Return the record of a slide that is cut already, else None. Raises InputError when it was cut otherwise."""
     folder, about = folders(path, cohort, settings)
     file = about / f"{path.stem}.json"
     if not file.is_file():
@@ -167,15 +168,17 @@ def finished_record(path: Path, cohort: Path, settings: CutSettings) -> SlideRec
             raise InputError(f"{folder} has patches, but no record of how they were cut; take another --cohort")
         return None
     try:
-        record = SlideRecord(**json.loads(file.read_text()))
-    except (ValueError, TypeError) as error:
+        record = SlideRecord(**read_json(file))
+        had = {**record.settings, "bytes": record.bytes}
+    except TypeError as error:
         raise InputError(f"{file} is no record of a slide ({error}); delete it and {folder}") from error
     if record.patches and not folder.is_dir():  # killed between the two
         return None
     asked = {**_plain(settings), "bytes": path.stat().st_size if path.is_file() else record.bytes}
-    had = {**record.settings, "bytes": record.bytes}
+    if not record.told:  # it was cut by what the file says
+        had["image_mpp"] = None
     for name in asked:
-        if asked[name] != had.get(name) and (record.told or name != "image_mpp"):
+        if asked[name] != had.get(name):
             raise InputError(
                 f"{path.name} was cut with {name} {had.get(name)} before, and now {asked[name]} is asked for; "
                 f"take another --cohort, or delete {folder}, {file}, and what was extracted or packed from them"
@@ -184,7 +187,7 @@ def finished_record(path: Path, cohort: Path, settings: CutSettings) -> SlideRec
 
 
 def places_apart(patches: Path, name: str, size: int) -> int | None:
-    """How many places of its slide's grid lie from one patch to the next that does not overlap it.
+    """Return how many places of its slide's grid lie from one patch to the next that does not overlap it.
 
     One, but where the slide's record tells of a step of another length; None where no patch begins at the end of another.
     Raises InputError for a damaged record.
@@ -194,8 +197,10 @@ def places_apart(patches: Path, name: str, size: int) -> int | None:
     if not record.is_file():
         return 1
     try:
-        step = int(json.loads(record.read_text())["settings"]["step"])
+        step = int(read_json(record)["settings"]["step"])
         return size // step if size % step == 0 else None
+    except InputError:
+        raise
     except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
         raise InputError(f"{record} is no record of a slide ({error!r}); cut the slide again") from None
 

@@ -7,17 +7,24 @@ as they come.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
+import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from itertools import accumulate, islice
 from pathlib import Path
 
 import h5py
 import numpy as np
 
+from diffusion.data.hdf5 import NewHDF5, create_hdf5, open_hdf5
 from diffusion.errors import InputError, MissingError
 from diffusion.files import locked, written_aside
+from diffusion.text import abbreviate, is_utf8, printable
+
+log = logging.getLogger(__name__)
 
 INDEX_FOLDER = Path("patches/metadata")
 DEFAULT_INDEX = "patch_names_all.hdf5"
@@ -54,8 +61,8 @@ class PatchIndex:
         self._names: list[_Names] = []  # under the keys; they keep their file open
         self._owner = -1
         with open_index(self.path) as file:
-            self.keys = _choose_keys(self.path, list(file), keys, size)
-            self.lengths = [len(file[key]) for key in self.keys]
+            self.keys = _choose_keys(self.path, _entries(file), keys, size)
+            self.lengths = [len(names_under(file, key)) for key in self.keys]
         self._ends = list(accumulate(self.lengths))
         if len(self) == 0:
             raise InputError(f"{self.path}: no names under {', '.join(self.keys)}")
@@ -68,17 +75,17 @@ class PatchIndex:
         return self.locate(i)[1]
 
     def locate(self, i: int) -> tuple[int, str]:
-        """Which of `keys` patch `i` is of, and its name."""
+        """Return which of `keys` patch `i` is of, and its name. Raises InputError for a name that is no path below patches/."""
         if not 0 <= i < len(self):
             raise IndexError(f"patch {i} of {len(self)} in {self.path}")
         which = bisect_right(self._ends, i)
         start = self._ends[which] - self.lengths[which]
-        return which, self._open()[which].get(i - start).decode("utf-8")
+        return which, self._open()[which].get(i - start)
 
     def _open(self) -> list[_Names]:
         if self._owner != os.getpid():
             file = open_index(self.path)
-            self._names, self._owner = [_Names(file[key]) for key in self.keys], os.getpid()
+            self._names, self._owner = [_Names(names_under(file, key)) for key in self.keys], os.getpid()
         return self._names
 
     def __getstate__(self) -> dict:
@@ -90,13 +97,90 @@ class _Names:
 
     def __init__(self, data: h5py.Dataset):
         self._data, self._source = data, data.id.get_space()
-        self._one, self._kind = h5py.h5s.create_simple((1,)), h5py.h5t.py_create(data.dtype)
+        self._dtype = data.dtype
+        self._one, self._kind = h5py.h5s.create_simple((1,)), h5py.h5t.py_create(self._dtype)
 
-    def get(self, i: int) -> bytes:
-        name = np.empty(1, dtype=object)
+    def get(self, i: int) -> str:
+        """Read name `i`. Raises InputError for one that cannot be read or is no path below patches/."""
+        name = np.empty(1, dtype=self._dtype)
         self._source.select_hyperslab((i,), (1,))
-        self._data.id.read(self._one, self._source, name, self._kind)
-        return name[0]
+        try:
+            self._data.id.read(self._one, self._source, name, self._kind)
+        except (OSError, RuntimeError) as error:
+            raise _unreadable(self._data, error) from None
+        return patch_name(name[0], self._data)
+
+
+def names_under(file: h5py.File, key: str) -> h5py.Dataset:
+    """Return the data set of names under a key: one dimension of strings, of fixed or variable length.
+
+    Raises InputError saying what is there instead.
+    """
+    found = _kind_of(file, key)
+    if found is not None:
+        raise InputError(
+            f"{file.filename}: {key} is {found}, expected a list of patch names: one dimension of strings, "
+            "paths below patches/ in UTF-8; tools/build_index.py writes such an index"
+        )
+    return file[key]
+
+
+def _entries(file: h5py.File) -> list[str]:
+    try:
+        return list(file)
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"{file.filename} is damaged ({error}); build the index again") from None
+
+
+def _kind_of(file: h5py.File, key: str) -> str | None:
+    """Say what an entry of a file is; None for a list of names."""
+    try:
+        entry = file[key]
+    except (KeyError, OSError, RuntimeError) as error:
+        return f"not readable ({error})" if isinstance(error, RuntimeError) else "a link to nothing"
+    if not isinstance(entry, h5py.Dataset):
+        return (
+            f"a {type(entry).__name__.lower()} of {len(entry)} entries" if isinstance(entry, h5py.Group) else "no data"
+        )
+    kind = "strings" if h5py.check_string_dtype(entry.dtype) else f"{entry.dtype} values"
+    if entry.shape is None or entry.ndim != 1:
+        sides = " x ".join(map(str, entry.shape or ())) or "a single one"
+        return f"a data set of {kind}, {sides}"
+    return None if kind == "strings" else f"a data set of {len(entry)} {kind}"
+
+
+def patch_name(stored: bytes, data: h5py.Dataset) -> str:
+    """Check and decode a name as it is stored. Raises InputError for one that is no path below patches/."""
+    try:
+        fixed_length = isinstance(stored, np.bytes_)  # which Fortran pads with spaces
+        name = (stored.rstrip(b" ") if fixed_length else stored).decode("utf-8")
+        fault = name_fault(name)
+    except UnicodeDecodeError:
+        fault = "is not UTF-8"
+    if fault is None:
+        return name
+    shown = stored.decode("utf-8", "backslashreplace")
+    raise InputError(
+        f"{data.file.filename}: the name '{shown}' under {data.name[1:]} {fault}; expected a path below patches/, such as "
+        "mine/breast/single_1024/slide/3_4.jpeg: rename what is called so, and build the index again"
+    )
+
+
+def name_fault(name: str) -> str | None:
+    """Say why a name is no path below patches/; None for one that is."""
+    if not name or name[0] == "/" or (".." in name and ".." in name.split("/")):
+        return "leads out of patches/" if name else "is empty"
+    if "\0" in name:
+        return "has a zero byte"
+    if "\\" in name and "/" not in name:
+        return "has the separators of Windows"
+    return None if is_utf8(name) else "is not UTF-8"
+
+
+def _unreadable(data: h5py.Dataset, error: Exception) -> InputError:
+    return InputError(
+        f"{data.file.filename}: the names under {data.name[1:]} cannot be read ({error}); build the index again"
+    )
 
 
 def name_hash(name: str | bytes) -> int:
@@ -121,23 +205,36 @@ def open_index(path: Path) -> h5py.File:
         raise MissingError(
             f"no index at {path}; make one with tools/build_index.py, or name it with --root or patch_names_file"
         )
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        raise InputError(f"{path} is not a readable HDF5 file ({error})") from error
+    return open_hdf5(path)
 
 
 def index_keys(path: Path) -> list[str]:
-    """The keys of an index. Raises as open_index does."""
+    """Return the keys of an index, those with lists of names; what else lies in the file is named in the log.
+
+    Raises as open_index does; InputError for an entry called `<dataset>_<size>` that holds no names.
+    """
     with open_index(path) as file:
-        return list(file)
+        kinds = {key: _kind_of(file, key) for key in _entries(file)}
+        for key, kind in kinds.items():
+            if kind is not None and re.search(r"._\d+$", key):
+                names_under(file, key)
+    _report_other_entries(path, tuple(f"{key}, {kind}" for key, kind in kinds.items() if kind is not None))
+    return [key for key, kind in kinds.items() if kind is None]
+
+
+@cache
+def _report_other_entries(path: Path, entries: tuple[str, ...]) -> None:
+    """Log once what an index holds beside its keys."""
+    if entries:
+        log.warning("%s: left out, as no lists of patch names: %s", path, abbreviate([printable(e) for e in entries]))
 
 
 def all_names(path: Path, key: str) -> Iterator[str]:
-    """The names under one key, in order, some thousands in memory at a time."""
+    """Yield the names under one key, in order, some thousands in memory at a time. Raises as PatchIndex.locate does."""
     with open_index(path) as file:
-        for names in _parts(file[key]):
-            yield from (name.decode("utf-8") for name in names)
+        data = names_under(file, key)
+        for names in _parts(data):
+            yield from (patch_name(name, data) for name in names)
 
 
 def write_index(path: Path, names_by_key: Mapping[str, Iterable[str]], before: Path | None = None) -> dict[str, int]:
@@ -155,7 +252,7 @@ def write_index(path: Path, names_by_key: Mapping[str, Iterable[str]], before: P
 
 
 def _write_index(path: Path, names_by_key: Mapping[str, Iterable[str]], before: Path | None) -> dict[str, int]:
-    with written_aside(path) as temporary, h5py.File(temporary, "w") as file:
+    with written_aside(path) as temporary, create_hdf5(temporary) as file:
         counts = {key: _write_names(file, key, names) for key, names in names_by_key.items()}
         if before is not None:
             with open_index(before) as old:
@@ -164,13 +261,14 @@ def _write_index(path: Path, names_by_key: Mapping[str, Iterable[str]], before: 
     return counts
 
 
-def _write_names(file: h5py.File, key: str, names: Iterable[str]) -> int:
+def _write_names(file: NewHDF5, key: str, names: Iterable[str]) -> int:
     split_key(key)
     remaining, hashes = iter(names), []
     data = file.create_dataset(key, shape=(0,), maxshape=(None,), chunks=(512,), dtype=h5py.string_dtype("ascii"))
-    while part := [name.encode("utf-8") for name in islice(remaining, NAMES_AT_ONCE)]:
+    while part := [_encoded(name, key) for name in islice(remaining, NAMES_AT_ONCE)]:
         data.resize(len(data) + len(part), axis=0)
         data[-len(part) :] = part
+        file.check()
         hashes.append(np.array([name_hash(name) for name in part], dtype=np.uint64))
     if not hashes:
         del file[key]
@@ -186,13 +284,27 @@ def _write_names(file: h5py.File, key: str, names: Iterable[str]) -> int:
     return len(ordered)
 
 
+def _encoded(name: str, key: str) -> bytes:
+    if (fault := name_fault(name)) is not None:
+        raise InputError(f"{key}: the name '{printable(name)}' {fault}; expected a path below patches/ in UTF-8")
+    return name.encode("utf-8")
+
+
 def _parts(data: h5py.Dataset) -> Iterator[np.ndarray]:
     for start in range(0, len(data), NAMES_AT_ONCE):
-        yield data[start : start + NAMES_AT_ONCE]
+        try:
+            yield data[start : start + NAMES_AT_ONCE]
+        except (OSError, RuntimeError) as error:
+            raise _unreadable(data, error) from None
 
 
 def _choose_keys(path: Path, present: list[str], wanted: Iterable[str] | None, size: int | None) -> list[str]:
     keys = present if wanted is None else list(wanted)
+    repeated = sorted({key for key in keys if keys.count(key) > 1})
+    if repeated:
+        raise InputError(
+            f"the key {repeated[0]} is named more than once, and its patches would count as often; name it once"
+        )
     absent = [key for key in keys if key not in present]
     if absent:
         raise MissingError(f"{path} has no key {', '.join(absent)}; it has {', '.join(present) or 'none'}")

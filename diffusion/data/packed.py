@@ -11,9 +11,9 @@ that the index gains later go to further shards.
 
 from __future__ import annotations
 
-import json
 import math
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,8 +26,10 @@ import numpy as np
 
 from diffusion.data.crops import LATENT_FACTOR, WINDOW, tokens_per_image
 from diffusion.data.features import EVERYTHING, LATENT_CHANNELS, check_finite, moments_shape
+from diffusion.data.hdf5 import open_hdf5
 from diffusion.data.index import name_hash
 from diffusion.errors import InputError, MissingError
+from diffusion.text import read_json
 
 PACKED_DIR = "packed"
 FORMAT = 1
@@ -37,6 +39,13 @@ CELLS = WINDOW // LATENT_FACTOR  # latent cells a side of a chunk
 # most crops then open one, which takes 0.7 ms.
 OPEN_SHARDS = 256
 ROW_BITS = 32
+PACK_AGAIN = "if it is damaged, and the loose features are there, delete it and run tools/pack_features.py again"
+LAYOUT = {  # of a shard: type and dimensions of each data set
+    "latents": (np.dtype(np.float16), 4),
+    "tokens": (np.dtype(np.float16), 3),
+    "names": (np.dtype(object), 1),
+    "hashes": (np.dtype(np.uint64), 1),
+}
 
 
 def packed_folder(folder: Path, key: str, vae_prefix: str, ssl_prefix: str) -> Path:
@@ -69,16 +78,28 @@ class About:
 
 
 def read_about(folder: Path) -> About | None:
-    """What lies packed in a folder; None where nothing does. Raises InputError for another format."""
-    try:
-        values = json.loads((folder / ABOUT).read_text())
-        about = About(**values)
-    except FileNotFoundError:
+    """Read what lies packed in a folder; None where nothing does. Raises InputError for another format or description."""
+    if not (folder / ABOUT).exists():
         return None
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{folder / ABOUT} does not describe packed features ({error})") from error
-    if about.format != FORMAT:
-        raise InputError(f"{folder} is of format {about.format}, expected {FORMAT}; pack these features again")
+    values = read_json(folder / ABOUT)
+    if values.get("format", FORMAT) != FORMAT:
+        raise InputError(f"{folder} is of format {values['format']}, expected {FORMAT}; pack these features again")
+    try:
+        about = About(**values)
+    except TypeError as error:
+        raise InputError(f"{folder / ABOUT} does not describe packed features ({error}); pack them again") from None
+    for name, kind in {
+        "key": str,
+        "patch_size": int,
+        "embedding_width": int,
+        "vae_prefix": str,
+        "ssl_prefix": str,
+    }.items():
+        value = getattr(about, name)
+        if type(value) is not kind or not value:
+            raise InputError(
+                f"{folder / ABOUT}: {name} is {value!r}, expected {kind.__name__}; pack these features again"
+            )
     return about
 
 
@@ -197,18 +218,32 @@ def shard_path(folder: Path, number: int) -> Path:
 
 
 def open_shard(path: Path) -> h5py.File:
-    """Open a shard for reading. Raises MissingError, or InputError for a damaged one."""
+    """Open a shard for reading. Raises MissingError, or InputError for a damaged file or one of another layout."""
     if not path.is_file():
         raise MissingError(f"no shard {path}; run tools/pack_features.py again")
     try:
-        return h5py.File(path, "r", rdcc_nbytes=0)  # a chunk is a crop, and is read once
-    except OSError as error:
-        raise _unreadable(path, error) from error
+        file = open_hdf5(path, rdcc_nbytes=0)  # a chunk is a crop, and is read once
+    except InputError as error:
+        raise InputError(f"{error}; {PACK_AGAIN}") from None
+    for name, (dtype, ndim) in LAYOUT.items():
+        data = file.get(name)
+        if not isinstance(data, h5py.Dataset) or data.ndim != ndim or data.dtype != dtype:
+            found = (
+                f"{data.dtype} of {data.ndim} dimensions" if isinstance(data, h5py.Dataset) else "nothing of that kind"
+            )
+            raise _unreadable(path, f"{name} is {found}, expected {dtype} of {ndim} dimensions")
+    lengths = {len(file[name]) for name in LAYOUT}
+    if len(lengths) > 1:
+        raise _unreadable(
+            path, f"its data sets have {' and '.join(map(str, sorted(lengths)))} rows, expected one number"
+        )
+    return file
 
 
 def shards_of(folder: Path) -> list[int]:
     """The numbers of the whole shards in a folder, in order."""
-    return sorted(int(path.stem.removeprefix("shard_")) for path in folder.glob("shard_*.hdf5"))
+    found = (re.fullmatch(r"shard_(\d+)\.hdf5", path.name) for path in folder.glob("shard_*.hdf5"))
+    return sorted(int(match[1]) for match in found if match)
 
 
 def count(folder: Path) -> int:
@@ -226,7 +261,7 @@ def hashes_of(folder: Path, number: int) -> np.ndarray:
 def _hashes(file: h5py.File, path: Path) -> np.ndarray:
     try:
         return file["hashes"][:]
-    except (OSError, KeyError) as error:
+    except (OSError, RuntimeError) as error:
         raise _unreadable(path, error) from error
 
 
@@ -239,7 +274,7 @@ def read_shard(path: Path) -> Iterator[Packed]:
                 if name_hash(name) != int(hashed):
                     raise OSError(f"the name of row {row} is not the one that was packed")
                 yield Packed(name, file["latents"][row], file["tokens"][row])
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:  # UnicodeDecodeError is a ValueError
             raise _unreadable(path, error) from error
 
 
@@ -249,7 +284,7 @@ def open_table(folder: Path) -> np.ndarray:
         raise InputError(f"{folder} is packed in part; run tools/pack_features.py to its end")
     try:
         table = np.load(folder / TABLE, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{folder / TABLE} is damaged ({error}); run tools/pack_features.py again") from error
     if table.dtype != np.uint64 or table.ndim != 2 or len(table) != 2:
         raise InputError(f"{folder / TABLE} is {table.dtype} {table.shape}, expected uint64 (2, n); pack again")
@@ -260,7 +295,7 @@ def _read_row(shard: Shard, data: h5py.Dataset, row: int) -> np.ndarray:
     """All of a patch, the checksum of every chunk tested."""
     try:
         return data[row]
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         raise _unreadable(shard.path, error) from error
 
 
@@ -273,11 +308,8 @@ def _read_chunk(shard: Shard, data: h5py.Dataset, offset: tuple[int, ...], shape
         raise _unreadable(shard.path, error) from error
 
 
-def _unreadable(path: Path, reason: Exception) -> InputError:
-    return InputError(
-        f"{path} cannot be read ({reason}); if it is damaged, and the loose features are there, delete it and run "
-        "tools/pack_features.py again"
-    )
+def _unreadable(path: Path, reason: Exception | str) -> InputError:
+    return InputError(f"{path} cannot be read ({reason}); {PACK_AGAIN}")
 
 
 @lru_cache(maxsize=1)

@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 
 from diffusion.data.features import LATENT_CHANNELS, LooseFeatures, moments_shape
+from diffusion.data.hdf5 import create_hdf5
 from diffusion.data.index import name_hash, names_without
 from diffusion.data.packed import (
     ABOUT,
@@ -85,13 +86,14 @@ def write_shard(folder: Path, number: int, about: About, patches: Iterator[Packe
         return 0
     path, names, digests = shard_path(folder, number), [], []
     with written_aside(path) as temporary:
-        with h5py.File(temporary, "w", libver=("v110", "v110")) as file:
+        with create_hdf5(temporary, libver=("v110", "v110")) as file:
             latents = _create(
                 file, "latents", rows, moments_shape(about.patch_size), (2 * LATENT_CHANNELS, CELLS, CELLS)
             )
             tokens = _create(file, "tokens", rows, (about.tokens, about.embedding_width), (1, about.embedding_width))
             for row, patch in enumerate(chain([first], patches)):
                 latents[row], tokens[row] = patch.moments, patch.tokens
+                file.check()
                 names.append(patch.name)
                 digests.append(_digest(patch))
             for data in (latents, tokens):

@@ -1,12 +1,11 @@
 """The images of patches: the one place that names, lists, writes and reads them.
 
 `ROOT/patches/<dataset>/<cohort>/single_<size>/<slide>/<column>_<row>.jpeg`, as DSMIL lays them out: column and row of the
-patch in the slide's grid, counted from 0.
+patch in the slide's grid, counted from 0. We write .jpeg; patches of others may be .jpg or .png, in either case.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +13,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from diffusion.errors import InputError, MissingError
+from diffusion.data.images import open_image
+from diffusion.errors import InputError
 from diffusion.files import written_aside
+from diffusion.folders import LeftOut, walk_files
+
+PATCH_SUFFIXES = (".jpeg", ".jpg", ".png")
+OTHER_IMAGES = frozenset((".bmp", ".gif", ".jp2", ".jpe", ".tif", ".tiff", ".webp"))  # which patches cannot be
+OF_A_SIZE = re.compile(r"single_(\d+)")
 
 
 def patch_file(folder: Path, column: int, row: int) -> Path:
@@ -23,38 +28,43 @@ def patch_file(folder: Path, column: int, row: int) -> Path:
 
 
 def neighbour(name: str, right: int, down: int) -> str | None:
-    """The name of the patch so many places of the grid further right and down; None where names are no places."""
+    """Return the name of the patch so many places of the grid further right and down; None where names are no places."""
     path = Path(name)
     place = re.fullmatch(r"(\d+)_(\d+)", path.stem)
-    return patch_file(path.parent, int(place[1]) + right, int(place[2]) + down).as_posix() if place else None
+    if place is None:
+        return None
+    return patch_file(path.parent, int(place[1]) + right, int(place[2]) + down).with_suffix(path.suffix).as_posix()
 
 
 def list_patches(patches: Path, dataset: str, size: int) -> Iterator[str]:
-    """Names, relative to ROOT/patches, of a data set's patches, in natural order: 128_0 before 1024_0.
+    """Yield the names, relative to ROOT/patches, of a data set's patches, in natural order: 128_0 before 1024_0.
 
-    One folder after the other: no more than a folder's entries are in memory.
+    One folder after the other: no more than a folder's entries are in memory. What cannot be a patch is named in the log.
     """
-    if (patches / dataset).is_dir():
-        yield from _walk(patches / dataset, dataset, f"single_{size}", inside=False)
+    if not (patches / dataset).is_dir():
+        return
+    left_out, wanted = LeftOut(), f"single_{size}"
+    folder, stems = None, {}
 
+    def enter(name: str) -> bool:
+        return name == wanted or not OF_A_SIZE.fullmatch(name)
 
-def _walk(folder: Path, name: str, wanted: str, inside: bool) -> Iterator[str]:
-    with os.scandir(folder) as entries:
-        kept = [(entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")]
-    for entry, is_folder in sorted(kept, key=lambda each: natural_key(each[0])):
-        if is_folder:
-            yield from _walk(folder / entry, f"{name}/{entry}", wanted, inside or entry == wanted)
-        elif inside and entry.endswith(".jpeg"):
-            yield f"{name}/{entry}"
-
-
-def natural_key(name: str) -> tuple:
-    """Sorts paths folder by folder, and the numbers in them as numbers; paths alike in that come in plain order."""
-    return tuple(_natural(part) for part in name.split("/")), name
-
-
-def _natural(text: str) -> tuple[tuple[int, str], ...]:
-    return tuple((int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", text))
+    for path in walk_files(patches / dataset, left_out, enter):
+        name = path.relative_to(patches).as_posix()
+        if wanted not in name.split("/")[1:-1]:
+            continue
+        if path.parent != folder:
+            folder, stems = path.parent, {}
+        suffix = path.suffix.lower()
+        if suffix in OTHER_IMAGES:
+            left_out.add(f"images that are not {', '.join(PATCH_SUFFIXES)}", name)
+        elif (
+            suffix in PATCH_SUFFIXES and stems.setdefault(path.stem, name) != name
+        ):  # whose features would be the same files
+            left_out.add("images with the name of another beside them", name)
+        elif suffix in PATCH_SUFFIXES:
+            yield name
+    left_out.report()
 
 
 def save_patch(image: Image.Image, path: Path, quality: int) -> None:
@@ -64,16 +74,13 @@ def save_patch(image: Image.Image, path: Path, quality: int) -> None:
 
 
 def read_patch(path: Path, size: int) -> np.ndarray:
-    """The pixels of a patch, uint8 (size, size, 3). Raises MissingError, or InputError for one unreadable, not RGB, or of another size."""
-    try:
-        with Image.open(path) as image:
-            mode, pixels = image.mode, np.asarray(image)
-    except FileNotFoundError:
-        raise MissingError(f"no image {path}") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} is not a readable image ({error})") from error
-    if mode != "RGB" or pixels.shape != (size, size, 3):
+    """Read the pixels of a patch, uint8 (size, size, 3).
+
+    Raises MissingError, or InputError for one that is unreadable, not RGB, or of another size.
+    """
+    image = open_image(path)
+    if image.mode != "RGB" or image.size != (size, size):
         raise InputError(
-            f"{path} is a {mode} image of {pixels.shape[1]} x {pixels.shape[0]}: expected RGB, {size} x {size}"
+            f"{path} is a {image.mode} image of {image.width} x {image.height}: expected RGB, {size} x {size}"
         )
-    return pixels
+    return np.asarray(image)

@@ -5,21 +5,30 @@ Coordinates here are pixels at that resolution unless a name says otherwise.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 
 from PIL import Image
 
-from diffusion.data.patches import natural_key
+from diffusion.data.images import open_image
 from diffusion.errors import InputError, MissingError
+from diffusion.files import recognise_placeholder
+from diffusion.folders import LeftOut, walk_files
+from diffusion.text import expand_path, is_utf8, printable, read_lines
 
 SLIDE_SUFFIXES = frozenset(
     (".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".czi", ".dcm")
 )
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp"))
+OTHER_SLIDES = frozenset(
+    (".isyntax", ".qptiff", ".vsi", ".ets", ".lif", ".jp2", ".kfb", ".sdpc", ".btf", ".zip", ".gz", ".part")
+)
+MPP_OF_SCANNERS = (0.05, 20.0)  # um/px; what a file says beyond is a printer's resolution, or a guess
 LARGE_LEVEL = 64_000_000  # pixels of a level that is not read at once, 256 MB
+MPP_AT_1X = 10.0  # um/px times objective power: 0.5 at 20x, 0.25 at 40x
 SAME_RESOLUTION = 0.05  # resolutions nearer than this are one: microscopes differ by as much, and resampling blurs
 
 
@@ -29,7 +38,7 @@ class Slide(Protocol):
     width: int
     height: int
     note: str  # which resolution was read, in words
-    told: bool  # whether the file does not say its resolution
+    told: bool  # whether the resolution is the user's, not the file's
     factor: float  # pixels of the file's finest level to one here, a side
 
     def read(self, x: int, y: int, size: int) -> Image.Image:
@@ -44,7 +53,7 @@ class Slide(Protocol):
 def open_slide(path: Path, mpp: float, image_mpp: float | None = None) -> Slide:
     """Open a slide or plain image so that it reads at `mpp` microns per pixel.
 
-    image_mpp: the resolution of files that do not say theirs. Without it a plain image is taken pixel for pixel.
+    image_mpp: the file's own resolution, whatever it says itself. Without it a plain image is taken pixel for pixel.
     Raises InputError for a file that is neither, a slide whose resolution is not known, or one coarser than `mpp`.
     """
     import openslide
@@ -58,9 +67,8 @@ def open_slide(path: Path, mpp: float, image_mpp: float | None = None) -> Slide:
                     f"{path} is no slide that OpenSlide knows, but an image; give its microns per pixel with --image_mpp"
                 )
         elif path.suffix.lower() in SLIDE_SUFFIXES:
-            raise InputError(
-                f"{path} cannot be opened as a slide: it is damaged, incomplete or no slide; copy it again"
-            )
+            reason = recognise_placeholder(path) or "cannot be opened as a slide: it is damaged, incomplete or no slide"
+            raise InputError(f"{path} {reason}")
         return PlainImage(path, mpp, image_mpp)
     return PyramidSlide(path, mpp, image_mpp)
 
@@ -69,7 +77,7 @@ def _is_image(path: Path) -> bool:
     try:
         with Image.open(path):
             return True
-    except (OSError, SyntaxError, Image.DecompressionBombError):
+    except Exception:  # decoders raise nearly anything when a file is broken
         return False
 
 
@@ -79,17 +87,7 @@ class PlainImage:
     told = True
 
     def __init__(self, path: Path, mpp: float = 0.0, image_mpp: float | None = None):
-        if not path.is_file():
-            raise MissingError(f"no image at {path}")
-        try:
-            image = Image.open(path)
-            image.load()
-        except Image.DecompressionBombError as error:
-            raise InputError(
-                f"{path} is too large to be read as an image; make a pyramidal TIFF of it, a slide"
-            ) from error
-        except (OSError, SyntaxError) as error:
-            raise InputError(f"{path} is neither a slide nor an image that can be read ({error})") from error
+        image = open_image(path, fault="is neither a slide nor an image that can be read")
         if image.mode != "RGB":
             raise InputError(f"{path} is a {image.mode} image, expected RGB: convert it first")
         self._image, self.note, self.factor = image, "native", 1.0
@@ -132,7 +130,7 @@ class PyramidSlide:
         except openslide.OpenSlideError as error:
             raise InputError(f"{path} cannot be opened ({error})") from error
         self._path = path
-        self.told = not _says_mpp(self._slide.properties)
+        self.told = own_mpp is not None
         native = slide_mpp(path, self._slide.properties, own_mpp)
         wanted = shrink_factor(path, native, mpp)
         # The coarsest level that is not coarser than wanted, give or take what counts as the same.
@@ -146,7 +144,7 @@ class PyramidSlide:
         self.factor = self._per_level * level_factor
         level_width, level_height = self._slide.level_dimensions[self._level]
         self.width, self.height = int(level_width / self._per_level), int(level_height / self._per_level)
-        self.note = f"{native * self.factor:.3g} um/px"
+        self.note = f"{native * self.factor:.3g} um/px{_overruled(self._slide.properties, own_mpp)}"
 
     def read(self, x: int, y: int, size: int) -> Image.Image:
         corner = (round(x * self.factor), round(y * self.factor))
@@ -190,39 +188,68 @@ class PyramidSlide:
         self._slide.close()
 
 
-def slide_mpp(path: Path, properties: Mapping[str, str], told: float | None = None) -> float:
-    """Microns per pixel of a slide's finest level: what the file says, else what the user told.
+def slide_mpp(path: Path, properties: Mapping[str, str], given: float | None = None) -> float:
+    """Return the microns per pixel of a slide's finest level: what the user gives, else what the file says.
 
-    Raises InputError when neither says, or the pixels are not square.
+    Raises InputError when neither is there, the file says what no scanner has, or the pixels are not square.
     """
-    if not _says_mpp(properties):
-        if told is None:
-            raise InputError(
-                f"{path} does not say its resolution (openslide.mpp-x and -y); give its microns per pixel with --image_mpp"
-            )
-        return told
-    across, down = float(properties["openslide.mpp-x"]), float(properties["openslide.mpp-y"])
+    if given is not None:
+        return given
+    stated = stated_mpp(properties)
+    if stated is None:
+        raise InputError(f"{path} {_instead(properties)}; give its microns per pixel with --image_mpp")
+    across, down = stated
     if not _same(across / down):
-        raise InputError(f"{path} has pixels of {across:.4g} x {down:.4g} um; only square ones can be used")
+        raise InputError(
+            f"{path} has pixels of {across:.4g} x {down:.4g} um, and only square ones can be used; if that is not so, give "
+            "their microns with --image_mpp"
+        )
     return (across + down) / 2
 
 
-def _says_mpp(properties: Mapping[str, str]) -> bool:
+def stated_mpp(properties: Mapping[str, str]) -> tuple[float, float] | None:
+    """Return the microns per pixel, across and down, that a file says; None without any that a scanner could have."""
+    least, most = MPP_OF_SCANNERS
+    stated = tuple(map(_number, (properties.get("openslide.mpp-x"), properties.get("openslide.mpp-y"))))
+    return stated if all(least <= each <= most for each in stated) else None
+
+
+def _number(text: str | None) -> float:
     try:
-        return float(properties["openslide.mpp-x"]) > 0 and float(properties["openslide.mpp-y"]) > 0
-    except (KeyError, ValueError):
-        return False
+        return float(text or "nan")
+    except ValueError:
+        return float("nan")
+
+
+def _instead(properties: Mapping[str, str]) -> str:
+    """Say what a file tells in place of a resolution that could be used: one of printers, the objective's power."""
+    across, power = _number(properties.get("openslide.mpp-x")), _number(properties.get("openslide.objective-power"))
+    said = "does not say its resolution (openslide.mpp-x and -y)"
+    if across == across:
+        said = f"says that it has {across:.4g} um/px, which no scanner has"
+    if 1 <= power <= 200:
+        said += f"; its objective is said to be {power:g}x, which usually means {MPP_AT_1X / power:.3g} um/px"
+    return said
+
+
+def _overruled(properties: Mapping[str, str], given: float | None) -> str:
+    """Say that a user's resolution stands in place of the file's, where they differ."""
+    stated = stated_mpp(properties)
+    if given is None or stated is None or _same(sum(stated) / 2 / given):
+        return ""
+    return f"; {given:.3g} um/px of the file by --image_mpp, it says {sum(stated) / 2:.3g}"
 
 
 def shrink_factor(path: Path, native_mpp: float, mpp: float) -> float:
-    """How many native pixels make one patch pixel; 1 when the two are nearly the same.
+    """Return how many native pixels make one patch pixel; 1 when the two are nearly the same.
 
     Raises InputError when the file is coarser than wanted: enlarging it would invent detail.
     """
     factor = _unless_same(mpp / native_mpp)
     if factor < 1:
         raise InputError(
-            f"{path} has {native_mpp:.4g} um/px, coarser than the {mpp:.4g} asked for; give --mpp {native_mpp:.4g} or more"
+            f"{path} has {native_mpp:.4g} um/px, coarser than the {mpp:.4g} asked for, and enlarging would invent detail; "
+            f"leave it out, give its true resolution with --image_mpp, or make coarser patches with --mpp {native_mpp:.4g}"
         )
     return factor
 
@@ -242,53 +269,83 @@ def _on_white(image: Image.Image) -> Image.Image:
     return canvas
 
 
-def find_slides(paths: Iterable[Path]) -> list[Path]:
-    """The files named, those that .txt lists name, and the slides and images in and below the folders named.
+@dataclass
+class FoundSlides:
+    """The slides and images that a user names; refused: those that cannot be cut beside the others, and why."""
 
-    In natural order. Raises MissingError for a path that is not there and a folder or list without slides, InputError
-    when two slides have one name.
+    paths: list[Path] = field(default_factory=list)
+    refused: dict[Path, str] = field(default_factory=dict)
+
+
+def find_slides(paths: Iterable[Path]) -> FoundSlides:
+    """Find the files named, those that .txt lists name, and the slides and images in and below the folders named.
+
+    In natural order. An image with the name of a slide beside it is the slide's label or overview, and left out; of other
+    files of one name the first is taken and the others refused. Raises MissingError for a path that is not there and a
+    folder or list without slides, InputError for a list that cannot be read.
     """
-    by_name: dict[str, Path] = {}
-    for slide in (slide for path in paths for slide in _slides_at(path)):
-        other = by_name.setdefault(slide.stem, slide)
-        if other != slide:
-            raise InputError(
-                f"{other} and {slide} would share the folder {slide.stem}; extract them to different cohorts"
+    left_out, found = LeftOut(), FoundSlides()
+    named = list(dict.fromkeys(slide for path in paths for slide in _slides_at(path, left_out)))
+    slides = {slide.stem for slide in named if slide.suffix.lower() in SLIDE_SUFFIXES}
+    taken: dict[str, Path] = {}
+    for path in named:
+        if path.stem in slides and path.suffix.lower() in IMAGE_SUFFIXES:
+            left_out.add("images with the name of a slide", path)
+        elif not is_utf8(str(path)):
+            found.refused[path] = f"{printable(path)}: this name is not UTF-8; rename it"
+        elif taken.setdefault(path.stem, path) != path:
+            found.refused[path] = (
+                f"{path} would share the folder {path.stem} with {taken[path.stem]}; extract it to another cohort"
             )
-    return list(by_name.values())
+    left_out.report()
+    found.paths = list(taken.values())
+    return found
 
 
-def _slides_at(path: Path) -> list[Path]:
-    if path.suffix == ".txt" and path.is_file():
-        return _listed(path)
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
+def _slides_at(path: Path, left_out: LeftOut) -> Iterator[Path]:
+    if path.suffix.lower() == ".txt" and path.is_file():
+        yield from _listed(path, left_out)
+    elif path.is_file():
+        yield path
+    elif path.is_dir():
+        yield from _slides_below(path, left_out)
+    else:
         raise MissingError(f"--slides: nothing at {path}")
-    known = SLIDE_SUFFIXES | IMAGE_SUFFIXES
-    found = [
-        Path(folder) / name
-        for folder, _, names in os.walk(path)
-        for name in _one_a_slide([name for name in names if not name.startswith(".")])
-        if Path(name).suffix.lower() in known
-    ]
-    if not found:
-        raise MissingError(f"--slides: no slide or image in {path}; known are {', '.join(sorted(known))}")
-    return sorted(found, key=lambda file: natural_key(file.as_posix()))
+
+
+def _slides_below(folder: Path, left_out: LeftOut) -> Iterator[Path]:
+    known, empty = SLIDE_SUFFIXES | IMAGE_SUFFIXES, True
+    for _, files in groupby(walk_files(folder, left_out), key=lambda file: file.parent):
+        inside = list(files)
+        for file in inside:
+            if file.suffix.lower() in OTHER_SLIDES:
+                left_out.add("files that OpenSlide does not read", file)
+        for name in _one_a_slide([file.name for file in inside]):
+            if Path(name).suffix.lower() in known:
+                empty = False
+                yield inside[0].parent / name
+    if empty:
+        left_out.report()
+        raise MissingError(f"--slides: no slide or image in {folder}; known are {', '.join(sorted(known))}")
 
 
 def _one_a_slide(names: list[str]) -> list[str]:
-    """Of the files in one folder those that stand for a slide: a DICOM slide has a file for each of its levels, of which
-    OpenSlide finds the others; JPEGs beside a .vms or .vmu are its tiles."""
+    """Return those of the files in one folder that stand for a slide: a DICOM slide has a file for each of its levels, of
+    which OpenSlide finds the others; JPEGs beside a .vms or .vmu are its tiles."""
     kinds = {name: Path(name).suffix.lower() for name in names}
     dicom = sorted(name for name in names if kinds[name] == ".dcm")[1:]
     tiles = {".jpg", ".jpeg"} if {".vms", ".vmu"} & set(kinds.values()) else set()
     return [name for name in names if name not in dicom and kinds[name] not in tiles]
 
 
-def _listed(file: Path) -> list[Path]:
-    """The paths in a text file, one a line, relative to the current folder; each is a slide or image."""
-    paths = [Path(line.strip()) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not paths:
+def _listed(file: Path, left_out: LeftOut) -> Iterator[Path]:
+    """Yield the paths in a text file, one a line, relative to the current folder; each is a slide, an image or a folder of them."""
+    lines = read_lines(file)
+    if not lines:
         raise MissingError(f"--slides: {file} lists nothing; expected one path a line")
-    return paths
+    for line in lines:
+        path = Path(expand_path(line) if line.startswith("~") else line)
+        if path.is_dir():
+            yield from _slides_below(path, left_out)
+        else:
+            yield path

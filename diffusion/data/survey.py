@@ -10,8 +10,9 @@ from typing import NamedTuple
 from PIL import Image, ImageDraw, ImageFont
 
 from diffusion.data.feature_store import FeatureStore
+from diffusion.data.images import open_image
 from diffusion.data.split import cohort_of, slide_of
-from diffusion.errors import InputError, MissingError
+from diffusion.errors import InputError
 
 LABEL_HEIGHT = 18
 
@@ -67,11 +68,4 @@ def contact_sheet(root: Path, names: Sequence[str], columns: int, side: int = 16
 
 
 def _small(path: Path, side: int) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            image.draft("RGB", (side, side))  # a JPEG is decoded at an eighth of its size or so, which is enough
-            return image.convert("RGB").resize((side, side), Image.Resampling.BOX)
-    except FileNotFoundError:
-        raise MissingError(f"no image {path}") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} is not a readable image ({error})") from error
+    return open_image(path, draft=side).convert("RGB").resize((side, side), Image.Resampling.BOX)

@@ -15,6 +15,7 @@ from pathlib import Path
 from diffusion.errors import InputError
 from diffusion.evaluation.images import ImageSet
 from diffusion.evaluation.provenance import SETTINGS_FILE
+from diffusion.folders import is_hidden
 
 SAMPLED = re.compile(
     r"\d{6,}_(?P<patch>.+)_\d+"
@@ -38,22 +39,19 @@ def group_of(name: str) -> str:
 
 
 def open_classes(folder: Path, fit: str = "refuse") -> ImageSet:
-    """The images of a folder that has a folder per class; hidden folders, and tissue beside samples, are left out.
+    """Open the images of a folder that has a folder per class; tissue beside samples is left out.
 
     Raises MissingError when there is no image, InputError for an image outside the class folders and an empty one.
     """
     images = ImageSet.open(folder, fit)
-    files = {
-        name: path for name, path in images.files.items() if not f"/{name}".count("/.") and not is_tissue(name, folder)
-    }
+    files = {name: path for name, path in images.files.items() if not is_tissue(name, folder)}
     loose = [path.name for name, path in files.items() if "/" not in name]
     if loose:
         raise InputError(f"{some(loose)} in {folder}: in no class folder; expected {folder / 'CLASS' / loose[0]}")
     classes = {class_of(name) for name in files}
     for path in sorted(folder.iterdir()):
-        if path.is_dir() and not path.name.startswith(".") and path.name not in classes:
-            links = " (links to folders are not followed)" if path.is_symlink() else ""
-            raise InputError(f"class folder {path} holds no image{links}; fill it or remove it")
+        if path.is_dir() and not is_hidden(path.name) and path.name not in classes:
+            raise InputError(f"class folder {path} holds no image; fill it or remove it")
     return replace(images, files=files)
 
 

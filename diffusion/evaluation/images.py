@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -14,10 +12,13 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
+from diffusion.data.images import open_image
 from diffusion.encoders.embedders import WINDOW
 from diffusion.errors import InputError, MissingError
+from diffusion.folders import LeftOut, walk_files
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+OTHER_IMAGES = frozenset((".gif", ".heic", ".jp2", ".jpe", ".jpf", ".ppm", ".avif", ".svs", ".ndpi", ".mrxs", ".scn"))
 LOSSY = ("JPEG", "WEBP", "JPEG in TIFF")  # formats that (WEBP: may) have lost something
 OVERVIEWS = re.compile(
     r"slides_\d+"
@@ -28,7 +29,7 @@ MOST_PIXELS = 2**30  # 3 GiB in memory
 @dataclass(frozen=True)
 class ImageSet:
     """The images of a folder and those below it, by name: the path below the folder without its suffix; in name order.
-    Pictures of whole slides, which lie beside their patches, are none of them.
+    Pictures of whole slides, which lie beside their patches, and hidden files and folders are none of them.
 
     fit: what is done with an image that is not 256 x 256. "refuse" it; "resize" the square in its middle, antialiased;
     or take every whole one of its "windows" of 256 for an image.
@@ -44,17 +45,17 @@ class ImageSet:
         if not folder.is_dir():
             raise MissingError(f"no folder of images at {folder}")
         files: dict[str, Path] = {}
-        for path in sorted(folder.rglob("*")):
-            if (
-                path.suffix.lower() not in SUFFIXES
-                or path.name.startswith(".")
-                or OVERVIEWS.fullmatch(path.parent.name)
-            ):
+        left_out = LeftOut()
+        for path in walk_files(folder, left_out, enter=lambda name: not OVERVIEWS.fullmatch(name)):
+            if path.suffix.lower() in OTHER_IMAGES:
+                left_out.add(f"images of other kinds than {', '.join(SUFFIXES)}", path)
+            if path.suffix.lower() not in SUFFIXES:
                 continue
             name = path.relative_to(folder).with_suffix("").as_posix()
             if name in files:
                 raise InputError(f"{files[name]} and {path} have one name; keep one of them")
             files[name] = path
+        left_out.report()
         if not files:
             raise MissingError(f"no image in {folder}; expected {', '.join(SUFFIXES)}")
         return cls(folder, dict(sorted(files.items())), fit)
@@ -85,10 +86,9 @@ class DecodedImages(Dataset):
 def decode(path: Path, fit: str = "refuse") -> Decoded:
     """Read one image whole and cut, or resize, it to windows."""
     try:
-        with _any_size(), Image.open(path) as image:
-            image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return Decoded(None, wrong=f"cannot be read ({error})")
+        image = open_image(path, MOST_PIXELS)
+    except InputError as error:
+        return Decoded(None, wrong=f"cannot be read ({str(error).removeprefix(f'{path} ')})")
     if image.mode != "RGB":
         return Decoded(None, wrong=f"has mode {image.mode}: convert it to RGB")
     width, height = image.size
@@ -105,18 +105,6 @@ def decode(path: Path, fit: str = "refuse") -> Decoded:
         windows = _windows(np.array(image))
     in_jpeg = image.format == "TIFF" and image.info.get("compression") == "jpeg"
     return Decoded(windows, "JPEG in TIFF" if in_jpeg else image.format)
-
-
-@contextlib.contextmanager
-def _any_size() -> Iterator[None]:
-    """Have Pillow read pictures up to MOST_PIXELS: large ones are what we make."""
-    usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, MOST_PIXELS // 2  # it refuses twice as many
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = usual
 
 
 def _middle(image: Image.Image) -> Image.Image:

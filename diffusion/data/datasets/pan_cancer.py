@@ -69,8 +69,15 @@ class PanCancerData(Dataset):
         return len(self.index) * self.crops_per_side**2
 
     def name_of(self, index: int) -> str:
-        """The patch that sample `index` is of."""
+        """Return the name of the patch that sample `index` is of."""
         return self.index.name(index // self.crops_per_side**2)
+
+    def describe(self, index: int) -> str:
+        """Return what to call sample `index` in messages: its patch, by its number where its name cannot be read."""
+        try:
+            return self.name_of(index)
+        except InputError:
+            return f"patch {index // self.crops_per_side**2} of {self.index.path}"
 
     def identity(self) -> dict[str, Any]:
         """What tells these samples and their order from others', wherever they lie: plain values."""
@@ -154,7 +161,7 @@ class SkipBad(Dataset):
         try:
             return self.dataset[key]
         except InputError as error:
-            return BadItem(self.dataset.name_of(key[0] if isinstance(key, tuple) else key), str(error))
+            return BadItem(self.dataset.describe(key[0] if isinstance(key, tuple) else key), str(error))
 
 
 DATASETS = {"PanCancerData": PanCancerData, "PanCancerDataLowRes": PanCancerDataLowRes}

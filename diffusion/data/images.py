@@ -1,0 +1,57 @@
+"""Image files, read whole: the one place that opens them."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from diffusion.errors import InputError, MissingError
+from diffusion.files import recognise_placeholder
+
+
+def open_image(
+    path: Path,
+    most_pixels: int | None = None,
+    draft: int | None = None,
+    fault: str = "is not a readable image",
+) -> Image.Image:
+    """Read an image into memory, turned as its EXIF orientation says, as viewers show it.
+
+    most_pixels: the largest image to read, instead of Pillow's limit; draft: pixels a side that are enough, which a JPEG
+    is decoded to faster; fault: what to say of a file that is no image. Raises MissingError, or InputError for what cannot be read.
+    """
+    if not path.is_file():
+        raise MissingError(f"no image {path}")
+    try:
+        with _size_limit(most_pixels), Image.open(path) as image:
+            if draft is not None:
+                image.draft("RGB", (draft, draft))
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return image
+    except Image.DecompressionBombError as error:
+        raise InputError(
+            f"{path} is too large to be read as an image; make a pyramidal TIFF of it, a slide ({error})"
+        ) from None
+    except Exception as error:  # decoders raise nearly anything when a file is broken
+        reason = recognise_placeholder(path) or f"{fault} ({error})"
+        raise InputError(f"{path} {reason}") from None
+
+
+@contextlib.contextmanager
+def _size_limit(most_pixels: int | None) -> Iterator[None]:
+    """Set the number of pixels from which Pillow refuses images, or leave its own."""
+    if most_pixels is None:
+        yield
+        return
+    usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, most_pixels // 2  # it refuses twice as many
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = usual

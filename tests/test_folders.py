@@ -1,0 +1,92 @@
+"""Walking folders: what is hidden, linked, broken or misnamed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from diffusion.folders import LeftOut, walk_files
+
+
+def found(folder: Path, left_out: LeftOut, **options) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in walk_files(folder, left_out, **options)]
+
+
+@pytest.fixture
+def tree(tmp_path):
+    for name in (
+        "tree/b/10.png",
+        "tree/b/9.png",
+        "tree/a.png",
+        "tree/.snapshot/c.png",
+        "tree/@eaDir/d.png",
+        "other/e/f.png",
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return tmp_path / "tree"
+
+
+def test_hidden_entries_are_passed_over_in_silence(tree):
+    (tree / ".hidden.png").touch()
+    left_out = LeftOut()
+    assert found(tree, left_out) == ["a.png", "b/9.png", "b/10.png"]
+    assert left_out.lines() == []
+
+
+def test_links_are_followed_once(tree):
+    other = tree.parent / "other"
+    (tree / "linked").symlink_to(other)
+    (tree / "linked_again").symlink_to(other / "e")
+    (tree / "up").symlink_to(tree.parent)
+    (tree / "beside").symlink_to(tree / "b")
+    (tree / "kept").symlink_to(tree / ".snapshot")  # is not entered otherwise
+    (other / "loop").symlink_to(other)
+    (tree / "gone.png").symlink_to("/nowhere.png")
+    (tree / "circle.png").symlink_to(tree / "circle.png")
+    (tree / "file.png").symlink_to(other / "e" / "f.png")
+    left_out = LeftOut()
+    assert found(tree, left_out) == ["a.png", "b/9.png", "b/10.png", "file.png", "kept/c.png", "linked/e/f.png"]
+    assert left_out.lines() == [
+        f"left out: links to folders that are there themselves (1): {tree}/beside",
+        f"left out: links to nothing (2): {tree}/circle.png, {tree}/gone.png",
+        f"left out: folders that other links have led to already (2): {tree}/linked/loop, {tree}/linked_again",
+        f"left out: links that lead back to a folder above them (1): {tree}/up",
+    ]
+
+
+def test_names_and_kinds_that_cannot_be_used(tree):
+    os.mkfifo(tree / "pipe.png")
+    for i in range(4):
+        Path(os.fsdecode(os.fsencode(tree) + b"/M\xfc" + str(i).encode())).touch()
+    left_out = LeftOut()
+    assert found(tree, left_out) == ["a.png", "b/9.png", "b/10.png"]
+
+    names, pipe = sorted(left_out.lines(), reverse=True)
+    assert pipe == f"left out: entries that are neither file nor folder (1): {tree}/pipe.png"
+    assert (
+        names.startswith("left out: entries whose names are not UTF-8 (rename them) (4): ")
+        and names.count("M\\xfc") == 3
+    )
+    assert names.endswith(" ...")
+
+
+def test_folders_that_are_not_to_be_entered(tree):
+    assert found(tree, LeftOut(), enter=lambda name: name != "b") == ["a.png"]
+
+
+def test_a_folder_that_cannot_be_read_ends_nothing(tree, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(folder):
+        if Path(folder).name == "b":
+            raise PermissionError(13, "Permission denied")
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    left_out = LeftOut()
+    assert found(tree, left_out) == ["a.png"]
+    assert left_out.lines() == [f"left out: folders that cannot be read (Permission denied) (1): {tree}/b"]
