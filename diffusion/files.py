@@ -10,11 +10,14 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from diffusion.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 try:
     import fcntl
@@ -154,12 +157,23 @@ def recognise_placeholder(path: Path) -> str | None:
 
 
 def fingerprint(path: Path) -> str:
-    """A hash of a file's content, which tells weights apart whatever their names; about a second a gigabyte."""
+    """Return a hash of a file's content, which tells weights apart whatever their names; about a second a gigabyte."""
     return _hashed(path, hashlib.blake2b(digest_size=16))
 
 
+def fingerprint_of_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Return a hash of names, shapes, types and values, which tells weights apart whatever file they come in."""
+    import torch
+
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's content, as others publish it."""
+    """Return the SHA-256 of a file's content, as others publish it."""
     return _hashed(path, hashlib.sha256())
 
 

@@ -32,5 +32,10 @@ def scoring_options(parser: ArgumentParser, out: str, encoders: Sequence[str] = 
         help="refuse images that cannot be read, instead of leaving them out and naming them",
     )
     add("--workers", type=natural_int, default=1, help="processes that read images; 0: none besides this one")
-    add("--cache", type=Path, metavar="DIR", help="folder that keeps features, which runs may share [OUT/features]")
+    add(
+        "--cache",
+        type=output_folder,
+        metavar="DIR",
+        help="folder that keeps features, which runs may share [OUT/features]",
+    )
     add("--out", type=output_folder, default=Path(out), help="folder for everything that is written")

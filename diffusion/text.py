@@ -6,7 +6,7 @@ import codecs
 import json
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,39 +27,51 @@ def read_text(path: Path) -> str:
 
     Raises MissingError, or InputError for a file that cannot be read or is in another encoding.
     """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise MissingError(f"no file {path}") from None
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror or error})") from None
-    encoding = next((name for mark, name in BYTE_ORDER_MARKS if content.startswith(mark)), "utf-8")
-    try:
-        text = content.decode(encoding)
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise InputError(
-            f"{path}, line {line}: byte 0x{content[error.start]:02x} is not {encoding.removesuffix('-sig').upper()}; "
-            "save the file as UTF-8"
-        ) from None
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return "".join(iterate_text(path))
 
 
 def read_lines(path: Path) -> list[str]:
     """Read the lines of a text file that are not blank, without the space around them. Raises as read_text does."""
-    return [line.strip() for line in read_text(path).split("\n") if line.strip()]
+    return [line.strip() for line in iterate_text(path) if line.strip()]
 
 
-def read_json(path: Path, kind: type = dict) -> Any:
-    """Read a JSON file whose top level is of a kind. Raises MissingError, or InputError for any other content."""
+def iterate_text(path: Path) -> Iterator[str]:
+    """Yield the lines of a text file, which may be larger than memory, each with its newline. Raises as read_text does."""
+    number = 0  # of lines that were read
+    try:
+        with open(path, "rb") as file:
+            start = file.read(4)
+        encoding = next((name for mark, name in BYTE_ORDER_MARKS if start.startswith(mark)), "utf-8")
+        with open(path, encoding=encoding) as lines:
+            for line in lines:
+                number += 1
+                yield line
+    except FileNotFoundError:
+        raise MissingError(f"no file {path}") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror or error})") from None
+    except UnicodeError as error:
+        reason = f"byte 0x{error.object[error.start]:02x}" if isinstance(error, UnicodeDecodeError) else "its content"
+        name = encoding.removesuffix("-sig").upper()
+        raise InputError(
+            f"{path}, line {number + 1} or soon after: {reason} is not {name}; save the file as UTF-8"
+        ) from None
+
+
+def read_json(path: Path, what: str = "JSON object", remedy: str = "") -> dict[str, Any]:
+    """Read a JSON object from a file. Raises MissingError, or InputError for any other content.
+
+    what, remedy: what the file should be, and what to do when it is not, for the message.
+    """
+    advice = f"; {remedy}" if remedy else ""
     try:
         value = json.loads(read_text(path))
+    except InputError:
+        raise
     except (ValueError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} is not JSON ({error})") from None
-    if not isinstance(value, kind):
-        raise InputError(f"{path} holds a JSON {type(value).__name__}: expected a {kind.__name__}")
+        raise InputError(f"{path} is no {what} ({error}){advice}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} is no {what}, but holds a {type(value).__name__}{advice}")
     return value
 
 

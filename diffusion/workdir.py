@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import EMBEDDED_CODECS, LatentCodec, LatentScale, codec_folder
 from diffusion.encoders.networks import EMBEDDERS
 from diffusion.errors import InputError, MissingError
+from diffusion.files import fingerprint_of_tensors
 from diffusion.model.convert import Weights, check_told, load_into, load_weights
 from diffusion.model.pixart import PixArt, build_model
 
@@ -33,6 +35,11 @@ class Run:
     checkpoint: Path
     config: Config
     model: PixArt
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the network's weights; about a second a gigabyte."""
+        return fingerprint_of_tensors(self.model.state_dict())
 
     @property
     def null_tokens(self) -> torch.Tensor:

@@ -74,7 +74,7 @@ def test_settings_beside_the_samples(tmp_path):
     )
     assert read_settings(folder) == {"steps": "20", "keys": "a, b", "run.lr": "0.1", "names": "9 entries"}
     (tmp_path / "samples.json").write_text("{")
-    with pytest.raises(InputError, match="samples.json is not JSON"):
+    with pytest.raises(InputError, match="samples.json is no record of samples"):
         read_settings(folder)
 
 

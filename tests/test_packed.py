@@ -243,7 +243,7 @@ def test_what_cannot_be_packed_together(packed_root, folder, tmp_path):
     done = in_process(pack_features.main, "--dataset_name", "none", "--root", packed_root, "--unpack")
     assert done.returncode == 2 and "no packed features in" in done.stderr
     (folder / "packed.json").write_text('{"key": 3')
-    with pytest.raises(InputError, match="packed.json is not JSON"):
+    with pytest.raises(InputError, match="packed.json is no description of packed features"):
         PanCancerData(packed_root, 1024, features_dir="packed")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,12 @@ from diffusion.data.patches import neighbour
 from diffusion.data.slides import PlainImage
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.engine.conditions import Region, embed_region, neighbourhood, slerp
+from diffusion.engine.generate import Folder
 from diffusion.errors import InputError
 from diffusion.model import PixArt, build_model
 from diffusion.model.architecture import architecture_of
 from diffusion.model.convert import load_weights, save_diffusers, save_official
+from diffusion.workdir import LAST_WEIGHTS
 from tools.sample_4k import main as sample_4k
 from tools.sample_1024 import main as sample_1024
 from tools.vary import main as vary
@@ -116,6 +119,36 @@ class TestSample1024:
         backwards = in_process(sample_1024, *arguments[:-2], 5, 0.5, *QUICK)
         assert backwards.returncode == 2 and "0 <= LO < HI" in backwards.stderr
 
+    def test_what_is_moved_goes_on_where_it_was(self, run_dir, feature_root, tmp_path):
+        """Weights and data are known by their content; features condition without images, which are made up for later."""
+        common = ("--out_dir", tmp_path / "out", *QUICK)
+        done = in_process(sample_1024, "--workdir", run_dir, "--n_images", 1, *common)
+        assert done.returncode == 0, done.stderr
+        assert "1 patches have no image in" in done.stdout and names(tmp_path / "out") == ["samples.json", "syn"]
+        moved = shutil.copytree(run_dir, tmp_path / "copies" / "run")
+        shutil.move(feature_root, tmp_path / "moved_root")
+        for patch in (tmp_path / "moved_root" / "patches").rglob("*_uni.npy"):
+            texture(1024, seed=1).save(patch.with_name(patch.name.replace("_uni.npy", ".jpeg")), quality=95)
+        arguments = ("--workdir", moved, "--data_root", tmp_path / "moved_root", "--n_images", 2, *common)
+        done = in_process(sample_1024, *arguments)
+        assert done.returncode == 0, done.stderr
+        assert len(names(tmp_path / "out/syn")) == 2 and names(tmp_path / "out/real") == names(tmp_path / "out/syn")
+        content = torch.load(moved / LAST_WEIGHTS, weights_only=True)
+        content["state_dict"]["final_layer.linear.bias"] += 1
+        torch.save(content, moved / LAST_WEIGHTS)
+        done = in_process(sample_1024, *arguments)
+        assert done.returncode == 2 and "holds samples with weights" in done.stderr
+
+    def test_a_folder_of_an_older_version_goes_by_places(self, tmp_path):
+        folder = Folder(tmp_path, "png")
+        (tmp_path / "syn").mkdir()
+        (tmp_path / "syn" / "000000_a.png").touch()
+        older = {"seed": 0, "checkpoint": "a.ckpt", "checkpoint_time": 1}
+        (tmp_path / "samples.json").write_text(json.dumps(older))
+        folder.claim({"seed": 0, "weights": "0f"}, {"checkpoint": "a.ckpt", "checkpoint_time": 1})
+        with pytest.raises(InputError, match="holds samples with checkpoint a.ckpt, not b.ckpt"):
+            folder.claim({"seed": 0, "weights": "0f"}, {"checkpoint": "b.ckpt", "checkpoint_time": 1})
+
     def test_from_images_embedded_now(self, embedding_run, tmp_path):
         run, weights = embedding_run
         image = picture(tmp_path / "tissue.png", 600, 700)
@@ -158,7 +191,7 @@ class TestSample1024:
         assert large.returncode == 2 and "pictures patches, not large" in large.stderr
         np.save(file, np.ones((16, WIDTH)))
         (out / "samples.json").write_text("[1]")
-        assert "is damaged" in in_process(sample_1024, *arguments, "--vae", "tiny").stderr
+        assert "samples.json is no record of samples" in in_process(sample_1024, *arguments, "--vae", "tiny").stderr
         assert names(out / "syn") == ["000000_grid.png"]
 
     @pytest.mark.parametrize("form", ["official", "diffusers", "pipeline"])

@@ -151,7 +151,7 @@ def test_sweep(run_dir, mobilenet_weights, tmp_path):
         (["--ema_lengths", "0.1"], "no snapshot"),
         (["--checkpoints", "a/x.ckpt", "b/x.ckpt"], "two have one name"),
         (["--n_images", "5", "--by", "precision"], "more than 5 images"),
-        (["--subset_keys", "set_1024"], "is a sweep with subset_keys None, not"),
+        (["--seed", "5"], "is a sweep with seed 0, not 5"),
         (["--real", tmp_path / "nowhere"], "no such folder"),
     ):
         refused = in_process(sweep, *arguments, *wrong)

@@ -21,7 +21,9 @@ def test_reads_what_windows_and_unix_programs_write(tmp_path, encoding):
 def test_another_encoding_is_refused_with_its_place(tmp_path):
     path = tmp_path / "list.txt"
     path.write_bytes("a.svs\nMüller.svs\n".encode("latin-1"))
-    with pytest.raises(InputError, match=r"list.txt, line 2: byte 0xfc is not UTF-8; save the file as UTF-8"):
+    with pytest.raises(
+        InputError, match=r"list.txt, line 1 or soon after: byte 0xfc is not UTF-8; save the file as UTF-8"
+    ):
         read_text(path)
     with pytest.raises(InputError, match="cannot be read"):
         read_text(tmp_path)

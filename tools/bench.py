@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import cores, finite_float, pick_device, positive_float, positive_int, run, tool_parser
+from diffusion.cli import cores, finite_float, output_file, pick_device, positive_float, positive_int, run, tool_parser
 from diffusion.files import write_whole
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def parse_args() -> argparse.Namespace:
     add("--scratch", type=Path, help="folder for temporary files [the system's]")
     add("--peak", type=positive_float, default=989.0, help="floor: TFLOP/s of products [an H100's in bf16, dense]")
     add("--bandwidth", type=positive_float, default=3350.0, help="floor: GB/s of memory [an H100's]")
-    add("--json", type=Path, help="write the figures here, too")
+    add("--json", type=output_file, help="write the figures here, too")
     return parser.parse_args()
 
 

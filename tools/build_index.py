@@ -22,8 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 import numpy as np
 from tqdm import tqdm
 
-from diffusion.cli import cores, positive_int, run, tool_parser
+from diffusion.cli import cores, output_file, positive_int, run, tool_parser
 from diffusion.errors import InputError, MissingError
+from diffusion.text import iterate_text
 
 EXAMPLES = """  python tools/build_index.py
   python tools/build_index.py --dataset demo --size 1024
@@ -60,9 +61,7 @@ def build(out: Path, args: argparse.Namespace) -> None:
         if first is not None:  # names go on being read while they are written: there may be millions
             found[f"{dataset}_{args.size}"] = tqdm(chain([first], names), desc=dataset, unit="patch", leave=False)
     if not found:
-        raise MissingError(
-            f"no single_{args.size}/**/*.jpeg in {patches}; make patches with tools/extract_patches.py, or set --size"
-        )
+        raise no_patches(patches, args.size)
     for key, count in write_index(out, found, before=out if out.exists() else None).items():
         print(f"{key}: {count} patches")
     kept = [key for key in index_keys(out) if key not in found]
@@ -72,11 +71,11 @@ def build(out: Path, args: argparse.Namespace) -> None:
 
 
 def datasets_in(patches: Path) -> list[str]:
-    """Every data set in ROOT/patches. Raises MissingError when there is none."""
-    from diffusion.folders import natural_key
+    """List every data set in ROOT/patches. Raises MissingError when there is none."""
+    from diffusion.folders import is_hidden, natural_key
 
     names = [folder.name for folder in patches.iterdir() if folder.is_dir()] if patches.is_dir() else []
-    names = [name for name in names if name != "metadata" and not name.startswith(".")]
+    names = [name for name in names if name != "metadata" and not is_hidden(name)]
     if not names:
         raise MissingError(f"no data set in {patches}; make patches with tools/extract_patches.py, or set --root")
     return sorted(names, key=natural_key)
@@ -91,23 +90,32 @@ def scan(patches: Path, dataset: str, size: int, named: bool) -> Iterator[str]:
         empty = False
         yield name
     if empty and named:
-        raise MissingError(
-            f"no single_{size}/**/*.jpeg in {patches / dataset}; make patches with tools/extract_patches.py, or set --size"
-        )
+        raise no_patches(patches / dataset, size)
+
+
+def no_patches(folder: Path, size: int) -> MissingError:
+    """Return the error for a folder without patches of a size, which names the sizes that there are."""
+    from diffusion.data.patches import PATCH_SUFFIXES, sizes_below
+
+    advice = "make patches with tools/extract_patches.py"
+    if sizes := sizes_below(folder):
+        advice = f"there are patches of {', '.join(map(str, sizes))} pixels, so set --size"
+    return MissingError(f"no single_{size}/ with images ({', '.join(PATCH_SUFFIXES)}) in {folder}; {advice}")
 
 
 def listed(files: list[Path], dataset: str) -> Iterator[str]:
-    """The names in text files, one a line. Raises MissingError, or InputError for a line that is no patch of the data set."""
+    """Yield the names in text files, one a line. Raises MissingError, or InputError for a line that is no patch of the data set."""
+    from diffusion.data.index import name_fault
+
     for file in files:
         if not file.is_file():
             raise MissingError(f"--names: no file {file}")
-        with file.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                name = line.strip()
-                if name and (not name.startswith(f"{dataset}/") or ".." in name.split("/")):
-                    raise InputError(f"{file}, line {number}: {name!r} is no path {dataset}/... below ROOT/patches")
-                if name:
-                    yield name
+        for number, line in enumerate(iterate_text(file), start=1):
+            name = line.strip()
+            if name and (not name.startswith(f"{dataset}/") or name_fault(name)):
+                raise InputError(f"{file}, line {number}: {name!r} is no path {dataset}/... below ROOT/patches")
+            if name:
+                yield name
 
 
 def split(index: Path, share: float, by: str, seed: int) -> None:
@@ -221,7 +229,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--ssl_prefix", default="uni", help="ending of the embedding files to verify")
     parser.add_argument("--workers", type=positive_int, default=cores(), help="processes that verify [one per core]")
     parser.add_argument("--prune", action="store_true", help="with --verify: write an index of the sound patches")
-    parser.add_argument("--out", type=Path, help="the index [ROOT/patches/metadata/patch_names_all.hdf5]")
+    parser.add_argument("--out", type=output_file, help="the index [ROOT/patches/metadata/patch_names_all.hdf5]")
     args = parser.parse_args()
     if args.names and len(args.dataset or ()) != 1:
         raise InputError("--names needs one --dataset: the first folder of the names, and of the key")

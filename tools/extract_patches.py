@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 
 from tqdm import tqdm
 
-from diffusion.cli import cores, positive_int, run, tool_parser
+from diffusion.cli import cores, output_folder, positive_int, run, tool_parser
 from diffusion.data.cutting import REASONS, WHOLE_SLIDE, CutSettings, Grid, SlideRecord, cut_slide, finished_record
 from diffusion.data.slides import find_slides
 from diffusion.errors import InputError
@@ -155,7 +155,7 @@ def parse_args() -> argparse.Namespace:
         "--slides", type=Path, nargs="+", required=True, metavar="PATH",
         help="slides, images, folders of them, or .txt files that list them, one path a line",
     )  # fmt: skip
-    add("--out", type=Path, help="folder of the data sets [ROOT/patches]")
+    add("--out", type=output_folder, help="folder of the data sets [ROOT/patches]")
     add("--dataset", type=plain_name, required=True, help="first folder below OUT, and the name in the index")
     add("--cohort", type=plain_name, default="all", help="folder below the data set, such as an organ")
     add("--size", type=positive_int, default=1024, help="pixels a side [%(default)s]")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import run, tool_parser
+from diffusion.cli import output_folder, run, tool_parser
 from diffusion.errors import InputError, MissingError
 from diffusion.files import sha256_of, written_aside
 
@@ -83,7 +83,7 @@ def main() -> None:
 
 def parse_args() -> argparse.Namespace:
     parser = tool_parser(__doc__, EXAMPLES, networks=False, draws=False)
-    parser.add_argument("--out", type=Path, help="folder for the files [ROOT/data/demo/source]")
+    parser.add_argument("--out", type=output_folder, help="folder for the files [ROOT/data/demo/source]")
     parser.add_argument(
         "--wheels",
         type=Path,

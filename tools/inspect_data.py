@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 
 from tqdm import tqdm
 
-from diffusion.cli import natural_int, run, tool_parser
+from diffusion.cli import natural_int, output_file, run, tool_parser
 from diffusion.data.feature_store import open_features, probes
 from diffusion.data.features import SSL_PREFIX, VAE_PREFIX
 from diffusion.data.index import PatchIndex, all_names, index_keys, index_path, split_key
@@ -79,7 +79,7 @@ def parse_args() -> argparse.Namespace:
     add("--ssl_prefix", default=SSL_PREFIX, help="ending of the embedding files")
     add("--sample", type=natural_int, default=10_000, help="patches of a key whose files are looked for; 0: all")
     add("--pictures", type=natural_int, default=48, help="patches on the sheet; 0: no sheet")
-    add("--sheet", type=Path, help="the sheet, a PNG [contact_sheet.png beside the index]")
+    add("--sheet", type=output_file, help="the sheet, a PNG [contact_sheet.png beside the index]")
     return parser.parse_args()
 
 

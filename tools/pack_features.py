@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 import numpy as np
 from tqdm import tqdm
 
-from diffusion.cli import positive_int, run, tool_parser
+from diffusion.cli import output_folder, positive_int, run, tool_parser
 from diffusion.data import packed, packing
 from diffusion.data.feature_store import open_features, probes
 from diffusion.data.features import (
@@ -209,7 +209,7 @@ def parse_args() -> argparse.Namespace:
     add("--features_dir", help="folder of the loose features below ROOT [beside the images, else features]")
     add("--vae_prefix", default=VAE_PREFIX, help="ending of the latent files")
     add("--ssl_prefix", default=SSL_PREFIX, help="ending of the embedding files")
-    add("--out", type=Path, help="folder of packed sets [ROOT/packed, where data sets look]")
+    add("--out", type=output_folder, help="folder of packed sets [ROOT/packed, where data sets look]")
     add("--shard_gb", type=float, default=4.0, help="gigabytes of a shard; a stopped run loses one at most")
     add("--workers", type=positive_int, default=4, help="threads that read ahead")
     add("--on_error", choices=("raise", "skip"), default="raise", help="what to do with a patch of bad features")

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 
 from tqdm import tqdm
 
-from diffusion.cli import natural_int, run, tool_parser
+from diffusion.cli import natural_int, output_file, run, tool_parser
 from diffusion.errors import InputError
 from diffusion.files import written_aside
 
@@ -32,7 +32,7 @@ def main() -> None:
     args = parse_args()
     from diffusion.evaluation.panels import choose_panels, draw, run_names
 
-    if args.out.suffix.lower() != ".png" or args.out.is_dir():
+    if args.out.suffix.lower() != ".png":
         raise InputError(f"--out {args.out}: expected the name of a PNG file")
     names = run_names(args.workdirs)
     with tqdm(args.workdirs, unit="run", leave=False, disable=len(names) == 1) as paths:  # gone before an error is told
@@ -95,7 +95,7 @@ def parse_args() -> argparse.Namespace:
     parser = tool_parser(__doc__, EXAMPLES, networks=False, draws=False)
     add = parser.add_argument
     add("workdirs", nargs="+", type=Path, metavar="WORKDIR", help="work dir of a run, with tensorboard/ in it")
-    add("--out", type=Path, default=Path("curves.png"), help="the picture, a PNG; each panel is 800 x 400 pixels")
+    add("--out", type=output_file, default="curves.png", help="the picture, a PNG; each panel is 800 x 400 pixels")
     add("--tags", nargs="+", metavar="TAG", help="TensorBoard tags to draw, a panel each, instead of the usual ones")
     add("--log", action="store_true", help="logarithmic axes for losses")
     add("--from_step", type=natural_int, default=0, metavar="STEP", help="first step that is drawn and told of")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import positive_float, positive_int, run, tool_parser
+from diffusion.cli import output_file, positive_float, positive_int, run, tool_parser
 from diffusion.errors import InputError
 
 EXAMPLES = """  python tools/posthoc_ema.py output/256 --length 0.07 --out output/256/checkpoints/ema_0.070.ckpt
@@ -29,7 +29,7 @@ def parse_arguments() -> argparse.Namespace:
         required=True,
         help="spread of the average over the steps, as a share of the run (sigma_rel): 0.02 to 0.25 is usual",
     )
-    add("--out", type=Path, required=True, help="the file to write, as last_ema.ckpt is; it must not be there")
+    add("--out", type=output_file, required=True, help="the file to write, as last_ema.ckpt is; it must not be there")
     add("--step", type=positive_int, help="the step to average up to, one that has snapshots [the last]")
     return parser.parse_args()
 

@@ -23,6 +23,7 @@ from diffusion.config import load_config
 from diffusion.engine.stops import CODE_FILE, EXIT_CODE
 from diffusion.errors import InputError
 from diffusion.files import locked, written_aside
+from diffusion.text import read_json
 
 TRAINER = Path(__file__).resolve().parents[1] / "train_scripts" / "train_pixcell.py"
 RECORD = "stages.json"
@@ -180,14 +181,14 @@ def wait_for(command: list[str], environment: dict[str, str]) -> int:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """The finished stages, by name, with their settings and the stage before. Raises InputError."""
+    """Read the finished stages, by name, with their settings and the stage before. Raises InputError."""
     if not path.is_file():
         return {}
     try:
-        record = json.loads(path.read_text())
+        record = read_json(path, "record of stages", "delete it")
         for entry in record.values():
             entry["settings"].keys(), entry["after"]
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
+    except (TypeError, AttributeError, KeyError) as error:
         raise InputError(f"{path} is no record of stages ({error!r}); delete it") from error
     return record
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
@@ -18,7 +18,7 @@ from diffusion.sampler_cli import sampler_parser
 
 if TYPE_CHECKING:
     from diffusion.engine.conditions import Condition, Region
-    from diffusion.engine.sample_command import Session
+    from diffusion.engine.sample_command import Origin, Session
 
 TOKEN = 256  # pixels a side that one token is of
 EXAMPLES = """  python tools/sample_4k.py --output_dir samples_4k --num_samples 100 --num_timesteps 20 --guidance_scale 2 \\
@@ -110,11 +110,13 @@ def main() -> None:
         condition_of, origin = choose_conditions(session, region, rows, columns)
         large = max(args.height, args.width) > LARGEST_PNG
         folder = Folder(args.out_dir, "tiff" if args.format == "tiff" or (args.format == "auto" and large) else "png")
-        todo = folder.missing(args.n_images, with_real=region is not None)
+        todo = folder.missing(args.n_images, has_real=lambda i: region is not None)
         if state.is_main_process:
             size = {"height": args.height, "width": args.width, "stride": stride, "mpp": args.mpp}
-            about = {"decode_tile": args.decode_tile, "format": folder.extension, **origin}
-            folder.claim({"pictures": "large", **session.settings, **size, **about})
+            about = {"decode_tile": args.decode_tile, "format": folder.extension, **origin.content}
+            folder.claim(
+                {"pictures": "large", **session.settings, **size, **about}, {**session.places, **origin.places}
+            )
         state.wait_for_everyone()  # every process has looked before one of them writes
         for i in todo[state.process_index :: state.num_processes]:
             condition, size = condition_of(i), (args.height, args.width, args.mpp)
@@ -160,14 +162,14 @@ def open_region(args: argparse.Namespace, say: Callable[[str], None]) -> Iterato
 
 def choose_conditions(
     session: Session, region: Region | None, rows: int, columns: int
-) -> tuple[Callable[[int], Condition], dict[str, Any]]:
-    """The condition of picture i, a grid of tokens (rows, columns, D); and what settings of the folder say of it."""
+) -> tuple[Callable[[int], Condition], Origin]:
+    """Choose the condition of picture i, a grid of tokens (rows, columns, D); and say what conditions are of."""
     from diffusion.engine.conditions import Condition, embed_region, neighbourhood, read_tokens_file
-    from diffusion.engine.sample_command import open_index, origin_of
+    from diffusion.engine.sample_command import Origin, open_index, origin_of
 
     args = session.args
     if region is None and args.tokens is None:
-        dataset = open_index(session, pixels=False)
+        dataset = open_index(session)
         return lambda i: neighbourhood(dataset, i, args.seed, rows, columns), origin_of(dataset)
     path = args.tokens or args.slide or args.reference
     origin = session.origin([path], embedded=region is not None)
@@ -175,13 +177,13 @@ def choose_conditions(
         place = {"x": args.x, "y": args.y, "image_mpp": args.image_mpp}
         name = f"{path.stem}_{args.x}_{args.y}" if args.slide else path.stem
         embedded = cache(lambda: embed_region(region, rows, columns, session.embedder))  # when the first is sampled
-        return lambda i: Condition(name, embedded()), {**origin, **place}
+        return lambda i: Condition(name, embedded()), Origin({**origin, **place}, {})
     grid, wanted = read_tokens_file(path), (rows, columns, session.run.config.caption_channels)
     if tuple(grid.shape) != wanted:
         raise InputError(
             f"{path} holds tokens {tuple(grid.shape)}: expected {wanted}, one for each {TOKEN} pixels a side"
         )
-    return lambda i: Condition(path.stem, grid), origin
+    return lambda i: Condition(path.stem, grid), Origin(origin, {})
 
 
 if __name__ == "__main__":

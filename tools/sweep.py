@@ -12,6 +12,7 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +29,10 @@ from diffusion.cli import (
     start_processes,
 )
 from diffusion.errors import InputError
-from diffusion.files import write_whole
+from diffusion.files import fingerprint, write_whole
 from diffusion.sampler_cli import ALGORITHMS, of_training, patch_sampler_parser
 from diffusion.scoring_cli import scoring_options
+from diffusion.text import read_json
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from diffusion.encoders.embedders import PatchEmbedder
     from diffusion.evaluation.sweep import Point
 
+PLACES = frozenset(("images", "tokens", "data_root", "patch_names_file", "features_dir", "subset_keys"))
 METRICS = ("fd", "kid", "prdc", "similarity")
 OF_MANIFOLDS = ("precision", "recall", "density", "coverage")
 BY = ("fd", "kid", *OF_MANIFOLDS, "similarity", "above_random", "feature_distance")
@@ -69,7 +72,7 @@ def main() -> None:
     for point in points:  # all that can be refused, before hours of sampling
         Solver(point.steps, point.guidance, point.solver, point.interval, args.precision)
     if state.is_main_process:
-        claim(args)
+        claim(args, next(iter(weights.values())))
     state.wait_for_everyone()
     embedders = [PatchEmbedder.load(name, state.device, root=root) for name in args.encoders]
     for note in of_training(args):
@@ -84,12 +87,17 @@ def main() -> None:
     state.wait_for_everyone()
 
 
-def claim(args: argparse.Namespace) -> None:
+def claim(args: argparse.Namespace, checkpoint: Path) -> None:
     """Have a folder be of one sweep: its points share conditions and tissue. Raises InputError naming what differs."""
-    names = ("n_images", "seed", "images", "tokens", "data_root", "patch_names_file", "features_dir", "subset_keys")
-    now = json.loads(json.dumps({name: getattr(args, name) for name in names}, default=str))
+    from diffusion.engine.sample_command import find_origin, open_session
+
+    session = open_session(argparse.Namespace(**{**vars(args), "checkpoint": checkpoint}))
+    now = {"n_images": args.n_images, "seed": args.seed, **find_origin(session).content}
     file = args.out / "conditions.json"
-    before = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else now
+    before = read_json(file, "record of conditions", f"name another --out than {args.out}") if file.is_file() else now
+    if before.keys() >= PLACES:  # of a version that went by paths
+        now = {name: getattr(args, name) for name in ("n_images", "seed", *sorted(PLACES))}
+    now = json.loads(json.dumps(now, default=str))
     for name, value in now.items():
         if before.get(name) != value:
             raise InputError(f"{args.out} is a sweep with {name} {before.get(name)}, not {value}; name another --out")
@@ -151,20 +159,29 @@ def compute(
 def is_done(
     folder: Path, point: Point, checkpoint: Path, args: argparse.Namespace, embedders: list[PatchEmbedder]
 ) -> bool:
-    """Whether a point was scored, and nothing has changed since: weights, samples, real images, how it is scored."""
+    """Tell whether a point was scored, and nothing has changed since: weights, samples, real images, how it is scored."""
     file = folder / "scores.json"
     if not file.is_file():
         return False
-    before = json.loads(file.read_text(encoding="utf-8"))["about"]
+    before = read_json(file, "record of scores", "delete it").get("about")
     return before == about_point(folder, point, checkpoint, args, embedders)
 
 
 def about_point(
     folder: Path, point: Point, checkpoint: Path, args: argparse.Namespace, embedders: list[PatchEmbedder]
 ) -> dict[str, Any]:
-    changed = checkpoint.stat().st_mtime_ns if checkpoint.exists() else None
-    of_weights = {"checkpoint": str(checkpoint.resolve()), "checkpoint_time": changed}
-    return {**how_scored(args, embedders), **of_weights, "samples": digest(folder / "syn")}
+    return {
+        **how_scored(args, embedders),
+        "weights": weights_fingerprint(checkpoint),
+        "samples": digest(folder / "syn"),
+    }
+
+
+@cache
+def weights_fingerprint(checkpoint: Path) -> str:
+    """Hash the content of a weights file, or of all those in a folder; empty without any."""
+    files = [checkpoint] if checkpoint.is_file() else sorted(checkpoint.rglob("*.safetensors"))
+    return " ".join(map(fingerprint, files))
 
 
 def how_scored(args: argparse.Namespace, embedders: list[PatchEmbedder]) -> dict[str, Any]:

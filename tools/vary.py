@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import natural_int, run
+from diffusion.cli import natural_int, output_file, run
 from diffusion.errors import InputError
 from diffusion.sampler_cli import sampler_parser
 
@@ -20,7 +20,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = sampler_parser(__doc__, EXAMPLES, batch=(4, "images"))
     add = parser.add_argument
     add("images", type=Path, nargs="+", help="image files; of those larger than the network's size, the middle")
-    add("--out", type=Path, default="variations.png", help="the picture to write")
+    add("--out", type=output_file, default="variations.png", help="the picture to write")
     add("--variations", type=natural_int, default=4, help="images sampled for each")
     add("--between", type=natural_int, help="images on the way from the first to the second of two; 0: none [5 of two]")
     return parser.parse_args()

@@ -168,7 +168,7 @@ def finished_record(path: Path, cohort: Path, settings: CutSettings) -> SlideRec
             raise InputError(f"{folder} has patches, but no record of how they were cut; take another --cohort")
         return None
     try:
-        record = SlideRecord(**read_json(file))
+        record = SlideRecord(**read_json(file, "record of a slide", f"delete it and {folder}"))
         had = {**record.settings, "bytes": record.bytes}
     except TypeError as error:
         raise InputError(f"{file} is no record of a slide ({error}); delete it and {folder}") from error
@@ -197,7 +197,7 @@ def places_apart(patches: Path, name: str, size: int) -> int | None:
     if not record.is_file():
         return 1
     try:
-        step = int(read_json(record)["settings"]["step"])
+        step = int(read_json(record, "record of a slide", "cut the slide again")["settings"]["step"])
         return size // step if size % step == 0 else None
     except InputError:
         raise

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ import numpy as np
 from diffusion.data.crops import LATENT_FACTOR, tokens_per_image
 from diffusion.errors import InputError, MissingError
 from diffusion.files import written_aside
+from diffusion.text import read_json
 
 LATENT_CHANNELS = 16
 VAE_PREFIX, SSL_PREFIX = "sd3_vae", "uni"
@@ -48,14 +48,15 @@ def made_by_file(folder: Path, key: str) -> Path:
 
 
 def read_made_by(folder: Path, key: str) -> dict[str, dict[str, Any]]:
-    """Weights and window by prefix, as extraction noted them; nothing where it noted nothing. Raises InputError."""
+    """Read weights and window by prefix, as extraction noted them; nothing where it noted nothing. Raises InputError."""
     path = made_by_file(folder, key)
     try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
+        noted = read_json(path, "record of features", "delete it")
+    except MissingError:
         return {}
-    except ValueError as error:
-        raise InputError(f"{path} is no record of features ({error}); delete it") from error
+    if not all(isinstance(made, dict) for made in noted.values()):
+        raise InputError(f"{path} is no record of features; delete it")
+    return noted
 
 
 def moments_shape(size: int) -> tuple[int, int, int]:

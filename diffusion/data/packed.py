@@ -81,7 +81,7 @@ def read_about(folder: Path) -> About | None:
     """Read what lies packed in a folder; None where nothing does. Raises InputError for another format or description."""
     if not (folder / ABOUT).exists():
         return None
-    values = read_json(folder / ABOUT)
+    values = read_json(folder / ABOUT, "description of packed features", "pack them again")
     if values.get("format", FORMAT) != FORMAT:
         raise InputError(f"{folder} is of format {values['format']}, expected {FORMAT}; pack these features again")
     try:

@@ -67,6 +67,13 @@ def list_patches(patches: Path, dataset: str, size: int) -> Iterator[str]:
     left_out.report()
 
 
+def sizes_below(folder: Path) -> list[int]:
+    """Return the sizes of patches, in pixels, for which there are folders up to four levels down."""
+    levels = ("*/" * depth + "single_*" for depth in range(4))
+    found = (OF_A_SIZE.fullmatch(path.name) for level in levels for path in folder.glob(level))
+    return sorted({int(match[1]) for match in found if match})
+
+
 def save_patch(image: Image.Image, path: Path, quality: int) -> None:
     """Write a JPEG without colour subsampling, aside and then in place, so that a patch that is there is whole."""
     with written_aside(path) as temporary:

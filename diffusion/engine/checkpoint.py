@@ -93,9 +93,10 @@ def last_of(work_dir: Path) -> dict[str, Any]:
 
 
 def looked_at(work_dir: Path) -> int | None:
-    """The newest step whose samples and validation are done; None before the first."""
+    """Return the newest step whose samples and validation are done; None before the first, and where that cannot be read."""
     path = work_dir / FOLDER / LOOKED_AT
-    return int(path.read_text() or -1) if path.is_file() else None
+    text = path.read_text(errors="replace").strip() if path.is_file() else ""
+    return int(text) if text.isdigit() else None
 
 
 def put_away(folder: Path, after: int) -> None:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from diffusion.data.crops import WINDOW
 from diffusion.data.cutting import places_apart
 from diffusion.data.datasets.pan_cancer import LARGE_PATCH, PanCancerData, PanCancerDataLowRes
-from diffusion.data.index import split_key
+from diffusion.data.index import index_keys, index_path, split_key
 from diffusion.data.patches import neighbour
 from diffusion.data.sampler import Draw, Permutation
 from diffusion.data.slides import PlainImage, Slide
@@ -39,32 +39,48 @@ class Condition:
 
 
 class IndexConditions(Sequence[Condition]):
-    """Patches of an index in a random order, without repeats until it is through, then begun anew."""
+    """Patches of an index in a random order, without repeats until it is through, then in another one.
 
-    def __init__(self, dataset: PanCancerData, seed: int):
-        self.dataset, self.seed = dataset, seed
+    pixels: whether they carry their tissue, where its image is there.
+    """
+
+    def __init__(self, dataset: PanCancerData, seed: int, pixels: bool = False):
+        self.dataset, self.seed, self.pixels = dataset, seed, pixels
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, i: int) -> Condition:
-        round_, place = divmod(i, len(self))
-        index = Permutation(len(self), mix_seed(self.seed, round_))(place)
-        item = self.dataset[Draw(index, mix_seed(self.seed, i))]
+        item = self.dataset[Draw(self._sample(i), mix_seed(self.seed, i))]
         stem = Path(item.name)
-        return Condition(f"{stem.parent.name}_{stem.stem}_{item.crop}", item.tokens, item.image)
+        image = self.dataset.image(item.name, item.crop) if self.has_pixels(i) else None
+        return Condition(f"{stem.parent.name}_{stem.stem}_{item.crop}", item.tokens, image)
+
+    def has_pixels(self, i: int) -> bool:
+        """Tell whether condition `i` carries its tissue: features condition as well without images."""
+        return self.pixels and (self.dataset.root / "patches" / self.dataset.name_of(self._sample(i))).is_file()
+
+    def _sample(self, i: int) -> int:
+        round_, place = divmod(i, len(self))
+        return Permutation(len(self), mix_seed(self.seed, round_))(place)
 
 
-def open_conditions(arguments: dict[str, Any], keys: list[str] | None, pixels: bool = True) -> PanCancerData:
-    """The patches that conditions come from, with their pixels or without.
+def open_conditions(arguments: dict[str, Any], keys: list[str] | None) -> PanCancerData:
+    """Open the patches that conditions come from.
 
     arguments: of the data set in a run's config. keys replace its index keys; they may hold patches of the image's own
-    size or, cropped, of 1024 pixels. Raises InputError for keys of both kinds or another size.
+    size or, cropped, of 1024 pixels. Without any, patches are taken as in training, or else in the way that the index
+    allows. Raises InputError for keys of both kinds or another size.
     """
-    arguments = {**arguments, "return_img": pixels}
-    low_resolution = arguments.pop("type") == "PanCancerDataLowRes"
+    arguments = dict(arguments)
+    low_resolution, size = arguments.pop("type") == "PanCancerDataLowRes", arguments["resolution"]
+    if keys is None and arguments["train_subset_keys"] is None:
+        path = index_path(arguments["root"], arguments["patch_names_file"])
+        present = {split_key(key)[1] for key in index_keys(path)}
+        as_trained, otherwise = (LARGE_PATCH, size) if low_resolution else (size, LARGE_PATCH)
+        if as_trained not in present and otherwise in present:
+            low_resolution = not low_resolution
     if keys is not None:
-        size = arguments["resolution"]
         sizes = {split_key(key)[1] for key in keys}
         if sizes not in ({size}, {LARGE_PATCH}):
             raise InputError(f"--subset_keys {' '.join(keys)}: expected keys of {size} or all of {LARGE_PATCH} pixels")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from diffusion.encoders.latents import LatentCodec, to_uint8
 from diffusion.engine.conditions import Condition
 from diffusion.engine.pictures import save_image
 from diffusion.errors import InputError
-from diffusion.files import written_aside
+from diffusion.files import write_whole
+from diffusion.folders import is_hidden
 from diffusion.guidance import Network
 from diffusion.panorama import WindowedNetwork, Windows, decode_bands, window_tokens
 from diffusion.precision import DTYPES
@@ -29,9 +30,11 @@ from diffusion.sampling import (
     make_scheduler,
     sample_latents,
 )
+from diffusion.text import printable, read_json
 from diffusion.workdir import Run
 
 SETTINGS_FILE = "samples.json"
+BY_CONTENT = frozenset(("weights", "vae_weights", "data"))  # settings that are fingerprints
 FORMATS = {"png": {"compress_level": 3}, "jpeg": {}}
 TOKEN_CELLS = WINDOW // LATENT_FACTOR  # cells of the latents that one token is of, a side
 
@@ -99,20 +102,21 @@ class Folder:
     extension: str
     tissue: Path | None = None
 
-    def claim(self, settings: dict[str, Any]) -> None:
+    def claim(self, settings: dict[str, Any], places: dict[str, Any]) -> None:
         """Write the settings, or compare with those that samples were made with, so that one folder never mixes two.
 
+        settings: what tells samples from others, by content; places: where weights and data lie, which may move.
         Raises InputError naming the first setting that differs.
         """
-        settings = json.loads(json.dumps(settings))
+        settings, places = json.loads(json.dumps(settings)), json.loads(json.dumps(places))
         file, samples = self.path / SETTINGS_FILE, self.path / "syn"
         if file.is_file() and samples.is_dir() and any(name[0] != "." for name in os.listdir(samples)):
-            try:
-                before = dict(json.loads(file.read_text()))
-            except (ValueError, TypeError):
-                raise InputError(
-                    f"{file} is damaged; name another folder for the output, or delete it with the samples beside it"
-                ) from None
+            advice = "name another folder for the output, or delete it with the samples beside it"
+            before = read_json(file, "record of samples", advice)
+            if not before.keys() & BY_CONTENT:  # of a version that went by places alone
+                settings = {name: value for name, value in settings.items() if name not in BY_CONTENT} | places
+            else:
+                before = {name: value for name, value in before.items() if name not in places}
             for name in {**settings, **before}:
                 if before.get(name) != settings.get(name):
                     raise InputError(
@@ -120,25 +124,27 @@ class Folder:
                         "name another folder for the output"
                     )
             return
-        with written_aside(file) as temporary:
-            temporary.write_text(json.dumps(settings, indent=2) + "\n")
+        write_whole(file, (json.dumps({**settings, **places}, indent=2) + "\n").encode())
 
-    def missing(self, count: int, with_real: bool = True) -> list[int]:
-        """Which of `count` images are not there yet, in `syn` and, if so, `real`; a file is there whole or not at all.
+    def missing(self, count: int, has_real: Callable[[int], bool] = lambda i: False) -> list[int]:
+        """List which of `count` images are not there yet, in `syn` and, where they have tissue, `real`.
 
-        Raises InputError when there are more than `count`, or files that are no samples.
+        A file is there whole or not at all. Raises InputError when there are more than `count`, or files that are no samples.
         """
         folder = self.path / "syn"
-        names = [name for name in os.listdir(folder) if name[0] != "."] if folder.is_dir() else []
+        names = [name for name in os.listdir(folder) if not is_hidden(name)] if folder.is_dir() else []
         strangers = [name for name in names if not re.match(r"\d{6,}_", name)]
         if strangers:
-            raise InputError(f"{folder} holds {strangers[0]}, which is no sample; name another folder for the output")
-        present = {int(name.split("_")[0]): not with_real or (self.real / name).is_file() for name in names}
+            raise InputError(
+                f"{folder} holds {printable(strangers[0])}, which is no sample; name another folder for the output"
+            )
+        present = {int(name.split("_")[0]): name for name in names}
         if any(i >= count for i in present):
             raise InputError(
                 f"{self.path} holds {len(present)} samples, not {count}; name another folder for the output, or ask for as many"
             )
-        return [i for i in range(count) if not present.get(i)]
+        complete = {i for i, name in present.items() if (self.real / name).is_file() or not has_real(i)}
+        return [i for i in range(count) if i not in complete]
 
     def file(self, part: str, i: int, name: str) -> Path:
         """The file of image i, in `real` or `syn`."""

@@ -16,6 +16,7 @@ from diffusion.engine.scoring import SampleScores
 from diffusion.engine.state import RunState
 from diffusion.engine.validation import Validation
 from diffusion.engine.watch import Watch, sample_grid
+from diffusion.files import write_whole
 from diffusion.model.pixart import PixArt
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class Looks:
                     self.watch.picture("evaluation", found.picture, run.step)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process and run.step in self.at_saves:  # at others no run begins again
-            (self.work_dir / FOLDER / LOOKED_AT).write_text(f"{run.step}\n")
+            write_whole(self.work_dir / FOLDER / LOOKED_AT, f"{run.step}\n".encode())
         run.meter.leave_out(time.perf_counter() - begun)
 
     def validate_and_sample(self, run: RunState) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import PartialState
@@ -40,10 +40,10 @@ class Session:
     def root(self) -> Path:
         return self.args.root or self.run.config.data_root
 
-    @property
+    @cached_property
     def settings(self) -> dict[str, Any]:
-        """What every picture of a folder has in common."""
-        solver, checkpoint = self.solver, self.run.checkpoint
+        """What every picture of a folder has in common, wherever weights and data lie."""
+        solver = self.solver
         return {
             "seed": self.args.seed,
             "sampling_steps": solver.steps,
@@ -52,15 +52,21 @@ class Session:
             "sampling_algo": solver.algorithm,
             "precision": solver.precision,
             **({"compiled": True} if self.args.compile else {}),  # which rounds otherwise
-            "vae": self.codec.name,
-            "checkpoint": str(checkpoint.resolve()),
-            "checkpoint_time": checkpoint.stat().st_mtime_ns,
+            "weights": self.run.fingerprint,
+            "vae_weights": self.codec.fingerprint,
         }
 
+    @property
+    def places(self) -> dict[str, Any]:
+        """Where codec and weights are now: for readers of the settings, and to know the folders of older versions by."""
+        checkpoint = self.run.checkpoint
+        time = checkpoint.stat().st_mtime_ns
+        return {"vae": self.codec.name, "checkpoint": str(checkpoint.resolve()), "checkpoint_time": time}
+
     def note(self, number: int) -> dict[str, Any]:
-        """What a picture says of itself; no paths of this machine but the names of run and weights."""
-        about = {**self.settings, "run": self.run.folder.resolve().name, "checkpoint": self.run.checkpoint.name}
-        return {**about, "number": number, "vae": Path(self.codec.name).name}
+        """Return what a picture says of itself; no paths of this machine but the names of run and weights."""
+        names = {"run": self.run.folder.resolve().name, "checkpoint": self.run.checkpoint.name}
+        return {**self.settings, **names, "number": number, "vae": Path(self.codec.name).name}
 
     def advise(self, batch: int) -> None:
         """Tell, in the main process, of a larger batch that would fit, after one of `batch`."""
@@ -108,13 +114,13 @@ def open_session(args: argparse.Namespace) -> Session:
     return Session(args, state, run, codec, solver)
 
 
-def open_index(session: Session, pixels: bool = True) -> PanCancerData:
-    """The run's data set, or the one that the command line names, held against the network; with images or without."""
+def open_index(session: Session) -> PanCancerData:
+    """Open the run's data set, or the one that the command line names, and hold it against the network."""
     args, config = session.args, session.run.config
     arguments = {**config.data_arguments, "root": getattr(args, "data_root", None) or session.root}
     for name in ("patch_names_file", "features_dir"):
         arguments[name] = getattr(args, name, None) or arguments[name]
-    dataset = open_conditions(arguments, getattr(args, "subset_keys", None), pixels)
+    dataset = open_conditions(arguments, getattr(args, "subset_keys", None))
     check_tokens(config, dataset)
     return dataset
 
@@ -138,9 +144,10 @@ def sample_patches(
     count = args.n_images or (args.count if isinstance(conditions, IndexConditions) else len(conditions))
 
     folder = Folder(args.out_dir, args.format, tissue)
-    todo = folder.missing(count, with_real=conditions[0].pixels is not None)
+    todo = folder.missing(count, conditions.has_pixels)
     if state.is_main_process:
-        folder.claim({"pictures": "patches", **session.settings, "format": args.format, **origin})
+        settings = {"pictures": "patches", **session.settings, "format": args.format}
+        folder.claim({**settings, **origin.content}, {**session.places, **origin.places})
     on = processor(state.device, state.num_processes, args.precision)
     state.print(f"{count - len(todo)} of {count} images are there; sampling {len(todo)} on {on}")
     state.wait_for_everyone()  # every process has looked before one of them writes
@@ -154,45 +161,81 @@ def sample_patches(
             if first == 0 and args.batch_size < len(mine):
                 session.advise(args.batch_size)
     state.wait_for_everyone()
-    beside = "" if conditions[0].pixels is None else f", the tissue that conditioned them in {folder.real}"
-    state.print(f"{count} images in {args.out_dir}/syn{beside}")
+    if state.is_main_process:
+        report(args.out_dir / "syn", folder.real, conditions, count)
     return config.image_size
 
 
-def choose_conditions(session: Session, pixels: bool = True) -> tuple[Sequence[Condition], dict[str, Any]]:
-    """Of image files, of files of tokens, or of the index; and what settings of the folder say of them.
+class Origin(NamedTuple):
+    """What conditions are of: what tells them from others wherever they lie, and where they lie."""
+
+    content: dict[str, Any]
+    places: dict[str, Any]
+
+
+def report(samples: Path, real: Path, conditions: IndexConditions | Repeated, count: int) -> None:
+    """Print how many images there are, and of how many the tissue is there to compare with."""
+    tissue = sum(map(conditions.has_pixels, range(count)))
+    beside = (
+        f", the tissue that conditioned {'them' if tissue == count else f'{tissue} of them'} in {real}"
+        if tissue
+        else ""
+    )
+    print(f"{count} images in {samples}{beside}")
+    if isinstance(conditions, IndexConditions) and conditions.pixels and tissue < count:
+        print(
+            f"{count - tissue} patches have no image in {conditions.dataset.root / 'patches'}: nothing to compare with"
+        )
+
+
+def choose_conditions(session: Session, pixels: bool = True) -> tuple[IndexConditions | Repeated, Origin]:
+    """Take the conditions of image files, of files of tokens, or of the index; and say what they are of.
 
     pixels: whether they carry the tissue that they are of.
     """
     args, config = session.args, session.run.config
-    if args.images or args.tokens:
-        paths = args.images or args.tokens
-        origin = session.origin(paths, embedded=bool(args.images))
-        if args.images:
-            listed = from_images(paths, session.embedder, config.image_size)
-        else:
-            listed = from_token_files(paths, config.model_max_length)
-        for condition in listed:
-            check_shape(config, condition.tokens, condition.name)
-        if not pixels:
-            listed = [dataclasses.replace(condition, pixels=None) for condition in listed]
-        return Repeated(listed), origin
-    dataset = open_index(session, pixels)
-    return IndexConditions(dataset, args.seed), origin_of(dataset)
+    paths = args.images or args.tokens
+    if not paths:
+        dataset = open_index(session)
+        return IndexConditions(dataset, args.seed, pixels), origin_of(dataset)
+    origin = origin_of_files(session)
+    listed = list(
+        from_images(paths, session.embedder, config.image_size)
+        if args.images
+        else from_token_files(paths, config.model_max_length)
+    )
+    for condition in listed:
+        check_shape(config, condition.tokens, condition.name)
+    if not pixels:
+        listed = [dataclasses.replace(condition, pixels=None) for condition in listed]
+    return Repeated(listed), origin
 
 
-def origin_of(dataset: PanCancerData) -> dict[str, Any]:
-    """What tells the conditions of one index from those of another."""
-    return {
+def origin_of_files(session: Session) -> Origin:
+    """Tell the conditions of --images or --tokens from others."""
+    args = session.args
+    return Origin(session.origin(args.images or args.tokens, embedded=bool(args.images)), {})
+
+
+def find_origin(session: Session) -> Origin:
+    """Say what the conditions of a session are of, without reading them."""
+    args = session.args
+    return origin_of_files(session) if args.images or args.tokens else origin_of(open_index(session))
+
+
+def origin_of(dataset: PanCancerData) -> Origin:
+    """Tell the conditions of one index from those of another."""
+    places = {
         "index": str(dataset.index.path.resolve()),
         "keys": dataset.index.keys,
         "features": sorted({str(features.folder.resolve()) for features in dataset.features}),
         "ssl_prefix": dataset.ssl_prefix,
     }
+    return Origin({"data": dataset.identity()}, places)
 
 
 class Repeated(Sequence[Condition]):
-    """Some conditions, begun anew when they are through."""
+    """Some conditions, begun again when they are through."""
 
     def __init__(self, conditions: Sequence[Condition]):
         self.conditions = conditions
@@ -202,3 +245,7 @@ class Repeated(Sequence[Condition]):
 
     def __getitem__(self, i: int) -> Condition:
         return self.conditions[i % len(self.conditions)]
+
+    def has_pixels(self, i: int) -> bool:
+        """Tell whether condition `i` carries its tissue."""
+        return self[i].pixels is not None

@@ -15,6 +15,7 @@ from diffusion.config import Config
 from diffusion.data.batch import BadItem, PatchBatch, collate
 from diffusion.data.sampler import Draw
 from diffusion.errors import InputError
+from diffusion.files import written_aside
 from diffusion.guidance import Network
 from diffusion.memory import peak_bytes
 from diffusion.sampling import image_generator, initial_noise, sample_latents
@@ -192,9 +193,8 @@ class Watch:
         """A picture (3, H, W) in [0, 1], into TensorBoard and as a PNG in the work dir."""
         from torchvision.utils import save_image
 
-        folder = self.work_dir / name
-        folder.mkdir(exist_ok=True)
-        save_image(pixels, folder / f"step_{step:08d}.png")
+        with written_aside(self.work_dir / name / f"step_{step:08d}.png") as temporary:
+            save_image(pixels, temporary, format="PNG")
         if self.writer is not None:
             self.writer.add_image(name, pixels, step)
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusion.errors import InputError
+from diffusion.text import read_json
 
 SETTINGS_FILE = "samples.json"
-FOR_MACHINES = ("checkpoint_time",)  # nanoseconds, which tell weights apart but nothing to a reader
+FOR_MACHINES = ("checkpoint_time", "weights", "vae_weights")  # which tell weights apart, but nothing to a reader
 PACKAGES = ("torch", "torchvision", "timm", "diffusers", "torch-fidelity", "numpy", "pillow")
 
 
 def read_settings(folder: Path) -> dict[str, str]:
-    """What `samples.json`, in or above a folder of samples, says of them: names to short texts; empty when there is none.
+    """Read what `samples.json`, in or above a folder of samples, says of them: names to short texts; empty when there is none.
 
     Raises InputError when it is damaged.
     """
@@ -23,12 +22,7 @@ def read_settings(folder: Path) -> dict[str, str]:
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         return {}
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error})") from error
-    if not isinstance(settings, dict):
-        return {}
+    settings = read_json(path, "record of samples")
     return {name: value for name, value in _flat(settings).items() if name not in FOR_MACHINES}
 
 

@@ -21,6 +21,7 @@ from diffusion.evaluation import intervals
 from diffusion.evaluation.charts import Line, Panel, plot_panels
 from diffusion.evaluation.scores import QUANTITIES, Value
 from diffusion.files import write_whole
+from diffusion.text import read_json
 
 AXES = {
     "guidance": "guidance strength",
@@ -76,7 +77,7 @@ def read_points(folder: Path, about: Mapping[str, Any]) -> dict[Point, dict[str,
     """The points that lie in a folder and were scored in one way: `about` is in what their scores.json says of it."""
     found = {}
     for file in sorted(folder.glob("*/scores.json")):
-        record = json.loads(file.read_text(encoding="utf-8"))
+        record = read_json(file, "record of scores", "delete it")
         if about.items() <= record["about"].items():
             point = Point(**record["point"])
             found[replace(point, interval=tuple(point.interval) if point.interval else None)] = record["encoders"]

@@ -15,7 +15,7 @@ from diffusion.data.batch import BadItem, PatchItem
 from diffusion.data.crops import LATENT_FACTOR, WINDOW, crops_per_side, square, tokens_of
 from diffusion.data.feature_store import FeatureStore, open_features, probes
 from diffusion.data.features import SSL_PREFIX, VAE_PREFIX
-from diffusion.data.index import DEFAULT_INDEX, PatchIndex, index_path
+from diffusion.data.index import DEFAULT_INDEX, PatchIndex, index_keys, index_path
 from diffusion.data.packed import PackedFeatures
 from diffusion.data.patches import read_patch
 from diffusion.data.sampler import Draw
@@ -59,7 +59,9 @@ class PanCancerData(Dataset):
         self.patch_size = patch_size or resolution
         self.crops_per_side = crops_per_side(self.patch_size, resolution)
         self.vae_prefix, self.ssl_prefix, self.return_img = vae_prefix, ssl_prefix, return_img
-        self.index = PatchIndex(index_path(self.root, patch_names_file), train_subset_keys, self.patch_size)
+        self.index = _open_index(
+            index_path(self.root, patch_names_file), train_subset_keys, self.patch_size, resolution
+        )
         self.features = [
             open_features(self.root, features_dir, key, probes(self.index, i), self.patch_size, vae_prefix, ssl_prefix)
             for i, key in enumerate(self.index.keys)
@@ -101,7 +103,7 @@ class PanCancerData(Dataset):
         # both of a crop together: of thousands of shards, few are open
         moments, tokens = zip(*((self._moments(crop), self._tokens(crop)) for crop in crops), strict=True)
         latents = draw_latents(moments, [crop.seed for crop in crops])
-        images = [self._image(crop.name, crop.number) if self.return_img else None for crop in crops]
+        images = [self.image(crop.name, crop.number) if self.return_img else None for crop in crops]
         return [
             PatchItem(latent=latent, tokens=some, name=crop.name, crop=crop.number, image=image, seed=crop.seed)
             for crop, latent, some, image in zip(crops, latents, tokens, images, strict=True)
@@ -123,10 +125,27 @@ class PanCancerData(Dataset):
         which = tokens_of(crop.number, self.crops_per_side, self.patch_size // WINDOW)
         return torch.from_numpy(crop.features.tokens(crop.name, which)).float()
 
-    def _image(self, name: str, crop: int) -> torch.Tensor:
+    def image(self, name: str, crop: int) -> torch.Tensor:
+        """Read the pixels of a sample, uint8 (3, S, S). Raises MissingError, or InputError as read_patch does."""
         pixels = read_patch(self.root / "patches" / name, self.patch_size)
         rows, columns = square(crop, self.crops_per_side, self.resolution)
         return torch.from_numpy(pixels[rows, columns].transpose(2, 0, 1).copy())
+
+
+def _open_index(path: Path, keys: Sequence[str] | None, patch_size: int, resolution: int) -> PatchIndex:
+    """Open an index. Raises InputError saying which data set takes patches of the size that it has, if one does."""
+    if keys is None:
+        present = {key.rpartition("_")[2] for key in index_keys(path)}
+        other = resolution if patch_size == LARGE_PATCH else LARGE_PATCH
+        if str(patch_size) not in present and str(other) in present:
+            kind, how = (
+                ("PanCancerDataLowRes", "crops of") if other == LARGE_PATCH else ("PanCancerData", "as they are")
+            )
+            raise InputError(
+                f"{path} has no patches of {patch_size} pixels, but of {other}: set data.type={kind}, which takes them {how}"
+                + (f" {resolution}" if other == LARGE_PATCH else "")
+            )
+    return PatchIndex(path, keys, patch_size)
 
 
 def draw_latents(moments: Sequence[np.ndarray], seeds: Sequence[int | None]) -> torch.Tensor:
