@@ -126,10 +126,12 @@ class TestSample1024:
         assert done.returncode == 0, done.stderr
         assert "1 patches have no image in" in done.stdout and names(tmp_path / "out") == ["samples.json", "syn"]
         moved = shutil.copytree(run_dir, tmp_path / "copies" / "run")
-        shutil.move(feature_root, tmp_path / "moved_root")
-        for patch in (tmp_path / "moved_root" / "patches").rglob("*_uni.npy"):
+        data = tmp_path / "copies" / "data"
+        data.mkdir()
+        shutil.move(feature_root / "patches", data)
+        for patch in data.rglob("*_uni.npy"):
             texture(1024, seed=1).save(patch.with_name(patch.name.replace("_uni.npy", ".jpeg")), quality=95)
-        arguments = ("--workdir", moved, "--data_root", tmp_path / "moved_root", "--n_images", 2, *common)
+        arguments = ("--workdir", moved, "--data_root", data, "--n_images", 2, *common)
         done = in_process(sample_1024, *arguments)
         assert done.returncode == 0, done.stderr
         assert len(names(tmp_path / "out/syn")) == 2 and names(tmp_path / "out/real") == names(tmp_path / "out/syn")
