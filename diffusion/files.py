@@ -56,10 +56,14 @@ def written_aside(path: Path) -> Iterator[Path]:
 def _disk_full(error: Exception, folder: Path) -> int | None:
     """Return the error number when a failed write met a full disk; None for other failures.
 
-    Many libraries (torch.save, NumPy, Pillow, safetensors) raise errors of their own without it: a few more bytes tell.
+    Many libraries raise errors of their own. safetensors has the number in its message; after torch.save, NumPy and Pillow,
+    whose unfinished file still fills the disk, a few more bytes tell.
     """
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno if error.errno in DISK_FULL else None
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (match := re.search(r"\(os error (\d+)\)", str(error))):
+        number = int(match[1])
+    if number is not None:
+        return number if number in DISK_FULL else None
     try:
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(bytes(PROBE))

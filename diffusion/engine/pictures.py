@@ -6,6 +6,7 @@ Beyond the size that viewers of PNG bear, pictures are TIFFs of tiles in several
 from __future__ import annotations
 
 import json
+import os
 import struct
 import tempfile
 import zlib
@@ -120,7 +121,8 @@ def _write_tiff(
 
     settings = {"photometric": "rgb", "compression": "deflate", "tile": (TILE, TILE), "metadata": None}
     with tempfile.TemporaryFile(dir=path.parent) as scratch:
-        pixels, top = np.memmap(scratch, np.uint8, "w+", shape=(height, width, 3)), 0
+        _reserve(scratch, 0, 3 * height * width)
+        pixels, top = np.memmap(scratch, np.uint8, "r+", shape=(height, width, 3)), 0
         for band in bands:
             pixels[top : top + len(band)] = band
             top += len(band)
@@ -137,6 +139,17 @@ def _write_tiff(
                 pixels, level, description = _halved(pixels, scratch), level + 1, None
 
 
+def _reserve(scratch: IO[bytes], start: int, size: int) -> None:
+    """Have room on the disk for a part of a file before it is mapped: writing to a mapped page without ends the process.
+
+    Raises OSError when the disk is full.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(scratch.fileno(), start, size)
+    else:
+        scratch.truncate(start + size)
+
+
 def _tiles(pixels: np.ndarray) -> Iterator[np.ndarray]:
     """The tiles of a level, row by row; those at its end are shorter."""
     for top in range(0, pixels.shape[0], TILE):
@@ -147,8 +160,9 @@ def _tiles(pixels: np.ndarray) -> Iterator[np.ndarray]:
 def _halved(pixels: np.ndarray, scratch: IO[bytes]) -> np.ndarray:
     """Means of 2 x 2 pixels, in a part of the scratch file that no level before uses."""
     height, width = pixels.shape[0] // 2, pixels.shape[1] // 2
-    scratch.seek(0, 2)
-    half = np.memmap(scratch, np.uint8, "r+", offset=scratch.tell(), shape=(height, width, 3))
+    end = scratch.seek(0, 2)
+    _reserve(scratch, end, 3 * height * width)
+    half = np.memmap(scratch, np.uint8, "r+", offset=end, shape=(height, width, 3))
     for top in range(0, height, TILE):
         rows = min(TILE, height - top)
         part = pixels[2 * top : 2 * (top + rows), : 2 * width].reshape(rows, 2, width, 2, 3)
