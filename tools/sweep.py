@@ -164,6 +164,7 @@ def about_point(
 ) -> dict[str, Any]:
     changed = checkpoint.stat().st_mtime_ns if checkpoint.exists() else None
     of_weights = {"checkpoint": str(checkpoint.resolve()), "checkpoint_time": changed}
+    of_weights |= {"weights": "raw"} if args.weights == "raw" else {}
     return {**how_scored(args, embedders), **of_weights, "samples": digest(folder / "syn")}
 
 

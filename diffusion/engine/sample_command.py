@@ -52,6 +52,7 @@ class Session:
             "sampling_algo": solver.algorithm,
             "precision": solver.precision,
             **({"compiled": True} if self.args.compile else {}),  # which rounds otherwise
+            **({"weights": "raw"} if self.args.weights == "raw" else {}),
             "vae": self.codec.name,
             "checkpoint": str(checkpoint.resolve()),
             "checkpoint_time": checkpoint.stat().st_mtime_ns,
@@ -98,7 +99,7 @@ def open_session(args: argparse.Namespace) -> Session:
         raise InputError("--precision fp16 needs a GPU; on a CPU take fp32, or bf16 where the processor has it")
     interval = tuple(args.guidance_interval) if args.guidance_interval else None
     solver = Solver(args.sampling_steps, args.guidance_strength, args.sampling_algo, interval, args.precision)
-    run = open_run(args.workdir or default_work_dir(), args.checkpoint, device)
+    run = open_run(args.workdir or default_work_dir(), args.checkpoint, device, ema=args.weights == "ema")
     if args.compile:
         run.model.compile_blocks()
     config = run.config
