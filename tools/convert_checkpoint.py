@@ -23,7 +23,7 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "source",
         type=Path,
-        help=".ckpt, .pth, .safetensors, shards of it (any, or their index), a diffusers folder, or a folder of checkpoints",
+        help=".ckpt, .pth, .safetensors, one of its shards or their index, a diffusers folder, or a folder of checkpoints",
     )
     add("target", type=Path, help="the file, or for diffusers the folder, to write; it must not be there")
     add("--to", choices=tuple(SUFFIXES), required=True, help="the format to write")
