@@ -68,6 +68,9 @@ def read_torch_file(path: Path) -> Any:
     try:
         # files from before torch 1.6 are no zip archives, and only those can be mapped
         with warnings.catch_warnings(action="ignore"):  # of other kinds of pickles, which are refused below
+            if path.suffix == ".safetensors":  # which torch would go by
+                with open(path, "rb") as file:
+                    return torch.load(file, map_location="cpu", weights_only=True)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror or error})") from None
