@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # of the files that diffusers and transformers write
 SUFFIXES = (".safetensors", ".bin")
 SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(.*\.(?:safetensors|bin))")
+LONGEST_HEADER = 10**8  # bytes, of safetensors
 NESTING = 3  # how deep a state dict may lie in a checkpoint
 
 # Words of the keys and prefixes under which trainers keep averaged weights, and the ones that say the opposite.
@@ -100,9 +101,9 @@ def is_safetensors(path: Path) -> bool:
     """Tell safetensors from torch files by their first bytes; by the suffix where those are of neither."""
     with open(path, "rb") as file:
         start = file.read(9)
-    if start.startswith((b"PK\x03\x04", b"\x80")):
-        return False
-    return start[8:] == b"{" or path.suffix == ".safetensors"  # behind the header's length its JSON begins
+    if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= LONGEST_HEADER:  # its length, and it is JSON
+        return True
+    return path.suffix == ".safetensors" and not start.startswith((b"PK\x03\x04", b"\x80"))
 
 
 def find_weights(folder: Path) -> Path | None:
