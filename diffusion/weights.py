@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import logging
 import re
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # of the files that diffusers and transformers write
 SUFFIXES = (".safetensors", ".bin")
-SHARD = re.compile(r"(.+)-(\d+)-of-(\d+)(.*\.(?:safetensors|bin))")
+SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(.*\.(?:safetensors|bin))")
 LONGEST_HEADER = 10**8  # bytes, of safetensors
 NESTING = 3  # how deep a state dict may lie in a checkpoint
 
@@ -135,11 +136,11 @@ def weights_files(path: Path) -> list[Path]:
     match = SHARD.fullmatch(path.name)
     if match is None:
         return [path]
-    for index in sorted(path.parent.glob("*.index*.json")):
+    stem, _, count, suffix = match.groups()
+    for index in sorted(path.parent.glob(f"{glob.escape(stem.partition('.')[0])}.*index*.json")):
         if path.name in (shards := _shards_by_name(index).values()):
             return sorted({path.parent / name for name in shards})
-    stem, number, count, suffix = match.groups()
-    files = [path.parent / f"{stem}-{i:0{len(number)}}-of-{count}{suffix}" for i in range(1, int(count) + 1)]
+    files = [path.parent / f"{stem}-{i:05d}-of-{count}{suffix}" for i in range(1, int(count) + 1)]
     absent = [file.name for file in files if not file.is_file()]
     if absent:
         raise MissingError(f"{path.parent} lacks {len(absent)} of {count} shards of the weights: {abbreviate(absent)}")
@@ -397,7 +398,7 @@ def _no_state_dict(content: Any, source: str | Path) -> str:
         others = [
             f"{key} is of type {type(value).__name__}" for key, value in content.items() if not hasattr(value, "dtype")
         ]
-        found = f"more than tensors by name ({abbreviate(others)})"
+        found = f"more than tensors by name ({abbreviate(others)})" if others else "tensors without names"
     else:
         found = f"the keys {abbreviate([str(key) for key in content])}" if content else "nothing"
     return (
@@ -417,6 +418,6 @@ def _reason(error: Exception, path: Path) -> str:
         return f"it refers to code, {code[1]}, and pickled code is never run here; {advice}"
     if "TorchScript" in text:
         return f"it is a TorchScript program, and code is never run here; {advice}"
-    if start[:1] == b"\x80" and start[1] > 2:  # torch writes protocol 2
+    if start[:1] == b"\x80" and start[1:] > b"\x02":  # torch writes protocol 2
         return f"it is not a whole torch file but a plain pickle, which is never run here; {advice}"
     return "it is not a whole torch file of tensors and plain values"

@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from runs import settings
 from safetensors.torch import load_file, save_file
 
+from diffusion.config import dump_config
+from diffusion.engine.start import build_network
 from diffusion.errors import InputError, MissingError
-from diffusion.model import PixArt
+from diffusion.model import PixArt, build_model
 from diffusion.model.convert import load_weights, save_diffusers, with_positions_of
 from diffusion.model.names import to_diffusers
 from diffusion.weights import find_state_dict, find_weights, read_weights
@@ -178,9 +181,8 @@ def test_names_that_become_one_and_names_that_are_unknown(average, tmp_path):
     torch.save({**average, "module.final_layer.linear.bias": torch.zeros(128)}, tmp_path / "a.pth")
     with pytest.raises(InputError, match=r"both final_layer.linear.bias and module.final_layer.linear.bias"):
         load_weights(tmp_path / "a.pth")
-    (tmp_path / "run").mkdir()
     torch.save({"state_dict": prefixed("net.", {**average, "blocks.1.extra": torch.zeros(1)})}, tmp_path / "a.pth")
-    with pytest.raises(InputError, match="no preset|does not say enough"):
+    with pytest.raises(InputError, match="does not say enough"):
         open_run(tmp_path / "a.pth", "", CPU)
     with pytest.raises(InputError, match=r"\(unknown: blocks.1.extra\)"):
         from diffusion.model.convert import load_into
@@ -331,6 +333,46 @@ class TestPositions:
             load_weights(tmp_path / "a.pth")
 
 
+class TestInAWorkDir:
+    """A run's own config says what stripped weights do not."""
+
+    @pytest.fixture
+    def config(self, tmp_path):
+        config = settings(tmp_path, pe_interpolation=0.75, caption_channels=12)
+        (tmp_path / "checkpoints").mkdir()
+        dump_config(config, tmp_path / "config.py")
+        return config
+
+    @pytest.fixture
+    def weights(self, config) -> dict[str, torch.Tensor]:
+        return build_model(config.model, **config.model_arguments).state_dict()
+
+    def test_stripped_weights(self, config, weights, tmp_path, caplog):
+        del (stripped := dict(weights))["pos_embed"]
+        raw = {name: tensor + 1 if tensor.ndim == 1 else tensor for name, tensor in stripped.items()}
+        torch.save({"state_dict": raw, "state_dict_ema": stripped}, tmp_path / "checkpoints/last_ema.ckpt")
+        for ema, expected in ((True, stripped), (False, raw)):
+            model = open_run(tmp_path, "checkpoints/last_ema.ckpt", CPU, ema=ema).model
+            assert same(model.state_dict(), {**expected, "pos_embed": weights["pos_embed"]})
+        assert not any("as published" in message for message in caplog.messages)
+        build_network(config, str(tmp_path / "checkpoints/last_ema.ckpt"))  # whatever span the published networks have
+        assert not any("as published" in message for message in caplog.messages)
+
+    def test_what_else_is_there_is_named(self, config, weights, tmp_path):
+        torch.save(weights, tmp_path / "checkpoints/epoch_1_step_2.pth")
+        with pytest.raises(MissingError, match="last_ema.ckpt; there are epoch_1_step_2.pth in that folder"):
+            open_run(tmp_path, "checkpoints/last_ema.ckpt", CPU)
+
+
+def test_weights_alone_are_opened_from_their_folder(tmp_path):
+    """Without any config: the published width, whose heads are known."""
+    wide = dict(hidden_size=192, depth=1, num_heads=3)
+    model = network(**wide)
+    write_shards({name: tensor for name, tensor in model.state_dict().items() if name != "pos_embed"}, tmp_path)
+    run = open_run(tmp_path, "", CPU)
+    assert same(run.model.state_dict(), model.state_dict()) and run.config.image_size == 256
+
+
 def lora(average: dict) -> dict:
     return {**average, "blocks.0.attn.qkv.lora_A.weight": torch.zeros(2, 16)}
 
@@ -343,6 +385,7 @@ def lora(average: dict) -> dict:
         (lambda s: {}, "holds no state dict but nothing"),
         (lambda s: {"state": {0: {"exp_avg": s["pos_embed"]}}, "param_groups": []}, "the state of an optimizer"),
         (lambda s: {**s, "epoch": 3}, "more than tensors by name .epoch is of type int"),
+        (lambda s: {0: s["pos_embed"]}, "tensors without names"),
         (lambda s: {"epoch": 3, "lr": 0.1}, "the keys epoch, lr"),
         (lambda s: {"state_dict": lora(s)}, "no PixArt network: its tensors are those of a LoRA"),
         (lambda s: {"transformer.blocks.0.lora_down.weight": s["pos_embed"]}, "those of a LoRA"),
@@ -399,6 +442,9 @@ def test_placeholders_are_called_so(tmp_path, text, message):
             load_weights(path.parent if path.parent != tmp_path else path)
 
 
-def test_what_is_not_there(tmp_path):
+def test_what_is_damaged_or_not_there(tmp_path):
+    (tmp_path / "a.ckpt").write_bytes(b"\x80")
+    with pytest.raises(InputError, match="is not a whole torch file"):
+        read_weights(tmp_path / "a.ckpt")
     with pytest.raises(MissingError, match="no weights at"):
         read_weights(tmp_path / "a-00001-of-00002.safetensors")

@@ -21,6 +21,7 @@ from diffusion.weights import AVERAGES, check_types, find_state_dict, find_weigh
 
 WINDOW = 256  # pixels a side of what is embedded at once
 CLONE = Path(__file__).resolve().parents[2]
+TEACHERS = {"teacher", "target"}  # of self-supervised training: averages of what is trained, and meant for use
 ANCHORS = 8  # names, the longest, by which a network is found in a checkpoint
 CPU_BATCH = 16  # more fall out of a CPU's caches: 27 ms an image at 32, 17 ms at 16 (MobileNetV2, two cores)
 
@@ -170,7 +171,7 @@ def _fill(model: nn.Module, spec: EmbedderSpec, path: Path) -> None:
     """Load strictly, but for the classification head. Raises InputError with the keys that are missing or unexpected."""
     expected = model.state_dict()
     anchors = sorted(expected, key=lambda name: -name.count("."))[:ANCHORS]
-    weights = find_state_dict(read_weights(path).content, path, anchors, averages=AVERAGES | {"teacher"})
+    weights = find_state_dict(read_weights(path).content, path, anchors, averages=AVERAGES | TEACHERS)
     used = {key: value for key, value in weights.items() if not key.startswith(spec.heads)}
     missing = [key for key in expected if key not in used]
     unexpected = [key for key in used if key not in expected]
