@@ -201,7 +201,9 @@ def find_state_dict(
     found = [each for place, part in named for each in _networks_in(place, part, anchors, averages, source)]
     averaged, raw = ([each for each in found if each.averaged is kind] for kind in (True, False))
     if not ema and averaged and not raw:
-        raise InputError(f"{source} holds averaged weights only, under {averaged[0].place}; take those")
+        raise InputError(
+            f"{source} holds averaged weights only, under {averaged[0].place}; leave out --weights raw to take those"
+        )
     if ema and not averaged:
         _report_absent(content, source, averages, raw)
     chosen = _one_of((averaged or raw) if ema else raw, source)
@@ -221,7 +223,7 @@ def find_state_dict(
 
 
 def check_types(own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], source: str | Path) -> None:
-    """Raises InputError for weights that are whole numbers where floats are expected, or have no values at all."""
+    """Check that weights are floats where a network's own are, and have values. Raises InputError."""
     for name in own.keys() & weights.keys():
         tensor = weights[name]
         if own[name].is_floating_point() and not tensor.is_floating_point():

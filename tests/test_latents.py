@@ -199,9 +199,13 @@ def test_names_of_compvis_and_of_earlier_versions(tmp_path):
     save_file(renamed, tmp_path / WEIGHTS_NAME)
     loaded = LatentCodec.load(tmp_path).vae.state_dict()
     assert all(torch.equal(loaded[name], weights[name]) for name in weights)
-    save_file({f"first_stage_model.{n}": t for n, t in compvis_names(weights).items()}, tmp_path / WEIGHTS_NAME)
+    released = {**compvis_names(weights), "loss.logvar": torch.zeros(1)}
+    save_file({f"first_stage_model.{n}": t for n, t in released.items()}, tmp_path / WEIGHTS_NAME)
     loaded = LatentCodec.load(tmp_path).vae.state_dict()
     assert all(torch.equal(loaded[name], weights[name]) for name in weights)
+    save_file({**released, "encoder.extra.weight": torch.zeros(1)}, tmp_path / WEIGHTS_NAME)
+    with pytest.raises(InputError, match=r"\(1 of its \d+ tensors have unknown names\)"):
+        LatentCodec.load(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import in_process
 from runs import settings
 from safetensors.torch import load_file, save_file
 
@@ -20,6 +21,7 @@ from diffusion.model.convert import load_weights, save_diffusers, with_positions
 from diffusion.model.names import to_diffusers
 from diffusion.weights import find_state_dict, find_weights, read_weights
 from diffusion.workdir import open_run
+from tools.sample_256 import main as sample_256
 
 SMALL = dict(hidden_size=16, depth=2, num_heads=2, caption_channels=12)
 STAGES = {
@@ -357,6 +359,13 @@ class TestInAWorkDir:
         assert not any("as published" in message for message in caplog.messages)
         build_network(config, str(tmp_path / "checkpoints/last_ema.ckpt"))  # whatever span the published networks have
         assert not any("as published" in message for message in caplog.messages)
+
+    def test_raw_ones_are_asked_for_on_the_command_line(self, config, weights, tmp_path):
+        told = {"architecture": {"hidden_size": 16}}
+        torch.save({"state_dict": weights, **told}, tmp_path / "checkpoints/last_ema.ckpt")
+        done = in_process(sample_256, "--workdir", tmp_path, "--weights", "raw", "--device", "cpu")
+        assert done.returncode == 2
+        assert "last_ema.ckpt holds averaged weights only; the weights themselves are in a step_<n>.ckpt" in done.stderr
 
     def test_what_else_is_there_is_named(self, config, weights, tmp_path):
         torch.save(weights, tmp_path / "checkpoints/epoch_1_step_2.pth")

@@ -29,6 +29,7 @@ DOWNSAMPLING = 8  # pixels per latent, along each side
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 ANCHOR = "encoder.conv_in.weight"  # a tensor that every autoencoder has
 LDM_NAME = "encoder.down.0.block.0.conv1.weight"  # in the layout of CompVis, which single files are released in
+LOSS = "loss."  # begins the names of what CompVis' autoencoders are trained with
 EARLIER_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # of diffusers before 0.14
 
 # Codecs that come with the repository, by the name that --vae and the config files use.
@@ -93,10 +94,11 @@ class LatentCodec:
         """
         folder = codec_folder(name_or_folder)
         scale = LatentScale.from_folder(folder)
-        vae = load_vae(folder, dtype)
+        path = _weights_of(folder)
+        vae = _read_vae(path, read_vae_config(folder), dtype)
         # Channels last makes these convolutions about a third faster on a CPU.
         vae = vae.to(device=device, memory_format=torch.channels_last)
-        return cls(vae, scale, str(name_or_folder), fingerprint_weights(_weights_of(folder)))
+        return cls(vae, scale, str(name_or_folder), fingerprint_weights(path))
 
     @torch.no_grad()
     def moments(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -148,9 +150,12 @@ def load_vae(folder: Path, dtype: torch.dtype) -> AutoencoderKL:
 
     Raises MissingError without weights, InputError where they and config.json do not fit each other.
     """
+    return _read_vae(_weights_of(folder), read_vae_config(folder), dtype)
+
+
+def _read_vae(path: Path, config: dict[str, Any], dtype: torch.dtype) -> AutoencoderKL:
     from diffusers import AutoencoderKL
 
-    path, config = _weights_of(folder), read_vae_config(folder)
     tensors = find_state_dict(read_weights(path).content, path, (ANCHOR,))
     try:
         with torch.device("meta"):  # every weight comes from the file
@@ -177,11 +182,18 @@ def _weights_of(folder: Path) -> Path:
 
 
 def _diffusers_names(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Return tensors under the names of today's diffusers, from those of CompVis or of earlier versions."""
+    """Return tensors under the names of today's diffusers, from those of CompVis or of earlier versions.
+
+    Raises ValueError for names that CompVis' layout does not have, which its converter would leave out.
+    """
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(LOSS)}
     if LDM_NAME in tensors:
         from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
-        tensors = convert_ldm_vae_checkpoint(tensors, config)
+        converted = convert_ldm_vae_checkpoint(tensors, config)
+        if len(converted) < len(tensors):
+            raise ValueError(f"{len(tensors) - len(converted)} of its {len(tensors)} tensors have unknown names")
+        tensors = converted
     renamed = {}
     for name, tensor in tensors.items():
         *module, old, kind = name.split(".") if ".attentions." in name else ("", "", name)

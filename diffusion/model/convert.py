@@ -44,10 +44,11 @@ ANCHOR, DIFFUSERS_ANCHOR = "x_embedder.proj.weight", "pos_embed.proj.weight"  # 
 POSITIONS = ("pos_embed", "y_pos_embed")  # constants that follow from the architecture
 CONSTANTS = (*POSITIONS, "y_embedder.y_embedding", "caption_projection.uncond_embedding")  # which are never trained
 OTHER_NETWORKS = {  # parts of names, and whose they are
-    ".lora_": "a LoRA, which changes a network; give the network's own weights",
-    "controlnet_": "a ControlNet; give the network that it steers",
+    "lora": "a LoRA, which changes a network; give the network's own weights",
+    "controlnet": "a ControlNet; give the network that it steers",
     ".encoder.conv_in.": "an autoencoder, which belongs at --vae",
     ".cls_token": "an embedder of patches, which belongs at --encoder",
+    ".patch_embed.": "an embedder of patches, which belongs at --encoder",
 }
 
 
