@@ -307,7 +307,7 @@ def _networks_in(
             inner[prefix][name.removeprefix(prefix)] = tensor
     beside = [name for name in beside if name not in COUNTERS]
     for prefix, own in inner.items():
-        label = ", ".join(filter(None, ("/".join(place), prefix and f"{prefix}*"))) or "no key"
+        label = ", ".join(filter(None, ("/".join(place), prefix and f"{prefix}*"))) or "no key of its own"
         averaged = _is_average((*place, prefix), averages) or "n_averaged" in own
         own = {name: tensor for name, tensor in own.items() if name not in COUNTERS}
         yield Candidate(label, averaged, own, beside)

@@ -220,7 +220,8 @@ def _step_of(path: Path) -> int:
 def _network_of(stored: Stored, path: Path, ema: bool) -> dict[str, torch.Tensor]:
     """Return a network's tensors. Raises InputError for averages where raw ones are asked for, and for other content."""
     content = stored.content
-    if not ema and isinstance(content, Mapping) and "architecture" in content and "model" not in content:
+    ours = isinstance(content, Mapping) and isinstance(content.get("architecture"), Mapping)
+    if not ema and ours and "model" not in content:
         raise InputError(f"{path} holds averaged weights only; the weights themselves are in a step_<n>.ckpt")
     advice = "--weights raw, of the tools that sample and of tools/convert_checkpoint.py,"
     tensors = find_state_dict(content, path, (ANCHOR, DIFFUSERS_ANCHOR), ema, constants=CONSTANTS, advice=advice)
@@ -234,10 +235,13 @@ def _network_of(stored: Stored, path: Path, ema: bool) -> dict[str, torch.Tensor
 
 
 def _official_names(tensors: Mapping[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
+    """Return tensors of the diffusers layout under official names. Raises InputError with their source."""
     try:
         return from_diffusers(tensors)
-    except (InputError, RuntimeError) as error:  # torch: parts of one tensor that do not fit each other
+    except InputError as error:
         raise InputError(f"{path}: {error}") from None
+    except RuntimeError as error:  # of torch.cat
+        raise InputError(f"{path}: queries, keys and values do not fit each other ({error})") from None
 
 
 def _with_positions(
