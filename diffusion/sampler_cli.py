@@ -29,6 +29,7 @@ def sampler_parser(
         default="checkpoints/last_ema.ckpt",
         help="weights; a relative path is below the work dir",
     )
+    add("--weights", choices=("ema", "raw"), default="ema", help="of a checkpoint that holds both: averaged or raw")
     if out_dir is not None:
         add(
             "--out_dir",

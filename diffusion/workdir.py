@@ -12,15 +12,17 @@ import torch
 from diffusion.config import Config, DataConfig, read_config
 from diffusion.data.batch import PatchItem
 from diffusion.data.crops import LATENT_FACTOR
-from diffusion.data.datasets.pan_cancer import PanCancerData, SkipBad
+from diffusion.data.datasets.pan_cancer import LARGE_PATCH, PanCancerData, SkipBad
 from diffusion.data.features import SSL_PREFIX
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import EMBEDDED_CODECS, LatentCodec, LatentScale, codec_folder
 from diffusion.encoders.networks import EMBEDDERS
 from diffusion.errors import InputError, MissingError
 from diffusion.files import fingerprint_of_tensors
-from diffusion.model.convert import Weights, check_told, load_into, load_weights
+from diffusion.model.convert import Weights, check_told, load_into, load_weights, with_positions_of
 from diffusion.model.pixart import PixArt, build_model
+from diffusion.text import abbreviate
+from diffusion.weights import find_weights
 
 CONFIG_FILE = "config.py"
 LAST_WEIGHTS = "checkpoints/last_ema.ckpt"
@@ -47,41 +49,55 @@ class Run:
         return self.model.y_embedder.y_embedding
 
 
-def open_run(work_dir: str | Path, checkpoint: str | Path, device: torch.device) -> Run:
-    """Open a run; a relative checkpoint is looked up in the work dir. Averaged weights are taken where a file has both.
+def open_run(work_dir: str | Path, checkpoint: str | Path, device: torch.device, ema: bool = True) -> Run:
+    """Open a run; a relative checkpoint is looked up in the work dir. ema: of a file with both, take averaged weights.
 
     work_dir may also be weights alone, as released: a checkpoint, or a diffusers folder.
     Raises MissingError, or InputError for a checkpoint of another architecture than the saved config's.
     """
     folder = Path(work_dir)
-    if folder.is_file() or any((folder / name).is_file() for name in ("model_index.json", "config.json")):
-        weights = load_weights(folder)
+    if _is_weights(folder):
+        weights = load_weights(folder, ema)
         return _opened(folder, folder, _config_of(weights, folder), weights, device)
     if not folder.is_dir():
         raise MissingError(f"no work dir {folder}")
     config, path = read_config(folder / CONFIG_FILE), folder / checkpoint
-    return _opened(folder, path, config, load_weights(path), device)
+    if not path.exists():
+        others = sorted(other.name for suffix in ("ckpt", "pth") for other in path.parent.glob(f"*.{suffix}"))
+        there = f"; there are {abbreviate(others)} in that folder, which --checkpoint names" if others else ""
+        raise MissingError(f"no weights at {path}{there}")
+    return _opened(folder, path, config, load_weights(path, ema, positions=False), device)
+
+
+def _is_weights(path: Path) -> bool:
+    """Tell weights alone, a file or a folder, from the work dir of a run."""
+    if any((path / name).is_file() for name in ("model_index.json", "config.json")):
+        return True
+    return path.is_file() or (path.is_dir() and not (path / CONFIG_FILE).exists() and find_weights(path) is not None)
 
 
 def _opened(folder: Path, path: Path, config: Config, weights: Weights, device: torch.device) -> Run:
     model = build_model(config.model, **config.model_arguments)
     check_told(weights.told, model, config.prediction_type, path)
-    load_into(model, weights.state_dict, path)
+    load_into(model, with_positions_of(model, weights.state_dict), path)
     # requires_grad stays on: autocast keeps half-precision copies of such weights alone, and casts others at every step
     return Run(folder, path, config, model.eval().to(device))
 
 
 def _config_of(weights: Weights, source: Path) -> Config:
-    """The settings that weights alone imply: their architecture, the released networks' codec, the embedder of that width."""
+    """Return the settings that weights alone imply: their architecture, the released networks' codec, the embedder of that
+    width, and patches of 1024 pixels or crops of these, as published."""
     own = dict(weights.architecture)
     if "num_heads" not in own or "pe_interpolation" not in own:
         raise InputError(f"{source} does not say enough of its network; convert it with tools/convert_checkpoint.py")
     by_width = {spec.width: spec.name for spec in EMBEDDERS.values()}
     embedder = by_width.get(own["caption_channels"], "uni2")
     keys = ("model_max_length", "caption_channels", "use_cond_pos_embed", "pe_interpolation", "qk_norm")
+    size = own.pop("input_size") * LATENT_FACTOR
+    data = "PanCancerDataLowRes" if size < LARGE_PATCH else "PanCancerData"
     return Config(
-        image_size=own.pop("input_size") * LATENT_FACTOR,
-        data=DataConfig(type="PanCancerData", ssl_prefix=SSL_PREFIX if embedder == "uni2" else embedder),
+        image_size=size,
+        data=DataConfig(type=data, ssl_prefix=SSL_PREFIX if embedder == "uni2" else embedder),
         prediction_type=weights.told.get("prediction_type", "epsilon"),
         **{name: own.pop(name) for name in keys},
         model_kwargs=own,

@@ -272,10 +272,18 @@ def test_pickled_code_is_refused_and_not_run(tmp_path, writer):
 
 def test_a_file_that_is_no_weights_is_refused(tmp_path):
     path = tmp_path / "mobilenet_v2.pth"
-    for contents in (b"", b"numpy>=1.24\n", b"PK\x03\x04garbage"):
+    for contents, message in (
+        (b"", "is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "is a Git LFS pointer"),
+        (b"<!DOCTYPE html><html></html>", "is an HTML page"),
+        (b"numpy>=1.24\n", "is not a whole torch file"),
+        (b"PK\x03\x04garbage", "is not a whole torch file"),
+        (pickle.dumps({}, protocol=4), "but a plain pickle, which is never run here; .*torch.save"),
+    ):
         path.write_bytes(contents)
-        with pytest.raises(InputError, match="is not a whole torch file"):
+        with pytest.raises(InputError, match=message) as error:
             PatchEmbedder.load(path)
+        assert "\n" not in str(error.value)
     torch.save({"epoch": 3, "weight": torch.zeros(1)}, path)
     with pytest.raises(InputError, match="more than tensors"):
         PatchEmbedder.load(path)
@@ -293,6 +301,63 @@ def test_wrong_weights_name_their_keys(tmp_path, monkeypatch):
         PatchEmbedder.load("tiny", root=tmp_path)
     torch.save({"weight": torch.zeros(4, 5), "bias": torch.zeros(4)}, path)
     with pytest.raises(InputError, match=r"weight \(4, 5\), expected \(4, 3\)"):
+        PatchEmbedder.load("tiny", root=tmp_path)
+
+
+class Small(torch.nn.Module):
+    """A network whose names have components."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = torch.nn.Sequential(torch.nn.Linear(3, 4)), torch.nn.Linear(4, 4)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: {f"module.{name}": tensor for name, tensor in s.items()},
+        lambda s: {"state_dict": {f"_orig_mod.module.{name}": tensor for name, tensor in s.items()}},
+        lambda s: {name.replace("stem.", "stem._orig_mod."): tensor for name, tensor in s.items()},
+        lambda s: {"model": {n: t + 1 for n, t in s.items()}, "model_ema": s, "epoch": 1},
+        lambda s: {
+            "student": {f"module.backbone.{n}": t + 1 for n, t in s.items()},
+            "teacher": {**{f"backbone.{n}": t for n, t in s.items()}, "head.mlp.0.weight": torch.zeros(1)},
+        },
+    ],
+)
+def test_wrapped_encoders(tmp_path, monkeypatch, wrap):
+    monkeypatch.setitem(EMBEDDERS, "tiny", tiny_spec(build=Small))
+    weights = Small().state_dict()
+    torch.save(wrap(weights), tmp_path / "tiny.pth")
+    loaded = PatchEmbedder.load("tiny", root=tmp_path).model.state_dict()
+    assert all(torch.equal(loaded[name], weights[name]) for name in weights)
+
+
+def test_shards_of_an_encoder(tmp_path, monkeypatch):
+    """By folder, index or shard; the fingerprint is that of all shards."""
+    import json
+
+    monkeypatch.setitem(EMBEDDERS, "tiny", tiny_spec(build=Small, weights=("tiny.bin",)))
+    weights, shards = Small().state_dict(), {}
+    for i, part in enumerate((list(weights)[::2], list(weights)[1::2]), 1):
+        name = f"tiny-{i:05d}-of-00002.bin"
+        torch.save({key: weights[key] for key in part}, tmp_path / name)
+        shards |= dict.fromkeys(part, name)
+    (tmp_path / "tiny.bin.index.json").write_text(json.dumps({"weight_map": shards}))
+    loaded = [
+        PatchEmbedder.load(f"tiny={tmp_path / name}") for name in ("", "tiny.bin.index.json", shards["norm.bias"])
+    ]
+    for embedder in loaded:
+        assert all(torch.equal(embedder.model.state_dict()[name], weights[name]) for name in weights)
+        assert embedder.fingerprint == loaded[0].fingerprint
+    torch.save({key: weights[key] + 1 for key in list(weights)[1::2]}, tmp_path / "tiny-00002-of-00002.bin")
+    assert PatchEmbedder.load(f"tiny={tmp_path}").fingerprint != loaded[0].fingerprint
+
+
+def test_weights_of_whole_numbers_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(EMBEDDERS, "tiny", tiny_spec())
+    torch.save({"weight": torch.zeros(4, 3, dtype=torch.int8), "bias": torch.zeros(4)}, tmp_path / "tiny.pth")
+    with pytest.raises(InputError, match="weight is of type int8, expected floating-point numbers"):
         PatchEmbedder.load("tiny", root=tmp_path)
 
 

@@ -20,12 +20,14 @@ SUFFIXES = {"official": (".ckpt", ".pth"), "safetensors": (".safetensors",), "di
 def parse_arguments() -> argparse.Namespace:
     parser = tool_parser(__doc__, EXAMPLES, networks=False, draws=False)
     add = parser.add_argument
-    add("source", type=Path, help=".ckpt, .pth, .safetensors, a diffusers folder, or a folder of checkpoints")
+    add(
+        "source",
+        type=Path,
+        help=".ckpt, .pth, .safetensors, one of its shards or their index, a diffusers folder, or a folder of checkpoints",
+    )
     add("target", type=Path, help="the file, or for diffusers the folder, to write; it must not be there")
     add("--to", choices=tuple(SUFFIXES), required=True, help="the format to write")
-    add(
-        "--weights", choices=("ema", "raw"), default="ema", help="of a step_<n>.ckpt, which holds both: averaged or raw"
-    )
+    add("--weights", choices=("ema", "raw"), default="ema", help="of a checkpoint that holds both: averaged or raw")
     add("--num_heads", type=positive_int, help="heads of attention, where neither file nor width tells")
     return parser.parse_args()
 

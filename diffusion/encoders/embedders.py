@@ -6,7 +6,7 @@ Networks stand in `diffusion.encoders.networks`. Weights are read as data, never
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +16,14 @@ from torch import nn
 
 from diffusion.encoders.networks import EMBEDDERS, LIBRARIES, USUAL, EmbedderSpec, View, library_spec
 from diffusion.errors import InputError, MissingError
-from diffusion.files import fingerprint
-from diffusion.weights import read_safetensors, read_torch_file
+from diffusion.state_dicts import AVERAGES, check_types, find_state_dict
+from diffusion.text import abbreviate
+from diffusion.weights import find_weights, fingerprint_weights, read_weights
 
 WINDOW = 256  # pixels a side of what is embedded at once
 CLONE = Path(__file__).resolve().parents[2]
+TEACHERS = {"teacher", "target"}  # of self-supervised training: averages of what is trained, and meant for use
+ANCHORS = 8  # names, the longest, by which a network is found in a checkpoint
 CPU_BATCH = 16  # more fall out of a CPU's caches: 27 ms an image at 32, 17 ms at 16 (MobileNetV2, two cores)
 
 
@@ -51,10 +54,10 @@ class PatchEmbedder:
         spec, path = resolve_embedder(name_or_path, root)
         with torch.device("meta"):  # known networks allocate and draw nothing: every weight comes from the file
             model = spec.build()
-        _fill(model, read_weights(path), spec, path)
+        _fill(model, spec, path)
         # channels last nearly halves the time of these convolutions on a CPU
         model = model.to(device=device, dtype=dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
-        return cls(model, spec.name, spec.width, spec.view, dtype, fingerprint(path))
+        return cls(model, spec.name, spec.width, spec.view, dtype, fingerprint_weights(path))
 
     @property
     def device(self) -> torch.device:
@@ -129,18 +132,6 @@ def check_encoders(names: Sequence[str], root: Path = Path(".")) -> None:
             raise InputError(f"--encoders: two are called {name}; score them in two runs")
 
 
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The state dict in a .safetensors or torch file. Raises InputError for a file of anything but tensors by name."""
-    if path.suffix == ".safetensors":
-        return read_safetensors(path)
-    weights = read_torch_file(path)
-    if not isinstance(weights, Mapping) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
-        raise InputError(
-            f"{path} holds more than tensors by name; expected what torch.save(model.state_dict(), file) writes"
-        )
-    return dict(weights)
-
-
 def _recognise(path: Path) -> EmbedderSpec:
     """The network that a folder or file is named after, or whose weights lie in the folder."""
     for spec in EMBEDDERS.values():
@@ -170,28 +161,31 @@ def _weights_file(spec: EmbedderSpec, path: Path) -> Path:
 
 
 def _first_match(spec: EmbedderSpec, folder: Path) -> Path | None:
-    return next((found for pattern in spec.weights for found in sorted(folder.glob(pattern))), None)
+    """Return the weights in a folder, or the index of their shards: by the network's own names, of others by usual ones."""
+    if not spec.weights:
+        return find_weights(folder)
+    patterns = [f"{pattern}{index}" for pattern in spec.weights for index in ("", ".index.json")]
+    return next((found for pattern in patterns for found in sorted(folder.glob(pattern))), None)
 
 
-def _fill(model: nn.Module, weights: dict[str, torch.Tensor], spec: EmbedderSpec, path: Path) -> None:
+def _fill(model: nn.Module, spec: EmbedderSpec, path: Path) -> None:
     """Load strictly, but for the classification head. Raises InputError with the keys that are missing or unexpected."""
-    used = {key: value for key, value in weights.items() if not key.startswith(spec.heads)}
     expected = model.state_dict()
+    anchors = sorted(expected, key=lambda name: -name.count("."))[:ANCHORS]
+    weights = find_state_dict(read_weights(path).content, path, anchors, averages=AVERAGES | TEACHERS)
+    used = {key: value for key, value in weights.items() if not key.startswith(spec.heads)}
     missing = [key for key in expected if key not in used]
     unexpected = [key for key in used if key not in expected]
     if missing or unexpected:
-        raise InputError(f"{path} does not fit {spec.name}: missing {_few(missing)}; unexpected {_few(unexpected)}")
+        raise InputError(
+            f"{path} does not fit {spec.name}: missing {abbreviate(missing)}; unexpected {abbreviate(unexpected)}"
+        )
     misshapen = [
         f"{key} {tuple(used[key].shape)}, expected {tuple(expected[key].shape)}"
         for key in expected
         if used[key].shape != expected[key].shape
     ]
     if misshapen:
-        raise InputError(f"{path} does not fit {spec.name}: {_few(misshapen)}")
+        raise InputError(f"{path} does not fit {spec.name}: {abbreviate(misshapen)}")
+    check_types(expected, used, path)
     model.load_state_dict(used, strict=True, assign=True)
-
-
-def _few(keys: list[str], limit: int = 3) -> str:
-    """`a, b, c and 17 more`."""
-    rest = f" and {len(keys) - limit} more" if len(keys) > limit else ""
-    return (", ".join(keys[:limit]) + rest) or "none"

@@ -10,7 +10,6 @@ Scale and shift belong to an autoencoder and are read from its folder; they live
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from diffusion.errors import InputError, MissingError
-from diffusion.files import fingerprint
+from diffusion.files import recognise_placeholder
+from diffusion.state_dicts import check_types, find_state_dict
+from diffusion.text import read_json
+from diffusion.weights import find_weights, fingerprint_weights, read_weights
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
 LATENT_CHANNELS = 16
 DOWNSAMPLING = 8  # pixels per latent, along each side
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+ANCHOR = "encoder.conv_in.weight"  # a tensor that every autoencoder has
+LDM_NAME = "encoder.down.0.block.0.conv1.weight"  # in the layout of CompVis, which single files are released in
+LOSS = "loss."  # begins the names of what CompVis' autoencoders are trained with
+EARLIER_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # of diffusers before 0.14
 
 # Codecs that come with the repository, by the name that --vae and the config files use.
 EMBEDDED_CODECS = {"tiny": Path(__file__).resolve().parents[2] / "asset" / "tiny_vae"}
@@ -83,16 +89,17 @@ class LatentCodec:
     def load(
         cls, name_or_folder: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
     ) -> LatentCodec:
-        """Load an embedded codec by name, or any diffusers AutoencoderKL folder with safetensors weights.
+        """Load an embedded codec by name, or any diffusers AutoencoderKL folder.
 
         Raises MissingError where there is no such folder or file, InputError for another latent layout than ours.
         """
         folder = codec_folder(name_or_folder)
         scale = LatentScale.from_folder(folder)
-        vae = load_vae(folder, dtype)
+        path = _weights_of(folder)
+        vae = _read_vae(path, read_vae_config(folder), dtype)
         # Channels last makes these convolutions about a third faster on a CPU.
         vae = vae.to(device=device, memory_format=torch.channels_last)
-        return cls(vae, scale, str(name_or_folder), fingerprint(folder / WEIGHTS_NAME))
+        return cls(vae, scale, str(name_or_folder), fingerprint_weights(path))
 
     @torch.no_grad()
     def moments(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -140,40 +147,76 @@ def codec_folder(name_or_folder: str | Path) -> Path:
 
 
 def load_vae(folder: Path, dtype: torch.dtype) -> AutoencoderKL:
-    """The autoencoder of a folder, every one of its weights from the safetensors file.
+    """Load the autoencoder of a folder, every one of its weights from safetensors or torch files, or shards of them.
 
-    Raises MissingError without that file, InputError where file and config.json do not fit each other.
+    Raises MissingError without weights, InputError where they and config.json do not fit each other.
     """
+    return _read_vae(_weights_of(folder), read_vae_config(folder), dtype)
+
+
+def _read_vae(path: Path, config: dict[str, Any], dtype: torch.dtype) -> AutoencoderKL:
     from diffusers import AutoencoderKL
 
-    if not (folder / WEIGHTS_NAME).is_file():
-        raise MissingError(f"no {WEIGHTS_NAME} in {folder}: latent codecs are read from safetensors only")
+    tensors = find_state_dict(read_weights(path).content, path, (ANCHOR,))
     try:
-        vae, info = AutoencoderKL.from_pretrained(
-            str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError) as error:
+        with torch.device("meta"):  # every weight comes from the file
+            vae = AutoencoderKL.from_config(config)
+        tensors = _diffusers_names(tensors, config)
+    except Exception as error:  # whatever diffusers says of a config or names that it does not know
         reason = str(error).strip().split("\n")[0]
-        raise InputError(f"{folder / WEIGHTS_NAME} is not whole, or does not fit its config.json ({reason})") from None
-    odd = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
+        raise InputError(f"{path} is not whole, or does not fit its config.json ({reason})") from None
+    own = vae.state_dict()
+    odd = [*(own.keys() - tensors.keys()), *(tensors.keys() - own.keys())]
+    odd += [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
     if odd:
-        raise InputError(
-            f"{folder / WEIGHTS_NAME} does not fit its config.json, at {len(odd)} weights such as {odd[0]}"
-        )
-    return vae
+        raise InputError(f"{path} does not fit its config.json, at {len(odd)} weights such as {min(odd)}")
+    check_types(own, tensors, path)
+    vae.load_state_dict(tensors, assign=True)
+    return vae.to(dtype).eval()
+
+
+def _weights_of(folder: Path) -> Path:
+    path = find_weights(folder)
+    if path is None:
+        raise MissingError(f"no {WEIGHTS_NAME} in {folder}, nor other weights under a usual name")
+    return path
+
+
+def _diffusers_names(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Return tensors under the names of today's diffusers, from those of CompVis or of earlier versions.
+
+    Raises ValueError for names that CompVis' layout does not have, which its converter would leave out.
+    """
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(LOSS)}
+    if LDM_NAME in tensors:
+        from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
+        converted = convert_ldm_vae_checkpoint(tensors, config)
+        if len(converted) < len(tensors):
+            raise ValueError(f"{len(tensors) - len(converted)} of its {len(tensors)} tensors have unknown names")
+        tensors = converted
+    renamed = {}
+    for name, tensor in tensors.items():
+        *module, old, kind = name.split(".") if ".attentions." in name else ("", "", name)
+        renamed[".".join((*module, EARLIER_NAMES[old], kind)) if old in EARLIER_NAMES else name] = tensor
+    return renamed
 
 
 def read_vae_config(folder: Path) -> dict[str, Any]:
-    """The config.json of an AutoencoderKL folder, checked to give 16 channels at an eighth of the resolution."""
+    """Read the config.json of an AutoencoderKL folder, checked to give 16 channels at an eighth of the resolution."""
     path = folder / "config.json"
     if not path.is_file():
         raise MissingError(f"no config.json in {folder}: expected a diffusers AutoencoderKL folder")
+    placeholder = recognise_placeholder(path)
+    if placeholder:
+        raise InputError(f"{path} {placeholder}")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_json(path)
         channels, levels = config["latent_channels"], len(config["block_out_channels"])
-        config["scaling_factor"], config["shift_factor"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not the config of a diffusers AutoencoderKL: {error!r}") from error
+        float(config["scaling_factor"]), float(config["shift_factor"] or 0.0)
+    except (InputError, KeyError, TypeError, ValueError) as error:
+        reason = str(error) if isinstance(error, InputError) else repr(error)
+        raise InputError(f"{path} is not the config of a diffusers AutoencoderKL: {reason}") from error
     if channels != LATENT_CHANNELS:
         raise InputError(f"{path}: latent_channels is {channels}, expected {LATENT_CHANNELS}")
     if 2 ** (levels - 1) != DOWNSAMPLING:

@@ -52,6 +52,7 @@ class Session:
             "sampling_algo": solver.algorithm,
             "precision": solver.precision,
             **({"compiled": True} if self.args.compile else {}),  # which rounds otherwise
+            **({"averaged": False} if self.args.weights == "raw" else {}),
             "weights": self.run.fingerprint,
             "vae_weights": self.codec.fingerprint,
         }
@@ -104,7 +105,7 @@ def open_session(args: argparse.Namespace) -> Session:
         raise InputError("--precision fp16 needs a GPU; on a CPU take fp32, or bf16 where the processor has it")
     interval = tuple(args.guidance_interval) if args.guidance_interval else None
     solver = Solver(args.sampling_steps, args.guidance_strength, args.sampling_algo, interval, args.precision)
-    run = open_run(args.workdir or default_work_dir(), args.checkpoint, device)
+    run = open_run(args.workdir or default_work_dir(), args.checkpoint, device, ema=args.weights == "ema")
     if args.compile:
         run.model.compile_blocks()
     config = run.config

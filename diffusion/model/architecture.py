@@ -11,11 +11,14 @@ from typing import Any
 import torch
 
 from diffusion.errors import InputError
-from diffusion.model.embed import grid_positions, sincos_2d
+from diffusion.model.embed import grid_positions, sincos_2d, token_grid
 from diffusion.model.names import DIFFUSERS_CLASS
 from diffusion.model.pixart import PRESETS, PixArt
 
 PREDICTION_TYPE = "prediction_type"  # of checkpoints: epsilon or v_prediction
+COND_POSITIONS = "use_cond_pos_embed"
+PUBLISHED_CELLS = 32  # side of a condition token's window in latents: 256 pixels
+PUBLISHED_SPAN = 64  # latents along a side for each unit of pe_interpolation: 512 pixels
 
 
 def infer_architecture(tensors: Mapping[str, torch.Tensor], source: str | Path = "the weights") -> dict[str, Any]:
@@ -109,7 +112,29 @@ def diffusers_config(model: PixArt, prediction_type: str = "epsilon") -> dict[st
         "use_additional_conditions": False,
         **({"qk_norm": "layer_norm_across_heads"} if qk_norm else {}),
         **({PREDICTION_TYPE: prediction_type} if prediction_type != "epsilon" else {}),
+        **({COND_POSITIONS: False} if model.model_max_length > 1 and model.y_pos_embed is None else {}),
     }
+
+
+def published_positions(architecture: Mapping[str, Any], source: str | Path) -> dict[str, Any]:
+    """Return input_size and pe_interpolation as all published stages have them, each where the architecture lacks it.
+
+    L condition tokens stand for sqrt(L) * 256 pixels a side, and pe_interpolation is that by 512. Raises InputError for
+    an L that makes no square.
+    """
+    tokens = architecture["model_max_length"]
+    side = math.isqrt(tokens)
+    if "input_size" not in architecture and side**2 != tokens:
+        raise InputError(f"{source} has no pos_embed, and does not say its input_size: {tokens} tokens make no square")
+    size = architecture.get("input_size", side * PUBLISHED_CELLS)
+    published = {"input_size": size, "pe_interpolation": size / PUBLISHED_SPAN}
+    return {name: value for name, value in published.items() if name not in architecture}
+
+
+def has_cond_positions(architecture: Mapping[str, Any]) -> bool:
+    """Tell whether a published network of these tokens has positions for them: all with several tokens do."""
+    tokens = architecture["model_max_length"]
+    return tokens > 1 and math.isqrt(tokens) ** 2 == tokens and architecture["caption_channels"] % 4 == 0
 
 
 def position_grid(architecture: Mapping[str, Any]) -> torch.Tensor:
@@ -117,6 +142,13 @@ def position_grid(architecture: Mapping[str, Any]) -> torch.Tensor:
     side = architecture["input_size"] // architecture["patch_size"]
     positions = grid_positions(side, side, architecture["pe_interpolation"])
     return sincos_2d(architecture["hidden_size"], positions, positions)[None]
+
+
+def token_positions(architecture: Mapping[str, Any]) -> torch.Tensor:
+    """The (1, L, D) positions of the condition tokens of this architecture."""
+    base = architecture["input_size"] // architecture["patch_size"]
+    width, tokens = architecture["caption_channels"], architecture["model_max_length"]
+    return token_grid(width, tokens, base, architecture["pe_interpolation"])
 
 
 def _position_settings(pos_embed: torch.Tensor, patch_size: int) -> dict[str, Any]:

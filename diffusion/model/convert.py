@@ -6,9 +6,8 @@ Nothing is ever unpickled: torch files are read with weights_only, everything el
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
+import logging
+import re
 from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,21 +15,39 @@ from typing import Any, NamedTuple
 import torch
 
 from diffusion.errors import InputError, MissingError
-from diffusion.files import written_aside
+from diffusion.files import recognise_placeholder, written_aside
 from diffusion.model.architecture import (
+    COND_POSITIONS,
     PREDICTION_TYPE,
     architecture_of,
     check_architecture,
     diffusers_config,
+    has_cond_positions,
     infer_architecture,
     position_grid,
+    published_positions,
+    token_positions,
 )
 from diffusion.model.names import DIFFUSERS_CLASS, from_diffusers, to_diffusers
 from diffusion.model.pixart import PixArt
-from diffusion.weights import read_safetensors, read_torch_file
+from diffusion.state_dicts import check_types, find_state_dict
+from diffusion.text import read_json
+from diffusion.weights import Stored, find_weights, is_safetensors, read_weights
+
+log = logging.getLogger(__name__)
 
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
 TOLD = "pixcell"  # key of the metadata of safetensors files
+ANCHOR, DIFFUSERS_ANCHOR = "x_embedder.proj.weight", "pos_embed.proj.weight"  # tensors that every network has
+POSITIONS = ("pos_embed", "y_pos_embed")  # constants that follow from the architecture
+CONSTANTS = (*POSITIONS, "y_embedder.y_embedding", "caption_projection.uncond_embedding")  # which are never trained
+OTHER_NETWORKS = {  # parts of names, and whose they are
+    "lora": "a LoRA, which changes a network; give the network's own weights",
+    "controlnet": "a ControlNet; give the network that it steers",
+    ".encoder.conv_in.": "an autoencoder, which belongs at --vae",
+    ".cls_token": "an embedder of patches, which belongs at --encoder",
+    ".patch_embed.": "an embedder of patches, which belongs at --encoder",
+}
 
 
 class Weights(NamedTuple):
@@ -44,32 +61,29 @@ class Weights(NamedTuple):
     told: dict[str, Any]
 
 
-def load_weights(path: str | Path, ema: bool = True) -> Weights:
+def load_weights(path: str | Path, ema: bool = True, positions: bool = True) -> Weights:
     """Read an official .ckpt/.pth, a checkpoint of this project (file or folder), .safetensors, or a diffusers folder.
 
-    ema: of a checkpoint that holds both, take the averaged weights.
+    Shards and the names that wrappers give are read, too. ema: of a checkpoint that holds both, take the averaged
+    weights. positions: compute those that the file lacks, as all published stages have them where it does not say;
+    without, they are left out of the state dict, and what only they show of the architecture.
     Raises MissingError, or InputError for a file that is damaged, needs unpickling, or holds no PixArt.
     """
     path = Path(path)
-    settings: dict[str, Any] = {}
-    if path.is_dir():
-        tensors, settings = _read_folder(path, ema)
-    elif not path.is_file():
-        raise MissingError(f"no weights at {path}")
-    elif path.suffix == ".safetensors":
-        tensors = read_safetensors(path)
-        of_diffusers = "pos_embed.proj.weight" in tensors  # such a file needs the config.json beside it
-        settings = _diffusers_settings(path.with_name("config.json")) if of_diffusers else _told_by_safetensors(path)
-    else:
-        tensors, settings = _read_checkpoint(path, ema)
-    if "pos_embed.proj.weight" in tensors:
-        tensors = from_diffusers(tensors)
-    if "x_embedder.proj.weight" not in tensors:
-        raise InputError(f"{path} holds no PixArt network: no x_embedder.proj.weight among its {len(tensors)} tensors")
+    file = _find_file(path, ema) if path.is_dir() else path
+    stored = read_weights(file)
+    tensors, settings = _network_of(stored, path, ema), _settings_of(stored)
+    of_diffusers = DIFFUSERS_ANCHOR in tensors
+    if of_diffusers:
+        settings = settings or _diffusers_settings(file.with_name("config.json"))
+        tensors = _official_names(tensors, path)
+    inferred = infer_architecture(tensors, path)
+    if (of_diffusers or "pos_embed" not in tensors) and has_cond_positions(inferred):
+        inferred[COND_POSITIONS] = True  # where nothing says otherwise
     arguments = {name: value for name, value in settings.items() if name != PREDICTION_TYPE}
-    architecture = check_architecture({**infer_architecture(tensors, path), **arguments}, path)
-    if "pos_embed" not in tensors:  # the diffusers layout computes it
-        tensors["pos_embed"] = position_grid(architecture).to(tensors["x_embedder.proj.weight"].dtype)
+    architecture = check_architecture({**inferred, **arguments}, path)
+    if positions:
+        tensors, architecture = _with_positions(tensors, architecture, path)
     return Weights(tensors, architecture, settings)
 
 
@@ -79,8 +93,14 @@ def load_into(model: PixArt, weights: Mapping[str, torch.Tensor], source: str | 
     model.load_state_dict(weights)
 
 
+def with_positions_of(model: PixArt, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return weights with the positions of the network that they are for, where they have none."""
+    own = model.state_dict()
+    return {**weights, **{name: own[name] for name in POSITIONS if name in own and name not in weights}}
+
+
 def check_fit(own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], source: str | Path) -> None:
-    """Hold names and shapes of weights against a network's own. Raises InputError naming those that differ."""
+    """Compare names, shapes and types of weights with a network's own. Raises InputError naming those that differ."""
     missing = sorted(own.keys() - weights.keys())
     unknown = sorted(weights.keys() - own.keys())
     shapes = [
@@ -95,6 +115,7 @@ def check_fit(own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tenso
     ]
     if complaints:
         raise InputError(f"{source} is of another architecture than the network ({'; '.join(complaints)})")
+    check_types(own, weights, source)
 
 
 def check_told(
@@ -132,18 +153,12 @@ def save_diffusers(model: PixArt, folder: str | Path, prediction_type: str = "ep
             "pos_embed is not the grid of its size in the type of the weights, and the diffusers layout stores none; "
             "write another format"
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in to_diffusers(own).items()}
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        save_file(tensors, aside / DIFFUSERS_WEIGHTS, metadata={"format": "pt"})
-        config = diffusers_config(model, prediction_type)
-        (aside / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        aside.chmod(0o755)
-        os.replace(aside, folder)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+    config = diffusers_config(model, prediction_type)
+    with written_aside(folder) as temporary:
+        temporary.mkdir()
+        save_file(tensors, temporary / DIFFUSERS_WEIGHTS, metadata={"format": "pt"})
+        (temporary / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def save_official(model: PixArt, path: str | Path, prediction_type: str = "epsilon") -> None:
@@ -169,47 +184,111 @@ def _new_file(path: str | Path) -> Path:
     return Path(path)
 
 
-def _read_folder(folder: Path, ema: bool) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def _find_file(folder: Path, ema: bool) -> Path:
+    """Return the weights file of a folder: of diffusers, of a pipeline, or of a run. Raises MissingError."""
     if (folder / "model_index.json").is_file():  # a whole pipeline
         folder = folder / "transformer"
+    elif not (folder / "config.json").is_file():
+        parts = ("transformer_ema", "transformer") if ema else ("transformer",)  # of a state that accelerate saves
+        folder = next((folder / part for part in parts if (folder / part / "config.json").is_file()), folder)
+    found = find_weights(folder)
+    if found is not None:
+        return found
     if (folder / "config.json").is_file():
-        return read_safetensors(folder / DIFFUSERS_WEIGHTS), _diffusers_settings(folder / "config.json")
+        raise MissingError(f"no weights at {folder / DIFFUSERS_WEIGHTS}")
     wanted = "last_ema.ckpt" if ema else "step_*.ckpt"
-    found = sorted(path for place in (folder, folder / "checkpoints") for path in place.glob(wanted))
-    if not found:
-        raise MissingError(f"no weights in {folder}: looked for config.json with {DIFFUSERS_WEIGHTS}, and for {wanted}")
-    return _read_checkpoint(max(found, key=lambda path: path.name), ema)
+    for pattern in (wanted, "epoch_*_step_*.pth"):  # ours, and the original project's
+        steps = [path for place in (folder, folder / "checkpoints") for path in place.glob(pattern)]
+        if steps:
+            return max(steps, key=lambda path: (_step_of(path), path.name))
+    raise MissingError(f"no weights in {folder}: looked for config.json with {DIFFUSERS_WEIGHTS}, and for {wanted}")
+
+
+def _step_of(path: Path) -> int:
+    match = re.search(r"step_(\d+)", path.name)
+    return int(match[1]) if match else 0
+
+
+def _network_of(stored: Stored, path: Path, ema: bool) -> dict[str, torch.Tensor]:
+    """Return a network's tensors. Raises InputError for averages where raw ones are asked for, and for other content."""
+    content = stored.content
+    ours = isinstance(content, Mapping) and isinstance(content.get("architecture"), Mapping)
+    if not ema and ours and "model" not in content:
+        raise InputError(f"{path} holds averaged weights only; the weights themselves are in a step_<n>.ckpt")
+    advice = "--weights raw, of the tools that sample and of tools/convert_checkpoint.py,"
+    tensors = find_state_dict(content, path, (ANCHOR, DIFFUSERS_ANCHOR), ema, constants=CONSTANTS, advice=advice)
+    kind = next((kind for part, kind in OTHER_NETWORKS.items() if any(part in f".{name}" for name in tensors)), "")
+    if kind or not tensors.keys() & {ANCHOR, DIFFUSERS_ANCHOR}:
+        raise InputError(
+            f"{path} holds no PixArt network: "
+            + (f"its tensors are those of {kind}" if kind else f"no {ANCHOR} among its {len(tensors)} tensors")
+        )
+    return tensors
+
+
+def _official_names(tensors: Mapping[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
+    """Return tensors of the diffusers layout under official names. Raises InputError with their source."""
+    try:
+        return from_diffusers(tensors)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except RuntimeError as error:  # of torch.cat
+        raise InputError(f"{path}: queries, keys and values do not fit each other ({error})") from None
+
+
+def _with_positions(
+    tensors: dict[str, torch.Tensor], architecture: dict[str, Any], path: Path
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Compute the positions that a state dict lacks. Raises InputError for an architecture that can have none."""
+    grids = {"pos_embed": position_grid, **({"y_pos_embed": token_positions} if architecture[COND_POSITIONS] else {})}
+    absent = [name for name in grids if name not in tensors]
+    if not absent:
+        return tensors, architecture
+    assumed = published_positions(architecture, path)
+    architecture = {**architecture, **assumed}
+    try:
+        computed = {name: grids[name](architecture).to(tensors[ANCHOR].dtype) for name in absent}
+    except ValueError as error:
+        raise InputError(f"{path} lacks {' and '.join(absent)}, which cannot be computed ({error})") from None
+    if assumed:
+        values = ", ".join(f"{name}={value:g}" for name, value in assumed.items())
+        log.warning("%s lacks %s; computed as published networks have it: %s", path, " and ".join(absent), values)
+    return tensors | computed, architecture
 
 
 def _diffusers_settings(path: Path) -> dict[str, Any]:
-    """What a config.json of the released layout says of the architecture beyond the tensors."""
+    """Return what a config.json of the released layout says of the architecture beyond the tensors."""
     if not path.is_file():
         raise MissingError(f"no {path}, which says what the tensors beside it are")
+    placeholder = recognise_placeholder(path)
+    if placeholder:
+        raise InputError(f"{path} {placeholder}")
     try:
-        settings = json.loads(path.read_text())
+        settings = read_json(path)
+    except InputError as error:
+        raise InputError(f"{path} is not the config of a {DIFFUSERS_CLASS} ({error})") from None
+    try:
         if settings["_class_name"] != DIFFUSERS_CLASS:
             raise InputError(f"{path} is the config of a {settings['_class_name']}: expected a {DIFFUSERS_CLASS}")
         return {
             "input_size": settings["sample_size"],
             "num_heads": settings["num_attention_heads"],
             "pe_interpolation": settings["interpolation_scale"],
-            **({PREDICTION_TYPE: settings[PREDICTION_TYPE]} if PREDICTION_TYPE in settings else {}),
+            **{key: settings[key] for key in (PREDICTION_TYPE, COND_POSITIONS) if key in settings},
         }
-    except InputError:
-        raise
-    except (ValueError, KeyError, TypeError) as error:
+    except KeyError as error:
         raise InputError(f"{path} is not the config of a {DIFFUSERS_CLASS} ({error!r})") from None
 
 
-def _read_checkpoint(path: Path, ema: bool) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """A torch file's network, and what the trainer of this project wrote beside it about that."""
-    content = read_torch_file(path)
-    told = told_by(content) if isinstance(content, Mapping) else {}
-    return _state_dict_of(content, path, ema), told
+def _settings_of(stored: Stored) -> dict[str, Any]:
+    """Return what a file of this project says of its network; nothing for files of others."""
+    if len(stored.files) == 1 and is_safetensors(stored.files[0]):
+        return _told_by_safetensors(stored.files[0])
+    return told_by(stored.content) if isinstance(stored.content, Mapping) else {}
 
 
 def _told_by_safetensors(path: Path) -> dict[str, Any]:
-    """What save_safetensors noted of a file's network; nothing in files of others."""
+    """Return what save_safetensors noted of a file's network; nothing for files of others."""
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
@@ -221,21 +300,7 @@ def _told_by_safetensors(path: Path) -> dict[str, Any]:
 
 
 def told_by(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """What a checkpoint of this project says of its network."""
+    """Return what a checkpoint of this project says of its network."""
     architecture = checkpoint.get("architecture")
     told = dict(architecture) if isinstance(architecture, Mapping) else {}
     return told | {name: checkpoint[name] for name in (PREDICTION_TYPE,) if name in checkpoint}
-
-
-def _state_dict_of(content: Any, path: Path, ema: bool) -> dict[str, torch.Tensor]:
-    """The network's tensors in a torch file: under `ema` or `model` in ours, under `state_dict` in released ones, or bare."""
-    if isinstance(content, Mapping):
-        if not ema and "architecture" in content and "model" not in content:
-            raise InputError(f"{path} holds averaged weights only; the weights themselves are in a step_<n>.ckpt")
-        keys = [key for key in ("ema" if ema else "model", "state_dict") if isinstance(content.get(key), Mapping)]
-        content = content[keys[0]] if keys else content
-    if not isinstance(content, Mapping) or not all(isinstance(value, torch.Tensor) for value in content.values()):
-        raise InputError(
-            f"{path} holds no state dict: expected tensors by name, at the top or under state_dict, ema or model"
-        )
-    return {name.removeprefix("module."): tensor for name, tensor in content.items()}

@@ -21,6 +21,7 @@ RENAMED = {
     "y_embedder.y_proj.fc2": "caption_projection.linear_2",
     "y_embedder.y_embedding": "caption_projection.uncond_embedding",
     "y_pos_embed": "y_pos_embed.y_pos_embed",
+    "pos_embed": "pos_embed.pos_embed",  # read where diffusers has kept it, never written
     "final_layer.linear": "proj_out",
     "final_layer.scale_shift_table": "scale_shift_table",
 }

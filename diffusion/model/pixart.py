@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import os
 import shutil
 
@@ -16,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from diffusion.errors import InputError
 from diffusion.model.blocks import FinalLayer, PixArtBlock
-from diffusion.model.embed import ConditionEmbedder, PatchEmbed, TimestepEmbedder, grid_positions, sincos_2d
+from diffusion.model.embed import ConditionEmbedder, PatchEmbed, TimestepEmbedder, grid_positions, sincos_2d, token_grid
 
 COMPILERS = ("g++", "gcc", "clang++", "clang", "cl")
 PRESETS = {
@@ -128,13 +129,10 @@ class PixArt(nn.Module):
         return sincos_2d(self.hidden_size, *grid)[None]
 
     def token_grid(self) -> torch.Tensor:
-        """Positions of the condition tokens at the centres of their windows, on the image's scale: (1, L, D)."""
-        side = int(self.model_max_length**0.5)
-        if side**2 != self.model_max_length:
+        """Positions of the condition tokens, (1, L, D). Raises InputError for tokens that make no square."""
+        if math.isqrt(self.model_max_length) ** 2 != self.model_max_length:
             raise InputError(f"use_cond_pos_embed: model_max_length {self.model_max_length} must be a square number")
-        centre = self.base_size // self.model_max_length
-        positions = grid_positions(side, self.base_size, self.pe_interpolation, phase=centre)
-        return sincos_2d(self.caption_channels, positions, positions)[None]
+        return token_grid(self.caption_channels, self.model_max_length, self.base_size, self.pe_interpolation)
 
     def initialize_weights(self) -> None:
         """Xavier for linear maps, small normals around time and condition, zeros where a block or the network ends."""
