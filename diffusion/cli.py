@@ -16,10 +16,13 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 from diffusion.errors import InputError
 from diffusion.memory import keep_freed_memory
 from diffusion.text import expand_path, is_utf8, printable
+from diffusion.threads import share_cores
 
 if TYPE_CHECKING:
     import torch
     from accelerate import PartialState
+
+share_cores()  # every command line imports this module before anything that loads torch
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 # What a system refuses, rather than a mistake of ours: full and read-only disks, rights, files in the way of folders, ...

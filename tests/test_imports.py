@@ -11,7 +11,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MODULES = sorted((REPOSITORY / "diffusion").rglob("*.py"))
-EVERYWHERE = {"errors", "files", "folders", "memory", "precision", "seeds", "state_dicts", "text", "weights"}
+EVERYWHERE = {"errors", "files", "folders", "memory", "precision", "seeds", "state_dicts", "text", "threads", "weights"}
 # part of the package -> the parts that it may import
 ALLOWED = {
     **{name: set() for name in ("config", "data", "model", "encoders", "schedule", "cli", *EVERYWHERE)},

@@ -1,4 +1,4 @@
-"""Measure this machine: network, training step, sampling, large pictures, extraction, reading, start.
+"""Measure this machine: network, training step, sampling, large pictures, extraction, reading, start, a busy CPU.
 
 Everything is timed in turns with a peer, since machines slow down and speed up: what counts is the ratio. Peers are
 diffusers' PixArt with its DPM-Solver, AdamW and EMAModel, loops that do one thing at a time, and the ways of the published
@@ -33,7 +33,7 @@ EXAMPLES = """  python tools/bench.py all --json bench.json
   python tools/bench.py extract --root data/demo --dataset demo --encoder mobilenetv2"""
 BATCHES = {"train": 8, "sample": 4, "floor": 8}
 PATCHES = {"extract": 24, "data": 1024}
-ROUNDS = {"train": 8, "sample": 3, "panorama": 2, "extract": 3, "data": 3, "startup": 3}
+ROUNDS = {"train": 8, "sample": 3, "panorama": 2, "extract": 3, "data": 3, "startup": 3, "busy": 3}
 STEPS = {"sample": 20, "panorama": 1, "floor": 20}
 
 
@@ -180,6 +180,17 @@ def startup(args: argparse.Namespace, device: torch.device, rounds: int) -> Iter
     yield from startup_rows(rounds)
 
 
+def busy(args: argparse.Namespace, device: torch.device, rounds: int) -> Iterator[Row]:
+    import torch
+
+    from diffusion.bench.case import Case
+    from diffusion.bench.sharing import sharing_rows
+
+    yield from sharing_rows(
+        Case(args.size or "tiny", args.pixels, args.batch_size or 8, torch.device("cpu"), "fp32"), rounds
+    )
+
+
 MEASURED = {
     "train": train,
     "sample": sample,
@@ -187,6 +198,7 @@ MEASURED = {
     "extract": extract,
     "data": data,
     "startup": startup,
+    "busy": busy,
     "floor": floor,
 }
 

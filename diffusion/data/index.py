@@ -209,24 +209,29 @@ def open_index(path: Path) -> h5py.File:
 
 
 def index_keys(path: Path) -> list[str]:
-    """Return the keys of an index, those with lists of names; what else lies in the file is named in the log.
+    """Return the keys of an index, `<dataset>_<size>` with lists of names; what else lies in the file is named in the log.
 
     Raises as open_index does; InputError for an entry called `<dataset>_<size>` that holds no names.
     """
     with open_index(path) as file:
         kinds = {key: _kind_of(file, key) for key in _entries(file)}
-        for key, kind in kinds.items():
-            if kind is not None and re.search(r"._\d+$", key):
-                names_under(file, key)
-    _report_other_entries(path, tuple(f"{key}, {kind}" for key, kind in kinds.items() if kind is not None))
-    return [key for key, kind in kinds.items() if kind is None]
+        keys = [key for key in kinds if re.search(r"._\d+$", key)]
+        for key in keys:
+            names_under(file, key)
+    others = tuple(f"{key}, {kind or 'strings'}" for key, kind in kinds.items() if key not in keys)
+    _report_other_entries(path, others)
+    return keys
 
 
 @cache
 def _report_other_entries(path: Path, entries: tuple[str, ...]) -> None:
     """Log once what an index holds beside its keys."""
     if entries:
-        log.warning("%s: left out, as no lists of patch names: %s", path, abbreviate([printable(e) for e in entries]))
+        log.warning(
+            "%s: left out, as no <dataset>_<size> with a list of patch names: %s",
+            path,
+            abbreviate([printable(e) for e in entries]),
+        )
 
 
 def all_names(path: Path, key: str) -> Iterator[str]:

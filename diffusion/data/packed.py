@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -284,7 +285,9 @@ def open_table(folder: Path) -> np.ndarray:
         raise InputError(f"{folder} is packed in part; run tools/pack_features.py to its end")
     try:
         table = np.load(folder / TABLE, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        if not isinstance(table, np.ndarray):
+            raise ValueError("an archive of arrays")
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{folder / TABLE} is damaged ({error}); run tools/pack_features.py again") from error
     if table.dtype != np.uint64 or table.ndim != 2 or len(table) != 2:
         raise InputError(f"{folder / TABLE} is {table.dtype} {table.shape}, expected uint64 (2, n); pack again")

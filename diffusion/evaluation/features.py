@@ -305,6 +305,8 @@ def read_feature_file(path: Path) -> Features:
         raise MissingError(f"no file of features at {path}")
     try:
         content = np.load(path, allow_pickle=False, mmap_mode="r" if path.suffix == ".npy" else None)
+        if isinstance(content, np.ndarray) is not (path.suffix == ".npy"):
+            raise ValueError(f"its content is of another kind than {path.suffix}")
         values = content if path.suffix == ".npy" else content["features"]
         named = path.suffix == ".npz" and "names" in content
         names = content["names"].tolist() if named else list(range(len(values)))

@@ -1,0 +1,90 @@
+"""A training step on a CPU that others use, too: with our way of waiting for threads, and with the runtime's own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from diffusion.bench.case import Case
+from diffusion.bench.clock import median
+from diffusion.bench.table import Row, compared, timed
+from diffusion.threads import OF_THE_USER, WAITING
+
+CLONE = Path(__file__).resolve().parents[2]
+OURS, PEER = "ours", "the runtime's own waiting"
+# What other programs do, with the settings that they come with.
+NEIGHBOURS = {
+    "alone": "",
+    "beside a program of one thread": "while True: pass",
+    "beside another torch program": "import torch\na = torch.randn(1024, 1024)\nwhile True: (a @ a).relu()",
+}
+WARM_UP = 3  # seconds until a neighbour computes
+
+
+def sharing_rows(case: Case, rounds: int, steps: int = 20) -> Iterator[Row]:
+    """Yield the seconds of a step beside each neighbour, and how many times those alone they are."""
+    what, alone = f"training step {case.name}, batch {case.batch}", {}
+    for name, code in NEIGHBOURS.items():
+        taken: dict[str, list[float]] = {OURS: [], PEER: []}
+        with neighbour(code):
+            for _ in range(rounds):
+                for way, seconds in taken.items():
+                    seconds.append(step_seconds(case, steps, way == OURS))
+        yield timed(f"{what}, {name}", taken, PEER)
+        alone = alone or {way: median(seconds) for way, seconds in taken.items()}
+        if code:
+            times = [median(taken[way]) / alone[way] for way in (OURS, PEER)]
+            yield compared(f"{what}, {name}, of the time alone", "x", *times, PEER)
+
+
+@contextlib.contextmanager
+def neighbour(code: str) -> Iterator[None]:
+    """Run a program beside what is measured; none for no code."""
+    if not code:
+        yield
+        return
+    program = subprocess.Popen([sys.executable, "-c", code], env=environment(waiting=False))
+    try:
+        time.sleep(WARM_UP)
+        yield
+    finally:
+        program.kill()
+        program.wait()
+
+
+def step_seconds(case: Case, steps: int, waiting: bool) -> float:
+    """Return the median of some steps in a fresh process, since torch's threads read their settings once."""
+    values = (case.size, case.pixels, case.batch, case.precision, steps)
+    command = [sys.executable, "-m", __name__, *map(str, values)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=CLONE, env=environment(waiting))
+    return float(done.stdout)
+
+
+def environment(waiting: bool) -> dict[str, str]:
+    """Return this process's environment, with our way of waiting or with no word on that."""
+    kept = {name: value for name, value in os.environ.items() if name not in OF_THE_USER}
+    return kept | WAITING if waiting else kept
+
+
+def main(arguments: Sequence[str]) -> None:
+    import torch
+
+    from diffusion.bench.training import Ours, Step
+
+    size, pixels, batch, precision, steps = arguments
+    step = Step(Ours(Case(size, int(pixels), int(batch), torch.device("cpu"), precision)))
+    seconds = []
+    for _ in range(2 + int(steps)):
+        began = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - began)
+    print(median(seconds[2:]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
