@@ -155,6 +155,11 @@ def user_path(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def path_text(text: str) -> str:
+    """Convert an argument to a path in text, expanded likewise: of names that are looked up below another folder."""
+    return str(user_path(text))
+
+
 def output_folder(text: str) -> Path:
     """Convert an argument to a folder to write to, which is there or can be made: found out before hours of work."""
     path = user_path(text)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from diffusion.cli import Parser, finite_float, natural_int, positive_int, tool_parser
+from diffusion.cli import Parser, finite_float, natural_int, path_text, positive_int, tool_parser
 
 GROUPS = ("sampling", "conditions")  # of the options
 ALGORITHMS = ("dpm-solver", "ddim", "iddpm", "sa-solver")  # of diffusion.sampling, which would take seconds to import
@@ -82,8 +82,12 @@ def patch_sampler_parser(description: str, examples: str, out_dir: str | None, c
     add("--images", type=Path, nargs="+", help="image files that condition, embedded now, instead of indexed patches")
     add("--tokens", type=Path, nargs="+", help=".npy files of embeddings that condition: (L, D), or (n, L, D)")
     add("--data_root", type=Path, help="folder of patches/ and features/ [--root if given, else the run's]")
-    add("--patch_names_file", help="index of the patches that condition [the run's]")
-    add("--features_dir", help="folder of their features below the root, such as patches or packed [the run's]")
+    add("--patch_names_file", type=path_text, help="index of the patches that condition [the run's]")
+    add(
+        "--features_dir",
+        type=path_text,
+        help="folder of their features below the root, such as patches or packed [the run's]",
+    )
     add("--subset_keys", nargs="+", help="keys of that index [the run's]")
     add("--format", choices=("png", "jpeg"), default="png", help="png is lossless; never score jpeg")
     return parser

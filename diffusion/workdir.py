@@ -19,9 +19,10 @@ from diffusion.encoders.latents import EMBEDDED_CODECS, LatentCodec, LatentScale
 from diffusion.encoders.networks import EMBEDDERS
 from diffusion.errors import InputError, MissingError
 from diffusion.files import fingerprint_of_tensors
+from diffusion.folders import LeftOut, walk_files
 from diffusion.model.convert import Weights, check_told, load_into, load_weights, with_positions_of
 from diffusion.model.pixart import PixArt, build_model
-from diffusion.text import abbreviate
+from diffusion.text import abbreviate, expand_path
 from diffusion.weights import find_weights
 
 CONFIG_FILE = "config.py"
@@ -105,14 +106,15 @@ def _config_of(weights: Weights, source: Path) -> Config:
 
 
 def default_work_dir() -> Path:
-    """$PIXCELL_WORKDIR, else the run below ./output whose weights are the newest. Raises MissingError."""
+    """Return $PIXCELL_WORKDIR, else the run below ./output whose weights are the newest. Raises MissingError."""
     named = os.environ.get("PIXCELL_WORKDIR")
     if named:
-        return Path(named)
-    weights = [path for path in Path("output").rglob(LAST_WEIGHTS) if (path.parents[1] / CONFIG_FILE).is_file()]
-    if not weights:
+        return Path(expand_path(named))
+    files = walk_files(Path("output"), LeftOut()) if Path("output").is_dir() else ()
+    runs = [path.parents[1] for path in files if path.match(LAST_WEIGHTS) and (path.parents[1] / CONFIG_FILE).is_file()]
+    if not runs:
         raise MissingError("no run in ./output; name one with --workdir or $PIXCELL_WORKDIR")
-    return max(weights, key=lambda path: path.stat().st_mtime_ns).parents[1]
+    return max(runs, key=lambda folder: (folder / LAST_WEIGHTS).stat().st_mtime_ns)
 
 
 def check_tokens(config: Config, dataset: PanCancerData | SkipBad) -> None:
@@ -138,9 +140,10 @@ def check_shape(config: Config, tokens: torch.Tensor, name: str) -> None:
 
 
 def vae_location(vae: str, root: Path) -> str | Path:
-    """An embedded codec's name, or a folder: absolute, else below `root`, else below the current folder."""
+    """Return an embedded codec's name, or a folder: absolute, else below `root`, else below the current folder."""
     if vae in EMBEDDED_CODECS:
         return vae
+    vae = expand_path(vae)
     places = [root / vae, Path(vae)]
     for place in places:
         if place.is_dir():

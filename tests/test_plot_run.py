@@ -228,7 +228,7 @@ class TestCommand:
             ((tmp_path,), "one/run/tensorboard, silent/tensorboard, two/run/tensorboard"),
             ((workdirs[0], "--tags", "train/lost"), "did you mean train/loss?"),
             ((workdirs[0], "--out", tmp_path / "c.pdf"), "expected the name of a PNG file"),
-            ((workdirs[0], "--out", tmp_path / "folder.png"), "expected the name of a PNG file"),
+            ((workdirs[0], "--out", tmp_path / "folder.png"), "is a folder, expected the name of a file"),
         ):
             done = in_process(main, "--out", out, *arguments)
             lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]

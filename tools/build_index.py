@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 import numpy as np
 from tqdm import tqdm
 
-from diffusion.cli import cores, output_file, positive_int, run, tool_parser
+from diffusion.cli import cores, output_file, path_text, positive_int, run, tool_parser
 from diffusion.errors import InputError, MissingError
 from diffusion.text import iterate_text
 
@@ -223,7 +223,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--verify", action="store_true", help="check what the index lists, and build nothing")
     parser.add_argument("--images_only", action="store_true", help="verify the images, not the features")
     parser.add_argument(
-        "--features_dir", help="folder of the features to verify [beside the images, else features, else packed]"
+        "--features_dir",
+        type=path_text,
+        help="folder of the features to verify [beside the images, else features, else packed]",
     )
     parser.add_argument("--vae_prefix", default="sd3_vae", help="ending of the latent files to verify")
     parser.add_argument("--ssl_prefix", default="uni", help="ending of the embedding files to verify")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import columns, natural_int, output_folder, pick_device, positive_int, run, tool_parser
+from diffusion.cli import columns, natural_int, output_folder, path_text, pick_device, positive_int, run, tool_parser
 from diffusion.errors import InputError
 from diffusion.files import write_whole, written_aside
 
@@ -192,7 +192,7 @@ def parse_arguments() -> argparse.Namespace:
         help="codecs: diffusers folders (below ROOT or here), or the embedded 'tiny' [pretrained_models/sd-3.5-vae]",
     )
     add("--images", type=Path, metavar="DIR", help="folder of images, of any size [the patches of the index]")
-    add("--patch_names_file", default="patch_names_all.hdf5", help="index in ROOT/patches/metadata")
+    add("--patch_names_file", type=path_text, default="patch_names_all.hdf5", help="index in ROOT/patches/metadata")
     add("--subset_keys", nargs="+", help="keys of that index [all]")
     add("--n", type=positive_int, default=256, help="windows, drawn at random")
     add("--size", type=positive_int, default=256, help="pixels a side of a window; larger images are cut")

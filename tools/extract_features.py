@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import cores, natural_int, pick_device, positive_int, run, start_processes, tool_parser
+from diffusion.cli import cores, natural_int, path_text, pick_device, positive_int, run, start_processes, tool_parser
 
 if TYPE_CHECKING:
     from diffusion.engine.extract import Outcome
@@ -136,9 +136,10 @@ def parse_arguments() -> argparse.Namespace:
         help="data set of the index: its key <dataset_name>_<size>, else <dataset_name>_1024",
     )
     add("--size", type=positive_int, required=True, help="pixels of the windows that the VAE encodes at once")
-    add("--patch_names_file", default="patch_names_all.hdf5", help="index in ROOT/patches/metadata")
+    add("--patch_names_file", type=path_text, default="patch_names_all.hdf5", help="index in ROOT/patches/metadata")
     add(
         "--features_dir",
+        type=path_text,
         help="folder below ROOT for the features, such as features; by default they go beside the images",
     )
     add(

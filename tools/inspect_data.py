@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 
 from tqdm import tqdm
 
-from diffusion.cli import natural_int, output_file, run, tool_parser
+from diffusion.cli import natural_int, output_file, path_text, run, tool_parser
 from diffusion.data.feature_store import open_features, probes
 from diffusion.data.features import SSL_PREFIX, VAE_PREFIX
 from diffusion.data.index import PatchIndex, all_names, index_keys, index_path, split_key
@@ -73,8 +73,8 @@ def covered(args: argparse.Namespace, key: str, index: PatchIndex, chosen, whole
 def parse_args() -> argparse.Namespace:
     parser = tool_parser(__doc__, EXAMPLES, networks=False)
     add = parser.add_argument
-    add("--patch_names_file", default="patch_names_all.hdf5", help="index in ROOT/patches/metadata")
-    add("--features_dir", help="folder of the features [beside the images, else features, else packed]")
+    add("--patch_names_file", type=path_text, default="patch_names_all.hdf5", help="index in ROOT/patches/metadata")
+    add("--features_dir", type=path_text, help="folder of the features [beside the images, else features, else packed]")
     add("--vae_prefix", default=VAE_PREFIX, help="ending of the latent files")
     add("--ssl_prefix", default=SSL_PREFIX, help="ending of the embedding files")
     add("--sample", type=natural_int, default=10_000, help="patches of a key whose files are looked for; 0: all")

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 import numpy as np
 from tqdm import tqdm
 
-from diffusion.cli import output_folder, positive_int, run, tool_parser
+from diffusion.cli import output_folder, path_text, positive_int, run, tool_parser
 from diffusion.data import packed, packing
 from diffusion.data.feature_store import open_features, probes
 from diffusion.data.features import (
@@ -205,8 +205,12 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add("--dataset_name", required=True, help="data set of the index: its key <dataset_name>_<size>")
     add("--size", type=positive_int, default=1024, help="pixels a side of its patches [%(default)s]")
-    add("--patch_names_file", default="patch_names_all.hdf5", help="index in ROOT/patches/metadata")
-    add("--features_dir", help="folder of the loose features below ROOT [beside the images, else features]")
+    add("--patch_names_file", type=path_text, default="patch_names_all.hdf5", help="index in ROOT/patches/metadata")
+    add(
+        "--features_dir",
+        type=path_text,
+        help="folder of the loose features below ROOT [beside the images, else features]",
+    )
     add("--vae_prefix", default=VAE_PREFIX, help="ending of the latent files")
     add("--ssl_prefix", default=SSL_PREFIX, help="ending of the embedding files")
     add("--out", type=output_folder, help="folder of packed sets [ROOT/packed, where data sets look]")

@@ -67,7 +67,9 @@ def open_slide(path: Path, mpp: float, image_mpp: float | None = None) -> Slide:
                     f"{path} is no slide that OpenSlide knows, but an image; give its microns per pixel with --image_mpp"
                 )
         elif path.suffix.lower() in SLIDE_SUFFIXES:
-            reason = recognise_placeholder(path) or "cannot be opened as a slide: it is damaged, incomplete or no slide"
+            reason = recognise_placeholder(path) or (
+                "cannot be opened as a slide: it is damaged, incomplete or no slide; copy it again if it opens where it came from"
+            )
             raise InputError(f"{path} {reason}")
         return PlainImage(path, mpp, image_mpp)
     return PyramidSlide(path, mpp, image_mpp)

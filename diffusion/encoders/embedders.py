@@ -17,7 +17,7 @@ from torch import nn
 from diffusion.encoders.networks import EMBEDDERS, LIBRARIES, USUAL, EmbedderSpec, View, library_spec
 from diffusion.errors import InputError, MissingError
 from diffusion.state_dicts import AVERAGES, check_types, find_state_dict
-from diffusion.text import abbreviate
+from diffusion.text import abbreviate, expand_path
 from diffusion.weights import find_weights, fingerprint_weights, read_weights
 
 WINDOW = 256  # pixels a side of what is embedded at once
@@ -101,7 +101,7 @@ def resize(pixels: torch.Tensor, height: int, width: int, interpolation: str = "
 
 
 def resolve_embedder(name_or_path: str | Path, root: Path = Path(".")) -> tuple[EmbedderSpec, Path]:
-    """Which network an --encoder value means, and its weights file.
+    """Return which network an --encoder value means, and its weights file.
 
     Raises InputError when no known network fits, MissingError when the weights are not there.
     """
@@ -112,16 +112,17 @@ def resolve_embedder(name_or_path: str | Path, root: Path = Path(".")) -> tuple[
         if not path or not name:
             raise InputError(f"encoder {text}: name its weights file, too, as {text}=FILE")
         spec = library_spec(name)
-        return spec, _weights_file(spec, Path(path))
+        return spec, _weights_file(spec, Path(expand_path(path)))
     if explicit and name in EMBEDDERS:
-        return EMBEDDERS[name], _weights_file(EMBEDDERS[name], Path(path))
+        return EMBEDDERS[name], _weights_file(EMBEDDERS[name], Path(expand_path(path)))
     if text in EMBEDDERS:
         spec = EMBEDDERS[text]
         # where it was put with the same --root, without one, or by a demo in this clone
         places = [root / spec.default, Path(spec.default), CLONE / spec.default]
         return spec, _weights_file(spec, next((place for place in places if place.is_file()), places[0]))
-    spec = _recognise(Path(text))
-    return spec, _weights_file(spec, Path(text))
+    path = Path(expand_path(text))
+    spec = _recognise(path)
+    return spec, _weights_file(spec, path)
 
 
 def check_encoders(names: Sequence[str], root: Path = Path(".")) -> None:

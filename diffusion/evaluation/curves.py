@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from diffusion.errors import InputError, MissingError
+from diffusion.folders import LeftOut, walk_files
 
 EVENTS = "events.out.tfevents.*"
 
@@ -64,13 +65,15 @@ def _in_order(points: list[tuple[float, int, float]]) -> Curve:
 
 
 def event_files(workdir: Path) -> list[Path]:
-    """The TensorBoard files of a run: those in `tensorboard/` of its work dir, else all that lie in one folder below.
+    """Find the TensorBoard files of a run: those in `tensorboard/` of its work dir, else all that lie in one folder below.
 
     Raises MissingError when there is none, InputError when they lie in several folders: one run does not leave that.
     """
     if not workdir.is_dir():
         raise MissingError(f"no work dir at {workdir}; expected the folder that a run was trained in")
-    files = sorted((workdir / "tensorboard").glob(EVENTS)) or sorted(workdir.rglob(EVENTS))
+    files = sorted((workdir / "tensorboard").glob(EVENTS))
+    if not files:
+        files = [path for path in walk_files(workdir, LeftOut()) if path.match(EVENTS)]
     if not files:
         raise MissingError(
             f"no TensorBoard file ({EVENTS}) in {workdir}; expected the work dir of a run that has begun"
