@@ -11,7 +11,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MODULES = sorted((REPOSITORY / "diffusion").rglob("*.py"))
-EVERYWHERE = {"errors", "files", "folders", "memory", "precision", "seeds", "text", "values", "weights"}
+EVERYWHERE = {"errors", "files", "folders", "launch", "memory", "precision", "seeds", "text", "values", "weights"}
 # part of the package -> the parts that it may import
 ALLOWED = {
     "config": {"literals"},
