@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from diffusion.errors import InputError
-from diffusion.launch import check_launcher, connect, is_set, read_launch
+from diffusion.launch import accelerate_variables, check_launcher, connect, is_set, read_launch
 from diffusion.memory import keep_freed_memory
 from diffusion.text import expand_path
 
@@ -206,7 +206,6 @@ def start_processes(device: torch.device, longest_wait: timedelta = timedelta(da
     Raises InputError for a launcher's variables that are incomplete, and for processes that do not come.
     """
     import torch
-    from accelerate import PartialState
 
     check_launcher()
     on_cpu = device.type == "cpu"
@@ -217,6 +216,8 @@ def start_processes(device: torch.device, longest_wait: timedelta = timedelta(da
         store.set_timeout(longest_wait)
         meeting = {"store": store, "rank": launch.rank, "world_size": launch.processes}
     try:
+        from accelerate import PartialState
+
         return PartialState(cpu=on_cpu, timeout=longest_wait, **meeting)
-    except (ValueError, ImportError, NotImplementedError) as error:
-        raise InputError(f"accelerate cannot use this environment: {error}") from error
+    except (ValueError, ImportError, NotImplementedError) as error:  # accelerate reads flags when it is imported, too
+        raise InputError(f"accelerate does not start ({error}); its variables: {accelerate_variables()}") from error

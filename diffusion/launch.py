@@ -7,8 +7,10 @@ them, would wait for ever, or be several processes that write over each other; h
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import threading
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -56,6 +58,13 @@ def is_set(name: str) -> bool:
     return os.environ.get(name, "").lower() in TRUE
 
 
+def accelerate_variables() -> str:
+    """Return the variables that accelerate may have read, with their values, for messages."""
+    prefixes = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_", "FORK_LAUNCHED", "USE_TORCH_XLA")
+    names = sorted(name for name in os.environ if name.startswith(prefixes))
+    return _shown(names) or "none"
+
+
 def check_launcher() -> None:
     """Raise InputError for ways to train that accelerate's launcher offers and this project does not serve."""
     for name, what in NOT_SERVED.items():
@@ -81,7 +90,7 @@ def read_launch(on_cpu: bool) -> Launch | None:
     if local_rank is not None or (size or 0) > 1:
         launch = _by_torch(size, rank, local_rank, on_cpu)
     elif rank or size == 0:
-        raise _contradiction(("WORLD_SIZE", "RANK"), "there is no such process")
+        raise _contradiction(("WORLD_SIZE", "RANK"), "processes are numbered from 0 to WORLD_SIZE - 1")
     else:
         launch = _by_mpi(size, on_cpu)
     if launch is None or launch.processes == 1:
@@ -97,20 +106,39 @@ def connect(launch: Launch, limit: timedelta = RENDEZVOUS_LIMIT) -> Store:
     from torch.distributed import PrefixStore, rendezvous
 
     os.environ.setdefault("MASTER_PORT", launch.port)
-    notice = f"process {launch.rank} waits for all of {launch}, for {limit} at most"
+    notice = f"process {launch.rank} waits for all of {launch}, for {limit.total_seconds() / 60:g} minutes at most"
     timer = threading.Timer(SILENT_SECONDS, print, [notice], {"file": sys.stderr, "flush": True})
     timer.daemon = True
     timer.start()
     try:
+        _await_address(launch, time.monotonic() + limit.total_seconds())
         store, _, _ = next(rendezvous("env://", launch.rank, launch.processes, timeout=limit))
     except (RuntimeError, ValueError, OSError) as error:  # torch's DistStoreError and DistNetworkError are the first
-        reason = str(error).strip().partition("\n")[0]
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise InputError(
             f"process {launch.rank} did not meet all of {launch}: {reason}. {_advice(launch.variables)}"
         ) from None
     finally:
         timer.cancel()
     return PrefixStore("default_pg", store)  # as torch does with a store of its own
+
+
+def _await_address(launch: Launch, deadline: float) -> None:
+    """Wait until process 0 listens, or in process 0 until its own address is known; torch would fill the log meanwhile.
+
+    Raises OSError after the deadline.
+    """
+    while True:
+        try:
+            if launch.rank == 0:
+                socket.getaddrinfo(launch.address, launch.port)
+            else:
+                socket.create_connection((launch.address, int(launch.port)), timeout=10).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
 
 
 def _by_torch(size: int | None, rank: int | None, local_rank: int | None, on_cpu: bool) -> Launch:
@@ -124,7 +152,7 @@ def _by_torch(size: int | None, rank: int | None, local_rank: int | None, on_cpu
         )
     local_size, port = _whole_number("LOCAL_WORLD_SIZE"), _whole_number("MASTER_PORT")
     if not 0 <= rank < size or (local_size is not None and (local_rank or 0) >= local_size):
-        raise _contradiction(TORCH_VARIABLES[:4], "there is no such process")
+        raise _contradiction(TORCH_VARIABLES[:4], "processes are numbered from 0 to one less than their number")
     if port is not None and port >= 2**16:
         raise _contradiction(("MASTER_PORT",), "ports go to 65535")
     address, port = os.environ["MASTER_ADDR"], os.environ.get("MASTER_PORT", DEFAULT_PORT)
@@ -145,7 +173,7 @@ def _by_mpi(size: int | None, on_cpu: bool) -> Launch | None:
                 f"each would work alone. {_advice(found)}"
             )
         if rank >= processes:
-            raise _contradiction((name, number), "there is no such process")
+            raise _contradiction((name, number), "processes are numbered from 0 to one less than their number")
         return Launch(processes, rank, address, os.environ.get("MASTER_PORT", DEFAULT_PORT), found)
     return None
 

@@ -11,7 +11,7 @@ import torch
 from diffusion.config import Config
 from diffusion.engine.sharding import is_sharding_wanted, sharding_arguments
 from diffusion.errors import InputError
-from diffusion.launch import check_launcher
+from diffusion.launch import accelerate_variables, check_launcher
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -54,7 +54,7 @@ def start_accelerator(config: Config, cpu: bool) -> Accelerator:
     except InputError:
         raise
     except (ValueError, ImportError, NotImplementedError) as error:
-        raise InputError(f"accelerate does not start ({error}); its variables: {_of_accelerate()}") from error
+        raise InputError(f"accelerate does not start ({error}); its variables: {accelerate_variables()}") from error
     check_accelerator(accelerator, config, cpu)
     return accelerator
 
@@ -71,7 +71,7 @@ def check_accelerator(accelerator: Accelerator, config: Config, cpu: bool) -> No
     for name, (got, wanted) in became.items():
         if got != wanted:
             raise InputError(
-                f"accelerate has {name} {got}, and the config {wanted}; its variables: {_of_accelerate()}. Unset what "
+                f"accelerate has {name} {got}, and the config {wanted}; its variables: {accelerate_variables()}. Unset what "
                 "overrules the config, or launch with a file of docs/accelerate (--config_file)"
             )
     if accelerator.distributed_type.value in ("DEEPSPEED", "MEGATRON_LM", "XLA"):
@@ -112,11 +112,3 @@ def _settle_determinism(config: Config, cpu: bool) -> None:
                 f"{' or '.join(DETERMINISTIC_WORKSPACES)}"
             )
     torch.use_deterministic_algorithms(config.deterministic)
-
-
-def _of_accelerate() -> str:
-    prefixes = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_")
-    return (
-        ", ".join(f"{name}={value}" for name, value in sorted(os.environ.items()) if name.startswith(prefixes))
-        or "none"
-    )
