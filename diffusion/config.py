@@ -81,9 +81,10 @@ DATA_WITHOUT_EFFECT = frozenset(
     )
 )
 
+ENCODER = "evaluation.encoder"
 PATHS = (
     *("root", "vae_pretrained", "load_from", "resume_from", "work_dir"),
-    *("data.root", "data.patch_names_file", "data.features_dir", "validation.patch_names_file", "evaluation.encoder"),
+    *("data.root", "data.patch_names_file", "data.features_dir", "validation.patch_names_file", ENCODER),
 )
 OPTIMIZERS = {  # numbers of betas, and of eps; None: one, that is no tuple
     "AdamW": (2, None),
@@ -280,9 +281,10 @@ class Config(Section):
             self.data.resolution in (None, self.image_size),
             f"data.resolution {self.data.resolution} contradicts image_size {self.image_size}; they must be equal",
         )
+        _check(self.image_size % 256 == 0, f"image_size {self.image_size}: expected a multiple of 256")
         windows = (self.image_size // 256) ** 2
         _check(
-            self.image_size % 256 == 0 and windows == self.model_max_length,
+            windows == self.model_max_length,
             f"model_max_length {self.model_max_length} contradicts image_size {self.image_size}: "
             f"one token per 256-pixel window makes {windows}",
         )
@@ -290,7 +292,7 @@ class Config(Section):
         own = sorted(self.model_kwargs.keys() & self._model_settings.keys())
         _check(not own, f"model_kwargs has {', '.join(own)}, which the keys beside it decide; set those")
         _check(
-            self.model_kwargs.get("pred_sigma", True),
+            self.model_kwargs.get("pred_sigma", True) is not False,
             "model_kwargs.pred_sigma False: the objective trains the variance",
         )
         _check(not self.local_start or self.qk_norm, "local_start needs qk_norm = True")
@@ -366,12 +368,23 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
         raise MissingError(f"{path} names a _base_ that is not there: {error}") from error
     except (Exception, SystemExit) as error:  # anything may be raised by a file that is executed
         raise InputError(f"{path} is not a Python config file ({type(error).__name__}: {error})") from error
+    values = file.to_dict()
     for key, value in (overrides or {}).items():
-        try:
-            file.merge_from_dict({key: value})
-        except Exception as error:  # of mmengine's merge: by type, key, index
-            raise InputError(f"{path}: {key}={value!r} does not fit into it ({error})") from error
-    return parse_config(file.to_dict(), path)
+        _override(values, key, value)
+    return parse_config(values, path)
+
+
+def _override(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set a flat or dotted key in nested dicts; a dict is merged with the one that is there. Raises InputError."""
+    *sections, name = key.split(".")
+    for section in sections:
+        if values.get(section) is None:
+            values[section] = {}
+        values = values[section]
+        if not isinstance(values, dict):
+            raise InputError(f"{key}={value!r}: {section} is {values!r}, which has no keys of its own")
+    before = values.get(name)
+    values[name] = {**before, **value} if isinstance(before, dict) and isinstance(value, dict) else value
 
 
 def parse_config(values: Mapping[str, Any], source: Path, expand: bool = True) -> Config:
@@ -403,7 +416,8 @@ def _with_paths(values: dict[str, Any], source: Path) -> dict[str, Any]:
         if not isinstance(text, str):
             continue
         try:
-            text = expand_path(text)
+            before, equals, path = text.rpartition("=") if key == ENCODER else ("", "", text)  # NAME=FILE
+            text = before + equals + expand_path(path)
         except InputError as error:
             raise InputError(f"{source}: {key}: {error}") from None
         expanded |= {section: {**part, name: text}} if section else {name: text}

@@ -55,14 +55,17 @@ class Range:
         return bound + self.why
 
 
+@dataclass(frozen=True)
 class NotEmpty:
     """A text of more than blanks, or at least one item."""
+
+    expected: str = "a name that is not empty"
 
     def holds(self, value: str | tuple) -> bool:
         return bool(value.strip() if isinstance(value, str) else value)
 
     def __str__(self) -> str:
-        return "a name that is not empty"
+        return self.expected
 
 
 class Distinct:
@@ -72,7 +75,7 @@ class Distinct:
         return len(set(value)) == len(value)
 
     def __str__(self) -> str:
-        return "every item once; one is there twice"
+        return "each once (one is there twice)"
 
 
 PositiveInt = Annotated[int, Range(least=1)]
@@ -82,7 +85,7 @@ Positive = Annotated[float, Range(above=0)]
 NotNegative = Annotated[float, Range(least=0)]
 Seed = Annotated[int, Range(least=0, most=LARGEST)]
 Name = Annotated[str, NotEmpty()]
-Names = Annotated[tuple[Name, ...], NotEmpty(), Distinct()]
+Names = Annotated[tuple[Name, ...], NotEmpty("at least one name"), Distinct()]
 
 
 class Section:

@@ -218,7 +218,7 @@ def prepare(
     accelerator = start_accelerator(config, cpu)
     main = accelerator.is_main_process
     check_reports(config)
-    check_work_dir(work_dir)
+    on_main(accelerator, lambda: check_work_dir(work_dir))
 
     # ---- data
     dataset = build_dataset(**config.data_arguments, on_error=config.data.on_error)
