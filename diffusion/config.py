@@ -7,6 +7,7 @@ the range of every value (diffusion/values.py).
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import logging
 import os
@@ -362,6 +363,8 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     path = Path(path)
     if not path.is_file():
         raise MissingError(f"no config file {path}")
+    if path.read_bytes().startswith(codecs.BOM_UTF8):  # which mmengine hands on to Python as if it were source
+        raise InputError(f"{path} begins with a byte order mark; save it as UTF-8 without one")
     try:
         file = ConfigFile.fromfile(str(path))
     except FileNotFoundError as error:
@@ -395,6 +398,7 @@ def parse_config(values: Mapping[str, Any], source: Path, expand: bool = True) -
     values = dict(values)
     if isinstance(values.get("resume_from"), Mapping):  # the original's form: dict(checkpoint=..., load_ema=...)
         values["resume_from"] = values["resume_from"].get("checkpoint")
+    values["auto_lr"] = values.get("auto_lr") or None  # the base file's is empty: mmengine merges a dict into no None
     data = values.get("data") or {}
     if not isinstance(data, Mapping):
         raise InputError(f"{source}: data is {data!r}: expected dict(type=..., ...)")
