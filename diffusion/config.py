@@ -407,10 +407,10 @@ def parse_config(values: Mapping[str, Any], source: Path, expand: bool = True) -
         log.warning("%s: these keys have no effect here: %s", source, ", ".join(idle))
     values["data"] = {key: value for key, value in data.items() if key not in DATA_WITHOUT_EFFECT}
     values = {key: value for key, value in values.items() if key not in WITHOUT_EFFECT}
-    return _build(Config, _with_paths(values, source) if expand else values, str(source))
+    return _build(Config, _expand_paths(values, source) if expand else values, str(source))
 
 
-def _with_paths(values: dict[str, Any], source: Path) -> dict[str, Any]:
+def _expand_paths(values: dict[str, Any], source: Path) -> dict[str, Any]:
     """Return values with `~` and `$NAME` expanded in those that are paths. Raises InputError for unknown ones."""
     expanded = dict(values)
     for key in PATHS:
@@ -429,7 +429,7 @@ def _with_paths(values: dict[str, Any], source: Path) -> dict[str, Any]:
 
 
 def dump_config(config: Config, path: Path) -> None:
-    """Write a config as assignments of literals, which `read_config` (and Python) reads back; aside, then renamed."""
+    """Write a config as assignments of literals, which `read_config` (and Python) reads back; whole or not at all."""
     lines = ["# The settings of this run, written by the trainer; read back as data, never executed.\n"]
     lines += [f"{name} = {value!r}\n" for name, value in asdict(config).items()]
     with written_aside(path) as temporary:

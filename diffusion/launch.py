@@ -88,11 +88,11 @@ def read_launch(on_cpu: bool) -> Launch | None:
     """
     size, rank, local_rank = (_whole_number(name) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"))
     if local_rank is not None or (size or 0) > 1:
-        launch = _by_torch(size, rank, local_rank, on_cpu)
+        launch = _torch_launch(size, rank, local_rank, on_cpu)
     elif rank or size == 0:
         raise _contradiction(("WORLD_SIZE", "RANK"), "processes are numbered from 0 to WORLD_SIZE - 1")
     else:
-        launch = _by_mpi(size, on_cpu)
+        launch = _mpi_launch(size, on_cpu)
     if launch is None or launch.processes == 1:
         _check_alone()
     return launch
@@ -141,8 +141,8 @@ def _await_address(launch: Launch, deadline: float) -> None:
             time.sleep(0.2)
 
 
-def _by_torch(size: int | None, rank: int | None, local_rank: int | None, on_cpu: bool) -> Launch:
-    """The launch of torchrun and accelerate; on a CPU accelerate does without LOCAL_RANK and MASTER_PORT."""
+def _torch_launch(size: int | None, rank: int | None, local_rank: int | None, on_cpu: bool) -> Launch:
+    """Return the launch of torchrun or accelerate; on a CPU accelerate does without LOCAL_RANK and MASTER_PORT."""
     needed = ("WORLD_SIZE", "RANK", "MASTER_ADDR") if on_cpu else TORCH_VARIABLES[:3] + TORCH_VARIABLES[4:]
     absent = [name for name in needed if os.environ.get(name, "-1") in ("", "-1")]
     if absent:
@@ -159,8 +159,8 @@ def _by_torch(size: int | None, rank: int | None, local_rank: int | None, on_cpu
     return Launch(size, rank, address, port, _present(TORCH_VARIABLES))
 
 
-def _by_mpi(size: int | None, on_cpu: bool) -> Launch | None:
-    """The launch of mpirun, of which accelerate hears on a CPU only."""
+def _mpi_launch(size: int | None, on_cpu: bool) -> Launch | None:
+    """Return the launch of mpirun, whose variables accelerate reads on a CPU only."""
     for name, number in MPI_VARIABLES.items():
         processes, rank = _whole_number(name), _whole_number(number)
         if (processes or 1) == 1:
@@ -183,9 +183,9 @@ def _check_alone() -> None:
 
     In a batch script SLURM_NTASKS is what the job may start, and its own number is 0; `srun --pty` leaves one process.
     """
-    tasks = {name: _number_or(name, 0) for name in ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")}
+    tasks = {name: _count_or(name, 0) for name in ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")}
     by_step = tasks["SLURM_STEP_NUM_TASKS"] > 1 and "SLURM_PTY_PORT" not in os.environ
-    if by_step or (tasks["SLURM_NTASKS"] > 1 and _number_or("SLURM_PROCID", 0) > 0):
+    if by_step or (tasks["SLURM_NTASKS"] > 1 and _count_or("SLURM_PROCID", 0) > 0):
         found = _present((*tasks, "SLURM_PROCID"))
         raise InputError(
             f"{_shown(found)}: srun started {max(tasks.values())} processes without WORLD_SIZE, RANK and MASTER_ADDR, and "
@@ -204,7 +204,7 @@ def _whole_number(name: str) -> int | None:
     return value if value >= 0 else None
 
 
-def _number_or(name: str, default: int) -> int:
+def _count_or(name: str, default: int) -> int:
     text = os.environ.get(name, "")
     return int(text) if text.isdecimal() else default
 

@@ -46,7 +46,7 @@ def sharding_arguments(config: Config, cpu: bool) -> dict[str, Any]:
 
 
 def check_shardable(config: Config) -> None:
-    """Raises InputError for a run that is to be sharded and cannot be."""
+    """Raise InputError for a run that is to be sharded and cannot be."""
     if not is_sharding_wanted(config):
         return
     if _by_launcher() and os.environ.get("FSDP_VERSION") != "2":

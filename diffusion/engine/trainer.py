@@ -242,24 +242,8 @@ def prepare(
         check_same_run(saved, config, dataset.identity(), plan, accept_changes)
     run, network, origin = start_run(config, plan, dataset, accelerator, saved, checkpoint)
     losses = BatchLosses(scale, config.prediction_type, config.class_dropout_prob, run.timesteps, config.min_snr_gamma)
-    return Prepared(
-        *(
-            config,
-            accelerator,
-            plan,
-            dataset,
-            codec,
-            validation,
-            scores,
-            last,
-            checkpoint,
-            own,
-            origin,
-            run,
-            network,
-            losses,
-        )
-    )
+    shared = (config, accelerator, plan, dataset, codec, validation, scores)
+    return Prepared(*shared, last, checkpoint, own, origin, run, network, losses)
 
 
 def start_run(
@@ -270,7 +254,7 @@ def start_run(
     saved: dict[str, Any] | None,
     checkpoint: Path | None,
 ) -> tuple[RunState, torch.nn.Module, str]:
-    """The state of a new run, or of one that was saved; the network as processes share it; where its weights are from."""
+    """Return the state of a new run, or of one that was saved; the network as processes share it; where its weights are from."""
     torch.manual_seed(config.seed)  # the same initial weights in every process
     model, origin = build_network(config, None if saved else config.load_from)
     if saved is not None:
