@@ -167,13 +167,13 @@ def _fitted(value: Any, kind: Any, where: str) -> Any:
         try:
             return float(value)
         except OverflowError:
-            raise InputError(f"{where} {_shown.repr(value)}: expected a finite number") from None
+            raise InputError(f"{where} {_shown.repr(value)}: expected a number that is finite") from None
     return value
 
 
 def _check_finite(value: Any, where: str) -> None:
     if isinstance(value, float) and not math.isfinite(value):
-        raise InputError(f"{where} {value}: expected a finite number")
+        raise InputError(f"{where} {value}: expected a number that is finite")
     if isinstance(value, int) and abs(value) > LARGEST:
         raise InputError(f"{where} {_shown.repr(value)}: expected at most {LARGEST}")
 

@@ -91,7 +91,7 @@ def test_inputs_that_do_not_fit():
         (dict(num_heads=5), "must be a multiple of num_heads 5"),
         (dict(mlp_ratio=-1), "PixArt's mlp_ratio -1.0: expected more than 0"),
         (dict(mlp_ratio=1e-6), "makes 0.000192 hidden units"),
-        (dict(mlp_ratio=float("nan")), "PixArt's mlp_ratio nan: expected a finite number"),
+        (dict(mlp_ratio=float("nan")), "PixArt's mlp_ratio nan: expected a number that is finite"),
         (dict(patch_size=5), "input_size 32 must be a multiple of patch_size 5"),
         (dict(qk_norm=1), "PixArt's qk_norm is 1: expected bool"),
         (dict(use_cond_pos_embed=True, caption_channels=10), "caption_channels 10 must be a multiple of 4"),
