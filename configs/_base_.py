@@ -1,4 +1,5 @@
 # Every key the trainer reads, with the value it has when a config does not set it. tests/test_config.py holds them equal.
+# diffusion/config.py has every key's type and range. Paths may begin with ~ and have $NAME in them, as in a shell.
 
 image_size = 256  # pixels of a training image; the latents have image_size / 8 cells a side
 root = None  # folder of patches/, features/ and pretrained_models/; None: $PIXCELL_ROOT, else the current folder
@@ -12,7 +13,7 @@ data = dict(
     features_dir=None,  # None: beside the images, else root/features, else root/packed
     vae_prefix="sd3_vae",  # <column>_<row>_sd3_vae.npy
     ssl_prefix="uni",  # <column>_<row>_uni.npy
-    train_subset_keys=None,  # index keys to train on; None: all of the size that `type` reads
+    train_subset_keys=None,  # index keys to train on, each once; None: all of the size that `type` reads
     on_error="raise",  # at an item that cannot be read; "skip": leave it out of its batch, count it and name it
     max_bad_fraction=0.01,  # of all items read; more skipped ones stop the run
 )
@@ -52,7 +53,7 @@ deterministic = False  # on a GPU, only kernels that add up in one order: the sa
 use_fsdp = False  # FSDP2: every process keeps a part of weights, gradients, optimizer state; or by accelerate's config
 train_batch_size = 32  # per process
 gradient_accumulation_steps = 1
-gradient_clip = 1.0  # largest gradient norm
+gradient_clip = 1.0  # largest gradient norm, finite; a large one clips nothing
 max_bad_steps = 10  # in a row with a loss or gradient that is no number: skipped until then, then the run stops
 min_snr_gamma = None  # 5.0: easy steps, of an SNR above 5, weigh less (Min-SNR, Hang et al. 2023); None: no weights
 timestep_sampling = dict(
@@ -64,10 +65,10 @@ optimizer = dict(
     type="AdamW",  # or CAME, or Muon
     lr=1e-4,
     weight_decay=0.0,
-    betas=None,  # None: the optimizer's own
-    eps=None,
+    betas=None,  # None: the optimizer's own; AdamW and Muon take two, CAME three, each 0 <= beta < 1
+    eps=None,  # None: the optimizer's own; AdamW and Muon take one, CAME two
 )
-auto_lr = None  # dict(rule="sqrt" or "linear"): lr grows with the global batch over 256
+auto_lr = dict()  # dict(rule="sqrt" or "linear"): lr grows with the global batch over 256; empty, or None: it does not
 lr_schedule = "constant"  # after the warm-up; or "cosine", to zero at the last step
 lr_schedule_args = dict(num_warmup_steps=0)  # in optimizer steps, whatever the number of processes
 ema_rate = 0.9999  # decay of the averaged weights
@@ -78,7 +79,7 @@ power_ema = dict(  # further averages (EDM2, Karras et al. 2024), from which too
 num_epochs = 10
 max_steps = None  # optimizer steps; None: num_epochs long
 num_workers = 4  # loader processes per training process
-seed = 43
+seed = 43  # of weights, data order and noise: 0 to 2**63 - 1
 
 # watching and saving
 log_interval = 50  # optimizer steps between lines of the log

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import errno
 import io
-import math
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -14,9 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from diffusion.errors import InputError
+from diffusion.launch import accelerate_variables, check_launcher, connect, is_set, read_launch
 from diffusion.memory import keep_freed_memory
 from diffusion.text import expand_path, is_utf8, printable
 from diffusion.threads import share_cores
+from diffusion.values import LARGEST_FLOAT
 
 if TYPE_CHECKING:
     import torch
@@ -88,7 +89,7 @@ def tool_parser(
     )
     parser.add_argument(
         "--seed",
-        type=natural_int,
+        type=seed_int,
         default=seed,
         help="of everything random" if draws else "[of no effect: nothing is random]",
     )
@@ -96,7 +97,7 @@ def tool_parser(
 
 
 def default_root() -> Path:
-    """Return $PIXCELL_ROOT, else the current folder."""
+    """Return $PIXCELL_ROOT, else the current folder. Raises InputError for a path that cannot be expanded."""
     return Path(expand_path(os.environ.get("PIXCELL_ROOT") or "."))
 
 
@@ -107,24 +108,26 @@ def cores() -> int:
 
 def positive_int(text: str) -> int:
     """An argparse type: 1, 2, 3, ..."""
-    value = _number(text, int)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"got {value}, expected a whole number of at least 1")
-    return value
+    return _at_least(1, _number(text, int))
 
 
 def natural_int(text: str) -> int:
     """An argparse type: 0, 1, 2, ..."""
-    value = _number(text, int)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"got {value}, expected a whole number of at least 0")
+    return _at_least(0, _number(text, int))
+
+
+def seed_int(text: str) -> int:
+    """An argparse type: a seed, as torch takes them."""
+    value = natural_int(text)
+    if value >= 2**63:
+        raise argparse.ArgumentTypeError(f"got {text}, expected a whole number from 0 to {2**63 - 1}")
     return value
 
 
 def finite_float(text: str) -> float:
     """An argparse type: a number that is neither infinite nor none."""
     value = _number(text, float)
-    if not math.isfinite(value):
+    if not abs(value) <= LARGEST_FLOAT:
         raise argparse.ArgumentTypeError(f"got {text}, expected a number")
     return value
 
@@ -134,6 +137,12 @@ def positive_float(text: str) -> float:
     value = finite_float(text)
     if value <= 0:
         raise argparse.ArgumentTypeError(f"got {text}, expected a number above 0")
+    return value
+
+
+def _at_least(least: int, value: int) -> int:
+    if value < least:
+        raise argparse.ArgumentTypeError(f"got {value}, expected a whole number of at least {least}")
     return value
 
 
@@ -220,9 +229,16 @@ def run(main: Callable[[], int | None]) -> None:
 def pick_device(name: str) -> torch.device:
     """The torch device for a --device value.
 
-    Raises InputError when the device asked for is not on this machine.
+    Raises InputError when the device asked for is not on this machine, or accelerate's launcher was told another.
     """
     import torch
+
+    if is_set("ACCELERATE_USE_CPU"):  # accelerate launch --cpu
+        if name not in ("auto", "cpu"):
+            raise InputError(
+                f"--device {name} contradicts ACCELERATE_USE_CPU={os.environ['ACCELERATE_USE_CPU']}; unset it"
+            )
+        name = "cpu"
 
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
@@ -235,10 +251,24 @@ def pick_device(name: str) -> torch.device:
 
 
 def start_processes(device: torch.device, longest_wait: timedelta = timedelta(days=1)) -> PartialState:
-    """accelerate's view of the processes that work together: one, or those that `accelerate launch` started.
+    """Return accelerate's view of the processes that work together: one, or those that `accelerate launch` started.
 
     longest_wait: for each other, before they give up; by default a day: one may have far more to do than another.
+    Raises InputError for a launcher's variables that are incomplete, and for processes that do not come.
     """
-    from accelerate import PartialState
+    import torch
 
-    return PartialState(cpu=device.type == "cpu", timeout=longest_wait)
+    check_launcher()
+    on_cpu = device.type == "cpu"
+    launch = read_launch(on_cpu)
+    meeting = {}
+    if launch is not None and not torch.distributed.is_initialized():
+        store = connect(launch)
+        store.set_timeout(longest_wait)
+        meeting = {"store": store, "rank": launch.rank, "world_size": launch.processes}
+    try:
+        from accelerate import PartialState
+
+        return PartialState(cpu=on_cpu, timeout=longest_wait, **meeting)
+    except (ValueError, ImportError, NotImplementedError) as error:  # accelerate reads flags when it is imported, too
+        raise InputError(f"accelerate does not start ({error}); its variables: {accelerate_variables()}") from error

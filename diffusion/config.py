@@ -1,25 +1,39 @@
 """Python config files -> checked, frozen settings; and back to a file of literals.
 
 Files are read by mmengine's Config, so `_base_` and the flat keys of the original project work as they did with mmcv.
-A config file that the user names is executed; a work dir's saved config is only ever parsed as literals.
+A config file that the user names is executed; a work dir's saved config is only ever parsed as literals. Types carry
+the range of every value (diffusion/values.py).
 """
 
 from __future__ import annotations
 
-import ast
+import codecs
 import difflib
 import logging
-import math
 import os
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from diffusion.errors import InputError, MissingError
 from diffusion.files import written_aside
+from diffusion.literals import read_assignments
+from diffusion.text import expand_path
+from diffusion.values import (
+    Count,
+    Distinct,
+    Name,
+    Names,
+    NaturalInt,
+    NotNegative,
+    Positive,
+    PositiveInt,
+    Range,
+    Section,
+    Seed,
+    hints_of,
+)
 
 log = logging.getLogger(__name__)
 
@@ -68,52 +82,79 @@ DATA_WITHOUT_EFFECT = frozenset(
     )
 )
 
+ENCODER = "evaluation.encoder"
+PATHS = (
+    *("root", "vae_pretrained", "load_from", "resume_from", "work_dir"),
+    *("data.root", "data.patch_names_file", "data.features_dir", "validation.patch_names_file", ENCODER),
+)
+OPTIMIZERS = {  # numbers of betas, and of eps; None: one, that is no tuple
+    "AdamW": (2, None),
+    "Muon": (2, None),
+    "CAME": (3, 2),
+    "CAMEWrapper": (3, 2),  # the original project's name for it
+}
+
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Section):
     """Which patches; see configs/_base_.py for every key's meaning."""
 
-    type: str = "PanCancerDataLowRes"
+    PREFIX = "data."
+
+    type: Name = "PanCancerDataLowRes"
     resolution: int | None = None
-    root: str | None = None
-    patch_names_file: str = "patch_names_all.hdf5"
-    features_dir: str | None = None
-    vae_prefix: str = "sd3_vae"
-    ssl_prefix: str = "uni"
-    train_subset_keys: tuple[str, ...] | None = None
-    on_error: str = "raise"
-    max_bad_fraction: float = 0.01
-
-    def __post_init__(self):
-        _one_of("data.on_error", self.on_error, ("raise", "skip"))
-        _check(0 <= self.max_bad_fraction <= 1, f"data.max_bad_fraction {self.max_bad_fraction}: expected 0 to 1")
+    root: Name | None = None
+    patch_names_file: Name = "patch_names_all.hdf5"
+    features_dir: Name | None = None
+    vae_prefix: Name = "sd3_vae"
+    ssl_prefix: Name = "uni"
+    train_subset_keys: Names | None = None
+    on_error: Literal["raise", "skip"] = "raise"
+    max_bad_fraction: Annotated[float, Range(least=0, most=1)] = 0.01
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
-    type: str = "AdamW"
-    lr: float = 1e-4
-    weight_decay: float = 0.0
-    betas: tuple[float, ...] | None = None
-    eps: float | tuple[float, ...] | None = None
+class OptimizerConfig(Section):
+    PREFIX = "optimizer."
+
+    type: Name = "AdamW"
+    lr: Positive = 1e-4
+    weight_decay: NotNegative = 0.0
+    betas: tuple[Annotated[float, Range(least=0, below=1, symbol="beta")], ...] | None = None
+    eps: NotNegative | tuple[NotNegative, ...] | None = None
+
+    def check(self) -> None:
+        if self.type not in OPTIMIZERS:
+            raise InputError(f"no optimizer {self.type!r}; known are AdamW, CAME, Muon")
+        betas, epsilons = OPTIMIZERS[self.type]
+        fits = self.betas is None or len(self.betas) == betas
+        if self.eps is not None:
+            fits &= (len(self.eps) if isinstance(self.eps, tuple) else None) == epsilons
+        _check(
+            fits,
+            f"optimizer {self.type} with betas {self.betas}, eps {self.eps}: "
+            f"expected {'two' if betas == 2 else 'three'} betas, {'one' if epsilons is None else 'two'} eps",
+        )
 
 
 @dataclass(frozen=True)
-class ScheduleConfig:
-    num_warmup_steps: int = 0
+class ScheduleConfig(Section):
+    PREFIX = "lr_schedule_args."
+
+    num_warmup_steps: NaturalInt = 0
 
 
 @dataclass(frozen=True)
-class TimestepConfig:
+class TimestepConfig(Section):
     """Which timesteps are trained; diffusion/timesteps.py has the samplers."""
 
-    type: str = "uniform"
-    mean: float = 0.0
-    std: float = 1.0
+    PREFIX = "timestep_sampling."
 
-    def __post_init__(self):
-        _one_of("timestep_sampling.type", self.type, ("uniform", "logit_normal", "loss_aware"))
-        _check(self.std > 0, f"timestep_sampling.std {self.std}: expected more than 0")
+    type: Literal["uniform", "logit_normal", "loss_aware"] = "uniform"
+    mean: Annotated[float, Range(least=-10, most=10)] = 0.0  # sigmoid(10) is the last timestep
+    std: Positive = 1.0
+
+    def check(self) -> None:
         _check(
             self.type == "logit_normal" or (self.mean, self.std) == (0.0, 1.0),
             f"timestep_sampling.mean and std are of type logit_normal, not {self.type}",
@@ -121,45 +162,46 @@ class TimestepConfig:
 
 
 @dataclass(frozen=True)
-class PowerEmaConfig:
+class PowerEmaConfig(Section):
     """Averages whose length grows with the run; diffusion/engine/ema.py has them."""
 
-    lengths: tuple[float, ...] = ()
-    snapshot_steps: int = 2000
+    PREFIX = "power_ema."
 
-    def __post_init__(self):
+    lengths: Annotated[
+        tuple[
+            Annotated[float, Range(above=0, below=12**-0.5, symbol="length", why=", where all steps count alike")], ...
+        ],
+        Distinct(),
+    ] = ()
+    snapshot_steps: PositiveInt = 2000
+
+    def check(self) -> None:
         for length in self.lengths:
-            _check(
-                0 < length < 12**-0.5,
-                f"power_ema.lengths {length:g}: expected 0 < length < 0.289, where all steps count alike",
-            )
             _check(
                 length == round(length, 3),
                 f"power_ema.lengths {length}: expected thousandths, which snapshots are named by",
             )
-        _check(len(set(self.lengths)) == len(self.lengths), f"power_ema.lengths {self.lengths}: one is there twice")
-        _check(self.snapshot_steps >= 1, f"power_ema.snapshot_steps {self.snapshot_steps}: expected at least 1")
 
 
 @dataclass(frozen=True)
-class SampleGridConfig:
-    count: int = 8
-    steps: int = 20
+class SampleGridConfig(Section):
+    PREFIX = "sample_grid."
+
+    count: Annotated[int, Range(least=0, most=1024)] = 8
+    steps: PositiveInt = 20
     guidance: float = 2.0
 
-    def __post_init__(self):
-        _check(self.count >= 0, f"sample_grid.count {self.count}: expected at least 0")
-
 
 @dataclass(frozen=True)
-class ValidationConfig:
-    count: int = 0
-    type: str | None = None
-    patch_names_file: str | None = None
-    subset_keys: tuple[str, ...] | None = None
+class ValidationConfig(Section):
+    PREFIX = "validation."
 
-    def __post_init__(self):
-        _check(self.count >= 0, f"validation.count {self.count}: expected at least 0")
+    count: NaturalInt = 0
+    type: Name | None = None
+    patch_names_file: Name | None = None
+    subset_keys: Names | None = None
+
+    def check(self) -> None:
         held_out = self.patch_names_file is not None or self.subset_keys is not None
         _check(
             not self.count or held_out,
@@ -168,124 +210,101 @@ class ValidationConfig:
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
-    count: int = 64
-    encoder: str = "mobilenetv2"
-    steps: int = 20
-    guidance: float = 2.0
+class EvaluationConfig(Section):
+    PREFIX = "evaluation."
 
-    def __post_init__(self):
-        _check(self.count >= 2, f"evaluation.count {self.count}: expected at least 2")
-        _check(self.steps >= 1, f"evaluation.steps {self.steps}: expected at least 1")
-        _check(math.isfinite(self.guidance), f"evaluation.guidance {self.guidance}: expected a number")
+    count: Annotated[int, Range(least=2)] = 64
+    encoder: Name = "mobilenetv2"
+    steps: PositiveInt = 20
+    guidance: float = 2.0
 
 
 @dataclass(frozen=True)
-class Config:
-    """Every key the trainer reads. Raises InputError for values that contradict each other."""
+class Config(Section):
+    """Every key the trainer reads. Raises InputError for values out of their range, and for those that contradict each other."""
 
-    image_size: int = 256
-    root: str | None = None
+    image_size: Annotated[int, Range(least=256, most=2**14)] = 256
+    root: Name | None = None
     data: DataConfig = field(default_factory=DataConfig)
-    model: str = "PixArt_XL_2_UNI"
+    model: Name = "PixArt_XL_2_UNI"
     model_kwargs: dict[str, Any] = field(default_factory=dict)
-    model_max_length: int = 1
-    caption_channels: int = 1536
+    model_max_length: PositiveInt = 1
+    caption_channels: Count = 1536
     use_cond_pos_embed: bool = False
-    pe_interpolation: float = 1.0
+    pe_interpolation: Annotated[float, Range(least=1e-3, most=1e3)] = 1.0
     qk_norm: bool = False
-    class_dropout_prob: float = 0.1
-    vae_pretrained: str = "pretrained_models/sd-3.5-vae"
-    scale_factor: float | None = None
+    class_dropout_prob: Annotated[float, Range(least=0, below=1, symbol="p")] = 0.1
+    vae_pretrained: Name = "pretrained_models/sd-3.5-vae"
+    scale_factor: Positive | None = None
     shift_factor: float | None = None
-    load_from: str | None = None
-    ignore_keys: tuple[str, ...] = ()
+    load_from: Name | None = None
+    ignore_keys: tuple[Name, ...] = ()
     local_start: bool = False
-    freeze: tuple[str, ...] = ()
-    resume_from: str | None = None
-    work_dir: str | None = None
-    mixed_precision: str = "no"
+    freeze: tuple[Name, ...] = ()
+    resume_from: Name | None = None
+    work_dir: Name | None = None
+    mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "no"
     fp32_attention: bool = True
     grad_checkpointing: bool = False
     compile: bool = False
     use_fsdp: bool = False
     deterministic: bool = False
-    train_batch_size: int = 32
-    gradient_accumulation_steps: int = 1
-    gradient_clip: float = 1.0
-    prediction_type: str = "epsilon"
-    min_snr_gamma: float | None = None
+    train_batch_size: Count = 32
+    gradient_accumulation_steps: Count = 1
+    gradient_clip: Positive = 1.0
+    prediction_type: Literal["epsilon", "v_prediction"] = "epsilon"
+    min_snr_gamma: Positive | None = None
     timestep_sampling: TimestepConfig = field(default_factory=TimestepConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    auto_lr: dict[str, str] | None = None
-    lr_schedule: str = "constant"
+    auto_lr: dict[str, Any] | None = None
+    lr_schedule: Literal["constant", "cosine"] = "constant"
     lr_schedule_args: ScheduleConfig = field(default_factory=ScheduleConfig)
-    ema_rate: float = 0.9999
+    ema_rate: Annotated[float, Range(least=0, below=1, symbol="rate")] = 0.9999
     power_ema: PowerEmaConfig = field(default_factory=PowerEmaConfig)
-    num_epochs: int = 10
-    max_steps: int | None = None
-    num_workers: int = 4
-    seed: int = 43
-    log_interval: int = 50
-    max_bad_steps: int = 10
-    save_model_steps: int = 2000
-    save_model_epochs: int | None = None
-    keep_last: int | None = 3
-    keep_every: int | None = None
+    num_epochs: PositiveInt = 10
+    max_steps: NaturalInt | None = None
+    num_workers: Annotated[int, Range(least=0, most=1024)] = 4
+    seed: Seed = 43
+    log_interval: PositiveInt = 50
+    max_bad_steps: PositiveInt = 10
+    save_model_steps: PositiveInt = 2000
+    save_model_epochs: PositiveInt | None = None
+    keep_last: PositiveInt | None = 3
+    keep_every: PositiveInt | None = None
     sample_grid: SampleGridConfig = field(default_factory=SampleGridConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
-    eval_steps: int | None = None
+    eval_steps: PositiveInt | None = None
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    report_to: str = "tensorboard"
+    report_to: Literal["tensorboard", "none"] = "tensorboard"
 
-    def __post_init__(self):
+    def check(self) -> None:
         _check(
             self.data.resolution in (None, self.image_size),
             f"data.resolution {self.data.resolution} contradicts image_size {self.image_size}; they must be equal",
         )
+        _check(self.image_size % 256 == 0, f"image_size {self.image_size}: expected a multiple of 256")
         windows = (self.image_size // 256) ** 2
         _check(
-            self.image_size % 256 == 0 and windows == self.model_max_length,
+            windows == self.model_max_length,
             f"model_max_length {self.model_max_length} contradicts image_size {self.image_size}: "
             f"one token per 256-pixel window makes {windows}",
         )
         _check((self.scale_factor is None) == (self.shift_factor is None), "scale_factor and shift_factor go together")
-        _one_of("mixed_precision", self.mixed_precision, ("auto", "no", "fp16", "bf16"))
-        _one_of("prediction_type", self.prediction_type, ("epsilon", "v_prediction"))
-        _one_of("lr_schedule", self.lr_schedule, ("constant", "cosine"))
-        _one_of("report_to", self.report_to, ("tensorboard", "none"))
-        for name in (
-            "train_batch_size",
-            "gradient_accumulation_steps",
-            "num_epochs",
-            "log_interval",
-            "save_model_steps",
-            "max_bad_steps",
-        ):
-            _check(getattr(self, name) >= 1, f"{name} {getattr(self, name)}: expected at least 1")
-        _check(self.num_workers >= 0, f"num_workers {self.num_workers}: expected at least 0")
-        _check(self.max_steps is None or self.max_steps >= 0, f"max_steps {self.max_steps}: expected at least 0")
-        for name in ("gradient_clip", "pe_interpolation"):
-            _check(getattr(self, name) > 0, f"{name} {getattr(self, name)}: expected more than 0")
-        _check(self.optimizer.lr > 0, f"optimizer.lr {self.optimizer.lr}: expected more than 0")
-        for name in ("save_model_epochs", "keep_last", "keep_every", "eval_steps"):
-            value = getattr(self, name)
-            _check(value is None or value >= 1, f"{name} {value}: expected at least 1, or None")
         own = sorted(self.model_kwargs.keys() & self._model_settings.keys())
         _check(not own, f"model_kwargs has {', '.join(own)}, which the keys beside it decide; set those")
         _check(
-            self.model_kwargs.get("pred_sigma", True),
+            self.model_kwargs.get("pred_sigma", True) is not False,
             "model_kwargs.pred_sigma False: the objective trains the variance",
         )
-        _check(0 <= self.class_dropout_prob < 1, f"class_dropout_prob {self.class_dropout_prob}: expected 0 <= p < 1")
         _check(not self.local_start or self.qk_norm, "local_start needs qk_norm = True")
         _check(
             not (self.local_start and self.load_from),
             "local_start is of a new network, load_from of weights; set local_start=False",
         )
-        gamma = self.min_snr_gamma
-        _check(gamma is None or gamma > 0, f"min_snr_gamma {gamma}: expected more than 0, or None")
-        _check(0 <= self.ema_rate < 1, f"ema_rate {self.ema_rate}: expected 0 <= rate < 1")
+        _check(
+            self.auto_lr in (None, {"rule": "sqrt"}, {"rule": "linear"}),
+            f"auto_lr {self.auto_lr}: expected dict(rule='sqrt') or dict(rule='linear')",
+        )
 
     @property
     def input_size(self) -> int:
@@ -295,7 +314,7 @@ class Config:
     @property
     def data_root(self) -> Path:
         """The folder of patches/: data.root, else root, else $PIXCELL_ROOT, else the current folder."""
-        return Path(self.data.root or self.root or os.environ.get("PIXCELL_ROOT") or ".")
+        return Path(self.data.root or self.root or expand_path(os.environ.get("PIXCELL_ROOT") or "."))
 
     @property
     def model_arguments(self) -> dict[str, Any]:
@@ -344,21 +363,42 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     path = Path(path)
     if not path.is_file():
         raise MissingError(f"no config file {path}")
+    if path.read_bytes().startswith(codecs.BOM_UTF8):  # which mmengine hands on to Python as if it were source
+        raise InputError(f"{path} begins with a byte order mark; save it as UTF-8 without one")
     try:
         file = ConfigFile.fromfile(str(path))
-        file.merge_from_dict(dict(overrides or {}))
     except FileNotFoundError as error:
         raise MissingError(f"{path} names a _base_ that is not there: {error}") from error
-    except Exception as error:  # anything may be raised by a file that is executed
+    except (Exception, SystemExit) as error:  # anything may be raised by a file that is executed
         raise InputError(f"{path} is not a Python config file ({type(error).__name__}: {error})") from error
-    return parse_config(file.to_dict(), path)
+    values = file.to_dict()
+    for key, value in (overrides or {}).items():
+        _override(values, key, value)
+    return parse_config(values, path)
 
 
-def parse_config(values: Mapping[str, Any], source: Path) -> Config:
-    """Check keys and types of plain values. `source` is named in errors and in the one warning about keys without effect."""
+def _override(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set a flat or dotted key in nested dicts; a dict is merged with the one that is there. Raises InputError."""
+    *sections, name = key.split(".")
+    for section in sections:
+        if values.get(section) is None:
+            values[section] = {}
+        values = values[section]
+        if not isinstance(values, dict):
+            raise InputError(f"{key}={value!r}: {section} is {values!r}, which has no keys of its own")
+    before = values.get(name)
+    values[name] = {**before, **value} if isinstance(before, dict) and isinstance(value, dict) else value
+
+
+def parse_config(values: Mapping[str, Any], source: Path, expand: bool = True) -> Config:
+    """Check keys, types and ranges of plain values, and expand paths as a shell does (`expand`: False for saved ones).
+
+    `source` is named in errors and in the one warning about keys without effect. Raises InputError.
+    """
     values = dict(values)
     if isinstance(values.get("resume_from"), Mapping):  # the original's form: dict(checkpoint=..., load_ema=...)
         values["resume_from"] = values["resume_from"].get("checkpoint")
+    values["auto_lr"] = values.get("auto_lr") or None  # the base file's is empty: mmengine merges a dict into no None
     data = values.get("data") or {}
     if not isinstance(data, Mapping):
         raise InputError(f"{source}: data is {data!r}: expected dict(type=..., ...)")
@@ -366,11 +406,30 @@ def parse_config(values: Mapping[str, Any], source: Path) -> Config:
     if idle:
         log.warning("%s: these keys have no effect here: %s", source, ", ".join(idle))
     values["data"] = {key: value for key, value in data.items() if key not in DATA_WITHOUT_EFFECT}
-    return _build(Config, {key: value for key, value in values.items() if key not in WITHOUT_EFFECT}, str(source))
+    values = {key: value for key, value in values.items() if key not in WITHOUT_EFFECT}
+    return _build(Config, _expand_paths(values, source) if expand else values, str(source))
+
+
+def _expand_paths(values: dict[str, Any], source: Path) -> dict[str, Any]:
+    """Return values with `~` and `$NAME` expanded in those that are paths. Raises InputError for unknown ones."""
+    expanded = dict(values)
+    for key in PATHS:
+        section, _, name = key.rpartition(".")
+        part = expanded.get(section) if section else expanded
+        text = part.get(name) if isinstance(part, Mapping) else None
+        if not isinstance(text, str):
+            continue
+        try:
+            before, equals, path = text.rpartition("=") if key == ENCODER else ("", "", text)  # NAME=FILE
+            text = before + equals + expand_path(path)
+        except InputError as error:
+            raise InputError(f"{source}: {key}: {error}") from None
+        expanded |= {section: {**part, name: text}} if section else {name: text}
+    return expanded
 
 
 def dump_config(config: Config, path: Path) -> None:
-    """Write a config as assignments of literals, which `read_config` (and Python) reads back; aside, then renamed."""
+    """Write a config as assignments of literals, which `read_config` (and Python) reads back; whole or not at all."""
     lines = ["# The settings of this run, written by the trainer; read back as data, never executed.\n"]
     lines += [f"{name} = {value!r}\n" for name, value in asdict(config).items()]
     with written_aside(path) as temporary:
@@ -378,63 +437,39 @@ def dump_config(config: Config, path: Path) -> None:
 
 
 def read_config(path: Path) -> Config:
-    """A config that the trainer saved, parsed as literals and never executed.
+    """Read a config that a trainer saved, as literals of which nothing is executed.
 
     Raises MissingError, or InputError when the file holds anything but assignments of literals.
     """
     if not path.is_file():
         raise MissingError(f"no {path.name} in {path.parent}: is that the work dir of a run?")
-    values = {}
-    try:
-        for statement in ast.parse(path.read_text()).body:
-            if not isinstance(statement, ast.Assign) or not isinstance(statement.targets[0], ast.Name):
-                raise ValueError(f"line {statement.lineno} is not `name = literal`")
-            values[statement.targets[0].id] = ast.literal_eval(statement.value)
-    except (ValueError, SyntaxError) as error:
-        raise InputError(f"{path} is not a saved config ({error}); a saved config holds literals only") from error
-    return parse_config(values, path)
+    values = read_assignments(path)
+    if "_base_" in values:
+        raise InputError(
+            f"{path} goes on from {values['_base_']}: a config to train with, not one that a run has saved, which is whole"
+        )
+    return parse_config(values, path, expand=False)
 
 
 def _build(kind: type, values: Mapping[str, Any], source: str, prefix: str = "") -> Any:
-    """A dataclass from a mapping, nested ones too; unknown keys and wrong types raise InputError."""
-    hints = typing.get_type_hints(kind)
+    """Make a dataclass from a mapping, nested ones too. Raises InputError for unknown keys and values that do not fit."""
+    hints = hints_of(kind)
+    known = [field.name for field in fields(kind)]
     arguments = {}
     for key, value in values.items():
-        if key not in hints:
-            near = difflib.get_close_matches(key, [f.name for f in fields(kind)], n=1, cutoff=0)
-            raise InputError(f"{source}: unknown key {prefix + key!r}; the nearest known one is {prefix + near[0]!r}")
-        if is_dataclass(hints[key]) and isinstance(value, Mapping):
-            arguments[key] = _build(hints[key], value, source, f"{key}.")
-        else:
-            arguments[key] = _convert(value, hints[key], f"{source}: {prefix}{key}")
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0)
+            raise InputError(
+                f"{source}: unknown key {f'{prefix}{key}'!r}; the nearest known one is {prefix + near[0]!r}"
+            )
+        is_section = is_dataclass(hints[key]) and isinstance(value, Mapping)
+        arguments[key] = _build(hints[key], value, source, f"{key}.") if is_section else value
     try:
         return kind(**arguments)
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
 
 
-def _convert(value: Any, hint: Any, where: str) -> Any:
-    """`value` as `hint` has it: lists become tuples, whole numbers floats; anything else must fit already."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    for option in options:
-        kind = typing.get_origin(option) or option
-        if kind is tuple and isinstance(value, str) and typing.get_args(option)[0] is str:
-            return (value,)  # one name, as a command line gives it
-        if kind is tuple and isinstance(value, (list, tuple)):
-            return tuple(_convert(part, typing.get_args(option)[0], where) for part in value)
-        if kind is dict and isinstance(value, Mapping):
-            return dict(value)
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        if isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool):
-            return value
-    raise InputError(f"{where} is {value!r}: expected {hint if len(options) > 1 else getattr(hint, '__name__', hint)}")
-
-
 def _check(holds: bool, message: str) -> None:
     if not holds:
         raise InputError(message)
-
-
-def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
-    _check(value in known, f"{name} {value!r}: expected one of {', '.join(known)}")

@@ -130,6 +130,18 @@ def locked(path: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
+def is_locked(path: Path) -> bool:
+    """Tell whether another process holds a lock file, as far as the system knows; writes nothing."""
+    if fcntl is None or not path.is_file():
+        return False
+    try:
+        with open(path) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
+    return False
+
+
 def _let_go() -> None:
     """In a child: a lock lives as long as any copy of its file, and must not outlive a parent that is killed."""
     for file in _HELD:

@@ -6,6 +6,7 @@ share the batch. All of this is a few numbers in float64, on the CPU, so that ev
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 
@@ -53,8 +54,10 @@ class LogitNormal(TimestepSampler):
     """
 
     def __init__(self, mean: float = 0.0, std: float = 1.0):
-        if not std > 0:
-            raise InputError(f"std {std}: expected more than 0")
+        if not 0 < std < math.inf:
+            raise InputError(f"std {std}: expected more than 0, and finite")
+        if not math.isfinite(mean):
+            raise InputError(f"mean {mean}: expected a finite number")
         self.mean, self.std = mean, std
 
     def __call__(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -130,7 +133,7 @@ class LossAware(TimestepSampler):
 
 
 def build_timestep_sampler(type: str = "uniform", mean: float = 0.0, std: float = 1.0) -> TimestepSampler:
-    """The sampler of a name: uniform, logit_normal (of that mean and std), or loss_aware. Raises InputError."""
+    """Return the sampler of a name: uniform, logit_normal (of that mean and std), or loss_aware. Raises InputError."""
     builders = {"uniform": Uniform, "logit_normal": lambda: LogitNormal(mean, std), "loss_aware": LossAware}
     if type not in builders:
         raise InputError(f"timestep sampling {type!r}: expected one of {', '.join(builders)}")

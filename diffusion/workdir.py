@@ -18,7 +18,7 @@ from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import EMBEDDED_CODECS, LatentCodec, LatentScale, codec_folder
 from diffusion.encoders.networks import EMBEDDERS
 from diffusion.errors import InputError, MissingError
-from diffusion.files import fingerprint_of_tensors
+from diffusion.files import fingerprint_of_tensors, is_locked
 from diffusion.folders import LeftOut, walk_files
 from diffusion.model.convert import Weights, check_told, load_into, load_weights, with_positions_of
 from diffusion.model.pixart import PixArt, build_model
@@ -26,6 +26,7 @@ from diffusion.text import abbreviate, expand_path
 from diffusion.weights import find_weights
 
 CONFIG_FILE = "config.py"
+LOCK_FILE = ".lock"
 LAST_WEIGHTS = "checkpoints/last_ema.ckpt"
 PROBES = 16  # samples tried before a data set counts as unreadable
 
@@ -115,6 +116,17 @@ def default_work_dir() -> Path:
     if not runs:
         raise MissingError("no run in ./output; name one with --workdir or $PIXCELL_WORKDIR")
     return max(runs, key=lambda folder: (folder / LAST_WEIGHTS).stat().st_mtime_ns)
+
+
+def check_work_dir(work_dir: Path) -> None:
+    """Raise InputError for a work dir that cannot be made or written, or in which another process trains."""
+    place = next(place for place in (work_dir, *work_dir.absolute().parents) if os.path.lexists(place))
+    if not place.is_dir():
+        raise InputError(f"{place} is no folder: a work dir cannot be {'there' if place == work_dir else 'below it'}")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise InputError(f"{place} may not be written; name another --work-dir, or change its permissions")
+    if is_locked(work_dir / LOCK_FILE):
+        raise InputError(f"another process is at work here: it holds {work_dir / LOCK_FILE}; wait for it to end")
 
 
 def check_tokens(config: Config, dataset: PanCancerData | SkipBad) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from conftest import REPOSITORY, command
 from PIL import Image
 
+from diffusion.cli import seed_int
 from diffusion.data.features import is_valid, read_moments
 from diffusion.encoders.latents import LatentCodec
 
@@ -160,6 +162,13 @@ class TestTrain:
             and not (tmp_path / "w").exists()
         )
 
+    def test_settings_from_the_command_line(self, monkeypatch):
+        monkeypatch.syspath_prepend(REPOSITORY / "train_scripts")
+        from train_pixcell import parse_setting
+
+        texts = ("a=1e-4", "a.b=(0.9, 0.99)", "a=~/x", "a={[]: 1}", "a=" + "[" * 10**5)
+        assert [parse_setting(text)[1] for text in texts] == [1e-4, (0.9, 0.99), "~/x", "{[]: 1}", "[" * 10**5]
+
     def test_bad_input(self, root, config_file, tmp_path):
         work_dir = tmp_path / "w"
         (tmp_path / "typo.py").write_text("train_batchsize = 3")
@@ -236,6 +245,13 @@ class TestSample:
         (out / "syn" / "a.png").touch()
         assert failed(command(*common, "--workdir", run), "a.png, which is no sample")
         assert not (out / "samples.json").exists()
+
+
+@pytest.mark.parametrize("text", ["-1", "1.5", "99999999999999999999", "two", ""])
+def test_seeds_that_torch_does_not_take(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="expected a whole number"):
+        seed_int(text)
+    assert seed_int(str(2**63 - 1)) == 2**63 - 1
 
 
 @pytest.mark.parametrize(

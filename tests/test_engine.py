@@ -16,7 +16,15 @@ from conftest import WIDTH
 from runs import equal, forget_processes, read, settings
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffusion.config import Config, DataConfig, OptimizerConfig, SampleGridConfig, ScheduleConfig, read_config
+from diffusion.config import (
+    Config,
+    DataConfig,
+    OptimizerConfig,
+    SampleGridConfig,
+    ScheduleConfig,
+    ValidationConfig,
+    read_config,
+)
 from diffusion.data.batch import PatchBatch, collate
 from diffusion.data.datasets.pan_cancer import build_dataset
 from diffusion.data.features import feature_path, write_feature
@@ -34,6 +42,7 @@ from diffusion.engine.plan import plan_run, save_steps
 from diffusion.engine.supply import Supply
 from diffusion.engine.trainer import dry_run, train
 from diffusion.errors import InputError
+from diffusion.files import locked
 from diffusion.model import PixArt
 from diffusion.model.convert import load_weights
 from diffusion.precision import has_bf16
@@ -613,3 +622,49 @@ def test_dry_run_says_the_numbers_and_writes_nothing(feature_root, tmp_path):
     with pytest.raises(InputError, match="needs a GPU"):
         dry_run(settings(feature_root, mixed_precision="fp16"), tmp_path / "run", processes=1, cpu=True)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+class TestDryRun:
+    """Finds all that the run would before its first step: both are prepared by one function."""
+
+    @pytest.mark.parametrize("start", [dry_run, train], ids=["dry", "run"])
+    def test_what_is_in_the_way_of_a_work_dir(self, feature_root, tmp_path, start):
+        config = settings(feature_root)
+        (tmp_path / "file").touch()
+        for place in (tmp_path / "file", tmp_path / "file/run"):
+            with pytest.raises(InputError, match=f"{tmp_path / 'file'} is no folder"):
+                start(config, place, cpu=True)
+        with locked(tmp_path / "run/.lock"), pytest.raises(InputError, match="another process is at work here"):
+            start(config, tmp_path / "run", cpu=True)
+        (tmp_path / "run/.lock").touch()  # of a process that was killed
+        dry_run(config, tmp_path / "run", cpu=True)
+        assert (tmp_path / "run/.lock").is_file()
+
+    @pytest.mark.parametrize("start", [dry_run, train], ids=["dry", "run"])
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            (dict(model_kwargs=dict(depth="small")), "model_kwargs.depth is 'small': expected int"),
+            (dict(model_kwargs=dict(depth=0)), "model_kwargs.depth 0: expected at least 1"),
+            (dict(model_kwargs=dict(mlp_ratio=-1)), "model_kwargs.mlp_ratio -1.0: expected more than 0"),
+            (dict(model_kwargs=dict(in_channels=4)), "model_kwargs.in_channels 4: latents have 16 channels"),
+            (dict(resume_from="a", load_from="b"), "resume_from a goes on with a run, load_from b begins one"),
+            (dict(max_steps=10**9, save_model_steps=2), "save_model_steps 2 is 500000000 times"),
+            (dict(eval_steps=2, vae_pretrained="tiny", scale_factor=None, shift_factor=None), "mobilenet_v2"),
+            (dict(validation=ValidationConfig(count=1, subset_keys=("other_1024",))), "no key other_1024"),
+        ],
+        ids=str,
+    )  # fmt: skip
+    def test_settings(self, feature_root, tmp_path, monkeypatch, start, changes, message):
+        monkeypatch.setattr("diffusion.encoders.embedders.CLONE", tmp_path)  # where a demo may have put weights
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(InputError, match=message):
+            start(settings(feature_root, **changes), tmp_path / "run", cpu=True)
+        assert not (tmp_path / "run").exists()
+
+    def test_conditions_of_the_sample_grid(self, feature_root, tmp_path):
+        path = feature_path(feature_root / "patches", "set/brca/single_1024/slide_2/2_0.jpeg", "uni")
+        write_feature(path, torch.zeros(3, 3).numpy())
+        grid = dict(sample_grid=SampleGridConfig(count=3), vae_pretrained="tiny", scale_factor=None, shift_factor=None)
+        with pytest.raises(InputError, match=r"slide_2/2_0_uni.npy"):
+            dry_run(settings(feature_root, **grid), tmp_path / "run", cpu=True)

@@ -81,6 +81,28 @@ def test_inputs_that_do_not_fit():
         build_model("PixArt_XXL")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (dict(depth="small"), "PixArt's depth is 'small': expected int"),
+        (dict(depth=0), "PixArt's depth 0: expected at least 1, at most 1024"),
+        (dict(depth=True), "PixArt's depth is True"),
+        (dict(num_heads=0), "PixArt's num_heads 0"),
+        (dict(num_heads=5), "must be a multiple of num_heads 5"),
+        (dict(mlp_ratio=-1), "PixArt's mlp_ratio -1.0: expected more than 0"),
+        (dict(mlp_ratio=1e-6), "makes 0.000192 hidden units"),
+        (dict(mlp_ratio=float("nan")), "PixArt's mlp_ratio nan: expected a number that is finite"),
+        (dict(patch_size=5), "input_size 32 must be a multiple of patch_size 5"),
+        (dict(qk_norm=1), "PixArt's qk_norm is 1: expected bool"),
+        (dict(use_cond_pos_embed=True, caption_channels=10), "caption_channels 10 must be a multiple of 4"),
+    ],
+    ids=str,
+)
+def test_arguments_that_make_no_network(arguments, message):
+    with pytest.raises(InputError, match=message):
+        build_model("PixArt_Ti_2_UNI", **arguments)
+
+
 def test_a_new_network_predicts_zero_and_ignores_its_condition():
     model = PixArt(**SMALL).eval()
     assert model(*inputs()).abs().max() == 0

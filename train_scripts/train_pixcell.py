@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import DEVICES, Parser, pick_device, positive_float, positive_int, run, start_processes
+from diffusion.cli import DEVICES, Parser, pick_device, positive_float, positive_int, run, seed_int, start_processes
 from diffusion.config import Config, load_config
 from diffusion.engine.stops import CODE_FILE, EXIT_CODE
 from diffusion.errors import InputError
@@ -62,7 +62,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--report_to", "--report-to", choices=("tensorboard", "none"), help="where curves and pictures go"
     )
-    parser.add_argument("--seed", type=int, help="of weights, data order and noise")
+    parser.add_argument("--seed", type=seed_int, help="of weights, data order and noise")
     parser.add_argument("--device", choices=DEVICES, default="auto", help="auto: what accelerate finds")
     parser.add_argument(
         "--set",
@@ -102,7 +102,7 @@ def parse_setting(text: str) -> tuple[str, object]:
         raise InputError(f"--set {text}: expected KEY=VALUE")
     try:
         return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):  # of `{[]: 1}`, and of deep brackets
         return key, value
 
 
@@ -124,6 +124,7 @@ def main() -> int:
     if args.dry_run:
         state.print(dry_run(config, work_dir, state.num_processes, cpu, args.fresh, args.accept_changes))
         state.print(f"would write to {work_dir}; nothing was written")
+        state.destroy_process_group()
         return 0
     with logging_redirect_tqdm():
         finished = train(config, work_dir, cpu, args.fresh, args.accept_changes, args.time_limit)

@@ -12,30 +12,22 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from diffusion.config import Config, OptimizerConfig
 from diffusion.engine.came import CAME
-from diffusion.errors import InputError
 from diffusion.precision import has_bf16
 
 REFERENCE_BATCH = 256  # the global batch at which auto_lr leaves the learning rate alone
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig, lr: float) -> torch.optim.Optimizer:
-    """AdamW, CAME (Luo et al. 2023) or Muon. Raises InputError for another name, or betas and eps of the wrong number."""
+    """Return AdamW, CAME (Luo et al. 2023) or Muon; the config has checked the name, and the numbers of betas and eps."""
     arguments = {name: value for name in ("betas", "eps") if (value := getattr(config, name)) is not None}
-    if config.type in ("AdamW", "Muon"):
-        two = len(arguments.get("betas", (0, 0))) == 2 and isinstance(arguments.get("eps", 0.0), float)
-        _expect(two, config, "two betas, one eps")
-        if config.type == "AdamW":
-            return torch.optim.AdamW(
-                model.parameters(), lr=lr, weight_decay=config.weight_decay, fused=True, **arguments
-            )  # one pass over memory instead of a dozen
+    arguments |= {"lr": lr, "weight_decay": config.weight_decay}
+    if config.type == "AdamW":
+        return torch.optim.AdamW(model.parameters(), fused=True, **arguments)  # one pass over memory, not a dozen
+    if config.type == "Muon":
         hidden = [module for part in (model.blocks, model.y_embedder) for module in part.modules()]
         matrices = [module.weight for module in hidden if isinstance(module, nn.Linear)]
-        return Muon(matrices, others(model, matrices), lr, weight_decay=config.weight_decay, **arguments)
-    if config.type in ("CAME", "CAMEWrapper"):  # the second is the original project's name for it
-        pairs = isinstance(arguments.get("eps", ()), tuple) and len(arguments.get("betas", (0, 0, 0))) == 3
-        _expect(pairs, config, "three betas, two eps")
-        return CAME(model.parameters(), lr=lr, weight_decay=config.weight_decay, **arguments)
-    raise InputError(f"no optimizer {config.type!r}; known are AdamW, CAME, Muon")
+        return Muon(matrices, others(model, matrices), **arguments)
+    return CAME(model.parameters(), **arguments)
 
 
 def others(model: nn.Module, matrices: Iterable[nn.Parameter]) -> list[nn.Parameter]:
@@ -111,14 +103,11 @@ def orthogonalized(gradient: torch.Tensor) -> torch.Tensor:
 
 
 def learning_rate(config: Config, global_batch: int) -> float:
-    """The peak learning rate; with auto_lr it follows the global batch by the rule named there."""
+    """Return the peak learning rate; with auto_lr it follows the global batch by the rule named there."""
     if config.auto_lr is None:
         return config.optimizer.lr
-    growth = {"sqrt": math.sqrt, "linear": float}
-    rule = config.auto_lr.get("rule")
-    if rule not in growth:
-        raise InputError(f"auto_lr {config.auto_lr}: expected dict(rule='sqrt') or dict(rule='linear')")
-    return config.optimizer.lr * growth[rule](global_batch / REFERENCE_BATCH)
+    growth = {"sqrt": math.sqrt, "linear": float}[config.auto_lr["rule"]]
+    return config.optimizer.lr * growth(global_batch / REFERENCE_BATCH)
 
 
 def build_lr_schedule(optimizer: torch.optim.Optimizer, config: Config, total_steps: int) -> LambdaLR:
@@ -134,8 +123,3 @@ def build_lr_schedule(optimizer: torch.optim.Optimizer, config: Config, total_st
         return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
     return LambdaLR(optimizer, factor)
-
-
-def _expect(holds: bool, config: OptimizerConfig, wanted: str) -> None:
-    if not holds:
-        raise InputError(f"optimizer {config.type} with betas {config.betas}, eps {config.eps}: expected {wanted}")

@@ -12,11 +12,11 @@ import torch
 from diffusion.config import Config
 from diffusion.encoders.latents import EMBEDDED_CODECS
 from diffusion.engine.optim import learning_rate
-from diffusion.engine.watch import GRID_ALGORITHM
 from diffusion.errors import InputError
 from diffusion.model.pixart import PixArt
 from diffusion.precision import has_bf16
-from diffusion.sampling import make_scheduler
+
+MOST_SAVES = 10**6
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,17 @@ def settle_precision(config: Config, cpu: bool) -> Config:
     return config
 
 
-def check_grid(config: Config) -> None:
-    """Raises InputError, before anything is written, for steps that the sample grids' solver cannot take."""
-    if config.sample_grid.count:
-        make_scheduler(GRID_ALGORITHM, config.sample_grid.steps)
+def check_saves(config: Config, plan: Plan) -> None:
+    """Raise InputError for more saves, snapshots or scorings in a run than there can be files."""
+    intervals = {"save_model_steps": config.save_model_steps, "eval_steps": config.eval_steps}
+    if config.power_ema.lengths:
+        intervals["power_ema.snapshot_steps"] = config.power_ema.snapshot_steps
+    for name, interval in intervals.items():
+        if interval is not None and plan.total_steps / interval > MOST_SAVES:
+            raise InputError(
+                f"{name} {interval} is {plan.total_steps // interval} times in {plan.total_steps} steps: expected at most "
+                f"{MOST_SAVES} times; set a larger {name}, or fewer max_steps"
+            )
 
 
 def save_steps(config: Config, plan: Plan) -> set[int]:

@@ -20,7 +20,7 @@ def sharding_arguments(config: Config, cpu: bool) -> dict[str, Any]:
 
     Raises InputError for FSDP 1, and for an optimizer that does not shard.
     """
-    if not _is_wanted(config):
+    if not is_sharding_wanted(config):
         return {}
     from accelerate import PartialState
     from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, ParallelismConfig
@@ -36,20 +36,27 @@ def sharding_arguments(config: Config, cpu: bool) -> dict[str, Any]:
         fsdp_version=2,
         auto_wrap_policy="transformer_based_wrap",
         transformer_cls_names_to_wrap=["PixArtBlock"],
+        activation_checkpointing=False,  # the config's grad_checkpointing does it, and keeps the names of weights
         cpu_ram_efficient_loading=False,  # every process has the weights; accelerate's way fails at buffers among them
         # autocast alone decides what is computed in half precision, as without FSDP
         mixed_precision_policy=MixedPrecisionPolicy(output_dtype=torch.float32, cast_forward_inputs=False),
     )
-    return {"fsdp_plugin": plugin, "parallelism_config": ParallelismConfig(dp_shard_size=state.num_processes)}
+    mesh = ParallelismConfig(dp_shard_size=state.num_processes, dp_replicate_size=1, tp_size=1, cp_size=1, sp_size=1)
+    return {"fsdp_plugin": plugin, "parallelism_config": mesh}
 
 
 def check_shardable(config: Config) -> None:
-    """Raises InputError for a run that is to be sharded and cannot be."""
-    if not _is_wanted(config):
+    """Raise InputError for a run that is to be sharded and cannot be."""
+    if not is_sharding_wanted(config):
         return
     if _by_launcher() and os.environ.get("FSDP_VERSION") != "2":
         raise InputError(
             "FSDP 1 is not served; give accelerate launch --fsdp_version 2, or its config file fsdp_version: 2"
+        )
+    if os.environ.get("FSDP_IGNORED_MODULES"):
+        raise InputError(
+            f"FSDP_IGNORED_MODULES={os.environ['FSDP_IGNORED_MODULES']}: parts that are not sharded would train alone in "
+            "every process; `unset FSDP_IGNORED_MODULES`, or take fsdp_ignored_modules out of accelerate's config"
         )
     if config.optimizer.type.startswith("CAME"):
         raise InputError(
@@ -57,7 +64,8 @@ def check_shardable(config: Config) -> None:
         )
 
 
-def _is_wanted(config: Config) -> bool:
+def is_sharding_wanted(config: Config) -> bool:
+    """Tell whether a run is to be sharded, by its config or by accelerate's launcher."""
     return config.use_fsdp or _by_launcher()
 
 

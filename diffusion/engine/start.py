@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.config import Config
+from diffusion.encoders.latents import LATENT_CHANNELS
 from diffusion.engine.checkpoint import FOLDER, LAST, checkpoints, find_checkpoint, last_of, load_checkpoint
 from diffusion.engine.plan import Plan
 from diffusion.errors import InputError
 from diffusion.model.convert import check_told, load_into, load_weights, told_by
 from diffusion.model.local_start import look_at_neighbours
-from diffusion.model.pixart import PixArt, build_model
+from diffusion.model.pixart import PixArt, build_model, check_arguments
 from diffusion.model.transfer import start_from
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,9 @@ def build_network(config: Config, load_from: str | None) -> tuple[PixArt, str]:
 
     Raises InputError when a part to freeze is not there, or none is left to train.
     """
+    kwargs = check_arguments(config.model_kwargs, "model_kwargs.")
+    if kwargs.get("in_channels", LATENT_CHANNELS) != LATENT_CHANNELS:
+        raise InputError(f"model_kwargs.in_channels {kwargs['in_channels']}: latents have {LATENT_CHANNELS} channels")
     model = build_model(config.model, **config.model_arguments)
     model.grad_checkpointing = config.grad_checkpointing
     for part in config.freeze:
@@ -69,6 +73,10 @@ def choose_checkpoint(config: Config, work_dir: Path, fresh: bool) -> tuple[Path
     named, present = named_by(config), checkpoints(work_dir)
     if fresh and named is not None:
         raise InputError(f"--fresh begins anew, --resume-from {config.resume_from} does not; give one of them")
+    if named is not None and config.load_from is not None:
+        raise InputError(
+            f"resume_from {config.resume_from} goes on with a run, load_from {config.load_from} begins one; give one of them"
+        )
     if fresh and present:
         raise InputError(
             f"{work_dir} already holds a run, at step {max(present)}; without --fresh it goes on, or name another --work-dir"

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +23,13 @@ from diffusion.data.sampler import BatchStream
 from diffusion.engine.advice import processor
 from diffusion.engine.checkpoint import FOLDER, SNAPSHOTS, last_of, looked_at, put_away
 from diffusion.engine.ema import EMA, PowerEMA
+from diffusion.engine.environment import environment_notes, start_accelerator
 from diffusion.engine.looks import Looks
 from diffusion.engine.losses import BatchLosses
 from diffusion.engine.optim import build_lr_schedule, build_optimizer
 from diffusion.engine.plan import (
     Plan,
-    check_grid,
+    check_saves,
     describe,
     plan_run,
     save_steps,
@@ -39,8 +39,7 @@ from diffusion.engine.plan import (
 )
 from diffusion.engine.processes import Agreement, on_main, told_what_to_do
 from diffusion.engine.saving import Saver
-from diffusion.engine.scoring import SampleScores, check_scoring, score_steps
-from diffusion.engine.sharding import check_shardable, sharding_arguments
+from diffusion.engine.scoring import SampleScores, score_steps
 from diffusion.engine.start import (
     build_network,
     check_same_run,
@@ -54,15 +53,17 @@ from diffusion.engine.step import BAD_STEPS, accumulate, settle_sums, tell_of_ba
 from diffusion.engine.stops import Stop, Stops
 from diffusion.engine.supply import Supply
 from diffusion.engine.validation import Validation
-from diffusion.engine.watch import BadItems, Meter, Watch
+from diffusion.engine.watch import BadItems, Meter, Watch, check_grid, check_reports
 from diffusion.errors import InputError
 from diffusion.files import locked, remove_unfinished
 from diffusion.seeds import mix_seed
 from diffusion.timesteps import build_timestep_sampler
-from diffusion.workdir import CONFIG_FILE, check_tokens, latent_scale, load_codec
+from diffusion.workdir import CONFIG_FILE, LOCK_FILE, check_tokens, check_work_dir, latent_scale, load_codec
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from diffusion.encoders.latents import LatentCodec
 
 
 log = logging.getLogger(__name__)
@@ -84,55 +85,32 @@ def train(
     Raises InputError for settings that the data, the device or the work dir contradict, and for numbers gone bad.
     """
     with Stops(time_limit) as stops, told_what_to_do(), contextlib.ExitStack() as held:
-        # ---- processes and precision
-        config = settle_precision(config, cpu)
-        accelerator = start_accelerator(config, cpu)
-        agree = Agreement(accelerator)
-        main = accelerator.is_main_process
+        # ---- data, network, and all else that a run is made of; nothing is written before `hold`
+        made = prepare(config, work_dir, cpu, fresh, accept_changes)
+        config, accelerator, plan, run, network = made.config, made.accelerator, made.plan, made.run, made.network
+        dataset, losses, checkpoint = made.dataset, made.losses, made.checkpoint
+        agree, main = Agreement(accelerator), accelerator.is_main_process
 
-        # ---- data
-        dataset = build_dataset(**config.data_arguments, on_error=config.data.on_error)
-        check_tokens(config, dataset)
-        check_grid(config)
-        plan = plan_run(config, len(dataset), accelerator.num_processes)
-        scale = latent_scale(config)
-
-        # ---- what it is measured by: loaded before its generators begin, from which a network that is built may draw
-        validation = Validation(config, scale, accelerator) if config.validation.count else None
-        scored = score_steps(config, plan.total_steps)
-        wanted = scored or (main and config.sample_grid.count)
-        codec = load_codec(config, accelerator.device) if wanted else None
-        scores = SampleScores(config, codec, accelerator) if scored else None
-
-        # ---- network, its average, and what trains it
-        last = on_main(accelerator, lambda: last_of(work_dir))
-        checkpoint, own = on_main(accelerator, lambda: choose_checkpoint(config, work_dir, fresh))
-        saved = open_checkpoint(config, checkpoint) if checkpoint else None
-        if saved is not None:
-            check_same_run(saved, config, dataset.identity(), plan, accept_changes)
-        run, network, origin = start_run(config, plan, dataset, accelerator, saved, checkpoint)
-        saved = None  # gigabytes of host memory in a large run
-        dropout, kind = config.class_dropout_prob, config.prediction_type
-        losses = BatchLosses(scale, kind, dropout, run.timesteps, config.min_snr_gamma)
-
-        # ---- what a person watches; nothing has been written before this line
-        on_main(accelerator, lambda: hold(held, work_dir, last))
-        named = named_by(config) or last.get("named")
-        snapshots = snapshot_steps(config, plan)
-        saver = Saver(accelerator, work_dir, config.keep_last, config.keep_every, named, snapshots)
+        # ---- what a person watches
+        on_main(accelerator, lambda: hold(held, work_dir, made.last))
+        named = named_by(config) or made.last.get("named")
+        saver = Saver(accelerator, work_dir, config.keep_last, config.keep_every, named, snapshot_steps(config, plan))
         held.enter_context(saver)
         watch = Watch(work_dir, main, config.report_to, run.step)
         held.callback(watch.close)
         if main:
             dump_config(settled(config, work_dir), work_dir / CONFIG_FILE)
+        for note in environment_notes(config):
+            log.warning("%s", note)
         log.info("%s", describe(config, plan, run.model, accelerator.num_processes, accelerator.is_fsdp2))
-        log.info("weights from %s", checkpoint or origin)
+        log.info("weights from %s", checkpoint or made.origin)
         where = processor(accelerator.device, accelerator.num_processes)
         log.info("from step %d to %d, on %s", run.step, plan.total_steps, where)
 
         saves = save_steps(config, plan)
-        looks = Looks(watch, work_dir, dataset, codec, validation, scores, saves | {0}, scored)
-        if checkpoint is None or not own:
+        scored = score_steps(config, plan.total_steps)
+        looks = Looks(watch, work_dir, dataset, made.codec, made.validation, made.scores, saves | {0}, scored)
+        if checkpoint is None or not made.own:
             if main:
                 is_within = checkpoint is not None and checkpoint.parent.resolve() == (work_dir / FOLDER).resolve()
                 put_away(work_dir / FOLDER, after=run.step if is_within else -1)
@@ -196,29 +174,76 @@ def hold(held: contextlib.ExitStack, work_dir: Path, last: dict[str, Any]) -> No
 
     Raises InputError when another is, or was since the state to go on from was chosen.
     """
-    held.enter_context(locked(work_dir / ".lock"))
+    held.enter_context(locked(work_dir / LOCK_FILE))
     if last_of(work_dir) != last:
         raise InputError(f"another process went on with {work_dir} meanwhile; start the same command again")
     for folder in (work_dir / FOLDER, work_dir / FOLDER / SNAPSHOTS):
         remove_unfinished(folder)
 
 
-def start_accelerator(config: Config, cpu: bool) -> Accelerator:
-    from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs
+@dataclass(frozen=True)
+class Prepared:
+    """A run before its first step: all that it reads, and nothing written.
 
-    if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS asks for
-    torch.use_deterministic_algorithms(config.deterministic)
-    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # accelerate knows no other name for it yet
-    return Accelerator(
-        cpu=cpu,
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        # the only buffers are constants, equal in all processes from the start
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-        **sharding_arguments(config, cpu),
-    )
+    last: what the work dir's newest save says; checkpoint: what it goes on from, if anything; own: whether the run
+    itself has come to it; origin: where a new run's weights are from.
+    """
+
+    config: Config
+    accelerator: Accelerator
+    plan: Plan
+    dataset: PanCancerData | SkipBad
+    codec: LatentCodec | None
+    validation: Validation | None
+    scores: SampleScores | None
+    last: dict[str, Any]
+    checkpoint: Path | None
+    own: bool
+    origin: str
+    run: RunState
+    network: torch.nn.Module
+    losses: BatchLosses
+
+
+def prepare(
+    config: Config, work_dir: Path, cpu: bool, fresh: bool, accept_changes: bool, processes: int | None = None
+) -> Prepared:
+    """Make a run ready for its first step, and write nothing: what `train` and `dry_run` have in common.
+
+    processes: how many the plan is for; None: as many as there are. For all processes together.
+    Raises InputError for settings that the environment, the data, the device or the work dir contradict.
+    """
+    # ---- processes and precision
+    config = settle_precision(config, cpu)
+    accelerator = start_accelerator(config, cpu)
+    main = accelerator.is_main_process
+    check_reports(config)
+    on_main(accelerator, lambda: check_work_dir(work_dir))
+
+    # ---- data
+    dataset = build_dataset(**config.data_arguments, on_error=config.data.on_error)
+    check_tokens(config, dataset)
+    check_grid(config, dataset)
+    plan = plan_run(config, len(dataset), processes or accelerator.num_processes)
+    check_saves(config, plan)
+    scale = latent_scale(config)
+
+    # ---- what it is measured by: loaded before its generators begin, from which a network that is built may draw
+    validation = Validation(config, scale, accelerator) if config.validation.count else None
+    wanted = config.eval_steps or (main and config.sample_grid.count)
+    codec = load_codec(config, accelerator.device) if wanted else None
+    scores = SampleScores(config, codec, accelerator) if config.eval_steps else None
+
+    # ---- network, its average, and what trains it
+    last = on_main(accelerator, lambda: last_of(work_dir))
+    checkpoint, own = on_main(accelerator, lambda: choose_checkpoint(config, work_dir, fresh))
+    saved = open_checkpoint(config, checkpoint) if checkpoint else None
+    if saved is not None:
+        check_same_run(saved, config, dataset.identity(), plan, accept_changes)
+    run, network, origin = start_run(config, plan, dataset, accelerator, saved, checkpoint)
+    losses = BatchLosses(scale, config.prediction_type, config.class_dropout_prob, run.timesteps, config.min_snr_gamma)
+    shared = (config, accelerator, plan, dataset, codec, validation, scores)
+    return Prepared(*shared, last, checkpoint, own, origin, run, network, losses)
 
 
 def start_run(
@@ -229,7 +254,7 @@ def start_run(
     saved: dict[str, Any] | None,
     checkpoint: Path | None,
 ) -> tuple[RunState, torch.nn.Module, str]:
-    """The state of a new run, or of one that was saved; the network as processes share it; where its weights are from."""
+    """Return the state of a new run, or of one that was saved; the network as processes share it; where its weights are from."""
     torch.manual_seed(config.seed)  # the same initial weights in every process
     model, origin = build_network(config, None if saved else config.load_from)
     if saved is not None:
@@ -270,27 +295,15 @@ def start_supply(config: Config, dataset: PanCancerData | SkipBad, accelerator: 
 
 
 def dry_run(
-    config: Config, work_dir: Path, processes: int, cpu: bool, fresh: bool = False, accept_changes: bool = False
+    config: Config,
+    work_dir: Path,
+    processes: int | None = None,
+    cpu: bool = False,
+    fresh: bool = False,
+    accept_changes: bool = False,
 ) -> str:
-    """Check settings, data and weights, write nothing, and say what the run would be."""
-    config = settle_precision(config, cpu)
-    check_shardable(config)
-    dataset = build_dataset(**config.data_arguments, on_error=config.data.on_error)
-    check_tokens(config, dataset)
-    check_grid(config)
-    latent_scale(config)
-    if config.sample_grid.count or config.eval_steps:
-        load_codec(config, torch.device("cpu"))
-    if config.validation.count:
-        check_tokens(config, build_dataset(**config.validation_arguments))
-    if config.eval_steps:
-        check_scoring(config)
-    plan = plan_run(config, len(dataset), processes)
-    checkpoint, _ = choose_checkpoint(config, work_dir, fresh)
-    model, origin = build_network(config, None if checkpoint else config.load_from)
-    if checkpoint:
-        saved = open_checkpoint(config, checkpoint)
-        check_same_run(saved, config, dataset.identity(), plan, accept_changes)
-        load_resumed(model, saved, config, checkpoint)
-    build_optimizer(model, config.optimizer, plan.lr)
-    return f"{describe(config, plan, model, processes)}; weights from {checkpoint or origin}"
+    """Make a run ready for its first step, write nothing, and say what it would be. Raises InputError as `train`."""
+    made = prepare(config, work_dir, cpu, fresh, accept_changes, processes)
+    number = processes or made.accelerator.num_processes
+    described = describe(made.config, made.plan, made.run.model, number, made.accelerator.is_fsdp2)
+    return "\n".join([*environment_notes(made.config), f"{described}; weights from {made.checkpoint or made.origin}"])

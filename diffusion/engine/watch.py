@@ -18,7 +18,7 @@ from diffusion.errors import InputError
 from diffusion.files import written_aside
 from diffusion.guidance import Network
 from diffusion.memory import peak_bytes
-from diffusion.sampling import image_generator, initial_noise, sample_latents
+from diffusion.sampling import image_generator, initial_noise, make_scheduler, sample_latents
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -216,6 +216,28 @@ def log_to(path: Path) -> None:
     logger.setLevel(logging.INFO)
 
 
+def check_reports(config: Config) -> None:
+    """Raise InputError where what writes the curves is not installed."""
+    if config.report_to == "tensorboard":
+        try:
+            from torch.utils.tensorboard import SummaryWriter  # noqa: F401
+        except ImportError as error:
+            raise InputError(f"report_to tensorboard: {error}; install it, or set report_to=none") from None
+
+
+def check_grid(config: Config, dataset: PanCancerData | SkipBad) -> None:
+    """Raise InputError for steps that the sample grids' solver cannot take, and conditions that cannot be read."""
+    if config.sample_grid.count:
+        make_scheduler(GRID_ALGORITHM, config.sample_grid.steps)
+        grid_batch(dataset, config)
+
+
+def grid_batch(dataset: PanCancerData | SkipBad, config: Config) -> PatchBatch:
+    """Read the conditions of the sample grids: spread evenly over the data set."""
+    count = config.sample_grid.count
+    return collate([dataset[Draw(i * len(dataset) // count, config.seed)] for i in range(count)])
+
+
 def sample_grid(
     network: Network,
     null_tokens: torch.Tensor,
@@ -231,8 +253,7 @@ def sample_grid(
     from torchvision.utils import make_grid
 
     device, seed, settings = null_tokens.device, config.seed, config.sample_grid
-    count = settings.count
-    batch = collate([dataset[Draw(i * len(dataset) // count, seed)] for i in range(count)])
+    batch = grid_batch(dataset, config)
     noise = initial_noise([image_generator(seed, i) for i in range(len(batch.names))], tuple(batch.latents.shape[1:]))
     latents = sample_latents(
         network,

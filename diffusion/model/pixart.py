@@ -10,6 +10,8 @@ import inspect
 import math
 import os
 import shutil
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import torch
 from torch import nn
@@ -18,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from diffusion.errors import InputError
 from diffusion.model.blocks import FinalLayer, PixArtBlock
 from diffusion.model.embed import ConditionEmbedder, PatchEmbed, TimestepEmbedder, grid_positions, sincos_2d, token_grid
+from diffusion.values import Count, Positive, Range, convert, hints_of
 
 COMPILERS = ("g++", "gcc", "clang++", "clang", "cl")
 PRESETS = {
@@ -32,15 +35,32 @@ PRESETS = {
 def build_model(name: str, **kwargs) -> PixArt:
     """The network of a preset; keyword arguments are PixArt's and win over the preset's.
 
-    Raises InputError for an unknown preset.
+    Raises InputError for an unknown preset, for arguments out of their range, and for a network that memory cannot hold.
     """
     if name not in PRESETS:
         raise InputError(f"no model preset {name!r}; known are {', '.join(PRESETS)}")
+    arguments = check_arguments({**PRESETS[name], **kwargs}, "PixArt's ")
+    try:
+        return PixArt(**arguments)
+    except RuntimeError as error:
+        if "memory" not in str(error):
+            raise
+        sizes = ", ".join(f"{size} {arguments[size]}" for size in ("depth", "hidden_size"))
+        raise InputError(f"a network of {sizes} does not fit into memory ({str(error).splitlines()[0]})") from None
+
+
+def check_arguments(arguments: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Return PixArt arguments if there are such, each of its type and in its range; prefix: what messages call them by.
+
+    Raises InputError.
+    """
     known = inspect.signature(PixArt).parameters
-    for argument in kwargs.keys() - known.keys():
-        near = difflib.get_close_matches(argument, known, n=1, cutoff=0)[0]
-        raise InputError(f"PixArt has no argument {argument!r}; the nearest is {near!r}")
-    return PixArt(**{**PRESETS[name], **kwargs})
+    for argument in arguments:
+        if argument not in known:
+            near = difflib.get_close_matches(str(argument), known, n=1, cutoff=0)[0]
+            raise InputError(f"PixArt has no argument {argument!r}; the nearest is {near!r}")
+    hints = hints_of(PixArt.__init__)
+    return {name: convert(value, hints[name], f"{prefix}{name}") for name, value in arguments.items()}
 
 
 class PixArt(nn.Module):
@@ -54,18 +74,18 @@ class PixArt(nn.Module):
 
     def __init__(
         self,
-        input_size: int = 32,
-        patch_size: int = 2,
-        in_channels: int = 16,
-        hidden_size: int = 1152,
-        depth: int = 28,
-        num_heads: int = 16,
-        mlp_ratio: float = 4.0,
-        class_dropout_prob: float = 0.1,
+        input_size: Count = 32,
+        patch_size: Count = 2,
+        in_channels: Count = 16,
+        hidden_size: Count = 1152,
+        depth: Annotated[int, Range(least=1, most=1024)] = 28,
+        num_heads: Count = 16,
+        mlp_ratio: Positive = 4.0,
+        class_dropout_prob: Annotated[float, Range(least=0, most=1)] = 0.1,
         pred_sigma: bool = True,
-        caption_channels: int = 1536,
-        model_max_length: int = 1,
-        pe_interpolation: float = 1.0,
+        caption_channels: Count = 1536,
+        model_max_length: Count = 1,
+        pe_interpolation: Positive = 1.0,
         use_cond_pos_embed: bool = False,
         qk_norm: bool = False,
         fp32_attention: bool = False,
@@ -73,6 +93,10 @@ class PixArt(nn.Module):
         super().__init__()
         if num_heads < 1 or hidden_size % num_heads or hidden_size % 4:
             raise InputError(f"hidden_size {hidden_size} must be a multiple of num_heads {num_heads}, and of 4")
+        if not 1 <= hidden_size * mlp_ratio < 2**24:
+            raise InputError(f"mlp_ratio {mlp_ratio} makes {hidden_size * mlp_ratio:g} hidden units of {hidden_size}")
+        if use_cond_pos_embed and caption_channels % 4:
+            raise InputError(f"use_cond_pos_embed: caption_channels {caption_channels} must be a multiple of 4")
         if input_size % patch_size:
             raise InputError(f"input_size {input_size} must be a multiple of patch_size {patch_size}")
         self.in_channels, self.out_channels = in_channels, in_channels * (2 if pred_sigma else 1)

@@ -1,0 +1,193 @@
+"""What launchers and shells leave in the environment: refused, waited for with a word, or without effect."""
+
+from __future__ import annotations
+
+import os
+import socket
+from datetime import timedelta
+
+import pytest
+from runs import forget_processes, settings
+
+from diffusion import launch
+from diffusion.cli import pick_device, start_processes
+from diffusion.engine.environment import check_accelerator, environment_notes, start_accelerator
+from diffusion.engine.trainer import dry_run
+from diffusion.errors import InputError
+from diffusion.launch import Launch, connect, read_launch
+
+COMPLETE = dict(WORLD_SIZE="2", RANK="1", LOCAL_RANK="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29512")
+
+OVERRULING = dict(
+    ACCELERATE_GRADIENT_ACCUMULATION_STEPS="4",
+    ACCELERATE_MIXED_PRECISION="bf16",
+    ACCELERATE_DYNAMO_BACKEND="inductor",
+    ACCELERATE_DYNAMO_USE_FULLGRAPH="true",
+    ACCELERATE_GRADIENT_CLIPPING="0.5",
+)
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch):
+    for name in os.environ:
+        if name.startswith(("ACCELERATE_", "FSDP_", "SLURM_", "PMI_", "OMPI_")) or name in launch.TORCH_VARIABLES:
+            monkeypatch.delenv(name)
+    yield
+    forget_processes()
+
+
+def put(monkeypatch, variables: dict[str, str]) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        (dict(WORLD_SIZE="2"), "WORLD_SIZE=2 without RANK, MASTER_ADDR: .*`unset WORLD_SIZE`"),
+        (dict(LOCAL_RANK="0"), "LOCAL_RANK=0 without WORLD_SIZE, RANK, MASTER_ADDR"),
+        (dict(RANK="1"), "RANK=1: processes are numbered from 0"),
+        (dict(WORLD_SIZE="0"), "WORLD_SIZE=0"),
+        (dict(WORLD_SIZE="two"), "WORLD_SIZE='two': expected a whole number.*`unset WORLD_SIZE`"),
+        (dict(WORLD_SIZE=""), "WORLD_SIZE='': expected a whole number"),
+        (COMPLETE | dict(RANK="2"), "WORLD_SIZE=2, RANK=2.*numbered from 0 to one less"),
+        (COMPLETE | dict(LOCAL_WORLD_SIZE="1"), "LOCAL_RANK=1, LOCAL_WORLD_SIZE=1"),
+        (COMPLETE | dict(MASTER_PORT="65536"), "MASTER_PORT=65536: ports go to 65535"),
+        (dict(PMI_SIZE="4", PMI_RANK="0"), "PMI_SIZE=4, PMI_RANK=0: mpirun's.*each would work alone.*`unset PMI_SIZE PMI_RANK`"),
+        (dict(OMPI_COMM_WORLD_SIZE="2", OMPI_COMM_WORLD_RANK="2", MASTER_ADDR="here"), "numbered from 0"),
+        (dict(SLURM_STEP_NUM_TASKS="4", SLURM_PROCID="0"), "srun started 4 processes.*`unset SLURM_STEP_NUM_TASKS`"),
+        (dict(SLURM_NTASKS="4", SLURM_PROCID="3"), "srun started 4 processes.*accelerate launch"),
+        (COMPLETE | dict(WORLD_SIZE="1", RANK="0", LOCAL_RANK="0", SLURM_STEP_NUM_TASKS="4"), "srun started 4"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_parts_of_a_launch_are_refused(monkeypatch, variables, message):
+    put(monkeypatch, variables)
+    with pytest.raises(InputError, match=message):
+        read_launch(on_cpu=True)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        dict(),
+        dict(WORLD_SIZE="1", RANK="0"),
+        dict(LOCAL_RANK="-1"),
+        dict(MASTER_ADDR="head", MASTER_PORT="1"),
+        dict(PMI_SIZE="1", PMI_RANK="0"),
+        dict(SLURM_NTASKS="8", SLURM_PROCID="0"),  # a batch script
+        dict(SLURM_STEP_NUM_TASKS="4", SLURM_PTY_PORT="33333"),  # srun -n 4 --pty bash
+    ],
+    ids=str,
+)
+def test_what_says_nothing_of_others_is_a_process_alone(monkeypatch, variables):
+    put(monkeypatch, variables)
+    assert read_launch(on_cpu=True) is None and read_launch(on_cpu=False) is None
+
+
+def test_launches(monkeypatch):
+    put(monkeypatch, COMPLETE | dict(PMI_SIZE="16", PMI_RANK="3", SLURM_STEP_NUM_TASKS="16"))  # srun, one a node
+    found = read_launch(on_cpu=False)
+    assert (found.processes, found.rank, found.address, found.port) == (2, 1, "127.0.0.1", "29512")
+    monkeypatch.delenv("LOCAL_RANK")
+    assert read_launch(on_cpu=True).rank == 1  # by hand, which accelerate takes on a CPU alone
+    with pytest.raises(InputError, match="without LOCAL_RANK"):
+        read_launch(on_cpu=False)
+
+
+def test_mpirun_is_heard_of_on_a_cpu(monkeypatch):
+    put(monkeypatch, dict(PMI_SIZE="4", PMI_RANK="3", MASTER_ADDR="head"))
+    found = read_launch(on_cpu=True)
+    assert (found.processes, found.rank, found.address, found.port) == (4, 3, "head", launch.DEFAULT_PORT)
+    with pytest.raises(InputError, match="each would work alone"):
+        read_launch(on_cpu=False)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_processes_that_do_not_come(monkeypatch, capsys, rank):
+    """A line says for whom it is waited, and another that they have not come."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    put(monkeypatch, COMPLETE | dict(RANK=str(rank), LOCAL_RANK=str(rank), MASTER_PORT=port))
+    monkeypatch.setattr(launch, "SILENT_SECONDS", 0.05)
+    waiting = f"process {rank}.*all of 2 processes at 127.0.0.1:{port}.*WORLD_SIZE=2.*unset WORLD_SIZE RANK LOCAL_RANK"
+    with pytest.raises(InputError, match=waiting):
+        connect(read_launch(on_cpu=True), timedelta(seconds=0.3))
+    assert (
+        f"process {rank} waits for all of 2 processes at 127.0.0.1:{port} (by WORLD_SIZE=2" in capsys.readouterr().err
+    )
+
+
+def test_an_address_in_use():
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"] = "127.0.0.1", port
+        try:
+            with pytest.raises(InputError, match=f"127.0.0.1:{port}.*address already in use"):
+                connect(Launch(2, 0, "127.0.0.1", port, ("WORLD_SIZE",)), timedelta(seconds=1))
+        finally:
+            del os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("ACCELERATE_USE_DEEPSPEED", "true", "DeepSpeed, which is not served"),
+        ("ACCELERATE_USE_MEGATRON_LM", "1", "Megatron-LM, which is not served"),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG", "true", "parallelism config"),
+        ("ACCELERATE_TORCH_DEVICE", "cuda:1", "would overrule --device"),
+        ("ACCELERATE_DEBUG_MODE", "perhaps", "does not start .*ACCELERATE_DEBUG_MODE=perhaps"),
+    ],
+)
+def test_what_is_not_served(monkeypatch, name, value, message):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=message):
+        start_processes(pick_device("cpu"))
+
+
+def test_the_launcher_may_ask_for_the_cpu(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
+    assert pick_device("auto").type == "cpu"
+    with pytest.raises(InputError, match="--device cuda contradicts ACCELERATE_USE_CPU=True"):
+        pick_device("cuda")
+
+
+class TestAccelerator:
+    """The config holds, whatever variables accelerate reads."""
+
+    def test_it_is_as_the_config_has_it(self, feature_root, monkeypatch):
+        put(monkeypatch, OVERRULING)
+        accelerator = start_accelerator(settings(feature_root, gradient_accumulation_steps=3), cpu=True)
+        assert (accelerator.gradient_accumulation_steps, accelerator.mixed_precision) == (3, "no")
+        assert accelerator.state.dynamo_plugin.backend.value == "NO"
+
+    def test_what_it_has_become_is_held_against_the_config(self, feature_root):
+        config = settings(feature_root)
+        accelerator = start_accelerator(config, cpu=True)
+        accelerator.gradient_state.plugin_kwargs["num_steps"] = 4
+        with pytest.raises(InputError, match="gradient_accumulation_steps 4, and the config 1; its variables: none"):
+            check_accelerator(accelerator, config, cpu=True)
+
+    def test_the_first_lines_say_what_is_set(self, feature_root, tmp_path, monkeypatch):
+        config = settings(feature_root)
+        put(
+            monkeypatch,
+            dict(ACCELERATE_MIXED_PRECISION="bf16", ACCELERATE_DYNAMO_BACKEND="NO", ACCELERATE_USE_CPU="False"),
+        )
+        assert environment_notes(config) == []  # what accelerate launch sets with a file of docs/accelerate
+        put(monkeypatch, OVERRULING | dict(NVIDIA_TF32_OVERRIDE="0"))
+        first, second, third, *_ = dry_run(config, tmp_path / "run", cpu=True).splitlines()
+        assert (
+            first
+            == "ACCELERATE_GRADIENT_ACCUMULATION_STEPS=4 has no effect: the config's gradient_accumulation_steps=1 holds"
+        )
+        assert second == "ACCELERATE_DYNAMO_BACKEND=inductor has no effect: the config's compile=False holds"
+        assert third == "the environment changes how numbers are computed: NVIDIA_TF32_OVERRIDE=0"
+
+    def test_parts_that_would_not_be_sharded(self, feature_root, monkeypatch):
+        put(monkeypatch, dict(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2", FSDP_IGNORED_MODULES="blocks.0"))
+        with pytest.raises(InputError, match="FSDP_IGNORED_MODULES=blocks.0: .*`unset FSDP_IGNORED_MODULES`"):
+            start_accelerator(settings(feature_root), cpu=True)
