@@ -175,7 +175,7 @@ def _fitted(value: Any, kind: Any, where: str) -> Any:
 def _check_finite(value: Any, where: str) -> None:
     if isinstance(value, float) and not abs(value) <= LARGEST_FLOAT:
         raise InputError(
-            f"{where} {value}: expected a number that is finite{'' if math.isinf(value) else ' in 32 bits'}"
+            f"{where} {value}: expected a number that is finite{' in 32 bits' if math.isfinite(value) else ''}"
         )
     if isinstance(value, int) and abs(value) > LARGEST:
         raise InputError(f"{where} {_shown.repr(value)}: expected at most {LARGEST}")

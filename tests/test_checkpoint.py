@@ -15,8 +15,10 @@ import torch
 from accelerate import Accelerator
 from runs import forget_processes
 
+from diffusion.config import Config
 from diffusion.engine import checkpoint
 from diffusion.engine.checkpoint import (
+    NOTHING_NAMED,
     checkpoint_path,
     checkpoints,
     damage,
@@ -31,6 +33,7 @@ from diffusion.engine.checkpoint import (
     write_checkpoint,
 )
 from diffusion.engine.saving import HostCopy, Saver
+from diffusion.engine.start import begun_from, choose_checkpoint
 from diffusion.errors import InputError, MissingError
 
 
@@ -53,7 +56,7 @@ def state(step: int) -> dict:
 def write(content: dict, folder: Path) -> Path:
     """What a save does."""
     path = write_checkpoint(content, folder)
-    name_last(path, None)
+    name_last(path, NOTHING_NAMED)
     return path
 
 
@@ -121,6 +124,19 @@ def test_a_damaged_newest_is_told_and_the_one_before_taken(tmp_path, caplog, har
     with caplog.at_level(logging.WARNING):
         assert find_checkpoint("auto", tmp_path) == checkpoint_path(tmp_path, 2)
     assert told in caplog.text and "step_00000003.ckpt" in caplog.text
+
+
+def test_a_named_checkpoint_is_known_by_its_content(tmp_path):
+    """A run goes on from where it has come, also when what it was begun from lies elsewhere now; not from another one."""
+    other, moved = write(state(2), tmp_path / "other"), tmp_path / "moved" / "step_00000002.ckpt"
+    named = begun_from(Config(resume_from=str(other)), other, False, {})
+    own = write_checkpoint(state(3), tmp_path / "run")
+    name_last(own, named)
+    shutil.move(other.parent, moved.parent)
+    assert choose_checkpoint(Config(resume_from=str(moved)), tmp_path / "run", fresh=False) == (own, True)
+    assert begun_from(Config(), own, True, named) == named
+    changed = write({**state(2), "model": {"w": torch.ones(1000)}}, tmp_path / "changed")
+    assert choose_checkpoint(Config(resume_from=str(changed)), tmp_path / "run", fresh=False) == (changed, False)
 
 
 def test_a_damaged_one_that_is_named_is_refused(tmp_path):

@@ -17,38 +17,39 @@ from diffusion.threads import OF_THE_USER, WAITING
 
 CLONE = Path(__file__).resolve().parents[2]
 OURS, PEER = "ours", "the runtime's own waiting"
-# What other programs do, with the settings that they come with.
+# What computes beside, in its own process and with the settings that it comes with.
 NEIGHBOURS = {
-    "alone": "",
-    "beside a program of one thread": "while True: pass",
-    "beside another torch program": "import torch\na = torch.randn(1024, 1024)\nwhile True: (a @ a).relu()",
+    "alone": (),
+    "beside a program of one thread": ("-c", "while True: pass"),
+    "beside another training": ("-m", __name__, "tiny", "256", "8", "fp32", "0"),
 }
-WARM_UP = 3  # seconds until a neighbour computes
+WARM_UP = 5  # seconds until a neighbour computes
 
 
-def sharing_rows(case: Case, rounds: int, steps: int = 20) -> Iterator[Row]:
+def sharing_rows(case: Case, rounds: int, steps: int = 10) -> Iterator[Row]:
     """Yield the seconds of a step beside each neighbour, and how many times those alone they are."""
     what, alone = f"training step {case.name}, batch {case.batch}", {}
-    for name, code in NEIGHBOURS.items():
+    for name, arguments in NEIGHBOURS.items():
         taken: dict[str, list[float]] = {OURS: [], PEER: []}
-        with neighbour(code):
+        with neighbour(arguments):
             for _ in range(rounds):
                 for way, seconds in taken.items():
                     seconds.append(step_seconds(case, steps, way == OURS))
         yield timed(f"{what}, {name}", taken, PEER)
         alone = alone or {way: median(seconds) for way, seconds in taken.items()}
-        if code:
+        if arguments:
             times = [median(taken[way]) / alone[way] for way in (OURS, PEER)]
             yield compared(f"{what}, {name}, of the time alone", "x", *times, PEER)
 
 
 @contextlib.contextmanager
-def neighbour(code: str) -> Iterator[None]:
-    """Run a program beside what is measured; none for no code."""
-    if not code:
+def neighbour(arguments: Sequence[str]) -> Iterator[None]:
+    """Run Python with some arguments beside what is measured; nothing without any."""
+    if not arguments:
         yield
         return
-    program = subprocess.Popen([sys.executable, "-c", code], env=environment(waiting=False))
+    command = [sys.executable, *arguments]
+    program = subprocess.Popen(command, cwd=CLONE, env=environment(waiting=False), stdout=subprocess.DEVNULL)
     try:
         time.sleep(WARM_UP)
         yield
@@ -72,14 +73,15 @@ def environment(waiting: bool) -> dict[str, str]:
 
 
 def main(arguments: Sequence[str]) -> None:
+    """Print the median seconds of some steps; with 0 of them, go on until the process is ended."""
     import torch
 
     from diffusion.bench.training import Ours, Step
 
     size, pixels, batch, precision, steps = arguments
     step = Step(Ours(Case(size, int(pixels), int(batch), torch.device("cpu"), precision)))
-    seconds = []
-    for _ in range(2 + int(steps)):
+    seconds: list[float] = []
+    while steps == "0" or len(seconds) < 2 + int(steps):
         began = time.perf_counter()
         step()
         seconds.append(time.perf_counter() - began)

@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ LAST_EMA = "last_ema.ckpt"
 LAST = "last.json"
 LOOKED_AT = "looked_at"
 LEFT = "left_"
+NOTHING_NAMED = {"named": None}  # by --resume-from
 SNAPSHOTS = "power_ema"  # folder of averages for later choice
 OF_A_STATE = frozenset(  # what makes a checkpoint a state to go on from
     (
@@ -78,13 +80,19 @@ def save_file(content: Any, path: Path, with_manifest: bool = False) -> None:
     flush_to_disk(path.parent)
 
 
-def name_last(path: Path, named: str | None) -> None:
+def name_last(path: Path, named: Mapping[str, str | None]) -> None:
     """Have the run go on from this checkpoint of its work dir when it is started again.
 
-    named: what --resume-from had named when the run began to come from there.
+    named: which checkpoint --resume-from had named when the run began to come from there, by path and by content.
     """
-    _write_json({**json.loads(manifest_path(path).read_text()), "named": named}, path.with_name(LAST))
+    _write_json({**json.loads(manifest_path(path).read_text()), **named}, path.with_name(LAST))
     flush_to_disk(path.parent)
+
+
+def content_of(checkpoint: Path) -> str:
+    """Return the SHA-256 of a checkpoint: its manifest's, else counted."""
+    manifest = _read_json(manifest_path(checkpoint))
+    return manifest["sha256"] if manifest else sha256_of(checkpoint)
 
 
 def last_of(work_dir: Path) -> dict[str, Any]:

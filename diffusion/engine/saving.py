@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from diffusion.engine.checkpoint import name_last, rotate, write_checkpoint
+from diffusion.engine.checkpoint import NOTHING_NAMED, name_last, rotate, write_checkpoint
 from diffusion.engine.posthoc import save_snapshots
 from diffusion.engine.processes import on_main
 from diffusion.engine.state import RunState
@@ -66,7 +66,7 @@ class Saver:
         work_dir: Path,
         keep_last: int | None,
         keep_every: int | None,
-        named: str | None = None,
+        named: Mapping[str, str | None] = NOTHING_NAMED,
         snapshots: Container[int] = (),
     ):
         self.accelerator, self.work_dir, self.named = accelerator, work_dir, named

@@ -9,7 +9,15 @@ from typing import Any
 
 from diffusion.config import Config
 from diffusion.encoders.latents import LATENT_CHANNELS
-from diffusion.engine.checkpoint import FOLDER, LAST, checkpoints, find_checkpoint, last_of, load_checkpoint
+from diffusion.engine.checkpoint import (
+    FOLDER,
+    LAST,
+    checkpoints,
+    content_of,
+    find_checkpoint,
+    last_of,
+    load_checkpoint,
+)
 from diffusion.engine.plan import Plan
 from diffusion.errors import InputError
 from diffusion.model.convert import check_told, load_into, load_weights, told_by
@@ -65,7 +73,7 @@ def check_span(config: Config, architecture: Mapping[str, Any], source: str) -> 
 
 
 def choose_checkpoint(config: Config, work_dir: Path, fresh: bool) -> tuple[Path | None, bool]:
-    """What to go on from, or None for a new run; and whether it is one that the run itself has come to.
+    """Choose what to go on from, or None for a new run; and whether it is one that the run itself has come to.
 
     A checkpoint that is named is followed once: the same command then goes on with what came of it.
     Raises InputError rather than write a fresh run over one that is there.
@@ -81,7 +89,7 @@ def choose_checkpoint(config: Config, work_dir: Path, fresh: bool) -> tuple[Path
         raise InputError(
             f"{work_dir} already holds a run, at step {max(present)}; without --fresh it goes on, or name another --work-dir"
         )
-    if named is not None and not (present and named == last_of(work_dir).get("named")):
+    if named is not None and not (present and _is_begun_from(config, work_dir)):
         return find_checkpoint(config.resume_from, work_dir), False
     if named is not None:
         told = "the run was begun at %s, and goes on from where it has come; remove %s to begin there anew"
@@ -98,9 +106,28 @@ def open_checkpoint(config: Config, path: Path) -> dict[str, Any]:
 
 
 def named_by(config: Config) -> str | None:
-    """What resume_from names, as a whole path; None for `auto`."""
+    """Return what resume_from names, as an absolute path; None for `auto`."""
     named = config.resume_from
     return None if named in (None, "auto") else str(Path(named).resolve())
+
+
+def begun_from(config: Config, checkpoint: Path | None, own: bool, last: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return what a run's newest save is to say of the checkpoint that it was begun from: its path, and its content's hash.
+
+    last: what the save before says, which holds when the run goes on from its `own`.
+    """
+    path = named_by(config)
+    content = last.get("named_content") if own or path is None else content_of(checkpoint)
+    return {"named": path or last.get("named"), "named_content": content}
+
+
+def _is_begun_from(config: Config, work_dir: Path) -> bool:
+    """Tell whether a run was begun from the checkpoint that resume_from names, even if that has been moved since."""
+    last = last_of(work_dir)
+    if named_by(config) == last.get("named"):
+        return True
+    content = last.get("named_content")
+    return content is not None and content_of(find_checkpoint(config.resume_from, work_dir)) == content
 
 
 def check_same_run(saved: Mapping[str, Any], config: Config, data: Mapping[str, Any], plan: Plan, accept: bool) -> None:

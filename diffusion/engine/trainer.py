@@ -41,11 +41,11 @@ from diffusion.engine.processes import Agreement, on_main, told_what_to_do
 from diffusion.engine.saving import Saver
 from diffusion.engine.scoring import SampleScores, score_steps
 from diffusion.engine.start import (
+    begun_from,
     build_network,
     check_same_run,
     choose_checkpoint,
     load_resumed,
-    named_by,
     open_checkpoint,
 )
 from diffusion.engine.state import RunState, seed_generators
@@ -93,7 +93,7 @@ def train(
 
         # ---- what a person watches
         on_main(accelerator, lambda: hold(held, work_dir, made.last))
-        named = named_by(config) or made.last.get("named")
+        named = on_main(accelerator, lambda: begun_from(config, checkpoint, made.own, made.last))
         saver = Saver(accelerator, work_dir, config.keep_last, config.keep_every, named, snapshot_steps(config, plan))
         held.enter_context(saver)
         watch = Watch(work_dir, main, config.report_to, run.step)
