@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from diffusion.errors import InputError
+from diffusion.files import check_writable
 from diffusion.launch import accelerate_variables, check_launcher, connect, is_set, read_launch
 from diffusion.memory import keep_freed_memory
 from diffusion.text import expand_path, is_utf8, printable
 from diffusion.threads import share_cores
-from diffusion.values import LARGEST_FLOAT
+from diffusion.values import LARGEST_FLOAT, is_plain_name
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +32,7 @@ OF_THE_SYSTEM = frozenset(
     (
         *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE),
         *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE),
-        *(errno.ENFILE, errno.EBUSY, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT),
+        *(errno.ENFILE, errno.EBUSY),
     )
 )
 
@@ -169,14 +170,20 @@ def path_text(text: str) -> str:
     return str(user_path(text))
 
 
+def plain_name(text: str) -> str:
+    """Convert an argument to a part of a file's name, or the name of one folder."""
+    if not is_plain_name(text):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected one folder name, or a part of a file's name")
+    return text
+
+
 def output_folder(text: str) -> Path:
-    """Convert an argument to a folder to write to, which is there or can be made: found out before hours of work."""
+    """Convert an argument to a folder to write to, which is there or can be made."""
     path = user_path(text)
-    nearest = _nearest(path)
-    if not nearest.is_dir():
-        raise argparse.ArgumentTypeError(f"{nearest} is a file, expected a folder, or a new name")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise argparse.ArgumentTypeError(f"{nearest} cannot be written to; name another folder")
+    try:
+        check_writable(path)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
     return path
 
 
@@ -185,13 +192,14 @@ def output_file(text: str) -> Path:
     path = user_path(text)
     if path.is_dir():
         raise argparse.ArgumentTypeError(f"{path} is a folder, expected the name of a file")
+    return output_name(text)
+
+
+def output_name(text: str) -> Path:
+    """Convert an argument to a file or folder to write, whose own folder is there or can be made."""
+    path = user_path(text)
     output_folder(str(path.absolute().parent))
     return path
-
-
-def _nearest(path: Path) -> Path:
-    """Return the path, or the nearest of the folders above it that is there."""
-    return next(place for place in (path, *path.absolute().parents) if place.exists() or place.is_symlink())
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:

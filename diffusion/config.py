@@ -23,6 +23,7 @@ from diffusion.text import expand_path
 from diffusion.values import (
     Count,
     Distinct,
+    FilePart,
     Name,
     Names,
     NaturalInt,
@@ -106,8 +107,8 @@ class DataConfig(Section):
     root: Name | None = None
     patch_names_file: Name = "patch_names_all.hdf5"
     features_dir: Name | None = None
-    vae_prefix: Name = "sd3_vae"
-    ssl_prefix: Name = "uni"
+    vae_prefix: FilePart = "sd3_vae"
+    ssl_prefix: FilePart = "uni"
     train_subset_keys: Names | None = None
     on_error: Literal["raise", "skip"] = "raise"
     max_bad_fraction: Annotated[float, Range(least=0, most=1)] = 0.01

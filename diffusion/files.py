@@ -26,13 +26,14 @@ except ImportError:  # Windows
 
 WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of Lustre mounted without flock, among others
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL_ON_WINDOWS = 112  # ERROR_DISK_FULL
 PROBE = 2**16  # bytes that a disk must take to count as not full
 _HELD: set[IO] = set()  # lock files of this process
 
 
 @contextlib.contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write to; renamed to `path` when the block ends, removed when it fails.
+    """Give a temporary name beside `path` to write to; renamed to `path` when the block ends, removed when it fails.
 
     Raises OSError with the system's own words when the disk is full, whatever the library that writes makes of it.
     """
@@ -42,7 +43,8 @@ def written_aside(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except Exception as error:
-        full = None if isinstance(error, InputError) else _disk_full(error, path.parent)
+        elsewhere = isinstance(error, OSError) and error.filename not in (None, str(temporary))
+        full = None if elsewhere or isinstance(error, InputError) else _disk_full(error, path.parent)
         if full is not None:
             raise OSError(full, os.strerror(full), str(path)) from error
         raise
@@ -61,7 +63,7 @@ def _disk_full(error: Exception, folder: Path) -> int | None:
     """
     number = error.errno if isinstance(error, OSError) else None
     if number is None and (match := re.search(r"\(os error (\d+)\)", str(error))):
-        number = int(match[1])
+        number = errno.ENOSPC if os.name == "nt" and match[1] == str(FULL_ON_WINDOWS) else int(match[1])
     if number is not None:
         return number if number in DISK_FULL else None
     try:
@@ -74,8 +76,21 @@ def _disk_full(error: Exception, folder: Path) -> int | None:
     return None
 
 
+def check_writable(folder: Path) -> None:
+    """Raise InputError for a folder that cannot be made or written to: found out before hours of work."""
+    absolute = folder.absolute()
+    nearest = next((place for place in (absolute, *absolute.parents) if os.path.lexists(place)), None)
+    if nearest is None:
+        raise InputError(f"{folder}: there is no {absolute.anchor}; name another folder")
+    if not nearest.is_dir():
+        kind = "a file" if nearest.exists() else "a link to nothing"
+        raise InputError(f"{nearest} is {kind}, expected a folder, or a new name")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(f"{nearest} cannot be written to; name another folder, or change its permissions")
+
+
 def write_whole(path: Path, content: bytes) -> None:
-    """Have a file with this content, or the one that was there."""
+    """Write a file so that there is one with this content, or the one that was there."""
     with written_aside(path) as temporary:
         temporary.write_bytes(content)
 
@@ -167,6 +182,8 @@ def recognise_placeholder(path: Path) -> str | None:
         return "is empty; copy or download it again"
     if start.startswith(b"version https://git-lfs.github.com/spec/"):
         return "is a Git LFS pointer, not the file that it stands for; run `git lfs pull` where it came from"
+    if re.match(rb"\s*(<\?xml[^>]*>\s*)?<Error>", start.removeprefix(codecs.BOM_UTF8)):
+        return "is a server's error message, not the file that was asked for; download it again, signed in where that is needed"
     if re.match(rb"\s*(<\?xml[^>]*>\s*)?<(!doctype html|html)\b", start.removeprefix(codecs.BOM_UTF8), re.IGNORECASE):
         return "is an HTML page, not the file that was asked for; download it again, signed in where that is needed"
     return None

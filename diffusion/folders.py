@@ -17,7 +17,7 @@ from diffusion.text import abbreviate, is_utf8, printable
 log = logging.getLogger(__name__)
 
 # What Synology, QNAP, NetApp, Windows, macOS and ext4 put beside people's files; the names that begin with a dot are hidden anyway.
-OF_SYSTEMS = frozenset(
+SYSTEM_ENTRIES = frozenset(
     (
         *("@eaDir", "@Recycle", "#recycle", "#snapshot", "~snapshot", "$RECYCLE.BIN", "System Volume Information"),
         *("RECYCLER", "__MACOSX", "lost+found", "Thumbs.db", "desktop.ini", "__pycache__"),
@@ -54,36 +54,51 @@ class LeftOut:
 
 def is_hidden(name: str) -> bool:
     """Tell whether an entry is hidden, or a system's own."""
-    return name.startswith(".") or name in OF_SYSTEMS
+    return name.startswith(".") or name in SYSTEM_ENTRIES
 
 
 def walk_files(folder: Path, left_out: LeftOut, enter: Callable[[str], bool] = lambda name: True) -> Iterator[Path]:
-    """Yield the files in a folder and below it, in natural order, with no more than one folder's entries in memory.
+    """Yield the files in a folder and below it, as walk_folders finds them."""
+    for place, names in walk_folders(folder, left_out, enter):
+        yield from (place / name for name in names)
 
-    enter: whether to go into a folder of that name. Paths are `folder` joined with the names on the way, links among them.
+
+def walk_folders(
+    folder: Path, left_out: LeftOut, enter: Callable[[str], bool] = lambda name: True
+) -> Iterator[tuple[Path, list[str]]]:
+    """Yield a folder and those below it, each with the names of its files, before its own folders; all in natural order.
+
+    No more than one folder's entries are in memory. enter: whether to go into a folder of that name. Paths are `folder`
+    joined with the names on the way, links among them.
     """
-    yield from _Walk(folder, left_out, enter).files(folder)
+    yield from _Walk(folder, left_out, enter).folders(folder)
 
 
 class _Walk:
-    def __init__(self, folder: Path, left_out: LeftOut, enter: Callable[[str], bool]):
-        self.root, self.left_out, self.enter = os.path.realpath(folder), left_out, enter
+    def __init__(self, root: Path, left_out: LeftOut, enter: Callable[[str], bool]):
+        self.root, self.left_out, self.enter = Path(os.path.realpath(root)), left_out, enter
         self._entered: set[tuple[int, int]] = set()
+        self._followed_links = False
 
-    def files(self, folder: Path) -> Iterator[Path]:
+    def folders(self, folder: Path) -> Iterator[tuple[Path, list[str]]]:
+        files, folders = [], []
         for entry in self._entries(folder):
             try:
                 is_folder, is_file = entry.is_dir(), entry.is_file()
             except OSError:  # a loop of links, or a server that is gone
                 is_folder = is_file = False
             if is_folder:
-                if self.enter(entry.name) and self._is_new(entry):
-                    yield from self.files(Path(entry.path))
+                folders.append(entry)
             elif is_file:
-                yield Path(entry.path)
+                files.append(entry.name)
             else:
                 kind = "links to nothing" if entry.is_symlink() else "entries that are neither file nor folder"
                 self.left_out.add(kind, entry.path)
+        if files:
+            yield folder, files
+        for entry in folders:
+            if self.enter(entry.name) and self._is_new(entry):
+                yield from self.folders(folder / entry.name)
 
     def _entries(self, folder: Path) -> list[os.DirEntry]:
         """Return the entries that are not hidden, in natural order."""
@@ -94,7 +109,8 @@ class _Walk:
         except OSError as error:
             self.left_out.add(f"folders that cannot be read ({error.strerror})", folder)
             return []
-        self._entered.add((status.st_dev, status.st_ino))
+        if status.st_ino:  # some network drives number nothing
+            self._entered.add((status.st_dev, status.st_ino))
         for entry in kept:
             if not is_utf8(entry.name):
                 self.left_out.add("entries whose names are not UTF-8 (rename them)", entry.path)
@@ -103,14 +119,17 @@ class _Walk:
     def _is_new(self, entry: os.DirEntry) -> bool:
         """Tell whether a folder is to be entered; a link to one that is, or was, entered otherwise is not."""
         if entry.is_symlink():
-            target = os.path.realpath(entry.path)
-            if f"{self.root}/".startswith(f"{target}/"):
+            target = Path(os.path.realpath(entry.path))
+            if self.root.is_relative_to(target):
                 self.left_out.add("links that lead back to a folder above them", entry.path)
                 return False
-            below = os.path.relpath(target, self.root).split(os.sep)
-            if below[0] != os.pardir and not any(map(is_hidden, below)) and all(map(self.enter, below)):
+            below = target.relative_to(self.root).parts if target.is_relative_to(self.root) else ()
+            if below and not any(map(is_hidden, below)) and all(map(self.enter, below)):
                 self.left_out.add("links to folders that are there themselves", entry.path)
                 return False
+            self._followed_links = True
+        elif not self._followed_links:  # without links nothing is met twice
+            return True
         try:
             status = os.stat(entry.path)
         except OSError:  # it is reported when it is entered

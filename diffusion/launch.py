@@ -103,8 +103,10 @@ def connect(launch: Launch, limit: timedelta = RENDEZVOUS_LIMIT) -> Store:
 
     Raises InputError when they do not come within the limit, or the address cannot be used.
     """
-    from torch.distributed import PrefixStore, rendezvous
+    from torch.distributed import HashStore, PrefixStore, rendezvous
 
+    if launch.processes == 1:  # there is nobody to meet, wherever
+        return HashStore()
     os.environ.setdefault("MASTER_PORT", launch.port)
     notice = f"process {launch.rank} waits for all of {launch}, for {limit.total_seconds() / 60:g} minutes at most"
     timer = threading.Timer(SILENT_SECONDS, print, [notice], {"file": sys.stderr, "flush": True})

@@ -12,6 +12,7 @@ from typing import Any
 from diffusion.errors import InputError
 from diffusion.text import read_text
 
+LARGEST_NUMBER = 2**64
 LONGEST = 2**22  # bytes; files that trainers write have some thousand
 CALLS = {"dict": dict, "list": list, "tuple": tuple, "set": set, "float": float}  # as mmcv and mmengine write them
 OPERATORS = {
@@ -106,6 +107,8 @@ def _evaluate(node: ast.expr, text: str, names: Mapping[str, Any]) -> Any:
 
 def _number(value: Any) -> float:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if isinstance(value, int) and abs(value) > LARGEST_NUMBER:  # the square of the one before, and so on
+            raise ValueError(f"a number of {value.bit_length()} bits")
         return value
     raise TypeError(f"{type(value).__name__} is not a number")
 

@@ -5,7 +5,6 @@ Letters: B conditions, n images of each, L tokens of width D, C channels, H W pi
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,6 +22,7 @@ from diffusion.model.architecture import diffusers_config
 from diffusion.model.convert import load_into, load_weights, save_diffusers
 from diffusion.model.pixart import PixArt
 from diffusion.sampling import build_scheduler, denoise
+from diffusion.text import read_json
 
 INDEX = "model_index.json"
 OF_THE_HUB = ("revision", "cache_dir", "token", "local_files_only")  # arguments for what is downloaded
@@ -302,8 +302,8 @@ def _open_scheduler(folder: Path) -> SchedulerMixin:
     """The scheduler of a pipeline's folder, whose class must be one of diffusers."""
     file = folder / "scheduler" / "scheduler_config.json"
     try:
-        name = json.loads(file.read_text())["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        name = read_json(file)["_class_name"]
+    except (InputError, KeyError) as error:
         raise InputError(f"{file} is not the config of a scheduler ({error!r})") from None
     kind = getattr(diffusers, str(name), None)
     if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):

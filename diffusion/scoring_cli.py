@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from argparse import ArgumentParser
 from collections.abc import Sequence
-from pathlib import Path
 
 from diffusion.cli import natural_int, output_folder
 
@@ -38,4 +37,4 @@ def scoring_options(parser: ArgumentParser, out: str, encoders: Sequence[str] = 
         metavar="DIR",
         help="folder that keeps features, which runs may share [OUT/features]",
     )
-    add("--out", type=output_folder, default=Path(out), help="folder for everything that is written")
+    add("--out", type=output_folder, default=out, help="folder for everything that is written")

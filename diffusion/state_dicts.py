@@ -96,6 +96,7 @@ def check_types(own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Ten
 
 
 def is_state_dict(content: Any) -> bool:
+    """Tell whether something is a mapping of names to tensors, and not empty."""
     import torch
 
     return (
@@ -111,10 +112,11 @@ def _state_dicts(
     """Walk through the state dicts of a checkpoint, with the keys under which they lie."""
     if is_state_dict(content):
         yield place, content
-    elif isinstance(content, Mapping) and len(place) < NESTING:
-        for key, value in content.items():
-            if isinstance(key, str):
-                yield from _state_dicts(value, (*place, key))
+    elif isinstance(content, (Mapping, list)) and len(place) < NESTING:
+        named = isinstance(content, Mapping)
+        for key, value in content.items() if named else enumerate(content):
+            if isinstance(key, str) or not named:  # numbers are keys of an optimizer's states
+                yield from _state_dicts(value, (*place, str(key)))
 
 
 def _networks_in(

@@ -76,21 +76,25 @@ def read_json(path: Path, what: str = "JSON object", remedy: str = "") -> dict[s
 
 
 def expand_path(text: str) -> str:
-    """Expand `~`, `~user`, `$NAME` and `${NAME}` in a path, as a shell does in an unquoted word.
+    """Expand `~`, `~user`, `$NAME` and `${NAME}` in a path, as a shell does in an unquoted word; what is there stays as it is.
 
     Raises InputError for a variable or a user that is not known: the path would become a folder of that name.
     """
+    if os.path.lexists(text):
+        return text
     unknown = [name for name in re.findall(r"\$\{?([A-Za-z_]\w*)", text) if name not in os.environ]
     if unknown:
         raise InputError(f"{text}: there is no environment variable {unknown[0]}; set it, or write the path out")
     expanded = os.path.expanduser(os.path.expandvars(text))
-    if expanded.startswith("~") and not Path(text).exists():
+    if expanded.startswith("~"):
         raise InputError(f"{text}: there is no user {text.partition('/')[0][1:]}; write the path out, or as ./{text}")
     return expanded
 
 
 def is_utf8(name: str) -> bool:
     """Tell whether a file name from the system can be written as UTF-8; Python keeps other bytes as lone surrogates."""
+    if name.isascii():
+        return True
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:

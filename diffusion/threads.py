@@ -12,7 +12,12 @@ import os
 
 # GNU (torch's wheels for Linux): how often to look before sleeping. Intel (conda's torch, macOS, Windows): milliseconds.
 WAITING = {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "1"}
-OF_THE_USER = (*WAITING, "OMP_WAIT_POLICY", "GOMP_CPU_AFFINITY", "KMP_LIBRARY")  # say how threads are to wait, or where
+USER_SETTINGS = (
+    *WAITING,
+    "OMP_WAIT_POLICY",
+    "GOMP_CPU_AFFINITY",
+    "KMP_LIBRARY",
+)  # say how threads are to wait, or where
 
 
 def share_cores() -> None:
@@ -20,5 +25,5 @@ def share_cores() -> None:
 
     Of effect only before torch, or another library with OpenMP, is loaded: runtimes read their environment once.
     """
-    if not any(name in os.environ for name in OF_THE_USER):
+    if not any(name in os.environ for name in USER_SETTINGS):
         os.environ.update(WAITING)

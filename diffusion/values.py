@@ -69,6 +69,17 @@ class NotEmpty:
         return self.expected
 
 
+@dataclass(frozen=True)
+class PlainName:
+    """A part of a file's name, which leads to no other folder."""
+
+    def holds(self, value: str) -> bool:
+        return is_plain_name(value)
+
+    def __str__(self) -> str:
+        return "a part of a file's name, without / and \\\\"
+
+
 class Distinct:
     """Items of which none is there twice."""
 
@@ -79,6 +90,11 @@ class Distinct:
         return "each once (one is there twice)"
 
 
+def is_plain_name(text: str) -> bool:
+    """Tell whether a text can be a part of a file's name, or name one folder."""
+    return bool(text.strip()) and text not in (".", "..") and not any(mark in text for mark in "/\\\0\n")
+
+
 PositiveInt = Annotated[int, Range(least=1)]
 NaturalInt = Annotated[int, Range(least=0)]
 Count = Annotated[int, Range(least=1, most=2**20)]  # of what is held in memory at once
@@ -86,6 +102,7 @@ Positive = Annotated[float, Range(above=0)]
 NotNegative = Annotated[float, Range(least=0)]
 Seed = Annotated[int, Range(least=0, most=LARGEST)]
 Name = Annotated[str, NotEmpty()]
+FilePart = Annotated[str, PlainName()]
 Names = Annotated[tuple[Name, ...], NotEmpty("at least one name"), Distinct()]
 
 

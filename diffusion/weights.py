@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import glob
 import hashlib
 import logging
@@ -46,7 +47,8 @@ def read_torch_file(path: Path) -> Any:
     _check_fetched(path)
     try:
         # files from before torch 1.6 are no zip archives, and only those can be mapped
-        with warnings.catch_warnings():
+        # a Namespace holds nothing but values; trainers keep their command line in one
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             warnings.simplefilter("ignore")  # of other kinds of pickles, which are refused below
             if path.suffix == ".safetensors":  # which torch would go by
                 with open(path, "rb") as file:

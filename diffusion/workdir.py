@@ -18,7 +18,7 @@ from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import EMBEDDED_CODECS, LatentCodec, LatentScale, codec_folder
 from diffusion.encoders.networks import EMBEDDERS
 from diffusion.errors import InputError, MissingError
-from diffusion.files import fingerprint_of_tensors, is_locked
+from diffusion.files import check_writable, fingerprint_of_tensors, is_locked
 from diffusion.folders import LeftOut, walk_files
 from diffusion.model.convert import Weights, check_told, load_into, load_weights, with_positions_of
 from diffusion.model.pixart import PixArt, build_model
@@ -111,20 +111,21 @@ def default_work_dir() -> Path:
     named = os.environ.get("PIXCELL_WORKDIR")
     if named:
         return Path(expand_path(named))
-    files = walk_files(Path("output"), LeftOut()) if Path("output").is_dir() else ()
+    left_out = LeftOut()
+    files = walk_files(Path("output"), left_out) if Path("output").is_dir() else ()
     runs = [path.parents[1] for path in files if path.match(LAST_WEIGHTS) and (path.parents[1] / CONFIG_FILE).is_file()]
     if not runs:
+        left_out.report()
         raise MissingError("no run in ./output; name one with --workdir or $PIXCELL_WORKDIR")
     return max(runs, key=lambda folder: (folder / LAST_WEIGHTS).stat().st_mtime_ns)
 
 
 def check_work_dir(work_dir: Path) -> None:
     """Raise InputError for a work dir that cannot be made or written, or in which another process trains."""
-    place = next(place for place in (work_dir, *work_dir.absolute().parents) if os.path.lexists(place))
-    if not place.is_dir():
-        raise InputError(f"{place} is no folder: a work dir cannot be {'there' if place == work_dir else 'below it'}")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise InputError(f"{place} may not be written; name another --work-dir, or change its permissions")
+    try:
+        check_writable(work_dir)
+    except InputError as error:
+        raise InputError(f"--work-dir {work_dir}: {error}") from None
     if is_locked(work_dir / LOCK_FILE):
         raise InputError(f"another process is at work here: it holds {work_dir / LOCK_FILE}; wait for it to end")
 

@@ -159,7 +159,7 @@ def test_without_its_last_json_the_newest_counts(tmp_path):
 def test_a_branch_that_was_left_is_not_gone_on_with(tmp_path):
     for step in (2, 4, 6):
         write(state(step), tmp_path)
-    name_last(checkpoint_path(tmp_path, 2), None)
+    name_last(checkpoint_path(tmp_path, 2), NOTHING_NAMED)
     assert newest_sound(tmp_path) == checkpoint_path(tmp_path, 2)
 
 

@@ -72,7 +72,7 @@ class TestFeatures:
         [
             (lambda path: path.unlink(), "no feature file"),
             (lambda path: path.write_bytes(path.read_bytes()[:-100]), "not a whole .npy file"),
-            (lambda path: path.write_bytes(b""), "not a whole .npy file"),
+            (lambda path: path.write_bytes(b""), "is empty; copy or download it again"),
             (lambda path: np.save(path, np.zeros((32, 64, 64), np.float16)), r"expected float16 \(32, 128, 128\)"),
             (lambda path: np.save(path, np.zeros((32, 128, 128), np.float32)), "holds float32"),
             (lambda path: np.save(path, np.full((32, 128, 128), np.nan, np.float16)), "not finite"),

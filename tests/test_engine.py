@@ -632,7 +632,7 @@ class TestDryRun:
         config = settings(feature_root)
         (tmp_path / "file").touch()
         for place in (tmp_path / "file", tmp_path / "file/run"):
-            with pytest.raises(InputError, match=f"{tmp_path / 'file'} is no folder"):
+            with pytest.raises(InputError, match=f"{tmp_path / 'file'} is a file, expected a folder"):
                 start(config, place, cpu=True)
         with locked(tmp_path / "run/.lock"), pytest.raises(InputError, match="another process is at work here"):
             start(config, tmp_path / "run", cpu=True)

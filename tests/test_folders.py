@@ -49,10 +49,10 @@ def test_links_are_followed_once(tree):
     (tree / "circle.png").symlink_to(tree / "circle.png")
     (tree / "file.png").symlink_to(other / "e" / "f.png")
     left_out = LeftOut()
-    assert found(tree, left_out) == ["a.png", "b/9.png", "b/10.png", "file.png", "kept/c.png", "linked/e/f.png"]
+    assert found(tree, left_out) == ["a.png", "file.png", "b/9.png", "b/10.png", "kept/c.png", "linked/e/f.png"]
     assert left_out.lines() == [
-        f"left out: links to folders that are there themselves (1): {tree}/beside",
         f"left out: links to nothing (2): {tree}/circle.png, {tree}/gone.png",
+        f"left out: links to folders that are there themselves (1): {tree}/beside",
         f"left out: folders that other links have led to already (2): {tree}/linked/loop, {tree}/linked_again",
         f"left out: links that lead back to a folder above them (1): {tree}/up",
     ]

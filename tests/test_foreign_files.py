@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import pickle
 from pathlib import Path
@@ -103,6 +104,7 @@ def test_what_lies_beside_the_keys_is_left_out_and_named(tmp_path, caplog):
     (b"/data/x.jpeg", "leads out of patches/"),
     (b"", "is empty"),
     (b"set\\a\\0_0.jpeg", "has the separators of Windows"),
+    (b"set/a/0_0.jpeg\r\n", r"'set/a/0_0.jpeg\\r\\n' under set_256 has a line end"),
 ])  # fmt: skip
 def test_names_that_are_no_paths_below_patches_are_refused(tmp_path, name, fault):
     path = index(tmp_path, set_256=dict(data=[ENCODED[0], name], dtype=STRINGS))
@@ -117,10 +119,30 @@ def test_names_that_are_no_paths_below_patches_are_refused(tmp_path, name, fault
         assert not (tmp_path / "new.hdf5").exists()
 
 
+def test_empty_lists_and_keys_that_are_not_utf8_are_left_out(tmp_path, caplog):
+    path = index(tmp_path, set_256=dict(data=ENCODED), none_256=dict(shape=(0,), dtype=STRINGS))
+    with h5py.File(path, "a") as file:
+        file.create_dataset(b"M\xfcller_256", data=ENCODED)
+    assert index_keys(path) == ["set_256"]
+    assert caplog.messages[0].endswith("M\\xfcller_256, whose name is not UTF-8, none_256, without names")
+    with pytest.raises(InputError, match="lists no patches"):
+        index_keys(index(tmp_path, none_256=dict(shape=(0,), dtype=STRINGS)))
+
+
 def test_a_key_named_twice_is_refused(tmp_path):
     path = index(tmp_path, set_256=dict(data=ENCODED))
     with pytest.raises(InputError, match="set_256 is named more than once"):
         PatchIndex(path, ["set_256", "set_256"])
+
+
+def test_files_open_without_locks(tmp_path):
+    """The library's own lock would be refused while another holds one, and fails where a disk has none."""
+    path = index(tmp_path, set_256=dict(data=ENCODED))
+    with open(path, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert len(PatchIndex(path)) == 3
+        with pytest.raises(OSError, match="lock"):
+            h5py.File(path, "r", locking=True)
 
 
 def png() -> bytes:
@@ -176,7 +198,7 @@ FILES = {
     "about": "packed.json", "made_by": "metadata/features_key.json", "feature_file": "x.npy", "feature_archive": "x.npz",
 }  # fmt: skip
 READ = {  # what is what was asked for
-    ("json", "json"), ("index_keys", "hdf5"), ("token_file", "numbers"), ("token_file", "fortran"), ("feature_file", "fortran"),
+    ("json", "json"), ("token_file", "numbers"), ("token_file", "fortran"), ("feature_file", "fortran"),
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import os
 import subprocess
 import sys
@@ -39,6 +40,13 @@ def disk(tmp_path_factory) -> Iterator[Path]:
             subprocess.run(["umount", str(folder)], check=True)
             return
     pytest.skip("no file system can be mounted here")
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    """torch's writer stays open, and its removed file on the disk, for as long as the error is referred to."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="module")

@@ -263,12 +263,12 @@ def test_an_image_under_a_slides_name_needs_a_resolution(png, cut):
 
 
 def test_files_that_are_parts_of_a_slide_are_none(tmp_path):
-    for name in ("a/1.dcm", "a/2.dcm", "b/3.dcm", "c/slide.vms", "c/slide_0.jpg", "d/photo.jpg"):
+    for name in ("a/1.dcm", "a/1below/x.svs", "a/2.dcm", "b/3.dcm", "c/slide.vms", "c/slide_0.jpg", "d/photo.jpg"):
         path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     found = [path.relative_to(tmp_path).as_posix() for path in slides.find_slides([tmp_path]).paths]
-    assert found == ["a/1.dcm", "b/3.dcm", "c/slide.vms", "d/photo.jpg"]
+    assert found == ["a/1.dcm", "a/1below/x.svs", "b/3.dcm", "c/slide.vms", "d/photo.jpg"]
 
 
 def test_slides_in_folders_as_people_have_them(png, tmp_path, caplog):
@@ -286,7 +286,7 @@ def test_slides_in_folders_as_people_have_them(png, tmp_path, caplog):
     assert [path.relative_to(folder).as_posix() for path in found.paths] == ["a.svs", "b.tif", "linked/f.ndpi"]
     assert list(found.refused) == [folder / "old" / "b.tif"] and "would share the folder b" in str(found.refused)
     for line in (
-        f"left out: images with the name of a slide (1): {folder}/a.jpg",
+        f"left out: images with the name of a slide beside them (1): {folder}/a.jpg",
         f"left out: entries whose names are not UTF-8 (rename them) (1): {folder}/M\\xfcller.svs",
         f"left out: files that OpenSlide does not read (1): {folder}/c.isyntax",
     ):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 
@@ -402,7 +401,7 @@ def lora(average: dict) -> dict:
         (lambda s: {"controlnet_blocks.0.weight": s["pos_embed"]}, "those of a ControlNet"),
         (lambda s: {"encoder.conv_in.weight": s["pos_embed"]}, "those of an autoencoder"),
         (lambda s: {"cls_token": s["pos_embed"]}, "those of an embedder"),
-        (lambda s: {"a": {"x": s}, "args": argparse.Namespace()}, "refers to code, argparse.Namespace.*torch.save"),
+        (lambda s: {"a": {"x": s}, "args": Path("a")}, "refers to code, pathlib.*torch.save"),
         (lambda s: {"state_dict": s, "loss": np.float64(1)}, "refers to code, numpy.*save only its state dict"),
         (lambda s: {n: t.numpy() for n, t in s.items()}, "refers to code, numpy.*save only its state dict"),
         (lambda s: {n: t for n, t in s.items() if "fc1" not in n}, "no whole PixArt network: blocks.0.mlp.fc1"),

@@ -13,7 +13,7 @@ import sys
 from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from itertools import chain
 from pathlib import Path
 
@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 import numpy as np
 from tqdm import tqdm
 
-from diffusion.cli import cores, output_file, path_text, positive_int, run, tool_parser
+from diffusion.cli import cores, output_file, path_text, plain_name, positive_int, run, tool_parser
 from diffusion.errors import InputError, MissingError
 from diffusion.text import iterate_text
 
@@ -161,14 +161,14 @@ def verify(index: Path, args: argparse.Namespace) -> int:
     from diffusion.data.feature_store import open_features, probes
     from diffusion.data.features import LooseFeatures, features_folder
     from diffusion.data.index import PatchIndex, all_names, index_keys, name_hash, names_without, split_key, write_index
-    from diffusion.data.verify import Check
+    from diffusion.data.verify import Check, usual_width
     from diffusion.data.verify import verify as check_all
     from diffusion.files import written_aside
 
     keys = [key for key in index_keys(index) if not args.dataset or split_key(key)[0] in args.dataset]
     if not keys:
         raise MissingError(f"{index} has no key of {', '.join(args.dataset)}; it has {', '.join(index_keys(index))}")
-    wrong = {}
+    wrong, repeats = {}, 0
     listing = index.with_name("patch_names_wrong.txt")
     with written_aside(listing) as temporary, temporary.open("w", encoding="utf-8") as lines:
         for key in keys:
@@ -179,29 +179,46 @@ def verify(index: Path, args: argparse.Namespace) -> int:
                     features = open_features(args.root, args.features_dir, key, probes(patches, 0), *where)
                 except MissingError:  # of some patches; others may have theirs
                     features = LooseFeatures(features_folder(args.root, args.features_dir), *where)
-            check = Check(args.root, size, features)
-            wrong[key], kinds = array("Q"), Counter()
-            checked = check_all(all_names(index, key), check, args.workers)
-            for name, faults in tqdm(checked, total=len(patches), desc=key, unit="patch", leave=False):
-                kinds.update(fault.kind for fault in faults)
-                lines.writelines(f"{name}\t{fault.kind}\t{fault.reason}\n" for fault in faults)
-                if faults:
-                    wrong[key].append(name_hash(name))
+            width = None if features is None else usual_width(features, probes(patches, 0))
+            check = Check(args.root, size, features, width)
+            wrong[key], seen, kinds = array("Q"), array("Q"), Counter()
+            with closing(check_all(all_names(index, key), check, args.workers)) as checked:
+                for name, faults in tqdm(checked, total=len(patches), desc=key, unit="patch", leave=False):
+                    seen.append(name_hash(name))
+                    kinds.update(fault.kind for fault in faults)
+                    lines.writelines(f"{name}\t{fault.kind}\t{fault.reason}\n" for fault in faults)
+                    if faults:
+                        wrong[key].append(name_hash(name))
+            if repeated := len(seen) - len(np.unique(np.frombuffer(seen, np.uint64))):
+                kinds["named more than once"] = repeats = repeated
             found = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
             print(
                 f"{key}: {len(patches)} patches, {len(patches) - len(wrong[key])} sound"
                 + (f"; {found}" if found else "")
             )
-    if not any(wrong.values()):
+    if any(wrong.values()):
+        print(f"listed: {listing}")
+    else:
         listing.unlink()
+    if not any(wrong.values()) and not repeats:
         return 0
-    print(f"listed: {listing}")
     if args.prune:
         clean = index.with_name("patch_names_clean.hdf5")
         sound = {key: names_without(all_names(index, key), np.array(wrong[key], dtype=np.uint64)) for key in keys}
-        counts = write_index(clean, sound, before=index)
+        counts = write_index(clean, {key: each_once(names) for key, names in sound.items()}, before=index)
         print(f"written: {clean}, {sum(counts.values())} patches")
     return 1
+
+
+def each_once(names: Iterator[str]) -> Iterator[str]:
+    """Yield every name once; takes some tens of bytes of memory for each."""
+    from diffusion.data.index import name_hash
+
+    seen: set[int] = set()
+    for name in names:
+        if (hashed := name_hash(name)) not in seen:
+            seen.add(hashed)
+            yield name
 
 
 def parse_args() -> argparse.Namespace:
@@ -227,8 +244,8 @@ def parse_args() -> argparse.Namespace:
         type=path_text,
         help="folder of the features to verify [beside the images, else features, else packed]",
     )
-    parser.add_argument("--vae_prefix", default="sd3_vae", help="ending of the latent files to verify")
-    parser.add_argument("--ssl_prefix", default="uni", help="ending of the embedding files to verify")
+    parser.add_argument("--vae_prefix", type=plain_name, default="sd3_vae", help="ending of the latent files to verify")
+    parser.add_argument("--ssl_prefix", type=plain_name, default="uni", help="ending of the embedding files to verify")
     parser.add_argument("--workers", type=positive_int, default=cores(), help="processes that verify [one per core]")
     parser.add_argument("--prune", action="store_true", help="with --verify: write an index of the sound patches")
     parser.add_argument("--out", type=output_file, help="the index [ROOT/patches/metadata/patch_names_all.hdf5]")

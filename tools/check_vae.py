@@ -207,7 +207,7 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "--pictures", type=natural_int, default=2, help="best, median and worst windows on the sheet, each; 0: no sheet"
     )
-    add("--out", type=output_folder, default=Path("vae_check"), help="folder for scores and sheet")
+    add("--out", type=output_folder, default="vae_check", help="folder for scores and sheet")
     return parser.parse_args()
 
 

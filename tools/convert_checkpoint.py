@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import positive_int, run, tool_parser
+from diffusion.cli import output_name, positive_int, run, tool_parser
 from diffusion.errors import InputError
 
 EXAMPLES = """  python tools/convert_checkpoint.py pixcell_256.ckpt pixcell-256 --to diffusers
@@ -25,7 +25,7 @@ def parse_arguments() -> argparse.Namespace:
         type=Path,
         help=".ckpt, .pth, .safetensors, one of its shards or their index, a diffusers folder, or a folder of checkpoints",
     )
-    add("target", type=Path, help="the file, or for diffusers the folder, to write; it must not be there")
+    add("target", type=output_name, help="the file, or for diffusers the folder, to write; it must not be there")
     add("--to", choices=tuple(SUFFIXES), required=True, help="the format to write")
     add("--weights", choices=("ema", "raw"), default="ema", help="of a checkpoint that holds both: averaged or raw")
     add("--num_heads", type=positive_int, help="heads of attention, where neither file nor width tells")

@@ -11,13 +11,23 @@ import argparse
 import os
 import sys
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import cores, natural_int, path_text, pick_device, positive_int, run, start_processes, tool_parser
+from diffusion.cli import (
+    cores,
+    natural_int,
+    path_text,
+    pick_device,
+    plain_name,
+    positive_int,
+    run,
+    start_processes,
+    tool_parser,
+)
 
 if TYPE_CHECKING:
     from diffusion.engine.extract import Outcome
@@ -72,7 +82,7 @@ def main() -> int:
     workers = max(1, min(8, cores() // here - 1)) if args.workers is None else args.workers
     outcomes = extract(patches, codec, embedder, args.size, args.batch_size, workers)
     ours = path.with_name(f".features_{path.stem}_{key}_{vae_prefix}_{ssl_prefix}.lock")
-    with locked(ours) if state.is_main_process else nullcontext():
+    with closing(outcomes), locked(ours) if state.is_main_process else nullcontext():
         progress = tqdm(outcomes, total=len(patches), unit="patch", disable=not state.is_main_process)
         written, wrong = collect(progress, args.on_error)
         state.wait_for_everyone()
@@ -148,8 +158,8 @@ def parse_arguments() -> argparse.Namespace:
         help="diffusers folder (below ROOT or here), or the embedded 'tiny'",
     )
     add("--encoder", default="uni2", help="uni2, mobilenetv2, a weights file or its folder, or name=path")
-    add("--vae_prefix", help="ending of the latent files [sd3_vae; of an embedded codec NAME_vae]")
-    add("--ssl_prefix", help="ending of the embedding files [uni for uni2, else the encoder's name]")
+    add("--vae_prefix", type=plain_name, help="ending of the latent files [sd3_vae; of an embedded codec NAME_vae]")
+    add("--ssl_prefix", type=plain_name, help="ending of the embedding files [uni for uni2, else the encoder's name]")
     add(
         "--batch_size",
         type=positive_int,

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from functools import partial
 from itertools import chain
 from multiprocessing import get_context
@@ -25,10 +26,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 
 from tqdm import tqdm
 
-from diffusion.cli import cores, output_folder, positive_int, run, tool_parser
+from diffusion.cli import cores, output_folder, plain_name, positive_int, run, tool_parser
 from diffusion.data.cutting import REASONS, WHOLE_SLIDE, CutSettings, Grid, SlideRecord, cut_slide, finished_record
 from diffusion.data.slides import find_slides
 from diffusion.errors import InputError
+from diffusion.files import check_writable
 
 EXAMPLES = """  python tools/extract_patches.py --slides slides/ --dataset tcga --cohort brca --workers 16
   python tools/extract_patches.py --slides list_of_slides.txt --dataset tcga --cohort brca
@@ -44,6 +46,7 @@ def main() -> int:
     slides = find_slides(args.slides)
     paths = [*slides.paths, *slides.refused]
     cohort = (args.out or args.root / "patches") / args.dataset / args.cohort
+    check_writable(cohort)
     work = partial(cut, cohort=cohort, settings=settings, show=min(args.workers, len(paths)) == 1, parent=os.getpid())
     before: dict[Path, SlideRecord | InputError | None] = {
         path: look_up(path, cohort, settings) for path in slides.paths
@@ -53,14 +56,14 @@ def main() -> int:
     done = ((path, outcome) for path, outcome in before.items() if outcome is not None)
     records: dict[Path, SlideRecord] = {}
     failures: dict[Path, str] = {}
-    for path, outcome in tqdm(
-        chain(done, each_alone(work, waiting, args.workers)), total=len(paths), unit="slide", disable=len(paths) == 1
-    ):
-        if isinstance(outcome, SlideRecord):
-            records[path] = outcome
-        else:
-            failures[path] = str(outcome)
-            tqdm.write(f"failed: {outcome}", file=sys.stderr)
+    with closing(each_alone(work, waiting, args.workers)) as cut_now:
+        outcomes = tqdm(chain(done, cut_now), total=len(paths), unit="slide", disable=len(paths) == 1)
+        for path, outcome in outcomes:
+            if isinstance(outcome, SlideRecord):
+                records[path] = outcome
+            else:
+                failures[path] = str(outcome)
+                tqdm.write(f"failed: {outcome}", file=sys.stderr)
     print_table([records[path] for path in paths if path in records], failures)
     print(f"pictures and records: {cohort / f'slides_{args.size}'}")
     if not any(record.patches for record in records.values()):
@@ -184,12 +187,6 @@ def parse_args() -> argparse.Namespace:
     if args.dataset == "metadata":
         raise InputError("--dataset metadata: ROOT/patches/metadata is where the index lies; take another name")
     return args
-
-
-def plain_name(text: str) -> str:
-    if not text or text in (".", "..") or any(mark in text for mark in "/\\"):
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected one folder name")
-    return text
 
 
 def positive_float(text: str) -> float:

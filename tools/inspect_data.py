@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 
 from tqdm import tqdm
 
-from diffusion.cli import natural_int, output_file, path_text, run, tool_parser
+from diffusion.cli import natural_int, output_file, path_text, plain_name, run, tool_parser
 from diffusion.data.feature_store import open_features, probes
 from diffusion.data.features import SSL_PREFIX, VAE_PREFIX
 from diffusion.data.index import PatchIndex, all_names, index_keys, index_path, split_key
@@ -75,8 +75,8 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add("--patch_names_file", type=path_text, default="patch_names_all.hdf5", help="index in ROOT/patches/metadata")
     add("--features_dir", type=path_text, help="folder of the features [beside the images, else features, else packed]")
-    add("--vae_prefix", default=VAE_PREFIX, help="ending of the latent files")
-    add("--ssl_prefix", default=SSL_PREFIX, help="ending of the embedding files")
+    add("--vae_prefix", type=plain_name, default=VAE_PREFIX, help="ending of the latent files")
+    add("--ssl_prefix", type=plain_name, default=SSL_PREFIX, help="ending of the embedding files")
     add("--sample", type=natural_int, default=10_000, help="patches of a key whose files are looked for; 0: all")
     add("--pictures", type=natural_int, default=48, help="patches on the sheet; 0: no sheet")
     add("--sheet", type=output_file, help="the sheet, a PNG [contact_sheet.png beside the index]")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
@@ -19,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 import numpy as np
 from tqdm import tqdm
 
-from diffusion.cli import output_folder, path_text, positive_int, run, tool_parser
+from diffusion.cli import output_folder, path_text, plain_name, positive_float, positive_int, run, tool_parser
 from diffusion.data import packed, packing
 from diffusion.data.feature_store import open_features, probes
 from diffusion.data.features import (
@@ -87,8 +88,9 @@ def pack(folder: Path, key: str, args: argparse.Namespace) -> int:
 
     names = packing.not_packed(folder, all_names(index_file, key))
     number = max(packed.shards_of(folder), default=-1) + 1
-    with bar:
-        patches = sound(packing.read_patches(loose, names, about, args.workers))
+    # closed here, not by the garbage collector: that may run in a thread being started, which the reading threads wait for
+    with bar, closing(packing.read_patches(loose, names, about, args.workers)) as read:
+        patches = sound(read)
         while packing.write_shard(folder, number, about, islice(patches, rows), rows):
             number += 1
     total = packing.write_table(folder)
@@ -211,10 +213,10 @@ def parse_args() -> argparse.Namespace:
         type=path_text,
         help="folder of the loose features below ROOT [beside the images, else features]",
     )
-    add("--vae_prefix", default=VAE_PREFIX, help="ending of the latent files")
-    add("--ssl_prefix", default=SSL_PREFIX, help="ending of the embedding files")
+    add("--vae_prefix", type=plain_name, default=VAE_PREFIX, help="ending of the latent files")
+    add("--ssl_prefix", type=plain_name, default=SSL_PREFIX, help="ending of the embedding files")
     add("--out", type=output_folder, help="folder of packed sets [ROOT/packed, where data sets look]")
-    add("--shard_gb", type=float, default=4.0, help="gigabytes of a shard; a stopped run loses one at most")
+    add("--shard_gb", type=positive_float, default=4.0, help="gigabytes of a shard; a stopped run loses one at most")
     add("--workers", type=positive_int, default=4, help="threads that read ahead")
     add("--on_error", choices=("raise", "skip"), default="raise", help="what to do with a patch of bad features")
     add("--unpack", action="store_true", help="write the loose files again")
@@ -226,8 +228,6 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.unpack and args.verify:
         raise InputError("--unpack and --verify are two calls; unpacking tests the checksums too")
-    if not args.shard_gb > 0:
-        raise InputError(f"--shard_gb {args.shard_gb}: expected more than 0")
     return args
 
 

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from diffusion.evaluation.sweep import Point
 
 PLACES = frozenset(("images", "tokens", "data_root", "patch_names_file", "features_dir", "subset_keys"))
-WEIGHTS_SUFFIXES = (".safetensors", ".ckpt", ".pth", ".pt", ".bin")
 METRICS = ("fd", "kid", "prdc", "similarity")
 OF_MANIFOLDS = ("precision", "recall", "density", "coverage")
 BY = ("fd", "kid", *OF_MANIFOLDS, "similarity", "above_random", "feature_distance")
@@ -180,9 +179,9 @@ def about_point(
 
 @cache
 def weights_fingerprint(checkpoint: Path) -> str:
-    """Hash the content of a weights file, or of all those in a folder; empty without any."""
-    files = [checkpoint] if checkpoint.is_file() else sorted(checkpoint.rglob("*.*"))
-    return " ".join(fingerprint(file) for file in files if file.suffix in WEIGHTS_SUFFIXES)
+    """Hash the content of a weights file, or of those in a folder as diffusers writes it; empty without any."""
+    files = [checkpoint] if checkpoint.is_file() else sorted(checkpoint.glob("**/*.safetensors"))
+    return " ".join(map(fingerprint, files))
 
 
 def how_scored(args: argparse.Namespace, embedders: list[PatchEmbedder]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from diffusion.bench.case import Case
 from diffusion.bench.clock import median
 from diffusion.bench.table import Row, compared, timed
-from diffusion.threads import OF_THE_USER, WAITING
+from diffusion.threads import USER_SETTINGS, WAITING
 
 CLONE = Path(__file__).resolve().parents[2]
 OURS, PEER = "ours", "the runtime's own waiting"
@@ -68,7 +68,7 @@ def step_seconds(case: Case, steps: int, waiting: bool) -> float:
 
 def environment(waiting: bool) -> dict[str, str]:
     """Return this process's environment, with our way of waiting or with no word on that."""
-    kept = {name: value for name, value in os.environ.items() if name not in OF_THE_USER}
+    kept = {name: value for name, value in os.environ.items() if name not in USER_SETTINGS}
     return kept | WAITING if waiting else kept
 
 

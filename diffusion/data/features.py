@@ -21,7 +21,7 @@ import numpy as np
 
 from diffusion.data.crops import LATENT_FACTOR, tokens_per_image
 from diffusion.errors import InputError, MissingError
-from diffusion.files import written_aside
+from diffusion.files import recognise_placeholder, written_aside
 from diffusion.text import read_json
 
 LATENT_CHANNELS = 16
@@ -159,7 +159,8 @@ def _opened(path: Path, shape: tuple[int | None, ...]) -> Iterator[tuple[int, tu
         except OSError as error:  # a folder, or a network drive
             raise InputError(f"{path} cannot be read ({error})") from error
         except ValueError as error:
-            raise InputError(f"{path} is not a whole .npy file ({error}); delete it and extract again") from None
+            reason = recognise_placeholder(path) or f"is not a whole .npy file ({error}); delete it and extract again"
+            raise InputError(f"{path} {reason}") from None
         fits = len(found) == len(shape) and all(want in (None, got) for want, got in zip(shape, found, strict=True))
         if not fits or dtype != np.float16:
             wanted = ", ".join("D" if n is None else str(n) for n in shape)
@@ -185,7 +186,7 @@ def _parse_header(start: bytes) -> tuple[tuple[int, ...], np.dtype, int]:
         raise ValueError("not of format 1.0")
     shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(stream)
     if fortran_order:
-        raise ValueError("in Fortran order")
+        raise ValueError("its array is in Fortran order, expected C order, as numpy.ascontiguousarray makes it")
     return shape, dtype, stream.tell()
 
 

@@ -18,11 +18,13 @@ def open_image(
     most_pixels: int | None = None,
     draft: int | None = None,
     fault: str = "is not a readable image",
+    too_large: str = "make it smaller",
 ) -> Image.Image:
     """Read an image into memory, turned as its EXIF orientation says, as viewers show it.
 
     most_pixels: the largest image to read, instead of Pillow's limit; draft: pixels a side that are enough, which a JPEG
-    is decoded to faster; fault: what to say of a file that is no image. Raises MissingError, or InputError for what cannot be read.
+    is decoded to faster; fault: what to say of a file that is no image; too_large: what to do with one
+    of too many pixels. Raises MissingError, or InputError for what cannot be read.
     """
     if not path.is_file():
         raise MissingError(f"no image {path}")
@@ -35,7 +37,7 @@ def open_image(
             return image
     except Image.DecompressionBombError as error:
         raise InputError(
-            f"{path} is too large to be read as an image; make a pyramidal TIFF of it, a slide ({error})"
+            f"{path} is too large to be read as an image; {too_large} ({str(error).partition(',')[0]})"
         ) from None
     except Exception as error:  # decoders raise nearly anything when a file is broken
         reason = recognise_placeholder(path) or f"{fault} ({error})"

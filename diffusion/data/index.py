@@ -126,14 +126,17 @@ def names_under(file: h5py.File, key: str) -> h5py.Dataset:
 
 
 def _entries(file: h5py.File) -> list[str]:
+    """List the entries of a file; names that are not UTF-8, which h5py gives as bytes, with lone surrogates."""
     try:
-        return list(file)
+        return [os.fsdecode(name) if isinstance(name, bytes) else name for name in file]
     except (OSError, RuntimeError) as error:
         raise InputError(f"{file.filename} is damaged ({error}); build the index again") from None
 
 
 def _kind_of(file: h5py.File, key: str) -> str | None:
     """Say what an entry of a file is; None for a list of names."""
+    if not is_utf8(key):
+        return "whose name is not UTF-8"
     try:
         entry = file[key]
     except (KeyError, OSError, RuntimeError) as error:
@@ -159,22 +162,26 @@ def patch_name(stored: bytes, data: h5py.Dataset) -> str:
         fault = "is not UTF-8"
     if fault is None:
         return name
-    shown = stored.decode("utf-8", "backslashreplace")
     raise InputError(
-        f"{data.file.filename}: the name '{shown}' under {data.name[1:]} {fault}; expected a path below patches/, such as "
-        "mine/breast/single_1024/slide/3_4.jpeg: rename what is called so, and build the index again"
+        f"{data.file.filename}: the name {_shown(os.fsdecode(stored))} under {data.name[1:]} {fault}; expected a path below "
+        "patches/, such as mine/breast/single_1024/slide/3_4.jpeg: rename what is called so, and build the index again"
     )
+
+
+def _shown(name: str) -> str:
+    """Quote a name for a message, with control characters and bytes that are not UTF-8 as escapes."""
+    return "'" + re.sub(r"[\x00-\x1f\x7f]", lambda match: ascii(match[0])[1:-1], printable(name)) + "'"
 
 
 def name_fault(name: str) -> str | None:
     """Say why a name is no path below patches/; None for one that is."""
     if not name or name[0] == "/" or (".." in name and ".." in name.split("/")):
         return "leads out of patches/" if name else "is empty"
-    if "\0" in name:
-        return "has a zero byte"
+    if not name.isprintable() and any(ord(character) < 32 for character in name):
+        return "has a line end or another control character"
     if "\\" in name and "/" not in name:
         return "has the separators of Windows"
-    return None if is_utf8(name) else "is not UTF-8"
+    return None
 
 
 def _unreadable(data: h5py.Dataset, error: Exception) -> InputError:
@@ -215,11 +222,16 @@ def index_keys(path: Path) -> list[str]:
     """
     with open_index(path) as file:
         kinds = {key: _kind_of(file, key) for key in _entries(file)}
-        keys = [key for key in kinds if re.search(r"._\d+$", key)]
-        for key in keys:
-            names_under(file, key)
-    others = tuple(f"{key}, {kind or 'strings'}" for key, kind in kinds.items() if key not in keys)
-    _report_other_entries(path, others)
+        named = [key for key in kinds if is_utf8(key) and re.search(r"._\d+$", key)]
+        keys = [key for key in named if len(names_under(file, key))]
+    others = {
+        key: "without names" if key in named else kind or "strings" for key, kind in kinds.items() if key not in keys
+    }
+    _report_other_entries(path, tuple(f"{key}, {kind}" for key, kind in others.items()))
+    if not keys:
+        raise InputError(
+            f"{path} lists no patches: it has no <dataset>_<size> with names; make it with tools/build_index.py"
+        )
     return keys
 
 
@@ -290,9 +302,13 @@ def _write_names(file: NewHDF5, key: str, names: Iterable[str]) -> int:
 
 
 def _encoded(name: str, key: str) -> bytes:
-    if (fault := name_fault(name)) is not None:
-        raise InputError(f"{key}: the name '{printable(name)}' {fault}; expected a path below patches/ in UTF-8")
-    return name.encode("utf-8")
+    try:
+        encoded, fault = name.encode("utf-8"), name_fault(name)
+    except UnicodeEncodeError:
+        encoded, fault = b"", "is not UTF-8"
+    if fault is not None:
+        raise InputError(f"{key}: the name {_shown(name)} {fault}; expected a path below patches/ in UTF-8")
+    return encoded
 
 
 def _parts(data: h5py.Dataset) -> Iterator[np.ndarray]:

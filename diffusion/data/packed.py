@@ -132,6 +132,7 @@ class PackedFeatures:
     folder: Path
     patch_size: int
     _shards: OrderedDict[int, Shard] = field(default_factory=OrderedDict, repr=False)
+    _known: set[int] = field(default_factory=set, repr=False)  # shards whose layout was checked
     _table: np.ndarray | None = field(default=None, repr=False)
     _owner: int = field(default=-1, repr=False)
     _width: int = field(default=0, repr=False)
@@ -191,6 +192,7 @@ class PackedFeatures:
         """The shard and row of a patch."""
         if self._owner != os.getpid():
             self._shards, self._table, self._owner = OrderedDict(), open_table(self.folder), os.getpid()
+            self._known = set()
         hashes, places = self._table
         wanted = np.uint64(name_hash(name))
         i = int(hashes.searchsorted(wanted))
@@ -203,7 +205,8 @@ class PackedFeatures:
             if len(self._shards) >= _open_at_once():
                 self._shards.popitem(last=False)[1].file.close()
             path = shard_path(self.folder, number)
-            file = open_shard(path)
+            file = open_shard(path, number in self._known)
+            self._known.add(number)
             self._shards[number] = Shard(file, path, _hashes(file, path), file["latents"], file["tokens"])
         shard = self._shards[number]
         if row >= len(shard.hashes) or shard.hashes[row] != wanted:  # a shard was deleted and written anew
@@ -218,31 +221,41 @@ def shard_path(folder: Path, number: int) -> Path:
     return folder / f"shard_{number:05d}.hdf5"
 
 
-def open_shard(path: Path) -> h5py.File:
-    """Open a shard for reading. Raises MissingError, or InputError for a damaged file or one of another layout."""
+def open_shard(path: Path, is_known: bool = False) -> h5py.File:
+    """Open a shard for reading. Raises MissingError, or InputError for a damaged file or one of another layout.
+
+    is_known: the layout was checked before, which takes longer than opening.
+    """
     if not path.is_file():
         raise MissingError(f"no shard {path}; run tools/pack_features.py again")
     try:
         file = open_hdf5(path, rdcc_nbytes=0)  # a chunk is a crop, and is read once
     except InputError as error:
         raise InputError(f"{error}; {PACK_AGAIN}") from None
-    for name, (dtype, ndim) in LAYOUT.items():
-        data = file.get(name)
-        if not isinstance(data, h5py.Dataset) or data.ndim != ndim or data.dtype != dtype:
-            found = (
-                f"{data.dtype} of {data.ndim} dimensions" if isinstance(data, h5py.Dataset) else "nothing of that kind"
-            )
-            raise _unreadable(path, f"{name} is {found}, expected {dtype} of {ndim} dimensions")
-    lengths = {len(file[name]) for name in LAYOUT}
-    if len(lengths) > 1:
-        raise _unreadable(
-            path, f"its data sets have {' and '.join(map(str, sorted(lengths)))} rows, expected one number"
-        )
+    try:
+        if not is_known:
+            _check_layout(file, path)
+    except InputError:
+        file.close()
+        raise
     return file
 
 
+def _check_layout(file: h5py.File, path: Path) -> None:
+    for name, (dtype, ndim) in LAYOUT.items():
+        data = file.get(name)
+        if not isinstance(data, h5py.Dataset):
+            raise _unreadable(path, f"it has no data set {name}")
+        if data.ndim != ndim or data.dtype != dtype:
+            found = f"{data.dtype} of {data.ndim} dimensions"
+            raise _unreadable(path, f"{name} is {found}, expected {dtype} of {ndim} dimensions")
+    lengths = sorted({len(file[name]) for name in LAYOUT})
+    if len(lengths) > 1:
+        raise _unreadable(path, f"its data sets have {' and '.join(map(str, lengths))} rows, expected one number")
+
+
 def shards_of(folder: Path) -> list[int]:
-    """The numbers of the whole shards in a folder, in order."""
+    """List the numbers of the whole shards in a folder, in order."""
     found = (re.fullmatch(r"shard_(\d+)\.hdf5", path.name) for path in folder.glob("shard_*.hdf5"))
     return sorted(int(match[1]) for match in found if match)
 
@@ -267,7 +280,7 @@ def _hashes(file: h5py.File, path: Path) -> np.ndarray:
 
 
 def read_shard(path: Path) -> Iterator[Packed]:
-    """Every patch of a shard, whole, with the checksum of every chunk tested. Raises InputError for a damaged one."""
+    """Yield every patch of a shard, whole, with the checksum of every chunk tested. Raises InputError for a damaged one."""
     with open_shard(path) as file:
         try:
             names, hashes = file["names"].asstr()[:], file["hashes"][:]
@@ -280,7 +293,7 @@ def read_shard(path: Path) -> Iterator[Packed]:
 
 
 def open_table(folder: Path) -> np.ndarray:
-    """The table, mapped: a look-up touches a few pages of it, which all processes share. Raises InputError without one."""
+    """Open the table, mapped: a look-up touches a few pages of it, which all processes share. Raises InputError without one."""
     if not (folder / TABLE).is_file():
         raise InputError(f"{folder} is packed in part; run tools/pack_features.py to its end")
     try:

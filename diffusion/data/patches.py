@@ -6,6 +6,7 @@ patch in the slide's grid, counted from 0. We write .jpeg; patches of others may
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,11 +17,11 @@ from PIL import Image
 from diffusion.data.images import open_image
 from diffusion.errors import InputError
 from diffusion.files import written_aside
-from diffusion.folders import LeftOut, walk_files
+from diffusion.folders import LeftOut, walk_folders
 
 PATCH_SUFFIXES = (".jpeg", ".jpg", ".png")
 OTHER_IMAGES = frozenset((".bmp", ".gif", ".jp2", ".jpe", ".tif", ".tiff", ".webp"))  # which patches cannot be
-OF_A_SIZE = re.compile(r"single_(\d+)")
+SIZE_FOLDER = re.compile(r"single_(\d+)")
 
 
 def patch_file(folder: Path, column: int, row: int) -> Path:
@@ -44,33 +45,36 @@ def list_patches(patches: Path, dataset: str, size: int) -> Iterator[str]:
     if not (patches / dataset).is_dir():
         return
     left_out, wanted = LeftOut(), f"single_{size}"
-    folder, stems = None, {}
 
     def enter(name: str) -> bool:
-        return name == wanted or not OF_A_SIZE.fullmatch(name)
+        return name == wanted or not SIZE_FOLDER.fullmatch(name)
 
-    for path in walk_files(patches / dataset, left_out, enter):
-        name = path.relative_to(patches).as_posix()
-        if wanted not in name.split("/")[1:-1]:
-            continue
-        if path.parent != folder:
-            folder, stems = path.parent, {}
-        suffix = path.suffix.lower()
-        if suffix in OTHER_IMAGES:
-            left_out.add(f"images that are not {', '.join(PATCH_SUFFIXES)}", name)
-        elif (
-            suffix in PATCH_SUFFIXES and stems.setdefault(path.stem, name) != name
-        ):  # whose features would be the same files
-            left_out.add("images with the name of another beside them", name)
-        elif suffix in PATCH_SUFFIXES:
-            yield name
+    for folder, names in walk_folders(patches / dataset, left_out, enter):
+        place = folder.relative_to(patches)
+        if wanted in place.parts:
+            yield from _patches_among(names, place.as_posix(), left_out)
     left_out.report()
 
 
+def _patches_among(names: list[str], folder: str, left_out: LeftOut) -> Iterator[str]:
+    """Yield the patches among the files of one folder."""
+    stems = set()
+    for name in names:
+        stem, suffix = os.path.splitext(name)
+        suffix = suffix.lower()
+        if suffix in OTHER_IMAGES:
+            left_out.add(f"images that are not {', '.join(PATCH_SUFFIXES)}", f"{folder}/{name}")
+        elif suffix in PATCH_SUFFIXES and stem in stems:  # its features would be the same files
+            left_out.add("images with the name of another beside them", f"{folder}/{name}")
+        elif suffix in PATCH_SUFFIXES:
+            stems.add(stem)
+            yield f"{folder}/{name}"
+
+
 def sizes_below(folder: Path) -> list[int]:
-    """Return the sizes of patches, in pixels, for which there are folders up to four levels down."""
-    levels = ("*/" * depth + "single_*" for depth in range(4))
-    found = (OF_A_SIZE.fullmatch(path.name) for level in levels for path in folder.glob(level))
+    """Return the sizes of patches, in pixels, for which there are folders, of ROOT/patches or of a data set in it."""
+    levels = ("single_*", "*/single_*", "*/*/single_*")
+    found = (SIZE_FOLDER.fullmatch(path.name) for level in levels for path in folder.glob(level))
     return sorted({int(match[1]) for match in found if match})
 
 

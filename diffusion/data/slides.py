@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import groupby
 from pathlib import Path
 from typing import Protocol
 
@@ -16,7 +15,7 @@ from PIL import Image
 from diffusion.data.images import open_image
 from diffusion.errors import InputError, MissingError
 from diffusion.files import recognise_placeholder
-from diffusion.folders import LeftOut, walk_files
+from diffusion.folders import LeftOut, walk_folders
 from diffusion.text import expand_path, is_utf8, printable, read_lines
 
 SLIDE_SUFFIXES = frozenset(
@@ -89,7 +88,11 @@ class PlainImage:
     told = True
 
     def __init__(self, path: Path, mpp: float = 0.0, image_mpp: float | None = None):
-        image = open_image(path, fault="is neither a slide nor an image that can be read")
+        image = open_image(
+            path,
+            fault="is neither a slide nor an image that can be read",
+            too_large="make a pyramidal TIFF of it, a slide",
+        )
         if image.mode != "RGB":
             raise InputError(f"{path} is a {image.mode} image, expected RGB: convert it first")
         self._image, self.note, self.factor = image, "native", 1.0
@@ -225,10 +228,13 @@ def _number(text: str | None) -> float:
 
 def _instead(properties: Mapping[str, str]) -> str:
     """Say what a file tells in place of a resolution that could be used: one of printers, the objective's power."""
-    across, power = _number(properties.get("openslide.mpp-x")), _number(properties.get("openslide.objective-power"))
+    across, down, power = (
+        _number(properties.get(f"openslide.{name}")) for name in ("mpp-x", "mpp-y", "objective-power")
+    )
     said = "does not say its resolution (openslide.mpp-x and -y)"
-    if across == across:
-        said = f"says that it has {across:.4g} um/px, which no scanner has"
+    if across == across and down == down:
+        value = f"{across:.4g}" if across == down else f"{across:.4g} x {down:.4g}"
+        said = f"says that it has {value} um/px, which no scanner has"
     if 1 <= power <= 200:
         said += f"; its objective is said to be {power:g}x, which usually means {MPP_AT_1X / power:.3g} um/px"
     return said
@@ -282,18 +288,14 @@ class FoundSlides:
 def find_slides(paths: Iterable[Path]) -> FoundSlides:
     """Find the files named, those that .txt lists name, and the slides and images in and below the folders named.
 
-    In natural order. An image with the name of a slide beside it is the slide's label or overview, and left out; of other
-    files of one name the first is taken and the others refused. Raises MissingError for a path that is not there and a
+    In natural order. Of a folder, an image with the name of a slide beside it is the slide's label or overview, and left out; of
+    other files of one name the first is taken and the others refused. Raises MissingError for a path that is not there and a
     folder or list without slides, InputError for a list that cannot be read.
     """
     left_out, found = LeftOut(), FoundSlides()
-    named = list(dict.fromkeys(slide for path in paths for slide in _slides_at(path, left_out)))
-    slides = {slide.stem for slide in named if slide.suffix.lower() in SLIDE_SUFFIXES}
     taken: dict[str, Path] = {}
-    for path in named:
-        if path.stem in slides and path.suffix.lower() in IMAGE_SUFFIXES:
-            left_out.add("images with the name of a slide", path)
-        elif not is_utf8(str(path)):
+    for path in dict.fromkeys(slide for place in paths for slide in _slides_at(place, left_out)):
+        if not is_utf8(str(path)):
             found.refused[path] = f"{printable(path)}: this name is not UTF-8; rename it"
         elif taken.setdefault(path.stem, path) != path:
             found.refused[path] = (
@@ -315,29 +317,35 @@ def _slides_at(path: Path, left_out: LeftOut) -> Iterator[Path]:
         raise MissingError(f"--slides: nothing at {path}")
 
 
-def _slides_below(folder: Path, left_out: LeftOut) -> Iterator[Path]:
+def _slides_below(root: Path, left_out: LeftOut) -> Iterator[Path]:
     known, empty = SLIDE_SUFFIXES | IMAGE_SUFFIXES, True
-    for _, files in groupby(walk_files(folder, left_out), key=lambda file: file.parent):
-        inside = list(files)
-        for file in inside:
-            if file.suffix.lower() in OTHER_SLIDES:
-                left_out.add("files that OpenSlide does not read", file)
-        for name in _one_a_slide([file.name for file in inside]):
+    for folder, names in walk_folders(root, left_out):
+        for name in _one_a_slide(folder, names, left_out):
             if Path(name).suffix.lower() in known:
                 empty = False
-                yield inside[0].parent / name
+                yield folder / name
     if empty:
         left_out.report()
-        raise MissingError(f"--slides: no slide or image in {folder}; known are {', '.join(sorted(known))}")
+        raise MissingError(f"--slides: no slide or image in {root}; known are {', '.join(sorted(known))}")
 
 
-def _one_a_slide(names: list[str]) -> list[str]:
-    """Return those of the files in one folder that stand for a slide: a DICOM slide has a file for each of its levels, of
-    which OpenSlide finds the others; JPEGs beside a .vms or .vmu are its tiles."""
+def _one_a_slide(folder: Path, names: list[str], left_out: LeftOut) -> list[str]:
+    """Return those of the files in one folder that stand for a slide.
+
+    A DICOM slide has a file for each of its levels, of which OpenSlide finds the others; JPEGs beside a .vms or .vmu are its
+    tiles; an image with the name of a slide is its label or overview.
+    """
     kinds = {name: Path(name).suffix.lower() for name in names}
     dicom = sorted(name for name in names if kinds[name] == ".dcm")[1:]
     tiles = {".jpg", ".jpeg"} if {".vms", ".vmu"} & set(kinds.values()) else set()
-    return [name for name in names if name not in dicom and kinds[name] not in tiles]
+    slides = {Path(name).stem for name in names if kinds[name] in SLIDE_SUFFIXES}
+    beside = [name for name in names if kinds[name] in IMAGE_SUFFIXES - tiles and Path(name).stem in slides]
+    for name in beside:
+        left_out.add("images with the name of a slide beside them", folder / name)
+    for name in names:
+        if kinds[name] in OTHER_SLIDES:
+            left_out.add("files that OpenSlide does not read", folder / name)
+    return [name for name in names if name not in dicom and name not in beside and kinds[name] not in tiles]
 
 
 def _listed(file: Path, left_out: LeftOut) -> Iterator[Path]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -25,18 +27,22 @@ class Fault(NamedTuple):
 
 @dataclass(frozen=True)
 class Check:
-    """What every patch of one index key must have. features: None to look at the images alone."""
+    """What every patch of one index key must have.
+
+    features: None to look at the images alone; width: of every patch's embeddings, None for any.
+    """
 
     root: Path
     patch_size: int
     features: FeatureStore | None
+    width: int | None = None
 
     def faults(self, name: str) -> list[Fault]:
         """What is wrong with a patch: images are decoded, features read whole, every value of them."""
         readers = {"image": lambda: read_patch(self.root / "patches" / name, self.patch_size)}
         if self.features is not None:
             readers["latents"] = lambda: self.features.moments(name)
-            readers["embeddings"] = lambda: self.features.tokens(name)
+            readers["embeddings"] = lambda: self._tokens(name)
         found = []
         for part, read in readers.items():
             try:
@@ -44,6 +50,20 @@ class Check:
             except InputError as error:
                 found.append(Fault(f"{part} {'missing' if isinstance(error, MissingError) else 'bad'}", str(error)))
         return found
+
+    def _tokens(self, name: str) -> None:
+        width = self.features.tokens(name).shape[1]
+        if self.width not in (None, width):
+            raise InputError(f"{name} has embeddings of width {width}, others of {self.width}; extract it again")
+
+
+def usual_width(features: FeatureStore, names: Iterable[str]) -> int | None:
+    """Return the width that most of some patches' embeddings have; None where none can be read."""
+    widths: Counter[int] = Counter()
+    for name in names:
+        with contextlib.suppress(InputError):
+            widths[features.tokens(name).shape[1]] += 1
+    return widths.most_common(1)[0][0] if widths else None
 
 
 def verify(names: Iterable[str], check: Check, workers: int) -> Iterator[tuple[str, list[Fault]]]:

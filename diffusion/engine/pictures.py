@@ -5,6 +5,7 @@ Beyond the size that viewers of PNG bear, pictures are TIFFs of tiles in several
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import struct
@@ -144,10 +145,13 @@ def _reserve(scratch: IO[bytes], start: int, size: int) -> None:
 
     Raises OSError when the disk is full.
     """
+    scratch.truncate(start + size)
     if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(scratch.fileno(), start, size)
-    else:
-        scratch.truncate(start + size)
+        try:
+            os.posix_fallocate(scratch.fileno(), start, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):  # of file systems without
+                raise
 
 
 def _tiles(pixels: np.ndarray) -> Iterator[np.ndarray]:

@@ -46,7 +46,7 @@ def told_what_to_do() -> Iterator[None]:
         if error.errno not in FULL:
             raise
         raise InputError(
-            f"{error}; make room, and start the same command again: it goes on from the last checkpoint"
+            f"{error}. Make room or mend the disk, and start the same command again: it goes on from the last checkpoint"
         ) from error
     except RuntimeError as error:
         backend = getattr(torch.distributed, "DistBackendError", ())

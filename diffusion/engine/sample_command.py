@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -91,7 +92,7 @@ class Session:
 
 
 def open_session(args: argparse.Namespace) -> Session:
-    """Raises MissingError, InputError for a run, weights, codec, device or solver that cannot be."""
+    """Open a run as the command line says. Raises MissingError, InputError for a run, weights, codec, device or solver that cannot be."""
     device = pick_device(args.device)
     state = start_processes(device)
     device = state.device
@@ -176,13 +177,10 @@ class Origin(NamedTuple):
 
 def report(samples: Path, real: Path, conditions: IndexConditions | Repeated, count: int) -> None:
     """Print how many images there are, and of how many the tissue is there to compare with."""
-    tissue = sum(map(conditions.has_pixels, range(count)))
-    beside = (
-        f", the tissue that conditioned {'them' if tissue == count else f'{tissue} of them'} in {real}"
-        if tissue
-        else ""
-    )
-    print(f"{count} images in {samples}{beside}")
+    names = set(os.listdir(samples))
+    tissue = len(names & set(os.listdir(real))) if real.is_dir() else 0
+    of_them = "them" if tissue == count else f"{tissue} of them"
+    print(f"{count} images in {samples}" + (f", the tissue that conditioned {of_them} in {real}" if tissue else ""))
     if isinstance(conditions, IndexConditions) and conditions.pixels and tissue < count:
         print(
             f"{count - tissue} patches have no image in {conditions.dataset.root / 'patches'}: nothing to compare with"

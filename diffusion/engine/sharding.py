@@ -5,6 +5,7 @@ Files hold whole tensors: a sharded run goes on from the state of one that was n
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from typing import Any
 
@@ -16,7 +17,7 @@ from diffusion.errors import InputError
 
 
 def sharding_arguments(config: Config, cpu: bool) -> dict[str, Any]:
-    """accelerate's arguments for FSDP2, by `use_fsdp` or the launcher's own settings; none without, or for one process.
+    """Return accelerate's arguments for FSDP2, by `use_fsdp` or the launcher's own settings; none without, or for one process.
 
     Raises InputError for FSDP 1, and for an optimizer that does not shard.
     """
@@ -41,7 +42,9 @@ def sharding_arguments(config: Config, cpu: bool) -> dict[str, Any]:
         # autocast alone decides what is computed in half precision, as without FSDP
         mixed_precision_policy=MixedPrecisionPolicy(output_dtype=torch.float32, cast_forward_inputs=False),
     )
-    mesh = ParallelismConfig(dp_shard_size=state.num_processes, dp_replicate_size=1, tp_size=1, cp_size=1, sp_size=1)
+    # what is not given, variables would say; which ways of sharing there are depends on accelerate's version
+    sizes = {field.name: 1 for field in dataclasses.fields(ParallelismConfig) if field.name.endswith("_size")}
+    mesh = ParallelismConfig(**{**sizes, "dp_shard_size": state.num_processes})
     return {"fsdp_plugin": plugin, "parallelism_config": mesh}
 
 

@@ -190,7 +190,7 @@ class Watch:
                 self.writer.add_scalar(f"{group}/{name}", value, step)
 
     def picture(self, name: str, pixels: torch.Tensor, step: int) -> None:
-        """A picture (3, H, W) in [0, 1], into TensorBoard and as a PNG in the work dir."""
+        """Write a picture (3, H, W) in [0, 1] to TensorBoard and as a PNG in the work dir."""
         from torchvision.utils import save_image
 
         with written_aside(self.work_dir / name / f"step_{step:08d}.png") as temporary:

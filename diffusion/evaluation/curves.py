@@ -73,8 +73,10 @@ def event_files(workdir: Path) -> list[Path]:
         raise MissingError(f"no work dir at {workdir}; expected the folder that a run was trained in")
     files = sorted((workdir / "tensorboard").glob(EVENTS))
     if not files:
-        files = [path for path in walk_files(workdir, LeftOut()) if path.match(EVENTS)]
+        left_out = LeftOut()
+        files = [path for path in walk_files(workdir, left_out) if path.match(EVENTS)]
     if not files:
+        left_out.report()
         raise MissingError(
             f"no TensorBoard file ({EVENTS}) in {workdir}; expected the work dir of a run that has begun"
         )

@@ -78,9 +78,12 @@ def read_points(folder: Path, about: Mapping[str, Any]) -> dict[Point, dict[str,
     found = {}
     for file in sorted(folder.glob("*/scores.json")):
         record = read_json(file, "record of scores", "delete it")
-        if about.items() <= record["about"].items():
-            point = Point(**record["point"])
-            found[replace(point, interval=tuple(point.interval) if point.interval else None)] = record["encoders"]
+        try:
+            if about.items() <= record["about"].items():
+                point = Point(**record["point"])
+                found[replace(point, interval=tuple(point.interval) if point.interval else None)] = record["encoders"]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{file} is no record of scores ({error!r}); delete it") from None
     return found
 
 

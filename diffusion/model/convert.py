@@ -80,6 +80,10 @@ def load_weights(path: str | Path, ema: bool = True, positions: bool = True) -> 
     inferred = infer_architecture(tensors, path)
     if (of_diffusers or "pos_embed" not in tensors) and has_cond_positions(inferred):
         inferred[COND_POSITIONS] = True  # where nothing says otherwise
+        if of_diffusers and COND_POSITIONS not in settings:
+            log.warning(
+                "%s has no y_pos_embed: the positions of its conditions are computed, as the released class does", path
+            )
     arguments = {name: value for name, value in settings.items() if name != PREDICTION_TYPE}
     architecture = check_architecture({**inferred, **arguments}, path)
     if positions:
