@@ -76,6 +76,32 @@ WITHOUT_EFFECT = frozenset(
         *("validation_prompts", "visualize", "vis_sampler", "w_max", "w_min"),
     )
 )
+# Keys that say nothing of a finished run's network, codec or data.
+TRAINING_ONLY = frozenset(
+    (
+        *("train_batch_size", "gradient_accumulation_steps", "gradient_clip", "optimizer", "auto_lr", "lr_schedule"),
+        *(
+            "lr_schedule_args",
+            "ema_rate",
+            "power_ema",
+            "num_epochs",
+            "max_steps",
+            "num_workers",
+            "seed",
+            "log_interval",
+        ),
+        *(
+            "max_bad_steps",
+            "save_model_steps",
+            "save_model_epochs",
+            "keep_last",
+            "keep_every",
+            "sample_grid",
+            "validation",
+        ),
+        *("eval_steps", "evaluation", "report_to", "timestep_sampling", "min_snr_gamma", "freeze", "ignore_keys"),
+    )
+)
 DATA_WITHOUT_EFFECT = frozenset(
     (
         *("image_list_json", "transform", "load_vae_feat", "load_t5_feat", "load_mask_index", "max_length"),
@@ -449,6 +475,12 @@ def read_config(path: Path) -> Config:
         raise InputError(
             f"{path} goes on from {values['_base_']}: a config to train with, not one that a run has saved, which is whole"
         )
+    for key in TRAINING_ONLY & values.keys():  # a run that an older version took must still be opened
+        try:
+            _build(Config, {key: values[key]}, str(path))
+        except InputError as error:
+            log.warning("%s; it counts in training alone, and is left out here", error)
+            del values[key]
     return parse_config(values, path, expand=False)
 
 

@@ -319,3 +319,25 @@ def test_a_text_stands_for_a_list_of_names():
     )
     several = parse_config({"data": {"train_subset_keys": "a_256, b_256"}, "freeze": "t_block"}, Path("here"))
     assert several.data.train_subset_keys == ("a_256", "b_256") and several.freeze == ("t_block",)
+
+
+def test_a_finished_run_opens_whatever_training_has_become(tmp_path, caplog):
+    """Ranges that later versions hold training to say nothing of its network."""
+    path = tmp_path / "config.py"
+    path.write_text("image_size = 256\nseed = -1\nsample_grid = dict(count=0, steps=0)\npe_interpolation = 0.5\n")
+    config = read_config(path)
+    assert (config.pe_interpolation, config.seed, config.sample_grid.steps) == (
+        0.5,
+        Config().seed,
+        Config().sample_grid.steps,
+    )
+    assert len(caplog.messages) == 2 and "seed -1: expected at least 0" in caplog.text
+    path.write_text("image_size = 300\n")
+    with pytest.raises(InputError, match="image_size 300"):
+        read_config(path)
+
+
+@pytest.mark.parametrize("prefix", ["../x", "a/b", "", ".."])
+def test_prefixes_lead_to_no_other_folder(prefix):
+    with pytest.raises(InputError, match="data.vae_prefix"):
+        DataConfig(vae_prefix=prefix)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -256,3 +257,15 @@ def test_build_index_verifies_packed_features(packed_root):
     content[len(content) // 2] ^= 1
     shard.write_bytes(content)
     assert "3 image missing, 1 latents bad" in in_process(*verify).stdout
+
+
+def test_verify_finds_embeddings_of_another_width_and_names_listed_twice(packed_root):
+    name = next(iter(sorted((packed_root / "patches").rglob("*_uni.npy"))))
+    write_feature(name, np.ones((16, WIDTH + 1)))
+    index = packed_root / "patches/metadata/patch_names_all.hdf5"
+    with h5py.File(index, "a") as file:
+        names = list(file["set_1024"])
+        del file["set_1024"]
+        file["set_1024"] = [*names, names[-1]]
+    done = in_process(build_index.main, "--root", packed_root, "--verify", "--workers", 1)
+    assert done.returncode == 1 and "1 embeddings bad" in done.stdout and "1 named more than once" in done.stdout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -457,3 +458,11 @@ def test_what_is_damaged_or_not_there(tmp_path):
         read_weights(tmp_path / "a.ckpt")
     with pytest.raises(MissingError, match="no weights at"):
         read_weights(tmp_path / "a-00001-of-00002.safetensors")
+
+
+def test_averages_in_a_list_beside_a_command_line(average, tmp_path):
+    """Some trainers keep several averages, and their arguments as a Namespace, which holds nothing but values."""
+    raw = {name: tensor + 1 for name, tensor in average.items()}
+    torch.save({"model": raw, "ema": [average], "args": argparse.Namespace(lr=1.0)}, tmp_path / "a.pth")
+    taken = load_weights(tmp_path / "a.pth").state_dict
+    assert all(torch.equal(taken[name], average[name]) for name in average)

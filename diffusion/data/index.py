@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 INDEX_FOLDER = Path("patches/metadata")
 DEFAULT_INDEX = "patch_names_all.hdf5"
 NAMES_AT_ONCE = 65_536
+UNUSUAL = bytes({*range(32), 92} - {10})  # control characters but the line end, and the backslash
 
 
 def index_path(root: Path, patch_names_file: str | Path = DEFAULT_INDEX) -> Path:
@@ -251,7 +252,11 @@ def all_names(path: Path, key: str) -> Iterator[str]:
     with open_index(path) as file:
         data = names_under(file, key)
         for names in _parts(data):
-            yield from (patch_name(name, data) for name in names)
+            together = b"\n".join(names)
+            if _are_plain(together, len(names)) and not isinstance(names[0], np.bytes_):
+                yield from together.decode("utf-8").split("\n")
+            else:
+                yield from (patch_name(name, data) for name in names)
 
 
 def write_index(path: Path, names_by_key: Mapping[str, Iterable[str]], before: Path | None = None) -> dict[str, int]:
@@ -282,7 +287,7 @@ def _write_names(file: NewHDF5, key: str, names: Iterable[str]) -> int:
     split_key(key)
     remaining, hashes = iter(names), []
     data = file.create_dataset(key, shape=(0,), maxshape=(None,), chunks=(512,), dtype=h5py.string_dtype("ascii"))
-    while part := [_encoded(name, key) for name in islice(remaining, NAMES_AT_ONCE)]:
+    while part := _encoded(list(islice(remaining, NAMES_AT_ONCE)), key):
         data.resize(len(data) + len(part), axis=0)
         data[-len(part) :] = part
         file.check()
@@ -301,14 +306,28 @@ def _write_names(file: NewHDF5, key: str, names: Iterable[str]) -> int:
     return len(ordered)
 
 
-def _encoded(name: str, key: str) -> bytes:
-    try:
-        encoded, fault = name.encode("utf-8"), name_fault(name)
-    except UnicodeEncodeError:
-        encoded, fault = b"", "is not UTF-8"
-    if fault is not None:
-        raise InputError(f"{key}: the name {_shown(name)} {fault}; expected a path below patches/ in UTF-8")
-    return encoded
+def _encoded(names: list[str], key: str) -> list[bytes]:
+    """Encode names to be stored. Raises InputError for one that is no path below patches/."""
+    together = "\n".join(names).encode("utf-8", "surrogateescape")
+    if names and _are_plain(together, len(names)):
+        return together.split(b"\n")
+    for name in names:
+        fault = name_fault(name) or (None if is_utf8(name) else "is not UTF-8")
+        if fault is not None:
+            raise InputError(f"{key}: the name {_shown(name)} {fault}; expected a path below patches/ in UTF-8")
+    return [name.encode("utf-8") for name in names]
+
+
+def _are_plain(together: bytes, count: int) -> bool:
+    """Tell whether `count` names, joined by line ends, are such that none needs a closer look: thousands of them at once."""
+    return (
+        together.isascii()
+        and together.count(b"\n") == count - 1
+        and not any(part in together for part in (b"..", b"\n/", b"\n\n"))
+        and not together.startswith((b"/", b"\n"))
+        and not together.endswith(b"\n")
+        and len(together.translate(None, UNUSUAL)) == len(together) > 0
+    )
 
 
 def _parts(data: h5py.Dataset) -> Iterator[np.ndarray]:
