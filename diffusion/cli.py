@@ -71,7 +71,7 @@ def tool_parser(
     draws: bool = True,
     root_of_run: bool = False,
 ) -> Parser:
-    """A parser with the options that every tool has, so that one set of them serves a script of many: --root, --device, --seed.
+    """Make a parser with the options that every tool has, so that one set of them serves a script of many: --root, --device, --seed.
 
     networks, draws: False for a tool that runs none, or draws nothing at random, and takes the option all the same.
     root_of_run: --root is None unless given, and the tool then takes that of the run it opens; seed None likewise.
@@ -103,22 +103,22 @@ def default_root() -> Path:
 
 
 def cores() -> int:
-    """The processor cores that this process may use."""
+    """Return how many processor cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def positive_int(text: str) -> int:
-    """An argparse type: 1, 2, 3, ..."""
+    """Convert an argument to a whole number of at least 1."""
     return _at_least(1, _number(text, int))
 
 
 def natural_int(text: str) -> int:
-    """An argparse type: 0, 1, 2, ..."""
+    """Convert an argument to a whole number of at least 0."""
     return _at_least(0, _number(text, int))
 
 
 def seed_int(text: str) -> int:
-    """An argparse type: a seed, as torch takes them."""
+    """Convert an argument to a seed, as torch takes them."""
     value = natural_int(text)
     if value >= 2**63:
         raise argparse.ArgumentTypeError(f"got {text}, expected a whole number from 0 to {2**63 - 1}")
@@ -126,7 +126,7 @@ def seed_int(text: str) -> int:
 
 
 def finite_float(text: str) -> float:
-    """An argparse type: a number that is neither infinite nor none."""
+    """Convert an argument to a number that is neither infinite nor NaN."""
     value = _number(text, float)
     if not abs(value) <= LARGEST_FLOAT:
         raise argparse.ArgumentTypeError(f"got {text}, expected a number")
@@ -134,7 +134,7 @@ def finite_float(text: str) -> float:
 
 
 def positive_float(text: str) -> float:
-    """An argparse type: a number above 0."""
+    """Convert an argument to a number above 0."""
     value = finite_float(text)
     if value <= 0:
         raise argparse.ArgumentTypeError(f"got {text}, expected a number above 0")
@@ -235,7 +235,7 @@ def run(main: Callable[[], int | None]) -> None:
 
 
 def pick_device(name: str) -> torch.device:
-    """The torch device for a --device value.
+    """Return the torch device for a --device value.
 
     Raises InputError when the device asked for is not on this machine, or accelerate's launcher was told another.
     """

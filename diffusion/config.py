@@ -340,7 +340,7 @@ class Config(Section):
 
     @property
     def data_root(self) -> Path:
-        """The folder of patches/: data.root, else root, else $PIXCELL_ROOT, else the current folder."""
+        """Return the folder of patches/: data.root, else root, else $PIXCELL_ROOT, else the current folder."""
         return Path(self.data.root or self.root or expand_path(os.environ.get("PIXCELL_ROOT") or "."))
 
     @property
@@ -371,7 +371,7 @@ class Config(Section):
 
     @property
     def validation_arguments(self) -> dict[str, Any]:
-        """Those of the held-out set: what `validation` does not say is as in training."""
+        """Return those of the held-out set: what `validation` does not say is as in training."""
         held_out = {
             "type": self.validation.type,
             "patch_names_file": self.validation.patch_names_file,

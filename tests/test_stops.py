@@ -176,7 +176,7 @@ def test_lost_processes_are_told_from_mistakes():
         raise RuntimeError(lost)
     with pytest.raises(RuntimeError, match="a mistake of ours"), told_what_to_do():
         raise RuntimeError("a mistake of ours")
-    with pytest.raises(InputError, match="No space left.*make room.*the last checkpoint"), told_what_to_do():
+    with pytest.raises(InputError, match="No space left.*Make room.*the last checkpoint"), told_what_to_do():
         raise OSError(28, "No space left on device")
     with pytest.raises(OSError, match="Input/output error") as raised, told_what_to_do():
         raise OSError(5, "Input/output error")

@@ -65,7 +65,7 @@ class Grid:
             )
 
     def cells(self, width: int, height: int) -> list[Cell]:
-        """The squares of a slide of `width` x `height` pixels, row by row."""
+        """List the squares of a slide of `width` x `height` pixels, row by row."""
         left, top, right, bottom = self.area
         columns = list(enumerate(self._starts(left * width, right * width)))
         rows = enumerate(self._starts(top * height, bottom * height))
@@ -116,7 +116,7 @@ def cut_slide(path: Path, cohort: Path, settings: CutSettings, show: Callable[[I
 
 
 def folders(path: Path, cohort: Path, settings: CutSettings) -> tuple[Path, Path]:
-    """Where the patches of a slide go, and where its picture and record do."""
+    """Return where the patches of a slide go, and where its picture and record do."""
     size = settings.grid.size
     return cohort / f"single_{size}" / path.stem, cohort / f"slides_{size}"
 
