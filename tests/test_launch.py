@@ -191,3 +191,8 @@ class TestAccelerator:
         put(monkeypatch, dict(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2", FSDP_IGNORED_MODULES="blocks.0"))
         with pytest.raises(InputError, match="FSDP_IGNORED_MODULES=blocks.0: .*`unset FSDP_IGNORED_MODULES`"):
             start_accelerator(settings(feature_root), cpu=True)
+
+
+def test_one_process_meets_nobody():
+    """Variables of a launch of one, left by a machine that is gone, are waited for by no one."""
+    assert connect(Launch(1, 0, "gone.invalid", "1", ("WORLD_SIZE",))).num_keys() == 0

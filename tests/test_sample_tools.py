@@ -15,12 +15,12 @@ from PIL import Image
 
 from diffusion.config import Config, DataConfig, dump_config
 from diffusion.data.cutting import places_apart
-from diffusion.data.datasets.pan_cancer import PanCancerData
+from diffusion.data.datasets.pan_cancer import PanCancerData, PanCancerDataLowRes
 from diffusion.data.features import feature_path, read_tokens, write_feature
 from diffusion.data.patches import neighbour
 from diffusion.data.slides import PlainImage
 from diffusion.encoders.embedders import PatchEmbedder
-from diffusion.engine.conditions import Region, embed_region, neighbourhood, slerp
+from diffusion.engine.conditions import Region, embed_region, neighbourhood, open_conditions, slerp
 from diffusion.engine.generate import Folder
 from diffusion.errors import InputError
 from diffusion.model import PixArt, build_model
@@ -150,6 +150,17 @@ class TestSample1024:
         folder.claim({"seed": 0, "weights": "0f"}, {"checkpoint": "a.ckpt", "checkpoint_time": 1})
         with pytest.raises(InputError, match="holds samples with checkpoint a.ckpt, not b.ckpt"):
             folder.claim({"seed": 0, "weights": "0f"}, {"checkpoint": "b.ckpt", "checkpoint_time": 1})
+
+    def test_conditions_are_taken_in_the_way_that_the_index_allows(self, feature_root):
+        """Released weights of 256 pixels with an index of 1024: crops. In training it is a setting, and named."""
+        arguments = dict(root=feature_root, resolution=256, patch_names_file="patch_names_all.hdf5")
+        for kind in ("PanCancerData", "PanCancerDataLowRes"):
+            dataset = open_conditions({**arguments, "type": kind, "train_subset_keys": None}, None)
+            assert isinstance(dataset, PanCancerDataLowRes) and len(dataset) == 3 * 16
+        with pytest.raises(
+            InputError, match="no patches of 256 pixels, but of 1024: set data.type=PanCancerDataLowRes"
+        ):
+            PanCancerData(**arguments)
 
     def test_from_images_embedded_now(self, embedding_run, tmp_path):
         run, weights = embedding_run
