@@ -650,6 +650,7 @@ class TestDryRun:
             (dict(model_kwargs=dict(in_channels=4)), "model_kwargs.in_channels 4: latents have 16 channels"),
             (dict(resume_from="a", load_from="b"), "resume_from a goes on with a run, load_from b begins one"),
             (dict(max_steps=10**9, save_model_steps=2), "save_model_steps 2 is 500000000 times"),
+            (dict(train_batch_size=2**20), "train_batch_size 1048576: its latents alone take 3.* GiB, and cpu has"),
             (dict(eval_steps=2, vae_pretrained="tiny", scale_factor=None, shift_factor=None), "mobilenet_v2"),
             (dict(validation=ValidationConfig(count=1, subset_keys=("other_1024",))), "no key other_1024"),
         ],
@@ -657,6 +658,7 @@ class TestDryRun:
     )  # fmt: skip
     def test_settings(self, feature_root, tmp_path, monkeypatch, start, changes, message):
         monkeypatch.setattr("diffusion.encoders.embedders.CLONE", tmp_path)  # where a demo may have put weights
+        monkeypatch.setattr("diffusion.engine.plan.total_bytes", lambda device: 24 * 2**30)
         monkeypatch.chdir(tmp_path)
         with pytest.raises(InputError, match=message):
             start(settings(feature_root, **changes), tmp_path / "run", cpu=True)

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 
 from diffusion.config import Config
-from diffusion.encoders.latents import EMBEDDED_CODECS
+from diffusion.encoders.latents import EMBEDDED_CODECS, LATENT_CHANNELS
 from diffusion.engine.optim import learning_rate
 from diffusion.errors import InputError
+from diffusion.memory import total_bytes
 from diffusion.model.pixart import PixArt
 from diffusion.precision import has_bf16
 
@@ -62,6 +63,17 @@ def check_saves(config: Config, plan: Plan) -> None:
                 f"{name} {interval} is {plan.total_steps // interval} times in {plan.total_steps} steps: expected at most "
                 f"{MOST_SAVES} times; set a larger {name}, or fewer max_steps"
             )
+
+
+def check_batch(config: Config, device: torch.device) -> None:
+    """Raise InputError for a batch whose latents alone, noisy, predicted and as they are, fill more than all memory."""
+    values = 5 * LATENT_CHANNELS * config.input_size**2 + config.model_max_length * config.caption_channels
+    needed, there = 4 * values * config.train_batch_size, total_bytes(device)
+    if there is not None and needed > there:
+        raise InputError(
+            f"train_batch_size {config.train_batch_size}: its latents alone take {needed / 2**30:.0f} GiB, and {device.type} "
+            f"has {there / 2**30:.0f}; set a smaller one, and gradient_accumulation_steps to keep the global batch"
+        )
 
 
 def save_steps(config: Config, plan: Plan) -> set[int]:

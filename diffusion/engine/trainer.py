@@ -29,6 +29,7 @@ from diffusion.engine.losses import BatchLosses
 from diffusion.engine.optim import build_lr_schedule, build_optimizer
 from diffusion.engine.plan import (
     Plan,
+    check_batch,
     check_saves,
     describe,
     plan_run,
@@ -226,6 +227,7 @@ def prepare(
     check_grid(config, dataset)
     plan = plan_run(config, len(dataset), processes or accelerator.num_processes)
     check_saves(config, plan)
+    check_batch(config, accelerator.device)
     scale = latent_scale(config)
 
     # ---- what it is measured by: loaded before its generators begin, from which a network that is built may draw
