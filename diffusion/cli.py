@@ -227,7 +227,9 @@ def run(main: Callable[[], int | None]) -> None:
     except OSError as error:
         if error.errno not in OF_THE_SYSTEM:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        rights = error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
+        advice = "; have it written elsewhere (--out and the like, or another --root), or change its permissions"
+        print(f"error: {error}{advice if rights else ''}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -47,6 +47,8 @@ def written_aside(path: Path) -> Iterator[Path]:
         full = None if elsewhere or isinstance(error, InputError) else _disk_full(error, path.parent)
         if full is not None:
             raise OSError(full, os.strerror(full), str(path)) from error
+        if isinstance(error, OSError) and error.filename == str(temporary):  # whose name says nothing to anybody
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
     finally:
         if temporary.is_dir():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from diffusion.cli import Parser, finite_float, natural_int, path_text, positive_int, tool_parser
+from diffusion.cli import Parser, finite_float, natural_int, output_folder, path_text, positive_int, tool_parser
 
 GROUPS = ("sampling", "conditions")  # of the options
 ALGORITHMS = ("dpm-solver", "ddim", "iddpm", "sa-solver")  # of diffusion.sampling, which would take seconds to import
@@ -34,7 +34,7 @@ def sampler_parser(
         add(
             "--out_dir",
             "--output_dir",
-            type=Path,
+            type=output_folder,
             default=out_dir,
             help="gets syn/ and, of tissue that conditions, real/",
         )

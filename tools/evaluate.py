@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
 from diffusion.cli import Parser, default_root, natural_int, pick_device, run, start_processes
-from diffusion.errors import InputError
 from diffusion.sampler_cli import GROUPS, of_training, patch_sampler_parser
 from diffusion.scoring_cli import METRICS, scoring_options
 
@@ -71,13 +70,8 @@ def sample(args: argparse.Namespace) -> list[str]:
     from diffusion.engine.sample_command import sample_patches
 
     args.out_dir = args.out / "samples"
-    size = sample_patches(args, sizes=(256, 512, 1024))
+    size = sample_patches(args, sizes=(256, 512, 1024), needs_real=True)
     args.real, args.syn = args.out_dir / "real", args.out_dir / "syn"
-    if not args.real.is_dir():
-        raise InputError(
-            f"the patches that condition have no images, so there is nothing to score {args.syn} against; put them in "
-            "ROOT/patches, or score against other tissue with --real and --syn"
-        )
     if size > 256 and args.on_size == "refuse":
         args.on_size = "windows"
     return of_training(args)

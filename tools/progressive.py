@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import run, tool_parser
+from diffusion.cli import output_folder, run, tool_parser
 from diffusion.config import load_config
 from diffusion.engine.stops import CODE_FILE, EXIT_CODE
 from diffusion.errors import InputError
@@ -39,7 +39,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = tool_parser(__doc__, EXAMPLES, seed=None, root_of_run=True)
     add = parser.add_argument
     add("configs", type=Path, nargs="+", help="config files of the stages, in their order")
-    add("--work-dir", type=Path, required=True, help="gets a work dir for each stage, named after its config")
+    add("--work-dir", type=output_folder, required=True, help="gets a work dir for each stage, named after its config")
     add("--load-from", help="weights that the first stage starts from [its config's]")
     add("--launch", default="", metavar="ARGS", help="arguments of accelerate launch, in quotes")
     add(

@@ -143,7 +143,9 @@ def compute(
     chosen = dict(checkpoint=checkpoint, sampling_algo=point.solver, sampling_steps=point.steps, format="png")
     chosen |= dict(guidance_strength=point.guidance, guidance_interval=point.interval, out_dir=folder)
     settings = argparse.Namespace(**{**vars(args), **chosen})
-    size = sample_patches(settings, sizes=(256, 512, 1024), with_real=not has_real, tissue=real)
+    size = sample_patches(
+        settings, sizes=(256, 512, 1024), with_real=not has_real, tissue=real, needs_real=not has_real
+    )
     fit = "windows" if size > 256 and args.on_size == "refuse" else args.on_size
     sources = {REAL: ImageSet.open(real, fit), SYNTHETIC: ImageSet.open(folder / "syn", fit)}
     options = Options(METRICS, args.seed, args.bootstrap, args.batch_size, args.workers, args.strict)

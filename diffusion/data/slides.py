@@ -350,11 +350,11 @@ def _one_a_slide(folder: Path, names: list[str], left_out: LeftOut) -> list[str]
 
 def _listed(file: Path, left_out: LeftOut) -> Iterator[Path]:
     """Yield the paths in a text file, one a line, relative to the current folder; each is a slide, an image or a folder of them."""
-    lines = read_lines(file)
+    lines = [line for line in read_lines(file) if not line.startswith("#")]
     if not lines:
         raise MissingError(f"--slides: {file} lists nothing; expected one path a line")
     for line in lines:
-        path = Path(expand_path(line) if line.startswith("~") else line)
+        path = Path(expand_path(line) if line.startswith(("~", "$")) else line)
         if path.is_dir():
             yield from _slides_below(path, left_out)
         else:

@@ -153,8 +153,8 @@ def _recognise(path: Path) -> EmbedderSpec:
 
 
 def _weights_file(spec: EmbedderSpec, path: Path) -> Path:
-    """`path` itself, or the weights in it when it is a folder."""
-    found = _first_match(spec, path) if path.is_dir() else path
+    """Return `path` itself, or the weights in it when it is a folder."""
+    found = _first_match(spec, path) or find_weights(path) if path.is_dir() else path
     if found is None or not found.is_file():
         wanted = f"{path / spec.weights[0]}" if path.is_dir() and spec.weights else f"{path}"
         raise MissingError(f"no weights of {spec.name} at {wanted}; {spec.how_to_get}")
@@ -175,6 +175,9 @@ def _fill(model: nn.Module, spec: EmbedderSpec, path: Path) -> None:
     anchors = sorted(expected, key=lambda name: -name.count("."))[:ANCHORS]
     weights = find_state_dict(read_weights(path).content, path, anchors, averages=AVERAGES | TEACHERS)
     used = {key: value for key, value in weights.items() if not key.startswith(spec.heads)}
+    for key in expected:  # counters that weights of torch before 0.4.1 lack, of no effect here
+        if key not in used and key.endswith(".num_batches_tracked"):
+            used[key] = torch.zeros((), dtype=torch.long)
     missing = [key for key in expected if key not in used]
     unexpected = [key for key in used if key not in expected]
     if missing or unexpected:

@@ -10,6 +10,7 @@ Scale and shift belong to an autoencoder and are read from its folder; they live
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,15 @@ SD3_SCALE = LatentScale(scale=1.5305, shift=0.0609)
 def from_uint8(picture: torch.Tensor) -> torch.Tensor:
     """0..255 -> float32 in [-1, 1]: pixels as a codec takes them."""
     return picture.float() / 127.5 - 1
+
+
+def check_pixels(pixels: torch.Tensor, codec: LatentCodec) -> torch.Tensor:
+    """Return decoded pixels as they are. Raises InputError for NaN and infinity, which would become black."""
+    if not torch.isfinite(pixels).all():
+        in_half = next(codec.vae.parameters()).dtype != torch.float32
+        cause = "take --precision fp32" if in_half else "its weights or its scaling_factor are bad"
+        raise InputError(f"codec {codec.name} makes pixels that are not finite; {cause}")
+    return pixels
 
 
 def to_uint8(pixels: torch.Tensor) -> torch.Tensor:
@@ -138,8 +148,10 @@ class LatentCodec:
 
 
 def codec_folder(name_or_folder: str | Path) -> Path:
-    """The folder of an embedded codec's name, or the folder itself."""
+    """Return the folder of an embedded codec's name, the folder itself, or that of the codec in a whole pipeline's."""
     folder = EMBEDDED_CODECS.get(str(name_or_folder), Path(name_or_folder))
+    if (folder / "model_index.json").is_file() and (folder / "vae").is_dir():
+        folder = folder / "vae"
     if not folder.is_dir():
         names = ", ".join(sorted(EMBEDDED_CODECS))
         raise MissingError(f"no latent codec at {folder}: expected an AutoencoderKL folder, or one of: {names}")
@@ -213,10 +225,14 @@ def read_vae_config(folder: Path) -> dict[str, Any]:
     try:
         config = read_json(path)
         channels, levels = config["latent_channels"], len(config["block_out_channels"])
-        float(config["scaling_factor"]), float(config["shift_factor"] or 0.0)
+        scale, shift = float(config["scaling_factor"]), float(config["shift_factor"] or 0.0)
     except (InputError, KeyError, TypeError, ValueError) as error:
         reason = str(error) if isinstance(error, InputError) else repr(error)
         raise InputError(f"{path} is not the config of a diffusers AutoencoderKL: {reason}") from error
+    if not (0 < scale < math.inf and math.isfinite(shift)):
+        raise InputError(
+            f"{path}: scaling_factor {scale}, shift_factor {shift}: expected a number above 0, and a number"
+        )
     if channels != LATENT_CHANNELS:
         raise InputError(f"{path}: latent_channels is {channels}, expected {LATENT_CHANNELS}")
     if 2 ** (levels - 1) != DOWNSAMPLING:

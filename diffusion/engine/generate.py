@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from diffusion.data.crops import LATENT_FACTOR, WINDOW
-from diffusion.encoders.latents import LatentCodec, to_uint8
+from diffusion.encoders.latents import LatentCodec, check_pixels, to_uint8
 from diffusion.engine.conditions import Condition
 from diffusion.engine.pictures import save_image
 from diffusion.errors import InputError
@@ -182,7 +182,7 @@ class ImageMaker:
         tokens = torch.stack([condition.tokens for condition in conditions])
         latents = self.solver.latents(self.run, noise, tokens, generators)
         for i, condition, latent in zip(indices, conditions, latents, strict=True):
-            yield i, condition, to_uint8(self.codec.decode(latent[None])[0])
+            yield i, condition, to_uint8(check_pixels(self.codec.decode(latent[None])[0], self.codec))
 
 
 class LargeImageMaker:
@@ -219,4 +219,4 @@ class LargeImageMaker:
     def bands(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
         """The pixels of such latents from the top down, in bands (3, rows, W), uint8."""
         for band in decode_bands(self.codec.decode, latents, self.decode_tile):
-            yield to_uint8(band)
+            yield to_uint8(check_pixels(band, self.codec))

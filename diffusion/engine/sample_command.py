@@ -26,6 +26,8 @@ from diffusion.errors import InputError, MissingError
 from diffusion.files import fingerprint
 from diffusion.workdir import Run, check_shape, check_tokens, default_work_dir, load_codec, load_embedder, open_run
 
+LOOKED_AT = 16  # conditions of which one must have its tissue, where that is needed
+
 
 @dataclass(frozen=True)
 class Session:
@@ -86,7 +88,8 @@ class Session:
         """What tells conditions from files apart: the files' content and, of what is embedded now, the embedder's."""
         for path in paths:
             if not path.is_file():
-                raise MissingError(f"no file {path} to condition on")
+                there = "is a folder: name the files in it" if path.is_dir() else "is not there"
+                raise MissingError(f"no file {path} to condition on: it {there}")
         about = {"conditions": [[path.name, fingerprint(path)] for path in paths]}
         return {**about, "encoder": [self.embedder.name, self.embedder.fingerprint]} if embedded else about
 
@@ -128,11 +131,16 @@ def open_index(session: Session) -> PanCancerData:
 
 
 def sample_patches(
-    args: argparse.Namespace, sizes: Sequence[int], with_real: bool = True, tissue: Path | None = None
+    args: argparse.Namespace,
+    sizes: Sequence[int],
+    with_real: bool = True,
+    tissue: Path | None = None,
+    needs_real: bool = False,
 ) -> int:
     """Fill a folder with images of the network's own size, which must be one of `sizes`; go on where one was left.
 
-    with_real: whether tissue that conditions is written, too; tissue: another folder for it than `real` beside them.
+    with_real: whether tissue that conditions is written, too; tissue: another folder for it than `real` beside them;
+    needs_real: whether to refuse conditions without.
     Returns the size.
     """
     if args.images and args.tokens:
@@ -145,6 +153,11 @@ def sample_patches(
     conditions, origin = choose_conditions(session, with_real)
     count = args.n_images or (args.count if isinstance(conditions, IndexConditions) else len(conditions))
 
+    if needs_real and not any(map(conditions.has_pixels, range(min(count, LOOKED_AT)))):
+        raise InputError(
+            f"the patches that condition have no images in {session.root / 'patches'}, so there is nothing to score samples "
+            "against; put them there, or score against other tissue with --real"
+        )
     folder = Folder(args.out_dir, args.format, tissue)
     todo = folder.missing(count, conditions.has_pixels)
     if state.is_main_process:

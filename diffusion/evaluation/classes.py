@@ -50,7 +50,8 @@ def open_classes(folder: Path, fit: str = "refuse") -> ImageSet:
         raise InputError(f"{some(loose)} in {folder}: in no class folder; expected {folder / 'CLASS' / loose[0]}")
     classes = {class_of(name) for name in files}
     for path in sorted(folder.iterdir()):
-        if path.is_dir() and not is_hidden(path.name) and path.name not in classes:
+        left_out = is_hidden(path.name) or path.is_symlink()  # links that were not followed are in the log
+        if path.is_dir() and not left_out and path.name not in classes:
             raise InputError(f"class folder {path} holds no image; fill it or remove it")
     return replace(images, files=files)
 

@@ -25,7 +25,7 @@ from diffusion.data.index import PatchIndex
 from diffusion.data.sampler import Permutation
 from diffusion.data.slides import PlainImage
 from diffusion.encoders.embedders import WINDOW, PatchEmbedder, resize
-from diffusion.encoders.latents import LatentCodec, from_uint8, to_uint8
+from diffusion.encoders.latents import LatentCodec, check_pixels, from_uint8, to_uint8
 from diffusion.errors import InputError
 from diffusion.evaluation.features import Features
 from diffusion.evaluation.images import ImageSet
@@ -189,10 +189,7 @@ def reconstruct(codec: LatentCodec, originals: torch.Tensor) -> torch.Tensor:
 
     Raises InputError when a codec's numbers overflow.
     """
-    pixels = codec.decode(codec.encode(from_uint8(originals)))
-    if not torch.isfinite(pixels).all():
-        raise InputError(f"codec {codec.name} makes pixels that are not finite; take --precision fp32")
-    return to_uint8(pixels)
+    return to_uint8(check_pixels(codec.decode(codec.encode(from_uint8(originals))), codec))
 
 
 def embed(pictures: torch.Tensor, embedder: PatchEmbedder, batch_size: int) -> torch.Tensor:
