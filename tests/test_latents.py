@@ -329,3 +329,10 @@ def test_change_of_units_keeps_the_pictures_and_orders_the_channels():
     with torch.no_grad():
         ratio = tiny_vae.sensitivity(vae, latents).diagonal() / variances
     assert ratio.max() < 1.1 * ratio.min()
+
+
+@pytest.mark.parametrize("scale", [float("nan"), 0, -1, None, "wide"])
+def test_a_scale_that_is_none_is_refused(tmp_path, scale):
+    write_config(tmp_path, scaling_factor=scale)
+    with pytest.raises(InputError, match=r"config\.json"):
+        LatentScale.from_folder(tmp_path)
