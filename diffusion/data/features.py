@@ -33,17 +33,17 @@ FINITE_AT_ONCE = 32_768  # values checked at once
 
 
 def feature_path(folder: Path, patch_name: str, prefix: str) -> Path:
-    """The feature file of a patch; `folder` is ROOT/patches or the features folder."""
+    """Return the feature file of a patch; `folder` is ROOT/patches or the features folder."""
     return folder / Path(patch_name).with_name(f"{Path(patch_name).stem}_{prefix}.npy")
 
 
 def features_folder(root: Path, features_dir: str | Path | None) -> Path:
-    """Where features go: beside the images, or in a folder of their own (relative to ROOT)."""
+    """Return where features go: beside the images, or in a folder of their own (relative to ROOT)."""
     return root / "patches" if features_dir is None else root / features_dir
 
 
 def made_by_file(folder: Path, key: str) -> Path:
-    """The record of how the features of an index key in `folder` were made."""
+    """Return the file that records how the features of an index key in `folder` were made."""
     return folder / "metadata" / f"features_{key}.json"
 
 
@@ -83,7 +83,7 @@ class LooseFeatures:
         return tokens if which is None else tokens[which]
 
     def present(self, name: str) -> tuple[bool, bool]:
-        """Whether a patch's latents and embeddings are there; they are not read."""
+        """Tell whether a patch's latents and embeddings are there; they are not read."""
         latents, tokens = (feature_path(self.folder, name, prefix) for prefix in (self.vae_prefix, self.ssl_prefix))
         return latents.is_file(), tokens.is_file()
 
@@ -128,7 +128,7 @@ def write_feature(path: Path, array: np.ndarray) -> None:
 
 
 def is_valid(path: Path, shape: tuple[int | None, ...]) -> bool:
-    """Whether a feature file is there, whole, of that shape (None: any length), float16 and finite."""
+    """Tell whether a feature file is there, whole, of that shape (None: any length), float16 and finite."""
     try:
         _read(path, shape)
     except InputError:
@@ -200,7 +200,7 @@ def _read_into(path: Path, file: int, array: np.ndarray, offset: int) -> None:
 
 
 def check_finite(where: Path | str, array: np.ndarray) -> np.ndarray:
-    """The array, float16, itself. Raises InputError when a value is infinite or no number."""
+    """Return the array, float16, itself. Raises InputError when a value is infinite or no number."""
     # Comparing bits is many times faster than isfinite, which widens every value; in parts that stay in the cache, because
     # memory for a whole patch would be mapped anew each time, which took ten times longer.
     bits = array.reshape(-1).view(np.uint16)

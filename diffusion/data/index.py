@@ -72,7 +72,7 @@ class PatchIndex:
         return self._ends[-1]
 
     def name(self, i: int) -> str:
-        """The path, relative to ROOT/patches, of patch `i` of all keys together."""
+        """Return the path, relative to ROOT/patches, of patch `i` of all keys together."""
         return self.locate(i)[1]
 
     def locate(self, i: int) -> tuple[int, str]:
@@ -192,13 +192,13 @@ def _unreadable(data: h5py.Dataset, error: Exception) -> InputError:
 
 
 def name_hash(name: str | bytes) -> int:
-    """A 64-bit hash of a patch's name; among 30 million names two share one with a chance of 2 in 100,000."""
+    """Return a 64-bit hash of a patch's name; among 30 million names two share one with a chance of 2 in 100,000."""
     encoded = name.encode("utf-8") if isinstance(name, str) else name
     return int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "little")
 
 
 def names_without(names: Iterable[str], hashes: np.ndarray) -> Iterator[str]:
-    """The names whose hashes are none of these (uint64, in any order)."""
+    """Yield the names whose hashes are none of these (uint64, in any order)."""
     ordered = np.sort(hashes)
     for name in names:
         wanted = np.uint64(name_hash(name))

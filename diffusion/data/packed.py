@@ -50,7 +50,7 @@ LAYOUT = {  # of a shard: type and dimensions of each data set
 
 
 def packed_folder(folder: Path, key: str, vae_prefix: str, ssl_prefix: str) -> Path:
-    """Where the packed features of an index key lie, below ROOT/packed (or another folder named)."""
+    """Return where the packed features of an index key lie, below ROOT/packed (or another folder named)."""
     return folder / key / f"{vae_prefix}-{ssl_prefix}"
 
 

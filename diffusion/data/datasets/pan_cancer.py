@@ -82,7 +82,7 @@ class PanCancerData(Dataset):
             return f"patch {index // self.crops_per_side**2} of {self.index.path}"
 
     def identity(self) -> dict[str, Any]:
-        """What tells these samples and their order from others', wherever they lie: plain values."""
+        """Return what tells these samples and their order from others', wherever they lie: plain values."""
         names = "\n".join(self.name_of(i * len(self) // PROBED_NAMES) for i in range(PROBED_NAMES))
         return {
             "patches": dict(zip(self.index.keys, self.index.lengths, strict=True)),
@@ -187,7 +187,7 @@ DATASETS = {"PanCancerData": PanCancerData, "PanCancerDataLowRes": PanCancerData
 
 
 def build_dataset(type: str, on_error: str = "raise", **kwargs) -> PanCancerData | SkipBad:
-    """A data set by its class name, as config files name it. Raises InputError for an unknown one.
+    """Build a data set by its class name, as config files name it. Raises InputError for an unknown one.
 
     on_error: "skip" for BadItems where items cannot be read; else packed features that cannot be complete are refused.
     """
