@@ -1,5 +1,5 @@
 # Every key the trainer reads, with the value it has when a config does not set it. tests/test_config.py holds them equal.
-# diffusion/config.py has every key's type and range. Paths may begin with ~ and have $NAME in them, as in a shell.
+# diffusion/config/settings.py has every key's type and range. Paths may begin with ~ and have $NAME in them, as in a shell.
 
 image_size = 256  # pixels of a training image; the latents have image_size / 8 cells a side
 root = None  # folder of patches/, features/ and pretrained_models/; None: $PIXCELL_ROOT, else the current folder

@@ -14,8 +14,8 @@ from itertools import product
 
 import torch
 
-from diffusion.errors import InputError
 from diffusion.guidance import Network
+from diffusion.utils.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 from diffusion.encoders.latents import DOWNSAMPLING, LatentScale, codec_folder, load_vae
-from diffusion.errors import InputError, MissingError
 from diffusion.model.architecture import diffusers_config
 from diffusion.model.convert import load_into, load_weights, save_diffusers
 from diffusion.model.pixart import PixArt
 from diffusion.sampling import build_scheduler, denoise
-from diffusion.text import read_json
+from diffusion.utils.errors import InputError, MissingError
+from diffusion.utils.text import read_json
 
 INDEX = "model_index.json"
 OF_THE_HUB = ("revision", "cache_dir", "token", "local_files_only")  # arguments for what is downloaded

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from diffusion.errors import InputError
 from diffusion.guidance import Network, guided_prediction
-from diffusion.memory import sent
 from diffusion.schedule import BETA_END, BETA_START, TIMESTEPS, linear_schedule
-from diffusion.seeds import mix_seed
+from diffusion.utils.errors import InputError
+from diffusion.utils.memory import sent
+from diffusion.utils.seeds import mix_seed
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin

@@ -11,7 +11,7 @@ from functools import cached_property
 
 import torch
 
-from diffusion.memory import sent
+from diffusion.utils.memory import sent
 
 TIMESTEPS = 1000
 BETA_START, BETA_END = 1e-4, 0.02

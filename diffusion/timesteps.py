@@ -12,8 +12,8 @@ from collections.abc import Mapping
 
 import torch
 
-from diffusion.errors import InputError
 from diffusion.schedule import TIMESTEPS
+from diffusion.utils.errors import InputError
 
 
 class TimestepSampler(ABC):

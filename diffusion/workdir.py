@@ -9,21 +9,21 @@ from pathlib import Path
 
 import torch
 
-from diffusion.config import Config, DataConfig, read_config
+from diffusion.config.settings import Config, DataConfig, read_config
 from diffusion.data.batch import PatchItem
 from diffusion.data.crops import LATENT_FACTOR
 from diffusion.data.datasets.pan_cancer import LARGE_PATCH, PanCancerData, SkipBad
-from diffusion.data.features import SSL_PREFIX
+from diffusion.data.features.loose import SSL_PREFIX
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import EMBEDDED_CODECS, LatentCodec, LatentScale, codec_folder
 from diffusion.encoders.networks import EMBEDDERS
-from diffusion.errors import InputError, MissingError
-from diffusion.files import check_writable, fingerprint_of_tensors, is_locked
-from diffusion.folders import LeftOut, walk_files
 from diffusion.model.convert import Weights, check_told, load_into, load_weights, with_positions_of
 from diffusion.model.pixart import PixArt, build_model
-from diffusion.text import abbreviate, expand_path
-from diffusion.weights import find_weights
+from diffusion.utils.errors import InputError, MissingError
+from diffusion.utils.files import check_writable, fingerprint_of_tensors, is_locked
+from diffusion.utils.folders import LeftOut, walk_files
+from diffusion.utils.text import abbreviate, expand_path
+from diffusion.utils.weights import find_weights
 
 CONFIG_FILE = "config.py"
 LOCK_FILE = ".lock"

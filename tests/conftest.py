@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion.cli import run
-from diffusion.data.features import feature_path, write_feature
-from diffusion.data.index import index_path, write_index
+from diffusion.cli.parser import run
+from diffusion.data.features.loose import feature_path, write_feature
+from diffusion.data.index.patch_index import index_path, write_index
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 WIDTH = 8  # of the embeddings of `feature_root`
@@ -92,7 +92,7 @@ def texture(size: int, seed: int) -> Image.Image:
 
 
 def in_process(main: Callable[[], int | None], *arguments: str | Path) -> subprocess.CompletedProcess:
-    """Call a tool's `main` here, as `diffusion.cli.run` would: starting a process with its imports takes seconds."""
+    """Call a tool's `main` here, as `diffusion.cli.parser.run` would: starting a process with its imports takes seconds."""
     out, err = io.StringIO(), io.StringIO()
     argv, sys.argv = sys.argv, ["tool", *map(str, arguments)]
     try:

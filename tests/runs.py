@@ -18,7 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from diffusion.config import (
+from diffusion.config.settings import (
     Config,
     DataConfig,
     EvaluationConfig,
@@ -28,7 +28,7 @@ from diffusion.config import (
     TimestepConfig,
     ValidationConfig,
 )
-from diffusion.engine.checkpoint import checkpoint_path
+from diffusion.training.checkpoints.checkpoint import checkpoint_path
 
 KINDS = dict(
     sample_grid=SampleGridConfig,
@@ -85,7 +85,7 @@ def equal(first: Any, second: Any) -> bool:
 
 def logged(work_dir: Path, tag: str = "train/loss") -> dict[int, float]:
     """A curve of a run, float32 as it was computed, by step."""
-    from diffusion.evaluation.curves import read_curves
+    from diffusion.evaluation.reports.curves import read_curves
 
     curve = read_curves(work_dir)[tag]
     return dict(zip(curve.steps, curve.values, strict=True))
@@ -101,7 +101,7 @@ def forget_processes() -> None:
 
 def train_for(config: Config, work_dir: Path, steps: int) -> None:
     """Train, and be stopped by a signal in the step that is the last of so many."""
-    from diffusion.engine import trainer
+    from diffusion.training import trainer
 
     class StopsLater(trainer.Stops):
         left = steps
@@ -144,7 +144,7 @@ def launch(
 
 def spoil_step(process: int, step: int) -> None:
     """Have the loss of one step be no number in one of the processes."""
-    from diffusion.engine.losses import BatchLosses
+    from diffusion.training.batch_losses import BatchLosses
 
     given, calls = BatchLosses.given, [-1]  # the first call is before the first step
 
@@ -158,7 +158,7 @@ def spoil_step(process: int, step: int) -> None:
 
 
 def main() -> None:
-    from diffusion.engine.trainer import train
+    from diffusion.training.trainer import train
 
     for run in json.loads(Path(sys.argv[1]).read_text()):
         changes = run["changes"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from diffusion.engine import advice
+from diffusion import advice
 
 CPU = torch.device("cpu")
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from runs import equal, forget_processes, launch, logged, read, settings
 
-from diffusion.config import OptimizerConfig, TimestepConfig
-from diffusion.engine import state, trainer
-from diffusion.engine.losses import BatchLosses
-from diffusion.engine.trainer import train
-from diffusion.errors import InputError
+from diffusion.config.settings import OptimizerConfig, TimestepConfig
+from diffusion.training import state, trainer
+from diffusion.training.batch_losses import BatchLosses
+from diffusion.training.trainer import train
+from diffusion.utils.errors import InputError
 
 
 @pytest.fixture(autouse=True)

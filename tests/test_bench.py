@@ -7,20 +7,20 @@ import json
 
 import pytest
 import torch
+from benchmarks import case, clock, reading, startup
+from benchmarks.operations import forward_operations
+from benchmarks.peers import DiffusersNetwork, PlainNetwork, sample_as_diffusers
+from benchmarks.table import Row
+from benchmarks.training import PARTS, Ours, Step, Theirs, memory_rows
 from conftest import in_process
 from torch.utils.flop_counter import FlopCounterMode
 
-from diffusion import memory
-from diffusion.bench import case, clock, reading, startup
-from diffusion.bench.operations import forward_operations
-from diffusion.bench.peers import DiffusersNetwork, PlainNetwork, sample_as_diffusers
-from diffusion.bench.table import Row
-from diffusion.bench.training import PARTS, Ours, Step, Theirs, memory_rows
 from diffusion.data.datasets.pan_cancer import PanCancerDataLowRes
 from diffusion.data.sampler import Draw
 from diffusion.model import pixart
 from diffusion.model.names import to_diffusers
 from diffusion.model.pixart import build_model
+from diffusion.utils import memory
 from tools import bench as bench_tool
 from tools.bench import main
 
@@ -34,9 +34,9 @@ def smallest(monkeypatch):
     monkeypatch.setitem(case.SIZES, "tiny", "smallest")
     monkeypatch.setattr(case, "SIDE", 64)
     # a process of its own for every figure takes seconds to start; one test does it
-    monkeypatch.setattr("diffusion.bench.extraction.alone", lambda action, *arguments: action(*arguments))
+    monkeypatch.setattr("benchmarks.extraction.alone", lambda action, *arguments: action(*arguments))
     for module in ("training", "panorama"):
-        monkeypatch.setattr(f"diffusion.bench.{module}.peak_alone", lambda action, *arguments: action(*arguments) or 1)
+        monkeypatch.setattr(f"benchmarks.{module}.peak_alone", lambda action, *arguments: action(*arguments) or 1)
 
 
 def bench(tmp_path, *options) -> dict[str, dict]:
@@ -157,13 +157,13 @@ def test_diffusers_loop_leaves_the_null_pass_out_without_guidance():
 
 
 def test_memory_that_the_system_does_not_tell_is_left_out(monkeypatch):
-    monkeypatch.setattr("diffusion.bench.training.peak_alone", lambda *_: 0)
+    monkeypatch.setattr("benchmarks.training.peak_alone", lambda *_: 0)
     assert memory_rows(case.Case("tiny", 256, 1, CPU, "fp32")) == []
 
 
 def test_panorama(tmp_path, monkeypatch):
-    monkeypatch.setattr("diffusion.bench.panorama.LARGE", 512)
-    monkeypatch.setattr("diffusion.bench.panorama.SMALL", 256)
+    monkeypatch.setattr("benchmarks.panorama.LARGE", 512)
+    monkeypatch.setattr("benchmarks.panorama.SMALL", 256)
     rows = bench(tmp_path, "panorama", "--batch_size", 4)
     assert rows["512 x 512 tiny 256, 1 steps, 9 windows, 4 at once / window by window"]["off"] < 1e-4
 
@@ -192,13 +192,13 @@ def test_data(tmp_path):
 
 
 def test_startup(tmp_path, monkeypatch):
-    monkeypatch.setattr(startup, "MODULES", ("diffusion", "diffusion.config"))
+    monkeypatch.setattr(startup, "MODULES", ("diffusion", "diffusion.config.settings"))
     monkeypatch.setattr(startup, "FOUNDATIONS", "import numpy")
     rows = bench(tmp_path, "startup")
     assert {
         "bench.py --help / s",
         "train_pixcell.py --help / s",
-        "import diffusion.config, after torch / s",
+        "import diffusion.config.settings, after torch / s",
     } <= rows.keys()
 
 

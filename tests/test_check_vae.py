@@ -12,12 +12,12 @@ import torch
 from conftest import REPOSITORY, in_process, texture
 from PIL import Image
 
-from diffusion.data.index import PatchIndex, index_path
+from diffusion.data.index.patch_index import PatchIndex, index_path
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import LatentCodec
-from diffusion.errors import InputError, MissingError
 from diffusion.evaluation import reconstruction
 from diffusion.evaluation.reconstruction import Images, Window, draw_windows, measure, psnr, ssim
+from diffusion.utils.errors import InputError, MissingError
 
 
 class Shifting:

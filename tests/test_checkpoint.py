@@ -15,9 +15,10 @@ import torch
 from accelerate import Accelerator
 from runs import forget_processes
 
-from diffusion.config import Config
-from diffusion.engine import checkpoint
-from diffusion.engine.checkpoint import (
+from diffusion.config.settings import Config
+from diffusion.training.checkpoints import checkpoint
+from diffusion.training.checkpoints.async_saver import HostCopy, Saver
+from diffusion.training.checkpoints.checkpoint import (
     NOTHING_NAMED,
     checkpoint_path,
     checkpoints,
@@ -32,9 +33,8 @@ from diffusion.engine.checkpoint import (
     save_file,
     write_checkpoint,
 )
-from diffusion.engine.saving import HostCopy, Saver
-from diffusion.engine.start import begun_from, choose_checkpoint
-from diffusion.errors import InputError, MissingError
+from diffusion.training.initial import begun_from, choose_checkpoint
+from diffusion.utils.errors import InputError, MissingError
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,8 @@ import torch
 from conftest import REPOSITORY, command
 from PIL import Image
 
-from diffusion.cli import seed_int
-from diffusion.data.features import is_valid, read_moments
+from diffusion.cli.parser import seed_int
+from diffusion.data.features.loose import is_valid, read_moments
 from diffusion.encoders.latents import LatentCodec
 
 TRAIN, EXTRACT, SAMPLE = "train_scripts/train_pixcell.py", "tools/extract_features.py", "tools/sample_256.py"

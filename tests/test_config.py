@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion.config import (
+from diffusion.config.settings import (
     Config,
     DataConfig,
     OptimizerConfig,
@@ -18,7 +18,7 @@ from diffusion.config import (
     parse_config,
     read_config,
 )
-from diffusion.errors import InputError, MissingError
+from diffusion.utils.errors import InputError, MissingError
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SHIPPED = sorted(path for path in CONFIGS.rglob("*.py"))

@@ -10,11 +10,11 @@ import torch
 from conftest import in_process
 from safetensors.torch import load_file, save_file
 
-from diffusion.errors import InputError, MissingError
 from diffusion.model import PixArt
 from diffusion.model.architecture import architecture_of, diffusers_config, infer_architecture
 from diffusion.model.convert import load_into, load_weights, save_diffusers, save_official
 from diffusion.model.names import from_diffusers, to_diffusers
+from diffusion.utils.errors import InputError, MissingError
 from tools.convert_checkpoint import main as convert
 
 REFERENCE = Path(__file__).parent / "reference"

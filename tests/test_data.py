@@ -15,17 +15,17 @@ import pytest
 import torch
 from conftest import REPOSITORY, WIDTH, texture
 
-from diffusion.data import index as index_module
 from diffusion.data.batch import collate
 from diffusion.data.crops import crops_per_side, square, tokens_of, tokens_per_image
 from diffusion.data.datasets.pan_cancer import PanCancerData, PanCancerDataLowRes, build_dataset
-from diffusion.data.features import feature_path, is_valid, read_moments, read_tokens, write_feature
-from diffusion.data.index import PatchIndex, all_names, index_keys, index_path, split_key, write_index
+from diffusion.data.features.loose import feature_path, is_valid, read_moments, read_tokens, write_feature
+from diffusion.data.index import patch_index as index_module
+from diffusion.data.index.patch_index import PatchIndex, all_names, index_keys, index_path, split_key, write_index
+from diffusion.data.index.split import patient_of, slide_of, training_groups
 from diffusion.data.loader import training_loader
-from diffusion.data.patches import read_patch
 from diffusion.data.sampler import BatchStream, Draw, Permutation
-from diffusion.data.split import patient_of, slide_of, training_groups
-from diffusion.errors import InputError, MissingError
+from diffusion.data.slides.patches import read_patch
+from diffusion.utils.errors import InputError, MissingError
 
 
 class TestCrops:
@@ -153,7 +153,7 @@ class TestIndex:
     def test_a_killed_write_leaves_the_old_index(self, path):
         """Killed while it writes, with names on the disk already."""
         code = (
-            "import sys, time; from pathlib import Path; from diffusion.data.index import write_index\n"
+            "import sys, time; from pathlib import Path; from diffusion.data.index.patch_index import write_index\n"
             "def names():\n"
             "    yield from (f'a/{i}' for i in range(70_000))\n"
             "    print('writing', flush=True); time.sleep(60)\n"

@@ -7,9 +7,8 @@ import pytest
 import torch
 from scipy import linalg
 
-from diffusion.errors import InputError
-from diffusion.evaluation import intervals
-from diffusion.evaluation.distances import (
+from diffusion.evaluation.metrics import intervals
+from diffusion.evaluation.metrics.distances import (
     frechet_at_infinity,
     frechet_distance,
     frechet_influence,
@@ -18,9 +17,10 @@ from diffusion.evaluation.distances import (
     kernel_distance,
     manifolds,
 )
-from diffusion.evaluation.features import Features
-from diffusion.evaluation.moments import Gaussian, fitted
-from diffusion.evaluation.scores import frechet
+from diffusion.evaluation.metrics.moments import Gaussian, fitted
+from diffusion.evaluation.metrics.scores import frechet
+from diffusion.evaluation.sets.features import Features
+from diffusion.utils.errors import InputError
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -202,7 +202,7 @@ def test_precision_recall_density_coverage_are_the_plain_loops():
 
 
 def test_manifolds_of_more_rows_than_a_block(monkeypatch):
-    from diffusion.evaluation import distances
+    from diffusion.evaluation.metrics import distances
 
     real, synthetic = correlated(90, 4, seed=32), correlated(70, 4, seed=33)
     whole = manifolds(real, synthetic)

@@ -343,7 +343,7 @@ def test_what_stands_in_the_way_is_left_alone(hub, root):
 
 
 def test_one_at_a_time(hub, root):
-    from diffusion.files import locked
+    from diffusion.utils.files import locked
 
     with locked(root / "pretrained_models/.download.lock"):
         done = download(hub.url, root, "pixcell-256")

@@ -10,9 +10,12 @@ import torch
 from conftest import in_process
 from scipy.integrate import quad
 
-from diffusion.engine.checkpoint import checkpoints
-from diffusion.engine.ema import PowerEMA, gamma_of_length, length_of_gamma, power_decay
-from diffusion.engine.posthoc import (
+from diffusion.model import PixArt
+from diffusion.model.architecture import architecture_of
+from diffusion.model.convert import load_weights
+from diffusion.optim.ema import PowerEMA, gamma_of_length, length_of_gamma, power_decay
+from diffusion.training.checkpoints.checkpoint import checkpoints
+from diffusion.training.checkpoints.posthoc_ema import (
     find_snapshots,
     inner_products,
     mix_for,
@@ -20,10 +23,7 @@ from diffusion.engine.posthoc import (
     save_snapshots,
     snapshot_path,
 )
-from diffusion.errors import InputError, MissingError
-from diffusion.model import PixArt
-from diffusion.model.architecture import architecture_of
-from diffusion.model.convert import load_weights
+from diffusion.utils.errors import InputError, MissingError
 from tools.posthoc_ema import main as posthoc_ema
 
 STEPS, EVERY = 400, 20

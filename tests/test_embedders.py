@@ -18,7 +18,7 @@ from diffusion.encoders.networks import (
     build_mobilenetv2,
     build_uni2h,
 )
-from diffusion.errors import InputError, MissingError
+from diffusion.utils.errors import InputError, MissingError
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from conftest import WIDTH
 from runs import equal, forget_processes, read, settings
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffusion.config import (
+from diffusion.config.settings import (
     Config,
     DataConfig,
     OptimizerConfig,
@@ -27,25 +27,27 @@ from diffusion.config import (
 )
 from diffusion.data.batch import PatchBatch, collate
 from diffusion.data.datasets.pan_cancer import build_dataset
-from diffusion.data.features import feature_path, write_feature
+from diffusion.data.features.loose import feature_path, write_feature
 from diffusion.data.sampler import BatchStream, Draw
 from diffusion.encoders.latents import EMBEDDED_CODECS
-from diffusion.engine import came, losses, trainer
-from diffusion.engine import supply as supply_module
-from diffusion.engine.came import CAME
-from diffusion.engine.conditions import IndexConditions
-from diffusion.engine.ema import EMA
-from diffusion.engine.generate import ImageMaker, Solver
-from diffusion.engine.losses import chance
-from diffusion.engine.optim import build_lr_schedule, build_optimizer, learning_rate
-from diffusion.engine.plan import plan_run, save_steps
-from diffusion.engine.supply import Supply
-from diffusion.engine.trainer import dry_run, train
-from diffusion.errors import InputError
-from diffusion.files import locked
+from diffusion.generation.conditions import IndexConditions
+from diffusion.generation.generators import ImageMaker, Solver
 from diffusion.model import PixArt
 from diffusion.model.convert import load_weights
-from diffusion.precision import has_bf16
+from diffusion.optim import came
+from diffusion.optim.build import build_lr_schedule, build_optimizer, learning_rate
+from diffusion.optim.came import CAME
+from diffusion.optim.ema import EMA
+from diffusion.training import batch_losses as losses
+from diffusion.training import prefetch as supply_module
+from diffusion.training import trainer
+from diffusion.training.batch_losses import chance
+from diffusion.training.plan import plan_run, save_steps
+from diffusion.training.prefetch import Supply
+from diffusion.training.trainer import dry_run, train
+from diffusion.utils.errors import InputError
+from diffusion.utils.files import locked
+from diffusion.utils.precision import has_bf16
 from diffusion.workdir import Run, open_run
 
 CPU = torch.device("cpu")
@@ -658,7 +660,7 @@ class TestDryRun:
     )  # fmt: skip
     def test_settings(self, feature_root, tmp_path, monkeypatch, start, changes, message):
         monkeypatch.setattr("diffusion.encoders.embedders.CLONE", tmp_path)  # where a demo may have put weights
-        monkeypatch.setattr("diffusion.engine.plan.total_bytes", lambda device: 24 * 2**30)
+        monkeypatch.setattr("diffusion.training.plan.total_bytes", lambda device: 24 * 2**30)
         monkeypatch.chdir(tmp_path)
         with pytest.raises(InputError, match=message):
             start(settings(feature_root, **changes), tmp_path / "run", cpu=True)

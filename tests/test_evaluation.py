@@ -13,15 +13,15 @@ from PIL import Image
 
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.networks import View
-from diffusion.errors import InputError, MissingError
-from diffusion.evaluation import page
-from diffusion.evaluation.charts import plot_losses
-from diffusion.evaluation.curves import Curve
-from diffusion.evaluation.features import Features, Row
-from diffusion.evaluation.pairs import Pairs
-from diffusion.evaluation.provenance import read_settings
-from diffusion.evaluation.report import read_losses
-from diffusion.evaluation.scores import QUANTITIES, score
+from diffusion.evaluation.metrics.pairs import Pairs
+from diffusion.evaluation.metrics.scores import QUANTITIES, score
+from diffusion.evaluation.reports import page
+from diffusion.evaluation.reports.charts import plot_losses
+from diffusion.evaluation.reports.curves import Curve
+from diffusion.evaluation.reports.report import read_losses
+from diffusion.evaluation.sets.features import Features, Row
+from diffusion.evaluation.sets.provenance import read_settings
+from diffusion.utils.errors import InputError, MissingError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -16,12 +16,12 @@ import pytest
 import torch
 from conftest import REPOSITORY, command, in_process, texture
 
-from diffusion.data.features import is_valid, read_moments, read_tokens
-from diffusion.data.index import index_path, write_index
+from diffusion.data.features.loose import is_valid, read_moments, read_tokens
+from diffusion.data.index.patch_index import index_path, write_index
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import LatentCodec
-from diffusion.engine.extract import cut, embed, encode, join
-from diffusion.files import locked
+from diffusion.extraction import cut, embed, encode, join
+from diffusion.utils.files import locked
 from tools.extract_features import main
 
 EXTRACT = "tools/extract_features.py"
@@ -90,7 +90,7 @@ def test_a_group_of_images_is_encoded_as_its_images_alone(mobilenet_weights):
 def test_freed_memory_is_kept():
     """The second array of a size comes without a page fault; without the call every page of it is mapped anew."""
     code = (
-        "import resource, sys, numpy as np; from diffusion.memory import keep_freed_memory\n"
+        "import resource, sys, numpy as np; from diffusion.utils.memory import keep_freed_memory\n"
         "if sys.argv[1] == 'keep': assert keep_freed_memory()\n"
         "faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "np.ones(2**26, np.uint8); before = faults(); np.ones(2**26, np.uint8); print(faults() - before)"

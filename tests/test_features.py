@@ -13,12 +13,12 @@ from PIL import Image
 
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.networks import View
-from diffusion.errors import InputError, MissingError
-from diffusion.evaluation import features as features_module
-from diffusion.evaluation import pairs as pairs_module
-from diffusion.evaluation.features import Features, Row, Timing, embed_set, read_feature_file
-from diffusion.evaluation.images import ImageSet, decode
-from diffusion.evaluation.pairs import compare_pairs, nearest
+from diffusion.evaluation.metrics import pairs as pairs_module
+from diffusion.evaluation.metrics.pairs import compare_pairs, nearest
+from diffusion.evaluation.sets import features as features_module
+from diffusion.evaluation.sets.features import Features, Row, Timing, embed_set, read_feature_file
+from diffusion.evaluation.sets.images import ImageSet, decode
+from diffusion.utils.errors import InputError, MissingError
 
 
 class MeanColour(torch.nn.Module):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion.folders import LeftOut, walk_files
+from diffusion.utils.folders import LeftOut, walk_files
 
 
 def found(folder: Path, left_out: LeftOut, **options) -> list[str]:

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffusion.data.features import LooseFeatures, read_made_by
+from diffusion.data.features.loose import LooseFeatures, read_made_by
+from diffusion.data.features.packed import TABLE, hashes_of, open_shard, open_table, read_about, shard_path
 from diffusion.data.images import open_image
-from diffusion.data.index import PatchIndex, all_names, index_keys, write_index
-from diffusion.data.packed import TABLE, hashes_of, open_shard, open_table, read_about, shard_path
-from diffusion.data.patches import list_patches, read_patch
-from diffusion.engine.conditions import read_tokens_file
-from diffusion.errors import InputError
-from diffusion.evaluation.features import read_feature_file
-from diffusion.evaluation.images import ImageSet, decode
-from diffusion.text import read_json
+from diffusion.data.index.patch_index import PatchIndex, all_names, index_keys, write_index
+from diffusion.data.slides.patches import list_patches, read_patch
+from diffusion.evaluation.sets.features import read_feature_file
+from diffusion.evaluation.sets.images import ImageSet, decode
+from diffusion.generation.conditions import read_tokens_file
+from diffusion.utils.errors import InputError
+from diffusion.utils.text import read_json
 
 NAMES = [f"set/a/single_256/slide/{i}_0.jpeg" for i in range(3)]
 ENCODED = [name.encode() for name in NAMES]

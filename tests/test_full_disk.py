@@ -19,13 +19,13 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion.data.features import write_feature
-from diffusion.data.index import all_names, write_index
-from diffusion.engine.checkpoint import save_file
-from diffusion.engine.pictures import save_image, write_picture
-from diffusion.files import write_whole, written_aside
+from diffusion.data.features.loose import write_feature
+from diffusion.data.index.patch_index import all_names, write_index
+from diffusion.generation.image_files import save_image, write_picture
 from diffusion.model.convert import save_diffusers, save_official, save_safetensors
 from diffusion.model.pixart import PixArt
+from diffusion.training.checkpoints.checkpoint import save_file
+from diffusion.utils.files import write_whole, written_aside
 
 NOISE = np.random.default_rng(0).integers(0, 256, (3, 1024, 1024), dtype=np.uint8)
 
@@ -94,8 +94,8 @@ def test_an_index_stays_as_it_was(disk):
     write_index(index, {"a_256": [f"a/{i}.jpeg" for i in range(1000)]})
     code = f"""
 from pathlib import Path
-from diffusion.cli import run
-from diffusion.data.index import write_index
+from diffusion.cli.parser import run
+from diffusion.data.index.patch_index import write_index
 index = Path({str(index)!r})
 run(lambda: write_index(index, {{"b_256": (f"b/slide/{{i}}.jpeg" for i in range(200_000))}}, before=index) and 0)
 """

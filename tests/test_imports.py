@@ -11,60 +11,104 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MODULES = sorted((REPOSITORY / "diffusion").rglob("*.py"))
-EVERYWHERE = {
-    *("errors", "files", "folders", "launch", "memory", "precision", "seeds", "state_dicts", "text", "threads"),
-    *("values", "weights"),
-}
-# part of the package -> the parts that it may import
+# room of the package -> the rooms that it may import, besides itself and `utils`; downwards only
 ALLOWED = {
-    "config": {"literals"},
-    **{name: set() for name in ("literals", "data", "model", "encoders", "schedule", "cli", *EVERYWHERE)},
-    "objective": {"schedule"},
-    "timesteps": {"schedule"},
-    "guidance": set(),
+    **{room: set() for room in ("utils", "schedule", "guidance", "config", "data", "model", "encoders", "cli")},
+    **{room: {"schedule"} for room in ("objective", "timesteps")},
     "sampling": {"schedule", "guidance"},
-    "bench": {
-        *("cli", "config", "data", "model", "encoders", "objective", "sampling", "panorama", "workdir", "engine"),
-    },
-    "sampler_cli": {"cli"},
-    "scoring_cli": {"cli"},
     "panorama": {"guidance"},
+    "advice": {"cli"},
+    "optim": {"config", "training"},
+    "extraction": {"data", "encoders"},
+    "evaluation": {"data", "encoders"},
     "pipeline": {"model", "encoders", "sampling"},
-    "evaluation": {"encoders", "data"},
     "workdir": {"config", "data", "model", "encoders"},
-    "engine": {
-        *("cli", "config", "data", "model", "encoders", "schedule"),
-        *("objective", "timesteps", "guidance", "sampling", "panorama", "workdir", "evaluation"),
+    "generation": {"data", "encoders", "guidance", "sampling", "panorama", "workdir", "advice", "cli"},
+    "training": {
+        *("config", "data", "encoders", "model", "optim", "extraction", "evaluation", "workdir", "advice"),
+        *("schedule", "timesteps", "objective", "guidance", "sampling"),
     },
+    "tasks": {"encoders", "optim"},
 }
 
 
-def part_of(module: str) -> str:
+def room_of(module: str) -> str:
+    """Return the part of the package that a module is in: `training` of `diffusion.training.step`."""
     return module.split(".")[1] if "." in module else ""
 
 
-def imported_modules(path: Path) -> set[str]:
-    found = set()
+def name_of(path: Path) -> str:
+    """Return a file's dotted name; a package's `__init__` has the package's."""
+    return ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports_of(path: Path) -> dict[str, int]:
+    """Return what a file imports, anywhere in it, and on which line first."""
+    found: dict[str, int] = {}
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            modules = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: relative import"
-            found.add(node.module)
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            modules = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for module in modules:
+            found.setdefault(module, node.lineno)
     return found
 
 
+IMPORTS = {name_of(path): imports_of(path) for path in MODULES}
+GRAPH = {name: sorted(modules.keys() & IMPORTS.keys() - {name}) for name, modules in IMPORTS.items()}
+
+
+def chain(start: str, rooms: set[str]) -> list[str] | None:
+    """Return the shortest way along imports from a module into one of these rooms, both ends included; None: there is none."""
+    ways, seen = [[start]], {start}
+    for way in ways:
+        for module in GRAPH[way[-1]]:
+            if room_of(module) in rooms:
+                return [*way, module]
+            if module not in seen:
+                seen.add(module)
+                ways.append([*way, module])
+    return None
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(REPOSITORY)))
-def test_import_rule(path):
-    part = path.relative_to(REPOSITORY / "diffusion").parts[0].removesuffix(".py")
-    if part == "__init__":
-        assert not path.read_text()
-        return
-    for module in imported_modules(path):
+def test_a_module_imports_only_rooms_below_its_own(path):
+    name = name_of(path)
+    room, place = room_of(name), path.relative_to(REPOSITORY)
+    for module, line in IMPORTS[name].items():
         root = module.split(".")[0]
-        assert root not in ("tools", "train_scripts", "tests"), f"{path} imports a script"
-        if root == "diffusion":
-            assert part_of(module) in ALLOWED[part] | EVERYWHERE | {part}, f"{path} imports {module}"
+        assert root not in ("tools", "train_scripts", "tests", "benchmarks"), (
+            f"{place}:{line} imports a script: {module}"
+        )
+        if root == "diffusion" and room_of(module):
+            allowed = ALLOWED[room] | {"utils", room}
+            assert room_of(module) in allowed, f"{place}:{line} imports {module}; {room} may import {sorted(allowed)}"
+
+
+@pytest.mark.parametrize(
+    ("room", "forbidden"), [("training", "generation"), ("generation", "training"), ("utils", "cli")]
+)
+def test_a_room_does_not_reach_another_by_any_way(room, forbidden):
+    for name in GRAPH:
+        if room_of(name) == room:
+            way = chain(name, {forbidden})
+            assert way is None, f"{room} must not need {forbidden}: {' -> '.join(way)}"
+
+
+def test_every_room_is_in_the_table():
+    assert {room_of(name) for name in GRAPH} - {""} == ALLOWED.keys()
+
+
+def test_the_table_has_no_rule_without_a_use():
+    used = {
+        room: {room_of(module) for name in GRAPH if room_of(name) == room for module in GRAPH[name]} for room in ALLOWED
+    }
+    idle = {room: allowed - used[room] for room, allowed in ALLOWED.items() if allowed - used[room]}
+    assert not idle, f"no module needs these any more: {idle}"
 
 
 def test_packages_are_empty_but_for_public_names():
@@ -73,32 +117,26 @@ def test_packages_are_empty_but_for_public_names():
             assert not path.read_text(), path
 
 
-def test_no_circles():
-    """Importing each module alone, in its own right, works in any order: there are no cycles between modules."""
-    graph = {}
-    for path in MODULES:
-        name = ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__")
-        graph[name] = {module for module in imported_modules(path) if module.startswith("diffusion")}
+def test_no_circle_of_imports():
     visiting, done = [], set()
 
     def visit(module: str) -> None:
         assert module not in visiting, f"circle: {' -> '.join([*visiting, module])}"
-        if module in done or module not in graph:
+        if module in done:
             return
         visiting.append(module)
-        for other in sorted(graph[module]):
+        for other in GRAPH[module]:
             visit(other)
         visiting.pop()
         done.add(module)
 
-    for module in graph:
+    for module in GRAPH:
         visit(module)
 
 
-def test_light_modules_stay_light():
-    """What every --help needs imports neither torch nor the libraries built on it."""
+def test_help_loads_neither_torch_nor_what_is_built_on_it():
     heavy = "('torch', 'diffusers', 'accelerate')"
-    light = "diffusion.sampler_cli, diffusion.scoring_cli, diffusion.config"
+    light = "diffusion.cli.sampling_options, diffusion.cli.scoring_options, diffusion.config.settings"
     code = f"import sys, {light}; print([name for name in {heavy} if name in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"

@@ -20,8 +20,8 @@ from diffusion.encoders.latents import (
     LatentScale,
     build_sd3_vae,
 )
-from diffusion.engine import tiny_vae
-from diffusion.errors import InputError, MissingError
+from diffusion.tasks import codec as tiny_vae
+from diffusion.utils.errors import InputError, MissingError
 
 DEMO_IMAGE = REPOSITORY / "data" / "demo" / "source" / "hgsc_nest.jpg"
 

@@ -9,12 +9,12 @@ from datetime import timedelta
 import pytest
 from runs import forget_processes, settings
 
-from diffusion import launch
-from diffusion.cli import pick_device, start_processes
-from diffusion.engine.environment import check_accelerator, environment_notes, start_accelerator
-from diffusion.engine.trainer import dry_run
-from diffusion.errors import InputError
-from diffusion.launch import Launch, connect, read_launch
+from diffusion.cli.parser import pick_device, start_processes
+from diffusion.training.environment import check_accelerator, environment_notes, start_accelerator
+from diffusion.training.trainer import dry_run
+from diffusion.utils import launch
+from diffusion.utils.errors import InputError
+from diffusion.utils.launch import Launch, connect, read_launch
 
 COMPLETE = dict(WORLD_SIZE="2", RANK="1", LOCAL_RANK="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29512")
 

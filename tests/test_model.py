@@ -8,13 +8,13 @@ import resource
 import pytest
 import torch
 
-from diffusion.errors import InputError
 from diffusion.model import PixArt, build_model
 from diffusion.model.blocks import CrossAttention, SelfAttention
 from diffusion.model.convert import load_into, load_weights
 from diffusion.model.embed import ConditionEmbedder, TimestepEmbedder, sincos_2d
-from diffusion.model.local_start import NEIGHBOURS, look_at_neighbours
+from diffusion.model.local_attention_init import NEIGHBOURS, look_at_neighbours
 from diffusion.objective import training_losses
+from diffusion.utils.errors import InputError
 
 SMALL = dict(input_size=16, hidden_size=32, depth=2, num_heads=4, caption_channels=12, model_max_length=4)
 

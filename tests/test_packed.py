@@ -14,15 +14,15 @@ import pytest
 import torch
 from conftest import REPOSITORY, WIDTH, in_process
 
-from diffusion.data import packed
 from diffusion.data.datasets.pan_cancer import PanCancerData, PanCancerDataLowRes, build_dataset
-from diffusion.data.features import feature_path, made_by_file, write_feature
-from diffusion.data.index import all_names, index_path, write_index
+from diffusion.data.features import packed
+from diffusion.data.features.loose import feature_path, made_by_file, write_feature
+from diffusion.data.features.packed import PackedFeatures
+from diffusion.data.index.patch_index import all_names, index_path, write_index
 from diffusion.data.loader import training_loader
-from diffusion.data.packed import PackedFeatures
 from diffusion.data.sampler import BatchStream, Draw
-from diffusion.errors import InputError, MissingError
-from diffusion.files import locked
+from diffusion.utils.errors import InputError, MissingError
+from diffusion.utils.files import locked
 from tools import build_index, pack_features
 
 PACK = (pack_features.main, "--dataset_name", "set")
@@ -115,7 +115,7 @@ def test_a_killed_run_loses_one_shard_at_most(feature_root, folder):
     """Killed with a whole shard there and half of the next one on the disk."""
     code = (
         "import os, signal, sys; sys.argv = ['pack', *sys.argv[1:]]\n"
-        "from diffusion.data import packing\n"
+        "from diffusion.data.features import packing\n"
         "from tools import pack_features\n"
         "digest, count = packing._digest, []\n"
         "def until_the_third(patch):\n"

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 
 from diffusion.encoders.latents import LatentCodec
-from diffusion.errors import InputError
 from diffusion.guidance import guided_prediction
 from diffusion.model import PixArt
 from diffusion.panorama import WindowedNetwork, Windows, decode_bands, window_tokens
 from diffusion.sampling import ALGORITHMS, image_generator, initial_noise, sample_latents
 from diffusion.schedule import linear_schedule
+from diffusion.utils.errors import InputError
 
 SIDE = 8
 ALPHA_BAR = linear_schedule().alpha_bar.float()

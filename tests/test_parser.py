@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from diffusion.cli import Parser, default_root, output_file, output_folder, path_text, run
-from diffusion.threads import WAITING, share_cores
+from diffusion.cli.parser import Parser, default_root, output_file, output_folder, path_text, run
+from diffusion.utils.threads import WAITING, share_cores
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted([*REPOSITORY.glob("tools/*.py"), *REPOSITORY.glob("train_scripts/*.py")])
@@ -70,7 +70,7 @@ def test_what_the_system_refuses_is_one_line(capsys, error):
 
 
 def test_a_terminal_of_another_encoding_ends_nothing():
-    code = "from diffusion.cli import run; run(lambda: print('M\\u00fcller \\udcfc'))"
+    code = "from diffusion.cli.parser import run; run(lambda: print('M\\u00fcller \\udcfc'))"
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, env=environment)
     assert done.returncode == 0 and done.stdout == "M\\xfcller \\udcfc\n", done.stderr
@@ -86,10 +86,10 @@ def test_threads_give_way_unless_the_user_has_said_how(monkeypatch, users):
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_nothing_loads_torch_before_threads_are_told(script):
-    """The runtime reads its settings when torch is loaded: diffusion.cli, which makes them, is imported before."""
+    """The runtime reads its settings when torch is loaded: diffusion.cli.parser, which makes them, is imported before."""
     imports = [node for node in ast.parse(script.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
     modules = [node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in imports]
-    before = modules[: modules.index("diffusion.cli")]
+    before = modules[: modules.index("diffusion.cli.parser")]
     assert not {name.split(".")[0] for name in before} & {
         "torch",
         "torchvision",

@@ -14,14 +14,14 @@ import tifffile
 from conftest import texture
 from PIL import Image, ImageFilter
 
-from diffusion.data import slides
-from diffusion.data.cutting import Grid
-from diffusion.data.features import feature_path, write_feature
-from diffusion.data.index import PatchIndex, index_path
-from diffusion.data.tissue import SlideMap, blur
-from diffusion.errors import InputError
-from diffusion.files import locked
-from diffusion.folders import natural_key
+from diffusion.data.features.loose import feature_path, write_feature
+from diffusion.data.index.patch_index import PatchIndex, index_path
+from diffusion.data.slides import reader as slides
+from diffusion.data.slides.cutting import Grid
+from diffusion.data.slides.tissue import SlideMap, blur
+from diffusion.utils.errors import InputError
+from diffusion.utils.files import locked
+from diffusion.utils.folders import natural_key
 
 TOOLS = Path(__file__).resolve().parents[1] / "tools"
 DEMO_SLIDE = TOOLS.parent / "data/demo/source/cmu_small_region.svs"
@@ -133,7 +133,7 @@ def test_a_slide_that_was_killed_half_way_is_made_again(png, cut, tmp_path):
     """Its patches are in no one's sight: the folder comes with the last of them."""
     code = (
         "import os, sys, signal; from pathlib import Path\n"
-        "from diffusion.data import cutting; from diffusion.data.cutting import CutSettings, Grid\n"
+        "from diffusion.data.slides import cutting; from diffusion.data.slides.cutting import CutSettings, Grid\n"
         "save, count = cutting.save_patch, []\n"
         "def save_three(*arguments):\n"
         "    save(*arguments); count.append(1)\n"

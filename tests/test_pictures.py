@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from diffusion.encoders.latents import from_uint8, to_uint8
-from diffusion.engine.pictures import labelled_grid, save_image, write_picture
-from diffusion.errors import InputError
+from diffusion.generation.image_files import labelled_grid, save_image, write_picture
+from diffusion.utils.errors import InputError
 
 HEIGHT, WIDTH = 1792, 2304
 

@@ -19,11 +19,11 @@ from diffusers import (
 )
 
 from diffusion.encoders.latents import LatentCodec
-from diffusion.errors import InputError, MissingError
 from diffusion.model import PixArt
 from diffusion.model.convert import load_weights, save_diffusers
 from diffusion.pipeline import PixCellPipeline, PixCellTransformer2DModel
 from diffusion.sampling import sample_latents
+from diffusion.utils.errors import InputError, MissingError
 
 RELEASED = Path(__file__).parent / "reference" / "r256_diffusers"
 

@@ -11,9 +11,17 @@ import pytest
 from conftest import in_process
 from PIL import Image
 
-from diffusion.errors import InputError, MissingError
-from diffusion.evaluation.curves import Curve, read_curves
-from diffusion.evaluation.panels import COLOURS, Panel, choose_panels, draw, picture_size, run_names, short
+from diffusion.evaluation.reports.curves import Curve, read_curves
+from diffusion.evaluation.reports.training_curves import (
+    COLOURS,
+    Panel,
+    choose_panels,
+    draw,
+    picture_size,
+    run_names,
+    short,
+)
+from diffusion.utils.errors import InputError, MissingError
 from tools.plot_run import main
 
 Scalars = dict[str, dict[int, float]]  # tag -> step -> value

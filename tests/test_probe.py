@@ -13,9 +13,6 @@ from conftest import in_process, texture
 from PIL import Image
 from sklearn import metrics as reference
 
-from diffusion.errors import InputError
-from diffusion.evaluation.classes import choose_trainings, leaks, open_classes
-from diffusion.evaluation.features import Features, Row
 from diffusion.evaluation.probe import (
     STRENGTHS,
     Labelled,
@@ -30,6 +27,9 @@ from diffusion.evaluation.probe import (
     usable_k,
     with_interval,
 )
+from diffusion.evaluation.sets.classes import choose_trainings, leaks, open_classes
+from diffusion.evaluation.sets.features import Features, Row
+from diffusion.utils.errors import InputError
 from tools.probe import main
 
 CLASSES = ["a", "b", "c"]

@@ -13,8 +13,8 @@ import pytest
 import torch
 from conftest import REPOSITORY, WIDTH, command, in_process
 
-from diffusion.engine.stops import EXIT_CODE
 from diffusion.model.convert import load_weights
+from diffusion.training.parallel.preemption import EXIT_CODE
 from tools.progressive import Stage, main
 
 BASE = f"""_base_ = [{str(REPOSITORY / "configs" / "_base_.py")!r}]

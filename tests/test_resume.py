@@ -10,12 +10,12 @@ import pytest
 import torch
 from runs import equal, forget_processes, launch, logged, read, settings, train_for
 
-from diffusion.config import DataConfig, OptimizerConfig, PowerEmaConfig, SampleGridConfig, ValidationConfig
-from diffusion.data.index import index_path, write_index
-from diffusion.engine import trainer
-from diffusion.engine.checkpoint import save_file
-from diffusion.engine.trainer import train
-from diffusion.errors import InputError
+from diffusion.config.settings import DataConfig, OptimizerConfig, PowerEmaConfig, SampleGridConfig, ValidationConfig
+from diffusion.data.index.patch_index import index_path, write_index
+from diffusion.training import trainer
+from diffusion.training.checkpoints.checkpoint import save_file
+from diffusion.training.trainer import train
+from diffusion.utils.errors import InputError
 
 STEPS, STOP = 7, 3  # of 48 samples: epochs begin and stops fall anywhere in them
 

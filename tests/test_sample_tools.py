@@ -13,19 +13,19 @@ import torch
 from conftest import WIDTH, in_process, texture
 from PIL import Image
 
-from diffusion.config import Config, DataConfig, dump_config
-from diffusion.data.cutting import places_apart
+from diffusion.config.settings import Config, DataConfig, dump_config
 from diffusion.data.datasets.pan_cancer import PanCancerData, PanCancerDataLowRes
-from diffusion.data.features import feature_path, read_tokens, write_feature
-from diffusion.data.patches import neighbour
-from diffusion.data.slides import PlainImage
+from diffusion.data.features.loose import feature_path, read_tokens, write_feature
+from diffusion.data.slides.cutting import places_apart
+from diffusion.data.slides.patches import neighbour
+from diffusion.data.slides.reader import PlainImage
 from diffusion.encoders.embedders import PatchEmbedder
-from diffusion.engine.conditions import Region, embed_region, neighbourhood, open_conditions, slerp
-from diffusion.engine.generate import Folder
-from diffusion.errors import InputError
+from diffusion.generation.conditions import Region, embed_region, neighbourhood, open_conditions, slerp
+from diffusion.generation.generators import Folder
 from diffusion.model import PixArt, build_model
 from diffusion.model.architecture import architecture_of
 from diffusion.model.convert import load_weights, save_diffusers, save_official
+from diffusion.utils.errors import InputError
 from diffusion.workdir import LAST_WEIGHTS
 from tools.sample_4k import main as sample_4k
 from tools.sample_1024 import main as sample_1024

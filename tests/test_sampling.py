@@ -7,8 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from diffusion import sampler_cli
-from diffusion.errors import InputError
+from diffusion.cli import sampling_options as sampler_cli
 from diffusion.guidance import guided_prediction
 from diffusion.sampling import (
     ALGORITHMS,
@@ -19,6 +18,7 @@ from diffusion.sampling import (
     sample_latents,
 )
 from diffusion.schedule import linear_schedule
+from diffusion.utils.errors import InputError
 
 ALPHA_BAR = linear_schedule().alpha_bar.float()
 MEAN, STD = 0.7, 0.5

@@ -14,12 +14,12 @@ import torch
 from conftest import REPOSITORY, command
 from runs import forget_processes, read, settings
 
-from diffusion.engine import trainer
-from diffusion.engine.processes import on_main, told_what_to_do
-from diffusion.engine.stops import EXIT_CODE, SIGNALS, Stop, Stops
-from diffusion.engine.trainer import train
-from diffusion.errors import InputError, MissingError
-from diffusion.files import locked
+from diffusion.training import trainer
+from diffusion.training.parallel.distributed import on_main, told_what_to_do
+from diffusion.training.parallel.preemption import EXIT_CODE, SIGNALS, Stop, Stops
+from diffusion.training.trainer import train
+from diffusion.utils.errors import InputError, MissingError
+from diffusion.utils.files import locked
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ def test_a_signal_is_a_wish_and_no_more(number):
 
 def test_a_time_limit_is_one_of_minutes(monkeypatch):
     now = [1000.0]
-    monkeypatch.setattr("diffusion.engine.stops.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("diffusion.training.parallel.preemption.time.monotonic", lambda: now[0])
     stops = Stops(time_limit=2)
     for passed, wish in ((119, Stop.NO), (120, Stop.TIME_LIMIT)):
         now[0] = 1000 + passed
@@ -68,7 +68,7 @@ def test_the_limit_saves_and_stops(feature_root, tmp_path, caplog):
 
 
 def test_the_command_line_stops_with_a_code_of_its_own(feature_root, tmp_path):
-    from diffusion.config import dump_config
+    from diffusion.config.settings import dump_config
 
     dump_config(settings(feature_root), tmp_path / "config.py")
     common = (
@@ -96,7 +96,7 @@ def test_a_lock_does_not_outlive_its_holder_in_a_child(tmp_path):
     code = f"""
 import os, sys, time
 from pathlib import Path
-from diffusion.files import locked
+from diffusion.utils.files import locked
 with locked(Path({str(tmp_path / "lock")!r})):
     here, there = os.pipe()
     if os.fork() == 0:
@@ -128,7 +128,7 @@ def test_a_disk_without_locks_is_worked_on_without(feature_root, tmp_path, monke
     def unknown(*_):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr("diffusion.files.fcntl.flock", unknown)
+    monkeypatch.setattr("diffusion.utils.files.fcntl.flock", unknown)
     train(settings(feature_root, max_steps=1), tmp_path, cpu=True)
     assert read(tmp_path, 1)["step"] == 1
 
@@ -185,7 +185,7 @@ def test_lost_processes_are_told_from_mistakes():
 
 def test_others_may_not_change_what_is_written(feature_root, tmp_path):
     """Whatever umask a cluster's shells have."""
-    from diffusion.config import dump_config
+    from diffusion.config.settings import dump_config
 
     dump_config(settings(feature_root, max_steps=1), tmp_path / "config.py")
     script = f"umask 0; {sys.executable} train_scripts/train_pixcell.py {tmp_path}/config.py --work-dir {tmp_path}/run --device cpu"

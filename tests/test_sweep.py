@@ -13,11 +13,11 @@ from PIL import Image
 from test_evaluation import write_events
 from test_sample_tools import save_run
 
-from diffusion.engine.checkpoint import save_file
-from diffusion.engine.posthoc import snapshot_path
-from diffusion.errors import InputError
-from diffusion.evaluation.charts import Line, Panel
+from diffusion.evaluation.reports.charts import Line, Panel
 from diffusion.evaluation.sweep import Point, best_point, grid, parse_interval, table, write_sweep
+from diffusion.training.checkpoints.checkpoint import save_file
+from diffusion.training.checkpoints.posthoc_ema import snapshot_path
+from diffusion.utils.errors import InputError
 from tools.evaluate import main as evaluate
 from tools.sweep import main as sweep
 
@@ -83,8 +83,8 @@ def test_the_marked_point_is_the_best_of_all_lines():
 
 
 def test_words_of_the_command_line_are_the_packages():
-    from diffusion import scoring_cli
-    from diffusion.evaluation import scores
+    from diffusion.cli import scoring_options as scoring_cli
+    from diffusion.evaluation.metrics import scores
 
     assert scoring_cli.METRICS == scores.METRICS
 

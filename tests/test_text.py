@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from diffusion.errors import InputError, MissingError
-from diffusion.files import recognise_placeholder
-from diffusion.text import abbreviate, expand_path, printable, read_json, read_lines, read_text
+from diffusion.utils.errors import InputError, MissingError
+from diffusion.utils.files import recognise_placeholder
+from diffusion.utils.text import abbreviate, expand_path, printable, read_json, read_lines, read_text
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])

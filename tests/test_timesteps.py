@@ -12,10 +12,10 @@ import torch
 from scipy.special import logit
 from scipy.stats import norm
 
-from diffusion.config import TimestepConfig
-from diffusion.errors import InputError
+from diffusion.config.settings import TimestepConfig
 from diffusion.schedule import linear_schedule
 from diffusion.timesteps import LogitNormal, LossAware, Uniform, build_timestep_sampler
+from diffusion.utils.errors import InputError
 
 N = 2_000_000
 GRID = (torch.arange(N, dtype=torch.float64) + 0.5) / N

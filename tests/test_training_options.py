@@ -16,7 +16,7 @@ from conftest import ON_CPU, REPOSITORY, write_features
 from PIL import Image
 from runs import equal, forget_processes, launch, logged, read, settings, train_for
 
-from diffusion.config import (
+from diffusion.config.settings import (
     DataConfig,
     OptimizerConfig,
     PowerEmaConfig,
@@ -26,16 +26,16 @@ from diffusion.config import (
 )
 from diffusion.data.batch import collate
 from diffusion.data.datasets.pan_cancer import build_dataset
-from diffusion.data.index import index_path, write_index
+from diffusion.data.index.patch_index import index_path, write_index
 from diffusion.data.sampler import Draw
 from diffusion.encoders.latents import LatentScale
-from diffusion.engine.losses import BatchLosses, chance
-from diffusion.engine.trainer import train
-from diffusion.errors import InputError
 from diffusion.model.convert import load_weights
 from diffusion.model.pixart import build_model
 from diffusion.objective import training_losses
-from diffusion.seeds import mix_seed
+from diffusion.training.batch_losses import BatchLosses, chance
+from diffusion.training.trainer import train
+from diffusion.utils.errors import InputError
+from diffusion.utils.seeds import mix_seed
 from diffusion.workdir import open_run
 
 CPU = torch.device("cpu")

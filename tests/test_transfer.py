@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffusion.config import load_config
-from diffusion.errors import InputError
+from diffusion.config.settings import load_config
 from diffusion.model import PixArt, build_model
 from diffusion.model.convert import load_weights
-from diffusion.model.transfer import plan_transfer, start_from
+from diffusion.model.initial_weights import plan_transfer, start_from
+from diffusion.utils.errors import InputError
 
 SMALL = dict(hidden_size=16, depth=2, num_heads=2, caption_channels=12)
 STAGES = {

@@ -13,14 +13,14 @@ from conftest import in_process
 from runs import settings
 from safetensors.torch import load_file, save_file
 
-from diffusion.config import dump_config
-from diffusion.engine.start import build_network
-from diffusion.errors import InputError, MissingError
+from diffusion.config.settings import dump_config
 from diffusion.model import PixArt, build_model
 from diffusion.model.convert import load_weights, save_diffusers, with_positions_of
 from diffusion.model.names import to_diffusers
-from diffusion.state_dicts import find_state_dict
-from diffusion.weights import find_weights, read_weights
+from diffusion.training.initial import build_network
+from diffusion.utils.errors import InputError, MissingError
+from diffusion.utils.state_dicts import find_state_dict
+from diffusion.utils.weights import find_weights, read_weights
 from diffusion.workdir import open_run
 from tools.sample_256 import main as sample_256
 

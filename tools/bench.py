@@ -19,14 +19,22 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import cores, finite_float, output_file, pick_device, positive_float, positive_int, run, tool_parser
-from diffusion.files import write_whole
+from diffusion.cli.parser import (
+    cores,
+    finite_float,
+    output_file,
+    pick_device,
+    positive_float,
+    positive_int,
+    run,
+    tool_parser,
+)
+from diffusion.utils.files import write_whole
 
 if TYPE_CHECKING:
     import torch
-
-    from diffusion.bench.case import Case
-    from diffusion.bench.table import Row
+    from benchmarks.case import Case
+    from benchmarks.table import Row
 
 EXAMPLES = """  python tools/bench.py all --json bench.json
   python tools/bench.py train --size XL --pixels 512 --batch_size 16 --compile
@@ -77,7 +85,7 @@ def main() -> None:
     machine = about(device)
     print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
 
-    from diffusion.bench.table import as_table, in_a_line
+    from benchmarks.table import as_table, in_a_line
 
     rows: list[Row] = []
     for part in [part for part in MEASURED if part != "floor"] if args.part == "all" else [args.part]:
@@ -109,9 +117,10 @@ def processor() -> str:
 
 
 def case(args: argparse.Namespace, device: torch.device, part: str) -> Case:
-    from diffusion.bench.case import Case
-    from diffusion.engine.advice import windows_at_once
-    from diffusion.precision import has_bf16
+    from benchmarks.case import Case
+
+    from diffusion.advice import windows_at_once
+    from diffusion.utils.precision import has_bf16
 
     half = part == "floor" or (device.type == "cuda" and has_bf16(device))
     precision = args.precision if args.precision != "auto" else "bf16" if half else "fp32"
@@ -121,7 +130,7 @@ def case(args: argparse.Namespace, device: torch.device, part: str) -> Case:
 
 
 def train(args: argparse.Namespace, device: torch.device, rounds: int) -> Iterator[Row]:
-    from diffusion.bench.training import forward_rows, memory_rows, step_rows
+    from benchmarks.training import forward_rows, memory_rows, step_rows
 
     of = case(args, device, "train")
     yield from forward_rows(of, rounds, args.compile)
@@ -132,7 +141,7 @@ def train(args: argparse.Namespace, device: torch.device, rounds: int) -> Iterat
 
 
 def sample(args: argparse.Namespace, device: torch.device, rounds: int) -> Iterator[Row]:
-    from diffusion.bench.sampling import sampling_rows
+    from benchmarks.sampling import sampling_rows
 
     steps = args.steps or STEPS["sample"]
     of = case(args, device, "sample")
@@ -140,13 +149,13 @@ def sample(args: argparse.Namespace, device: torch.device, rounds: int) -> Itera
 
 
 def panorama(args: argparse.Namespace, device: torch.device, rounds: int) -> Iterator[Row]:
-    from diffusion.bench.panorama import panorama_rows
+    from benchmarks.panorama import panorama_rows
 
     yield from panorama_rows(case(args, device, "panorama"), args.steps or STEPS["panorama"], rounds)
 
 
 def extract(args: argparse.Namespace, device: torch.device, rounds: int) -> Iterator[Row]:
-    from diffusion.bench.extraction import MADE, Source, extraction_rows, make_patches
+    from benchmarks.extraction import MADE, Source, extraction_rows, make_patches
 
     with tempfile.TemporaryDirectory(prefix="bench_", dir=args.scratch) as folder:
         count, root = args.patches or PATCHES["extract"], args.root if args.dataset else Path(folder)
@@ -157,8 +166,8 @@ def extract(args: argparse.Namespace, device: torch.device, rounds: int) -> Iter
 
 
 def data(args: argparse.Namespace, device: torch.device, rounds: int) -> Iterator[Row]:
-    from diffusion.bench.lookups import lookup_rows
-    from diffusion.bench.reading import reading_rows
+    from benchmarks.lookups import lookup_rows
+    from benchmarks.reading import reading_rows
 
     with tempfile.TemporaryDirectory(prefix="bench_", dir=args.scratch) as folder:
         yield from reading_rows(Path(folder), args.patches or PATCHES["data"], args.seconds, rounds)
@@ -167,24 +176,22 @@ def data(args: argparse.Namespace, device: torch.device, rounds: int) -> Iterato
 
 def floor(args: argparse.Namespace, device: torch.device, rounds: int) -> Iterator[Row]:
     import torch
-
-    from diffusion.bench.roofline import floor_rows
+    from benchmarks.roofline import floor_rows
 
     of = case(args, torch.device("cpu"), "floor")
     yield from floor_rows(of, args.steps or STEPS["floor"], 1e12 * args.peak, 1e9 * args.bandwidth)
 
 
 def startup(args: argparse.Namespace, device: torch.device, rounds: int) -> Iterator[Row]:
-    from diffusion.bench.startup import startup_rows
+    from benchmarks.startup import startup_rows
 
     yield from startup_rows(rounds)
 
 
 def busy(args: argparse.Namespace, device: torch.device, rounds: int) -> Iterator[Row]:
     import torch
-
-    from diffusion.bench.case import Case
-    from diffusion.bench.sharing import sharing_rows
+    from benchmarks.case import Case
+    from benchmarks.sharing import sharing_rows
 
     yield from sharing_rows(
         Case(args.size or "tiny", args.pixels, args.batch_size or 8, torch.device("cpu"), "fp32"), rounds

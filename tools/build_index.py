@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 import numpy as np
 from tqdm import tqdm
 
-from diffusion.cli import cores, output_file, path_text, plain_name, positive_int, run, tool_parser
-from diffusion.errors import InputError, MissingError
-from diffusion.text import iterate_text
+from diffusion.cli.parser import cores, output_file, path_text, plain_name, positive_int, run, tool_parser
+from diffusion.utils.errors import InputError, MissingError
+from diffusion.utils.text import iterate_text
 
 EXAMPLES = """  python tools/build_index.py
   python tools/build_index.py --dataset demo --size 1024
@@ -36,7 +36,7 @@ EXAMPLES = """  python tools/build_index.py
 
 def main() -> int:
     args = parse_args()
-    from diffusion.data.index import index_path
+    from diffusion.data.index.patch_index import index_path
 
     index = args.out or index_path(args.root)
     if args.verify:
@@ -51,7 +51,7 @@ def main() -> int:
 
 def build(out: Path, args: argparse.Namespace) -> None:
     """Write the names of the data sets asked for, beside what the index has of others."""
-    from diffusion.data.index import index_keys, write_index
+    from diffusion.data.index.patch_index import index_keys, write_index
 
     patches = args.root / "patches"
     found = {}
@@ -72,7 +72,7 @@ def build(out: Path, args: argparse.Namespace) -> None:
 
 def datasets_in(patches: Path) -> list[str]:
     """List every data set in ROOT/patches. Raises MissingError when there is none."""
-    from diffusion.folders import is_hidden, natural_key
+    from diffusion.utils.folders import is_hidden, natural_key
 
     names = [folder.name for folder in patches.iterdir() if folder.is_dir()] if patches.is_dir() else []
     names = [name for name in names if name != "metadata" and not is_hidden(name)]
@@ -83,7 +83,7 @@ def datasets_in(patches: Path) -> list[str]:
 
 def scan(patches: Path, dataset: str, size: int, named: bool) -> Iterator[str]:
     """The names of a data set's patches. One that the user named and that has none is an error, another is passed over."""
-    from diffusion.data.patches import list_patches
+    from diffusion.data.slides.patches import list_patches
 
     empty = True
     for name in list_patches(patches, dataset, size):
@@ -95,7 +95,7 @@ def scan(patches: Path, dataset: str, size: int, named: bool) -> Iterator[str]:
 
 def no_patches(folder: Path, size: int) -> MissingError:
     """Return the error for a folder without patches of a size, which names the sizes that there are."""
-    from diffusion.data.patches import PATCH_SUFFIXES, sizes_below
+    from diffusion.data.slides.patches import PATCH_SUFFIXES, sizes_below
 
     advice = "make patches with tools/extract_patches.py"
     if sizes := sizes_below(folder):
@@ -105,7 +105,7 @@ def no_patches(folder: Path, size: int) -> MissingError:
 
 def listed(files: list[Path], dataset: str) -> Iterator[str]:
     """Yield the names in text files, one a line. Raises MissingError, or InputError for a line that is no patch of the data set."""
-    from diffusion.data.index import name_fault
+    from diffusion.data.index.patch_index import name_fault
 
     for file in files:
         if not file.is_file():
@@ -120,9 +120,9 @@ def listed(files: list[Path], dataset: str) -> Iterator[str]:
 
 def split(index: Path, share: float, by: str, seed: int) -> None:
     """Write the train and the test index beside `index`, both or none of them."""
-    from diffusion.data.index import all_names, index_keys, write_index
-    from diffusion.data.split import GROUPS, training_groups
-    from diffusion.files import written_aside
+    from diffusion.data.index.patch_index import all_names, index_keys, write_index
+    from diffusion.data.index.split import GROUPS, training_groups
+    from diffusion.utils.files import written_aside
 
     group, keys = GROUPS[by], index_keys(index)
     groups = {group(name) for key in keys for name in all_names(index, key)}
@@ -149,7 +149,7 @@ def split(index: Path, share: float, by: str, seed: int) -> None:
 
 def groups_in(index: Path, group: Callable[[str], str]) -> frozenset[str]:
     """The groups of the patches in one side of a split made before; none without one."""
-    from diffusion.data.index import all_names, index_keys
+    from diffusion.data.index.patch_index import all_names, index_keys
 
     if not index.is_file():
         return frozenset()
@@ -158,12 +158,20 @@ def groups_in(index: Path, group: Callable[[str], str]) -> frozenset[str]:
 
 def verify(index: Path, args: argparse.Namespace) -> int:
     """Check all that the index lists, print a table, list the faults; the exit code."""
-    from diffusion.data.feature_store import open_features, probes
-    from diffusion.data.features import LooseFeatures, features_folder
-    from diffusion.data.index import PatchIndex, all_names, index_keys, name_hash, names_without, split_key, write_index
-    from diffusion.data.verify import Check, usual_width
-    from diffusion.data.verify import verify as check_all
-    from diffusion.files import written_aside
+    from diffusion.data.features.loose import LooseFeatures, features_folder
+    from diffusion.data.features.store import open_features, probes
+    from diffusion.data.index.patch_index import (
+        PatchIndex,
+        all_names,
+        index_keys,
+        name_hash,
+        names_without,
+        split_key,
+        write_index,
+    )
+    from diffusion.data.index.verify import Check, usual_width
+    from diffusion.data.index.verify import verify as check_all
+    from diffusion.utils.files import written_aside
 
     keys = [key for key in index_keys(index) if not args.dataset or split_key(key)[0] in args.dataset]
     if not keys:
@@ -212,7 +220,7 @@ def verify(index: Path, args: argparse.Namespace) -> int:
 
 def each_once(names: Iterator[str]) -> Iterator[str]:
     """Yield every name once; takes some tens of bytes of memory for each."""
-    from diffusion.data.index import name_hash
+    from diffusion.data.index.patch_index import name_hash
 
     seen: set[int] = set()
     for name in names:

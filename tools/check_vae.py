@@ -16,9 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import columns, natural_int, output_folder, path_text, pick_device, positive_int, run, tool_parser
-from diffusion.errors import InputError
-from diffusion.files import write_whole, written_aside
+from diffusion.cli.parser import (
+    columns,
+    natural_int,
+    output_folder,
+    path_text,
+    pick_device,
+    positive_int,
+    run,
+    tool_parser,
+)
+from diffusion.utils.errors import InputError
+from diffusion.utils.files import write_whole, written_aside
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +46,7 @@ def main() -> None:
     from diffusion.encoders.embedders import PatchEmbedder
     from diffusion.encoders.latents import LatentCodec
     from diffusion.evaluation import reconstruction
-    from diffusion.precision import DTYPES
+    from diffusion.utils.precision import DTYPES
 
     if args.n < 2:
         raise InputError(f"--n {args.n}: expected at least 2 windows")
@@ -73,7 +82,7 @@ def main() -> None:
 def codec_locations(named: list[str], root: Path) -> dict[str, str | Path]:
     """Where each codec is, by a short name: the last parts of its path that tell it from the others."""
     from diffusion.encoders.latents import codec_folder
-    from diffusion.evaluation.panels import run_names
+    from diffusion.evaluation.reports.training_curves import run_names
     from diffusion.workdir import vae_location
 
     locations = [vae_location(vae, root) for vae in named]
@@ -86,7 +95,7 @@ def codec_locations(named: list[str], root: Path) -> dict[str, str | Path]:
 
 def originals(args: argparse.Namespace) -> Images:
     """The images of --images, else those of the index."""
-    from diffusion.data.index import PatchIndex, index_path
+    from diffusion.data.index.patch_index import PatchIndex, index_path
     from diffusion.evaluation.reconstruction import Images
 
     if args.images is None:
@@ -116,8 +125,8 @@ def write_sheet(
     """The picture; without one that of an earlier run is removed, for it would belong to other numbers."""
     import torch
 
-    from diffusion.engine.pictures import labelled_grid, save_image
     from diffusion.evaluation.reconstruction import examples, reconstruct, sheet_rows
+    from diffusion.generation.image_files import labelled_grid, save_image
 
     path = args.out / "sheet.png"
     if not args.pictures:

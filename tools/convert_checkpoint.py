@@ -8,8 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import output_name, positive_int, run, tool_parser
-from diffusion.errors import InputError
+from diffusion.cli.parser import output_name, positive_int, run, tool_parser
+from diffusion.utils.errors import InputError
 
 EXAMPLES = """  python tools/convert_checkpoint.py pixcell_256.ckpt pixcell-256 --to diffusers
   python tools/convert_checkpoint.py output/256/checkpoints/last_ema.ckpt pixcell.safetensors --to safetensors

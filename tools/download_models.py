@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import OF_THE_SYSTEM, columns, run, tool_parser
-from diffusion.errors import InputError, MissingError
-from diffusion.files import locked, sha256_of, written_aside
+from diffusion.cli.parser import OF_THE_SYSTEM, columns, run, tool_parser
+from diffusion.utils.errors import InputError, MissingError
+from diffusion.utils.files import locked, sha256_of, written_aside
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling

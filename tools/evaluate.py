@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import Parser, default_root, natural_int, pick_device, run, start_processes
-from diffusion.sampler_cli import GROUPS, of_training, patch_sampler_parser
-from diffusion.scoring_cli import METRICS, scoring_options
+from diffusion.cli.parser import Parser, default_root, natural_int, pick_device, run, start_processes
+from diffusion.cli.sampling_options import GROUPS, of_training, patch_sampler_parser
+from diffusion.cli.scoring_options import METRICS, scoring_options
 
 if TYPE_CHECKING:
-    from diffusion.evaluation.features import Timing
     from diffusion.evaluation.measure import Measured
+    from diffusion.evaluation.sets.features import Timing
 
 EXAMPLES = """  python tools/evaluate.py --real samples_256/real --syn samples_256/syn --encoders mobilenetv2 uni2
   python tools/evaluate.py --real real --syn syn --encoders timm/resnet50.a1_in1k=model.safetensors --train training/
@@ -31,10 +31,10 @@ EXAMPLES = """  python tools/evaluate.py --real samples_256/real --syn samples_2
 def main() -> None:
     args = parse_args()
     from diffusion.encoders.embedders import PatchEmbedder, check_encoders
-    from diffusion.evaluation.features import Timing
     from diffusion.evaluation.measure import REAL, SYNTHETIC, TRAINING, UNTRAINED, Options, measure, open_sources
-    from diffusion.evaluation.provenance import read_settings
-    from diffusion.evaluation.report import About, read_losses, write_report
+    from diffusion.evaluation.reports.report import About, read_losses, write_report
+    from diffusion.evaluation.sets.features import Timing
+    from diffusion.evaluation.sets.provenance import read_settings
 
     # All that can be refused is read before a network runs.
     root = args.root or default_root()
@@ -67,7 +67,7 @@ def main() -> None:
 
 def sample(args: argparse.Namespace) -> list[str]:
     """Fill OUT/samples from the run, and have it scored; return what is to be known of it, in sentences."""
-    from diffusion.engine.sample_command import sample_patches
+    from diffusion.generation.session import sample_patches
 
     args.out_dir = args.out / "samples"
     size = sample_patches(args, sizes=(256, 512, 1024), needs_real=True)
@@ -79,8 +79,8 @@ def sample(args: argparse.Namespace) -> list[str]:
 
 def tell(measured: list[Measured], notes: list[str], timing: Timing) -> None:
     """Print what the page shows."""
-    from diffusion.evaluation.panels import short
-    from diffusion.evaluation.scores import QUANTITIES
+    from diffusion.evaluation.metrics.scores import QUANTITIES
+    from diffusion.evaluation.reports.training_curves import short
 
     for part in measured:
         print(f"{part.scores.encoder}:")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import (
+from diffusion.cli.parser import (
     cores,
     natural_int,
     path_text,
@@ -30,7 +30,7 @@ from diffusion.cli import (
 )
 
 if TYPE_CHECKING:
-    from diffusion.engine.extract import Outcome
+    from diffusion.extraction import Outcome
 
 EXAMPLES = """  python tools/extract_features.py --dataset_name tcga_diagnostic --size 256
   accelerate launch tools/extract_features.py --dataset_name tcga_diagnostic --size 1024 --precision bf16 --batch_size 64
@@ -44,13 +44,13 @@ def main() -> int:
 
     from tqdm import tqdm
 
-    from diffusion.data.features import SSL_PREFIX, VAE_PREFIX
-    from diffusion.data.index import PatchIndex, index_path
+    from diffusion.data.features.loose import SSL_PREFIX, VAE_PREFIX
+    from diffusion.data.index.patch_index import PatchIndex, index_path
     from diffusion.encoders.embedders import PatchEmbedder
     from diffusion.encoders.latents import EMBEDDED_CODECS, LatentCodec, codec_folder
-    from diffusion.engine.extract import FeatureFiles, Patches, choose_key, extract
-    from diffusion.files import locked
-    from diffusion.precision import DTYPES
+    from diffusion.extraction import FeatureFiles, Patches, choose_key, extract
+    from diffusion.utils.files import locked
+    from diffusion.utils.precision import DTYPES
     from diffusion.workdir import vae_location
 
     path = index_path(args.root, args.patch_names_file)
@@ -104,7 +104,7 @@ def collect(outcomes: Iterable[Outcome], on_error: str) -> tuple[int, list[tuple
     """
     from tqdm import tqdm
 
-    from diffusion.errors import InputError
+    from diffusion.utils.errors import InputError
 
     written, wrong = 0, []
     for outcome in outcomes:
@@ -127,7 +127,7 @@ def gathered(values: list) -> list:
 
 def list_wrong(path: Path, wrong: list[tuple[str, str]]) -> None:
     """Write what could not be extracted, a name and a reason a line; remove the list of a run before when all could."""
-    from diffusion.files import written_aside
+    from diffusion.utils.files import written_aside
 
     if not wrong:
         path.unlink(missing_ok=True)

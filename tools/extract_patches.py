@@ -26,11 +26,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 
 from tqdm import tqdm
 
-from diffusion.cli import cores, output_folder, plain_name, positive_int, run, tool_parser
-from diffusion.data.cutting import REASONS, WHOLE_SLIDE, CutSettings, Grid, SlideRecord, cut_slide, finished_record
-from diffusion.data.slides import find_slides
-from diffusion.errors import InputError
-from diffusion.files import check_writable
+from diffusion.cli.parser import cores, output_folder, plain_name, positive_int, run, tool_parser
+from diffusion.data.slides.cutting import (
+    REASONS,
+    WHOLE_SLIDE,
+    CutSettings,
+    Grid,
+    SlideRecord,
+    cut_slide,
+    finished_record,
+)
+from diffusion.data.slides.reader import find_slides
+from diffusion.utils.errors import InputError
+from diffusion.utils.files import check_writable
 
 EXAMPLES = """  python tools/extract_patches.py --slides slides/ --dataset tcga --cohort brca --workers 16
   python tools/extract_patches.py --slides list_of_slides.txt --dataset tcga --cohort brca

@@ -17,9 +17,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import output_folder, run, tool_parser
-from diffusion.errors import InputError, MissingError
-from diffusion.files import sha256_of, written_aside
+from diffusion.cli.parser import output_folder, run, tool_parser
+from diffusion.utils.errors import InputError, MissingError
+from diffusion.utils.files import sha256_of, written_aside
 
 EXAMPLES = """  python tools/fetch_demo_data.py
   python tools/fetch_demo_data.py --wheels downloads/"""

@@ -14,13 +14,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 
 from tqdm import tqdm
 
-from diffusion.cli import natural_int, output_file, path_text, plain_name, run, tool_parser
-from diffusion.data.feature_store import open_features, probes
-from diffusion.data.features import SSL_PREFIX, VAE_PREFIX
-from diffusion.data.index import PatchIndex, all_names, index_keys, index_path, split_key
-from diffusion.data.survey import contact_sheet, count_cohorts, coverage
-from diffusion.errors import MissingError
-from diffusion.files import written_aside
+from diffusion.cli.parser import natural_int, output_file, path_text, plain_name, run, tool_parser
+from diffusion.data.features.loose import SSL_PREFIX, VAE_PREFIX
+from diffusion.data.features.store import open_features, probes
+from diffusion.data.index.patch_index import PatchIndex, all_names, index_keys, index_path, split_key
+from diffusion.data.index.survey import contact_sheet, count_cohorts, coverage
+from diffusion.utils.errors import MissingError
+from diffusion.utils.files import written_aside
 
 EXAMPLES = """  python tools/inspect_data.py
   python tools/inspect_data.py --root data/demo --vae_prefix tiny_vae --ssl_prefix mobilenetv2 --sheet sheet.png

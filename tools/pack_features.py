@@ -20,10 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 import numpy as np
 from tqdm import tqdm
 
-from diffusion.cli import output_folder, path_text, plain_name, positive_float, positive_int, run, tool_parser
-from diffusion.data import packed, packing
-from diffusion.data.feature_store import open_features, probes
-from diffusion.data.features import (
+from diffusion.cli.parser import output_folder, path_text, plain_name, positive_float, positive_int, run, tool_parser
+from diffusion.data.features import packed, packing
+from diffusion.data.features.loose import (
     SSL_PREFIX,
     VAE_PREFIX,
     LooseFeatures,
@@ -34,10 +33,11 @@ from diffusion.data.features import (
     read_made_by,
     write_feature,
 )
-from diffusion.data.index import PatchIndex, all_names, index_path
-from diffusion.data.packed import About, Packed
-from diffusion.errors import InputError, MissingError
-from diffusion.files import locked
+from diffusion.data.features.packed import About, Packed
+from diffusion.data.features.store import open_features, probes
+from diffusion.data.index.patch_index import PatchIndex, all_names, index_path
+from diffusion.utils.errors import InputError, MissingError
+from diffusion.utils.files import locked
 
 EXAMPLES = """  python tools/pack_features.py --dataset_name tcga_diagnostic --workers 8
   python tools/pack_features.py --dataset_name demo --vae_prefix tiny_vae --ssl_prefix mobilenetv2

@@ -17,9 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 
 from tqdm import tqdm
 
-from diffusion.cli import natural_int, output_file, run, tool_parser
-from diffusion.errors import InputError
-from diffusion.files import written_aside
+from diffusion.cli.parser import natural_int, output_file, run, tool_parser
+from diffusion.utils.errors import InputError
+from diffusion.utils.files import written_aside
 
 EXAMPLES = """  python tools/plot_run.py output/256
   python tools/plot_run.py output/256 output/256_muon --from_step 1000 --log --out compared.png
@@ -30,7 +30,7 @@ HEAD = ("run", "last step", "last loss", "best validation", "at step", "samples/
 
 def main() -> None:
     args = parse_args()
-    from diffusion.evaluation.panels import choose_panels, draw, run_names
+    from diffusion.evaluation.reports.training_curves import choose_panels, draw, run_names
 
     if args.out.suffix.lower() != ".png":
         raise InputError(f"--out {args.out}: expected the name of a PNG file")
@@ -49,7 +49,7 @@ def read(workdir: Path, from_step: int) -> dict:
 
     Raises InputError when nothing is left.
     """
-    from diffusion.evaluation.curves import read_curves
+    from diffusion.evaluation.reports.curves import read_curves
 
     whole = read_curves(workdir)
     if not whole:
@@ -63,7 +63,7 @@ def read(workdir: Path, from_step: int) -> dict:
 
 def row(name: str, curves: Mapping) -> tuple[str, ...]:
     """What the table tells of a run; a dash for what was not logged."""
-    from diffusion.evaluation.panels import short
+    from diffusion.evaluation.reports.training_curves import short
 
     losses = curves["train/loss"].values if "train/loss" in curves else []
     last = short(losses[-1]) if losses else "-"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import output_file, positive_float, positive_int, run, tool_parser
-from diffusion.errors import InputError
+from diffusion.cli.parser import output_file, positive_float, positive_int, run, tool_parser
+from diffusion.utils.errors import InputError
 
 EXAMPLES = """  python tools/posthoc_ema.py output/256 --length 0.07 --out output/256/checkpoints/ema_0.070.ckpt
   python tools/posthoc_ema.py output/256 --length 0.15 --step 60000 --out ema.ckpt
@@ -43,8 +43,8 @@ def main() -> None:
 
     from tqdm import tqdm
 
-    from diffusion.engine.checkpoint import save_file
-    from diffusion.engine.posthoc import find_snapshots, mix_for, mixed_weights
+    from diffusion.training.checkpoints.checkpoint import save_file
+    from diffusion.training.checkpoints.posthoc_ema import find_snapshots, mix_for, mixed_weights
 
     mix = mix_for(find_snapshots(args.workdir), args.length, args.step)
     if not mix.misfit <= ROUGH:

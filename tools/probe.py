@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import (
+from diffusion.cli.parser import (
     columns,
     pick_device,
     positive_int,
@@ -24,15 +24,15 @@ from diffusion.cli import (
     start_processes,
     tool_parser,
 )
-from diffusion.files import write_whole
-from diffusion.scoring_cli import scoring_options
+from diffusion.cli.scoring_options import scoring_options
+from diffusion.utils.files import write_whole
 
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-    from diffusion.evaluation.features import Features
-    from diffusion.evaluation.images import ImageSet
     from diffusion.evaluation.probe import Probed
+    from diffusion.evaluation.sets.features import Features
+    from diffusion.evaluation.sets.images import ImageSet
 
 EXAMPLES = """  python tools/probe.py --real train/ --syn samples/ --test test/ --encoders mobilenetv2 uni2 --out probe
   python tools/probe.py --real train/ --syn samples/ --test test/ --per_class 16 --seed 1 --cache probe/features --out probe_16
@@ -42,7 +42,7 @@ EXAMPLES = """  python tools/probe.py --real train/ --syn samples/ --test test/ 
 def main() -> None:
     args = parse_args()
     from diffusion.encoders.embedders import check_encoders
-    from diffusion.evaluation.classes import choose_trainings, images_by_class, leaks, open_classes, some
+    from diffusion.evaluation.sets.classes import choose_trainings, images_by_class, leaks, open_classes, some
 
     # All that can be refused is read before a network runs.
     folders = {"test": args.test, "real": args.real, "synthetic": args.syn}
@@ -83,7 +83,7 @@ def embed(
 ) -> dict[str, dict[str, Features]]:
     """The features of every set by the name of the encoder."""
     from diffusion.encoders.embedders import PatchEmbedder
-    from diffusion.evaluation.features import embed_set
+    from diffusion.evaluation.sets.features import embed_set
 
     cache = args.cache or args.out / "features"
     found: dict[str, dict[str, Features]] = {}
@@ -141,7 +141,7 @@ def left_out(name: str, images: ImageSet, wrong: Mapping[str, str]) -> str:
 def write(out: Path, about: Mapping[str, Any], results: Mapping[str, Sequence[Probed]]) -> None:
     """Write the picture and the two files of numbers."""
     from diffusion.evaluation.probe import chance_of
-    from diffusion.evaluation.probe_report import as_csv, draw, records
+    from diffusion.evaluation.reports.probe_report import as_csv, draw, records
 
     chance = chance_of(next(iter(results.values()))[0].confusion)
     record = {**about, "chance": chance, "encoders": records(results)}
@@ -155,7 +155,7 @@ def write(out: Path, about: Mapping[str, Any], results: Mapping[str, Sequence[Pr
 
 
 def tell(about: Mapping[str, Any], results: Mapping[str, Sequence[Probed]]) -> None:
-    from diffusion.evaluation.probe_report import difference_rows, score_rows
+    from diffusion.evaluation.reports.probe_report import difference_rows, score_rows
 
     print(columns(score_rows(results)))
     if rows := difference_rows(results):

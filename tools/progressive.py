@@ -18,12 +18,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import output_folder, run, tool_parser
-from diffusion.config import load_config
-from diffusion.engine.stops import CODE_FILE, EXIT_CODE
-from diffusion.errors import InputError
-from diffusion.files import locked, written_aside
-from diffusion.text import read_json
+from diffusion.cli.parser import output_folder, run, tool_parser
+from diffusion.config.settings import load_config
+from diffusion.training.parallel.preemption import CODE_FILE, EXIT_CODE
+from diffusion.utils.errors import InputError
+from diffusion.utils.files import locked, written_aside
+from diffusion.utils.text import read_json
 
 TRAINER = Path(__file__).resolve().parents[1] / "train_scripts" / "train_pixcell.py"
 RECORD = "stages.json"

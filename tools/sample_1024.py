@@ -7,8 +7,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import run
-from diffusion.sampler_cli import patch_sampler_parser
+from diffusion.cli.parser import run
+from diffusion.cli.sampling_options import patch_sampler_parser
 
 EXAMPLES = """  python tools/sample_1024.py --workdir output/1024 --out_dir samples_1024 --n_images 100 --guidance_strength 1.2
   python tools/sample_1024.py --workdir output/1024 --images tissue_1.png tissue_2.png
@@ -18,7 +18,7 @@ EXAMPLES = """  python tools/sample_1024.py --workdir output/1024 --out_dir samp
 def main() -> None:
     args = patch_sampler_parser(__doc__, EXAMPLES, "samples_1024", count=100, batch_size=4).parse_args()
 
-    from diffusion.engine.sample_command import sample_patches
+    from diffusion.generation.session import sample_patches
 
     sample_patches(args, sizes=(512, 1024))
 

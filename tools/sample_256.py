@@ -7,8 +7,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import run
-from diffusion.sampler_cli import patch_sampler_parser
+from diffusion.cli.parser import run
+from diffusion.cli.sampling_options import patch_sampler_parser
 
 EXAMPLES = """  python tools/sample_256.py --workdir output/256 --checkpoint checkpoints/last_ema.ckpt --out_dir samples_256 \\
       --n_images 5000 --sampling_steps 20 --guidance_strength 2 --sampling_algo dpm-solver
@@ -19,7 +19,7 @@ EXAMPLES = """  python tools/sample_256.py --workdir output/256 --checkpoint che
 def main() -> None:
     args = patch_sampler_parser(__doc__, EXAMPLES, "samples_256", count=5000, batch_size=16).parse_args()
 
-    from diffusion.engine.sample_command import sample_patches
+    from diffusion.generation.session import sample_patches
 
     sample_patches(args, sizes=(256,))
 

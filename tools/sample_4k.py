@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import positive_float, positive_int, run
-from diffusion.errors import InputError
-from diffusion.sampler_cli import sampler_parser
+from diffusion.cli.parser import positive_float, positive_int, run
+from diffusion.cli.sampling_options import sampler_parser
+from diffusion.utils.errors import InputError
 
 if TYPE_CHECKING:
-    from diffusion.engine.conditions import Condition, Region
-    from diffusion.engine.sample_command import Origin, Session
+    from diffusion.generation.conditions import Condition, Region
+    from diffusion.generation.session import Origin, Session
 
 TOKEN = 256  # pixels a side that one token is of
 EXAMPLES = """  python tools/sample_4k.py --output_dir samples_4k --num_samples 100 --num_timesteps 20 --guidance_scale 2 \\
@@ -79,11 +79,11 @@ def main() -> None:
 
     from tqdm import tqdm
 
-    from diffusion.engine.advice import processor, windows_at_once
-    from diffusion.engine.conditions import region_bands
-    from diffusion.engine.generate import Folder, LargeImageMaker
-    from diffusion.engine.pictures import LARGEST_PNG, write_picture
-    from diffusion.engine.sample_command import open_session
+    from diffusion.advice import processor, windows_at_once
+    from diffusion.generation.conditions import region_bands
+    from diffusion.generation.generators import Folder, LargeImageMaker
+    from diffusion.generation.image_files import LARGEST_PNG, write_picture
+    from diffusion.generation.session import open_session
 
     session = open_session(args)
     state, side = session.state, session.run.config.input_size
@@ -138,8 +138,8 @@ def main() -> None:
 @contextmanager
 def open_region(args: argparse.Namespace, say: Callable[[str], None]) -> Iterator[Region | None]:
     """The part of a slide or image that conditions, if one does. Raises MissingError, or InputError when it is too small."""
-    from diffusion.data.slides import PlainImage, open_slide
-    from diffusion.engine.conditions import Region
+    from diffusion.data.slides.reader import PlainImage, open_slide
+    from diffusion.generation.conditions import Region
 
     path = args.slide or args.reference
     if path is None:
@@ -164,8 +164,8 @@ def choose_conditions(
     session: Session, region: Region | None, rows: int, columns: int
 ) -> tuple[Callable[[int], Condition], Origin]:
     """Choose the condition of picture i, a grid of tokens (rows, columns, D); and say what conditions are of."""
-    from diffusion.engine.conditions import Condition, embed_region, neighbourhood, read_tokens_file
-    from diffusion.engine.sample_command import Origin, open_index, origin_of
+    from diffusion.generation.conditions import Condition, embed_region, neighbourhood, read_tokens_file
+    from diffusion.generation.session import Origin, open_index, origin_of
 
     args = session.args
     if region is None and args.tokens is None:

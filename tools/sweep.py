@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import (
+from diffusion.cli.parser import (
     default_root,
     finite_float,
     natural_int,
@@ -28,11 +28,11 @@ from diffusion.cli import (
     run,
     start_processes,
 )
-from diffusion.errors import InputError
-from diffusion.files import fingerprint, write_whole
-from diffusion.sampler_cli import ALGORITHMS, of_training, patch_sampler_parser
-from diffusion.scoring_cli import scoring_options
-from diffusion.text import read_json
+from diffusion.cli.sampling_options import ALGORITHMS, of_training, patch_sampler_parser
+from diffusion.cli.scoring_options import scoring_options
+from diffusion.utils.errors import InputError
+from diffusion.utils.files import fingerprint, write_whole
+from diffusion.utils.text import read_json
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -53,8 +53,8 @@ def main() -> None:
     args = parse_args()
     state = start_processes(pick_device(args.device))
     from diffusion.encoders.embedders import PatchEmbedder, check_encoders
-    from diffusion.engine.generate import Solver
     from diffusion.evaluation.sweep import grid, parse_interval, read_points, write_sweep
+    from diffusion.generation.generators import Solver
     from diffusion.workdir import default_work_dir
 
     args.workdir = args.workdir or default_work_dir()
@@ -89,7 +89,7 @@ def main() -> None:
 
 def claim(args: argparse.Namespace, checkpoint: Path) -> None:
     """Have a folder be of one sweep: its points share conditions and tissue. Raises InputError naming what differs."""
-    from diffusion.engine.sample_command import find_origin, open_session
+    from diffusion.generation.session import find_origin, open_session
 
     session = open_session(argparse.Namespace(**{**vars(args), "checkpoint": checkpoint}))
     now = {"n_images": args.n_images, "seed": args.seed, **find_origin(session).content}
@@ -109,8 +109,8 @@ def weights_of(args: argparse.Namespace, state: PartialState) -> dict[str, Path]
 
     Raises InputError for two of one name.
     """
-    from diffusion.engine.checkpoint import save_file
-    from diffusion.engine.posthoc import find_snapshots, mix_for, mixed_weights
+    from diffusion.training.checkpoints.checkpoint import save_file
+    from diffusion.training.checkpoints.posthoc_ema import find_snapshots, mix_for, mixed_weights
 
     named = args.checkpoints or ([] if args.ema_lengths else [args.checkpoint])
     found = {path.stem: (args.workdir / path).resolve() for path in named}
@@ -130,10 +130,10 @@ def compute(
     point: Point, checkpoint: Path, args: argparse.Namespace, embedders: list[PatchEmbedder], state: PartialState
 ) -> None:
     """Sample and score a point, unless its folder has the scores of just these samples."""
-    from diffusion.engine.sample_command import sample_patches
-    from diffusion.evaluation.features import Timing
-    from diffusion.evaluation.images import ImageSet
     from diffusion.evaluation.measure import REAL, SYNTHETIC, Options, measure, summary
+    from diffusion.evaluation.sets.features import Timing
+    from diffusion.evaluation.sets.images import ImageSet
+    from diffusion.generation.session import sample_patches
 
     folder, real = args.out / "points" / point.name, args.real or args.out / "real"
     has_real = args.real is not None or count(real) >= args.n_images
@@ -199,8 +199,8 @@ def how_scored(args: argparse.Namespace, embedders: list[PatchEmbedder]) -> dict
 
 def digest(folder: Path) -> str:
     """What tells a folder of images from what it may become: their names, sizes and times of change, hashed."""
-    from diffusion.evaluation.features import digest_of
-    from diffusion.evaluation.images import ImageSet
+    from diffusion.evaluation.sets.features import digest_of
+    from diffusion.evaluation.sets.images import ImageSet
 
     return digest_of(ImageSet.open(folder).files) if count(folder) else ""
 
@@ -211,8 +211,8 @@ def count(folder: Path) -> int:
 
 def tell(scored: dict[Point, dict[str, Any]], best: Point, args: argparse.Namespace) -> None:
     """Print every point's score, how far its Frechet distance is from the best point's, and what is to be known."""
-    from diffusion.evaluation.panels import short
-    from diffusion.evaluation.scores import QUANTITIES
+    from diffusion.evaluation.metrics.scores import QUANTITIES
+    from diffusion.evaluation.reports.training_curves import short
     from diffusion.evaluation.sweep import less_best
 
     encoder = next(iter(scored[best]))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import natural_int, output_file, run
-from diffusion.errors import InputError
-from diffusion.sampler_cli import sampler_parser
+from diffusion.cli.parser import natural_int, output_file, run
+from diffusion.cli.sampling_options import sampler_parser
+from diffusion.utils.errors import InputError
 
 EXAMPLES = """  python tools/vary.py tissue.png --workdir output/256 --variations 6
   python tools/vary.py tumour.png stroma.png --workdir output/1024 --between 7 --out variations.png"""
@@ -37,10 +37,10 @@ def main() -> None:
     import torch
     from tqdm import tqdm
 
-    from diffusion.engine.conditions import Condition, from_images, slerp
-    from diffusion.engine.generate import ImageMaker
-    from diffusion.engine.pictures import image_kind, labelled_grid, save_image
-    from diffusion.engine.sample_command import open_session
+    from diffusion.generation.conditions import Condition, from_images, slerp
+    from diffusion.generation.generators import ImageMaker
+    from diffusion.generation.image_files import image_kind, labelled_grid, save_image
+    from diffusion.generation.session import open_session
 
     image_kind(args.out)  # better now than after all is sampled
     session = open_session(args)

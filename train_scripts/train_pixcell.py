@@ -12,11 +12,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import DEVICES, Parser, pick_device, positive_float, positive_int, run, seed_int, start_processes
-from diffusion.config import Config, load_config
-from diffusion.engine.stops import CODE_FILE, EXIT_CODE
-from diffusion.errors import InputError
-from diffusion.files import written_aside
+from diffusion.cli.parser import (
+    DEVICES,
+    Parser,
+    pick_device,
+    positive_float,
+    positive_int,
+    run,
+    seed_int,
+    start_processes,
+)
+from diffusion.config.settings import Config, load_config
+from diffusion.training.parallel.preemption import CODE_FILE, EXIT_CODE
+from diffusion.utils.errors import InputError
+from diffusion.utils.files import written_aside
 
 EXAMPLES = """  accelerate launch train_scripts/train_pixcell.py configs/pan_cancer/pixart_20x_256.py --work-dir output/256
   accelerate launch train_scripts/train_pixcell.py configs/pan_cancer/pixart_20x_256.py --work-dir output/256 --time-limit 470
@@ -118,7 +127,7 @@ def main() -> int:
 
     from tqdm.contrib.logging import logging_redirect_tqdm
 
-    from diffusion.engine.trainer import dry_run, train
+    from diffusion.training.trainer import dry_run, train
 
     cpu = device.type == "cpu"
     if args.dry_run:

@@ -11,14 +11,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli import pick_device, positive_int, run, tool_parser
+from diffusion.cli.parser import pick_device, positive_int, run, tool_parser
 
 
 def main() -> None:
     args = parse_args()
     device = pick_device(args.device)
 
-    from diffusion.engine.tiny_vae import train_codec
+    from diffusion.tasks.codec import train_codec
 
     source = args.source or args.root / "data/demo/source"
     for line in train_codec(source, args.out, args.steps, args.batch, args.crop, args.seed, device, args.init):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import default_collate
 
-from diffusion.errors import InputError
+from diffusion.utils.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ per 256-pixel window, row-major too. Sample i of a data set is crop i % k^2 of p
 
 from __future__ import annotations
 
-from diffusion.errors import InputError
+from diffusion.utils.errors import InputError
 
 WINDOW = 256  # pixels embedded by one token
 LATENT_FACTOR = 8  # pixels to a latent cell, either way

@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from diffusion.data.batch import PatchBatch, collate
 from diffusion.data.sampler import BatchStream
-from diffusion.errors import InputError
-from diffusion.memory import keep_freed_memory
+from diffusion.utils.errors import InputError
+from diffusion.utils.memory import keep_freed_memory
 
 
 def batches_of(loader: DataLoader) -> Iterator[PatchBatch]:

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from diffusion.errors import InputError
-from diffusion.seeds import mix_seed
+from diffusion.utils.errors import InputError
+from diffusion.utils.seeds import mix_seed
 
 ROUNDS = 6  # four make a Feistel network a pseudo-random permutation (Luby & Rackoff 1988); two more for weak round functions
 MASK64 = 2**64 - 1

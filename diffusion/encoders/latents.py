@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from diffusion.errors import InputError, MissingError
-from diffusion.files import recognise_placeholder
-from diffusion.state_dicts import check_types, find_state_dict
-from diffusion.text import read_json
-from diffusion.weights import find_weights, fingerprint_weights, read_weights
+from diffusion.utils.errors import InputError, MissingError
+from diffusion.utils.files import recognise_placeholder
+from diffusion.utils.state_dicts import check_types, find_state_dict
+from diffusion.utils.text import read_json
+from diffusion.utils.weights import find_weights, fingerprint_weights, read_weights
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffusion.errors import InputError
+from diffusion.utils.errors import InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from diffusion.encoders.embedders import PatchEmbedder
-from diffusion.errors import InputError
-from diffusion.evaluation.features import FEATURE_FILES, Features, Row, Timing, embed_set, read_feature_file
-from diffusion.evaluation.images import LOSSY, ImageSet
-from diffusion.evaluation.scores import METRICS, REPLICATES, Scores, score
+from diffusion.evaluation.metrics.scores import METRICS, REPLICATES, Scores, score
+from diffusion.evaluation.sets.features import FEATURE_FILES, Features, Row, Timing, embed_set, read_feature_file
+from diffusion.evaluation.sets.images import LOSSY, ImageSet
+from diffusion.utils.errors import InputError
 
 if TYPE_CHECKING:
     from accelerate import PartialState

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from diffusion.errors import InputError
-from diffusion.evaluation.classes import class_of, group_of
-from diffusion.evaluation.features import Features
-from diffusion.evaluation.scores import Value
+from diffusion.evaluation.metrics.scores import Value
+from diffusion.evaluation.sets.classes import class_of, group_of
+from diffusion.evaluation.sets.features import Features
+from diffusion.utils.errors import InputError
 
 METRICS = {
     "accuracy": "Accuracy",

@@ -21,17 +21,17 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from diffusion.data.index import PatchIndex
+from diffusion.data.index.patch_index import PatchIndex
 from diffusion.data.sampler import Permutation
-from diffusion.data.slides import PlainImage
+from diffusion.data.slides.reader import PlainImage
 from diffusion.encoders.embedders import WINDOW, PatchEmbedder, resize
 from diffusion.encoders.latents import LatentCodec, check_pixels, from_uint8, to_uint8
-from diffusion.errors import InputError
-from diffusion.evaluation.features import Features
-from diffusion.evaluation.images import ImageSet
-from diffusion.evaluation.pairs import compare_pairs
-from diffusion.evaluation.scores import Value, frechet, mean_of
-from diffusion.seeds import mix_seed
+from diffusion.evaluation.metrics.pairs import compare_pairs
+from diffusion.evaluation.metrics.scores import Value, frechet, mean_of
+from diffusion.evaluation.sets.features import Features
+from diffusion.evaluation.sets.images import ImageSet
+from diffusion.utils.errors import InputError
+from diffusion.utils.seeds import mix_seed
 
 ROUNDING = 1 / 12  # mean squared error of rounding to whole numbers: an original is no better known than that
 SSIM_SIDE = 11  # pixels of the Gaussian window

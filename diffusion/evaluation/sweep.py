@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from diffusion.errors import InputError
-from diffusion.evaluation import intervals
-from diffusion.evaluation.charts import Line, Panel, plot_panels
-from diffusion.evaluation.scores import QUANTITIES, Value
-from diffusion.files import write_whole
-from diffusion.text import read_json
+from diffusion.evaluation.metrics import intervals
+from diffusion.evaluation.metrics.scores import QUANTITIES, Value
+from diffusion.evaluation.reports.charts import Line, Panel, plot_panels
+from diffusion.utils.errors import InputError
+from diffusion.utils.files import write_whole
+from diffusion.utils.text import read_json
 
 AXES = {
     "guidance": "guidance strength",

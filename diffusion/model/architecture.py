@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from diffusion.errors import InputError
 from diffusion.model.embed import grid_positions, sincos_2d, token_grid
 from diffusion.model.names import DIFFUSERS_CLASS
 from diffusion.model.pixart import PRESETS, PixArt
+from diffusion.utils.errors import InputError
 
 PREDICTION_TYPE = "prediction_type"  # of checkpoints: epsilon or v_prediction
 COND_POSITIONS = "use_cond_pos_embed"

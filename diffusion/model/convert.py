@@ -14,8 +14,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from diffusion.errors import InputError, MissingError
-from diffusion.files import recognise_placeholder, written_aside
 from diffusion.model.architecture import (
     COND_POSITIONS,
     PREDICTION_TYPE,
@@ -30,9 +28,11 @@ from diffusion.model.architecture import (
 )
 from diffusion.model.names import DIFFUSERS_CLASS, from_diffusers, to_diffusers
 from diffusion.model.pixart import PixArt
-from diffusion.state_dicts import check_types, find_state_dict
-from diffusion.text import read_json
-from diffusion.weights import Stored, find_weights, is_safetensors, read_weights
+from diffusion.utils.errors import InputError, MissingError
+from diffusion.utils.files import recognise_placeholder, written_aside
+from diffusion.utils.state_dicts import check_types, find_state_dict
+from diffusion.utils.text import read_json
+from diffusion.utils.weights import Stored, find_weights, is_safetensors, read_weights
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
-from diffusion.errors import InputError
+from diffusion.utils.errors import InputError
 
 DIFFUSERS_CLASS = "PixCellTransformer2DModel"
 

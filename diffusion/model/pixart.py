@@ -17,10 +17,10 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from diffusion.errors import InputError
 from diffusion.model.blocks import FinalLayer, PixArtBlock
 from diffusion.model.embed import ConditionEmbedder, PatchEmbed, TimestepEmbedder, grid_positions, sincos_2d, token_grid
-from diffusion.values import Count, Positive, Range, convert, hints_of
+from diffusion.utils.errors import InputError
+from diffusion.utils.values import Count, Positive, Range, convert, hints_of
 
 COMPILERS = ("g++", "gcc", "clang++", "clang", "cl")
 PRESETS = {

@@ -23,8 +23,8 @@ import psutil
 from conftest import ON_CPU, REPOSITORY, launcher
 from runs import settings
 
-from diffusion.config import dump_config
-from diffusion.engine.checkpoint import FOLDER, LAST
+from diffusion.config.settings import dump_config
+from diffusion.training.checkpoints.checkpoint import FOLDER, LAST
 
 SAVE_STEPS = 7
 PROCESSES = 2

@@ -13,13 +13,13 @@ from torch.utils.data import Dataset
 
 from diffusion.data.batch import BadItem, PatchItem
 from diffusion.data.crops import LATENT_FACTOR, WINDOW, crops_per_side, square, tokens_of
-from diffusion.data.feature_store import FeatureStore, open_features, probes
-from diffusion.data.features import SSL_PREFIX, VAE_PREFIX
-from diffusion.data.index import DEFAULT_INDEX, PatchIndex, index_keys, index_path
-from diffusion.data.packed import PackedFeatures
-from diffusion.data.patches import read_patch
+from diffusion.data.features.loose import SSL_PREFIX, VAE_PREFIX
+from diffusion.data.features.packed import PackedFeatures
+from diffusion.data.features.store import FeatureStore, open_features, probes
+from diffusion.data.index.patch_index import DEFAULT_INDEX, PatchIndex, index_keys, index_path
 from diffusion.data.sampler import Draw
-from diffusion.errors import InputError
+from diffusion.data.slides.patches import read_patch
+from diffusion.utils.errors import InputError
 
 LARGE_PATCH = 1024  # pixels of the patches that low-resolution stages crop
 PROBED_NAMES = 256  # that stand for all names of an index: reading 30 million takes minutes

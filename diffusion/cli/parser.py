@@ -1,0 +1,284 @@
+"""What every command line shares: the parser's common options, one-line errors, the device, and progress bars."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+from diffusion.utils.errors import InputError
+from diffusion.utils.files import check_writable
+from diffusion.utils.launch import accelerate_variables, check_launcher, connect, is_set, read_launch
+from diffusion.utils.memory import keep_freed_memory
+from diffusion.utils.text import expand_path, is_utf8, printable
+from diffusion.utils.threads import share_cores
+from diffusion.utils.values import LARGEST_FLOAT, is_plain_name
+
+if TYPE_CHECKING:
+    import torch
+    from accelerate import PartialState
+
+share_cores()  # every command line imports this module before anything that loads torch
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+# What a system refuses, rather than a mistake of ours: full and read-only disks, rights, files in the way of folders, ...
+OF_THE_SYSTEM = frozenset(
+    (
+        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE),
+        *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE),
+        *(errno.ENFILE, errno.EBUSY),
+    )
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one-line errors, paths that expand as in a shell, and help that shows defaults where there are any."""
+
+    def __init__(self, description: str | None = None, examples: str = ""):
+        epilog = f"examples:\n{examples.rstrip()}" if examples else None
+        super().__init__(description=description, epilog=epilog, formatter_class=_HelpFormatter)
+        self.register("type", Path, user_path)  # of every option with type=Path
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
+        given = sys.argv[1:] if args is None else list(args)
+        for text in given:
+            if not is_utf8(text):
+                self.error(f"{printable(text)}: this is not UTF-8; rename what is called so")
+        return super().parse_known_args(given, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message}; {self.prog} --help shows what there is", file=sys.stderr)
+        sys.exit(2)
+
+
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    def _get_help_string(self, action: argparse.Action) -> str:
+        shown = action.default not in (None, "", argparse.SUPPRESS, []) and action.option_strings and action.nargs != 0
+        return f"{action.help} (default: %(default)s)" if shown and "[" not in action.help else action.help
+
+
+def tool_parser(
+    description: str,
+    examples: str = "",
+    seed: int | None = 0,
+    networks: bool = True,
+    draws: bool = True,
+    root_of_run: bool = False,
+) -> Parser:
+    """Make a parser with the options that every tool has, so that one set of them serves a script of many: --root, --device, --seed.
+
+    networks, draws: False for a tool that runs none, or draws nothing at random, and takes the option all the same.
+    root_of_run: --root is None unless given, and the tool then takes that of the run it opens; seed None likewise.
+    """
+    parser = Parser(description, examples)
+    fallback = "the run's" if root_of_run else "$PIXCELL_ROOT, else the current folder"
+    parser.add_argument(
+        "--root",
+        type=Path,
+        default=None if root_of_run else default_root(),
+        help=f"folder of patches/, features/ and pretrained_models/ [{fallback}]",
+    )
+    device = "where the networks run; auto takes cuda, then mps, then cpu"
+    parser.add_argument(
+        "--device", choices=DEVICES, default="auto", help=device if networks else "[of no effect: no network runs here]"
+    )
+    parser.add_argument(
+        "--seed",
+        type=seed_int,
+        default=seed,
+        help="of everything random" if draws else "[of no effect: nothing is random]",
+    )
+    return parser
+
+
+def default_root() -> Path:
+    """Return $PIXCELL_ROOT, else the current folder. Raises InputError for a path that cannot be expanded."""
+    return Path(expand_path(os.environ.get("PIXCELL_ROOT") or "."))
+
+
+def cores() -> int:
+    """Return how many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def positive_int(text: str) -> int:
+    """Convert an argument to a whole number of at least 1."""
+    return _at_least(1, _number(text, int))
+
+
+def natural_int(text: str) -> int:
+    """Convert an argument to a whole number of at least 0."""
+    return _at_least(0, _number(text, int))
+
+
+def seed_int(text: str) -> int:
+    """Convert an argument to a seed, as torch takes them."""
+    value = natural_int(text)
+    if value >= 2**63:
+        raise argparse.ArgumentTypeError(f"got {text}, expected a whole number from 0 to {2**63 - 1}")
+    return value
+
+
+def finite_float(text: str) -> float:
+    """Convert an argument to a number that is neither infinite nor NaN."""
+    value = _number(text, float)
+    if not abs(value) <= LARGEST_FLOAT:
+        raise argparse.ArgumentTypeError(f"got {text}, expected a number")
+    return value
+
+
+def positive_float(text: str) -> float:
+    """Convert an argument to a number above 0."""
+    value = finite_float(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"got {text}, expected a number above 0")
+    return value
+
+
+def _at_least(least: int, value: int) -> int:
+    if value < least:
+        raise argparse.ArgumentTypeError(f"got {value}, expected a whole number of at least {least}")
+    return value
+
+
+Number = TypeVar("Number", int, float)
+
+
+def _number(text: str, kind: type[Number]) -> Number:
+    try:
+        return kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a {'whole ' if kind is int else ''}number") from None
+
+
+def user_path(text: str) -> Path:
+    """Convert an argument to a path, with ~ and variables expanded as in a shell: `--root=~/x` comes unexpanded."""
+    try:
+        return Path(expand_path(text))
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def path_text(text: str) -> str:
+    """Convert an argument to a path in text, expanded likewise: of names that are looked up below another folder."""
+    return str(user_path(text))
+
+
+def plain_name(text: str) -> str:
+    """Convert an argument to a part of a file's name, or the name of one folder."""
+    if not is_plain_name(text):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected one folder name, or a part of a file's name")
+    return text
+
+
+def output_folder(text: str) -> Path:
+    """Convert an argument to a folder to write to, which is there or can be made."""
+    path = user_path(text)
+    try:
+        check_writable(path)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return path
+
+
+def output_file(text: str) -> Path:
+    """Convert an argument to a file to write, in a folder that is there or can be made."""
+    path = user_path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} is a folder, expected the name of a file")
+    return output_name(text)
+
+
+def output_name(text: str) -> Path:
+    """Convert an argument to a file or folder to write, whose own folder is there or can be made."""
+    path = user_path(text)
+    output_folder(str(path.absolute().parent))
+    return path
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as text, each column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return "\n".join(lines)
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Call `main` and exit with its code; an InputError becomes one line on stderr and code 2, Ctrl-C code 130.
+
+    So does what the system refuses: a full disk, a folder that may not be written. What is written, others may not
+    change, whatever the umask.
+    """
+    os.umask(os.umask(0o022) | 0o002)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal of another encoding must not end long work
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        sys.exit(main() or 0)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in OF_THE_SYSTEM:
+            raise
+        rights = error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
+        advice = "; have it written elsewhere (--out and the like, or another --root), or change its permissions"
+        print(f"error: {error}{advice if rights else ''}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the torch device for a --device value.
+
+    Raises InputError when the device asked for is not on this machine, or accelerate's launcher was told another.
+    """
+    import torch
+
+    if is_set("ACCELERATE_USE_CPU"):  # accelerate launch --cpu
+        if name not in ("auto", "cpu"):
+            raise InputError(
+                f"--device {name} contradicts ACCELERATE_USE_CPU={os.environ['ACCELERATE_USE_CPU']}; unset it"
+            )
+        name = "cpu"
+
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, there in available.items() if there)
+    if not available[name]:
+        raise InputError(f"--device {name}: this machine has none that torch can use; take --device auto or cpu")
+    if name == "cpu":
+        keep_freed_memory()
+    return torch.device(name)
+
+
+def start_processes(device: torch.device, longest_wait: timedelta = timedelta(days=1)) -> PartialState:
+    """Return accelerate's view of the processes that work together: one, or those that `accelerate launch` started.
+
+    longest_wait: for each other, before they give up; by default a day: one may have far more to do than another.
+    Raises InputError for a launcher's variables that are incomplete, and for processes that do not come.
+    """
+    import torch
+
+    check_launcher()
+    on_cpu = device.type == "cpu"
+    launch = read_launch(on_cpu)
+    meeting = {}
+    if launch is not None and not torch.distributed.is_initialized():
+        store = connect(launch)
+        store.set_timeout(longest_wait)
+        meeting = {"store": store, "rank": launch.rank, "world_size": launch.processes}
+    try:
+        from accelerate import PartialState
+
+        return PartialState(cpu=on_cpu, timeout=longest_wait, **meeting)
+    except (ValueError, ImportError, NotImplementedError) as error:  # accelerate reads flags when it is imported, too
+        raise InputError(f"accelerate does not start ({error}); its variables: {accelerate_variables()}") from error

@@ -1,0 +1,103 @@
+"""The options that the tools which sample have in common."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from diffusion.cli.parser import Parser, finite_float, natural_int, output_folder, path_text, positive_int, tool_parser
+
+GROUPS = ("sampling", "conditions")  # of the options
+ALGORITHMS = ("dpm-solver", "ddim", "iddpm", "sa-solver")  # of diffusion.sampling, which would take seconds to import
+
+
+def sampler_parser(
+    description: str, examples: str, batch: tuple[int | None, str], out_dir: str | None = None
+) -> Parser:
+    """A parser with the options that every tool that samples has, under the original project's names for them, too.
+
+    batch: how many in one pass, None for as many as the tool finds best, and of what; out_dir: the folder it fills, by
+    default, if it fills one.
+    """
+    parser = tool_parser(description, examples, root_of_run=True)
+    add = parser.add_argument_group(GROUPS[0]).add_argument
+    workdir = "work dir of the training run, or released weights [$PIXCELL_WORKDIR, else the newest run in ./output]"
+    add("--workdir", type=Path, help=workdir)
+    add(
+        "--checkpoint",
+        type=Path,
+        default="checkpoints/last_ema.ckpt",
+        help="weights; a relative path is below the work dir",
+    )
+    add("--weights", choices=("ema", "raw"), default="ema", help="of a checkpoint that holds both: averaged or raw")
+    if out_dir is not None:
+        add(
+            "--out_dir",
+            "--output_dir",
+            type=output_folder,
+            default=out_dir,
+            help="gets syn/ and, of tissue that conditions, real/",
+        )
+    many = f"{batch[1]} in one pass; no picture depends on it"
+    add(
+        "--batch_size",
+        type=positive_int,
+        default=batch[0],
+        help=many if batch[0] else f"{many} [GPU 8; CPU 16 of 256 pixels, 4 of 512, 1 of 1024]",
+    )
+    add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the network; fp16 needs a GPU")
+    add(
+        "--compile",
+        action="store_true",
+        help="compile the network: some 15 s, and a C++ compiler, for faster images on a GPU",
+    )
+    add("--sampling_steps", "--num_timesteps", type=positive_int, default=20, help="steps of the solver")
+    add(
+        "--guidance_strength",
+        "--guidance_scale",
+        type=finite_float,
+        default=2.0,
+        help="null + w * (conditional - null); 1 is none and runs no null pass",
+    )
+    add(
+        "--guidance_interval",
+        type=finite_float,
+        nargs=2,
+        metavar=("LO", "HI"),
+        help="noise levels, std of noise over std of signal, between which to guide; no null pass elsewhere [0.01 to 157]",
+    )
+    add("--sampling_algo", choices=ALGORITHMS, default="dpm-solver", help="the solver")
+    add("--vae", help="diffusers folder or embedded name that decodes [the run's]")
+    add("--encoder", help="embedder of images and slides [the one that the run's features came from]")
+    add("--gpu_id", type=natural_int, help="which GPU, of several [the first, or what accelerate gives each process]")
+    return parser
+
+
+def patch_sampler_parser(description: str, examples: str, out_dir: str | None, count: int, batch_size: int) -> Parser:
+    """A parser for tools that sample images of the network's own size, `count` of them unless told."""
+    parser = sampler_parser(description, examples, (batch_size, "images"), out_dir)
+    parser.set_defaults(count=count)
+    add = parser.add_argument_group(GROUPS[1]).add_argument
+    add("--n_images", "--num_samples", type=positive_int, help=f"how many [{count}; of --images and --tokens one each]")
+    add("--images", type=Path, nargs="+", help="image files that condition, embedded now, instead of indexed patches")
+    add("--tokens", type=Path, nargs="+", help=".npy files of embeddings that condition: (L, D), or (n, L, D)")
+    add("--data_root", type=Path, help="folder of patches/ and features/ [--root if given, else the run's]")
+    add("--patch_names_file", type=path_text, help="index of the patches that condition [the run's]")
+    add(
+        "--features_dir",
+        type=path_text,
+        help="folder of their features below the root, such as patches or packed [the run's]",
+    )
+    add("--subset_keys", nargs="+", help="keys of that index [the run's]")
+    add("--format", choices=("png", "jpeg"), default="png", help="png is lossless; never score jpeg")
+    return parser
+
+
+def of_training(args: argparse.Namespace) -> list[str]:
+    """What to know of scores when no other conditions are named than those that the run learned from, in sentences."""
+    if args.images or args.tokens or args.patch_names_file or args.subset_keys or args.data_root:
+        return []
+    return [
+        "Conditions and real images are of the index that the run was trained on; name held-out ones with "
+        "--patch_names_file or --subset_keys."
+    ]

@@ -1,0 +1,55 @@
+"""Which patches train and which test, so that no slide, or no patient, is on both sides."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from pathlib import PurePosixPath
+
+from diffusion.utils.errors import InputError
+
+TCGA_PATIENT = 12  # characters of a TCGA barcode that name the patient: TCGA-02-0001
+
+
+def slide_of(name: str) -> str:
+    """The slide of a patch: `<dataset>/<cohort>/single_<size>/<slide>/<column>_<row>.jpeg`."""
+    return PurePosixPath(name).parent.name
+
+
+def cohort_of(name: str) -> str:
+    """The cohort of a patch, the folder below its data set; "" for a patch without one."""
+    parts = PurePosixPath(name).parts
+    return parts[1] if len(parts) > 2 else ""
+
+
+def patient_of(name: str) -> str:
+    """The patient of a TCGA patch; of another, whose slide does not tell, the slide."""
+    slide = slide_of(name)
+    return slide[:TCGA_PATIENT] if slide.startswith("TCGA-") else slide
+
+
+GROUPS: dict[str, Callable[[str], str]] = {"slide": slide_of, "patient": patient_of}
+
+
+def training_groups(
+    groups: Iterable[str],
+    share: float,
+    seed: int,
+    trained: frozenset[str] = frozenset(),
+    tested: frozenset[str] = frozenset(),
+) -> frozenset[str]:
+    """The groups that train: `share` of them, at least one, and at least one left out.
+
+    trained, tested: groups that are on a side already, and stay there: what was trained on must not become a test. The
+    others are shared out in the order of a seeded hash. share is between 0 and 1.
+    Raises InputError for less than two groups, and for groups that are on both sides.
+    """
+    ordered = sorted(set(groups), key=lambda group: hashlib.blake2b(f"{seed}/{group}".encode(), digest_size=8).digest())
+    if len(ordered) < 2:
+        raise InputError(f"a split needs at least two slides or patients, got {', '.join(ordered) or 'none'}")
+    if both := sorted(trained & tested):
+        raise InputError(f"{both[0]} is in the train and in the test index; delete both to split anew")
+    free = [group for group in ordered if group not in trained | tested]
+    stay = [group for group in ordered if group in trained]
+    wanted = min(max(round(share * len(ordered)), 1), len(ordered) - 1) - len(stay)
+    return frozenset([*stay, *free[: max(wanted, 0)]])

@@ -1,0 +1,71 @@
+"""What an index holds at a glance: patches and slides by cohort, how much of it has features, and some of its pictures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image, ImageDraw, ImageFont
+
+from diffusion.data.features.store import FeatureStore
+from diffusion.data.images import open_image
+from diffusion.data.index.split import cohort_of, slide_of
+from diffusion.utils.errors import InputError
+
+LABEL_HEIGHT = 18
+
+
+class Count(NamedTuple):
+    """Patches and slides of one cohort."""
+
+    patches: int
+    slides: int
+
+
+def count_cohorts(names: Iterable[str]) -> dict[str, Count]:
+    """The cohorts among some names, in their order; memory for the names of slides alone."""
+    patches: Counter[str] = Counter()
+    slides: dict[str, set[str]] = {}
+    for name in names:
+        cohort = cohort_of(name)
+        patches[cohort] += 1
+        slides.setdefault(cohort, set()).add(slide_of(name))
+    return {cohort: Count(count, len(slides[cohort])) for cohort, count in patches.items()}
+
+
+class Coverage(NamedTuple):
+    """How many of `patches` have their image, latents and embeddings; the files are not opened."""
+
+    patches: int
+    images: int
+    latents: int
+    embeddings: int
+
+
+def coverage(root: Path, names: Sequence[str], features: FeatureStore | None) -> Coverage:
+    """Look for the files of some patches. features: None when a key has none at all."""
+    images = sum((root / "patches" / name).is_file() for name in names)
+    found = [features.present(name) for name in names] if features is not None else []
+    return Coverage(len(names), images, sum(each[0] for each in found), sum(each[1] for each in found))
+
+
+def contact_sheet(root: Path, names: Sequence[str], columns: int, side: int = 160) -> tuple[Image.Image, list[str]]:
+    """Small pictures of patches in rows, each with its cohort below; and what could not be read."""
+    rows = -(-len(names) // columns)
+    sheet = Image.new("RGB", (columns * side, rows * (side + LABEL_HEIGHT)), "white")
+    draw, font, wrong = ImageDraw.Draw(sheet), ImageFont.load_default(11), []
+    for i, name in enumerate(names):
+        left, top = i % columns * side, i // columns * (side + LABEL_HEIGHT)
+        try:
+            sheet.paste(_small(root / "patches" / name, side - 4), (left + 2, top + 2))
+        except InputError as error:
+            wrong.append(str(error))
+            draw.rectangle((left + 2, top + 2, left + side - 3, top + side - 3), outline="red", width=2)
+        draw.text((left + 2, top + side), f"{cohort_of(name)} / {slide_of(name)}"[:26], fill="black", font=font)
+    return sheet, wrong
+
+
+def _small(path: Path, side: int) -> Image.Image:
+    return open_image(path, draft=side).convert("RGB").resize((side, side), Image.Resampling.BOX)

@@ -1,0 +1,143 @@
+"""Plots of a report, as PNG on no ground of their own: they read on a light page and on a dark one."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from diffusion.evaluation.metrics.distances import Extrapolation
+from diffusion.evaluation.metrics.pairs import Pairs
+from diffusion.evaluation.reports.curves import Curve
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK = "#7d8590"
+BLUE, ORANGE = "#3b82f6", "#d9730d"
+DPI = 150
+DODGE = 0.008  # of a plot's width, between the intervals of two lines
+
+
+def new_chart(width: float = 8, height: float = 3.2) -> tuple[Figure, Axes]:
+    """An empty plot of so many inches."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.tick_params(colors=INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(INK)
+    return figure, axes
+
+
+def finish(figure: Figure, axes: Axes, x: str, y: str, legend: bool = True) -> bytes:
+    axes.set_xlabel(x, color=INK)
+    axes.set_ylabel(y, color=INK)
+    if legend:
+        axes.legend(frameon=False, labelcolor=INK)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=DPI, transparent=True, metadata={"Software": None})
+    return picture.getvalue()
+
+
+def plot_losses(training: Curve, validation: Curve | None = None) -> bytes:
+    """A run's training loss, each logged value and smoothed; and its loss on held-out samples, if it took one."""
+    figure, axes = new_chart()
+    axes.plot(training.steps, training.values, color=INK, alpha=0.45, linewidth=0.8, label="each logged step")
+    axes.plot(training.steps, training.smoothed(), color=BLUE, linewidth=1.8, label="smoothed")
+    if validation is not None:
+        axes.plot(
+            validation.steps, validation.values, "o-", color=ORANGE, markersize=4, label="held out, averaged weights"
+        )
+    return finish(figure, axes, "step", "loss")
+
+
+def plot_similarity(pairs: Pairs) -> bytes:
+    """How similar pairs are, beside pairs put together at random."""
+    import numpy as np
+
+    figure, axes = new_chart()
+    low, high = min(pairs.similarity.min(), pairs.random.min()), max(pairs.similarity.max(), pairs.random.max())
+    bins = np.linspace(low, high + 1e-6, 41)
+    for values, colour, label in ((pairs.random, INK, "random pairs"), (pairs.similarity, BLUE, "real and its sample")):
+        axes.hist(values, bins=bins, color=colour, alpha=0.65, label=f"{label}, mean {values.mean():.3f}")
+    return finish(figure, axes, "cosine similarity", "pairs")
+
+
+def plot_extrapolation(extrapolation: Extrapolation, count: int) -> bytes:
+    """Distances over one by the number of images, and the line through them to infinitely many."""
+    figure, axes = new_chart()
+    inverse = [1 / (share * count) for share in extrapolation.shares]
+    axes.plot(inverse, extrapolation.distances, "o", color=BLUE, markersize=4, label="at shares of the images")
+    slope = (extrapolation.distances[-1] - extrapolation.value) / inverse[-1]
+    ends = [0, max(inverse)]
+    axes.plot(ends, [extrapolation.value + slope * end for end in ends], color=INK, linewidth=1, label="extrapolated")
+    axes.plot([0], [extrapolation.value], "o", color=ORANGE, label=f"infinitely many: {extrapolation.value:.4g}")
+    axes.set_xlim(left=0)
+    return finish(figure, axes, "1 / images", "Fréchet distance")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A score over one setting, the others as `label` says: places on the axis, values, and intervals where known."""
+
+    label: str
+    places: list[float]
+    values: list[float]
+    intervals: list[tuple[float, float] | None]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One score; its lines, and whether more of it is better."""
+
+    title: str
+    more_is_better: bool
+    lines: list[Line]
+
+    @property
+    def best(self) -> tuple[float, float]:
+        """Place and value of the best point of all lines."""
+        points = [point for line in self.lines for point in zip(line.places, line.values, strict=True)]
+        return (max if self.more_is_better else min)(points, key=lambda point: point[1])
+
+
+def plot_panels(panels: Sequence[Panel], xlabel: str, ticks: Mapping[str, float]) -> bytes:
+    """Scores over one setting, a panel each, on white; ticks: what the setting's values are called, and their places."""
+    from matplotlib.figure import Figure
+
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(5.5 * columns, 3.4 * rows), layout="constrained", facecolor="white")
+    for i, panel in enumerate(panels):
+        axes = figure.add_subplot(rows, columns, i + 1)
+        width = max(ticks.values()) - min(ticks.values())
+        for j, line in enumerate(panel.lines):
+            _draw_line(axes, line, f"C{j % 10}", aside=width * DODGE * (j - (len(panel.lines) - 1) / 2))
+        axes.set_title(panel.title, loc="left", fontsize=11)
+        if len({value for line in panel.lines for value in line.values}) > 1:
+            place, value = panel.best
+            axes.plot([place], [value], "o", color=ORANGE, markersize=12, fillstyle="none", markeredgewidth=2)
+            axes.set_title(f"best {value:.4g}", loc="right", fontsize=10, color=ORANGE)
+        axes.set_xlabel(xlabel)
+        axes.grid(axis="y", color="#d8dee4", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(x=0.06)
+        axes.set_xticks(list(ticks.values()), list(ticks))
+    if len(panels[0].lines) > 1:
+        handles, labels = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=3, frameon=False, fontsize=9)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110, metadata={"Software": None})
+    return picture.getvalue()
+
+
+def _draw_line(axes: Axes, line: Line, colour: str, aside: float) -> None:
+    """aside: how far intervals stand from their place, so that those of several lines are told apart."""
+    axes.plot(line.places, line.values, "o-", color=colour, markersize=4, label=line.label)
+    for place, interval in zip(line.places, line.intervals, strict=True):
+        if interval is not None:
+            axes.vlines(place + aside, *interval, color=colour, alpha=0.45)

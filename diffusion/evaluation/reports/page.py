@@ -1,0 +1,157 @@
+"""The report: scores, plots, pairs and contact sheets, as one HTML file that needs no other and no network."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from diffusion.evaluation.metrics.pairs import Nearest, Pairs
+from diffusion.evaluation.reports.training_curves import short
+from diffusion.evaluation.sets.features import Row
+from diffusion.evaluation.sets.images import ImageSet, window_of
+
+SHOWN = 6  # pairs of each of best, median and worst; nearest neighbours
+SHEET_COLUMNS, SHEET_ROWS, SHEET_CELL = 8, 6, 128  # of a contact sheet; pixels
+GRID_COLUMNS, GRID_PAIRS, GRID_CELL = 8, 16, 104  # of the picture of pairs, which fits a README
+QUALITY = 90  # of the copies shown, JPEG, so that the page stays small; scores are taken from the files
+
+
+class Shown(NamedTuple):
+    """Two pictures side by side, as data URIs, and what is said of them."""
+
+    name: str
+    first: str
+    second: str
+    similarity: float
+    group: str = ""
+
+
+def ranked(similarity: np.ndarray, each: int = SHOWN) -> list[tuple[str, int]]:
+    """Numbers of the most similar, of those about the median, and of the least similar, each but once, with their group."""
+    order = np.argsort(-similarity, kind="stable")
+    count = len(order)
+    middle = max(0, (count - each) // 2)
+    spans = (("best", order[:each]), ("median", order[middle : middle + each]), ("worst", order[-each:]))
+    groups: dict[int, str] = {}
+    for group, numbers in spans:
+        for number in numbers.tolist():
+            groups.setdefault(number, group)
+    return [(groups[number], number) for number in order.tolist() if number in groups]
+
+
+def show_pairs(pairs: Pairs, real: ImageSet, synthetic: ImageSet) -> list[Shown]:
+    """The best, median and worst pairs, most similar first."""
+    return [
+        Shown(
+            title(pairs.rows[i]),
+            picture_of(real, pairs.rows[i]),
+            picture_of(synthetic, pairs.rows[i]),
+            float(pairs.similarity[i]),
+            group,
+        )
+        for group, i in ranked(pairs.similarity)
+    ]
+
+
+def show_neighbours(
+    found: Nearest, rows: Sequence[Row], synthetic: ImageSet, training_rows: Sequence[Row], training: ImageSet
+) -> list[Shown]:
+    """The samples that are nearest to a training image, beside that image; the nearest first."""
+    order = np.argsort(-found.similarity, kind="stable")[:SHOWN].tolist()
+    return [
+        Shown(
+            title(training_rows[found.number[i]]),
+            picture_of(synthetic, rows[i]),
+            picture_of(training, training_rows[found.number[i]]),
+            float(found.similarity[i]),
+        )
+        for i in order
+    ]
+
+
+def title(row: Row) -> str:
+    return f"{row.name}, window {row.window}" if row.window else row.name
+
+
+def picture_of(images: ImageSet, row: Row) -> str:
+    return jpeg_uri(window_of(images.files[row.name], images.fit, row.window))
+
+
+def contact_sheet(images: ImageSet, rows: Sequence[Row], seed: int) -> str:
+    """Some of a set, drawn by `seed`, as one picture."""
+    count = min(SHEET_COLUMNS * SHEET_ROWS, len(rows))
+    chosen = sorted(random.Random(seed).sample(range(len(rows)), count))
+    size = (min(SHEET_COLUMNS, count) * SHEET_CELL, math.ceil(count / SHEET_COLUMNS) * SHEET_CELL)
+    sheet = Image.new("RGB", size, "white")
+    for place, i in enumerate(chosen):
+        row, column = divmod(place, SHEET_COLUMNS)
+        window = window_of(images.files[rows[i].name], images.fit, rows[i].window)
+        sheet.paste(window.resize((SHEET_CELL, SHEET_CELL)), (column * SHEET_CELL, row * SHEET_CELL))
+    return jpeg_uri(sheet)
+
+
+def choose_pairs(pairs: Pairs, seed: int, count: int = GRID_PAIRS) -> list[Row]:
+    """At most `count` pairs, drawn by `seed`, in name order."""
+    return sorted(random.Random(seed).sample(pairs.rows, min(count, len(pairs.rows))))
+
+
+def pairs_grid(real: Sequence[Image.Image], synthetic: Sequence[Image.Image]) -> Image.Image:
+    """A picture of pairs: a row of real images above the row of their synthetic ones, 8 to a row."""
+    cell, gap, margin = GRID_CELL, GRID_CELL // 32, GRID_CELL // 6
+    columns = min(GRID_COLUMNS, len(real))
+    bands = math.ceil(len(real) / columns)
+    pitch = cell + gap
+    band_height = 2 * pitch + 2 * gap
+    grid = Image.new("RGB", (margin + columns * pitch, bands * band_height - gap), "white")
+    for i, pair in enumerate(zip(real, synthetic, strict=True)):
+        band, column = divmod(i, columns)
+        for row, image in enumerate(pair):
+            place = (margin + column * pitch, gap + band * band_height + row * pitch)
+            grid.paste(image.resize((cell, cell)), place)
+    for band in range(bands):
+        for row, word in enumerate(("real", "synthetic")):
+            grid.paste(_upright(word, cell, margin), (0, gap + band * band_height + row * pitch))
+    return grid
+
+
+def _upright(word: str, length: int, thickness: int) -> Image.Image:
+    """A word reading upwards, in a strip of thickness x length."""
+    strip = Image.new("RGB", (length, thickness), "white")
+    font = ImageFont.load_default(thickness * 0.6)
+    ImageDraw.Draw(strip).text((length / 2, thickness / 2), word, fill="black", anchor="mm", font=font)
+    return strip.rotate(90, expand=True)
+
+
+def png_uri(content: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def jpeg_uri(image: Image.Image) -> str:
+    picture = io.BytesIO()
+    image.save(picture, format="JPEG", quality=QUALITY, subsampling=0)
+    return f"data:image/jpeg;base64,{base64.b64encode(picture.getvalue()).decode('ascii')}"
+
+
+def png_bytes(image: Image.Image) -> bytes:
+    picture = io.BytesIO()
+    image.save(picture, format="PNG", optimize=True)
+    return picture.getvalue()
+
+
+def render(template: Path, fields: Mapping[str, Any]) -> bytes:
+    """The page of a jinja2 template, every value in it escaped."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["short"] = short
+    return environment.from_string(template.read_text(encoding="utf-8")).render(**fields).encode("utf-8")

@@ -1,0 +1,139 @@
+"""What a comparison of probes leaves: rows of a table, and a picture of scores with their intervals."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from diffusion.evaluation.metrics.scores import Value
+from diffusion.evaluation.probe import METRICS, PROBES, Probed
+from diffusion.evaluation.reports.training_curves import COLOURS, DPI, FAINT, INK, SOFT
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Results = Mapping[str, Sequence[Probed]]  # name of an encoder -> its probes
+MARKERS = dict(zip(PROBES, "os", strict=True))
+DIFFERENCES = (("both", "real"), ("synthetic", "real"))
+PANEL_WIDTH, ROW, MARGIN = 350, 68, 62  # pixels: of a panel, of a training set in it, of its title and axis
+
+
+def differences(probed: Sequence[Probed]) -> Iterator[tuple[str, str, dict[str, Value]]]:
+    """For each probe what training on more, or on other images changes: probe, `both - real`, values by metric."""
+    found = {(each.probe, each.training): each for each in probed}
+    for kind in PROBES:
+        for one, other in DIFFERENCES:
+            if (kind, one) in found and (kind, other) in found:
+                yield kind, f"{one} - {other}", found[kind, one].minus(found[kind, other])
+
+
+def records(results: Results) -> dict[str, Any]:
+    """All scores and differences, as JSON has them."""
+    return {
+        encoder: {
+            "scores": [{"probe": each.probe, "training": each.training, **each.record()} for each in probed],
+            "differences": [
+                {"probe": kind, "of": what, "values": {metric: value._asdict() for metric, value in values.items()}}
+                for kind, what, values in differences(probed)
+            ],
+        }
+        for encoder, probed in results.items()
+    }
+
+
+def in_words(value: Value, sign: str = "") -> str:
+    """`0.912 [0.851, 0.958]`."""
+    bounds = "" if value.low is None else f" [{value.low:{sign}.3f}, {value.high:{sign}.3f}]"
+    return f"{value.value:{sign}.3f}{bounds}"
+
+
+def score_rows(results: Results) -> list[tuple[str, ...]]:
+    """A table of all scores, its head first."""
+    rows = [("encoder", "probe", "trained on", "images", *(title.lower() for title in METRICS.values()))]
+    for encoder, probed in results.items():
+        for each in probed:
+            head = (encoder, PROBES[each.probe], each.training, str(sum(each.counts.values())))
+            rows.append((*head, *(in_words(value) for value in each.values.values())))
+    return rows
+
+
+def difference_rows(results: Results) -> list[tuple[str, ...]]:
+    """A table of the differences between training sets, its head first; empty when there is none."""
+    rows = [
+        (encoder, PROBES[kind], what, *(in_words(value, "+") for value in values.values()))
+        for encoder, probed in results.items()
+        for kind, what, values in differences(probed)
+    ]
+    head = ("encoder", "probe", "difference", *(title.lower() for title in METRICS.values()))
+    return [head, *rows] if rows else []
+
+
+def as_csv(results: Results) -> str:
+    """One row per encoder, probe and training set; of each metric its value and the two ends of its interval."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    metrics = [f"{metric}{end}" for metric in METRICS for end in ("", "_low", "_high")]
+    writer.writerow(["encoder", "probe", "training", "training_images", *metrics])
+    for encoder, probed in results.items():
+        for each in probed:
+            numbers = [number for value in each.values.values() for number in value]
+            writer.writerow([encoder, each.probe, each.training, sum(each.counts.values()), *numbers])
+    return text.getvalue()
+
+
+def draw(results: Results, chance: Mapping[str, float]) -> bytes:
+    """A panel for each encoder (down) and metric (across), with the intervals of each training set, as PNG.
+
+    chance: the scores of guessing, by metric, drawn as dashed lines.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    trainings = list(dict.fromkeys(each.training for probed in results.values() for each in probed))
+    size = len(METRICS) * PANEL_WIDTH / DPI, (len(results) * (len(trainings) * ROW + MARGIN) + 40) / DPI
+    figure = Figure(figsize=size, dpi=DPI, layout="constrained", facecolor="white")
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
+    grid = figure.subplots(len(results), len(METRICS), sharex="col", sharey=True, squeeze=False)
+    for row, (encoder, probed) in enumerate(results.items()):
+        for axes, metric in zip(grid[row], METRICS, strict=True):
+            _draw_panel(axes, probed, metric, trainings, chance.get(metric))
+        grid[row][0].set_ylabel(encoder, color=INK, fontsize=10, labelpad=10)
+    for axes, title in zip(grid[0], METRICS.values(), strict=True):
+        axes.set_title(title, loc="left", fontsize=11, color=INK)
+    handles = [
+        Line2D([], [], color=COLOURS[i], marker=MARKERS[kind], linewidth=2, label=title)
+        for i, (kind, title) in enumerate(PROBES.items())
+    ]
+    handles.append(Line2D([], [], color=SOFT, linestyle="--", linewidth=1, label="chance"))
+    figure.legend(handles=handles, loc="outside upper left", ncols=3, frameon=False, labelcolor=INK, fontsize=11)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=DPI, metadata={"Software": None})
+    return picture.getvalue()
+
+
+def _draw_panel(
+    axes: Axes, probed: Sequence[Probed], metric: str, trainings: Sequence[str], chance: float | None
+) -> None:
+    for each in probed:
+        i = list(PROBES).index(each.probe)
+        side = 2 * i - 1  # the linear probe and its number above the middle, k-NN below
+        place, value = trainings.index(each.training) + 0.13 * side, each.values[metric]
+        if value.low is not None:
+            axes.plot([value.low, value.high], [place, place], color=COLOURS[i], linewidth=2, solid_capstyle="round")
+        axes.plot(value.value, place, MARKERS[each.probe], color=COLOURS[i], markersize=7)
+        axes.annotate(
+            f"{value.value:.3f}", (value.value, place), (0, -7 * side), textcoords="offset points",
+            ha="center", va="top" if side > 0 else "bottom", fontsize=8.5, color=COLOURS[i],
+        )  # fmt: skip
+    if chance is not None:
+        axes.axvline(chance, color=SOFT, linestyle="--", linewidth=1.2, zorder=1.5)
+    axes.set_yticks(range(len(trainings)), trainings)
+    axes.set_ylim(len(trainings) - 0.5, -0.5)  # the first on top
+    axes.tick_params(colors=SOFT)
+    axes.tick_params(axis="y", length=0, labelcolor=INK, labelsize=10)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(SOFT)
+    axes.grid(axis="x", color=FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)

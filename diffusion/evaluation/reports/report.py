@@ -1,0 +1,204 @@
+"""What is written of scores: scores.json, pairs.csv, a picture of pairs, and the page that shows it all."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from diffusion.evaluation.measure import REAL, SYNTHETIC, TRAINING, Measured, Source, summary
+from diffusion.evaluation.metrics.scores import QUANTITIES, Value
+from diffusion.evaluation.reports import charts, page
+from diffusion.evaluation.reports.curves import Curve, read_curves
+from diffusion.evaluation.sets.features import Timing
+from diffusion.evaluation.sets.images import ImageSet, window_of
+from diffusion.evaluation.sets.provenance import versions
+from diffusion.utils.errors import InputError
+from diffusion.utils.files import write_whole
+
+TEMPLATE = Path(__file__).resolve().parents[3] / "asset" / "report.html.j2"
+CARDS = ("fd", "kid", "precision", "recall", "similarity", "above_random")
+LOSS, HELD_OUT = "train/loss", "validation/loss"
+
+
+@dataclass(frozen=True)
+class Losses:
+    """A run's training loss and, if it took one, its loss on held-out samples."""
+
+    training: Curve
+    validation: Curve | None = None
+
+
+def read_losses(workdir: Path) -> Losses:
+    """From the TensorBoard files in a work dir. Raises MissingError when there are none, InputError without a loss."""
+    curves = read_curves(workdir)
+    if LOSS not in curves:
+        raise InputError(f"no scalar {LOSS} in {workdir}; there are {', '.join(curves) or 'none'}")
+    return Losses(curves[LOSS], curves.get(HELD_OUT))
+
+
+@dataclass(frozen=True)
+class About:
+    """What a report says beside the scores. measured: how they were taken, by names; settings: of the samples."""
+
+    note: str = ""
+    seed: int = 0
+    measured: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
+    losses: Losses | None = None
+    timing: Timing = field(default_factory=Timing)
+    notes: Sequence[str] = ()
+
+
+def write_report(out: Path, measured: Sequence[Measured], sources: Mapping[str, Source], about: About) -> list[str]:
+    """Write everything into a folder, the page last; returns the notes that the page has."""
+    pairs = measured[0].scores.pairs
+    notes = [*about.notes, *gather_notes(measured)]
+    grid = None
+    if pairs is not None and isinstance(sources[REAL], ImageSet):
+        chosen = page.choose_pairs(pairs, about.seed)
+        windows = [[_window(sources[kind], row) for row in chosen] for kind in (REAL, SYNTHETIC)]
+        grid = page.png_bytes(page.pairs_grid(*windows))
+    content = page.render(TEMPLATE, page_fields(measured, sources, about, notes))
+    record = {"encoders": summary(measured), "notes": notes, "note": about.note, "seed": about.seed,
+              "images": {kind: _about_set(kind, measured[0]) for kind in sources},
+              "measured": dict(about.measured), "settings": dict(about.settings), "versions": versions()}  # fmt: skip
+    if about.losses is not None:
+        record["loss"] = _loss_fields(about.losses)
+    files = {
+        "scores.json": (json.dumps(record, indent=2) + "\n").encode("utf-8"),
+        "pairs.csv": pairs_table(measured),
+        "pairs.png": grid,
+        "index.html": content,
+    }
+    for name, written in files.items():
+        if written is None:
+            (out / name).unlink(missing_ok=True)  # an earlier report's
+            continue
+        write_whole(out / name, written)
+    return notes
+
+
+def gather_notes(measured: Sequence[Measured]) -> list[str]:
+    """Those of the sets once, and those of each encoder, named where there are several."""
+    notes = list(measured[0].notes)
+    for part in measured:
+        name = f"{part.scores.encoder}: " if len(measured) > 1 else ""
+        notes += [name + note for note in part.scores.notes]
+    return list(dict.fromkeys(notes))
+
+
+def pairs_table(measured: Sequence[Measured]) -> bytes | None:
+    """Every pair with its similarity by each encoder, as CSV; None when there are no pairs."""
+    pairs = measured[0].scores.pairs
+    if pairs is None:
+        return None
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["name", "window", *(part.scores.encoder for part in measured)])
+    by_encoder = [part.scores.pairs.similarity.tolist() for part in measured]
+    for row, *similarities in zip(pairs.rows, *by_encoder, strict=True):
+        table.writerow([row.name, row.window, *(f"{similarity:.6f}" for similarity in similarities)])
+    return text.getvalue().encode("utf-8")
+
+
+def page_fields(
+    measured: Sequence[Measured], sources: Mapping[str, Source], about: About, notes: Sequence[str]
+) -> dict[str, Any]:
+    """What the template shows."""
+    first, pictures = measured[0], isinstance(sources[REAL], ImageSet)
+    names = [name for name in QUANTITIES if any(name in part.scores.values for part in measured)]
+    fields: dict[str, Any] = {
+        "note": about.note,
+        "notes": notes,
+        "sets": [{"kind": kind, **_about_set(kind, first)} for kind in sources],
+        "encoders": [_encoder_fields(part) for part in measured],
+        "cards": [_card(name, first) for name in CARDS if name in first.scores.values],
+        "rows": [{**QUANTITIES[name]._asdict(), "cells": _cells(name, measured)} for name in names],
+        "loss": None if about.losses is None else _loss_fields(about.losses, plot=True),
+        "pairs": [],
+        "pair_count": 0 if first.scores.pairs is None else len(first.scores.pairs.rows),
+        "neighbours": [],
+        "sheets": [],
+        "tables": [("Sampling", about.settings)] if about.settings else [],
+    }
+    weights = {f"weights of {part.scores.encoder}": part.weights for part in measured if part.weights}
+    fields["tables"].append(("Scoring", {**about.measured, **weights, "made": date.today().isoformat()}))
+    fields["tables"] += [("Time", _timing_fields(about.timing))] if about.timing.images else []
+    fields["tables"].append(("Versions", versions()))
+    if pictures and first.scores.pairs is not None:
+        fields["pairs"] = page.show_pairs(first.scores.pairs, sources[REAL], sources[SYNTHETIC])
+    if pictures and first.scores.neighbours is not None:
+        rows, training = first.features[SYNTHETIC].rows, first.features[TRAINING].rows
+        looked_up = (first.scores.neighbours, rows, sources[SYNTHETIC], training, sources[TRAINING])
+        fields["neighbours"] = page.show_neighbours(*looked_up)
+    if pictures:
+        fields["sheets"] = [
+            {"title": f"{kind.capitalize()} images", "src": page.contact_sheet(sources[kind], part.rows, about.seed)}
+            for kind, part in first.features.items()
+            if kind != TRAINING
+        ]
+    return fields
+
+
+def _window(images: ImageSet, row: Any) -> Any:
+    return window_of(images.files[row.name], images.fit, row.window)
+
+
+def _about_set(kind: str, first: Measured) -> dict[str, Any]:
+    features = first.features[kind]
+    return {"count": len(features), "formats": features.formats, "left_out": features.bad}
+
+
+def _encoder_fields(part: Measured) -> dict[str, Any]:
+    scores, plots = part.scores, []
+    if scores.pairs is not None:
+        title = f"Similarity of pairs, in features of {scores.encoder}"
+        plots.append({"title": title, "src": page.png_uri(charts.plot_similarity(scores.pairs))})
+    if scores.extrapolation is not None:
+        plot = charts.plot_extrapolation(scores.extrapolation, min(scores.counts.values()))
+        title = f"Fréchet distance by the number of images, in features of {scores.encoder}"
+        plots.append({"title": title, "src": page.png_uri(plot)})
+    return {"name": scores.encoder, "width": scores.width, "compared": part.untrained is not None, "plots": plots}
+
+
+def _card(name: str, part: Measured) -> dict[str, Any]:
+    compared = part.untrained.values.get(name) if part.untrained is not None else None
+    fields = {**QUANTITIES[name]._asdict(), **part.scores.values[name]._asdict()}
+    return {**fields, "compared": None if compared is None else compared.value}
+
+
+def _cells(name: str, measured: Sequence[Measured]) -> list[Value | None]:
+    cells = []
+    for part in measured:
+        cells.append(part.scores.values.get(name))
+        if part.untrained is not None:
+            cells.append(part.untrained.values.get(name))
+    return cells
+
+
+def _loss_fields(losses: Losses, plot: bool = False) -> dict[str, Any]:
+    smooth, held_out = losses.training.smoothed(), losses.validation
+    fields: dict[str, Any] = {
+        "points": len(losses.training.steps),
+        "steps": losses.training.steps[-1],
+        "first": smooth[0],
+        "last": smooth[-1],
+        "validation": None if held_out is None else [held_out.values[0], held_out.values[-1]],
+    }
+    if plot:
+        fields["src"] = page.png_uri(charts.plot_losses(losses.training, held_out))
+    return fields
+
+
+def _timing_fields(timing: Timing) -> dict[str, str]:
+    return {
+        "images embedded": str(timing.images),
+        "seconds": f"{timing.seconds:.1f}",
+        "of these in the encoder": f"{100 * timing.encoder_share:.0f} %",
+    }

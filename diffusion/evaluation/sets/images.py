@@ -1,0 +1,127 @@
+"""Folders of images to score: which there are, and their pixels as windows of 256."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import Dataset
+
+from diffusion.data.images import open_image
+from diffusion.encoders.embedders import WINDOW
+from diffusion.utils.errors import InputError, MissingError
+from diffusion.utils.folders import LeftOut, walk_files
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
+OTHER_IMAGES = frozenset((".gif", ".heic", ".jp2", ".jpe", ".jpf", ".ppm", ".avif", ".svs", ".ndpi", ".mrxs", ".scn"))
+LOSSY = ("JPEG", "WEBP", "JPEG in TIFF")  # formats that (WEBP: may) have lost something
+OVERVIEWS = re.compile(
+    r"slides_\d+"
+)  # folders of tools/extract_patches.py: pictures of whole slides beside their patches
+MOST_PIXELS = 2**30  # 3 GiB in memory
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """The images of a folder and those below it, by name: the path below the folder without its suffix; in name order.
+    Pictures of whole slides, which lie beside their patches, and hidden files and folders are none of them.
+
+    fit: what is done with an image that is not 256 x 256. "refuse" it; "resize" the square in its middle, antialiased;
+    or take every whole one of its "windows" of 256 for an image.
+    """
+
+    folder: Path
+    files: dict[str, Path]
+    fit: str = "refuse"
+
+    @classmethod
+    def open(cls, folder: Path, fit: str = "refuse") -> ImageSet:
+        """Raises MissingError when there is no image, InputError when two have one name."""
+        if not folder.is_dir():
+            raise MissingError(f"no folder of images at {folder}")
+        files: dict[str, Path] = {}
+        left_out = LeftOut()
+        for path in walk_files(folder, left_out, enter=lambda name: not OVERVIEWS.fullmatch(name)):
+            if path.suffix.lower() in OTHER_IMAGES:
+                left_out.add(f"images of other kinds than {', '.join(SUFFIXES)}", path)
+            if path.suffix.lower() not in SUFFIXES:
+                continue
+            name = path.relative_to(folder).with_suffix("").as_posix()
+            if name in files:
+                raise InputError(f"{files[name]} and {path} have one name; keep one of them")
+            files[name] = path
+        left_out.report()
+        if not files:
+            raise MissingError(f"no image in {folder}; expected {', '.join(SUFFIXES)}")
+        return cls(folder, dict(sorted(files.items())), fit)
+
+
+class Decoded(NamedTuple):
+    """One file: its windows, uint8 (k, 256, 256, 3), and the format that it is in; or none, and why."""
+
+    windows: np.ndarray | None
+    format: str = ""
+    wrong: str = ""
+    refused: bool = False  # readable, but of a size that was not asked for
+
+
+class DecodedImages(Dataset):
+    """The windows of some files, for the workers of a loader: what is wrong with one is returned, not raised."""
+
+    def __init__(self, paths: Sequence[Path], fit: str):
+        self.paths, self.fit = paths, fit
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> Decoded:
+        return decode(self.paths[i], self.fit)
+
+
+def decode(path: Path, fit: str = "refuse") -> Decoded:
+    """Read one image whole and cut, or resize, it to windows."""
+    try:
+        image = open_image(path, MOST_PIXELS)
+    except InputError as error:
+        return Decoded(None, wrong=f"cannot be read ({str(error).removeprefix(f'{path} ')})")
+    if image.mode != "RGB":
+        return Decoded(None, wrong=f"has mode {image.mode}: convert it to RGB")
+    width, height = image.size
+    about = f"has {width} x {height} pixels, "
+    if (width, height) == (WINDOW, WINDOW):
+        windows = np.array(image)[None]
+    elif fit == "refuse":
+        return Decoded(None, wrong=f"{about}expected {WINDOW} x {WINDOW}", refused=True)
+    elif fit == "resize":
+        windows = np.array(_middle(image).resize((WINDOW, WINDOW), Image.Resampling.BICUBIC))[None]
+    elif min(width, height) < WINDOW:
+        return Decoded(None, wrong=f"{about}less than a window of {WINDOW}", refused=True)
+    else:
+        windows = _windows(np.array(image))
+    in_jpeg = image.format == "TIFF" and image.info.get("compression") == "jpeg"
+    return Decoded(windows, "JPEG in TIFF" if in_jpeg else image.format)
+
+
+def _middle(image: Image.Image) -> Image.Image:
+    """The largest square in the middle."""
+    width, height = image.size
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    return image.crop((left, top, left + side, top + side))
+
+
+def _windows(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, 3) -> (k, 256, 256, 3), row-major; what is over at the right and below is left out."""
+    rows, columns = pixels.shape[0] // WINDOW, pixels.shape[1] // WINDOW
+    grid = pixels[: rows * WINDOW, : columns * WINDOW].reshape(rows, WINDOW, columns, WINDOW, 3)
+    return grid.swapaxes(1, 2).reshape(rows * columns, WINDOW, WINDOW, 3)
+
+
+def window_of(path: Path, fit: str, number: int) -> Image.Image:
+    """One window of a file that can be read, as a picture to show."""
+    return Image.fromarray(decode(path, fit).windows[number])

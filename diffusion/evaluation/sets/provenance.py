@@ -1,0 +1,53 @@
+"""What a reader of scores must know of how they came about: settings of the samples, versions of the packages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from diffusion.utils.text import read_json
+
+SETTINGS_FILE = "samples.json"
+FOR_MACHINES = ("checkpoint_time", "weights", "vae_weights")  # which tell weights apart, but nothing to a reader
+PACKAGES = ("torch", "torchvision", "timm", "diffusers", "torch-fidelity", "numpy", "pillow")
+
+
+def read_settings(folder: Path) -> dict[str, str]:
+    """Read what `samples.json`, in or above a folder of samples, says of them: names to short texts; empty when there is none.
+
+    Raises InputError when it is damaged.
+    """
+    places = (folder / SETTINGS_FILE, folder.resolve().parent / SETTINGS_FILE)
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        return {}
+    settings = read_json(path, "record of samples")
+    return {name: value for name, value in _flat(settings).items() if name not in FOR_MACHINES}
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings to one level; a long list to its length."""
+    flat: dict[str, str] = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and (len(value) > 8 or any(isinstance(item, (dict, list)) for item in value)):
+            flat[prefix + key] = f"{len(value)} entries"
+        else:
+            flat[prefix + key] = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return flat
+
+
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Python's version and those of the packages that are installed."""
+    import platform
+    from importlib import metadata
+
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,221 @@
+"""Extraction of features: images are decoded in workers, windows of several images share a pass, a thread writes.
+
+Letters: P patches of one group, S pixels a side, k windows a side, W pixels a window.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from diffusion.data.crops import WINDOW, tokens_per_image
+from diffusion.data.datasets.pan_cancer import LARGE_PATCH
+from diffusion.data.features.loose import (
+    feature_path,
+    features_folder,
+    is_valid,
+    made_by_file,
+    moments_shape,
+    read_made_by,
+    write_feature,
+)
+from diffusion.data.index.patch_index import PatchIndex, index_keys
+from diffusion.data.slides.patches import read_patch
+from diffusion.encoders.embedders import PatchEmbedder
+from diffusion.encoders.latents import LatentCodec, from_uint8
+from diffusion.utils.errors import InputError, MissingError
+from diffusion.utils.files import written_aside
+
+WRITERS = 4  # threads; on a network drive one would wait for every file
+
+
+def choose_key(index: Path, dataset: str, size: int) -> tuple[str, int]:
+    """The index key to extract and the size of its patches: patches of `size` if indexed, else 1024 ones in windows.
+
+    Raises MissingError when the index has neither, InputError when such windows do not tile a patch.
+    """
+    keys = index_keys(index)
+    for patch_size in (size, LARGE_PATCH):
+        key = f"{dataset}_{patch_size}"
+        if key in keys:
+            if patch_size % size or size % WINDOW:
+                raise InputError(f"--size {size}: expected a multiple of {WINDOW} that divides {patch_size}")
+            return key, patch_size
+    raise MissingError(
+        f"{index} has no key {dataset}_{size} or {dataset}_{LARGE_PATCH}; it has {', '.join(keys) or 'none'}"
+    )
+
+
+@dataclass(frozen=True)
+class FeatureFiles:
+    """Where the two feature files of every patch of one index key go, and what they must hold."""
+
+    root: Path
+    features_dir: str | None
+    patch_size: int
+    embedding_width: int
+    vae_prefix: str
+    ssl_prefix: str
+
+    @property
+    def folder(self) -> Path:
+        return features_folder(self.root, self.features_dir)
+
+    def paths(self, name: str) -> tuple[Path, Path]:
+        return feature_path(self.folder, name, self.vae_prefix), feature_path(self.folder, name, self.ssl_prefix)
+
+    def done(self, name: str) -> bool:
+        """Whether both files are there and whole: of the right shape and type, every value finite."""
+        latents, tokens = self.paths(name)
+        width = (tokens_per_image(self.patch_size), self.embedding_width)
+        return is_valid(latents, moments_shape(self.patch_size)) and is_valid(tokens, width)
+
+    def write(self, name: str, moments: torch.Tensor, tokens: torch.Tensor) -> None:
+        """Write both files; moments (32, S/8, S/8) and tokens (L, D), on any device."""
+        latents_path, tokens_path = self.paths(name)
+        write_feature(latents_path, moments.cpu().numpy())
+        write_feature(tokens_path, tokens.cpu().numpy())
+
+    def claim(self, key: str, made_by: dict[str, dict[str, Any]]) -> None:
+        """Hold how the features of each prefix are made against the record of earlier runs, and add to it.
+
+        The names of feature files say nothing of the window or the weights, and files of two kinds must not mix.
+        Raises InputError naming the first difference.
+        """
+        path, before = made_by_file(self.folder, key), read_made_by(self.folder, key)
+        for prefix, made in made_by.items():
+            for what, value in made.items():
+                had = before.get(prefix, {}).get(what, value)
+                if had != value:
+                    raise InputError(
+                        f"*_{prefix}.npy of {key} were made with {what} {had}, and now {value} is asked for; "
+                        "give other endings (--vae_prefix, --ssl_prefix) or another --features_dir, "
+                        f"or delete those files and {path}"
+                    )
+        with written_aside(path) as temporary:
+            temporary.write_text(json.dumps({**before, **made_by}, indent=1))
+
+
+class Patch(NamedTuple):
+    """One patch as a worker read it: uint8 (3, S, S); None when its features are there, or when `wrong` says why not."""
+
+    name: str
+    pixels: torch.Tensor | None
+    wrong: str | None = None
+
+
+class Patches(Dataset):
+    """Every world_size-th patch of an index, from the rank-th on: one process's share."""
+
+    def __init__(self, index: PatchIndex, files: FeatureFiles, rank: int, world_size: int):
+        self.index, self.files = index, files
+        self.mine = range(rank, len(index), world_size)
+
+    def __len__(self) -> int:
+        return len(self.mine)
+
+    def __getitem__(self, i: int) -> Patch:
+        name = self.index.name(self.mine[i])
+        if self.files.done(name):
+            return Patch(name, None)
+        try:
+            pixels = read_patch(self.files.root / "patches" / name, self.files.patch_size)
+        except InputError as error:
+            return Patch(name, None, str(error))
+        return Patch(name, torch.tensor(pixels).permute(2, 0, 1).contiguous())  # a copy: decoded pixels are read-only
+
+
+class Outcome(NamedTuple):
+    """What became of one patch: written now, there before, or wrong."""
+
+    name: str
+    written: bool
+    wrong: str | None = None
+
+
+def extract(
+    patches: Patches, codec: LatentCodec, embedder: PatchEmbedder, window: int, batch_size: int, workers: int
+) -> Iterator[Outcome]:
+    """Compute and write the features that patches lack, and say what became of every patch; in order but for those there.
+
+    window: W, pixels that the VAE encodes at once; batch_size: windows in a pass of a network.
+    """
+    device = embedder.device
+    loader = DataLoader(patches, batch_size=None, num_workers=workers, pin_memory=device.type == "cuda")
+    waiting: deque[Future] = deque()
+    at_once = max(1, batch_size // tokens_per_image(patches.files.patch_size))
+    with ThreadPoolExecutor(WRITERS) as writer:  # the device goes on while files are written
+        for group in groups(loader, at_once):
+            if not isinstance(group, list):
+                yield group
+                continue
+            pixels = torch.stack([patch.pixels for patch in group]).to(device, non_blocking=True)
+            moments = encode(pixels, codec, window, batch_size).half()
+            tokens = embed(pixels, embedder, batch_size).half()
+            names = [patch.name for patch in group]
+            waiting.append(writer.submit(write_group, patches.files, names, moments, tokens))
+            while len(waiting) > 2 * WRITERS:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+
+
+def groups(patches: Iterable[Patch], at_once: int) -> Iterator[list[Patch] | Outcome]:
+    """Patches to compute, some at once; the others by what became of them, as they come."""
+    group: list[Patch] = []
+    for patch in patches:
+        if patch.pixels is None:
+            yield Outcome(patch.name, False, patch.wrong)
+            continue
+        group.append(patch)
+        if len(group) == at_once:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def write_group(files: FeatureFiles, names: list[str], moments: torch.Tensor, tokens: torch.Tensor) -> list[Outcome]:
+    """Write a group's features; one that is not finite is not written, but named."""
+    moments, tokens = moments.cpu(), tokens.cpu()
+    outcomes = []
+    for name, patch_moments, patch_tokens in zip(names, moments, tokens, strict=True):
+        try:
+            files.write(name, patch_moments, patch_tokens)
+            outcomes.append(Outcome(name, True))
+        except InputError as error:
+            outcomes.append(Outcome(name, False, str(error)))
+    return outcomes
+
+
+def encode(pixels: torch.Tensor, codec: LatentCodec, window: int, batch_size: int) -> torch.Tensor:
+    """Posterior mean and std (P, 32, S/8, S/8), float32, of uint8 pixels (P, 3, S, S), encoded in windows of W pixels."""
+    per_side = pixels.shape[-1] // window
+    windows = cut(pixels, window).split(batch_size)
+    return join(torch.cat([codec.moments(from_uint8(part)) for part in windows]), per_side)
+
+
+def embed(pixels: torch.Tensor, embedder: PatchEmbedder, batch_size: int) -> torch.Tensor:
+    """Embeddings (P, n, D), float32, of the 256-pixel windows of uint8 pixels (P, 3, S, S), row-major."""
+    embeddings = torch.cat([embedder.embed(part) for part in cut(pixels, WINDOW).split(batch_size)])
+    return embeddings.unflatten(0, (len(pixels), -1))
+
+
+def cut(images: torch.Tensor, window: int) -> torch.Tensor:
+    """(P, C, k*W, k*W) -> (P*k*k, C, W, W), row-major."""
+    tiles = images.unfold(2, window, window).unfold(3, window, window)  # (P, C, k, k, W, W)
+    return tiles.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
+
+
+def join(tiles: torch.Tensor, per_side: int) -> torch.Tensor:
+    """The inverse of cut: (P*k*k, C, w, w) -> (P, C, k*w, k*w)."""
+    grid = tiles.unflatten(0, (-1, per_side, per_side)).permute(0, 3, 1, 4, 2, 5)  # (P, C, k, w, k, w)
+    return grid.flatten(4, 5).flatten(2, 3)

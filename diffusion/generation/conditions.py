@@ -1,0 +1,214 @@
+"""What pictures are made for: the tokens of indexed patches, of image files, of a region of a slide, or of a file.
+
+Letters: L tokens of an image, D their width, S its side in pixels, R x K tokens of a large picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from diffusion.data.crops import WINDOW
+from diffusion.data.datasets.pan_cancer import LARGE_PATCH, PanCancerData, PanCancerDataLowRes
+from diffusion.data.index.patch_index import index_keys, index_path, split_key
+from diffusion.data.sampler import Draw, Permutation
+from diffusion.data.slides.cutting import places_apart
+from diffusion.data.slides.patches import neighbour
+from diffusion.data.slides.reader import PlainImage, Slide
+from diffusion.encoders.embedders import PatchEmbedder
+from diffusion.utils.errors import InputError, MissingError
+from diffusion.utils.seeds import mix_seed
+
+PARALLEL = 1e-4  # radians between tokens below which there is no arc to go along
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Tokens (L, D), a name for the file of what is made for them, and the tissue they are of, uint8 (3, S, S), if known."""
+
+    name: str
+    tokens: torch.Tensor
+    pixels: torch.Tensor | None = None
+
+
+class IndexConditions(Sequence[Condition]):
+    """Patches of an index in a random order, without repeats until it is through, then in another one.
+
+    pixels: whether they carry their tissue, where its image is there.
+    """
+
+    def __init__(self, dataset: PanCancerData, seed: int, pixels: bool = False):
+        self.dataset, self.seed, self.pixels = dataset, seed, pixels
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, i: int) -> Condition:
+        item = self.dataset[Draw(self._sample(i), mix_seed(self.seed, i))]
+        stem = Path(item.name)
+        image = self.dataset.image(item.name, item.crop) if self.has_pixels(i) else None
+        return Condition(f"{stem.parent.name}_{stem.stem}_{item.crop}", item.tokens, image)
+
+    def has_pixels(self, i: int) -> bool:
+        """Tell whether condition `i` carries its tissue: features condition as well without images."""
+        return self.pixels and (self.dataset.root / "patches" / self.dataset.name_of(self._sample(i))).is_file()
+
+    def _sample(self, i: int) -> int:
+        round_, place = divmod(i, len(self))
+        return Permutation(len(self), mix_seed(self.seed, round_))(place)
+
+
+def open_conditions(arguments: dict[str, Any], keys: list[str] | None) -> PanCancerData:
+    """Open the patches that conditions come from.
+
+    arguments: of the data set in a run's config. keys replace its index keys; they may hold patches of the image's own
+    size or, cropped, of 1024 pixels. Without any, patches are taken as in training, or else in the way that the index
+    allows. Raises InputError for keys of both kinds or another size.
+    """
+    arguments = dict(arguments)
+    low_resolution, size = arguments.pop("type") == "PanCancerDataLowRes", arguments["resolution"]
+    if keys is None and arguments["train_subset_keys"] is None:
+        path = index_path(arguments["root"], arguments["patch_names_file"])
+        present = {split_key(key)[1] for key in index_keys(path)}
+        as_trained, otherwise = (LARGE_PATCH, size) if low_resolution else (size, LARGE_PATCH)
+        if as_trained not in present and otherwise in present:
+            low_resolution = not low_resolution
+    if keys is not None:
+        sizes = {split_key(key)[1] for key in keys}
+        if sizes not in ({size}, {LARGE_PATCH}):
+            raise InputError(f"--subset_keys {' '.join(keys)}: expected keys of {size} or all of {LARGE_PATCH} pixels")
+        low_resolution = sizes != {size}
+        arguments["train_subset_keys"] = keys
+    return (PanCancerDataLowRes if low_resolution else PanCancerData)(**arguments)
+
+
+def from_images(paths: Sequence[Path], embedder: PatchEmbedder, size: int) -> list[Condition]:
+    """Images embedded now, of larger ones the square of `size` pixels in their middle.
+
+    Raises MissingError, or InputError for what is no RGB image or too small.
+    """
+    conditions = []
+    for path in paths:
+        image = PlainImage(path)
+        if min(image.width, image.height) < size:
+            raise InputError(f"{path} has {image.width} x {image.height} pixels: expected {size} x {size} or more")
+        x, y = (image.width - size) // 2, (image.height - size) // 2
+        tokens = embed_region(Region(image, x, y), size // WINDOW, size // WINDOW, embedder)
+        pixels = torch.from_numpy(np.array(image.read(x, y, size))).permute(2, 0, 1)
+        conditions.append(Condition(path.stem, tokens.flatten(0, 1), pixels))
+    return conditions
+
+
+def from_token_files(paths: Sequence[Path], tokens: int) -> list[Condition]:
+    """Embeddings in .npy files, (L, D) for one image or (n, L, D) for several. Raises MissingError, InputError."""
+    conditions = []
+    for path in paths:
+        values = read_tokens_file(path)
+        images = values[None] if values.ndim == 2 else values
+        if images.ndim != 3 or images.shape[1] != tokens:
+            raise InputError(
+                f"{path} holds {tuple(values.shape)}: expected ({tokens}, D), or several as (n, {tokens}, D)"
+            )
+        names = [path.stem] if len(images) == 1 else [f"{path.stem}_{i}" for i in range(len(images))]
+        conditions += [Condition(name, image) for name, image in zip(names, images, strict=True)]
+    return conditions
+
+
+def read_tokens_file(path: Path) -> torch.Tensor:
+    """The numbers of an .npy file in float32. Raises MissingError, or InputError for one that is damaged or not finite."""
+    if not path.is_file():
+        raise MissingError(f"no file of tokens at {path}")
+    try:
+        with open(path, "rb") as file:
+            if file.read(6) != b"\x93NUMPY":
+                raise ValueError("it does not begin as one; images go with --images or --reference")
+        array = np.load(path, allow_pickle=False)
+        if array.dtype.kind not in "fiu" or array.size == 0:
+            raise ValueError(f"{array.dtype} of shape {array.shape}")
+    except (ValueError, TypeError, EOFError, OSError, AttributeError) as error:
+        raise InputError(f"{path} is not a whole .npy file of real numbers ({str(error).split('.')[0]})") from None
+    values = torch.from_numpy(array).float()
+    if not values.isfinite().all():
+        raise InputError(f"{path} holds numbers that are not finite")
+    return values
+
+
+class Region(NamedTuple):
+    """A part of a slide from pixel x, y on."""
+
+    slide: Slide
+    x: int
+    y: int
+
+    def window(self, row: int, column: int) -> np.ndarray:
+        """One of its 256-pixel windows, uint8 (256, 256, 3)."""
+        return np.asarray(self.slide.read(self.x + WINDOW * column, self.y + WINDOW * row, WINDOW))
+
+
+def embed_region(
+    region: Region, rows: int, columns: int, embedder: PatchEmbedder, batch_size: int = 64
+) -> torch.Tensor:
+    """Tokens (rows, columns, D), float32 on the CPU, of a region's windows."""
+    places = list(product(range(rows), range(columns)))
+    tokens = []
+    for first in range(0, len(places), batch_size):
+        windows = np.stack([region.window(*place) for place in places[first : first + batch_size]])
+        tokens.append(embedder.embed(torch.from_numpy(windows).permute(0, 3, 1, 2)).cpu())
+    return torch.cat(tokens).unflatten(0, (rows, columns))
+
+
+def region_bands(region: Region, rows: int, columns: int) -> Iterator[torch.Tensor]:
+    """The pixels of a region from the top down, in bands (3, 256, 256 * columns), uint8."""
+    for row in range(rows):
+        band = np.concatenate([region.window(row, column) for column in range(columns)], axis=1)
+        yield torch.from_numpy(band).permute(2, 0, 1)
+
+
+def neighbourhood(dataset: PanCancerData, i: int, seed: int, rows: int, columns: int) -> Condition:
+    """A grid of tokens (rows, columns, D) of a random patch and, to its right and below it, those of the patches there.
+
+    The index lists only tissue: where a slide has no neighbour, the patch itself is mirrored into its place.
+    """
+    patches = len(dataset.index)
+    which, name = dataset.index.locate(Permutation(patches, mix_seed(seed, i // patches))(i % patches))
+    features, side = dataset.features[which], dataset.patch_size // WINDOW
+    apart = places_apart(dataset.root / "patches", name, dataset.patch_size)
+
+    def tokens_of(patch: str) -> torch.Tensor:
+        return torch.from_numpy(features.tokens(patch)).float().unflatten(0, (side, side))
+
+    first = tokens_of(name)
+    bands = []
+    for down in range(-(-rows // side)):
+        band = []
+        for right in range(-(-columns // side)):
+            other = neighbour(name, apart * right, apart * down) if apart and (right or down) else None
+            if other is not None and all(features.present(other)):
+                band.append(tokens_of(other))
+            else:
+                band.append(first.flip([axis for axis, places in ((0, down), (1, right)) if places % 2]))
+        bands.append(torch.cat(band, dim=1))
+    path = Path(name)
+    return Condition(f"{path.parent.name}_{path.stem}", torch.cat(bands)[:rows, :columns])
+
+
+def slerp(first: torch.Tensor, second: torch.Tensor, part: float) -> torch.Tensor:
+    """Tokens (L, D) between two others: each turned along the arc (Shoemake 1985), its length interpolated linearly.
+
+    Embeddings lie in a shell about the origin; on the straight line between two the length would sag.
+    """
+    lengths = torch.lerp(first.norm(dim=-1, keepdim=True), second.norm(dim=-1, keepdim=True), part)
+    a, b = F.normalize(first, dim=-1), F.normalize(second, dim=-1)
+    angle = torch.arccos((a * b).sum(-1, keepdim=True).clamp(-1, 1))
+    if (angle > PARALLEL).logical_and(angle < torch.pi - PARALLEL).all():
+        direction = (torch.sin((1 - part) * angle) * a + torch.sin(part * angle) * b) / torch.sin(angle)
+    else:  # some have no arc between them, or no one arc
+        direction = F.normalize(torch.lerp(a, b, part), dim=-1)
+    return lengths * direction

@@ -1,0 +1,174 @@
+"""Picture files: written band by band, so that a large one is never in memory whole, and with a note of how it was made.
+
+Beyond the size that viewers of PNG bear, pictures are TIFFs of tiles in several resolutions, which OpenSlide opens.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import struct
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+
+from diffusion.utils.errors import InputError
+from diffusion.utils.files import written_aside
+
+LARGEST_PNG = 8192  # pixels a side; larger pictures are TIFFs
+TILE = 512  # pixels a side of a TIFF's tiles
+SMALLEST_LEVEL = 1024  # pixels of the longer side at which the pyramid ends
+BIG_TIFF = 2**32 - 2**25  # bytes from which a TIFF needs 64-bit offsets
+GAP, LABEL = 8, 22  # pixels between the images of a grid, and for a label above each
+NOTE = "pixcell"  # key of the note in a PNG
+
+
+def save_image(path: Path, pixels: torch.Tensor, note: dict[str, Any], **options: Any) -> None:
+    """Write an image of uint8 pixels (3, H, W) aside, then rename, as PNG or JPEG by its suffix.
+
+    note: kept in the file as JSON: text under `pixcell` of a PNG, comment of a JPEG. options: Pillow's.
+    Raises InputError for another suffix.
+    """
+    kind = image_kind(path)
+    if kind == "PNG":
+        about = PngImagePlugin.PngInfo()
+        about.add_text(NOTE, json.dumps(note))
+        options = {**options, "pnginfo": about}
+    else:
+        options = {"quality": 95, "subsampling": 0, **options, "comment": json.dumps(note)}
+    with written_aside(path) as temporary:
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(temporary, kind, **options)
+
+
+def image_kind(path: Path) -> str:
+    """PNG or JPEG, as Pillow calls them. Raises InputError for a suffix of neither."""
+    kinds = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+    if path.suffix.lower() not in kinds:
+        raise InputError(f"{path}: pictures are written as {', '.join(kinds)}; name such a file")
+    return kinds[path.suffix.lower()]
+
+
+def labelled_grid(rows: Sequence[Sequence[tuple[str, torch.Tensor]]]) -> torch.Tensor:
+    """One picture, uint8 (3, H, W), of rows of images (3, S, S), each below its label."""
+    side = rows[0][0][1].shape[1]
+    step, line = side + GAP, LABEL + side + GAP
+    sheet = Image.new("RGB", (step * max(map(len, rows)) + GAP, line * len(rows) + GAP), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    for r, row in enumerate(rows):
+        for c, (label, pixels) in enumerate(row):
+            draw.text((GAP + c * step, GAP + r * line), fitted(label, font, side), fill="black", font=font)
+            sheet.paste(Image.fromarray(pixels.permute(1, 2, 0).numpy()), (GAP + c * step, GAP + r * line + LABEL))
+    return torch.from_numpy(np.array(sheet)).permute(2, 0, 1)
+
+
+def fitted(label: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """A label no wider than so many pixels: its end is what tells it from others."""
+    while font.getlength(label) > width:
+        label = f"…{label[2:]}"
+    return label
+
+
+def write_picture(
+    path: Path, bands: Iterable[torch.Tensor], height: int, width: int, mpp: float, note: dict[str, Any]
+) -> None:
+    """Write a large picture, aside and then in place, as .png or, any other suffix, as a pyramidal TIFF.
+
+    bands: uint8 (3, rows, width) from the top down, of which no more than one is held. mpp: microns per pixel, which a
+    TIFF says.
+    """
+    with written_aside(path) as temporary:
+        rows = (np.ascontiguousarray(band.permute(1, 2, 0).numpy()) for band in bands)
+        if path.suffix == ".png":
+            _write_png(temporary, rows, height, width, note)
+        else:
+            _write_tiff(temporary, rows, height, width, mpp, note)
+
+
+def _write_png(path: Path, bands: Iterable[np.ndarray], height: int, width: int, note: dict[str, Any]) -> None:
+    """A PNG row by row (W3C's specification, sections 5 and 9), which Pillow writes only from a whole picture in memory."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    with open(path, "wb") as file:
+        file.write(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)))
+        file.write(chunk(b"tEXt", NOTE.encode() + b"\0" + json.dumps(note).encode("ascii")))
+        packer = zlib.compressobj(3)
+        for band in bands:
+            lines = np.empty((len(band), 1 + 3 * width), dtype=np.uint8)
+            lines[:, 0] = 1  # filter `Sub`: every value less that of the pixel to its left
+            lines[:, 1:4] = band[:, 0]
+            np.subtract(band[:, 1:].reshape(len(band), -1), band[:, :-1].reshape(len(band), -1), out=lines[:, 4:])
+            file.write(chunk(b"IDAT", packer.compress(lines)))
+        file.write(chunk(b"IDAT", packer.flush()) + chunk(b"IEND", b""))
+
+
+def _write_tiff(
+    path: Path, bands: Iterable[np.ndarray], height: int, width: int, mpp: float, note: dict[str, Any]
+) -> None:
+    """A TIFF in tiles without loss, each level half of the one before.
+
+    Its tiles are not as wide as the picture, so the bands are gathered in a nameless file beside it, which the system
+    may drop from memory: 4 bytes of disk a pixel.
+    """
+    from tifffile import TiffWriter
+
+    settings = {"photometric": "rgb", "compression": "deflate", "tile": (TILE, TILE), "metadata": None}
+    with tempfile.TemporaryFile(dir=path.parent) as scratch:
+        _reserve(scratch, 0, 3 * height * width)
+        pixels, top = np.memmap(scratch, np.uint8, "r+", shape=(height, width, 3)), 0
+        for band in bands:
+            pixels[top : top + len(band)] = band
+            top += len(band)
+        description, level = json.dumps(note), 0
+        with TiffWriter(path, bigtiff=pixels.nbytes * 4 / 3 > BIG_TIFF) as tiff:
+            while True:
+                per_cm = 1e4 / mpp / 2**level
+                tiff.write(
+                    _tiles(pixels), shape=pixels.shape, dtype=pixels.dtype, resolution=(per_cm, per_cm),
+                    resolutionunit="CENTIMETER", subfiletype=1 if level else 0, description=description, **settings,
+                )  # fmt: skip
+                if max(pixels.shape) <= SMALLEST_LEVEL:
+                    return
+                pixels, level, description = _halved(pixels, scratch), level + 1, None
+
+
+def _reserve(scratch: IO[bytes], start: int, size: int) -> None:
+    """Have room on the disk for a part of a file before it is mapped: writing to a mapped page without ends the process.
+
+    Raises OSError when the disk is full.
+    """
+    scratch.truncate(start + size)
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(scratch.fileno(), start, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):  # of file systems without
+                raise
+
+
+def _tiles(pixels: np.ndarray) -> Iterator[np.ndarray]:
+    """The tiles of a level, row by row; those at its end are shorter."""
+    for top in range(0, pixels.shape[0], TILE):
+        for left in range(0, pixels.shape[1], TILE):
+            yield np.ascontiguousarray(pixels[top : top + TILE, left : left + TILE])
+
+
+def _halved(pixels: np.ndarray, scratch: IO[bytes]) -> np.ndarray:
+    """Means of 2 x 2 pixels, in a part of the scratch file that no level before uses."""
+    height, width = pixels.shape[0] // 2, pixels.shape[1] // 2
+    end = scratch.seek(0, 2)
+    _reserve(scratch, end, 3 * height * width)
+    half = np.memmap(scratch, np.uint8, "r+", offset=end, shape=(height, width, 3))
+    for top in range(0, height, TILE):
+        rows = min(TILE, height - top)
+        part = pixels[2 * top : 2 * (top + rows), : 2 * width].reshape(rows, 2, width, 2, 3)
+        half[top : top + rows] = (part.sum(axis=(1, 3), dtype=np.uint16) + 2) // 4
+    return half

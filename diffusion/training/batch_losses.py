@@ -1,0 +1,89 @@
+"""The losses of a batch as a function of the network's weights and the batch alone.
+
+All that is random about a sample (its timestep, its noise, whether its condition is dropped) comes from the seed of its
+draw: a sample's loss depends neither on the process nor on the batch that it is in, and no generator has a state to keep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+
+from diffusion.data.batch import PatchBatch
+from diffusion.encoders.latents import LatentScale
+from diffusion.objective import training_losses
+from diffusion.timesteps import TimestepSampler, Uniform
+from diffusion.utils.memory import sent
+from diffusion.utils.seeds import mix_seed
+
+OF_UNIFORM, OF_NOISE = 1, 2  # parts of mixed seeds; the seed itself is that of the draw from the posterior
+
+
+class Chance(NamedTuple):
+    """What is random about B samples: two uniform numbers in [0, 1), (B,) float64 on the CPU; normal noise (B, C, H, W)."""
+
+    of_timestep: torch.Tensor
+    of_dropping: torch.Tensor
+    noise: torch.Tensor
+
+
+class Drawn(NamedTuple):
+    """What chance made of a batch: timestep (B,) and its weight (B,), which conditions are dropped (B,), noise (B, C, H, W)."""
+
+    timestep: torch.Tensor
+    weight: torch.Tensor
+    dropped: torch.Tensor
+    noise: torch.Tensor
+
+
+def chance(seeds: Sequence[int], shape: Sequence[int], device: torch.device) -> Chance:
+    """Chance of samples (C, H, W) by their seeds; the noise is drawn on the device, where it costs nothing."""
+    host, generator = torch.Generator(), torch.Generator(device)
+    uniform = torch.empty(len(seeds), 2, dtype=torch.float64)
+    noise = torch.empty(len(seeds), *shape, device=device)
+    for seed, pair, part in zip(seeds, uniform, noise, strict=True):
+        torch.rand(2, generator=host.manual_seed(mix_seed(seed, OF_UNIFORM)), out=pair)
+        torch.randn(part.shape, generator=generator.manual_seed(mix_seed(seed, OF_NOISE)), device=device, out=part)
+    return Chance(uniform[:, 0], uniform[:, 1], noise)
+
+
+@dataclass(frozen=True)
+class BatchLosses:
+    """Losses of a network on batches, each times the weight of its timestep.
+
+    dropout: share of samples that train the null condition; min_snr_gamma: as `training_losses`.
+    """
+
+    scale: LatentScale
+    prediction_type: str
+    dropout: float
+    timesteps: TimestepSampler = field(default_factory=Uniform)
+    min_snr_gamma: float | None = None
+
+    def __call__(self, network: torch.nn.Module, batch: PatchBatch) -> dict[str, torch.Tensor]:
+        """Losses (B,) of a batch on the network's device."""
+        of_batch = chance(batch.seeds, batch.latents.shape[1:], batch.latents.device)
+        return self.given(network, batch, self.draw(of_batch))
+
+    def draw(self, of_batch: Chance) -> Drawn:
+        """What its chance makes of a batch, on the device of the noise."""
+        device = of_batch.noise.device
+        timestep, weight = self.timesteps(of_batch.of_timestep)
+        dropped = of_batch.of_dropping < self.dropout
+        return Drawn(sent(timestep, device), sent(weight, device), sent(dropped, device), of_batch.noise)
+
+    def given(self, network: torch.nn.Module, batch: PatchBatch, drawn: Drawn) -> dict[str, torch.Tensor]:
+        """Losses (B,) of a batch at what was drawn for it."""
+        losses = training_losses(
+            lambda x, t, y: network(x, t, y, drawn.dropped),
+            self.scale.to_network(batch.latents),
+            drawn.timestep,
+            batch.tokens,
+            noise=drawn.noise,
+            prediction_type=self.prediction_type,
+            min_snr_gamma=self.min_snr_gamma,
+        )
+        return {name: drawn.weight * loss for name, loss in losses.items()}

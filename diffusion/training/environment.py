@@ -1,0 +1,114 @@
+"""accelerate as the config has it, whatever variables its launcher, other launchers or a shell have set."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import TYPE_CHECKING
+
+import torch
+
+from diffusion.config.settings import Config
+from diffusion.training.parallel.fsdp import is_sharding_wanted, sharding_arguments
+from diffusion.utils.errors import InputError
+from diffusion.utils.launch import accelerate_variables, check_launcher
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+# Variables of libraries below, which change how numbers are computed and which no config overrules.
+NUMERIC_VARIABLES = (
+    *("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "TORCH_BLAS_PREFER_CUBLASLT"),
+    *("DISABLE_ADDMM_CUDA_LT", "TORCH_CUDNN_V8_API_DISABLED", "TORCH_CUDNN_SDPA_ENABLED", "PYTORCH_TUNABLEOP_ENABLED"),
+    *("TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE", "PYTORCH_MPS_FAST_MATH", "PYTORCH_MPS_PREFER_METAL"),
+    *("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"),
+    *("ATEN_CPU_CAPABILITY", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "OPENBLAS_CORETYPE", "XLA_USE_BF16"),
+)
+DETERMINISTIC_WORKSPACES = (":4096:8", ":16:8")  # what cuBLAS asks for
+
+
+def start_accelerator(config: Config, cpu: bool) -> Accelerator:
+    """Return an Accelerator with the config's settings; every one that accelerate else reads from variables is given.
+
+    Raises InputError for variables that ask for what is not served, or that accelerate cannot read.
+    """
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, TorchDynamoPlugin
+
+    check_launcher()
+    _settle_determinism(config, cpu)
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # accelerate knows no other name for it yet
+    try:
+        accelerator = Accelerator(
+            cpu=cpu,
+            mixed_precision=config.mixed_precision,
+            # as an argument alone, ACCELERATE_GRADIENT_ACCUMULATION_STEPS would overrule it
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.gradient_accumulation_steps),
+            dynamo_plugin=TorchDynamoPlugin(
+                backend="no", mode="default", fullgraph=False, use_regional_compilation=False
+            ),
+            # the only buffers are constants, equal in all processes from the start
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+            **sharding_arguments(config, cpu),
+        )
+    except InputError:
+        raise
+    except (ValueError, ImportError, NotImplementedError) as error:
+        raise InputError(f"accelerate does not start ({error}); its variables: {accelerate_variables()}") from error
+    check_accelerator(accelerator, config, cpu)
+    return accelerator
+
+
+def check_accelerator(accelerator: Accelerator, config: Config, cpu: bool) -> None:
+    """Hold what the Accelerator has become against the config. Raises InputError naming the first difference."""
+    became = {
+        "gradient_accumulation_steps": (accelerator.gradient_accumulation_steps, config.gradient_accumulation_steps),
+        "mixed_precision": (accelerator.mixed_precision, config.mixed_precision),
+        "dynamo_backend": (accelerator.state.dynamo_plugin.backend.value.lower(), "no"),
+        "use_cpu": (accelerator.device.type == "cpu", cpu or accelerator.device.type == "cpu"),
+        "sharding": (accelerator.is_fsdp2, is_sharding_wanted(config) and accelerator.num_processes > 1),
+    }
+    for name, (got, wanted) in became.items():
+        if got != wanted:
+            raise InputError(
+                f"accelerate has {name} {got}, and the config {wanted}; its variables: {accelerate_variables()}. Unset what "
+                "overrules the config, or launch with a file of docs/accelerate (--config_file)"
+            )
+    if accelerator.distributed_type.value in ("DEEPSPEED", "MEGATRON_LM", "XLA"):
+        raise InputError(f"{accelerator.distributed_type.value} is not served; launch with a file of docs/accelerate")
+
+
+def environment_notes(config: Config) -> list[str]:
+    """Return lines about variables that have no effect against the config, and about those that change numbers."""
+    overruled = {
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("gradient_accumulation_steps", config.gradient_accumulation_steps),
+        "ACCELERATE_DYNAMO_BACKEND": ("compile", config.compile),
+        "FSDP_ACTIVATION_CHECKPOINTING": ("grad_checkpointing", config.grad_checkpointing),
+    }
+    idle = ("no", "false", "")  # what accelerate launch sets unasked
+    notes = [
+        f"{name}={value} has no effect: the config's {key}={own} holds"
+        for name, (key, own) in overruled.items()
+        if (value := os.environ.get(name, "")).lower() not in (*idle, str(own).lower())
+    ]
+    if os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp8":  # others stand in docs/accelerate, for other scripts
+        notes.append(f"ACCELERATE_MIXED_PRECISION=fp8 has no effect: the config's {config.mixed_precision} holds")
+    numeric = [name for name in NUMERIC_VARIABLES if os.environ.get(name)]
+    if is_sharding_wanted(config) and os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true":
+        numeric.append("FSDP_OFFLOAD_PARAMS")
+    if numeric:
+        listed = ", ".join(f"{name}={os.environ[name]}" for name in numeric)
+        notes.append(f"the environment changes how numbers are computed: {listed}")
+    return notes
+
+
+def _settle_determinism(config: Config, cpu: bool) -> None:
+    """Have torch take deterministic kernels, or any. Raises InputError for a cuBLAS workspace that rules them out."""
+    if config.deterministic:
+        workspace = os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", DETERMINISTIC_WORKSPACES[0])
+        if not cpu and torch.cuda.is_available() and workspace not in DETERMINISTIC_WORKSPACES:
+            raise InputError(
+                f"CUBLAS_WORKSPACE_CONFIG={workspace} contradicts deterministic=True; unset it, or set "
+                f"{' or '.join(DETERMINISTIC_WORKSPACES)}"
+            )
+    torch.use_deterministic_algorithms(config.deterministic)

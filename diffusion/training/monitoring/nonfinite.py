@@ -1,0 +1,89 @@
+"""Steps whose numbers went bad: which patches were in them, and where in the network the first bad number appeared."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffusion.data.batch import PatchBatch
+from diffusion.training.batch_losses import BatchLosses, Drawn
+from diffusion.training.parallel.fsdp import local
+
+SHOWN = 8  # names, layers or parameters in a report
+
+
+def report(
+    network: nn.Module, model: nn.Module, losses: BatchLosses, batches: Sequence[tuple[PatchBatch, Drawn]]
+) -> str:
+    """What this process can tell of a step that it cannot take; called before its gradients are cleared.
+
+    The forward passes run again on what was drawn for the batches. network: what computes the losses; model: the
+    PixArt in it. To be called by all processes, which may hold parts of one network.
+    """
+    lines = []
+    for batch, drawn in batches:
+        with torch.no_grad(), first_bad_layer(model) as found:
+            values = losses.given(network, batch, drawn)["loss"]
+        lines += [f"first layer with bad numbers: {found[0] if found else 'none; the loss itself, or the inputs'}"]
+        timesteps = drawn.timestep.tolist()
+        lines += [_of_sample(batch, i, values[i].item(), timesteps[i]) for i in worst(values)]
+    spoiled = [name for name, weight in model.named_parameters() if weight.grad is not None and not _sound(weight.grad)]
+    lines += [f"gradients with bad numbers: {listed(spoiled)} ({len(spoiled)} of {len(list(model.parameters()))})"]
+    weights = [name for name, weight in model.named_parameters() if not _sound(weight)]
+    lines += [f"weights with bad numbers: {listed(weights)}"]
+    return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def first_bad_layer(model: nn.Module) -> Iterator[list[str]]:
+    """In the block, forward passes put the name of the first module that makes bad numbers of good ones into the list."""
+    found: list[str] = []
+
+    def look(name: str, inputs: tuple, output: Any) -> None:
+        if not found and not _sound(output) and all(_sound(part) for part in inputs):
+            found.append(name or "the input")
+
+    hooks = [
+        module.register_forward_hook(lambda _, inputs, output, name=name: look(name, inputs, output))
+        for name, module in model.named_modules()
+        if not list(module.children())  # layers; what holds them is bad because they are
+    ]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def worst(values: torch.Tensor) -> list[int]:
+    """The samples whose losses (B,) are bad, or the ones with the largest."""
+    bad = [i for i, value in enumerate(values.tolist()) if not math.isfinite(value)]
+    return (bad or values.argsort(descending=True).tolist())[:SHOWN]
+
+
+def listed(names: Sequence[str]) -> str:
+    """Some of many names."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{', '.join(names[:SHOWN])}{more}" if names else "none"
+
+
+def _of_sample(batch: PatchBatch, i: int, loss: float, timestep: int) -> str:
+    parts = [f"{name} {_range(getattr(batch, name)[i])}" for name in ("latents", "tokens")]
+    return f"{batch.names[i]}: loss {loss:g}, timestep {timestep}, {', '.join(parts)}"
+
+
+def _range(tensor: torch.Tensor) -> str:
+    bad = int((~tensor.isfinite()).sum())
+    return f"{tensor.min().item():.3g} to {tensor.max().item():.3g}" + (f", {bad} bad values" if bad else "")
+
+
+def _sound(value: Any) -> bool:
+    """Whether a tensor has finite numbers only; anything else is sound."""
+    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+        return True
+    return bool(local(value).isfinite().all())  # of a sharded one, this process's part

@@ -1,0 +1,158 @@
+"""Scores of a few samples while a run learns: the same conditions and noise every time, so that only the weights differ."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from diffusion.config.settings import Config
+from diffusion.data.batch import PatchItem
+from diffusion.data.crops import WINDOW
+from diffusion.data.datasets.pan_cancer import PanCancerData, SkipBad, build_dataset
+from diffusion.data.sampler import Draw
+from diffusion.encoders.embedders import PatchEmbedder, resolve_embedder
+from diffusion.encoders.latents import LatentCodec, to_uint8
+from diffusion.evaluation.metrics.scores import score
+from diffusion.evaluation.sets.features import Features
+from diffusion.extraction import cut
+from diffusion.model.pixart import PixArt
+from diffusion.sampling import image_generator, initial_noise, make_scheduler, sample_latents
+from diffusion.utils.errors import InputError
+from diffusion.utils.seeds import mix_seed
+from diffusion.workdir import PROBES, check_tokens
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+log = logging.getLogger(__name__)
+
+SEED = 0  # of all runs, whatever theirs
+ALGORITHM = "dpm-solver"
+METRICS = ("fd", "kid", "similarity")
+LOGGED = ("fd", "kid", "similarity", "above_random")
+SHOWN = 8  # pairs of the picture
+
+
+class Scored(NamedTuple):
+    """Scores by their names, and a picture (3, H, W) in [0, 1] of tissue above what is sampled for it; main process only."""
+
+    values: dict[str, float]
+    picture: torch.Tensor
+
+
+class SampleScores:
+    """Frechet and kernel distance, and similarity of pairs, of `config.evaluation.count` samples and the tissue of their conditions.
+
+    Patches are spread evenly over the held-out set, or over the training set where nothing is held out; pictures larger
+    than 256 pixels are scored by their windows of 256. The same functions as in tools/evaluate.py take the scores.
+    Raises MissingError, InputError for a set, its images or an encoder that are not there.
+    """
+
+    def __init__(self, config: Config, codec: LatentCodec, accelerator: Accelerator):
+        self.config, self.settings, self.codec, self.accelerator = config, config.evaluation, codec, accelerator
+        dataset = check_scoring(config)
+        self.embedder = PatchEmbedder.load(self.settings.encoder, accelerator.device, root=config.data_root)
+        each = math.ceil(
+            self.settings.count / accelerator.num_processes
+        )  # as many for all: some of the last are too many
+        first = each * accelerator.process_index
+        self.numbers = [number % self.settings.count for number in range(first, first + each)]
+        items = [sound_item(dataset, number, self.settings.count) for number in self.numbers]
+        self.tokens = [item.tokens for item in items]
+        self.shown = [item.image for item in items[:SHOWN]]
+        self.real = Features.of(self._gathered([self._features(item.image) for item in items]), self.embedder.name)
+
+    @torch.no_grad()
+    def __call__(self, network: PixArt) -> Scored | None:
+        """Sample with a network in eval mode, and score; for all processes together. None but in the main one.
+
+        Scores are none when a sample is not finite.
+        """
+        pixels = [image for batch in self._batches() for image in self._sampled(network, batch)]
+        synthetic = self._gathered([self._features(image) for image in pixels])
+        if not self.accelerator.is_main_process:
+            return None
+        picture = self._picture([image.nan_to_num().to(torch.uint8) for image in pixels[:SHOWN]])
+        if not torch.isfinite(synthetic).all():
+            return Scored({}, picture)
+        scores = score(self.real, Features.of(synthetic, self.embedder.name), METRICS, replicates=0)
+        return Scored({name: scores.values[name].value for name in LOGGED if name in scores.values}, picture)
+
+    def _batches(self) -> list[range]:
+        """Places in this process's list of samples."""
+        size = self.config.train_batch_size
+        return [range(i, min(i + size, len(self.numbers))) for i in range(0, len(self.numbers), size)]
+
+    def _sampled(self, network: PixArt, batch: range) -> list[torch.Tensor]:
+        """Pixels (3, S, S) of some of the samples, whole numbers from 0 to 255, or not finite; on the CPU."""
+        device, side = self.accelerator.device, self.config.input_size
+        generators = [image_generator(SEED, self.numbers[i]) for i in batch]
+        latents = sample_latents(
+            network,
+            initial_noise(generators, (network.in_channels, side, side)).to(device),
+            torch.stack([self.tokens[i] for i in batch]).to(device),
+            network.y_embedder.y_embedding,
+            steps=self.settings.steps,
+            guidance=self.settings.guidance,
+            algorithm=ALGORITHM,
+            prediction_type=self.config.prediction_type,
+        )
+        found = []
+        for latent in latents:  # one by one: a large VAE's activations are large
+            pixels = self.codec.decode(latent[None])[0]
+            finite = bool(torch.isfinite(pixels).all())
+            found.append(to_uint8(pixels).float() if finite else torch.full(pixels.shape, torch.nan))
+        return found
+
+    def _features(self, image: torch.Tensor) -> torch.Tensor:
+        """Of the windows of an image (3, S, S): (k, D); not finite, as the image."""
+        windows = cut(image[None], WINDOW)
+        features = self.embedder.embed(windows.nan_to_num().to(torch.uint8))
+        return features if torch.isfinite(windows).all() else torch.full_like(features, torch.nan)
+
+    def _gathered(self, own: list[torch.Tensor]) -> torch.Tensor:
+        """Features (N, D) of all processes' images, in the order of their numbers, without those that are too many."""
+        features = self.accelerator.gather(torch.stack(own))  # (images, k, D)
+        return features[: self.settings.count].flatten(0, 1)
+
+    def _picture(self, pixels: list[torch.Tensor]) -> torch.Tensor:
+        from torchvision.utils import make_grid
+
+        return make_grid([image / 255 for image in (*self.shown, *pixels)], nrow=len(pixels))
+
+
+def sound_item(dataset: PanCancerData | SkipBad, number: int, count: int) -> PatchItem:
+    """One of `count` items spread evenly over a set; of a set that skips what cannot be read, else the next that can.
+
+    Raises InputError when many in a row cannot.
+    """
+    place, told = number * len(dataset) // count, ""
+    for shift in range(PROBES):
+        item = dataset[Draw((place + shift) % len(dataset), mix_seed(SEED, number))]
+        if isinstance(item, PatchItem):
+            return item
+        if item.name != told:
+            log.warning("not scored: %s: %s", item.name, item.reason)
+            told = item.name
+    raise InputError(f"none of {PROBES} items in a row can be read to score samples against; the last: {item.reason}")
+
+
+def score_steps(config: Config, total_steps: int) -> set[int]:
+    """The optimizer steps after which to score samples, the first and the last among them; none when it is not asked for."""
+    every = config.eval_steps
+    return set() if every is None else {*range(0, total_steps, every), total_steps}
+
+
+def check_scoring(config: Config) -> PanCancerData | SkipBad:
+    """The set that samples are scored on. Raises MissingError, InputError for what `SampleScores` would lack, without
+    loading a network."""
+    make_scheduler(ALGORITHM, config.evaluation.steps)
+    resolve_embedder(config.evaluation.encoder, config.data_root)
+    dataset = build_dataset(**config.validation_arguments, on_error=config.data.on_error, return_img=True)
+    check_tokens(config, dataset)
+    if config.evaluation.count > len(dataset):
+        raise InputError(f"evaluation.count {config.evaluation.count}: the set to score on has {len(dataset)} samples")
+    return dataset

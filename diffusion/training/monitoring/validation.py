@@ -1,0 +1,71 @@
+"""The loss on held-out samples: comparable between steps and between runs, since nothing of it is drawn anew."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+
+from diffusion.config.settings import Config
+from diffusion.data.batch import collate
+from diffusion.data.datasets.pan_cancer import build_dataset
+from diffusion.data.sampler import Draw
+from diffusion.encoders.latents import LatentScale
+from diffusion.guidance import Network
+from diffusion.schedule import TIMESTEPS
+from diffusion.training.batch_losses import BatchLosses, Drawn, chance
+from diffusion.utils.seeds import mix_seed
+from diffusion.workdir import check_tokens
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+SEED = 0  # of all runs, whatever theirs
+GOLDEN = (math.sqrt(5) - 1) / 2  # multiples of it, modulo 1, spread evenly however many there are
+
+
+class Validation:
+    """Mean losses of `config.validation.count` samples spread evenly over the held-out set.
+
+    Sample i has noise of its own seed and timestep 1 + 999 * (i * golden ratio mod 1), without timestep 0, whose bound is
+    many times as large; no condition is dropped, nothing weighted.
+    Raises MissingError, InputError for a set that is not there, or not as the network takes it.
+    """
+
+    def __init__(self, config: Config, scale: LatentScale, accelerator: Accelerator):
+        self.accelerator, self.count, self.batch_size = accelerator, config.validation.count, config.train_batch_size
+        self.losses = BatchLosses(scale, config.prediction_type, dropout=0.0)
+        self.dataset = build_dataset(**config.validation_arguments)
+        check_tokens(config, self.dataset)
+
+    @torch.no_grad()
+    def __call__(self, network: Network) -> dict[str, float]:
+        """The losses of a network in eval mode; all processes share the samples, and call this together."""
+        sums: dict[str, torch.Tensor] = {}
+        for numbers in self._shares():
+            for name, loss in self._of(network, numbers).items():
+                held = torch.tensor([number < self.count for number in numbers], device=loss.device)
+                sums[name] = sums.get(name, 0) + torch.where(held, loss, 0).sum()
+        totals = self.accelerator.reduce(torch.stack(list(sums.values())), "sum") / self.count
+        return dict(zip(sums, totals.tolist(), strict=True))
+
+    def _shares(self) -> list[list[int]]:
+        """This process's samples in batches: as many as any other's, which a sharded network needs, so some too many."""
+        each = math.ceil(self.count / self.accelerator.num_processes)
+        first = each * self.accelerator.process_index
+        own = list(range(first, first + each))
+        return [own[i : i + self.batch_size] for i in range(0, each, self.batch_size)]
+
+    def _of(self, network: Network, numbers: list[int]) -> dict[str, torch.Tensor]:
+        device, length = self.accelerator.device, len(self.dataset)
+        seeds = [mix_seed(SEED, number) for number in numbers]
+        places = [number % self.count * length // self.count for number in numbers]
+        batch = collate([self.dataset[Draw(*pair)] for pair in zip(places, seeds, strict=True)]).to(device)
+        spread = torch.tensor([number * GOLDEN % 1 for number in numbers], dtype=torch.float64)
+        timestep = 1 + (spread * (TIMESTEPS - 1)).long().to(device)
+        noise = chance(seeds, batch.latents.shape[1:], torch.device("cpu")).noise.to(device)  # the same on any device
+        dropped = torch.zeros(len(numbers), dtype=torch.bool, device=device)
+        return self.losses.given(
+            network, batch, Drawn(timestep, torch.ones(len(numbers), device=device), dropped, noise)
+        )

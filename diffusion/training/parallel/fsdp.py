@@ -1,0 +1,123 @@
+"""Training with FSDP2: every process keeps a part of each weight, of its gradient, its average and its optimizer state.
+
+Files hold whole tensors: a sharded run goes on from the state of one that was not, and the other way round.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_map_only
+
+from diffusion.config.settings import Config
+from diffusion.utils.errors import InputError
+
+
+def sharding_arguments(config: Config, cpu: bool) -> dict[str, Any]:
+    """Return accelerate's arguments for FSDP2, by `use_fsdp` or the launcher's own settings; none without, or for one process.
+
+    Raises InputError for FSDP 1, and for an optimizer that does not shard.
+    """
+    if not is_sharding_wanted(config):
+        return {}
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, ParallelismConfig
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    check_shardable(config)
+    state = PartialState(cpu=cpu)
+    if state.num_processes == 1:
+        return {}
+    if state.device.type == "cpu":  # where accelerate would drop the plugin without a word
+        state.distributed_type = DistributedType.MULTI_GPU
+    plugin = FullyShardedDataParallelPlugin(  # what is not said here comes from the launcher
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=["PixArtBlock"],
+        activation_checkpointing=False,  # the config's grad_checkpointing does it, and keeps the names of weights
+        cpu_ram_efficient_loading=False,  # every process has the weights; accelerate's way fails at buffers among them
+        # autocast alone decides what is computed in half precision, as without FSDP
+        mixed_precision_policy=MixedPrecisionPolicy(output_dtype=torch.float32, cast_forward_inputs=False),
+    )
+    # what is not given, variables would say; which ways of sharing there are depends on accelerate's version
+    sizes = {field.name: 1 for field in dataclasses.fields(ParallelismConfig) if field.name.endswith("_size")}
+    mesh = ParallelismConfig(**{**sizes, "dp_shard_size": state.num_processes})
+    return {"fsdp_plugin": plugin, "parallelism_config": mesh}
+
+
+def check_shardable(config: Config) -> None:
+    """Raise InputError for a run that is to be sharded and cannot be."""
+    if not is_sharding_wanted(config):
+        return
+    if _by_launcher() and os.environ.get("FSDP_VERSION") != "2":
+        raise InputError(
+            "FSDP 1 is not served; give accelerate launch --fsdp_version 2, or its config file fsdp_version: 2"
+        )
+    if os.environ.get("FSDP_IGNORED_MODULES"):
+        raise InputError(
+            f"FSDP_IGNORED_MODULES={os.environ['FSDP_IGNORED_MODULES']}: parts that are not sharded would train alone in "
+            "every process; `unset FSDP_IGNORED_MODULES`, or take fsdp_ignored_modules out of accelerate's config"
+        )
+    if config.optimizer.type.startswith("CAME"):
+        raise InputError(
+            "CAME does not shard: its factors belong to whole matrices; set optimizer.type=AdamW, or no FSDP"
+        )
+
+
+def is_sharding_wanted(config: Config) -> bool:
+    """Tell whether a run is to be sharded, by its config or by accelerate's launcher."""
+    return config.use_fsdp or _by_launcher()
+
+
+def _by_launcher() -> bool:
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
+def is_sharded(tensor: Any) -> bool:
+    return hasattr(tensor, "full_tensor")
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """This process's part of a sharded tensor, in the same memory; any other tensor as it is."""
+    return tensor.to_local() if is_sharded(tensor) else tensor
+
+
+def whole(tree: Any, keep: bool) -> Any:
+    """A tree with its sharded tensors gathered on the CPU, or None for them where not kept. All processes call it."""
+
+    def gather(tensor: torch.Tensor) -> torch.Tensor | None:
+        if not is_sharded(tensor):
+            return tensor
+        tensor = tensor.full_tensor()  # one at a time: never the whole network on a GPU
+        return tensor.cpu() if keep else None
+
+    return tree_map_only(torch.Tensor, gather, tree)
+
+
+def like(full: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """A whole tensor, which every process has, sharded as another is; without communication."""
+    if not is_sharded(tensor):
+        return full
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(full.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None)
+
+
+def optimizer_state_like(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """A whole optimizer state, each tensor of its parameter's shape sharded as the parameter is.
+
+    Raises ValueError for a state of other parameters.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    indices = [index for group in state["param_groups"] for index in group["params"]]
+    of = dict(zip(indices, parameters, strict=True))
+
+    def part(index: int, value: Any) -> Any:
+        fits = isinstance(value, torch.Tensor) and value.shape == of[index].shape
+        return like(value, of[index]) if fits else value
+
+    parts = {i: {name: part(i, value) for name, value in own.items()} for i, own in state["state"].items()}
+    return {**state, "state": parts}

@@ -1,0 +1,15 @@
+"""Mistakes that a user can mend.
+
+Library code raises these with one sentence: what was got, what was expected, what to do.
+`diffusion.cli.parser.run` prints that sentence and exits with 2; anything else keeps its traceback, because it is our bug.
+"""
+
+
+class InputError(ValueError):
+    """A value, file or option that cannot be used as it is."""
+
+
+class MissingError(InputError, FileNotFoundError):
+    """Something named by the user that is not there; the message says what was looked for and where."""
+
+    __str__ = Exception.__str__  # OSError's own __str__ expects errno arguments

@@ -1,0 +1,128 @@
+"""Python files that are read as data: assignments of literals, of which nothing is executed."""
+
+from __future__ import annotations
+
+import ast
+import operator
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusion.utils.errors import InputError
+from diffusion.utils.text import read_text
+
+LARGEST_NUMBER = 2**64
+LONGEST = 2**22  # bytes; files that trainers write have some thousand
+CALLS = {"dict": dict, "list": list, "tuple": tuple, "set": set, "float": float}  # as mmcv and mmengine write them
+OPERATORS = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.UAdd: operator.pos,
+    ast.USub: operator.neg,
+}
+TAKEN = "literals only: numbers, text, dict(...), list(...), tuple(...), and names that were set before"
+
+
+def read_assignments(path: Path) -> dict[str, Any]:
+    """Read a file of assignments, `name = literal`, as dumps of mmcv, mmengine and this project are.
+
+    Raises MissingError, or InputError with line and source of what is anything else.
+    """
+    if path.is_file() and path.stat().st_size > LONGEST:
+        raise InputError(f"{path} is not a saved config: it has {path.stat().st_size} bytes")
+    text, values = read_text(path), {}
+    try:
+        for statement in ast.parse(text).body:
+            _assign(statement, text, values)
+    except (SyntaxError, ValueError) as error:  # of null bytes, too
+        line = f"line {error.lineno}: " if isinstance(error, SyntaxError) and error.lineno else ""
+        said = error.msg if isinstance(error, SyntaxError) else error
+        raise InputError(f"{path} is not a saved config ({line}{said}); a saved config holds {TAKEN}") from None
+    except (RecursionError, MemoryError):
+        raise InputError(f"{path} is not a saved config: its brackets are nested too deep") from None
+    if not values:
+        raise InputError(f"{path} holds no settings: it is empty, or was not written to its end")
+    return values
+
+
+class _NotLiteral(ValueError):
+    pass
+
+
+def _assign(statement: ast.stmt, text: str, values: dict[str, Any]) -> None:
+    """Put what one statement assigns into `values`. Raises ValueError for any other statement but a docstring."""
+    if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
+        return
+    targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+    is_assignment = isinstance(statement, (ast.Assign, ast.AnnAssign)) and statement.value is not None
+    if not is_assignment or not all(isinstance(target, ast.Name) for target in targets):
+        raise _NotLiteral(f"line {statement.lineno}: {_source(statement, text)} is not `name = literal`")
+    value = _evaluate(statement.value, text, values)
+    values.update((target.id, value) for target in targets)
+
+
+def _evaluate(node: ast.expr, text: str, names: Mapping[str, Any]) -> Any:
+    """Return the value of an expression of literals. Raises ValueError for any other, with its line and source."""
+
+    def value_of(part: ast.expr) -> Any:
+        return _evaluate(part, text, names)
+
+    try:
+        match node:
+            case ast.Constant():
+                return node.value
+            case ast.Name() if node.id in names:
+                return names[node.id]
+            case ast.List():
+                return [value_of(part) for part in node.elts]
+            case ast.Tuple():
+                return tuple(value_of(part) for part in node.elts)
+            case ast.Set():
+                return {value_of(part) for part in node.elts}
+            case ast.Dict() if None not in node.keys:
+                return {value_of(key): value_of(part) for key, part in zip(node.keys, node.values, strict=True)}
+            case ast.Call() if isinstance(node.func, ast.Name) and node.func.id in CALLS:
+                keywords = [value_of(part.value) if part.arg is None else {part.arg: value_of(part.value)}
+                            for part in node.keywords]  # fmt: skip
+                given = {key: part for keyword in keywords for key, part in keyword.items()}
+                return CALLS[node.func.id](*(value_of(part) for part in node.args), **given)
+            case ast.UnaryOp() if type(node.op) in OPERATORS:
+                return OPERATORS[type(node.op)](_number(value_of(node.operand)))
+            case ast.BinOp() if type(node.op) in OPERATORS:
+                return OPERATORS[type(node.op)](_number(value_of(node.left)), _number(value_of(node.right)))
+            case ast.JoinedStr():
+                return _joined([value_of(part) for part in node.values])
+            case ast.FormattedValue() if node.conversion == -1 and node.format_spec is None:
+                return value_of(node.value)
+    except _NotLiteral:
+        raise
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise _NotLiteral(f"line {node.lineno}: {_source(node, text)}: {error}") from None
+    raise _NotLiteral(f"line {node.lineno}: {_source(node, text)}")
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if isinstance(value, int) and abs(value) > LARGEST_NUMBER:  # the square of the one before, and so on
+            raise ValueError(f"a number of {value.bit_length()} bits")
+        return value
+    raise TypeError(f"{type(value).__name__} is not a number")
+
+
+def _joined(parts: list[Any]) -> str:
+    if not all(isinstance(part, (str, int, float)) for part in parts):
+        raise TypeError("only text and numbers may stand in a text")
+    text = "".join(map(str, parts))
+    if len(text) > LONGEST:  # a text of twice the one before, and so on
+        raise ValueError(f"a text of {len(text)} characters")
+    return text
+
+
+def _source(node: ast.AST, text: str) -> str:
+    """Return the first words of a node's source, on one line."""
+    words = re.sub(r"\s+", " ", ast.get_source_segment(text, node) or type(node).__name__)
+    return words if len(words) <= 80 else f"{words[:77]}..."

@@ -1,0 +1,114 @@
+"""Text and JSON files as other systems write them, paths as users type them, and lists of names in messages."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import os
+import re
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from diffusion.utils.errors import InputError, MissingError
+
+# Windows programs begin Unicode files with a byte order mark. UTF-32's begins with UTF-16's, so it is looked for first.
+BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def read_text(path: Path) -> str:
+    """Read a text file in UTF-8, or in the encoding that its byte order mark names; line ends become newlines.
+
+    Raises MissingError, or InputError for a file that cannot be read or is in another encoding.
+    """
+    return "".join(iterate_text(path))
+
+
+def read_lines(path: Path) -> list[str]:
+    """Read the lines of a text file that are not blank, without the space around them. Raises as read_text does."""
+    return [line.strip() for line in iterate_text(path) if line.strip()]
+
+
+def iterate_text(path: Path) -> Iterator[str]:
+    """Yield the lines of a text file, which may be larger than memory, each with its newline. Raises as read_text does."""
+    number = 0  # of lines that were read
+    try:
+        with open(path, "rb") as file:
+            start = file.read(4)
+        encoding = next((name for mark, name in BYTE_ORDER_MARKS if start.startswith(mark)), "utf-8")
+        with open(path, encoding=encoding) as lines:
+            for line in lines:
+                number += 1
+                yield line
+    except FileNotFoundError:
+        raise MissingError(f"no file {path}") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror or error})") from None
+    except UnicodeError as error:
+        reason = f"byte 0x{error.object[error.start]:02x}" if isinstance(error, UnicodeDecodeError) else "its content"
+        name = encoding.removesuffix("-sig").upper()
+        raise InputError(
+            f"{path}, line {number + 1} or soon after: {reason} is not {name}; save the file as UTF-8"
+        ) from None
+
+
+def read_json(path: Path, what: str = "JSON object", remedy: str = "") -> dict[str, Any]:
+    """Read a JSON object from a file. Raises MissingError, or InputError for any other content.
+
+    what, remedy: what the file should be, and what to do when it is not, for the message.
+    """
+    advice = f"; {remedy}" if remedy else ""
+    try:
+        value = json.loads(read_text(path))
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is no {what} ({error}){advice}") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} is no {what}, but holds a {type(value).__name__}{advice}")
+    return value
+
+
+def expand_path(text: str) -> str:
+    """Expand `~`, `~user`, `$NAME` and `${NAME}` in a path, as a shell does in an unquoted word; what is there stays as it is.
+
+    Raises InputError for a variable or a user that is not known: the path would become a folder of that name.
+    """
+    if os.path.lexists(text):
+        return text
+    unknown = [name for name in re.findall(r"\$\{?([A-Za-z_]\w*)", text) if name not in os.environ]
+    if unknown:
+        raise InputError(f"{text}: there is no environment variable {unknown[0]}; set it, or write the path out")
+    expanded = os.path.expanduser(os.path.expandvars(text))
+    if expanded.startswith("~"):
+        raise InputError(f"{text}: there is no user {text.partition('/')[0][1:]}; write the path out, or as ./{text}")
+    return expanded
+
+
+def is_utf8(name: str) -> bool:
+    """Tell whether a file name from the system can be written as UTF-8; Python keeps other bytes as lone surrogates."""
+    if name.isascii():
+        return True
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def printable(name: str | Path) -> str:
+    """Return a file name with the bytes that are not UTF-8 as escapes, such as `M\\xfcller`."""
+    return os.fsencode(str(name)).decode("utf-8", "backslashreplace")
+
+
+def abbreviate(names: Collection[str], limit: int = 3) -> str:
+    """Return `a, b, c and 17 more`; `none` for no names."""
+    first = ", ".join(list(names)[:limit])
+    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return first + rest or "none"

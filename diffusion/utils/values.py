@@ -1,0 +1,223 @@
+"""Types of settings with their ranges, and the one check that holds a value against them.
+
+A hint is an ordinary annotation; `Annotated[int, Range(least=1)]` adds a range to it. Numbers are finite everywhere.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import reprlib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Annotated, Any
+
+from diffusion.utils.errors import InputError
+
+LARGEST = 2**63 - 1  # of torch's whole numbers
+LARGEST_FLOAT = 3.4e38  # of 32 bits, in which networks compute
+
+_shown = reprlib.Repr()  # values in messages: a config may be nested as deep, or as long, as anybody writes it
+_shown.maxstring = _shown.maxother = 200
+_shown.maxlong = 30
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a setting may have: from `least` to `most`, above `above`, below `below`.
+
+    symbol: what the number is called in messages; why: what the bound is, added to messages.
+    """
+
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+    symbol: str = "value"
+    why: str = ""
+
+    def holds(self, value: float) -> bool:
+        return (
+            (self.least is None or value >= self.least)
+            and (self.most is None or value <= self.most)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        if self.least is not None and self.most is not None:
+            return f"at least {self.least}, at most {self.most}{self.why}"
+        if self.below is not None:
+            low = f"{self.least} <=" if self.above is None else f"{self.above} <"
+            return f"{low} {self.symbol} < {self.below:.3g}{self.why}"
+        bound = f"more than {self.above}" if self.least is None else f"at least {self.least}"
+        return bound + self.why
+
+
+@dataclass(frozen=True)
+class NotEmpty:
+    """A text of more than blanks, or at least one item."""
+
+    expected: str = "a name that is not empty"
+
+    def holds(self, value: str | tuple) -> bool:
+        return bool(value.strip() if isinstance(value, str) else value)
+
+    def __str__(self) -> str:
+        return self.expected
+
+
+@dataclass(frozen=True)
+class PlainName:
+    """A part of a file's name, which leads to no other folder."""
+
+    def holds(self, value: str) -> bool:
+        return is_plain_name(value)
+
+    def __str__(self) -> str:
+        return "a part of a file's name, without / and \\\\"
+
+
+class Distinct:
+    """Items of which none is there twice."""
+
+    def holds(self, value: tuple) -> bool:
+        return len(set(value)) == len(value)
+
+    def __str__(self) -> str:
+        return "each once (one is there twice)"
+
+
+def is_plain_name(text: str) -> bool:
+    """Tell whether a text can be a part of a file's name, or name one folder."""
+    return bool(text.strip()) and text not in (".", "..") and not any(mark in text for mark in "/\\\0\n")
+
+
+PositiveInt = Annotated[int, Range(least=1)]
+NaturalInt = Annotated[int, Range(least=0)]
+Count = Annotated[int, Range(least=1, most=2**20)]  # of what is held in memory at once
+Positive = Annotated[float, Range(above=0)]
+NotNegative = Annotated[float, Range(least=0)]
+Seed = Annotated[int, Range(least=0, most=LARGEST)]
+Name = Annotated[str, NotEmpty()]
+FilePart = Annotated[str, PlainName()]
+Names = Annotated[tuple[Name, ...], NotEmpty("at least one name"), Distinct()]
+
+
+class Section:
+    """A dataclass whose fields are converted to their types and checked, however it is made.
+
+    Subclasses check in `check` what one field alone does not show. Raises InputError naming key, value and range.
+    """
+
+    PREFIX: typing.ClassVar[str] = ""  # of its keys, such as "data."
+
+    def __post_init__(self):
+        hints = hints_of(type(self))
+        for name in (field.name for field in fields(self)):
+            object.__setattr__(self, name, convert(getattr(self, name), hints[name], self.PREFIX + name))
+        self.check()
+
+    def check(self) -> None:
+        """Hold fields against each other. Raises InputError."""
+
+
+@functools.cache
+def hints_of(kind: Any) -> dict[str, Any]:
+    """Return the annotations of a class or function with their ranges."""
+    return typing.get_type_hints(kind, include_extras=True)
+
+
+def convert(value: Any, hint: Any, where: str) -> Any:
+    """Return a value as its hint has it: lists become tuples, whole numbers floats, `a,b` two names.
+
+    Raises InputError, with `where` in front, for another type and for a value out of its range.
+    """
+    optional = "" if type(None) not in _options(hint) else ", or None"
+    for option in _options(hint):
+        kind, *limits = typing.get_args(option) if typing.get_origin(option) is Annotated else (option,)
+        if typing.get_origin(kind) is typing.Literal:
+            if value in typing.get_args(kind) and isinstance(value, str):
+                return value
+            if isinstance(value, str):
+                raise InputError(
+                    f"{where} {_shown.repr(value)}: expected one of {', '.join(typing.get_args(kind))}{optional}"
+                )
+        elif _fits(value, kind):
+            fitted = _fitted(value, kind, where)
+            _check_finite(fitted, where)
+            for limit in limits:
+                if not limit.holds(fitted):
+                    raise InputError(f"{where} {_shown.repr(fitted)}: expected {limit}{optional}")
+            return fitted
+    raise InputError(f"{where} is {_shown.repr(value)}: expected {_described(hint)}")
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    return typing.get_args(hint) if is_union else (hint,)
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Tell whether a value is of a type, or stands for one: True and False are no numbers."""
+    base = typing.get_origin(kind) or kind
+    if base is Any:
+        return True
+    if isinstance(value, bool):
+        return base is bool
+    if base is tuple:
+        return isinstance(value, (list, tuple)) or (isinstance(value, str) and _holds_names(kind))
+    if base is float:
+        return isinstance(value, (int, float))
+    return isinstance(value, Mapping if base is dict else base)
+
+
+def _fitted(value: Any, kind: Any, where: str) -> Any:
+    base = typing.get_origin(kind) or kind
+    if base is tuple:
+        parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
+        return tuple(convert(part, typing.get_args(kind)[0], where) for part in parts)
+    if base is dict:
+        return dict(value)
+    if base is float:
+        try:
+            return float(value)
+        except OverflowError:
+            raise InputError(f"{where} {_shown.repr(value)}: expected a number that is finite") from None
+    return value
+
+
+def _check_finite(value: Any, where: str) -> None:
+    if isinstance(value, float) and not abs(value) <= LARGEST_FLOAT:
+        raise InputError(
+            f"{where} {value}: expected a number that is finite{' in 32 bits' if math.isfinite(value) else ''}"
+        )
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise InputError(f"{where} {_shown.repr(value)}: expected at most {LARGEST}")
+
+
+def _holds_names(kind: Any) -> bool:
+    part = typing.get_args(kind)[0]
+    return part is str or str in typing.get_args(part)
+
+
+def _described(hint: Any) -> str:
+    return " or ".join(_name_of(option) for option in _options(hint))
+
+
+def _name_of(kind: Any) -> str:
+    if typing.get_origin(kind) is Annotated:
+        kind = typing.get_args(kind)[0]
+    if kind is type(None):
+        return "None"
+    if is_dataclass(kind):
+        return f"dict({', '.join(f'{field.name}=...' for field in fields(kind))})"
+    if typing.get_origin(kind) is tuple:
+        return f"a tuple of {_name_of(typing.get_args(kind)[0])}"
+    if typing.get_origin(kind) is typing.Literal:
+        return f"one of {', '.join(typing.get_args(kind))}"
+    if kind is bool:
+        return "bool, True or False"
+    return getattr(kind, "__name__", str(kind))

@@ -1,0 +1,129 @@
+"""Extraction of features against a loop that reads, encodes, embeds and writes one patch after the other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from benchmarks.clock import alone
+from benchmarks.table import Row, rated
+from diffusion.cli.parser import cores, pick_device
+from diffusion.data.features.loose import feature_path, read_moments, read_tokens
+from diffusion.data.index.patch_index import PatchIndex, index_path, write_index
+from diffusion.data.slides.patches import read_patch
+from diffusion.encoders.embedders import PatchEmbedder
+from diffusion.encoders.latents import LatentCodec, from_uint8
+from diffusion.encoders.networks import EMBEDDERS
+from diffusion.extraction import FeatureFiles, Patches, choose_key, cut, extract, join
+from diffusion.workdir import vae_location
+
+CROP, BATCH = 256, 16
+MADE = "made"  # the data set that is made where none is named
+
+
+@dataclass(frozen=True)
+class Source:
+    """Patches of an index of `root`, and the networks that see them; encoder "": MobileNetV2 with random weights."""
+
+    root: Path
+    dataset: str
+    vae: str
+    encoder: str
+    device: torch.device
+
+    def networks(self) -> tuple[LatentCodec, PatchEmbedder]:
+        codec = LatentCodec.load(vae_location(self.vae, self.root), self.device)
+        if self.encoder:
+            return codec, PatchEmbedder.load(self.encoder, self.device, root=self.root)
+        spec = EMBEDDERS["mobilenetv2"]
+        torch.manual_seed(0)
+        model = spec.build()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 1.0
+        with torch.no_grad():
+            model(torch.randn(4, 3, 224, 224))  # norms fitted to such weights, or every embedding would be 0
+        model = model.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        return codec, PatchEmbedder(model, spec.name, spec.width, spec.view)
+
+    def patches(self) -> tuple[PatchIndex, int]:
+        """And their size in pixels."""
+        key, size = choose_key(index_path(self.root), self.dataset, CROP)
+        return PatchIndex(index_path(self.root), [key]), size
+
+
+def extraction_rows(source: Source, scratch: Path, count: int, rounds: int) -> list[Row]:
+    """Patches a second of both loops with the same networks, and how far what they write differs.
+
+    Every loop has a process of its own: ours tells the allocator to keep what is freed, for good.
+    """
+    patches, size = source.patches()
+    count = min(count, len(patches))
+    speeds: dict[str, list[float]] = {"ours": [], "simple loop": []}
+    for turn in range(rounds):
+        for way, taken in speeds.items():
+            taken.append(alone(speed, source, way, scratch / f"{way}_{turn}", count))
+    what = f"extraction of {count} patches of {size} pixels, {source.vae}, {source.encoder or 'mobilenetv2'}"
+    apart = furthest([scratch / f"{way}_0" for way in speeds], [patches.name(i) for i in range(count)], size)
+    return [rated(what, "patches/s", speeds, "simple loop", off=apart)]
+
+
+def speed(source: Source, way: str, folder: Path, count: int) -> float:
+    """Patches a second."""
+    if way == "ours":
+        pick_device(source.device.type)  # which tells the allocator, as in every tool
+    (codec, embedder), (patches, size) = source.networks(), source.patches()
+    warm = torch.zeros(BATCH, 3, CROP, CROP, dtype=torch.uint8)  # what is done once is not counted
+    embedder.embed(warm), codec.moments(from_uint8(warm))
+    files = FeatureFiles(source.root, str(folder), size, embedder.width, "vae", "ssl")
+    if way == "ours":
+        share = Patches(patches, files, 0, 1)
+        share.mine = share.mine[:count]
+        steps: Iterator = extract(share, codec, embedder, CROP, BATCH, max(1, min(8, cores() - 1)))
+    else:
+        steps = simple_loop(files, [patches.name(i) for i in range(count)], codec, embedder)
+    began = time.perf_counter()
+    return sum(1 for _ in steps) / (time.perf_counter() - began)
+
+
+def furthest(folders: list[Path], names: list[str], size: int) -> float:
+    """The largest difference between two folders of features, over the largest value of the second's file."""
+    apart = 0.0
+    for name, (kind, read) in product(names, (("vae", read_moments), ("ssl", read_tokens))):
+        a, b = (read(feature_path(folder, name, kind), size).astype(np.float32) for folder in folders)
+        apart = max(apart, float(np.abs(a - b).max() / np.abs(b).max()))
+    return apart
+
+
+def simple_loop(files: FeatureFiles, names: list[str], codec: LatentCodec, embedder: PatchEmbedder) -> Iterator[str]:
+    """Encode all windows of a patch in one batch, embed them in another, save: in one thread."""
+    for name in names:
+        pixels = torch.tensor(read_patch(files.root / "patches" / name, files.patch_size)).permute(2, 0, 1)[None]
+        windows = cut(pixels.to(codec.vae.device), CROP)
+        moments = join(codec.moments(from_uint8(windows)), pixels.shape[-1] // CROP)[0]
+        tokens = embedder.embed(windows)
+        for path, array in zip(files.paths(name), (moments, tokens), strict=True):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, array.cpu().numpy().astype(np.float16))
+        yield name
+
+
+def make_patches(root: Path, count: int) -> None:
+    """A data set of patches of 1024 pixels: noise, which decodes no faster than tissue."""
+    random, names = np.random.default_rng(0), []
+    for i in range(count):
+        name = f"{MADE}/all/single_1024/slide/{i}_0.jpeg"
+        path = root / "patches" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        coarse = Image.fromarray(random.integers(80, 255, (256, 256, 3), dtype=np.uint8))
+        coarse.resize((1024, 1024), Image.Resampling.BICUBIC).save(path, quality=95)
+        names.append(name)
+    write_index(index_path(root), {f"{MADE}_1024": names})
