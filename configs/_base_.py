@@ -1,4 +1,4 @@
-# Every key the trainer reads, with the value it has when a config does not set it. tests/test_config.py holds them equal.
+# Every key the trainer reads, with the value it has when a config does not set it. tests/config/test_config.py holds them equal.
 # diffusion/config/settings.py has every key's type and range. Paths may begin with ~ and have $NAME in them, as in a shell.
 
 image_size = 256  # pixels of a training image; the latents have image_size / 8 cells a side

@@ -27,6 +27,7 @@ from diffusion.config.settings import (
     ScheduleConfig,
     TimestepConfig,
     ValidationConfig,
+    dump_config,
 )
 from diffusion.training.checkpoints.checkpoint import checkpoint_path
 
@@ -63,6 +64,33 @@ def settings(root: Path, **changes) -> Config:
         report_to="none",
     )
     return dataclasses.replace(config, **changes)
+
+
+def save_run(folder: Path, root: Path, width: int, image_size: int = 1024, **changes) -> Path:
+    """A work dir as the trainer leaves it, of a network with random weights."""
+    from diffusion.model import build_model
+    from diffusion.model.architecture import architecture_of
+
+    config = Config(
+        image_size=image_size,
+        data=DataConfig(type="PanCancerData", root=str(root), ssl_prefix=changes.pop("ssl_prefix", "uni")),
+        model_kwargs=dict(depth=1, hidden_size=16, num_heads=2),
+        model_max_length=(image_size // 256) ** 2,
+        use_cond_pos_embed=True,
+        pe_interpolation=image_size / 512,
+        caption_channels=width,
+        vae_pretrained="tiny",
+        **changes,
+    )
+    torch.manual_seed(0)
+    model = build_model(config.model, **config.model_arguments)
+    torch.nn.init.normal_(model.final_layer.linear.weight, std=0.1)
+    torch.nn.init.normal_(model.blocks[0].cross_attn.proj.weight, std=5.0)  # so that conditions count
+    (folder / "checkpoints").mkdir(parents=True)
+    told = {"architecture": architecture_of(model), "prediction_type": config.prediction_type}
+    torch.save({"state_dict": model.state_dict(), **told}, folder / "checkpoints" / "last_ema.ckpt")
+    dump_config(config, folder / "config.py")
+    return folder
 
 
 def read(work_dir: Path, step: int) -> dict[str, Any]:

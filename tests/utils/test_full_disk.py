@@ -99,7 +99,7 @@ from diffusion.data.index.patch_index import write_index
 index = Path({str(index)!r})
 run(lambda: write_index(index, {{"b_256": (f"b/slide/{{i}}.jpeg" for i in range(200_000))}}, before=index) and 0)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.returncode == 2, done
     assert done.stderr == f"error: [Errno 28] No space left on device: '{index}'\n"
     assert len(list(all_names(index, "a_256"))) == 1000 and os.listdir(disk) == ["index.hdf5"]

@@ -13,7 +13,7 @@ import pytest
 from diffusion.cli.parser import Parser, default_root, output_file, output_folder, path_text, run
 from diffusion.utils.threads import WAITING, share_cores
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted([*REPOSITORY.glob("tools/*.py"), *REPOSITORY.glob("train_scripts/*.py")])
 
 

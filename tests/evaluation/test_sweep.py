@@ -10,8 +10,8 @@ import pytest
 import torch
 from conftest import WIDTH, in_process, texture
 from PIL import Image
+from runs import save_run
 from test_evaluation import write_events
-from test_sample_tools import save_run
 
 from diffusion.evaluation.reports.charts import Line, Panel
 from diffusion.evaluation.sweep import Point, best_point, grid, parse_interval, table, write_sweep

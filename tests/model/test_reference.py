@@ -14,7 +14,7 @@ from diffusion.model.convert import load_into, load_weights
 from diffusion.objective import training_losses
 from diffusion.sampling import sample_latents
 
-REFERENCE = Path(__file__).parent / "reference"
+REFERENCE = Path(__file__).parents[1] / "reference"
 
 
 def load(name: str) -> tuple[PixArt, dict[str, torch.Tensor]]:

@@ -17,7 +17,7 @@ from diffusion.model.names import from_diffusers, to_diffusers
 from diffusion.utils.errors import InputError, MissingError
 from tools.convert_checkpoint import main as convert
 
-REFERENCE = Path(__file__).parent / "reference"
+REFERENCE = Path(__file__).parents[1] / "reference"
 ARGUMENTS = dict(
     input_size=64, hidden_size=48, depth=3, num_heads=4, caption_channels=20, model_max_length=4,
     pe_interpolation=1.0, use_cond_pos_embed=True, qk_norm=True, mlp_ratio=2.0,

@@ -23,7 +23,7 @@ from diffusion.evaluation.sets.features import Features, Row
 from diffusion.evaluation.sets.provenance import read_settings
 from diffusion.utils.errors import InputError, MissingError
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def write_events(folder: Path, values: dict[int, float], tag: str = "train/loss", wall_time: float = 0.0) -> None:

@@ -23,7 +23,7 @@ from diffusion.utils.errors import InputError
 from diffusion.utils.files import locked
 from diffusion.utils.folders import natural_key
 
-TOOLS = Path(__file__).resolve().parents[1] / "tools"
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
 DEMO_SLIDE = TOOLS.parent / "data/demo/source/cmu_small_region.svs"
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from conftest import WIDTH, in_process, texture
 from PIL import Image
+from runs import save_run
 
-from diffusion.config.settings import Config, DataConfig, dump_config
 from diffusion.data.datasets.pan_cancer import PanCancerData, PanCancerDataLowRes
 from diffusion.data.features.loose import feature_path, read_tokens, write_feature
 from diffusion.data.slides.cutting import places_apart
@@ -22,8 +22,7 @@ from diffusion.data.slides.reader import PlainImage
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.generation.conditions import Region, embed_region, neighbourhood, open_conditions, slerp
 from diffusion.generation.generators import Folder
-from diffusion.model import PixArt, build_model
-from diffusion.model.architecture import architecture_of
+from diffusion.model import PixArt
 from diffusion.model.convert import load_weights, save_diffusers, save_official
 from diffusion.utils.errors import InputError
 from diffusion.workdir import LAST_WEIGHTS
@@ -32,30 +31,6 @@ from tools.sample_1024 import main as sample_1024
 from tools.vary import main as vary
 
 QUICK = ("--sampling_steps", 2, "--device", "cpu", "--vae", "tiny")
-
-
-def save_run(folder: Path, root: Path, width: int, image_size: int = 1024, **changes) -> Path:
-    """A work dir as the trainer leaves it, of a network with random weights."""
-    config = Config(
-        image_size=image_size,
-        data=DataConfig(type="PanCancerData", root=str(root), ssl_prefix=changes.pop("ssl_prefix", "uni")),
-        model_kwargs=dict(depth=1, hidden_size=16, num_heads=2),
-        model_max_length=(image_size // 256) ** 2,
-        use_cond_pos_embed=True,
-        pe_interpolation=image_size / 512,
-        caption_channels=width,
-        vae_pretrained="tiny",
-        **changes,
-    )
-    torch.manual_seed(0)
-    model = build_model(config.model, **config.model_arguments)
-    torch.nn.init.normal_(model.final_layer.linear.weight, std=0.1)
-    torch.nn.init.normal_(model.blocks[0].cross_attn.proj.weight, std=5.0)  # so that conditions count
-    (folder / "checkpoints").mkdir(parents=True)
-    told = {"architecture": architecture_of(model), "prediction_type": config.prediction_type}
-    torch.save({"state_dict": model.state_dict(), **told}, folder / "checkpoints" / "last_ema.ckpt")
-    dump_config(config, folder / "config.py")
-    return folder
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from diffusion.config.settings import (
 )
 from diffusion.utils.errors import InputError, MissingError
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SHIPPED = sorted(path for path in CONFIGS.rglob("*.py"))
 
 
