@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from diffusion.data.crops import WINDOW, tokens_per_image
+from diffusion.data.crops import tokens_per_image
 from diffusion.data.datasets.pan_cancer import LARGE_PATCH
 from diffusion.data.features.loose import (
     feature_path,
@@ -31,6 +31,7 @@ from diffusion.data.index.patch_index import PatchIndex, index_keys
 from diffusion.data.slides.patches import read_patch
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import LatentCodec, from_uint8
+from diffusion.formats import PATCHES_DIR, WINDOW
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.files import written_aside
 
@@ -127,7 +128,7 @@ class Patches(Dataset):
         if self.files.done(name):
             return Patch(name, None)
         try:
-            pixels = read_patch(self.files.root / "patches" / name, self.files.patch_size)
+            pixels = read_patch(self.files.root / PATCHES_DIR / name, self.files.patch_size)
         except InputError as error:
             return Patch(name, None, str(error))
         return Patch(name, torch.tensor(pixels).permute(2, 0, 1).contiguous())  # a copy: decoded pixels are read-only

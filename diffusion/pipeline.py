@@ -16,7 +16,8 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-from diffusion.encoders.latents import DOWNSAMPLING, LatentScale, codec_folder, load_vae
+from diffusion.encoders.latents import LatentScale, codec_folder, load_vae
+from diffusion.formats import DEFAULT_SOLVER, LATENT_FACTOR, PIPELINE_INDEX
 from diffusion.model.architecture import diffusers_config
 from diffusion.model.convert import load_into, load_weights, save_diffusers
 from diffusion.model.pixart import PixArt
@@ -24,7 +25,6 @@ from diffusion.sampling import build_scheduler, denoise
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.text import read_json
 
-INDEX = "model_index.json"
 OF_THE_HUB = ("revision", "cache_dir", "token", "local_files_only")  # arguments for what is downloaded
 
 
@@ -85,9 +85,9 @@ class PixCellPipeline(DiffusionPipeline):
     ):
         super().__init__()
         if scheduler is None:
-            scheduler = build_scheduler("dpm-solver", transformer.prediction_type)
+            scheduler = build_scheduler(DEFAULT_SOLVER, transformer.prediction_type)
         self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler)
-        self.image_processor = VaeImageProcessor(vae_scale_factor=DOWNSAMPLING)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=LATENT_FACTOR)
 
     @classmethod
     def from_pretrained(
@@ -110,7 +110,7 @@ class PixCellPipeline(DiffusionPipeline):
         unknown = sorted(options.keys() - {"trust_remote_code", "custom_pipeline", "use_safetensors"})
         if unknown:
             raise InputError(f"PixCellPipeline.from_pretrained takes no {', '.join(unknown)}")
-        whole = (folder / INDEX).is_file()
+        whole = (folder / PIPELINE_INDEX).is_file()
         if transformer is None:
             transformer = PixCellTransformer2DModel.from_pretrained(
                 folder / "transformer" if whole else folder, torch_dtype=torch_dtype
@@ -240,13 +240,16 @@ class PixCellPipeline(DiffusionPipeline):
         generator: torch.Generator | list[torch.Generator] | None,
     ) -> torch.Tensor:
         """What denoising begins with, (B * n, C, H/8, W/8): drawn, or given and of that shape."""
-        network, trained = self.transformer.network, self.transformer.config.sample_size * DOWNSAMPLING
-        sides, unit = [trained if side is None else side for side in (height, width)], DOWNSAMPLING * network.patch_size
+        network, trained = self.transformer.network, self.transformer.config.sample_size * LATENT_FACTOR
+        sides, unit = (
+            [trained if side is None else side for side in (height, width)],
+            LATENT_FACTOR * network.patch_size,
+        )
         if any(side < unit or side % unit for side in sides):
             raise InputError(f"height and width {sides[0]} x {sides[1]}: expected multiples of {unit}")
         if isinstance(generator, list) and len(generator) != images:
             raise InputError(f"{len(generator)} generators for {images} images: expected one, or one each")
-        shape = (images, network.in_channels, *(side // DOWNSAMPLING for side in sides))
+        shape = (images, network.in_channels, *(side // LATENT_FACTOR for side in sides))
         if latents is None:
             return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
         if tuple(latents.shape) != shape:

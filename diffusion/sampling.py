@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from diffusion.formats import DEFAULT_SOLVER
 from diffusion.guidance import Network, guided_prediction
 from diffusion.schedule import BETA_END, BETA_START, TIMESTEPS, linear_schedule
 from diffusion.utils.errors import InputError
@@ -89,7 +90,7 @@ def sample_latents(
     null_y: torch.Tensor | None = None,
     steps: int = 20,
     guidance: float = 2.0,
-    algorithm: str = "dpm-solver",
+    algorithm: str = DEFAULT_SOLVER,
     generators: Sequence[torch.Generator] | None = None,
     prediction_type: str = "epsilon",
     guidance_interval: tuple[float, float] | None = None,

@@ -11,12 +11,11 @@ import torch
 
 from diffusion.config.settings import Config, DataConfig, read_config
 from diffusion.data.batch import PatchItem
-from diffusion.data.crops import LATENT_FACTOR
 from diffusion.data.datasets.pan_cancer import LARGE_PATCH, PanCancerData, SkipBad
-from diffusion.data.features.loose import SSL_PREFIX
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import EMBEDDED_CODECS, LatentCodec, LatentScale, codec_folder
 from diffusion.encoders.networks import EMBEDDERS
+from diffusion.formats import CONFIG_FILE, LAST_WEIGHTS, LATENT_FACTOR, PIPELINE_INDEX, SSL_PREFIX
 from diffusion.model.convert import Weights, check_told, load_into, load_weights, with_positions_of
 from diffusion.model.pixart import PixArt, build_model
 from diffusion.utils.errors import InputError, MissingError
@@ -25,9 +24,7 @@ from diffusion.utils.folders import LeftOut, walk_files
 from diffusion.utils.text import abbreviate, expand_path
 from diffusion.utils.weights import find_weights
 
-CONFIG_FILE = "config.py"
 LOCK_FILE = ".lock"
-LAST_WEIGHTS = "checkpoints/last_ema.ckpt"
 PROBES = 16  # samples tried before a data set counts as unreadable
 
 
@@ -73,7 +70,7 @@ def open_run(work_dir: str | Path, checkpoint: str | Path, device: torch.device,
 
 def _is_weights(path: Path) -> bool:
     """Tell weights alone, a file or a folder, from the work dir of a run."""
-    if any((path / name).is_file() for name in ("model_index.json", "config.json")):
+    if any((path / name).is_file() for name in (PIPELINE_INDEX, "config.json")):
         return True
     return path.is_file() or (path.is_dir() and not (path / CONFIG_FILE).exists() and find_weights(path) is not None)
 

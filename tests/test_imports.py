@@ -11,9 +11,12 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 MODULES = sorted((REPOSITORY / "diffusion").rglob("*.py"))
-# room of the package -> the rooms that it may import, besides itself and `utils`; downwards only
+# room of the package -> the rooms that it may import, besides itself, `formats` and `utils`; downwards only
 ALLOWED = {
-    **{room: set() for room in ("utils", "schedule", "guidance", "config", "data", "model", "encoders", "cli")},
+    **{
+        room: set()
+        for room in ("formats", "utils", "schedule", "guidance", "config", "data", "model", "encoders", "cli")
+    },
     **{room: {"schedule"} for room in ("objective", "timesteps")},
     "sampling": {"schedule", "guidance"},
     "panorama": {"guidance"},
@@ -85,8 +88,12 @@ def test_a_module_imports_only_rooms_below_its_own(path):
             f"{place}:{line} imports a script: {module}"
         )
         if root == "diffusion" and room_of(module):
-            allowed = ALLOWED[room] | {"utils", room}
+            allowed = ALLOWED[room] | {"formats", "utils", room}
             assert room_of(module) in allowed, f"{place}:{line} imports {module}; {room} may import {sorted(allowed)}"
+
+
+def test_formats_imports_nothing():
+    assert not IMPORTS["diffusion.formats"]
 
 
 @pytest.mark.parametrize(

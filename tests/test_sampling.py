@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from diffusion.cli import sampling_options as sampler_cli
+from diffusion.formats import SOLVERS
 from diffusion.guidance import guided_prediction
 from diffusion.sampling import (
     ALGORITHMS,
@@ -174,8 +174,8 @@ def test_intervals_without_a_step_are_refused(interval):
         guided_levels(interval)
 
 
-def test_the_command_line_offers_what_there_is():
-    assert tuple(ALGORITHMS) == sampler_cli.ALGORITHMS
+def test_every_solver_that_the_command_line_offers_can_be_built():
+    assert tuple(ALGORITHMS) == SOLVERS
 
 
 def test_bad_requests():

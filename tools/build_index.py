@@ -23,6 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from diffusion.cli.parser import cores, output_file, path_text, plain_name, positive_int, run, tool_parser
+from diffusion.formats import METADATA_DIR, PATCHES_DIR, SSL_PREFIX, VAE_PREFIX
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.text import iterate_text
 
@@ -53,7 +54,7 @@ def build(out: Path, args: argparse.Namespace) -> None:
     """Write the names of the data sets asked for, beside what the index has of others."""
     from diffusion.data.index.patch_index import index_keys, write_index
 
-    patches = args.root / "patches"
+    patches = args.root / PATCHES_DIR
     found = {}
     for dataset in args.dataset or datasets_in(patches):
         names = listed(args.names, dataset) if args.names else scan(patches, dataset, args.size, bool(args.dataset))
@@ -75,7 +76,7 @@ def datasets_in(patches: Path) -> list[str]:
     from diffusion.utils.folders import is_hidden, natural_key
 
     names = [folder.name for folder in patches.iterdir() if folder.is_dir()] if patches.is_dir() else []
-    names = [name for name in names if name != "metadata" and not is_hidden(name)]
+    names = [name for name in names if name != METADATA_DIR and not is_hidden(name)]
     if not names:
         raise MissingError(f"no data set in {patches}; make patches with tools/extract_patches.py, or set --root")
     return sorted(names, key=natural_key)
@@ -252,8 +253,12 @@ def parse_args() -> argparse.Namespace:
         type=path_text,
         help="folder of the features to verify [beside the images, else features, else packed]",
     )
-    parser.add_argument("--vae_prefix", type=plain_name, default="sd3_vae", help="ending of the latent files to verify")
-    parser.add_argument("--ssl_prefix", type=plain_name, default="uni", help="ending of the embedding files to verify")
+    parser.add_argument(
+        "--vae_prefix", type=plain_name, default=VAE_PREFIX, help="ending of the latent files to verify"
+    )
+    parser.add_argument(
+        "--ssl_prefix", type=plain_name, default=SSL_PREFIX, help="ending of the embedding files to verify"
+    )
     parser.add_argument("--workers", type=positive_int, default=cores(), help="processes that verify [one per core]")
     parser.add_argument("--prune", action="store_true", help="with --verify: write an index of the sound patches")
     parser.add_argument("--out", type=output_file, help="the index [ROOT/patches/metadata/patch_names_all.hdf5]")

@@ -26,6 +26,7 @@ from diffusion.cli.parser import (
     run,
     tool_parser,
 )
+from diffusion.formats import DEFAULT_INDEX, DEFAULT_VAE, PRECISIONS
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import write_whole, written_aside
 
@@ -197,11 +198,11 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "--vae",
         nargs="+",
-        default=["pretrained_models/sd-3.5-vae"],
+        default=[DEFAULT_VAE],
         help="codecs: diffusers folders (below ROOT or here), or the embedded 'tiny' [pretrained_models/sd-3.5-vae]",
     )
     add("--images", type=Path, metavar="DIR", help="folder of images, of any size [the patches of the index]")
-    add("--patch_names_file", type=path_text, default="patch_names_all.hdf5", help="index in ROOT/patches/metadata")
+    add("--patch_names_file", type=path_text, default=DEFAULT_INDEX, help="index in ROOT/patches/metadata")
     add("--subset_keys", nargs="+", help="keys of that index [all]")
     add("--n", type=positive_int, default=256, help="windows, drawn at random")
     add("--size", type=positive_int, default=256, help="pixels a side of a window; larger images are cut")
@@ -210,7 +211,7 @@ def parse_arguments() -> argparse.Namespace:
         default="mobilenetv2",
         help="of features: uni2, mobilenetv2, a weights file or its folder, or NAME=PATH",
     )
-    add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the codecs")
+    add("--precision", choices=PRECISIONS, default="fp32", help="of the codecs")
     add("--batch_size", type=positive_int, default=8, help="windows per pass; lower it when memory runs out")
     add("--strict", action="store_true", help="refuse images that cannot be used, instead of leaving them out")
     add(

@@ -9,12 +9,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
 from diffusion.cli.parser import output_name, positive_int, run, tool_parser
+from diffusion.formats import TORCH_SUFFIXES
 from diffusion.utils.errors import InputError
 
 EXAMPLES = """  python tools/convert_checkpoint.py pixcell_256.ckpt pixcell-256 --to diffusers
   python tools/convert_checkpoint.py output/256/checkpoints/last_ema.ckpt pixcell.safetensors --to safetensors
   python tools/convert_checkpoint.py output/256/checkpoints/step_00120000.ckpt raw.ckpt --to official --weights raw"""
-SUFFIXES = {"official": (".ckpt", ".pth"), "safetensors": (".safetensors",), "diffusers": ()}
+SUFFIXES = {"official": TORCH_SUFFIXES, "safetensors": (".safetensors",), "diffusers": ()}
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -16,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 
 from diffusion.cli.parser import Parser, default_root, natural_int, pick_device, run, start_processes
 from diffusion.cli.sampling_options import GROUPS, of_training, patch_sampler_parser
-from diffusion.cli.scoring_options import METRICS, scoring_options
+from diffusion.cli.scoring_options import scoring_options
+from diffusion.formats import METRICS, REAL_DIR, SYNTHETIC_DIR, WINDOW
 
 if TYPE_CHECKING:
     from diffusion.evaluation.measure import Measured
@@ -71,8 +72,8 @@ def sample(args: argparse.Namespace) -> list[str]:
 
     args.out_dir = args.out / "samples"
     size = sample_patches(args, sizes=(256, 512, 1024), needs_real=True)
-    args.real, args.syn = args.out_dir / "real", args.out_dir / "syn"
-    if size > 256 and args.on_size == "refuse":
+    args.real, args.syn = args.out_dir / REAL_DIR, args.out_dir / SYNTHETIC_DIR
+    if size > WINDOW and args.on_size == "refuse":
         args.on_size = "windows"
     return of_training(args)
 

@@ -28,6 +28,7 @@ from diffusion.cli.parser import (
     start_processes,
     tool_parser,
 )
+from diffusion.formats import DEFAULT_INDEX, DEFAULT_VAE, PRECISIONS, SSL_PREFIX, VAE_PREFIX
 
 if TYPE_CHECKING:
     from diffusion.extraction import Outcome
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 EXAMPLES = """  python tools/extract_features.py --dataset_name tcga_diagnostic --size 256
   accelerate launch tools/extract_features.py --dataset_name tcga_diagnostic --size 1024 --precision bf16 --batch_size 64
   python tools/extract_features.py --dataset_name demo --size 256 --vae tiny --encoder mobilenetv2"""
-PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 def main() -> int:
@@ -44,7 +44,6 @@ def main() -> int:
 
     from tqdm import tqdm
 
-    from diffusion.data.features.loose import SSL_PREFIX, VAE_PREFIX
     from diffusion.data.index.patch_index import PatchIndex, index_path
     from diffusion.encoders.embedders import PatchEmbedder
     from diffusion.encoders.latents import EMBEDDED_CODECS, LatentCodec, codec_folder
@@ -146,7 +145,7 @@ def parse_arguments() -> argparse.Namespace:
         help="data set of the index: its key <dataset_name>_<size>, else <dataset_name>_1024",
     )
     add("--size", type=positive_int, required=True, help="pixels of the windows that the VAE encodes at once")
-    add("--patch_names_file", type=path_text, default="patch_names_all.hdf5", help="index in ROOT/patches/metadata")
+    add("--patch_names_file", type=path_text, default=DEFAULT_INDEX, help="index in ROOT/patches/metadata")
     add(
         "--features_dir",
         type=path_text,
@@ -154,7 +153,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     add(
         "--vae",
-        default="pretrained_models/sd-3.5-vae",
+        default=DEFAULT_VAE,
         help="diffusers folder (below ROOT or here), or the embedded 'tiny'",
     )
     add("--encoder", default="uni2", help="uni2, mobilenetv2, a weights file or its folder, or name=path")

@@ -37,6 +37,7 @@ from diffusion.data.slides.cutting import (
     finished_record,
 )
 from diffusion.data.slides.reader import find_slides
+from diffusion.formats import METADATA_DIR, PATCHES_DIR
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import check_writable
 
@@ -53,7 +54,7 @@ def main() -> int:
     settings = CutSettings(grid, args.mpp, args.image_mpp, args.tissue_threshold, args.max_blur, args.quality)
     slides = find_slides(args.slides)
     paths = [*slides.paths, *slides.refused]
-    cohort = (args.out or args.root / "patches") / args.dataset / args.cohort
+    cohort = (args.out or args.root / PATCHES_DIR) / args.dataset / args.cohort
     check_writable(cohort)
     work = partial(cut, cohort=cohort, settings=settings, show=min(args.workers, len(paths)) == 1, parent=os.getpid())
     before: dict[Path, SlideRecord | InputError | None] = {
@@ -192,7 +193,7 @@ def parse_args() -> argparse.Namespace:
     add("--quality", type=jpeg_quality, default=95, help="JPEG quality, without colour subsampling [%(default)s]")
     add("--workers", type=positive_int, default=cores(), help="slides cut at a time [one per core]")
     args = parser.parse_args()
-    if args.dataset == "metadata":
+    if args.dataset == METADATA_DIR:
         raise InputError("--dataset metadata: ROOT/patches/metadata is where the index lies; take another name")
     return args
 

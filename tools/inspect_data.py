@@ -15,10 +15,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 from tqdm import tqdm
 
 from diffusion.cli.parser import natural_int, output_file, path_text, plain_name, run, tool_parser
-from diffusion.data.features.loose import SSL_PREFIX, VAE_PREFIX
 from diffusion.data.features.store import open_features, probes
 from diffusion.data.index.patch_index import PatchIndex, all_names, index_keys, index_path, split_key
 from diffusion.data.index.survey import contact_sheet, count_cohorts, coverage
+from diffusion.formats import DEFAULT_INDEX, SSL_PREFIX, VAE_PREFIX
 from diffusion.utils.errors import MissingError
 from diffusion.utils.files import written_aside
 
@@ -73,7 +73,7 @@ def covered(args: argparse.Namespace, key: str, index: PatchIndex, chosen, whole
 def parse_args() -> argparse.Namespace:
     parser = tool_parser(__doc__, EXAMPLES, networks=False)
     add = parser.add_argument
-    add("--patch_names_file", type=path_text, default="patch_names_all.hdf5", help="index in ROOT/patches/metadata")
+    add("--patch_names_file", type=path_text, default=DEFAULT_INDEX, help="index in ROOT/patches/metadata")
     add("--features_dir", type=path_text, help="folder of the features [beside the images, else features, else packed]")
     add("--vae_prefix", type=plain_name, default=VAE_PREFIX, help="ending of the latent files")
     add("--ssl_prefix", type=plain_name, default=SSL_PREFIX, help="ending of the embedding files")

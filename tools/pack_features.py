@@ -23,8 +23,6 @@ from tqdm import tqdm
 from diffusion.cli.parser import output_folder, path_text, plain_name, positive_float, positive_int, run, tool_parser
 from diffusion.data.features import packed, packing
 from diffusion.data.features.loose import (
-    SSL_PREFIX,
-    VAE_PREFIX,
     LooseFeatures,
     feature_path,
     features_folder,
@@ -36,6 +34,7 @@ from diffusion.data.features.loose import (
 from diffusion.data.features.packed import About, Packed
 from diffusion.data.features.store import open_features, probes
 from diffusion.data.index.patch_index import PatchIndex, all_names, index_path
+from diffusion.formats import DEFAULT_INDEX, PACKED_DIR, SSL_PREFIX, VAE_PREFIX
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.files import locked
 
@@ -49,7 +48,7 @@ EXAMPLES = """  python tools/pack_features.py --dataset_name tcga_diagnostic --w
 def main() -> int:
     args = parse_args()
     key = f"{args.dataset_name}_{args.size}"
-    folder = packed.packed_folder(args.out or args.root / packed.PACKED_DIR, key, args.vae_prefix, args.ssl_prefix)
+    folder = packed.packed_folder(args.out or args.root / PACKED_DIR, key, args.vae_prefix, args.ssl_prefix)
     if args.unpack:
         return unpack(folder, args)
     if args.verify:
@@ -207,7 +206,7 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add("--dataset_name", required=True, help="data set of the index: its key <dataset_name>_<size>")
     add("--size", type=positive_int, default=1024, help="pixels a side of its patches [%(default)s]")
-    add("--patch_names_file", type=path_text, default="patch_names_all.hdf5", help="index in ROOT/patches/metadata")
+    add("--patch_names_file", type=path_text, default=DEFAULT_INDEX, help="index in ROOT/patches/metadata")
     add(
         "--features_dir",
         type=path_text,

@@ -10,12 +10,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
 from diffusion.cli.parser import output_file, positive_float, positive_int, run, tool_parser
+from diffusion.formats import TORCH_SUFFIXES
 from diffusion.utils.errors import InputError
 
 EXAMPLES = """  python tools/posthoc_ema.py output/256 --length 0.07 --out output/256/checkpoints/ema_0.070.ckpt
   python tools/posthoc_ema.py output/256 --length 0.15 --step 60000 --out ema.ckpt
   python tools/sample_256.py --workdir output/256 --checkpoint checkpoints/ema_0.070.ckpt --out_dir samples_0.070"""
-SUFFIXES = (".ckpt", ".pth")
 ROUGH = 0.05  # of the profile's norm: beyond, what is written is an average, but hardly the one asked for
 
 
@@ -38,8 +38,8 @@ def main() -> None:
     args = parse_arguments()
     if args.out.exists():
         raise InputError(f"{args.out} is already there; name a new file")
-    if args.out.suffix not in SUFFIXES:
-        raise InputError(f"--out {args.out}: expected a {' or '.join(SUFFIXES)} file")
+    if args.out.suffix not in TORCH_SUFFIXES:
+        raise InputError(f"--out {args.out}: expected a {' or '.join(TORCH_SUFFIXES)} file")
 
     from tqdm import tqdm
 

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 
 from diffusion.cli.parser import output_folder, run, tool_parser
 from diffusion.config.settings import load_config
+from diffusion.formats import CHECKPOINT_PATTERN, CHECKPOINTS_DIR, LAST_WEIGHTS
 from diffusion.training.parallel.preemption import CODE_FILE, EXIT_CODE
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import locked, written_aside
@@ -27,7 +28,6 @@ from diffusion.utils.text import read_json
 
 TRAINER = Path(__file__).resolve().parents[1] / "train_scripts" / "train_pixcell.py"
 RECORD = "stages.json"
-WEIGHTS = "checkpoints/last_ema.ckpt"
 GRACE = 600  # seconds in which processes that the launcher left behind have to save and end
 EXAMPLES = """  python tools/progressive.py configs/pan_cancer/pixart_20x_256.py configs/pan_cancer/pixart_20x_512_pos_embed.py \\
       configs/pan_cancer/pixart_20x_1024_pos_embed.py --work-dir output/pixcell --launch "--multi_gpu --num_processes 8"
@@ -67,7 +67,7 @@ class Stage:
 
     @property
     def weights(self) -> Path:
-        return self.folder / WEIGHTS
+        return self.folder / LAST_WEIGHTS
 
     @property
     def entry(self) -> dict[str, Any]:
@@ -86,7 +86,7 @@ class Stage:
         if self.config.stem in done:
             changed = self.changed(done)
             return f"done, before a change of {', '.join(changed)}" if changed else "done"
-        saved = sorted(self.folder.glob("checkpoints/step_*.ckpt"))
+        saved = sorted(self.folder.glob(f"{CHECKPOINTS_DIR}/{CHECKPOINT_PATTERN}"))
         if not saved:
             return "to come"
         return f"at step {int(saved[-1].stem.removeprefix('step_'))}{f' of {self.steps}' if self.steps else ''}"

@@ -14,13 +14,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 
 from diffusion.cli.parser import positive_float, positive_int, run
 from diffusion.cli.sampling_options import sampler_parser
+from diffusion.formats import REAL_DIR, SYNTHETIC_DIR, WINDOW
 from diffusion.utils.errors import InputError
 
 if TYPE_CHECKING:
     from diffusion.generation.conditions import Condition, Region
     from diffusion.generation.session import Origin, Session
 
-TOKEN = 256  # pixels a side that one token is of
 EXAMPLES = """  python tools/sample_4k.py --output_dir samples_4k --num_samples 100 --num_timesteps 20 --guidance_scale 2 \\
       --sliding_window_size 64 --gpu_id 0
   python tools/sample_4k.py --workdir output/1024 --slide slide.svs --x 20000 --y 12000 --num_samples 1
@@ -31,14 +31,16 @@ def parse_arguments() -> argparse.Namespace:
     parser = sampler_parser(__doc__, EXAMPLES, (None, "windows"), "samples_4k")
     add = parser.add_argument
     add("--n_images", "--num_samples", type=positive_int, default=1, help="how many")
-    add("--height", type=token_multiple, default=4096, help=f"of the picture in pixels, a multiple of {TOKEN}")
-    add("--width", type=token_multiple, default=4096, help=f"of the picture in pixels, a multiple of {TOKEN}")
+    add("--height", type=token_multiple, default=4096, help=f"of the picture in pixels, a multiple of {WINDOW}")
+    add("--width", type=token_multiple, default=4096, help=f"of the picture in pixels, a multiple of {WINDOW}")
     add("--reference", type=Path, help="an image that conditions, embedded now, from its top left corner on")
     add("--slide", type=Path, help="a slide whose region conditions, embedded now at --mpp")
     add("--x", type=int, default=0, help="left edge of that region, in pixels of the slide's finest level")
     add("--y", type=int, default=0, help="its top edge")
     add(
-        "--tokens", type=Path, help=f"an .npy file of embeddings that condition: (height / {TOKEN}, width / {TOKEN}, D)"
+        "--tokens",
+        type=Path,
+        help=f"an .npy file of embeddings that condition: (height / {WINDOW}, width / {WINDOW}, D)",
     )
     add(
         "--mpp",
@@ -66,8 +68,8 @@ def parse_arguments() -> argparse.Namespace:
 def token_multiple(text: str) -> int:
     """An argparse type: 256, 512, 768, ..."""
     value = int(text)
-    if value < TOKEN or value % TOKEN:
-        raise argparse.ArgumentTypeError(f"got {value}, expected a multiple of {TOKEN}")
+    if value < WINDOW or value % WINDOW:
+        raise argparse.ArgumentTypeError(f"got {value}, expected a multiple of {WINDOW}")
     return value
 
 
@@ -87,7 +89,7 @@ def main() -> None:
 
     session = open_session(args)
     state, side = session.state, session.run.config.input_size
-    rows, columns = args.height // TOKEN, args.width // TOKEN
+    rows, columns = args.height // WINDOW, args.width // WINDOW
     stride = args.sliding_window_size or side // 2
     batch_size = args.batch_size or windows_at_once(state.device, side)
     make = LargeImageMaker(session.run, session.codec, args.seed, session.solver, stride, batch_size, args.decode_tile)
@@ -101,7 +103,7 @@ def main() -> None:
             f"windows of {side} cells, {stride} apart, hardly overlap: seams will show; {side // 2} apart they do not"
         )
 
-    if min(rows, columns) * TOKEN < session.run.config.image_size:
+    if min(rows, columns) * WINDOW < session.run.config.image_size:
         state.print(
             f"smaller than the network's {session.run.config.image_size} pixels: the corner of a larger picture"
         )
@@ -123,12 +125,12 @@ def main() -> None:
             quiet = not state.is_main_process
             with tqdm(total=args.sampling_steps, unit="step", desc=condition.name, disable=quiet) as progress:
                 latents = make.latents(i, condition.tokens, on_step=lambda *_, bar=progress: bar.update() and None)
-            path = folder.file("syn", i, condition.name)
+            path = folder.file(SYNTHETIC_DIR, i, condition.name)
             note = {**session.note(i), "stride": stride, "condition": condition.name}
             write_picture(path, make.bands(latents), *size, note)
             if region is not None:
                 real = region_bands(region, rows, columns)
-                write_picture(folder.file("real", i, condition.name), real, *size, {"condition": condition.name})
+                write_picture(folder.file(REAL_DIR, i, condition.name), real, *size, {"condition": condition.name})
             print(f"written: {path}")
             if i == todo[0] and batch_size < windows:
                 session.advise(batch_size)
@@ -150,7 +152,7 @@ def open_region(args: argparse.Namespace, say: Callable[[str], None]) -> Iterato
     with closing(open_slide(path, args.mpp, args.image_mpp) if args.slide else PlainImage(path)) as slide:
         x, y = round(args.x / slide.factor), round(args.y / slide.factor)
         over = (y + args.height - slide.height, x + args.width - slide.width)
-        if min(x, y) < 0 or max(over) >= TOKEN:  # less is filled up with white: sides are multiples, slides are not
+        if min(x, y) < 0 or max(over) >= WINDOW:  # less is filled up with white: sides are multiples, slides are not
             raise InputError(
                 f"{path} has {slide.height} x {slide.width} pixels ({slide.note}), from which {args.height} x {args.width} "
                 f"at y {y}, x {x} reach out; give a smaller --height and --width, or another region"
@@ -181,7 +183,7 @@ def choose_conditions(
     grid, wanted = read_tokens_file(path), (rows, columns, session.run.config.caption_channels)
     if tuple(grid.shape) != wanted:
         raise InputError(
-            f"{path} holds tokens {tuple(grid.shape)}: expected {wanted}, one for each {TOKEN} pixels a side"
+            f"{path} holds tokens {tuple(grid.shape)}: expected {wanted}, one for each {WINDOW} pixels a side"
         )
     return lambda i: Condition(path.stem, grid), Origin(origin, {})
 

@@ -28,8 +28,9 @@ from diffusion.cli.parser import (
     run,
     start_processes,
 )
-from diffusion.cli.sampling_options import ALGORITHMS, of_training, patch_sampler_parser
+from diffusion.cli.sampling_options import of_training, patch_sampler_parser
 from diffusion.cli.scoring_options import scoring_options
+from diffusion.formats import REAL_DIR, SOLVERS, SYNTHETIC_DIR, WINDOW
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import fingerprint, write_whole
 from diffusion.utils.text import read_json
@@ -135,7 +136,7 @@ def compute(
     from diffusion.evaluation.sets.images import ImageSet
     from diffusion.generation.session import sample_patches
 
-    folder, real = args.out / "points" / point.name, args.real or args.out / "real"
+    folder, real = args.out / "points" / point.name, args.real or args.out / REAL_DIR
     has_real = args.real is not None or count(real) >= args.n_images
     if has_real and is_done(folder, point, checkpoint, args, embedders):
         return
@@ -146,8 +147,8 @@ def compute(
     size = sample_patches(
         settings, sizes=(256, 512, 1024), with_real=not has_real, tissue=real, needs_real=not has_real
     )
-    fit = "windows" if size > 256 and args.on_size == "refuse" else args.on_size
-    sources = {REAL: ImageSet.open(real, fit), SYNTHETIC: ImageSet.open(folder / "syn", fit)}
+    fit = "windows" if size > WINDOW and args.on_size == "refuse" else args.on_size
+    sources = {REAL: ImageSet.open(real, fit), SYNTHETIC: ImageSet.open(folder / SYNTHETIC_DIR, fit)}
     options = Options(METRICS, args.seed, args.bootstrap, args.batch_size, args.workers, args.strict)
     cache = args.cache or args.out / "features"
     measured = [measure(sources, embedder, cache, state, options, Timing()) for embedder in embedders]
@@ -175,7 +176,7 @@ def about_point(
     return {
         **how_scored(args, embedders),
         "weights": [args.weights, weights_fingerprint(checkpoint)],
-        "samples": digest(folder / "syn"),
+        "samples": digest(folder / SYNTHETIC_DIR),
     }
 
 
@@ -190,7 +191,7 @@ def how_scored(args: argparse.Namespace, embedders: list[PatchEmbedder]) -> dict
     """What all points of one table have in common."""
     return {
         "n_images": args.n_images,
-        "real": digest(args.real or args.out / "real"),
+        "real": digest(args.real or args.out / REAL_DIR),
         "encoders": {embedder.name: embedder.fingerprint for embedder in embedders},
         "metrics": list(METRICS),
         **{name: getattr(args, name) for name in ("seed", "bootstrap", "on_size", "precision", "compile")},
@@ -241,7 +242,7 @@ def parse_args() -> argparse.Namespace:
     ).add_argument
     add("--guidances", type=finite_float, nargs="+", metavar="W", help="guidance strengths")
     add("--steps", type=positive_int, nargs="+", metavar="N", help="steps of the solver")
-    add("--solvers", nargs="+", choices=ALGORITHMS, help="solvers")
+    add("--solvers", nargs="+", choices=SOLVERS, help="solvers")
     add(
         "--intervals",
         nargs="+",

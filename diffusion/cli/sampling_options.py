@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 
 from diffusion.cli.parser import Parser, finite_float, natural_int, output_folder, path_text, positive_int, tool_parser
+from diffusion.formats import DEFAULT_SOLVER, LAST_WEIGHTS, PRECISIONS, SOLVERS
 
 GROUPS = ("sampling", "conditions")  # of the options
-ALGORITHMS = ("dpm-solver", "ddim", "iddpm", "sa-solver")  # of diffusion.sampling, which would take seconds to import
 
 
 def sampler_parser(
@@ -26,7 +26,7 @@ def sampler_parser(
     add(
         "--checkpoint",
         type=Path,
-        default="checkpoints/last_ema.ckpt",
+        default=LAST_WEIGHTS,
         help="weights; a relative path is below the work dir",
     )
     add("--weights", choices=("ema", "raw"), default="ema", help="of a checkpoint that holds both: averaged or raw")
@@ -45,7 +45,7 @@ def sampler_parser(
         default=batch[0],
         help=many if batch[0] else f"{many} [GPU 8; CPU 16 of 256 pixels, 4 of 512, 1 of 1024]",
     )
-    add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="of the network; fp16 needs a GPU")
+    add("--precision", choices=PRECISIONS, default="fp32", help="of the network; fp16 needs a GPU")
     add(
         "--compile",
         action="store_true",
@@ -66,7 +66,7 @@ def sampler_parser(
         metavar=("LO", "HI"),
         help="noise levels, std of noise over std of signal, between which to guide; no null pass elsewhere [0.01 to 157]",
     )
-    add("--sampling_algo", choices=ALGORITHMS, default="dpm-solver", help="the solver")
+    add("--sampling_algo", choices=SOLVERS, default=DEFAULT_SOLVER, help="the solver")
     add("--vae", help="diffusers folder or embedded name that decodes [the run's]")
     add("--encoder", help="embedder of images and slides [the one that the run's features came from]")
     add("--gpu_id", type=natural_int, help="which GPU, of several [the first, or what accelerate gives each process]")

@@ -6,10 +6,8 @@ from argparse import ArgumentParser
 from collections.abc import Sequence
 
 from diffusion.cli.parser import natural_int, output_folder
+from diffusion.formats import SIZE_POLICIES
 
-# Of diffusion.evaluation, which would take seconds to import.
-FITS = ("refuse", "resize", "windows")
-METRICS = ("fd", "fd_infinity", "kid", "prdc", "similarity", "neighbours")
 ENCODERS = (
     "uni2, mobilenetv2, inception, a weights file or its folder, NAME=FILE, timm/NAME=FILE, torchvision/NAME=FILE"
 )
@@ -21,8 +19,8 @@ def scoring_options(parser: ArgumentParser, out: str, encoders: Sequence[str] = 
     add("--encoders", nargs="+", default=list(encoders), metavar="ENCODER", help=f"{ENCODERS} [mobilenetv2]")
     add(
         "--on_size",
-        choices=FITS,
-        default=FITS[0],
+        choices=SIZE_POLICIES,
+        default=SIZE_POLICIES[0],
         help="images that are not 256 x 256: refuse them, resize the square in their middle, or score their windows of 256",
     )
     add(

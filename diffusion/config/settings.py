@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from diffusion.formats import DEFAULT_INDEX, DEFAULT_VAE, LATENT_FACTOR, SSL_PREFIX, VAE_PREFIX, WINDOW
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.files import written_aside
 from diffusion.utils.literals import read_assignments
@@ -131,10 +132,10 @@ class DataConfig(Section):
     type: Name = "PanCancerDataLowRes"
     resolution: int | None = None
     root: Name | None = None
-    patch_names_file: Name = "patch_names_all.hdf5"
+    patch_names_file: Name = DEFAULT_INDEX
     features_dir: Name | None = None
-    vae_prefix: FilePart = "sd3_vae"
-    ssl_prefix: FilePart = "uni"
+    vae_prefix: FilePart = VAE_PREFIX
+    ssl_prefix: FilePart = SSL_PREFIX
     train_subset_keys: Names | None = None
     on_error: Literal["raise", "skip"] = "raise"
     max_bad_fraction: Annotated[float, Range(least=0, most=1)] = 0.01
@@ -250,7 +251,7 @@ class EvaluationConfig(Section):
 class Config(Section):
     """Every key the trainer reads. Raises InputError for values out of their range, and for those that contradict each other."""
 
-    image_size: Annotated[int, Range(least=256, most=2**14)] = 256
+    image_size: Annotated[int, Range(least=WINDOW, most=2**14)] = WINDOW
     root: Name | None = None
     data: DataConfig = field(default_factory=DataConfig)
     model: Name = "PixArt_XL_2_UNI"
@@ -261,7 +262,7 @@ class Config(Section):
     pe_interpolation: Annotated[float, Range(least=1e-3, most=1e3)] = 1.0
     qk_norm: bool = False
     class_dropout_prob: Annotated[float, Range(least=0, below=1, symbol="p")] = 0.1
-    vae_pretrained: Name = "pretrained_models/sd-3.5-vae"
+    vae_pretrained: Name = DEFAULT_VAE
     scale_factor: Positive | None = None
     shift_factor: float | None = None
     load_from: Name | None = None
@@ -309,12 +310,12 @@ class Config(Section):
             self.data.resolution in (None, self.image_size),
             f"data.resolution {self.data.resolution} contradicts image_size {self.image_size}; they must be equal",
         )
-        _check(self.image_size % 256 == 0, f"image_size {self.image_size}: expected a multiple of 256")
-        windows = (self.image_size // 256) ** 2
+        _check(self.image_size % WINDOW == 0, f"image_size {self.image_size}: expected a multiple of {WINDOW}")
+        windows = (self.image_size // WINDOW) ** 2
         _check(
             windows == self.model_max_length,
             f"model_max_length {self.model_max_length} contradicts image_size {self.image_size}: "
-            f"one token per 256-pixel window makes {windows}",
+            f"one token per {WINDOW}-pixel window makes {windows}",
         )
         _check((self.scale_factor is None) == (self.shift_factor is None), "scale_factor and shift_factor go together")
         own = sorted(self.model_kwargs.keys() & self._model_settings.keys())
@@ -336,7 +337,7 @@ class Config(Section):
     @property
     def input_size(self) -> int:
         """Side of the latents: 8 pixels to a cell."""
-        return self.image_size // 8
+        return self.image_size // LATENT_FACTOR
 
     @property
     def data_root(self) -> Path:

@@ -6,10 +6,8 @@ per 256-pixel window, row-major too. Sample i of a data set is crop i % k^2 of p
 
 from __future__ import annotations
 
+from diffusion.formats import WINDOW
 from diffusion.utils.errors import InputError
-
-WINDOW = 256  # pixels embedded by one token
-LATENT_FACTOR = 8  # pixels to a latent cell, either way
 
 
 def crops_per_side(patch: int, crop: int) -> int:

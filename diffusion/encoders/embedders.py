@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from diffusion.encoders.networks import EMBEDDERS, LIBRARIES, USUAL, EmbedderSpec, View, library_spec
+from diffusion.formats import WINDOW
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.state_dicts import AVERAGES, check_types, find_state_dict
 from diffusion.utils.text import abbreviate, expand_path
 from diffusion.utils.weights import find_weights, fingerprint_weights, read_weights
 
-WINDOW = 256  # pixels a side of what is embedded at once
 CLONE = Path(__file__).resolve().parents[2]
 TEACHERS = {"teacher", "target"}  # of self-supervised training: averages of what is trained, and meant for use
 ANCHORS = 8  # names, the longest, by which a network is found in a checkpoint

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from diffusion.formats import DIFFUSERS_WEIGHTS, LATENT_CHANNELS, LATENT_FACTOR, PIPELINE_INDEX
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.files import recognise_placeholder
 from diffusion.utils.state_dicts import check_types, find_state_dict
@@ -26,9 +27,6 @@ from diffusion.utils.weights import find_weights, fingerprint_weights, read_weig
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
-LATENT_CHANNELS = 16
-DOWNSAMPLING = 8  # pixels per latent, along each side
-WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 ANCHOR = "encoder.conv_in.weight"  # a tensor that every autoencoder has
 LDM_NAME = "encoder.down.0.block.0.conv1.weight"  # in the layout of CompVis, which single files are released in
 LOSS = "loss."  # begins the names of what CompVis' autoencoders are trained with
@@ -87,7 +85,7 @@ class LatentCodec:
     """
 
     channels = LATENT_CHANNELS
-    factor = DOWNSAMPLING
+    factor = LATENT_FACTOR
 
     def __init__(self, vae: AutoencoderKL, scale: LatentScale, name: str, fingerprint: str = "") -> None:
         self.vae = vae.eval().requires_grad_(False)
@@ -150,7 +148,7 @@ class LatentCodec:
 def codec_folder(name_or_folder: str | Path) -> Path:
     """Return the folder of an embedded codec's name, the folder itself, or that of the codec in a whole pipeline's."""
     folder = EMBEDDED_CODECS.get(str(name_or_folder), Path(name_or_folder))
-    if (folder / "model_index.json").is_file() and (folder / "vae").is_dir():
+    if (folder / PIPELINE_INDEX).is_file() and (folder / "vae").is_dir():
         folder = folder / "vae"
     if not folder.is_dir():
         names = ", ".join(sorted(EMBEDDED_CODECS))
@@ -190,7 +188,7 @@ def _read_vae(path: Path, config: dict[str, Any], dtype: torch.dtype) -> Autoenc
 def _weights_of(folder: Path) -> Path:
     path = find_weights(folder)
     if path is None:
-        raise MissingError(f"no {WEIGHTS_NAME} in {folder}, nor other weights under a usual name")
+        raise MissingError(f"no {DIFFUSERS_WEIGHTS} in {folder}, nor other weights under a usual name")
     return path
 
 
@@ -235,8 +233,8 @@ def read_vae_config(folder: Path) -> dict[str, Any]:
         )
     if channels != LATENT_CHANNELS:
         raise InputError(f"{path}: latent_channels is {channels}, expected {LATENT_CHANNELS}")
-    if 2 ** (levels - 1) != DOWNSAMPLING:
-        raise InputError(f"{path}: {levels} levels downsample by {2 ** (levels - 1)}, expected {DOWNSAMPLING}")
+    if 2 ** (levels - 1) != LATENT_FACTOR:
+        raise InputError(f"{path}: {levels} levels downsample by {2 ** (levels - 1)}, expected {LATENT_FACTOR}")
     return config
 
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from diffusion.encoders.embedders import PatchEmbedder
-from diffusion.evaluation.metrics.scores import METRICS, REPLICATES, Scores, score
+from diffusion.evaluation.metrics.scores import REPLICATES, Scores, score
 from diffusion.evaluation.sets.features import FEATURE_FILES, Features, Row, Timing, embed_set, read_feature_file
 from diffusion.evaluation.sets.images import LOSSY, ImageSet
+from diffusion.formats import METRICS
 from diffusion.utils.errors import InputError
 
 if TYPE_CHECKING:

@@ -24,12 +24,13 @@ from tqdm import tqdm
 from diffusion.data.index.patch_index import PatchIndex
 from diffusion.data.sampler import Permutation
 from diffusion.data.slides.reader import PlainImage
-from diffusion.encoders.embedders import WINDOW, PatchEmbedder, resize
+from diffusion.encoders.embedders import PatchEmbedder, resize
 from diffusion.encoders.latents import LatentCodec, check_pixels, from_uint8, to_uint8
 from diffusion.evaluation.metrics.pairs import compare_pairs
 from diffusion.evaluation.metrics.scores import Value, frechet, mean_of
 from diffusion.evaluation.sets.features import Features
 from diffusion.evaluation.sets.images import ImageSet
+from diffusion.formats import PATCHES_DIR, WINDOW
 from diffusion.utils.errors import InputError
 from diffusion.utils.seeds import mix_seed
 
@@ -67,7 +68,7 @@ class Images:
 
     @classmethod
     def of_index(cls, root: Path, index: PatchIndex) -> Images:
-        return cls(root / "patches", len(index), index.name)
+        return cls(root / PATCHES_DIR, len(index), index.name)
 
 
 class Window(NamedTuple):

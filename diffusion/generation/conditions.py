@@ -15,7 +15,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from diffusion.data.crops import WINDOW
 from diffusion.data.datasets.pan_cancer import LARGE_PATCH, PanCancerData, PanCancerDataLowRes
 from diffusion.data.index.patch_index import index_keys, index_path, split_key
 from diffusion.data.sampler import Draw, Permutation
@@ -23,6 +22,7 @@ from diffusion.data.slides.cutting import places_apart
 from diffusion.data.slides.patches import neighbour
 from diffusion.data.slides.reader import PlainImage, Slide
 from diffusion.encoders.embedders import PatchEmbedder
+from diffusion.formats import PATCHES_DIR, WINDOW
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.seeds import mix_seed
 
@@ -58,7 +58,7 @@ class IndexConditions(Sequence[Condition]):
 
     def has_pixels(self, i: int) -> bool:
         """Tell whether condition `i` carries its tissue: features condition as well without images."""
-        return self.pixels and (self.dataset.root / "patches" / self.dataset.name_of(self._sample(i))).is_file()
+        return self.pixels and (self.dataset.root / PATCHES_DIR / self.dataset.name_of(self._sample(i))).is_file()
 
     def _sample(self, i: int) -> int:
         round_, place = divmod(i, len(self))
@@ -179,7 +179,7 @@ def neighbourhood(dataset: PanCancerData, i: int, seed: int, rows: int, columns:
     patches = len(dataset.index)
     which, name = dataset.index.locate(Permutation(patches, mix_seed(seed, i // patches))(i % patches))
     features, side = dataset.features[which], dataset.patch_size // WINDOW
-    apart = places_apart(dataset.root / "patches", name, dataset.patch_size)
+    apart = places_apart(dataset.root / PATCHES_DIR, name, dataset.patch_size)
 
     def tokens_of(patch: str) -> torch.Tensor:
         return torch.from_numpy(features.tokens(patch)).float().unflatten(0, (side, side))

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from diffusion.data.crops import LATENT_FACTOR, WINDOW
 from diffusion.encoders.latents import LatentCodec, check_pixels, to_uint8
+from diffusion.formats import DEFAULT_SOLVER, LATENT_FACTOR, REAL_DIR, SAMPLES_FILE, SYNTHETIC_DIR, WINDOW
 from diffusion.generation.conditions import Condition
 from diffusion.generation.image_files import save_image
 from diffusion.guidance import Network
@@ -33,7 +33,6 @@ from diffusion.utils.precision import DTYPES
 from diffusion.utils.text import printable, read_json
 from diffusion.workdir import Run
 
-SETTINGS_FILE = "samples.json"
 BY_CONTENT = frozenset(("weights", "vae_weights", "data"))  # settings that are fingerprints
 FORMATS = {"png": {"compress_level": 3}, "jpeg": {}}
 TOKEN_CELLS = WINDOW // LATENT_FACTOR  # cells of the latents that one token is of, a side
@@ -48,7 +47,7 @@ class Solver:
 
     steps: int = 20
     guidance: float = 2.0
-    algorithm: str = "dpm-solver"
+    algorithm: str = DEFAULT_SOLVER
     guidance_interval: tuple[float, float] | None = None
     precision: str = "fp32"
 
@@ -109,7 +108,7 @@ class Folder:
         Raises InputError naming the first setting that differs.
         """
         settings, places = json.loads(json.dumps(settings)), json.loads(json.dumps(places))
-        file, samples = self.path / SETTINGS_FILE, self.path / "syn"
+        file, samples = self.path / SAMPLES_FILE, self.path / SYNTHETIC_DIR
         if file.is_file() and samples.is_dir() and any(name[0] != "." for name in os.listdir(samples)):
             advice = "name another folder for the output, or delete it with the samples beside it"
             before = read_json(file, "record of samples", advice)
@@ -131,7 +130,7 @@ class Folder:
 
         A file is there whole or not at all. Raises InputError when there are more than `count`, or files that are no samples.
         """
-        folder = self.path / "syn"
+        folder = self.path / SYNTHETIC_DIR
         names = [name for name in os.listdir(folder) if not is_hidden(name)] if folder.is_dir() else []
         strangers = [name for name in names if not re.match(r"\d{6,}_", name)]
         if strangers:
@@ -148,19 +147,19 @@ class Folder:
 
     def file(self, part: str, i: int, name: str) -> Path:
         """The file of image i, in `real` or `syn`."""
-        folder = self.real if part == "real" else self.path / part
+        folder = self.real if part == REAL_DIR else self.path / part
         return folder / f"{i:06d}_{name}.{self.extension}"
 
     @property
     def real(self) -> Path:
-        return self.tissue or self.path / "real"
+        return self.tissue or self.path / REAL_DIR
 
     def write(self, i: int, condition: Condition, synthetic: torch.Tensor, note: dict[str, Any]) -> None:
         """Image i, uint8 (3, S, S), with a note of how it was made, and the condition's own pixels if it has some."""
-        pictures = [("syn", synthetic, {**note, "condition": condition.name})]
+        pictures = [(SYNTHETIC_DIR, synthetic, {**note, "condition": condition.name})]
         if condition.pixels is not None:
             # after the sample: while there is none, a folder takes other settings, and must hold nothing of these
-            pictures.append(("real", condition.pixels, {"condition": condition.name}))
+            pictures.append((REAL_DIR, condition.pixels, {"condition": condition.name}))
         for part, pixels, about in pictures:
             save_image(self.file(part, i, condition.name), pixels, about, **FORMATS[self.extension])
 

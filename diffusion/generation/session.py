@@ -20,6 +20,7 @@ from diffusion.cli.parser import pick_device, start_processes
 from diffusion.data.datasets.pan_cancer import PanCancerData
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import LatentCodec
+from diffusion.formats import SYNTHETIC_DIR
 from diffusion.generation.conditions import Condition, IndexConditions, from_images, from_token_files, open_conditions
 from diffusion.generation.generators import Folder, ImageMaker, Solver
 from diffusion.utils.errors import InputError, MissingError
@@ -177,7 +178,7 @@ def sample_patches(
                 session.advise(args.batch_size)
     state.wait_for_everyone()
     if state.is_main_process:
-        report(args.out_dir / "syn", folder.real, conditions, count)
+        report(args.out_dir / SYNTHETIC_DIR, folder.real, conditions, count)
     return config.image_size
 
 

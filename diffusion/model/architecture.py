@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from diffusion.formats import LATENT_FACTOR, WINDOW
 from diffusion.model.embed import grid_positions, sincos_2d, token_grid
 from diffusion.model.names import DIFFUSERS_CLASS
 from diffusion.model.pixart import PRESETS, PixArt
@@ -17,7 +18,7 @@ from diffusion.utils.errors import InputError
 
 PREDICTION_TYPE = "prediction_type"  # of checkpoints: epsilon or v_prediction
 COND_POSITIONS = "use_cond_pos_embed"
-PUBLISHED_CELLS = 32  # side of a condition token's window in latents: 256 pixels
+PUBLISHED_CELLS = WINDOW // LATENT_FACTOR  # side of a condition token's window in latents
 PUBLISHED_SPAN = 64  # latents along a side for each unit of pe_interpolation: 512 pixels
 
 

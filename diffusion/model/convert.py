@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from diffusion.formats import CHECKPOINT_PATTERN, CHECKPOINTS_DIR, DIFFUSERS_WEIGHTS, LAST_EMA, PIPELINE_INDEX
 from diffusion.model.architecture import (
     COND_POSITIONS,
     PREDICTION_TYPE,
@@ -36,7 +37,6 @@ from diffusion.utils.weights import Stored, find_weights, is_safetensors, read_w
 
 log = logging.getLogger(__name__)
 
-DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
 TOLD = "pixcell"  # key of the metadata of safetensors files
 ANCHOR, DIFFUSERS_ANCHOR = "x_embedder.proj.weight", "pos_embed.proj.weight"  # tensors that every network has
 POSITIONS = ("pos_embed", "y_pos_embed")  # constants that follow from the architecture
@@ -190,7 +190,7 @@ def _new_file(path: str | Path) -> Path:
 
 def _find_file(folder: Path, ema: bool) -> Path:
     """Return the weights file of a folder: of diffusers, of a pipeline, or of a run. Raises MissingError."""
-    if (folder / "model_index.json").is_file():  # a whole pipeline
+    if (folder / PIPELINE_INDEX).is_file():  # a whole pipeline
         folder = folder / "transformer"
     elif not (folder / "config.json").is_file():
         parts = ("transformer_ema", "transformer") if ema else ("transformer",)  # of a state that accelerate saves
@@ -200,9 +200,9 @@ def _find_file(folder: Path, ema: bool) -> Path:
         return found
     if (folder / "config.json").is_file():
         raise MissingError(f"no weights at {folder / DIFFUSERS_WEIGHTS}")
-    wanted = "last_ema.ckpt" if ema else "step_*.ckpt"
+    wanted = LAST_EMA if ema else CHECKPOINT_PATTERN
     for pattern in (wanted, "epoch_*_step_*.pth"):  # ours, and the original project's
-        steps = [path for place in (folder, folder / "checkpoints") for path in place.glob(pattern)]
+        steps = [path for place in (folder, folder / CHECKPOINTS_DIR) for path in place.glob(pattern)]
         if steps:
             return max(steps, key=lambda path: (_step_of(path), path.name))
     raise MissingError(f"no weights in {folder}: looked for config.json with {DIFFUSERS_WEIGHTS}, and for {wanted}")

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.config.settings import Config
-from diffusion.encoders.latents import LATENT_CHANNELS
+from diffusion.formats import CHECKPOINTS_DIR, LATENT_CHANNELS
 from diffusion.model.convert import check_told, load_into, load_weights, told_by
 from diffusion.model.initial_weights import start_from
 from diffusion.model.local_attention_init import look_at_neighbours
 from diffusion.model.pixart import PixArt, build_model, check_arguments
 from diffusion.training.checkpoints.checkpoint import (
-    FOLDER,
     LAST,
     checkpoints,
     content_of,
@@ -93,7 +92,7 @@ def choose_checkpoint(config: Config, work_dir: Path, fresh: bool) -> tuple[Path
         return find_checkpoint(config.resume_from, work_dir), False
     if named is not None:
         told = "the run was begun at %s, and goes on from where it has come; remove %s to begin there anew"
-        log.warning(told, named, work_dir / FOLDER / LAST)
+        log.warning(told, named, work_dir / CHECKPOINTS_DIR / LAST)
     return find_checkpoint("auto", work_dir), True
 
 

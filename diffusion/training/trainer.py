@@ -21,12 +21,13 @@ from diffusion.config.settings import Config, dump_config
 from diffusion.data.datasets.pan_cancer import PanCancerData, SkipBad, build_dataset
 from diffusion.data.loader import batches_of, training_loader
 from diffusion.data.sampler import BatchStream
+from diffusion.formats import CHECKPOINTS_DIR, CONFIG_FILE
 from diffusion.optim.build import build_lr_schedule, build_optimizer
 from diffusion.optim.ema import EMA, PowerEMA
 from diffusion.timesteps import build_timestep_sampler
 from diffusion.training.batch_losses import BatchLosses
 from diffusion.training.checkpoints.async_saver import Saver
-from diffusion.training.checkpoints.checkpoint import FOLDER, SNAPSHOTS, last_of, looked_at, put_away
+from diffusion.training.checkpoints.checkpoint import SNAPSHOTS, last_of, looked_at, put_away
 from diffusion.training.environment import environment_notes, start_accelerator
 from diffusion.training.initial import (
     begun_from,
@@ -59,7 +60,7 @@ from diffusion.training.step import BAD_STEPS, accumulate, settle_sums, tell_of_
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import locked, remove_unfinished
 from diffusion.utils.seeds import mix_seed
-from diffusion.workdir import CONFIG_FILE, LOCK_FILE, check_tokens, check_work_dir, latent_scale, load_codec
+from diffusion.workdir import LOCK_FILE, check_tokens, check_work_dir, latent_scale, load_codec
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -113,8 +114,10 @@ def train(
         looks = Looks(watch, work_dir, dataset, made.codec, made.validation, made.scores, saves | {0}, scored)
         if checkpoint is None or not made.own:
             if main:
-                is_within = checkpoint is not None and checkpoint.parent.resolve() == (work_dir / FOLDER).resolve()
-                put_away(work_dir / FOLDER, after=run.step if is_within else -1)
+                is_within = (
+                    checkpoint is not None and checkpoint.parent.resolve() == (work_dir / CHECKPOINTS_DIR).resolve()
+                )
+                put_away(work_dir / CHECKPOINTS_DIR, after=run.step if is_within else -1)
             saver.save(run)
             saver.wait()  # so that a full disk shows now, not hours later
             looks(run)
@@ -178,7 +181,7 @@ def hold(held: contextlib.ExitStack, work_dir: Path, last: dict[str, Any]) -> No
     held.enter_context(locked(work_dir / LOCK_FILE))
     if last_of(work_dir) != last:
         raise InputError(f"another process went on with {work_dir} meanwhile; start the same command again")
-    for folder in (work_dir / FOLDER, work_dir / FOLDER / SNAPSHOTS):
+    for folder in (work_dir / CHECKPOINTS_DIR, work_dir / CHECKPOINTS_DIR / SNAPSHOTS):
         remove_unfinished(folder)
 
 

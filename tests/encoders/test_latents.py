@@ -12,14 +12,8 @@ import pytest
 import torch
 from conftest import REPOSITORY, texture
 
-from diffusion.encoders.latents import (
-    EMBEDDED_CODECS,
-    SD3_SCALE,
-    WEIGHTS_NAME,
-    LatentCodec,
-    LatentScale,
-    build_sd3_vae,
-)
+from diffusion.encoders.latents import EMBEDDED_CODECS, SD3_SCALE, LatentCodec, LatentScale, build_sd3_vae
+from diffusion.formats import DIFFUSERS_WEIGHTS
 from diffusion.tasks import codec as tiny_vae
 from diffusion.utils.errors import InputError, MissingError
 
@@ -99,7 +93,7 @@ def test_the_embedded_codec_is_small_and_in_half_precision():
 
     folder = EMBEDDED_CODECS["tiny"]
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 6e6
-    assert {tensor.dtype for tensor in load_file(folder / WEIGHTS_NAME).values()} == {torch.float16}
+    assert {tensor.dtype for tensor in load_file(folder / DIFFUSERS_WEIGHTS).values()} == {torch.float16}
 
 
 def test_the_embedded_codec_reconstructs_smooth_stain(codec, pixels):
@@ -157,7 +151,7 @@ def test_wrapped_codecs(codec, tmp_path, name):
     from safetensors.torch import load_file, save_file
 
     folder = EMBEDDED_CODECS["tiny"]
-    weights = {f"first_stage_model.{n}": t for n, t in load_file(folder / WEIGHTS_NAME).items()}
+    weights = {f"first_stage_model.{n}": t for n, t in load_file(folder / DIFFUSERS_WEIGHTS).items()}
     weights["model.diffusion_model.out.bias"] = torch.zeros(2)
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     if name.endswith(".bin"):
@@ -166,7 +160,7 @@ def test_wrapped_codecs(codec, tmp_path, name):
         shards = {key: f"diffusion_pytorch_model-0000{i % 2 + 1}-of-00002.safetensors" for i, key in enumerate(weights)}
         for file in set(shards.values()):
             save_file({key: weights[key] for key in weights if shards[key] == file}, tmp_path / file)
-        (tmp_path / f"{WEIGHTS_NAME}.index.json").write_text(json.dumps({"weight_map": shards}))
+        (tmp_path / f"{DIFFUSERS_WEIGHTS}.index.json").write_text(json.dumps({"weight_map": shards}))
     else:
         save_file(weights, tmp_path / name)
     loaded = LatentCodec.load(tmp_path)
@@ -195,14 +189,14 @@ def test_names_of_compvis_and_of_earlier_versions(tmp_path):
             name = name.replace(f".{new}.", f".{old}.")
         renamed[name] = tensor
     assert renamed.keys() != weights.keys()
-    save_file(renamed, tmp_path / WEIGHTS_NAME)
+    save_file(renamed, tmp_path / DIFFUSERS_WEIGHTS)
     loaded = LatentCodec.load(tmp_path).vae.state_dict()
     assert all(torch.equal(loaded[name], weights[name]) for name in weights)
     released = {**compvis_names(weights), "loss.logvar": torch.zeros(1)}
-    save_file({f"first_stage_model.{n}": t for n, t in released.items()}, tmp_path / WEIGHTS_NAME)
+    save_file({f"first_stage_model.{n}": t for n, t in released.items()}, tmp_path / DIFFUSERS_WEIGHTS)
     loaded = LatentCodec.load(tmp_path).vae.state_dict()
     assert all(torch.equal(loaded[name], weights[name]) for name in weights)
-    save_file({**released, "encoder.extra.weight": torch.zeros(1)}, tmp_path / WEIGHTS_NAME)
+    save_file({**released, "encoder.extra.weight": torch.zeros(1)}, tmp_path / DIFFUSERS_WEIGHTS)
     with pytest.raises(InputError, match=r"\(1 of its \d+ tensors have unknown names\)"):
         LatentCodec.load(tmp_path)
 
@@ -220,7 +214,7 @@ def test_placeholders_are_called_so(tmp_path, text, message):
     with pytest.raises(InputError, match=f"config.json {message}"):
         LatentCodec.load(tmp_path)
     write_config(tmp_path)
-    (tmp_path / WEIGHTS_NAME).write_text(text)
+    (tmp_path / DIFFUSERS_WEIGHTS).write_text(text)
     with pytest.raises(InputError, match=f"safetensors {message}"):
         LatentCodec.load(tmp_path)
 
@@ -246,9 +240,9 @@ def test_incomplete_weights_are_refused(tmp_path):
     from safetensors.torch import load_file, save_file
 
     folder = EMBEDDED_CODECS["tiny"]
-    weights = load_file(folder / WEIGHTS_NAME)
+    weights = load_file(folder / DIFFUSERS_WEIGHTS)
     del weights["decoder.conv_out.bias"]
-    save_file(weights, tmp_path / WEIGHTS_NAME, metadata={"format": "pt"})
+    save_file(weights, tmp_path / DIFFUSERS_WEIGHTS, metadata={"format": "pt"})
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     with pytest.raises(InputError, match=r"1 weights such as decoder\.conv_out\.bias"):
         LatentCodec.load(tmp_path)

@@ -82,13 +82,6 @@ def test_the_marked_point_is_the_best_of_all_lines():
     assert Panel("a similarity", True, lines).best == (2, 9.0)
 
 
-def test_words_of_the_command_line_are_the_packages():
-    from diffusion.cli import scoring_options as scoring_cli
-    from diffusion.evaluation.metrics import scores
-
-    assert scoring_cli.METRICS == scores.METRICS
-
-
 @pytest.fixture
 def run_dir(feature_root, tmp_path) -> Path:
     for patch in (feature_root / "patches").rglob("*_uni.npy"):

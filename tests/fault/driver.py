@@ -24,7 +24,8 @@ from conftest import ON_CPU, REPOSITORY, launcher
 from runs import settings
 
 from diffusion.config.settings import dump_config
-from diffusion.training.checkpoints.checkpoint import FOLDER, LAST
+from diffusion.formats import CHECKPOINTS_DIR
+from diffusion.training.checkpoints.checkpoint import LAST
 
 SAVE_STEPS = 7
 PROCESSES = 2
@@ -125,7 +126,7 @@ class Driver:
         return first_step(output.read_text(errors="replace"))
 
     def newest(self) -> Path:
-        folder = self.work_dir / FOLDER
+        folder = self.work_dir / CHECKPOINTS_DIR
         return folder / json.loads((folder / LAST).read_text())["file"]
 
     def kill_all(self, launched: psutil.Process) -> None:
@@ -176,7 +177,7 @@ def ranks(launched: psutil.Process) -> list[psutil.Process]:
 def unfinished(work_dir: Path) -> list[str]:
     """Checkpoints that are being written."""
     try:
-        return [entry.name for entry in os.scandir(work_dir / FOLDER) if entry.name.startswith(".step_")]
+        return [entry.name for entry in os.scandir(work_dir / CHECKPOINTS_DIR) if entry.name.startswith(".step_")]
     except FileNotFoundError:
         return []
 

@@ -20,12 +20,12 @@ from diffusion.data.slides.cutting import places_apart
 from diffusion.data.slides.patches import neighbour
 from diffusion.data.slides.reader import PlainImage
 from diffusion.encoders.embedders import PatchEmbedder
+from diffusion.formats import LAST_WEIGHTS
 from diffusion.generation.conditions import Region, embed_region, neighbourhood, open_conditions, slerp
 from diffusion.generation.generators import Folder
 from diffusion.model import PixArt
 from diffusion.model.convert import load_weights, save_diffusers, save_official
 from diffusion.utils.errors import InputError
-from diffusion.workdir import LAST_WEIGHTS
 from tools.sample_4k import main as sample_4k
 from tools.sample_1024 import main as sample_1024
 from tools.vary import main as vary

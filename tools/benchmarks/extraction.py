@@ -23,6 +23,7 @@ from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import LatentCodec, from_uint8
 from diffusion.encoders.networks import EMBEDDERS
 from diffusion.extraction import FeatureFiles, Patches, choose_key, cut, extract, join
+from diffusion.formats import PATCHES_DIR
 from diffusion.workdir import vae_location
 
 CROP, BATCH = 256, 16
@@ -106,7 +107,7 @@ def furthest(folders: list[Path], names: list[str], size: int) -> float:
 def simple_loop(files: FeatureFiles, names: list[str], codec: LatentCodec, embedder: PatchEmbedder) -> Iterator[str]:
     """Encode all windows of a patch in one batch, embed them in another, save: in one thread."""
     for name in names:
-        pixels = torch.tensor(read_patch(files.root / "patches" / name, files.patch_size)).permute(2, 0, 1)[None]
+        pixels = torch.tensor(read_patch(files.root / PATCHES_DIR / name, files.patch_size)).permute(2, 0, 1)[None]
         windows = cut(pixels.to(codec.vae.device), CROP)
         moments = join(codec.moments(from_uint8(windows)), pixels.shape[-1] // CROP)[0]
         tokens = embedder.embed(windows)
@@ -121,7 +122,7 @@ def make_patches(root: Path, count: int) -> None:
     random, names = np.random.default_rng(0), []
     for i in range(count):
         name = f"{MADE}/all/single_1024/slide/{i}_0.jpeg"
-        path = root / "patches" / name
+        path = root / PATCHES_DIR / name
         path.parent.mkdir(parents=True, exist_ok=True)
         coarse = Image.fromarray(random.integers(80, 255, (256, 256, 3), dtype=np.uint8))
         coarse.resize((1024, 1024), Image.Resampling.BICUBIC).save(path, quality=95)

@@ -12,6 +12,7 @@ from benchmarks.peers import panorama_plainly
 from benchmarks.sampling import GUIDANCE
 from benchmarks.table import Row, compared, timed
 from diffusion.encoders.latents import LatentCodec
+from diffusion.formats import WINDOW
 from diffusion.model.pixart import PixArt
 from diffusion.panorama import WindowedNetwork, Windows, decode_bands, window_tokens
 from diffusion.sampling import sample_latents
@@ -46,8 +47,8 @@ def scene(model: PixArt, case: Case, pixels: int) -> tuple[Windows, torch.Tensor
     windows = Windows(cells, cells, side, side // 2)
     generator = torch.Generator().manual_seed(3)
     noise = torch.randn(1, model.in_channels, cells, cells, generator=generator)
-    grid = torch.randn(pixels // 256, pixels // 256, model.caption_channels, generator=generator)
-    tokens = window_tokens(grid, windows, case.pixels // 256)
+    grid = torch.randn(pixels // WINDOW, pixels // WINDOW, model.caption_channels, generator=generator)
+    tokens = window_tokens(grid, windows, case.pixels // WINDOW)
     return windows, noise.to(case.device), tokens.to(case.device)
 
 

@@ -27,6 +27,7 @@ from diffusion.data.features.loose import feature_path, write_feature
 from diffusion.data.index.patch_index import index_path, write_index
 from diffusion.data.loader import training_loader
 from diffusion.data.sampler import BatchStream, Draw
+from diffusion.formats import PATCHES_DIR, SSL_PREFIX, VAE_PREFIX
 
 KEY, WIDTH, CROP, BATCH = "set_1024", 1536, 256, 128  # the published batch of one GPU
 COMPARED = (
@@ -80,8 +81,8 @@ def make_set(root: Path, patches: int) -> None:
     moments[16:] = 0.01 * np.abs(moments[16:])
     for i, name in enumerate(names):
         moments[0, 0, 0] = i / 100
-        write_feature(feature_path(root / "patches", name, "sd3_vae"), moments)
-        write_feature(feature_path(root / "patches", name, "uni"), random.normal(size=(16, WIDTH)))
+        write_feature(feature_path(root / PATCHES_DIR, name, VAE_PREFIX), moments)
+        write_feature(feature_path(root / PATCHES_DIR, name, SSL_PREFIX), random.normal(size=(16, WIDTH)))
 
 
 class FullRead:
@@ -96,8 +97,10 @@ class FullRead:
     def __getitem__(self, draw: Draw) -> PatchItem:
         patch, crop = divmod(draw.index, self.dataset.crops_per_side**2)
         name = self.dataset.index.name(patch)
-        folder = self.dataset.root / "patches"
-        moments, tokens = (torch.from_numpy(np.load(feature_path(folder, name, kind))) for kind in ("sd3_vae", "uni"))
+        folder = self.dataset.root / PATCHES_DIR
+        moments, tokens = (
+            torch.from_numpy(np.load(feature_path(folder, name, kind))) for kind in (VAE_PREFIX, SSL_PREFIX)
+        )
         latent = self.latent(moments, crop, torch.Generator().manual_seed(draw.seed))
         return PatchItem(latent, tokens[crop : crop + 1].float(), name, crop)
 

@@ -12,13 +12,13 @@ import torch
 from torch.utils.data import Dataset
 
 from diffusion.data.batch import BadItem, PatchItem
-from diffusion.data.crops import LATENT_FACTOR, WINDOW, crops_per_side, square, tokens_of
-from diffusion.data.features.loose import SSL_PREFIX, VAE_PREFIX
+from diffusion.data.crops import crops_per_side, square, tokens_of
 from diffusion.data.features.packed import PackedFeatures
 from diffusion.data.features.store import FeatureStore, open_features, probes
-from diffusion.data.index.patch_index import DEFAULT_INDEX, PatchIndex, index_keys, index_path
+from diffusion.data.index.patch_index import PatchIndex, index_keys, index_path
 from diffusion.data.sampler import Draw
 from diffusion.data.slides.patches import read_patch
+from diffusion.formats import DEFAULT_INDEX, LATENT_FACTOR, PATCHES_DIR, SSL_PREFIX, VAE_PREFIX, WINDOW
 from diffusion.utils.errors import InputError
 
 LARGE_PATCH = 1024  # pixels of the patches that low-resolution stages crop
@@ -127,7 +127,7 @@ class PanCancerData(Dataset):
 
     def image(self, name: str, crop: int) -> torch.Tensor:
         """Read the pixels of a sample, uint8 (3, S, S). Raises MissingError, or InputError as read_patch does."""
-        pixels = read_patch(self.root / "patches" / name, self.patch_size)
+        pixels = read_patch(self.root / PATCHES_DIR / name, self.patch_size)
         rows, columns = square(crop, self.crops_per_side, self.resolution)
         return torch.from_numpy(pixels[rows, columns].transpose(2, 0, 1).copy())
 

@@ -19,13 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from diffusion.data.crops import LATENT_FACTOR, tokens_per_image
+from diffusion.data.crops import tokens_per_image
+from diffusion.formats import LATENT_CHANNELS, LATENT_FACTOR, METADATA_DIR, PATCHES_DIR, SSL_PREFIX, VAE_PREFIX
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.files import recognise_placeholder, written_aside
 from diffusion.utils.text import read_json
 
-LATENT_CHANNELS = 16
-VAE_PREFIX, SSL_PREFIX = "sd3_vae", "uni"
 EVERYTHING = slice(None)
 FIRST_READ = 128  # bytes: the whole header of a file that numpy wrote
 EXPONENT = 0x7C00  # of a float16: all ones in what is infinite or no number
@@ -39,12 +38,12 @@ def feature_path(folder: Path, patch_name: str, prefix: str) -> Path:
 
 def features_folder(root: Path, features_dir: str | Path | None) -> Path:
     """Return where features go: beside the images, or in a folder of their own (relative to ROOT)."""
-    return root / "patches" if features_dir is None else root / features_dir
+    return root / PATCHES_DIR if features_dir is None else root / features_dir
 
 
 def made_by_file(folder: Path, key: str) -> Path:
     """Return the file that records how the features of an index key in `folder` were made."""
-    return folder / "metadata" / f"features_{key}.json"
+    return folder / METADATA_DIR / f"features_{key}.json"
 
 
 def read_made_by(folder: Path, key: str) -> dict[str, dict[str, Any]]:

@@ -25,14 +25,14 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from diffusion.data.crops import LATENT_FACTOR, WINDOW, tokens_per_image
-from diffusion.data.features.loose import EVERYTHING, LATENT_CHANNELS, check_finite, moments_shape
+from diffusion.data.crops import tokens_per_image
+from diffusion.data.features.loose import EVERYTHING, check_finite, moments_shape
 from diffusion.data.hdf5 import open_hdf5
 from diffusion.data.index.patch_index import name_hash
+from diffusion.formats import LATENT_CHANNELS, LATENT_FACTOR, WINDOW
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.text import read_json
 
-PACKED_DIR = "packed"
 FORMAT = 1
 ABOUT, TABLE = "packed.json", "table.npy"
 CELLS = WINDOW // LATENT_FACTOR  # latent cells a side of a chunk

@@ -15,7 +15,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from diffusion.data.features.loose import LATENT_CHANNELS, LooseFeatures, moments_shape
+from diffusion.data.features.loose import LooseFeatures, moments_shape
 from diffusion.data.features.packed import (
     ABOUT,
     CELLS,
@@ -31,6 +31,7 @@ from diffusion.data.features.packed import (
 )
 from diffusion.data.hdf5 import create_hdf5
 from diffusion.data.index.patch_index import name_hash, names_without
+from diffusion.formats import LATENT_CHANNELS
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import written_aside
 

@@ -9,11 +9,11 @@ from typing import Protocol
 import numpy as np
 
 from diffusion.data.features.loose import EVERYTHING, LooseFeatures, feature_path, features_folder
-from diffusion.data.features.packed import PACKED_DIR, PackedFeatures, packed_folder, read_about
+from diffusion.data.features.packed import PackedFeatures, packed_folder, read_about
 from diffusion.data.index.patch_index import PatchIndex
+from diffusion.formats import FEATURES_DIR, PACKED_DIR
 from diffusion.utils.errors import MissingError
 
-OLDER_FEATURES_DIR = "features"
 PROBES = 16  # patches looked at to find a key's features: the first may be the one that failed
 
 
@@ -48,7 +48,7 @@ def open_features(
     names = list(names)
     if not names:  # an empty key, of which nothing will be read
         return LooseFeatures(features_folder(root, features_dir), patch_size, vae_prefix, ssl_prefix)
-    candidates = [None, OLDER_FEATURES_DIR, PACKED_DIR] if features_dir is None else [features_dir]
+    candidates = [None, FEATURES_DIR, PACKED_DIR] if features_dir is None else [features_dir]
     looked = []
     for candidate in candidates:
         folder = features_folder(root, candidate)

@@ -20,14 +20,14 @@ import h5py
 import numpy as np
 
 from diffusion.data.hdf5 import NewHDF5, create_hdf5, open_hdf5
+from diffusion.formats import DEFAULT_INDEX, METADATA_DIR, PATCHES_DIR
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.files import locked, written_aside
 from diffusion.utils.text import abbreviate, is_utf8, printable
 
 log = logging.getLogger(__name__)
 
-INDEX_FOLDER = Path("patches/metadata")
-DEFAULT_INDEX = "patch_names_all.hdf5"
+INDEX_FOLDER = Path(PATCHES_DIR, METADATA_DIR)
 NAMES_AT_ONCE = 65_536
 UNUSUAL = bytes({*range(32), 92} - {10})  # control characters but the line end, and the backslash
 

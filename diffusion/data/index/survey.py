@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from diffusion.data.features.store import FeatureStore
 from diffusion.data.images import open_image
 from diffusion.data.index.split import cohort_of, slide_of
+from diffusion.formats import PATCHES_DIR
 from diffusion.utils.errors import InputError
 
 LABEL_HEIGHT = 18
@@ -46,7 +47,7 @@ class Coverage(NamedTuple):
 
 def coverage(root: Path, names: Sequence[str], features: FeatureStore | None) -> Coverage:
     """Look for the files of some patches. features: None when a key has none at all."""
-    images = sum((root / "patches" / name).is_file() for name in names)
+    images = sum((root / PATCHES_DIR / name).is_file() for name in names)
     found = [features.present(name) for name in names] if features is not None else []
     return Coverage(len(names), images, sum(each[0] for each in found), sum(each[1] for each in found))
 
@@ -59,7 +60,7 @@ def contact_sheet(root: Path, names: Sequence[str], columns: int, side: int = 16
     for i, name in enumerate(names):
         left, top = i % columns * side, i // columns * (side + LABEL_HEIGHT)
         try:
-            sheet.paste(_small(root / "patches" / name, side - 4), (left + 2, top + 2))
+            sheet.paste(_small(root / PATCHES_DIR / name, side - 4), (left + 2, top + 2))
         except InputError as error:
             wrong.append(str(error))
             draw.rectangle((left + 2, top + 2, left + side - 3, top + side - 3), outline="red", width=2)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from diffusion.data.features.store import FeatureStore
 from diffusion.data.slides.patches import read_patch
+from diffusion.formats import PATCHES_DIR
 from diffusion.utils.errors import InputError, MissingError
 
 NAMES_AT_ONCE = 8192  # handed out to the workers
@@ -39,7 +40,7 @@ class Check:
 
     def faults(self, name: str) -> list[Fault]:
         """What is wrong with a patch: images are decoded, features read whole, every value of them."""
-        readers = {"image": lambda: read_patch(self.root / "patches" / name, self.patch_size)}
+        readers = {"image": lambda: read_patch(self.root / PATCHES_DIR / name, self.patch_size)}
         if self.features is not None:
             readers["latents"] = lambda: self.features.moments(name)
             readers["embeddings"] = lambda: self._tokens(name)

@@ -25,9 +25,9 @@ from diffusion.evaluation.metrics.distances import (
 from diffusion.evaluation.metrics.moments import fitted
 from diffusion.evaluation.metrics.pairs import Nearest, Pairs, compare_pairs, nearest
 from diffusion.evaluation.sets.features import Features
+from diffusion.formats import METRICS
 from diffusion.utils.errors import InputError
 
-METRICS = ("fd", "fd_infinity", "kid", "prdc", "similarity", "neighbours")
 REPLICATES = 50  # of the bootstrap of a Frechet distance: it tells the standard error to a tenth
 # rows of a set that are held at once, for what cannot be summed up batch by batch
 HALVED_ROWS, MANIFOLD_ROWS, HELD_ROWS = 10_000, 10_000, 50_000

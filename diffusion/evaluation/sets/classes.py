@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from diffusion.evaluation.sets.images import ImageSet
-from diffusion.evaluation.sets.provenance import SETTINGS_FILE
+from diffusion.formats import REAL_DIR, SAMPLES_FILE
 from diffusion.utils.errors import InputError
 from diffusion.utils.folders import is_hidden
 
@@ -59,7 +59,7 @@ def open_classes(folder: Path, fit: str = "refuse") -> ImageSet:
 def is_tissue(name: str, folder: Path) -> bool:
     """Whether an image is the tissue that a sampler wrote beside its samples, into a class folder."""
     label, _, rest = name.partition("/")
-    return rest.startswith("real/") and (folder / label / SETTINGS_FILE).is_file()
+    return rest.startswith(f"{REAL_DIR}/") and (folder / label / SAMPLES_FILE).is_file()
 
 
 def images_by_class(images: ImageSet) -> dict[str, int]:

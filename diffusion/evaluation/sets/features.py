@@ -24,8 +24,9 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from diffusion.encoders.embedders import WINDOW, PatchEmbedder
+from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.evaluation.sets.images import Decoded, DecodedImages, ImageSet
+from diffusion.formats import WINDOW
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.files import written_aside
 

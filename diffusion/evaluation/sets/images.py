@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from diffusion.data.images import open_image
-from diffusion.encoders.embedders import WINDOW
+from diffusion.formats import WINDOW
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.folders import LeftOut, walk_files
 

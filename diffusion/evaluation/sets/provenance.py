@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from diffusion.formats import SAMPLES_FILE
 from diffusion.utils.text import read_json
 
-SETTINGS_FILE = "samples.json"
 FOR_MACHINES = ("checkpoint_time", "weights", "vae_weights")  # which tell weights apart, but nothing to a reader
 PACKAGES = ("torch", "torchvision", "timm", "diffusers", "torch-fidelity", "numpy", "pillow")
 
@@ -18,7 +18,7 @@ def read_settings(folder: Path) -> dict[str, str]:
 
     Raises InputError when it is damaged.
     """
-    places = (folder / SETTINGS_FILE, folder.resolve().parent / SETTINGS_FILE)
+    places = (folder / SAMPLES_FILE, folder.resolve().parent / SAMPLES_FILE)
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         return {}

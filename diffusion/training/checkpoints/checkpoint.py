@@ -22,14 +22,13 @@ from typing import Any
 
 import torch
 
+from diffusion.formats import CHECKPOINT_PATTERN, CHECKPOINTS_DIR, LAST_EMA
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.files import flush_to_disk, sha256_of, written_aside
 from diffusion.utils.weights import read_torch_file
 
 log = logging.getLogger(__name__)
 
-FOLDER = "checkpoints"
-LAST_EMA = "last_ema.ckpt"
 LAST = "last.json"
 LOOKED_AT = "looked_at"
 LEFT = "left_"
@@ -44,7 +43,7 @@ OF_A_STATE = frozenset(  # what makes a checkpoint a state to go on from
 
 
 def checkpoint_path(work_dir: Path, step: int) -> Path:
-    return work_dir / FOLDER / f"step_{step:08d}.ckpt"
+    return work_dir / CHECKPOINTS_DIR / f"step_{step:08d}.ckpt"
 
 
 def manifest_path(checkpoint: Path) -> Path:
@@ -97,12 +96,12 @@ def content_of(checkpoint: Path) -> str:
 
 def last_of(work_dir: Path) -> dict[str, Any]:
     """What last.json says; empty without one."""
-    return _read_json(work_dir / FOLDER / LAST) or {}
+    return _read_json(work_dir / CHECKPOINTS_DIR / LAST) or {}
 
 
 def looked_at(work_dir: Path) -> int | None:
     """Return the newest step whose samples and validation are done; None before the first, and where that cannot be read."""
-    path = work_dir / FOLDER / LOOKED_AT
+    path = work_dir / CHECKPOINTS_DIR / LOOKED_AT
     text = path.read_text(errors="replace").strip() if path.is_file() else ""
     return int(text) if text.isdigit() else None
 
@@ -143,7 +142,7 @@ def rotate(work_dir: Path, step: int, keep_last: int | None, keep_every: int | N
 
 def checkpoints(folder: Path) -> dict[int, Path]:
     """The checkpoints in a work dir, or in its checkpoints folder, by step."""
-    paths = [path for place in (folder, folder / FOLDER) for path in place.glob("step_*.ckpt")]
+    paths = [path for place in (folder, folder / CHECKPOINTS_DIR) for path in place.glob(CHECKPOINT_PATTERN)]
     return {step_of(path): path for path in paths if re.fullmatch(r"step_\d+\.ckpt", path.name)}
 
 
@@ -167,7 +166,7 @@ def find_checkpoint(resume_from: str, work_dir: Path) -> Path | None:
         raise MissingError(f"no checkpoint at {path}; name a file, a folder, or auto")
     newest = newest_sound(path)
     if newest is None:
-        raise MissingError(f"no step_<n>.ckpt in {path} or {path / FOLDER}")
+        raise MissingError(f"no step_<n>.ckpt in {path} or {path / CHECKPOINTS_DIR}")
     return newest
 
 
@@ -177,7 +176,9 @@ def newest_sound(folder: Path) -> Path | None:
     Damaged ones are told in the log. Raises InputError when all are damaged.
     """
     present = checkpoints(folder)
-    last = next((_read_json(place / LAST) for place in (folder, folder / FOLDER) if (place / LAST).is_file()), None)
+    last = next(
+        (_read_json(place / LAST) for place in (folder, folder / CHECKPOINTS_DIR) if (place / LAST).is_file()), None
+    )
     at_most = last["step"] if last else max(present, default=0)
     if last and last["step"] not in present:
         log.warning("%s, where %s says the run is, is gone; looking at the one before", last["file"], LAST)

@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from diffusion.formats import CHECKPOINTS_DIR
 from diffusion.model.architecture import PREDICTION_TYPE, check_architecture
 from diffusion.model.convert import check_fit
 from diffusion.model.pixart import PixArt
 from diffusion.optim.ema import gamma_of_length
-from diffusion.training.checkpoints.checkpoint import FOLDER, SNAPSHOTS, save_file
+from diffusion.training.checkpoints.checkpoint import SNAPSHOTS, save_file
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.weights import read_torch_file
 
@@ -47,7 +48,7 @@ class Mix:
 
 
 def snapshot_path(work_dir: Path, step: int, length: float) -> Path:
-    return work_dir / FOLDER / SNAPSHOTS / f"step_{step:08d}_{length:.3f}.ckpt"
+    return work_dir / CHECKPOINTS_DIR / SNAPSHOTS / f"step_{step:08d}_{length:.3f}.ckpt"
 
 
 def save_snapshots(state: Mapping[str, Any], work_dir: Path) -> None:
@@ -61,7 +62,7 @@ def save_snapshots(state: Mapping[str, Any], work_dir: Path) -> None:
 
 def find_snapshots(work_dir: Path) -> list[Snapshot]:
     """The snapshots of a run, by step. Raises MissingError when there are none."""
-    folder = work_dir / FOLDER / SNAPSHOTS
+    folder = work_dir / CHECKPOINTS_DIR / SNAPSHOTS
     names = [(path, re.fullmatch(r"step_(\d{8,})_(\d\.\d{3})\.ckpt", path.name)) for path in folder.glob("step_*.ckpt")]
     found = [Snapshot(path, int(match[1]), float(match[2])) for path, match in names if match]
     if not found:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffusion.data.datasets.pan_cancer import PanCancerData, SkipBad
+from diffusion.formats import CHECKPOINTS_DIR
 from diffusion.model.pixart import PixArt
 from diffusion.optim.ema import EMA
-from diffusion.training.checkpoints.checkpoint import FOLDER, LOOKED_AT
+from diffusion.training.checkpoints.checkpoint import LOOKED_AT
 from diffusion.training.monitoring.run_log import Watch, sample_grid
 from diffusion.training.monitoring.sample_scores import SampleScores
 from diffusion.training.monitoring.validation import Validation
@@ -53,7 +54,7 @@ class Looks:
                     self.watch.picture("evaluation", found.picture, run.step)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process and run.step in self.at_saves:  # at others no run begins again
-            write_whole(self.work_dir / FOLDER / LOOKED_AT, f"{run.step}\n".encode())
+            write_whole(self.work_dir / CHECKPOINTS_DIR / LOOKED_AT, f"{run.step}\n".encode())
         run.meter.leave_out(time.perf_counter() - begun)
 
     def validate_and_sample(self, run: RunState) -> None:

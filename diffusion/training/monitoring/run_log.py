@@ -14,6 +14,7 @@ import torch
 from diffusion.config.settings import Config
 from diffusion.data.batch import BadItem, PatchBatch, collate
 from diffusion.data.sampler import Draw
+from diffusion.formats import DEFAULT_SOLVER
 from diffusion.guidance import Network
 from diffusion.sampling import image_generator, initial_noise, make_scheduler, sample_latents
 from diffusion.utils.errors import InputError
@@ -30,7 +31,6 @@ log = logging.getLogger(__name__)
 
 LOSSES = ("loss", "mse", "vb")
 FEW_ITEMS = 1000  # taken for read from the start: a share of a few items says nothing
-GRID_ALGORITHM = "dpm-solver"  # of sample grids
 
 
 class Meter:
@@ -228,7 +228,7 @@ def check_reports(config: Config) -> None:
 def check_grid(config: Config, dataset: PanCancerData | SkipBad) -> None:
     """Raise InputError for steps that the sample grids' solver cannot take, and conditions that cannot be read."""
     if config.sample_grid.count:
-        make_scheduler(GRID_ALGORITHM, config.sample_grid.steps)
+        make_scheduler(DEFAULT_SOLVER, config.sample_grid.steps)
         grid_batch(dataset, config)
 
 
@@ -262,7 +262,7 @@ def sample_grid(
         null_tokens,
         steps=settings.steps,
         guidance=settings.guidance,
-        algorithm=GRID_ALGORITHM,
+        algorithm=DEFAULT_SOLVER,
         prediction_type=config.prediction_type,
     )
     if codec is None:

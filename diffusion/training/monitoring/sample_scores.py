@@ -10,7 +10,6 @@ import torch
 
 from diffusion.config.settings import Config
 from diffusion.data.batch import PatchItem
-from diffusion.data.crops import WINDOW
 from diffusion.data.datasets.pan_cancer import PanCancerData, SkipBad, build_dataset
 from diffusion.data.sampler import Draw
 from diffusion.encoders.embedders import PatchEmbedder, resolve_embedder
@@ -18,6 +17,7 @@ from diffusion.encoders.latents import LatentCodec, to_uint8
 from diffusion.evaluation.metrics.scores import score
 from diffusion.evaluation.sets.features import Features
 from diffusion.extraction import cut
+from diffusion.formats import DEFAULT_SOLVER, WINDOW
 from diffusion.model.pixart import PixArt
 from diffusion.sampling import image_generator, initial_noise, make_scheduler, sample_latents
 from diffusion.utils.errors import InputError
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SEED = 0  # of all runs, whatever theirs
-ALGORITHM = "dpm-solver"
 METRICS = ("fd", "kid", "similarity")
 LOGGED = ("fd", "kid", "similarity", "above_random")
 SHOWN = 8  # pairs of the picture
@@ -97,7 +96,7 @@ class SampleScores:
             network.y_embedder.y_embedding,
             steps=self.settings.steps,
             guidance=self.settings.guidance,
-            algorithm=ALGORITHM,
+            algorithm=DEFAULT_SOLVER,
             prediction_type=self.config.prediction_type,
         )
         found = []
@@ -149,7 +148,7 @@ def score_steps(config: Config, total_steps: int) -> set[int]:
 def check_scoring(config: Config) -> PanCancerData | SkipBad:
     """The set that samples are scored on. Raises MissingError, InputError for what `SampleScores` would lack, without
     loading a network."""
-    make_scheduler(ALGORITHM, config.evaluation.steps)
+    make_scheduler(DEFAULT_SOLVER, config.evaluation.steps)
     resolve_embedder(config.evaluation.encoder, config.data_root)
     dataset = build_dataset(**config.validation_arguments, on_error=config.data.on_error, return_img=True)
     check_tokens(config, dataset)
