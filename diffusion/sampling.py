@@ -13,7 +13,7 @@ from diffusion.formats import DEFAULT_SOLVER
 from diffusion.guidance import Network, guided_prediction
 from diffusion.schedule import BETA_END, BETA_START, TIMESTEPS, linear_schedule
 from diffusion.utils.errors import InputError
-from diffusion.utils.memory import sent
+from diffusion.utils.hardware import to_device
 from diffusion.utils.seeds import mix_seed
 
 if TYPE_CHECKING:
@@ -141,7 +141,9 @@ def denoise(
     for i, t in enumerate(scheduler.timesteps):
         strength = guidance if low <= levels[int(t)] <= high else 1.0
         inputs = scheduler.scale_model_input(x, t)
-        prediction, variance = guided_prediction(model, inputs, sent(t, x.device).expand(len(x)), y, null_y, strength)
+        prediction, variance = guided_prediction(
+            model, inputs, to_device(t, x.device).expand(len(x)), y, null_y, strength
+        )
         if learned_variance:
             if variance is None:
                 raise ValueError("the algorithm needs a network with learned variance (pred_sigma=True)")

@@ -11,7 +11,7 @@ from functools import cached_property
 
 import torch
 
-from diffusion.utils.memory import sent
+from diffusion.utils.hardware import to_device
 
 TIMESTEPS = 1000
 BETA_START, BETA_END = 1e-4, 0.02
@@ -66,7 +66,7 @@ def linear_schedule(timesteps: int = TIMESTEPS) -> Schedule:
 
 def at(values: torch.Tensor, timestep: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """values (T,) at timesteps (B,), as float32 (B, 1, 1, 1) on the device of `like` (B, C, H, W)."""
-    picked = sent(values.to(torch.float32), like.device)[timestep]
+    picked = to_device(values.to(torch.float32), like.device)[timestep]
     return picked.reshape(-1, *[1] * (like.ndim - 1))
 
 

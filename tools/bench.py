@@ -19,17 +19,9 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli.parser import (
-    cores,
-    finite_float,
-    output_file,
-    pick_device,
-    positive_float,
-    positive_int,
-    run,
-    tool_parser,
-)
+from diffusion.cli.parser import finite_float, output_file, positive_float, positive_int, run, tool_parser
 from diffusion.utils.files import write_whole
+from diffusion.utils.hardware import count_cores, prepare_device
 
 if TYPE_CHECKING:
     import torch
@@ -81,7 +73,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    device = pick_device(args.device)
+    device = prepare_device(args.device)
     machine = about(device)
     print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
 
@@ -104,7 +96,7 @@ def about(device: torch.device) -> dict[str, str]:
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     threads = str(torch.get_num_threads())
-    return {"device": name, "cores": str(cores()), "threads": threads, "torch": torch.__version__}
+    return {"device": name, "cores": str(count_cores()), "threads": threads, "torch": torch.__version__}
 
 
 def processor() -> str:
@@ -119,13 +111,12 @@ def processor() -> str:
 def case(args: argparse.Namespace, device: torch.device, part: str) -> Case:
     from benchmarks.case import Case
 
-    from diffusion.advice import windows_at_once
-    from diffusion.utils.precision import has_bf16
+    from diffusion.utils.hardware import has_bf16, windows_per_pass
 
     half = part == "floor" or (device.type == "cuda" and has_bf16(device))
     precision = args.precision if args.precision != "auto" else "bf16" if half else "fp32"
     size = args.size or ("tiny" if part == "panorama" else "B")
-    batch = args.batch_size or BATCHES.get(part) or windows_at_once(device, args.pixels // 8)
+    batch = args.batch_size or BATCHES.get(part) or windows_per_pass(device, args.pixels // 8)
     return Case(size, args.pixels, batch, device, precision)
 
 

@@ -22,9 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 import numpy as np
 from tqdm import tqdm
 
-from diffusion.cli.parser import cores, output_file, path_text, plain_name, positive_int, run, tool_parser
+from diffusion.cli.parser import output_file, path_text, plain_name, positive_int, run, tool_parser
 from diffusion.formats import METADATA_DIR, PATCHES_DIR, SSL_PREFIX, VAE_PREFIX
 from diffusion.utils.errors import InputError, MissingError
+from diffusion.utils.hardware import count_cores
 from diffusion.utils.text import iterate_text
 
 EXAMPLES = """  python tools/build_index.py
@@ -259,7 +260,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--ssl_prefix", type=plain_name, default=SSL_PREFIX, help="ending of the embedding files to verify"
     )
-    parser.add_argument("--workers", type=positive_int, default=cores(), help="processes that verify [one per core]")
+    parser.add_argument(
+        "--workers", type=positive_int, default=count_cores(), help="processes that verify [one per core]"
+    )
     parser.add_argument("--prune", action="store_true", help="with --verify: write an index of the sound patches")
     parser.add_argument("--out", type=output_file, help="the index [ROOT/patches/metadata/patch_names_all.hdf5]")
     args = parser.parse_args()

@@ -16,19 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli.parser import (
-    columns,
-    natural_int,
-    output_folder,
-    path_text,
-    pick_device,
-    positive_int,
-    run,
-    tool_parser,
-)
+from diffusion.cli.parser import natural_int, output_folder, path_text, positive_int, run, tool_parser
 from diffusion.formats import DEFAULT_INDEX, DEFAULT_VAE, PRECISIONS
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import write_whole, written_aside
+from diffusion.utils.hardware import prepare_device
+from diffusion.utils.text import format_table
 
 if TYPE_CHECKING:
     import torch
@@ -47,15 +40,15 @@ def main() -> None:
     from diffusion.encoders.embedders import PatchEmbedder
     from diffusion.encoders.latents import LatentCodec
     from diffusion.evaluation import reconstruction
-    from diffusion.utils.precision import DTYPES
+    from diffusion.utils.hardware import torch_dtype
 
     if args.n < 2:
         raise InputError(f"--n {args.n}: expected at least 2 windows")
     reconstruction.check_size(args.size, LatentCodec.factor)
-    device = pick_device(args.device)
+    device = prepare_device(args.device)
     locations = codec_locations(args.vae, args.root)
     # All that can be refused is read before a network runs.
-    codecs = {name: LatentCodec.load(place, device, DTYPES[args.precision]) for name, place in locations.items()}
+    codecs = {name: LatentCodec.load(place, device, torch_dtype(args.precision)) for name, place in locations.items()}
     embedder = PatchEmbedder.load(args.encoder, device, root=args.root)
     windows = reconstruction.draw_windows(originals(args), args.n, args.size, args.seed, args.strict)
     report_bad(windows, args.n)
@@ -177,13 +170,13 @@ def show(qualities: list[Quality], windows: Windows) -> None:
         means = [interval(value) for value in each.means.values()]
         cost = (f"{each.latents_per_pixel:g}", f"{each.seconds:.3g}", f"{each.parameters / 1e6:.1f} M")
         rows.append((each.codec, *means, f"{each.frechet:.4g}", *cost))
-    print(columns(rows))
+    print(format_table(rows))
     if len(qualities) > 1:
         print(f"differences to {qualities[0].codec}, window by window")
         differences = [each.against(qualities[0]).values() for each in qualities[1:]]
         names = [each.codec for each in qualities[1:]]
         cells = [(name, *(interval(value, "+") for value in of)) for name, of in zip(names, differences, strict=True)]
-        print(columns([("codec", *QUALITIES.values()), *cells]))
+        print(format_table([("codec", *QUALITIES.values()), *cells]))
 
 
 def interval(value: tuple[float, float, float], sign: str = "") -> str:

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli.parser import OF_THE_SYSTEM, columns, run, tool_parser
+from diffusion.cli.parser import OF_THE_SYSTEM, run, tool_parser
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.files import locked, sha256_of, written_aside
+from diffusion.utils.text import format_table
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
@@ -132,7 +133,7 @@ def print_table(folder: Path) -> None:
         access = "on request" if model.gated else "open"
         state = "there" if is_there(model, folder / model.target) else "not there"
         rows.append((model.name, model.page, model.licence, access, str(folder / model.target), state))
-    print(columns(rows))
+    print(format_table(rows))
 
 
 def is_there(model: Model, target: Path) -> bool:

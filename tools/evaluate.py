@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli.parser import Parser, default_root, natural_int, pick_device, run, start_processes
+from diffusion.cli.parser import Parser, default_root, natural_int, run
 from diffusion.cli.sampling_options import GROUPS, of_training, patch_sampler_parser
 from diffusion.cli.scoring_options import scoring_options
 from diffusion.formats import METRICS, REAL_DIR, SYNTHETIC_DIR, WINDOW
+from diffusion.utils.hardware import prepare_device
+from diffusion.utils.launch import start_processes
 
 if TYPE_CHECKING:
     from diffusion.evaluation.measure import Measured
@@ -49,7 +51,7 @@ def main() -> None:
     places = {REAL: args.real, SYNTHETIC: args.syn, UNTRAINED: args.untrained, TRAINING: args.train}
     sources = open_sources(places, args.on_size)
     settings = read_settings(args.syn) if args.syn.is_dir() else {}
-    state = start_processes(pick_device(args.device))
+    state = start_processes(prepare_device(args.device))
     options = Options(tuple(args.metrics), args.seed, args.bootstrap, args.batch_size, args.workers, args.strict)
     timing, measured = Timing(), []
     for encoder in args.encoders if has_images else [None]:

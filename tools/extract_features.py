@@ -17,18 +17,10 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli.parser import (
-    cores,
-    natural_int,
-    path_text,
-    pick_device,
-    plain_name,
-    positive_int,
-    run,
-    start_processes,
-    tool_parser,
-)
+from diffusion.cli.parser import natural_int, path_text, plain_name, positive_int, run, tool_parser
 from diffusion.formats import DEFAULT_INDEX, DEFAULT_VAE, PRECISIONS, SSL_PREFIX, VAE_PREFIX
+from diffusion.utils.hardware import count_cores, prepare_device
+from diffusion.utils.launch import start_processes
 
 if TYPE_CHECKING:
     from diffusion.extraction import Outcome
@@ -40,7 +32,7 @@ EXAMPLES = """  python tools/extract_features.py --dataset_name tcga_diagnostic 
 
 def main() -> int:
     args = parse_arguments()
-    device = pick_device(args.device)
+    device = prepare_device(args.device)
 
     from tqdm import tqdm
 
@@ -49,7 +41,7 @@ def main() -> int:
     from diffusion.encoders.latents import EMBEDDED_CODECS, LatentCodec, codec_folder
     from diffusion.extraction import FeatureFiles, Patches, choose_key, extract
     from diffusion.utils.files import locked
-    from diffusion.utils.precision import DTYPES
+    from diffusion.utils.hardware import torch_dtype
     from diffusion.workdir import vae_location
 
     path = index_path(args.root, args.patch_names_file)
@@ -57,9 +49,9 @@ def main() -> int:
     index = PatchIndex(path, [key])
     state = start_processes(device)
     location = vae_location(args.vae, args.root)
-    codec = LatentCodec.load(location, state.device, DTYPES[args.vae_precision or args.precision])
+    codec = LatentCodec.load(location, state.device, torch_dtype(args.vae_precision or args.precision))
     embedder = PatchEmbedder.load(
-        args.encoder, state.device, DTYPES[args.encoder_precision or args.precision], args.root
+        args.encoder, state.device, torch_dtype(args.encoder_precision or args.precision), args.root
     )
     # features of one codec or encoder must never pass for those of another
     embedded = [name for name, folder in EMBEDDED_CODECS.items() if codec_folder(location).resolve() == folder]
@@ -78,7 +70,7 @@ def main() -> int:
     state.print(f"{key}: {len(index)} patches of {patch_size} pixels, encoded {windows}; {codec.name}, {embedder.name}")
     patches = Patches(index, files, state.process_index, state.num_processes)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes on this machine
-    workers = max(1, min(8, cores() // here - 1)) if args.workers is None else args.workers
+    workers = max(1, min(8, count_cores() // here - 1)) if args.workers is None else args.workers
     outcomes = extract(patches, codec, embedder, args.size, args.batch_size, workers)
     ours = path.with_name(f".features_{path.stem}_{key}_{vae_prefix}_{ssl_prefix}.lock")
     with closing(outcomes), locked(ours) if state.is_main_process else nullcontext():

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 
 from tqdm import tqdm
 
-from diffusion.cli.parser import cores, output_folder, plain_name, positive_int, run, tool_parser
+from diffusion.cli.parser import output_folder, plain_name, positive_float, positive_int, run, tool_parser
 from diffusion.data.slides.cutting import (
     REASONS,
     WHOLE_SLIDE,
@@ -40,6 +40,8 @@ from diffusion.data.slides.reader import find_slides
 from diffusion.formats import METADATA_DIR, PATCHES_DIR
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import check_writable
+from diffusion.utils.hardware import count_cores
+from diffusion.utils.text import format_table
 
 EXAMPLES = """  python tools/extract_patches.py --slides slides/ --dataset tcga --cohort brca --workers 16
   python tools/extract_patches.py --slides list_of_slides.txt --dataset tcga --cohort brca
@@ -152,10 +154,7 @@ def print_table(records: list[SlideRecord], failures: dict[Path, str]) -> None:
     seconds = sum(record.seconds for record in records)
     numbers = (str(sum(record.patches for record in records)), *(str(total[reason]) for reason in shown))
     rows.append((f"{len(records)} slides", *numbers, f"{seconds:.1f}", note))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
-    for name, *numbers, note in rows:
-        cells = [name.ljust(widths[0]), *(text.rjust(width) for text, width in zip(numbers, widths[1:], strict=True))]
-        print("  ".join([*cells, note]).rstrip())
+    print(format_table(rows, "l" + "r" * (len(rows[0]) - 2) + "l"))
     for path, reason in failures.items():
         print(f"failed: {path.name}: {reason}")
 
@@ -191,18 +190,11 @@ def parse_args() -> argparse.Namespace:
         help="part of each slide to take, as fractions of its width and height; patches lie wholly inside [0 0 1 1]",
     )  # fmt: skip
     add("--quality", type=jpeg_quality, default=95, help="JPEG quality, without colour subsampling [%(default)s]")
-    add("--workers", type=positive_int, default=cores(), help="slides cut at a time [one per core]")
+    add("--workers", type=positive_int, default=count_cores(), help="slides cut at a time [one per core]")
     args = parser.parse_args()
     if args.dataset == METADATA_DIR:
         raise InputError("--dataset metadata: ROOT/patches/metadata is where the index lies; take another name")
     return args
-
-
-def positive_float(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"got {text}, expected a number above 0")
-    return value
 
 
 def fraction(text: str) -> float:

@@ -21,6 +21,7 @@ from diffusion.data.index.survey import contact_sheet, count_cohorts, coverage
 from diffusion.formats import DEFAULT_INDEX, SSL_PREFIX, VAE_PREFIX
 from diffusion.utils.errors import MissingError
 from diffusion.utils.files import written_aside
+from diffusion.utils.text import format_table
 
 EXAMPLES = """  python tools/inspect_data.py
   python tools/inspect_data.py --root data/demo --vae_prefix tiny_vae --ssl_prefix mobilenetv2 --sheet sheet.png
@@ -42,10 +43,7 @@ def main() -> None:
         chosen = range(len(index)) if whole else sorted(draw.sample(range(len(index)), args.sample))
         lines.append(f"{key}: {covered(args, key, index, chosen, whole)}")
         pictures += [index.name(i) for i in draw.sample(range(len(index)), min(args.pictures, len(index)))]
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    for key, cohort, *numbers in rows:
-        cells = [key.ljust(widths[0]), cohort.ljust(widths[1])]
-        print("  ".join([*cells, *(text.rjust(width) for text, width in zip(numbers, widths[2:], strict=True))]))
+    print(format_table(rows, "llr"))
     print("\n".join(lines))
     if not args.pictures:
         return

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from diffusion.cli.parser import natural_int, output_file, run, tool_parser
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import written_aside
+from diffusion.utils.text import format_table
 
 EXAMPLES = """  python tools/plot_run.py output/256
   python tools/plot_run.py output/256 output/256_muon --from_step 1000 --log --out compared.png
@@ -40,7 +41,7 @@ def main() -> None:
     panels = choose_panels(runs, args.tags, args.log)
     with written_aside(args.out) as temporary:
         temporary.write_bytes(draw(runs, panels))
-    print(table([HEAD, *(row(name, curves) for name, curves in runs.items())]))
+    print(format_table([HEAD, *(row(name, curves) for name, curves in runs.items())], "lr"))
     print(f"written: {args.out}")
 
 
@@ -79,16 +80,6 @@ def row(name: str, curves: Mapping) -> tuple[str, ...]:
     rates = [rate for rate in rates if 0 < rate < math.inf]
     steps = max(curve.steps[-1] for curve in curves.values())
     return name, f"{steps:,}", last, best, at, short(harmonic_mean(rates)) if rates else "-"
-
-
-def table(rows: list[tuple[str, ...]]) -> str:
-    """Names to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for name, *numbers in rows:
-        cells = [name.ljust(widths[0]), *(text.rjust(width) for text, width in zip(numbers, widths[1:], strict=True))]
-        lines.append("  ".join(cells))
-    return "\n".join(lines)
 
 
 def parse_args() -> argparse.Namespace:

@@ -16,16 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli.parser import (
-    columns,
-    pick_device,
-    positive_int,
-    run,
-    start_processes,
-    tool_parser,
-)
+from diffusion.cli.parser import positive_int, run, tool_parser
 from diffusion.cli.scoring_options import scoring_options
 from diffusion.utils.files import write_whole
+from diffusion.utils.hardware import prepare_device
+from diffusion.utils.launch import start_processes
+from diffusion.utils.text import format_table
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -54,7 +50,7 @@ def main() -> None:
             notes.append(f"All {name} images of {some(few)} are taken: they are fewer than {args.per_class}.")
     warnings = [leak for name, each in training.items() for leak in leaks(name, each, test)]
     check_encoders(args.encoders, args.root)
-    state = start_processes(pick_device(args.device))
+    state = start_processes(prepare_device(args.device))
     features = embed(images, args, state)
     if not state.is_main_process:
         return
@@ -157,9 +153,9 @@ def write(out: Path, about: Mapping[str, Any], results: Mapping[str, Sequence[Pr
 def tell(about: Mapping[str, Any], results: Mapping[str, Sequence[Probed]]) -> None:
     from diffusion.evaluation.reports.probe_report import difference_rows, score_rows
 
-    print(columns(score_rows(results)))
+    print(format_table(score_rows(results)))
     if rows := difference_rows(results):
-        print(f"\n{columns(rows)}")
+        print(f"\n{format_table(rows)}")
     print()
     for label in ("note", "warning"):
         for sentence in about[f"{label}s"]:

@@ -81,20 +81,20 @@ def main() -> None:
 
     from tqdm import tqdm
 
-    from diffusion.advice import processor, windows_at_once
     from diffusion.generation.conditions import region_bands
     from diffusion.generation.generators import Folder, LargeImageMaker
     from diffusion.generation.image_files import LARGEST_PNG, write_picture
     from diffusion.generation.session import open_session
+    from diffusion.utils.hardware import describe_device, windows_per_pass
 
     session = open_session(args)
     state, side = session.state, session.run.config.input_size
     rows, columns = args.height // WINDOW, args.width // WINDOW
     stride = args.sliding_window_size or side // 2
-    batch_size = args.batch_size or windows_at_once(state.device, side)
+    batch_size = args.batch_size or windows_per_pass(state.device, side)
     make = LargeImageMaker(session.run, session.codec, args.seed, session.solver, stride, batch_size, args.decode_tile)
     windows = len(make.windows(rows, columns).corners)
-    on = processor(state.device, state.num_processes, args.precision)
+    on = describe_device(state.device, state.num_processes, args.precision)
     state.print(
         f"{session.run.folder}: {args.height} x {args.width} pixels, {windows} windows, {batch_size} at once, on {on}"
     )

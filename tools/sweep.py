@@ -18,21 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli.parser import (
-    default_root,
-    finite_float,
-    natural_int,
-    pick_device,
-    positive_float,
-    positive_int,
-    run,
-    start_processes,
-)
+from diffusion.cli.parser import default_root, finite_float, natural_int, positive_float, positive_int, run
 from diffusion.cli.sampling_options import of_training, patch_sampler_parser
 from diffusion.cli.scoring_options import scoring_options
 from diffusion.formats import REAL_DIR, SOLVERS, SYNTHETIC_DIR, WINDOW
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import fingerprint, write_whole
+from diffusion.utils.hardware import prepare_device
+from diffusion.utils.launch import start_processes
 from diffusion.utils.text import read_json
 
 if TYPE_CHECKING:
@@ -52,7 +45,7 @@ EXAMPLES = """  python tools/sweep.py --workdir output/256 --guidances 1 1.5 2 3
 
 def main() -> None:
     args = parse_args()
-    state = start_processes(pick_device(args.device))
+    state = start_processes(prepare_device(args.device))
     from diffusion.encoders.embedders import PatchEmbedder, check_encoders
     from diffusion.evaluation.sweep import grid, parse_interval, read_points, write_sweep
     from diffusion.generation.generators import Solver

@@ -12,20 +12,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli.parser import (
-    DEVICES,
-    Parser,
-    pick_device,
-    positive_float,
-    positive_int,
-    run,
-    seed_int,
-    start_processes,
-)
+from diffusion.cli.parser import DEVICES, Parser, positive_float, positive_int, run, seed_int
 from diffusion.config.settings import Config, load_config
 from diffusion.training.parallel.preemption import CODE_FILE, EXIT_CODE
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import written_aside
+from diffusion.utils.hardware import prepare_device
+from diffusion.utils.launch import start_processes
 
 EXAMPLES = """  accelerate launch train_scripts/train_pixcell.py configs/pan_cancer/pixart_20x_256.py --work-dir output/256
   accelerate launch train_scripts/train_pixcell.py configs/pan_cancer/pixart_20x_256.py --work-dir output/256 --time-limit 470
@@ -117,7 +110,7 @@ def parse_setting(text: str) -> tuple[str, object]:
 
 def main() -> int:
     args = parse_arguments()
-    device = pick_device(args.device)
+    device = prepare_device(args.device)
     state = start_processes(device, LONGEST_WAIT)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("diffusion").setLevel(logging.INFO if state.is_main_process else logging.ERROR)

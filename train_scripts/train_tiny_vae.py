@@ -11,12 +11,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli.parser import pick_device, positive_int, run, tool_parser
+from diffusion.cli.parser import positive_int, run, tool_parser
+from diffusion.utils.hardware import prepare_device
 
 
 def main() -> None:
     args = parse_args()
-    device = pick_device(args.device)
+    device = prepare_device(args.device)
 
     from diffusion.tasks.codec import train_codec
 

@@ -1,4 +1,4 @@
-"""What every command line shares: the parser's common options, one-line errors, the device, and progress bars."""
+"""What every command line shares: the parser, the common options, types of arguments, and errors of one line."""
 
 from __future__ import annotations
 
@@ -8,21 +8,14 @@ import io
 import os
 import sys
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import check_writable
-from diffusion.utils.launch import accelerate_variables, check_launcher, connect, is_set, read_launch
-from diffusion.utils.memory import keep_freed_memory
 from diffusion.utils.text import expand_path, is_utf8, printable
 from diffusion.utils.threads import share_cores
 from diffusion.utils.values import LARGEST_FLOAT, is_plain_name
-
-if TYPE_CHECKING:
-    import torch
-    from accelerate import PartialState
 
 share_cores()  # every command line imports this module before anything that loads torch
 
@@ -100,11 +93,6 @@ def tool_parser(
 def default_root() -> Path:
     """Return $PIXCELL_ROOT, else the current folder. Raises InputError for a path that cannot be expanded."""
     return Path(expand_path(os.environ.get("PIXCELL_ROOT") or "."))
-
-
-def cores() -> int:
-    """Return how many processor cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def positive_int(text: str) -> int:
@@ -202,13 +190,6 @@ def output_name(text: str) -> Path:
     return path
 
 
-def columns(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as text, each column as wide as its widest cell."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-    return "\n".join(lines)
-
-
 def run(main: Callable[[], int | None]) -> None:
     """Call `main` and exit with its code; an InputError becomes one line on stderr and code 2, Ctrl-C code 130.
 
@@ -234,51 +215,3 @@ def run(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)
-
-
-def pick_device(name: str) -> torch.device:
-    """Return the torch device for a --device value.
-
-    Raises InputError when the device asked for is not on this machine, or accelerate's launcher was told another.
-    """
-    import torch
-
-    if is_set("ACCELERATE_USE_CPU"):  # accelerate launch --cpu
-        if name not in ("auto", "cpu"):
-            raise InputError(
-                f"--device {name} contradicts ACCELERATE_USE_CPU={os.environ['ACCELERATE_USE_CPU']}; unset it"
-            )
-        name = "cpu"
-
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        name = next(kind for kind, there in available.items() if there)
-    if not available[name]:
-        raise InputError(f"--device {name}: this machine has none that torch can use; take --device auto or cpu")
-    if name == "cpu":
-        keep_freed_memory()
-    return torch.device(name)
-
-
-def start_processes(device: torch.device, longest_wait: timedelta = timedelta(days=1)) -> PartialState:
-    """Return accelerate's view of the processes that work together: one, or those that `accelerate launch` started.
-
-    longest_wait: for each other, before they give up; by default a day: one may have far more to do than another.
-    Raises InputError for a launcher's variables that are incomplete, and for processes that do not come.
-    """
-    import torch
-
-    check_launcher()
-    on_cpu = device.type == "cpu"
-    launch = read_launch(on_cpu)
-    meeting = {}
-    if launch is not None and not torch.distributed.is_initialized():
-        store = connect(launch)
-        store.set_timeout(longest_wait)
-        meeting = {"store": store, "rank": launch.rank, "world_size": launch.processes}
-    try:
-        from accelerate import PartialState
-
-        return PartialState(cpu=on_cpu, timeout=longest_wait, **meeting)
-    except (ValueError, ImportError, NotImplementedError) as error:  # accelerate reads flags when it is imported, too
-        raise InputError(f"accelerate does not start ({error}); its variables: {accelerate_variables()}") from error

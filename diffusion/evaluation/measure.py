@@ -15,6 +15,7 @@ from diffusion.evaluation.sets.features import FEATURE_FILES, Features, Row, Tim
 from diffusion.evaluation.sets.images import LOSSY, ImageSet
 from diffusion.formats import METRICS
 from diffusion.utils.errors import InputError
+from diffusion.utils.text import abbreviate
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -127,9 +128,8 @@ def notes_of(sources: Mapping[str, Source], features: Mapping[str, Features]) ->
         notes.append(f"Unequal numbers of images ({numbers}); a distance grows as images get fewer.")
     for kind, rows in features.items():
         if rows.bad:
-            few = ", ".join(f"{name} {reason}" for name, reason in list(rows.bad.items())[:3])
-            more = f" and {len(rows.bad) - 3} more" if len(rows.bad) > 3 else ""
-            notes.append(f"{counted(len(rows.bad), kind)} left out: {few}{more}.")
+            reasons = abbreviate([f"{name} {reason}" for name, reason in rows.bad.items()])
+            notes.append(f"{counted(len(rows.bad), kind)} left out: {reasons}.")
         for lossy in (name for name in LOSSY if name in rows.formats and kind != TRAINING):
             notes.append(
                 f"{counted(rows.formats[lossy], kind)} {lossy}: lossy compression alone moves the scores. Score PNG."

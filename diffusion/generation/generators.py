@@ -29,7 +29,7 @@ from diffusion.sampling import (
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import write_whole
 from diffusion.utils.folders import is_hidden
-from diffusion.utils.precision import DTYPES
+from diffusion.utils.hardware import torch_dtype
 from diffusion.utils.text import printable, read_json
 from diffusion.workdir import Run
 
@@ -68,7 +68,7 @@ class Solver:
 
         Raises InputError when they are not finite.
         """
-        device, dtype = run.null_tokens.device, DTYPES[self.precision]
+        device, dtype = run.null_tokens.device, torch_dtype(self.precision)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             latents = sample_latents(
                 network or run.model,

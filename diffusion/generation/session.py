@@ -15,8 +15,6 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
-from diffusion.advice import larger_batch, processor
-from diffusion.cli.parser import pick_device, start_processes
 from diffusion.data.datasets.pan_cancer import PanCancerData
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import LatentCodec
@@ -25,6 +23,8 @@ from diffusion.generation.conditions import Condition, IndexConditions, from_ima
 from diffusion.generation.generators import Folder, ImageMaker, Solver
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.files import fingerprint
+from diffusion.utils.hardware import describe_device, prepare_device, suggest_batch_size
+from diffusion.utils.launch import start_processes
 from diffusion.workdir import Run, check_shape, check_tokens, default_work_dir, load_codec, load_embedder, open_run
 
 LOOKED_AT = 16  # conditions of which one must have its tissue, where that is needed
@@ -77,7 +77,7 @@ class Session:
         """Tell, in the main process, of a larger batch that would fit, after one of `batch`."""
         model = self.run.model
         copies = 0 if self.solver.precision == "fp32" else 2 * sum(each.numel() for each in model.parameters())
-        advice = larger_batch(batch, self.run.null_tokens.device, copies)
+        advice = suggest_batch_size(batch, self.run.null_tokens.device, copies)
         if advice and self.state.is_main_process:
             tqdm.write(advice)
 
@@ -97,7 +97,7 @@ class Session:
 
 def open_session(args: argparse.Namespace) -> Session:
     """Open a run as the command line says. Raises MissingError, InputError for a run, weights, codec, device or solver that cannot be."""
-    device = pick_device(args.device)
+    device = prepare_device(args.device)
     state = start_processes(device)
     device = state.device
     if args.gpu_id is not None and device.type == "cuda" and state.num_processes == 1:
@@ -164,7 +164,7 @@ def sample_patches(
     if state.is_main_process:
         settings = {"pictures": "patches", **session.settings, "format": args.format}
         folder.claim({**settings, **origin.content}, {**session.places, **origin.places})
-    on = processor(state.device, state.num_processes, args.precision)
+    on = describe_device(state.device, state.num_processes, args.precision)
     state.print(f"{count - len(todo)} of {count} images are there; sampling {len(todo)} on {on}")
     state.wait_for_everyone()  # every process has looked before one of them writes
     make = ImageMaker(session.run, session.codec, conditions, args.seed, session.solver)

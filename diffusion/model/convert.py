@@ -32,7 +32,7 @@ from diffusion.model.pixart import PixArt
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.files import recognise_placeholder, written_aside
 from diffusion.utils.state_dicts import check_types, find_state_dict
-from diffusion.utils.text import read_json
+from diffusion.utils.text import abbreviate, read_json
 from diffusion.utils.weights import Stored, find_weights, is_safetensors, read_weights
 
 log = logging.getLogger(__name__)
@@ -113,7 +113,7 @@ def check_fit(own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tenso
         if name in weights and own[name].shape != weights[name].shape
     ]
     complaints = [
-        f"{what}: {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
+        f"{what}: {abbreviate(names, 4)}"
         for what, names in (("missing", missing), ("unknown", unknown), ("of another shape", shapes))
         if names
     ]

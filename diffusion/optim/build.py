@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from diffusion.config.settings import Config, OptimizerConfig
 from diffusion.optim.came import CAME
-from diffusion.utils.precision import has_bf16
+from diffusion.utils.hardware import has_bf16
 
 REFERENCE_BATCH = 256  # the global batch at which auto_lr leaves the learning rate alone
 

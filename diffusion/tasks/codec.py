@@ -25,7 +25,7 @@ from tqdm import tqdm
 from diffusion.encoders.latents import LatentCodec, load_vae
 from diffusion.optim.build import Muon, others
 from diffusion.utils.errors import InputError, MissingError
-from diffusion.utils.precision import has_bf16
+from diffusion.utils.hardware import has_bf16
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL

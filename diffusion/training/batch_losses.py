@@ -16,7 +16,7 @@ from diffusion.data.batch import PatchBatch
 from diffusion.encoders.latents import LatentScale
 from diffusion.objective import training_losses
 from diffusion.timesteps import TimestepSampler, Uniform
-from diffusion.utils.memory import sent
+from diffusion.utils.hardware import to_device
 from diffusion.utils.seeds import mix_seed
 
 OF_UNIFORM, OF_NOISE = 1, 2  # parts of mixed seeds; the seed itself is that of the draw from the posterior
@@ -73,7 +73,7 @@ class BatchLosses:
         device = of_batch.noise.device
         timestep, weight = self.timesteps(of_batch.of_timestep)
         dropped = of_batch.of_dropping < self.dropout
-        return Drawn(sent(timestep, device), sent(weight, device), sent(dropped, device), of_batch.noise)
+        return Drawn(to_device(timestep, device), to_device(weight, device), to_device(dropped, device), of_batch.noise)
 
     def given(self, network: torch.nn.Module, batch: PatchBatch, drawn: Drawn) -> dict[str, torch.Tensor]:
         """Losses (B,) of a batch at what was drawn for it."""

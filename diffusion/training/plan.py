@@ -15,8 +15,8 @@ from diffusion.formats import LATENT_CHANNELS
 from diffusion.model.pixart import PixArt
 from diffusion.optim.build import learning_rate
 from diffusion.utils.errors import InputError
+from diffusion.utils.hardware import has_bf16
 from diffusion.utils.memory import total_bytes
-from diffusion.utils.precision import has_bf16
 
 MOST_SAVES = 10**6
 

@@ -12,10 +12,11 @@ from torch import nn
 
 from diffusion.data.batch import PatchBatch
 from diffusion.training.batch_losses import BatchLosses, Drawn
-from diffusion.training.monitoring.nonfinite import listed, report
+from diffusion.training.monitoring.nonfinite import SHOWN, report
 from diffusion.training.parallel.fsdp import is_sharded
 from diffusion.training.prefetch import Supply
 from diffusion.training.state import RunState
+from diffusion.utils.text import abbreviate
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ def tell_of_bad_step(run: RunState, network: nn.Module, losses: BatchLosses, ste
     culprits = [names for names, finite in told if not finite] or [names for names, _ in told]
     names = [name for of_process in culprits for name in of_process]
     said = f"step {run.step + 1} skipped, {run.skipped_in_a_row} in a row: its loss or gradient is not finite"
-    log.warning("%s. Patches: %s", said, listed(names))
+    log.warning("%s. Patches: %s", said, abbreviate(names, SHOWN))
     texts = []
     if run.skipped_in_a_row >= run.config.max_bad_steps:
         texts = gather_object([report(network, run.model, losses, step.batches)])

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from diffusion.advice import processor
 from diffusion.config.settings import Config, dump_config
 from diffusion.data.datasets.pan_cancer import PanCancerData, SkipBad, build_dataset
 from diffusion.data.loader import batches_of, training_loader
@@ -59,6 +58,7 @@ from diffusion.training.state import RunState, seed_generators
 from diffusion.training.step import BAD_STEPS, accumulate, settle_sums, tell_of_bad_step
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import locked, remove_unfinished
+from diffusion.utils.hardware import describe_device
 from diffusion.utils.seeds import mix_seed
 from diffusion.workdir import LOCK_FILE, check_tokens, check_work_dir, latent_scale, load_codec
 
@@ -106,7 +106,7 @@ def train(
             log.warning("%s", note)
         log.info("%s", describe(config, plan, run.model, accelerator.num_processes, accelerator.is_fsdp2))
         log.info("weights from %s", checkpoint or made.origin)
-        where = processor(accelerator.device, accelerator.num_processes)
+        where = describe_device(accelerator.device, accelerator.num_processes)
         log.info("from step %d to %d, on %s", run.step, plan.total_steps, where)
 
         saves = save_steps(config, plan)

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 from diffusion.utils.errors import InputError
 
 if TYPE_CHECKING:
+    import torch
+    from accelerate import PartialState
     from torch.distributed import Store
 
 RENDEZVOUS_LIMIT = timedelta(minutes=10)  # slow disks take minutes to give a hundred processes their imports
@@ -123,6 +125,30 @@ def connect(launch: Launch, limit: timedelta = RENDEZVOUS_LIMIT) -> Store:
     finally:
         timer.cancel()
     return PrefixStore("default_pg", store)  # as torch does with a store of its own
+
+
+def start_processes(device: torch.device, longest_wait: timedelta = timedelta(days=1)) -> PartialState:
+    """Return accelerate's view of the processes that work together: one, or those that `accelerate launch` started.
+
+    longest_wait: for each other, before they give up; by default a day: one may have far more to do than another.
+    Raises InputError for a launcher's variables that are incomplete, and for processes that do not come.
+    """
+    import torch
+
+    check_launcher()
+    on_cpu = device.type == "cpu"
+    launch = read_launch(on_cpu)
+    rendezvous = {}
+    if launch is not None and not torch.distributed.is_initialized():
+        store = connect(launch)
+        store.set_timeout(longest_wait)
+        rendezvous = {"store": store, "rank": launch.rank, "world_size": launch.processes}
+    try:
+        from accelerate import PartialState
+
+        return PartialState(cpu=on_cpu, timeout=longest_wait, **rendezvous)
+    except (ValueError, ImportError, NotImplementedError) as error:  # accelerate reads flags when it is imported, too
+        raise InputError(f"accelerate does not start ({error}); its variables: {accelerate_variables()}") from error
 
 
 def _await_address(launch: Launch, deadline: float) -> None:

@@ -1,4 +1,4 @@
-"""Memory of this process: its peak, what the allocator does with large arrays on a CPU, and the way to a GPU's."""
+"""Memory of the machine and of this process: how much there is, the peak, and what the allocator keeps."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STATUS = Path("/proc/self/status")
 
 
 def keep_freed_memory() -> bool:
-    """Tell the C library to keep freed memory for the next array; whether it could be told.
+    """Have the C library keep freed memory for the next array, and return whether it does.
 
     glibc gives arrays above 32 MB, and whatever is free at its heap's end, back to the system at once. A network's
     activations are such arrays: on a CPU every layer then waits for fresh pages (measured: extraction 1.4 times faster
@@ -33,13 +33,6 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError, TypeError):  # another C library
         return False
     return bool(mallopt(M_MMAP_THRESHOLD, LARGEST) and mallopt(M_TRIM_THRESHOLD, LARGEST))
-
-
-def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The tensor on a device; for its copy the host does not wait, as it otherwise would for all that a GPU has yet to do."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
 
 
 def total_bytes(device: torch.device) -> int | None:
@@ -55,14 +48,14 @@ def total_bytes(device: torch.device) -> int | None:
 
 
 def peak_bytes() -> int:
-    """The most memory that the system has given this process; 0 where it does not say.
+    """Return the most memory that the system has given this process; 0 where it does not say.
 
     Linux tells it in the process's status; what it says of resources used begins with the peak of the parent.
     """
     lines = STATUS.read_text().splitlines() if STATUS.exists() else []
-    told = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]  # a sandbox may leave it out
-    if told:
-        return 1024 * told[0]
+    kibibytes = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]  # a sandbox may leave it out
+    if kibibytes:
+        return 1024 * kibibytes[0]
     if resource is None:
         return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

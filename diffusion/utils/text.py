@@ -1,4 +1,4 @@
-"""Text and JSON files as other systems write them, paths as users type them, and lists of names in messages."""
+"""Text: files as other systems write them, paths as users type them, names and tables in messages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import codecs
 import json
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -112,3 +112,14 @@ def abbreviate(names: Collection[str], limit: int = 3) -> str:
     first = ", ".join(list(names)[:limit])
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return first + rest or "none"
+
+
+def format_table(rows: Sequence[Sequence[str]], align: str = "l") -> str:
+    """Return rows of cells as text, each column as wide as its widest cell.
+
+    align: `l` or `r` for each column; the last letter counts for the columns that it does not name.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    pad = [str.rjust if side == "r" else str.ljust for side in align.ljust(len(widths), align[-1])]
+    lines = ("  ".join(put(cell, width) for put, cell, width in zip(pad, row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)

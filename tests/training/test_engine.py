@@ -47,7 +47,7 @@ from diffusion.training.prefetch import Supply
 from diffusion.training.trainer import dry_run, train
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import locked
-from diffusion.utils.precision import has_bf16
+from diffusion.utils.hardware import has_bf16
 from diffusion.workdir import Run, open_run
 
 CPU = torch.device("cpu")

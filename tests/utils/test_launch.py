@@ -9,12 +9,12 @@ from datetime import timedelta
 import pytest
 from runs import forget_processes, settings
 
-from diffusion.cli.parser import pick_device, start_processes
 from diffusion.training.environment import check_accelerator, environment_notes, start_accelerator
 from diffusion.training.trainer import dry_run
 from diffusion.utils import launch
 from diffusion.utils.errors import InputError
-from diffusion.utils.launch import Launch, connect, read_launch
+from diffusion.utils.hardware import prepare_device
+from diffusion.utils.launch import Launch, connect, read_launch, start_processes
 
 COMPLETE = dict(WORLD_SIZE="2", RANK="1", LOCAL_RANK="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29512")
 
@@ -145,14 +145,7 @@ def test_an_address_in_use():
 def test_what_is_not_served(monkeypatch, name, value, message):
     monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=message):
-        start_processes(pick_device("cpu"))
-
-
-def test_the_launcher_may_ask_for_the_cpu(monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_CPU", "True")
-    assert pick_device("auto").type == "cpu"
-    with pytest.raises(InputError, match="--device cuda contradicts ACCELERATE_USE_CPU=True"):
-        pick_device("cuda")
+        start_processes(prepare_device("cpu"))
 
 
 class TestAccelerator:

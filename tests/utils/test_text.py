@@ -8,7 +8,7 @@ import pytest
 
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.files import recognise_placeholder
-from diffusion.utils.text import abbreviate, expand_path, printable, read_json, read_lines, read_text
+from diffusion.utils.text import abbreviate, expand_path, format_table, printable, read_json, read_lines, read_text
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
@@ -78,3 +78,10 @@ def test_what_lies_in_the_place_of_a_file(tmp_path):
         said = recognise_placeholder(tmp_path / "file")
         assert (said is None) if found is None else (found in said), content
     assert recognise_placeholder(tmp_path) is None
+
+
+def test_a_table_aligns_its_columns():
+    rows = [("name", "n", "note"), ("a", "10", ""), ("longer", "5", "x")]
+    assert format_table(rows) == "name    n   note\na       10\nlonger  5   x"
+    assert format_table(rows, "lrl") == "name     n  note\na       10\nlonger   5  x"
+    assert format_table(rows, "lr") == "name     n  note\na       10\nlonger   5     x"

@@ -14,7 +14,7 @@ from torch import nn
 
 from benchmarks.peers import DiffusersNetwork
 from diffusion.model.pixart import PixArt, build_model
-from diffusion.utils.precision import DTYPES
+from diffusion.utils.hardware import torch_dtype
 
 SIZES = {"tiny": "PixArt_Ti_2_UNI", "B": "PixArt_B_2_UNI", "XL": "PixArt_XL_2_UNI"}
 STAGES = {256: (1, 0.5), 512: (4, 1.0), 1024: (16, 2.0)}  # pixels -> condition tokens, pe_interpolation
@@ -75,13 +75,13 @@ class Case:
         return self.device.type != "cpu"
 
     def autocast(self) -> AbstractContextManager:
-        dtype = DTYPES[self.precision]
+        dtype = torch_dtype(self.precision)
         return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
 
     def product(self) -> tuple[Callable[[], torch.Tensor], int]:
         """A product of two square matrices in this precision, and its operations."""
         side = SIDE if self.device.type == "cpu" else GPU_SIDE
-        left, right = (torch.randn(side, side, device=self.device, dtype=DTYPES[self.precision]) for _ in range(2))
+        left, right = (torch.randn(side, side, device=self.device, dtype=torch_dtype(self.precision)) for _ in range(2))
         return lambda: left @ right, 2 * side**3
 
 

@@ -15,7 +15,6 @@ from torch import nn
 
 from benchmarks.clock import alone
 from benchmarks.table import Row, rated
-from diffusion.cli.parser import cores, pick_device
 from diffusion.data.features.loose import feature_path, read_moments, read_tokens
 from diffusion.data.index.patch_index import PatchIndex, index_path, write_index
 from diffusion.data.slides.patches import read_patch
@@ -24,6 +23,7 @@ from diffusion.encoders.latents import LatentCodec, from_uint8
 from diffusion.encoders.networks import EMBEDDERS
 from diffusion.extraction import FeatureFiles, Patches, choose_key, cut, extract, join
 from diffusion.formats import PATCHES_DIR
+from diffusion.utils.hardware import count_cores, prepare_device
 from diffusion.workdir import vae_location
 
 CROP, BATCH = 256, 16
@@ -80,7 +80,7 @@ def extraction_rows(source: Source, scratch: Path, count: int, rounds: int) -> l
 def speed(source: Source, way: str, folder: Path, count: int) -> float:
     """Patches a second."""
     if way == "ours":
-        pick_device(source.device.type)  # which tells the allocator, as in every tool
+        prepare_device(source.device.type)  # sets up the allocator, as in every tool
     (codec, embedder), (patches, size) = source.networks(), source.patches()
     warm = torch.zeros(BATCH, 3, CROP, CROP, dtype=torch.uint8)  # what is done once is not counted
     embedder.embed(warm), codec.moments(from_uint8(warm))
@@ -88,7 +88,7 @@ def speed(source: Source, way: str, folder: Path, count: int) -> float:
     if way == "ours":
         share = Patches(patches, files, 0, 1)
         share.mine = share.mine[:count]
-        steps: Iterator = extract(share, codec, embedder, CROP, BATCH, max(1, min(8, cores() - 1)))
+        steps: Iterator = extract(share, codec, embedder, CROP, BATCH, max(1, min(8, count_cores() - 1)))
     else:
         steps = simple_loop(files, [patches.name(i) for i in range(count)], codec, embedder)
     began = time.perf_counter()

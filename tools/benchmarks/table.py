@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.clock import Seconds, median
-from diffusion.cli.parser import columns
+from diffusion.utils.text import format_table
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ HEAD = ("what", "", "ours", "peer", "against", "ratio", "of rounds", "of the mac
 
 
 def as_table(rows: Sequence[Row]) -> str:
-    return columns([HEAD, *(["  " * bool(row.part_of) + row.what, row.unit, *_cells(row)] for row in rows)])
+    return format_table([HEAD, *(["  " * bool(row.part_of) + row.what, row.unit, *_cells(row)] for row in rows)])
 
 
 def in_a_line(row: Row) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from diffusion.evaluation.sets.images import ImageSet
 from diffusion.formats import REAL_DIR, SAMPLES_FILE
 from diffusion.utils.errors import InputError
 from diffusion.utils.folders import is_hidden
+from diffusion.utils.text import abbreviate
 
 SAMPLED = re.compile(
     r"\d{6,}_(?P<patch>.+)_\d+"
@@ -47,7 +48,9 @@ def open_classes(folder: Path, fit: str = "refuse") -> ImageSet:
     files = {name: path for name, path in images.files.items() if not is_tissue(name, folder)}
     loose = [path.name for name, path in files.items() if "/" not in name]
     if loose:
-        raise InputError(f"{some(loose)} in {folder}: in no class folder; expected {folder / 'CLASS' / loose[0]}")
+        raise InputError(
+            f"{abbreviate(sorted(loose))} in {folder}: in no class folder; expected {folder / 'CLASS' / loose[0]}"
+        )
     classes = {class_of(name) for name in files}
     for path in sorted(folder.iterdir()):
         left_out = is_hidden(path.name) or path.is_symlink()  # links that were not followed are in the log
@@ -75,22 +78,25 @@ def choose_trainings(training: Mapping[str, ImageSet], test: ImageSet) -> tuple[
     """
     classes = images_by_class(test).keys()
     if len(classes) < 2:
-        raise InputError(f"{test.folder} has the one class {some(classes)}; expected a folder each of two or more")
+        raise InputError(
+            f"{test.folder} has the one class {abbreviate(sorted(classes))}; expected a folder each of two or more"
+        )
     lacking = {}
     for name, images in training.items():
         own = images_by_class(images).keys()
         if own - classes:
             raise InputError(
-                f"{images.folder} has the classes {some(own - classes)}, which {test.folder} has not ({some(classes)}); "
+                f"{images.folder} has the classes {abbreviate(sorted(own - classes))}, "
+                f"which {test.folder} has not ({abbreviate(sorted(classes))}); "
                 "rename the folders or leave them out"
             )
         lacking[name] = classes - own
     nowhere = set.intersection(*map(set, lacking.values()))
     if nowhere:
         folders = " and ".join(str(images.folder) for images in training.values())
-        raise InputError(f"no image of the classes {some(nowhere)} in {folders}; {test.folder} has them")
+        raise InputError(f"no image of the classes {abbreviate(sorted(nowhere))} in {folders}; {test.folder} has them")
     notes = [
-        f"Nothing is trained on {name} images alone: they lack the classes {some(missing)}."
+        f"Nothing is trained on {name} images alone: they lack the classes {abbreviate(sorted(missing))}."
         for name, missing in lacking.items()
         if missing
     ]
@@ -106,13 +112,13 @@ def leaks(name: str, training: ImageSet, test: ImageSet) -> list[str]:
     if shared:
         same = "are those images" if name == "real" else "were sampled for those images"
         found.append(
-            f"{len(shared)} {name} training images have the names of test images ({some(shared)}): where they {same}, "
+            f"{len(shared)} {name} training images have the names of test images ({abbreviate(sorted(shared))}): where they {same}, "
             "scores come out too good."
         )
     slides, own = ({slide_of(image) for image in images.files} - {""} for images in (test, training))
     if slides & own:
         found.append(
-            f"{len(slides & own)} of {len(slides)} test slides are in the {name} training set, too ({some(slides & own)}): "
+            f"{len(slides & own)} of {len(slides)} test slides are in the {name} training set, too ({abbreviate(sorted(slides & own))}): "
             "patches of a slide are alike, and scores come out too good."
         )
     return found
@@ -126,9 +132,3 @@ def origins(name: str) -> set[str]:
     if sampled:
         return {name, last, sampled["patch"]}
     return {name, f"{folders[-1]}_{last}"} if folders else {name}
-
-
-def some(names: Collection[str], limit: int = 3) -> str:
-    """`a, b, c and 17 more`."""
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(sorted(names)[:limit]) + rest

@@ -13,6 +13,7 @@ from torch import nn
 from diffusion.data.batch import PatchBatch
 from diffusion.training.batch_losses import BatchLosses, Drawn
 from diffusion.training.parallel.fsdp import local
+from diffusion.utils.text import abbreviate
 
 SHOWN = 8  # names, layers or parameters in a report
 
@@ -33,9 +34,11 @@ def report(
         timesteps = drawn.timestep.tolist()
         lines += [_of_sample(batch, i, values[i].item(), timesteps[i]) for i in worst(values)]
     spoiled = [name for name, weight in model.named_parameters() if weight.grad is not None and not _sound(weight.grad)]
-    lines += [f"gradients with bad numbers: {listed(spoiled)} ({len(spoiled)} of {len(list(model.parameters()))})"]
+    lines += [
+        f"gradients with bad numbers: {abbreviate(spoiled, SHOWN)} ({len(spoiled)} of {len(list(model.parameters()))})"
+    ]
     weights = [name for name, weight in model.named_parameters() if not _sound(weight)]
-    lines += [f"weights with bad numbers: {listed(weights)}"]
+    lines += [f"weights with bad numbers: {abbreviate(weights, SHOWN)}"]
     return "\n".join(lines)
 
 
@@ -64,12 +67,6 @@ def worst(values: torch.Tensor) -> list[int]:
     """The samples whose losses (B,) are bad, or the ones with the largest."""
     bad = [i for i, value in enumerate(values.tolist()) if not math.isfinite(value)]
     return (bad or values.argsort(descending=True).tolist())[:SHOWN]
-
-
-def listed(names: Sequence[str]) -> str:
-    """Some of many names."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{', '.join(names[:SHOWN])}{more}" if names else "none"
 
 
 def _of_sample(batch: PatchBatch, i: int, loss: float, timestep: int) -> str:

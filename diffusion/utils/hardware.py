@@ -1,0 +1,126 @@
+"""The processor that networks run on: cores, devices, precisions, and what would make it faster."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from diffusion.utils.errors import InputError
+from diffusion.utils.launch import is_set
+from diffusion.utils.memory import keep_freed_memory
+
+if TYPE_CHECKING:
+    import torch
+
+USABLE_MEMORY = 0.9  # of a GPU's free memory; the rest goes to fragments and to what other libraries take
+
+
+def count_cores() -> int:
+    """Return how many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the torch device for a --device value.
+
+    Raises InputError when the device asked for is not on this machine, or accelerate's launcher was told another.
+    """
+    import torch
+
+    if is_set("ACCELERATE_USE_CPU"):  # accelerate launch --cpu
+        if name not in ("auto", "cpu"):
+            raise InputError(
+                f"--device {name} contradicts ACCELERATE_USE_CPU={os.environ['ACCELERATE_USE_CPU']}; unset it"
+            )
+        name = "cpu"
+
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, there in available.items() if there)
+    if not available[name]:
+        raise InputError(f"--device {name}: this machine has none that torch can use; take --device auto or cpu")
+    return torch.device(name)
+
+
+def prepare_device(name: str) -> torch.device:
+    """Return the torch device for a --device value, and set this process up for it: a CPU keeps freed memory.
+
+    Raises InputError as pick_device does.
+    """
+    device = pick_device(name)
+    if device.type == "cpu":
+        keep_freed_memory()
+    return device
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a tensor on a device. The host does not wait for the copy, as it otherwise would for all that a GPU has yet to do."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def torch_dtype(precision: str) -> torch.dtype:
+    """Return the torch type of one of `formats.PRECISIONS`."""
+    import torch
+
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def has_bf16(device: torch.device | str) -> bool:
+    """Tell whether a device multiplies bfloat16 matrices in hardware; elsewhere it is many times slower than float32."""
+    import torch
+
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities() if kind == "cpu" and hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def describe_device(device: torch.device, processes: int, precision: str | None = None) -> str:
+    """Return the device in words, and what would be faster: more threads on a CPU, bf16 where the hardware has it.
+
+    Launchers give a process one thread unless the user names a number. processes: of all machines; precision: the
+    command's own, where it has one to choose.
+    """
+    import torch
+
+    half = "; --precision bf16 is faster here" if precision == "fp32" and has_bf16(device) else ""
+    if device.type != "cpu":
+        return f"{device}{half}"
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    threads, share = torch.get_num_threads(), max(1, count_cores() // here)
+    how = "OMP_NUM_THREADS" if processes == 1 else "--num_cpu_threads_per_process"
+    advice = f"; {how} {share} would take all" if threads < share else ""
+    return f"cpu, {threads} threads a process of {count_cores()} cores{advice}{half}"
+
+
+def windows_per_pass(device: torch.device, side: int) -> int:
+    """Return how many windows of `side` cells to compute in one pass.
+
+    Eight keep a GPU busy, 4096 image tokens a CPU: one window of 1024 pixels, 16 of 256.
+    """
+    return 8 if device.type != "cpu" else max(1, 4096 // (side // 2) ** 2)
+
+
+def suggest_batch_size(batch: int, device: torch.device, copies: int = 0) -> str:
+    """Return advice after a pass of `batch`: how many would fit, if at least twice as many do; else an empty text.
+
+    Only a GPU's memory is its own. copies: bytes of the half-precision weights that autocast kept during the pass.
+    """
+    import torch
+
+    if device.type != "cuda":
+        return ""
+    resident, peak = torch.cuda.memory_allocated(device) + copies, torch.cuda.max_memory_allocated(device)
+    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)  # not taken by other processes
+    fits = largest_batch(batch, resident, peak, free)
+    if fits < 2 * batch or peak <= resident:
+        return ""
+    return f"a pass of {batch} took {peak / 2**30:.1f} of {free / 2**30:.0f} GiB: --batch_size {fits} would fit"
+
+
+def largest_batch(batch: int, resident: int, peak: int, total: int) -> int:
+    """Return the largest batch for `total` bytes, from what a pass of `batch` took beyond the resident bytes."""
+    return int(batch * (USABLE_MEMORY * total - resident) / max(1, peak - resident))
