@@ -6,24 +6,29 @@ w = 1 is no guidance. Code that writes (w + 1) * conditional - w * null means ou
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
-Network = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+from diffusion.condition import Condition, as_condition
+
+# (x, timestep, condition) -> prediction. A network is called with what its caller has: plain tokens, or a Condition.
+Network = Callable[[torch.Tensor, torch.Tensor, Any], torch.Tensor]
 
 
 def guided_prediction(
     model: Network,
     x: torch.Tensor,
     timestep: torch.Tensor,
-    y: torch.Tensor,
-    null_y: torch.Tensor | None,
+    y: torch.Tensor | Condition,
+    null_y: torch.Tensor | Condition | None,
     guidance: float,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Guided noise (or velocity), over all of its channels, and the conditional pass's variance values.
+    """Return the guided noise (or velocity), over all of its channels, and the conditional pass's variance values.
 
-    x (B, C, H, W), timestep (B,), y (B, L, D), null_y (L, D) or (B, L, D) -> (B, C, H, W) twice; None for the variance
-    of a network without one. At guidance 1 the null pass is not run and null_y may be None.
+    x (B, C, H, W), timestep (B,), y (B, L, D) or a Condition -> (B, C, H, W) twice; None for the variance of a network
+    without one. null_y: tokens (L, D) or (B, L, D), with which the null pass gets no control, as ControlNets are
+    released; or a Condition of B samples, which may keep it. At guidance 1 the null pass is not run and it may be None.
     Raises ValueError when guidance asks for a null condition that is not given.
     """
     channels = x.shape[1]
@@ -31,8 +36,13 @@ def guided_prediction(
         return _split(model(x, timestep, y), channels)
     if null_y is None:
         raise ValueError(f"guidance {guidance} needs the null condition; only guidance 1 does without")
-    both = model(torch.cat([x, x]), torch.cat([timestep, timestep]), torch.cat([y, null_y.to(y).expand_as(y)]))
-    conditional, null = both.chunk(2)
+    condition = as_condition(y)
+    null_condition = null_y if isinstance(null_y, Condition) else condition.replace_tokens(null_y)
+    both = Condition.cat([condition, null_condition])
+    output = model(
+        torch.cat([x, x]), torch.cat([timestep, timestep]), both if isinstance(y, Condition) else both.tokens
+    )
+    conditional, null = output.chunk(2)
     noise, variance = _split(conditional, channels)
     null_noise = null[:, :channels]
     return torch.lerp(null_noise, noise, guidance), variance

@@ -8,25 +8,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
 from diffusion.schedule import Schedule, add_noise, at, linear_schedule, noise_of_velocity, velocity
 
 _SCHEDULE = linear_schedule()
+AnyCondition = TypeVar("AnyCondition")
 
 
 def training_losses(
-    model: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
+    model: Callable[[torch.Tensor, torch.Tensor, AnyCondition], torch.Tensor],
     x0: torch.Tensor,
     timestep: torch.Tensor,
-    y: torch.Tensor,
+    y: AnyCondition,
     noise: torch.Tensor | None = None,
     schedule: Schedule = _SCHEDULE,
     prediction_type: str = "epsilon",
     min_snr_gamma: float | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Losses of `model(x_t, timestep, y) -> (B, 2C, H, W)` on clean network latents x0 (B, C, H, W).
+    """Return the losses of `model(x_t, timestep, y) -> (B, 2C, H, W)` on clean network latents x0 (B, C, H, W).
+
+    y: the condition, tokens (B, L, D) or whatever else the model takes, handed to it as it is.
 
     timestep (B,) int64 in 0..999; noise (B, C, H, W), drawn when not given. The first C channels are the noise, as
     published, or with `v_prediction` the velocity (Salimans & Ho 2022): its error stays one of x0 where noise is most

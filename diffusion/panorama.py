@@ -9,13 +9,17 @@ Letters: B pictures, C channels, H W cells of the picture, S cells a side of a w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
+from typing import TypeVar
 
 import torch
 
+from diffusion.condition import Condition, as_condition
 from diffusion.guidance import Network
 from diffusion.utils.errors import InputError
+
+Tokens = TypeVar("Tokens", torch.Tensor, Condition)
 
 
 @dataclass(frozen=True)
@@ -90,18 +94,23 @@ class WindowedNetwork:
         )
         self._covered = heights[:, None] * widths
 
-    def __call__(self, x: torch.Tensor, timestep: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """x (B, C, H, W), timestep (B,), y (B, n, L, D), as `window_tokens` orders them -> (B, 2C, H, W) in float32."""
+    def __call__(self, x: torch.Tensor, timestep: torch.Tensor, y: torch.Tensor | Condition) -> torch.Tensor:
+        """x (B, C, H, W), timestep (B,), y (B, n, L, D), as `window_tokens` orders them -> (B, 2C, H, W) in float32.
+
+        y may be a Condition of such tokens; each window then sees its part of the control (B, C, H, W).
+        """
+        condition = as_condition(y)
         side, weights = self.windows.side, (self._fade[:, None] * self._fade).to(x.device)
         blended = None
         jobs = list(product(range(len(x)), enumerate(self.windows.corners)))
         for first in range(0, len(jobs), self.batch_size):
             some = jobs[first : first + self.batch_size]
             places = [(b, slice(None), slice(row, row + side), slice(col, col + side)) for b, (_, (row, col)) in some]
+            parts = Condition.cat([condition[b].window(n, *corner, side) for b, (n, corner) in some])
             predicted = self.model(
                 torch.stack([x[place] for place in places]),
                 timestep[[b for b, _ in some]],
-                torch.stack([y[b, n] for b, (n, _) in some]),
+                parts if isinstance(y, Condition) else parts.tokens,
             )
             if blended is None:
                 blended = x.new_zeros(len(x), predicted.shape[1], *x.shape[2:], dtype=torch.float32)
@@ -110,12 +119,15 @@ class WindowedNetwork:
         return blended.div_(self._covered.to(x.device))  # in place: it is as large as four pictures
 
 
-def window_tokens(grid: torch.Tensor, windows: Windows, per_side: int) -> torch.Tensor:
-    """The condition of each window (n, L, D), L = per_side squared, from a grid of tokens (rows, columns, D).
+def window_tokens(grid: Tokens, windows: Windows, per_side: int) -> Tokens:
+    """Return the tokens of each window (n, L, D), L = per_side squared, from a grid of tokens (rows, columns, D).
 
     The grid covers the picture, one token a square of S / per_side cells; between tokens it is interpolated.
+    Of a Condition with grids (B, rows, columns, D) one with tokens (B, n, L, D) is returned.
     Raises InputError for a grid of another size.
     """
+    if isinstance(grid, Condition):
+        return replace(grid, tokens=torch.stack([window_tokens(each, windows, per_side) for each in grid.tokens]))
     cells = windows.side // per_side
     expected = (windows.height // cells, windows.width // cells)
     if tuple(grid.shape[:2]) != expected:

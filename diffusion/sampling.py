@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from diffusion.condition import Condition
 from diffusion.formats import DEFAULT_SOLVER
 from diffusion.guidance import Network, guided_prediction
 from diffusion.schedule import BETA_END, BETA_START, TIMESTEPS, linear_schedule
@@ -86,8 +87,8 @@ def make_scheduler(algorithm: str, steps: int, prediction_type: str = "epsilon")
 def sample_latents(
     model: Network,
     noise: torch.Tensor,
-    y: torch.Tensor,
-    null_y: torch.Tensor | None = None,
+    y: torch.Tensor | Condition,
+    null_y: torch.Tensor | Condition | None = None,
     steps: int = 20,
     guidance: float = 2.0,
     algorithm: str = DEFAULT_SOLVER,
@@ -96,9 +97,11 @@ def sample_latents(
     guidance_interval: tuple[float, float] | None = None,
     on_step: OnStep | None = None,
 ) -> torch.Tensor:
-    """Network latents (B, C, H, W) from noise of that shape and conditions y (B, L, D).
+    """Return network latents (B, C, H, W) from noise of that shape and conditions y: tokens (B, L, D) or a Condition.
 
-    null_y (L, D) or (B, L, D): the network's null condition, needed unless guidance is 1.
+    The model is called with what y is: plain tokens, or a Condition.
+    null_y, tokens (L, D) or (B, L, D) or a Condition: the network's null condition, needed unless guidance is 1. Given
+    as tokens, the null pass gets no control; `y.null(network, keep_control=True)` is one that does.
     generators: one per image, for the algorithms that draw noise on the way (iddpm, sa-solver), so that an image
     depends on its own seed alone. prediction_type: what the network was trained to predict, epsilon or v_prediction.
     guidance_interval, on_step: as `denoise` has them.
@@ -112,8 +115,8 @@ def denoise(
     model: Network,
     scheduler: SchedulerMixin,
     noise: torch.Tensor,
-    y: torch.Tensor,
-    null_y: torch.Tensor | None,
+    y: torch.Tensor | Condition,
+    null_y: torch.Tensor | Condition | None,
     guidance: float,
     guidance_interval: tuple[float, float] | None = None,
     generators: torch.Generator | Sequence[torch.Generator] | None = None,

@@ -15,11 +15,12 @@ MODULES = sorted((REPOSITORY / "diffusion").rglob("*.py"))
 ALLOWED = {
     **{
         room: set()
-        for room in ("formats", "utils", "schedule", "guidance", "config", "data", "model", "encoders", "cli")
+        for room in ("formats", "utils", "schedule", "condition", "config", "data", "model", "encoders", "cli")
     },
     **{room: {"schedule"} for room in ("objective", "timesteps")},
-    "sampling": {"schedule", "guidance"},
-    "panorama": {"guidance"},
+    "guidance": {"condition"},
+    "sampling": {"schedule", "guidance", "condition"},
+    "panorama": {"guidance", "condition"},
     "optim": {"config", "training"},
     "extraction": {"data", "encoders"},
     "evaluation": {"data", "encoders"},
