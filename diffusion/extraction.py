@@ -33,7 +33,7 @@ from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import LatentCodec, from_uint8
 from diffusion.formats import PATCHES_DIR, WINDOW
 from diffusion.utils.errors import InputError, MissingError
-from diffusion.utils.files import written_aside
+from diffusion.utils.files import atomic_write
 
 WRITERS = 4  # threads; on a network drive one would wait for every file
 
@@ -101,7 +101,7 @@ class FeatureFiles:
                         "give other endings (--vae_prefix, --ssl_prefix) or another --features_dir, "
                         f"or delete those files and {path}"
                     )
-        with written_aside(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(json.dumps({**before, **made_by}, indent=1))
 
 

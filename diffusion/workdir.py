@@ -18,9 +18,11 @@ from diffusion.encoders.networks import EMBEDDERS
 from diffusion.formats import CONFIG_FILE, LAST_WEIGHTS, LATENT_FACTOR, PIPELINE_INDEX, SSL_PREFIX
 from diffusion.model.convert import Weights, check_told, load_into, load_weights, with_positions_of
 from diffusion.model.pixart import PixArt, build_model
+from diffusion.utils.content import fingerprint_tensors
 from diffusion.utils.errors import InputError, MissingError
-from diffusion.utils.files import check_writable, fingerprint_of_tensors, is_locked
+from diffusion.utils.files import check_writable
 from diffusion.utils.folders import LeftOut, walk_files
+from diffusion.utils.locks import is_locked
 from diffusion.utils.text import abbreviate, expand_path
 from diffusion.utils.weights import find_weights
 
@@ -40,7 +42,7 @@ class Run:
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the network's weights; about a second a gigabyte."""
-        return fingerprint_of_tensors(self.model.state_dict())
+        return fingerprint_tensors(self.model.state_dict())
 
     @property
     def null_tokens(self) -> torch.Tensor:

@@ -21,7 +21,7 @@ from diffusion.data.index.patch_index import index_path, write_index
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import LatentCodec
 from diffusion.extraction import cut, embed, encode, join
-from diffusion.utils.files import locked
+from diffusion.utils.locks import file_lock
 from tools.extract_features import main
 
 EXTRACT = "tools/extract_features.py"
@@ -152,7 +152,7 @@ def test_killed_at_any_moment_no_file_is_torn_and_the_next_run_ends_it(root, opt
 
 
 def test_two_runs_at_once_are_refused(root, options):
-    with locked(root / "patches/metadata/.features_patch_names_all_small_256_tiny_vae_mobilenetv2.lock"):
+    with file_lock(root / "patches/metadata/.features_patch_names_all_small_256_tiny_vae_mobilenetv2.lock"):
         done = in_process(main, *options)
     assert done.returncode == 2 and "another process is at work here" in done.stderr and not features(root)
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
 from diffusion.cli.parser import finite_float, output_file, positive_float, positive_int, run, tool_parser
-from diffusion.utils.files import write_whole
+from diffusion.utils.files import atomic_write_bytes
 from diffusion.utils.hardware import count_cores, prepare_device
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def main() -> None:
             print(in_a_line(row), file=sys.stderr, flush=True)
             if args.json:  # whole at any time: what was measured outlives what is stopped
                 report = {"machine": machine, "rows": [dataclasses.asdict(each) for each in rows]}
-                write_whole(args.json, (json.dumps(report, indent=1) + "\n").encode())
+                atomic_write_bytes(args.json, (json.dumps(report, indent=1) + "\n").encode())
     print(as_table(rows))
 
 

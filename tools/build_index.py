@@ -124,7 +124,7 @@ def split(index: Path, share: float, by: str, seed: int) -> None:
     """Write the train and the test index beside `index`, both or none of them."""
     from diffusion.data.index.patch_index import all_names, index_keys, write_index
     from diffusion.data.index.split import GROUPS, training_groups
-    from diffusion.utils.files import written_aside
+    from diffusion.utils.files import atomic_write
 
     group, keys = GROUPS[by], index_keys(index)
     groups = {group(name) for key in keys for name in all_names(index, key)}
@@ -135,7 +135,7 @@ def split(index: Path, share: float, by: str, seed: int) -> None:
     sides = {"train": True, "test": False}
     with ExitStack() as together:
         for side, trains in sides.items():
-            target = together.enter_context(written_aside(index.with_name(f"patch_names_{side}.hdf5")))
+            target = together.enter_context(atomic_write(index.with_name(f"patch_names_{side}.hdf5")))
             names = {
                 key: (name for name in all_names(index, key) if (group(name) in training) is trains) for key in keys
             }
@@ -173,14 +173,14 @@ def verify(index: Path, args: argparse.Namespace) -> int:
     )
     from diffusion.data.index.verify import Check, usual_width
     from diffusion.data.index.verify import verify as check_all
-    from diffusion.utils.files import written_aside
+    from diffusion.utils.files import atomic_write
 
     keys = [key for key in index_keys(index) if not args.dataset or split_key(key)[0] in args.dataset]
     if not keys:
         raise MissingError(f"{index} has no key of {', '.join(args.dataset)}; it has {', '.join(index_keys(index))}")
     wrong, repeats = {}, 0
     listing = index.with_name("patch_names_wrong.txt")
-    with written_aside(listing) as temporary, temporary.open("w", encoding="utf-8") as lines:
+    with atomic_write(listing) as temporary, temporary.open("w", encoding="utf-8") as lines:
         for key in keys:
             patches, features, size = PatchIndex(index, [key]), None, split_key(key)[1]
             if not args.images_only:

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 from diffusion.cli.parser import natural_int, output_folder, path_text, positive_int, run, tool_parser
 from diffusion.formats import DEFAULT_INDEX, DEFAULT_VAE, PRECISIONS
 from diffusion.utils.errors import InputError
-from diffusion.utils.files import write_whole, written_aside
+from diffusion.utils.files import atomic_write, atomic_write_bytes
 from diffusion.utils.hardware import prepare_device
 from diffusion.utils.text import format_table
 
@@ -142,7 +142,7 @@ def write_scores(
     from diffusion.evaluation.reconstruction import NOTES
 
     rows = [quality.row() for quality in qualities]
-    with written_aside(out / "scores.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    with atomic_write(out / "scores.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, rows[0].keys())
         table.writeheader()
         table.writerows(rows)
@@ -157,7 +157,7 @@ def write_scores(
         "left_out": windows.bad,
         "windows": [str(place) for place in windows.places],
     }
-    write_whole(out / "scores.json", (json.dumps(scores, indent=2) + "\n").encode("utf-8"))
+    atomic_write_bytes(out / "scores.json", (json.dumps(scores, indent=2) + "\n").encode("utf-8"))
 
 
 def show(qualities: list[Quality], windows: Windows) -> None:

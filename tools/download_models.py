@@ -20,8 +20,10 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
 from diffusion.cli.parser import OF_THE_SYSTEM, run, tool_parser
+from diffusion.utils.content import sha256_file
 from diffusion.utils.errors import InputError, MissingError
-from diffusion.utils.files import locked, sha256_of, written_aside
+from diffusion.utils.files import atomic_write
+from diffusion.utils.locks import file_lock
 from diffusion.utils.text import format_table
 
 if TYPE_CHECKING:
@@ -153,7 +155,7 @@ def fetch_all(models: list[Model], folder: Path) -> int:
     check_token()
     failed: list[str] = []
     unreachable: Unreachable | None = None
-    with locked(folder / ".download.lock"):
+    with file_lock(folder / ".download.lock"):
         for model in models:
             try:
                 if unreachable:  # waiting for each model anew would take minutes where packets are dropped
@@ -262,7 +264,7 @@ def download(model: Model, revision: str | None, file: RepoSibling, scratch: Pat
     with explained(model):
         hf_hub_download(model.repository, file.rfilename, revision=revision, local_dir=scratch)
     path = scratch / file.rfilename
-    if file.lfs and (found := sha256_of(path)) != file.lfs.sha256:
+    if file.lfs and (found := sha256_file(path)) != file.lfs.sha256:
         path.unlink()
         raise InputError(f"{file.rfilename} came with SHA-256 {found}, expected {file.lfs.sha256}; run again")
 
@@ -276,7 +278,7 @@ def holds_data(scratch: Path) -> bool:
 def publish(model: Model, scratch: Path, names: list[str], target: Path) -> None:
     """Move the wanted files, and nothing else that lies in `scratch`, to the target in one step."""
     if model.is_file:
-        with written_aside(target) as part:
+        with atomic_write(target) as part:
             shutil.move(scratch / names[0], part)
         return
     whole = scratch.with_name(f"{scratch.name}.whole")

@@ -40,8 +40,8 @@ def main() -> int:
     from diffusion.encoders.embedders import PatchEmbedder
     from diffusion.encoders.latents import EMBEDDED_CODECS, LatentCodec, codec_folder
     from diffusion.extraction import FeatureFiles, Patches, choose_key, extract
-    from diffusion.utils.files import locked
     from diffusion.utils.hardware import torch_dtype
+    from diffusion.utils.locks import file_lock
     from diffusion.workdir import vae_location
 
     path = index_path(args.root, args.patch_names_file)
@@ -73,7 +73,7 @@ def main() -> int:
     workers = max(1, min(8, count_cores() // here - 1)) if args.workers is None else args.workers
     outcomes = extract(patches, codec, embedder, args.size, args.batch_size, workers)
     ours = path.with_name(f".features_{path.stem}_{key}_{vae_prefix}_{ssl_prefix}.lock")
-    with closing(outcomes), locked(ours) if state.is_main_process else nullcontext():
+    with closing(outcomes), file_lock(ours) if state.is_main_process else nullcontext():
         progress = tqdm(outcomes, total=len(patches), unit="patch", disable=not state.is_main_process)
         written, wrong = collect(progress, args.on_error)
         state.wait_for_everyone()
@@ -118,12 +118,12 @@ def gathered(values: list) -> list:
 
 def list_wrong(path: Path, wrong: list[tuple[str, str]]) -> None:
     """Write what could not be extracted, a name and a reason a line; remove the list of a run before when all could."""
-    from diffusion.utils.files import written_aside
+    from diffusion.utils.files import atomic_write
 
     if not wrong:
         path.unlink(missing_ok=True)
         return
-    with written_aside(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("".join(f"{name}\t{reason}\n" for name, reason in wrong), encoding="utf-8")
     print(f"listed: {path}")
 

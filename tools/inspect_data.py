@@ -20,7 +20,7 @@ from diffusion.data.index.patch_index import PatchIndex, all_names, index_keys, 
 from diffusion.data.index.survey import contact_sheet, count_cohorts, coverage
 from diffusion.formats import DEFAULT_INDEX, SSL_PREFIX, VAE_PREFIX
 from diffusion.utils.errors import MissingError
-from diffusion.utils.files import written_aside
+from diffusion.utils.files import atomic_write
 from diffusion.utils.text import format_table
 
 EXAMPLES = """  python tools/inspect_data.py
@@ -50,7 +50,7 @@ def main() -> None:
     chosen = sorted(draw.sample(pictures, min(args.pictures, len(pictures))))
     sheet, wrong = contact_sheet(args.root, chosen, columns=min(8, len(chosen)))
     target = args.sheet or path.with_name("contact_sheet.png")
-    with written_aside(target) as temporary:
+    with atomic_write(target) as temporary:
         sheet.save(temporary, "PNG")
     print(f"pictures: {target}" + (f"; {len(wrong)} cannot be read, such as {wrong[0]}" if wrong else ""))
 

@@ -36,7 +36,7 @@ from diffusion.data.features.store import open_features, probes
 from diffusion.data.index.patch_index import PatchIndex, all_names, index_path
 from diffusion.formats import DEFAULT_INDEX, PACKED_DIR, SSL_PREFIX, VAE_PREFIX
 from diffusion.utils.errors import InputError, MissingError
-from diffusion.utils.files import locked
+from diffusion.utils.locks import file_lock
 
 EXAMPLES = """  python tools/pack_features.py --dataset_name tcga_diagnostic --workers 8
   python tools/pack_features.py --dataset_name demo --vae_prefix tiny_vae --ssl_prefix mobilenetv2
@@ -53,7 +53,7 @@ def main() -> int:
         return unpack(folder, args)
     if args.verify:
         return verify(folder, args)
-    with locked(folder / ".lock"):
+    with file_lock(folder / ".lock"):
         return pack(folder, key, args)
 
 

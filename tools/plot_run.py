@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from diffusion.cli.parser import natural_int, output_file, run, tool_parser
 from diffusion.utils.errors import InputError
-from diffusion.utils.files import written_aside
+from diffusion.utils.files import atomic_write
 from diffusion.utils.text import format_table
 
 EXAMPLES = """  python tools/plot_run.py output/256
@@ -39,7 +39,7 @@ def main() -> None:
     with tqdm(args.workdirs, unit="run", leave=False, disable=len(names) == 1) as paths:  # gone before an error is told
         runs = {name: read(path, args.from_step) for name, path in zip(names, paths, strict=True)}
     panels = choose_panels(runs, args.tags, args.log)
-    with written_aside(args.out) as temporary:
+    with atomic_write(args.out) as temporary:
         temporary.write_bytes(draw(runs, panels))
     print(format_table([HEAD, *(row(name, curves) for name, curves in runs.items())], "lr"))
     print(f"written: {args.out}")

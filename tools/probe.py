@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 
 from diffusion.cli.parser import positive_int, run, tool_parser
 from diffusion.cli.scoring_options import scoring_options
-from diffusion.utils.files import write_whole
+from diffusion.utils.files import atomic_write_bytes
 from diffusion.utils.hardware import prepare_device
 from diffusion.utils.launch import start_processes
 from diffusion.utils.text import format_table
@@ -147,7 +147,7 @@ def write(out: Path, about: Mapping[str, Any], results: Mapping[str, Sequence[Pr
         "scores.json": (json.dumps(record, indent=2) + "\n").encode(),
     }
     for name, content in contents.items():
-        write_whole(out / name, content)
+        atomic_write_bytes(out / name, content)
 
 
 def tell(about: Mapping[str, Any], results: Mapping[str, Sequence[Probed]]) -> None:

@@ -23,7 +23,8 @@ from diffusion.config.settings import load_config
 from diffusion.formats import CHECKPOINT_PATTERN, CHECKPOINTS_DIR, LAST_WEIGHTS
 from diffusion.training.parallel.preemption import CODE_FILE, EXIT_CODE
 from diffusion.utils.errors import InputError
-from diffusion.utils.files import locked, written_aside
+from diffusion.utils.files import atomic_write
+from diffusion.utils.locks import file_lock
 from diffusion.utils.text import read_json
 
 TRAINER = Path(__file__).resolve().parents[1] / "train_scripts" / "train_pixcell.py"
@@ -117,7 +118,7 @@ def main() -> int:
     if args.status:
         show(stages, read_record(record))
         return 0
-    with locked(args.work_dir / ".progressive.lock"):
+    with file_lock(args.work_dir / ".progressive.lock"):
         done = read_record(record)
         show(stages, done)
         for stage in stages:
@@ -146,7 +147,7 @@ def main() -> int:
                 )
                 return code if code > 0 else 128 - code
             done[stage.config.stem] = stage.entry
-            with written_aside(record) as temporary:
+            with atomic_write(record) as temporary:
                 temporary.write_text(json.dumps(done, indent=1) + "\n")
             print(f"stage {i + 1} of {len(stages)}: done in {(time.monotonic() - began) / 60:.1f} min", flush=True)
     print(f"weights of the last stage: {stages[-1].weights}")

@@ -22,8 +22,9 @@ from diffusion.cli.parser import default_root, finite_float, natural_int, positi
 from diffusion.cli.sampling_options import of_training, patch_sampler_parser
 from diffusion.cli.scoring_options import scoring_options
 from diffusion.formats import REAL_DIR, SOLVERS, SYNTHETIC_DIR, WINDOW
+from diffusion.utils.content import fingerprint_file
 from diffusion.utils.errors import InputError
-from diffusion.utils.files import fingerprint, write_whole
+from diffusion.utils.files import atomic_write_bytes
 from diffusion.utils.hardware import prepare_device
 from diffusion.utils.launch import start_processes
 from diffusion.utils.text import read_json
@@ -95,7 +96,7 @@ def claim(args: argparse.Namespace, checkpoint: Path) -> None:
     for name, value in now.items():
         if before.get(name) != value:
             raise InputError(f"{args.out} is a sweep with {name} {before.get(name)}, not {value}; name another --out")
-    write_whole(file, (json.dumps(now, indent=2) + "\n").encode("utf-8"))
+    atomic_write_bytes(file, (json.dumps(now, indent=2) + "\n").encode("utf-8"))
 
 
 def weights_of(args: argparse.Namespace, state: PartialState) -> dict[str, Path]:
@@ -148,7 +149,7 @@ def compute(
     if state.is_main_process:
         record = {"about": about_point(folder, point, checkpoint, args, embedders), "point": asdict(point)}
         record["encoders"] = summary(measured)
-        write_whole(folder / "scores.json", (json.dumps(record, indent=2) + "\n").encode("utf-8"))
+        atomic_write_bytes(folder / "scores.json", (json.dumps(record, indent=2) + "\n").encode("utf-8"))
     state.wait_for_everyone()
 
 
@@ -177,7 +178,7 @@ def about_point(
 def weights_fingerprint(checkpoint: Path) -> str:
     """Hash the content of a weights file, or of those in a folder as diffusers writes it; empty without any."""
     files = [checkpoint] if checkpoint.is_file() else sorted(checkpoint.glob("**/*.safetensors"))
-    return " ".join(map(fingerprint, files))
+    return " ".join(map(fingerprint_file, files))
 
 
 def how_scored(args: argparse.Namespace, embedders: list[PatchEmbedder]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from diffusion.cli.parser import DEVICES, Parser, positive_float, positive_int, 
 from diffusion.config.settings import Config, load_config
 from diffusion.training.parallel.preemption import CODE_FILE, EXIT_CODE
 from diffusion.utils.errors import InputError
-from diffusion.utils.files import written_aside
+from diffusion.utils.files import atomic_write
 from diffusion.utils.hardware import prepare_device
 from diffusion.utils.launch import start_processes
 
@@ -133,7 +133,7 @@ def main() -> int:
     state.destroy_process_group()
     code = 0 if finished else EXIT_CODE
     if CODE_FILE in os.environ:
-        with written_aside(Path(os.environ[CODE_FILE])) as temporary:
+        with atomic_write(Path(os.environ[CODE_FILE])) as temporary:
             temporary.write_text(f"{code}\n")
     return code
 

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 from diffusion.formats import DEFAULT_INDEX, DEFAULT_VAE, LATENT_FACTOR, SSL_PREFIX, VAE_PREFIX, WINDOW
 from diffusion.utils.errors import InputError, MissingError
-from diffusion.utils.files import written_aside
+from diffusion.utils.files import atomic_write
 from diffusion.utils.literals import read_assignments
 from diffusion.utils.text import expand_path
 from diffusion.utils.values import (
@@ -460,7 +460,7 @@ def dump_config(config: Config, path: Path) -> None:
     """Write a config as assignments of literals, which `read_config` (and Python) reads back; whole or not at all."""
     lines = ["# The settings of this run, written by the trainer; read back as data, never executed.\n"]
     lines += [f"{name} = {value!r}\n" for name, value in asdict(config).items()]
-    with written_aside(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("".join(lines))
 
 

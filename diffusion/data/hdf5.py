@@ -16,8 +16,8 @@ from typing import Any
 
 import h5py
 
+from diffusion.utils.content import recognise_placeholder
 from diffusion.utils.errors import InputError
-from diffusion.utils.files import recognise_placeholder
 
 
 def open_hdf5(path: Path, **options: Any) -> h5py.File:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from diffusion.formats import DIFFUSERS_WEIGHTS, LATENT_CHANNELS, LATENT_FACTOR, PIPELINE_INDEX
+from diffusion.utils.content import recognise_placeholder
 from diffusion.utils.errors import InputError, MissingError
-from diffusion.utils.files import recognise_placeholder
 from diffusion.utils.state_dicts import check_types, find_state_dict
 from diffusion.utils.text import read_json
 from diffusion.utils.weights import find_weights, fingerprint_weights, read_weights

@@ -20,7 +20,7 @@ from diffusion.evaluation.metrics import intervals
 from diffusion.evaluation.metrics.scores import QUANTITIES, Value
 from diffusion.evaluation.reports.charts import Line, Panel, plot_panels
 from diffusion.utils.errors import InputError
-from diffusion.utils.files import write_whole
+from diffusion.utils.files import atomic_write_bytes
 from diffusion.utils.text import read_json
 
 AXES = {
@@ -124,11 +124,11 @@ def write_sweep(out: Path, scored: Scored, by: str, about: Mapping[str, Any]) ->
     best = best_point(scored, by, encoder)
     record = {**about, "by": by, "encoder": encoder, "best": best.name,
               "points": [{"name": point.name, **asdict(point), "encoders": scored[point]} for point in scored]}  # fmt: skip
-    write_whole(out / "sweep.json", (json.dumps(record, indent=2) + "\n").encode("utf-8"))
-    write_whole(out / "sweep.csv", table(scored, best).encode("utf-8"))
+    atomic_write_bytes(out / "sweep.json", (json.dumps(record, indent=2) + "\n").encode("utf-8"))
+    atomic_write_bytes(out / "sweep.csv", table(scored, best).encode("utf-8"))
     for axis in AXES:
         if axis in several(scored):
-            write_whole(out / f"{axis}.png", plot_axis(scored, axis, encoder))
+            atomic_write_bytes(out / f"{axis}.png", plot_axis(scored, axis, encoder))
         else:
             (out / f"{axis}.png").unlink(missing_ok=True)  # of points that are no more
     return best

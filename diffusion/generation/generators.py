@@ -27,7 +27,7 @@ from diffusion.sampling import (
     sample_latents,
 )
 from diffusion.utils.errors import InputError
-from diffusion.utils.files import write_whole
+from diffusion.utils.files import atomic_write_bytes
 from diffusion.utils.folders import is_hidden
 from diffusion.utils.hardware import torch_dtype
 from diffusion.utils.text import printable, read_json
@@ -123,7 +123,7 @@ class Folder:
                         "name another folder for the output"
                     )
             return
-        write_whole(file, (json.dumps({**settings, **places}, indent=2) + "\n").encode())
+        atomic_write_bytes(file, (json.dumps({**settings, **places}, indent=2) + "\n").encode())
 
     def missing(self, count: int, has_real: Callable[[int], bool] = lambda i: False) -> list[int]:
         """List which of `count` images are not there yet, in `syn` and, where they have tissue, `real`.

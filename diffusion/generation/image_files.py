@@ -20,7 +20,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from diffusion.utils.errors import InputError
-from diffusion.utils.files import written_aside
+from diffusion.utils.files import atomic_write
 
 LARGEST_PNG = 8192  # pixels a side; larger pictures are TIFFs
 TILE = 512  # pixels a side of a TIFF's tiles
@@ -43,7 +43,7 @@ def save_image(path: Path, pixels: torch.Tensor, note: dict[str, Any], **options
         options = {**options, "pnginfo": about}
     else:
         options = {"quality": 95, "subsampling": 0, **options, "comment": json.dumps(note)}
-    with written_aside(path) as temporary:
+    with atomic_write(path) as temporary:
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(temporary, kind, **options)
 
 
@@ -83,7 +83,7 @@ def write_picture(
     bands: uint8 (3, rows, width) from the top down, of which no more than one is held. mpp: microns per pixel, which a
     TIFF says.
     """
-    with written_aside(path) as temporary:
+    with atomic_write(path) as temporary:
         rows = (np.ascontiguousarray(band.permute(1, 2, 0).numpy()) for band in bands)
         if path.suffix == ".png":
             _write_png(temporary, rows, height, width, note)

@@ -21,8 +21,8 @@ from diffusion.encoders.latents import LatentCodec
 from diffusion.formats import SYNTHETIC_DIR
 from diffusion.generation.conditions import Condition, IndexConditions, from_images, from_token_files, open_conditions
 from diffusion.generation.generators import Folder, ImageMaker, Solver
+from diffusion.utils.content import fingerprint_file
 from diffusion.utils.errors import InputError, MissingError
-from diffusion.utils.files import fingerprint
 from diffusion.utils.hardware import describe_device, prepare_device, suggest_batch_size
 from diffusion.utils.launch import start_processes
 from diffusion.workdir import Run, check_shape, check_tokens, default_work_dir, load_codec, load_embedder, open_run
@@ -91,7 +91,7 @@ class Session:
             if not path.is_file():
                 there = "is a folder: name the files in it" if path.is_dir() else "is not there"
                 raise MissingError(f"no file {path} to condition on: it {there}")
-        about = {"conditions": [[path.name, fingerprint(path)] for path in paths]}
+        about = {"conditions": [[path.name, fingerprint_file(path)] for path in paths]}
         return {**about, "encoder": [self.embedder.name, self.embedder.fingerprint]} if embedded else about
 
 

@@ -29,8 +29,9 @@ from diffusion.model.architecture import (
 )
 from diffusion.model.names import DIFFUSERS_CLASS, from_diffusers, to_diffusers
 from diffusion.model.pixart import PixArt
+from diffusion.utils.content import recognise_placeholder
 from diffusion.utils.errors import InputError, MissingError
-from diffusion.utils.files import recognise_placeholder, written_aside
+from diffusion.utils.files import atomic_write
 from diffusion.utils.state_dicts import check_types, find_state_dict
 from diffusion.utils.text import abbreviate, read_json
 from diffusion.utils.weights import Stored, find_weights, is_safetensors, read_weights
@@ -159,7 +160,7 @@ def save_diffusers(model: PixArt, folder: str | Path, prediction_type: str = "ep
         )
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in to_diffusers(own).items()}
     config = diffusers_config(model, prediction_type)
-    with written_aside(folder) as temporary:
+    with atomic_write(folder) as temporary:
         temporary.mkdir()
         save_file(tensors, temporary / DIFFUSERS_WEIGHTS, metadata={"format": "pt"})
         (temporary / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -167,7 +168,7 @@ def save_diffusers(model: PixArt, folder: str | Path, prediction_type: str = "ep
 
 def save_official(model: PixArt, path: str | Path, prediction_type: str = "epsilon") -> None:
     """Write a torch file with the official names under `state_dict`, and beside it what tensors do not show."""
-    with written_aside(_new_file(path)) as temporary:
+    with atomic_write(_new_file(path)) as temporary:
         told = {"architecture": architecture_of(model), PREDICTION_TYPE: prediction_type}
         torch.save({"state_dict": model.state_dict(), **told}, temporary)
 
@@ -176,7 +177,7 @@ def save_safetensors(model: PixArt, path: str | Path, prediction_type: str = "ep
     """Write the official names as safetensors, with what tensors do not show as JSON in the metadata."""
     from safetensors.torch import save_file
 
-    with written_aside(_new_file(path)) as temporary:
+    with atomic_write(_new_file(path)) as temporary:
         told = json.dumps({**architecture_of(model), PREDICTION_TYPE: prediction_type})
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         save_file(tensors, temporary, metadata={"format": "pt", TOLD: told})

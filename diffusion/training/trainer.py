@@ -57,8 +57,9 @@ from diffusion.training.prefetch import Supply
 from diffusion.training.state import RunState, seed_generators
 from diffusion.training.step import BAD_STEPS, accumulate, settle_sums, tell_of_bad_step
 from diffusion.utils.errors import InputError
-from diffusion.utils.files import locked, remove_unfinished
+from diffusion.utils.files import remove_temporary_files
 from diffusion.utils.hardware import describe_device
+from diffusion.utils.locks import file_lock
 from diffusion.utils.seeds import mix_seed
 from diffusion.workdir import LOCK_FILE, check_tokens, check_work_dir, latent_scale, load_codec
 
@@ -178,11 +179,11 @@ def hold(held: contextlib.ExitStack, work_dir: Path, last: dict[str, Any]) -> No
 
     Raises InputError when another is, or was since the state to go on from was chosen.
     """
-    held.enter_context(locked(work_dir / LOCK_FILE))
+    held.enter_context(file_lock(work_dir / LOCK_FILE))
     if last_of(work_dir) != last:
         raise InputError(f"another process went on with {work_dir} meanwhile; start the same command again")
     for folder in (work_dir / CHECKPOINTS_DIR, work_dir / CHECKPOINTS_DIR / SNAPSHOTS):
-        remove_unfinished(folder)
+        remove_temporary_files(folder)
 
 
 @dataclass(frozen=True)

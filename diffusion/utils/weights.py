@@ -12,8 +12,8 @@ import zipfile
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from diffusion.utils.content import fingerprint_file, recognise_placeholder
 from diffusion.utils.errors import InputError, MissingError
-from diffusion.utils.files import fingerprint, recognise_placeholder
 from diffusion.utils.state_dicts import is_state_dict
 from diffusion.utils.text import abbreviate, read_json
 
@@ -156,8 +156,8 @@ def fingerprint_weights(path: Path) -> str:
     """Return a hash of the content of weights: that of the file or, of shards, of all of theirs."""
     files = weights_files(path)
     if len(files) == 1:
-        return fingerprint(files[0])
-    return hashlib.blake2b("".join(map(fingerprint, files)).encode(), digest_size=16).hexdigest()
+        return fingerprint_file(files[0])
+    return hashlib.blake2b("".join(map(fingerprint_file, files)).encode(), digest_size=16).hexdigest()
 
 
 def _read_file(path: Path) -> Any:

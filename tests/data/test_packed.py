@@ -22,7 +22,7 @@ from diffusion.data.index.patch_index import all_names, index_path, write_index
 from diffusion.data.loader import training_loader
 from diffusion.data.sampler import BatchStream, Draw
 from diffusion.utils.errors import InputError, MissingError
-from diffusion.utils.files import locked
+from diffusion.utils.locks import file_lock
 from tools import build_index, pack_features
 
 PACK = (pack_features.main, "--dataset_name", "set")
@@ -198,7 +198,7 @@ def test_a_shard_written_anew_is_not_read_by_an_older_table(packed_root, folder)
 
 
 def test_two_do_not_pack_one_folder(packed_root, folder):
-    with locked(folder / ".lock"):
+    with file_lock(folder / ".lock"):
         done = in_process(*PACK, "--root", packed_root)
     assert done.returncode == 2 and "another process is at work here" in done.stderr
     assert in_process(*PACK, "--root", packed_root).returncode == 0

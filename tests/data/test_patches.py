@@ -20,8 +20,8 @@ from diffusion.data.slides import reader as slides
 from diffusion.data.slides.cutting import Grid
 from diffusion.data.slides.tissue import SlideMap, blur
 from diffusion.utils.errors import InputError
-from diffusion.utils.files import locked
 from diffusion.utils.folders import natural_key
+from diffusion.utils.locks import file_lock
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 DEMO_SLIDE = TOOLS.parent / "data/demo/source/cmu_small_region.svs"
@@ -235,7 +235,7 @@ def alive(process: int) -> bool:
 
 
 def test_two_runs_do_not_cut_one_slide(png, cut, tmp_path):
-    with locked(tmp_path / "patches/toy/a/slides_128/.half.lock"):
+    with file_lock(tmp_path / "patches/toy/a/slides_128/.half.lock"):
         run = cut(png)
     assert run.returncode == 1 and "another process is at work here" in run.stdout
     assert not (tmp_path / "patches/toy/a/single_128").exists()

@@ -343,9 +343,9 @@ def test_what_stands_in_the_way_is_left_alone(hub, root):
 
 
 def test_one_at_a_time(hub, root):
-    from diffusion.utils.files import locked
+    from diffusion.utils.locks import file_lock
 
-    with locked(root / "pretrained_models/.download.lock"):
+    with file_lock(root / "pretrained_models/.download.lock"):
         done = download(hub.url, root, "pixcell-256")
     assert done.returncode == 2 and "another process is at work here" in done.stderr and not hub.gets
 

@@ -46,8 +46,8 @@ from diffusion.training.plan import plan_run, save_steps
 from diffusion.training.prefetch import Supply
 from diffusion.training.trainer import dry_run, train
 from diffusion.utils.errors import InputError
-from diffusion.utils.files import locked
 from diffusion.utils.hardware import has_bf16
+from diffusion.utils.locks import file_lock
 from diffusion.workdir import Run, open_run
 
 CPU = torch.device("cpu")
@@ -636,7 +636,7 @@ class TestDryRun:
         for place in (tmp_path / "file", tmp_path / "file/run"):
             with pytest.raises(InputError, match=f"{tmp_path / 'file'} is a file, expected a folder"):
                 start(config, place, cpu=True)
-        with locked(tmp_path / "run/.lock"), pytest.raises(InputError, match="another process is at work here"):
+        with file_lock(tmp_path / "run/.lock"), pytest.raises(InputError, match="another process is at work here"):
             start(config, tmp_path / "run", cpu=True)
         (tmp_path / "run/.lock").touch()  # of a process that was killed
         dry_run(config, tmp_path / "run", cpu=True)

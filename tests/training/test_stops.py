@@ -19,7 +19,7 @@ from diffusion.training.parallel.distributed import on_main, told_what_to_do
 from diffusion.training.parallel.preemption import EXIT_CODE, SIGNALS, Stop, Stops
 from diffusion.training.trainer import train
 from diffusion.utils.errors import InputError, MissingError
-from diffusion.utils.files import locked
+from diffusion.utils.locks import file_lock
 
 
 @pytest.fixture(autouse=True)
@@ -86,40 +86,9 @@ def test_the_command_line_stops_with_a_code_of_its_own(feature_root, tmp_path):
 
 
 def test_one_process_of_a_work_dir(feature_root, tmp_path):
-    with locked(tmp_path / ".lock"), pytest.raises(InputError, match="another process is at work here"):
+    with file_lock(tmp_path / ".lock"), pytest.raises(InputError, match="another process is at work here"):
         train(settings(feature_root), tmp_path, cpu=True)
     assert not list(tmp_path.glob("checkpoints/*"))
-
-
-def test_a_lock_does_not_outlive_its_holder_in_a_child(tmp_path):
-    """Loader workers live on for seconds after their trainer is killed."""
-    code = f"""
-import os, sys, time
-from pathlib import Path
-from diffusion.utils.files import locked
-with locked(Path({str(tmp_path / "lock")!r})):
-    here, there = os.pipe()
-    if os.fork() == 0:
-        os.write(there, b"+")
-        time.sleep(30)
-        os._exit(0)
-    os.read(here, 1)
-    print("held", flush=True)
-    time.sleep(30)
-"""
-    holder = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=REPOSITORY, stdout=subprocess.PIPE, start_new_session=True
-    )
-    try:
-        assert holder.stdout.readline() == b"held\n"
-        with pytest.raises(InputError, match="another process"), locked(tmp_path / "lock"):
-            pass
-        holder.kill()
-        holder.wait()
-        with locked(tmp_path / "lock"):
-            pass
-    finally:
-        os.killpg(holder.pid, signal.SIGKILL)
 
 
 def test_a_disk_without_locks_is_worked_on_without(feature_root, tmp_path, monkeypatch):
@@ -128,7 +97,7 @@ def test_a_disk_without_locks_is_worked_on_without(feature_root, tmp_path, monke
     def unknown(*_):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr("diffusion.utils.files.fcntl.flock", unknown)
+    monkeypatch.setattr("fcntl.flock", unknown)
     train(settings(feature_root, max_steps=1), tmp_path, cpu=True)
     assert read(tmp_path, 1)["step"] == 1
 

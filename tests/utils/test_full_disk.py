@@ -25,7 +25,7 @@ from diffusion.generation.image_files import save_image, write_picture
 from diffusion.model.convert import save_diffusers, save_official, save_safetensors
 from diffusion.model.pixart import PixArt
 from diffusion.training.checkpoints.checkpoint import save_file
-from diffusion.utils.files import write_whole, written_aside
+from diffusion.utils.files import atomic_write, atomic_write_bytes
 
 NOISE = np.random.default_rng(0).integers(0, 256, (3, 1024, 1024), dtype=np.uint8)
 
@@ -55,7 +55,7 @@ def model() -> PixArt:
 
 
 def pil(path: Path, model: PixArt) -> None:
-    with written_aside(path) as temporary:
+    with atomic_write(path) as temporary:
         Image.fromarray(NOISE.transpose(1, 2, 0)).save(temporary, "PNG")
 
 
@@ -65,7 +65,7 @@ WRITERS = {
     "folder": lambda path, model: save_diffusers(model, path),
     "state.ckpt": lambda path, model: save_file(model.state_dict(), path),
     "feature.npy": lambda path, model: write_feature(path, np.zeros((32, 256, 256))),
-    "x.bin": lambda path, model: write_whole(path, bytes(2**21)),
+    "x.bin": lambda path, model: atomic_write_bytes(path, bytes(2**21)),
     "x.png": pil,
     "sample.png": lambda path, model: save_image(path, torch.from_numpy(NOISE), {}),
     "large.png": lambda path, model: write_picture(path, [torch.from_numpy(NOISE)], 1024, 1024, 0.5, {}),
@@ -82,7 +82,7 @@ def test_one_error_and_nothing_left(disk, model, name):
 
 
 def test_another_error_stays_what_it_is(tmp_path):
-    with pytest.raises(RuntimeError, match="not the disk"), written_aside(tmp_path / "x") as temporary:
+    with pytest.raises(RuntimeError, match="not the disk"), atomic_write(tmp_path / "x") as temporary:
         temporary.write_bytes(b"half")
         raise RuntimeError("not the disk")
     assert os.listdir(tmp_path) == []

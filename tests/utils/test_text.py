@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from diffusion.utils.content import recognise_placeholder
 from diffusion.utils.errors import InputError, MissingError
-from diffusion.utils.files import recognise_placeholder
 from diffusion.utils.text import abbreviate, expand_path, format_table, printable, read_json, read_lines, read_text
 
 

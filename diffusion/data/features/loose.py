@@ -21,8 +21,9 @@ import numpy as np
 
 from diffusion.data.crops import tokens_per_image
 from diffusion.formats import LATENT_CHANNELS, LATENT_FACTOR, METADATA_DIR, PATCHES_DIR, SSL_PREFIX, VAE_PREFIX
+from diffusion.utils.content import recognise_placeholder
 from diffusion.utils.errors import InputError, MissingError
-from diffusion.utils.files import recognise_placeholder, written_aside
+from diffusion.utils.files import atomic_write
 from diffusion.utils.text import read_json
 
 EVERYTHING = slice(None)
@@ -122,7 +123,7 @@ def write_feature(path: Path, array: np.ndarray) -> None:
     """
     with np.errstate(over="ignore"):
         half = check_finite(path, np.ascontiguousarray(array, dtype=np.float16))
-    with written_aside(path) as temporary, open(temporary, "wb") as file:
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
         np.save(file, half)
 
 

@@ -33,7 +33,7 @@ from diffusion.data.hdf5 import create_hdf5
 from diffusion.data.index.patch_index import name_hash, names_without
 from diffusion.formats import LATENT_CHANNELS
 from diffusion.utils.errors import InputError
-from diffusion.utils.files import written_aside
+from diffusion.utils.files import atomic_write
 
 
 def begin(folder: Path, about: About) -> None:
@@ -44,7 +44,7 @@ def begin(folder: Path, about: About) -> None:
         raise InputError(f"{folder} holds features that differ in {differing}; take another --out")
     for left in folder.glob(".shard_*.tmp"):  # gigabytes of a run that was killed
         left.unlink()
-    with written_aside(folder / ABOUT) as temporary:
+    with atomic_write(folder / ABOUT) as temporary:
         temporary.write_text(json.dumps(asdict(about), indent=1))
 
 
@@ -86,7 +86,7 @@ def write_shard(folder: Path, number: int, about: About, patches: Iterator[Packe
     if first is None:
         return 0
     path, names, digests = shard_path(folder, number), [], []
-    with written_aside(path) as temporary:
+    with atomic_write(path) as temporary:
         with create_hdf5(temporary, libver=("v110", "v110")) as file:
             latents = _create(
                 file, "latents", rows, moments_shape(about.patch_size), (2 * LATENT_CHANNELS, CELLS, CELLS)
@@ -120,7 +120,7 @@ def _create(file: h5py.File, name: str, rows: int, shape: tuple[int, ...], chunk
 def write_table(folder: Path) -> int:
     """Write the sorted table of where every name is; the number of names. Raises as build_table does."""
     table = build_table(folder)
-    with written_aside(folder / TABLE) as temporary, open(temporary, "wb") as file:
+    with atomic_write(folder / TABLE) as temporary, open(temporary, "wb") as file:
         np.save(file, table)
     return table.shape[1]
 

@@ -22,7 +22,8 @@ import numpy as np
 from diffusion.data.hdf5 import NewHDF5, create_hdf5, open_hdf5
 from diffusion.formats import DEFAULT_INDEX, METADATA_DIR, PATCHES_DIR
 from diffusion.utils.errors import InputError, MissingError
-from diffusion.utils.files import locked, written_aside
+from diffusion.utils.files import atomic_write
+from diffusion.utils.locks import file_lock
 from diffusion.utils.text import abbreviate, is_utf8, printable
 
 log = logging.getLogger(__name__)
@@ -267,14 +268,14 @@ def write_index(path: Path, names_by_key: Mapping[str, Iterable[str]], before: P
     Returns the number of names under each new key. Raises InputError for a name that comes twice, or when another
     process writes the same index.
     """
-    with locked(path.with_name(f".{path.name}.lock")):
+    with file_lock(path.with_name(f".{path.name}.lock")):
         for left in path.parent.glob(f".{path.name}.*.tmp"):  # gigabytes of a run that was killed
             left.unlink()
         return _write_index(path, names_by_key, before)
 
 
 def _write_index(path: Path, names_by_key: Mapping[str, Iterable[str]], before: Path | None) -> dict[str, int]:
-    with written_aside(path) as temporary, create_hdf5(temporary) as file:
+    with atomic_write(path) as temporary, create_hdf5(temporary) as file:
         counts = {key: _write_names(file, key, names) for key, names in names_by_key.items()}
         if before is not None:
             with open_index(before) as old:

@@ -26,7 +26,8 @@ from diffusion.data.slides.patches import patch_file, save_patch
 from diffusion.data.slides.reader import Slide, open_slide
 from diffusion.data.slides.tissue import MASK_SIDE, SlideMap, blur
 from diffusion.utils.errors import InputError
-from diffusion.utils.files import locked, written_aside
+from diffusion.utils.files import atomic_write
+from diffusion.utils.locks import file_lock
 from diffusion.utils.text import read_json
 
 WHOLE_SLIDE = (0.0, 0.0, 1.0, 1.0)
@@ -111,7 +112,7 @@ def cut_slide(path: Path, cohort: Path, settings: CutSettings, show: Callable[[I
     nothing of it is left then.
     """
     folder, about = folders(path, cohort, settings)
-    with locked(about / f".{path.stem}.lock"):
+    with file_lock(about / f".{path.stem}.lock"):
         return finished_record(path, cohort, settings) or _cut_slide(path, folder, about, settings, show)
 
 
@@ -135,7 +136,7 @@ def _cut_slide(
         about.mkdir(parents=True, exist_ok=True)
         scale = thumbnail.width / width
         squares = [((cell.x * scale, cell.y * scale), fate) for cell, fate in fates.items()]
-        with written_aside(about / f"{path.stem}.png") as temporary:
+        with atomic_write(about / f"{path.stem}.png") as temporary:
             step = min(size, settings.grid.step)
             draw_overview(thumbnail, squares, size * scale, step * scale, REASONS).save(temporary, "PNG")
         dropped = Counter(fate for fate in fates.values() if fate is not None)
@@ -150,7 +151,7 @@ def _cut_slide(
             dict(dropped),
             round(time.perf_counter() - began, 2),
         )
-        with written_aside(about / f"{path.stem}.json") as temporary:
+        with atomic_write(about / f"{path.stem}.json") as temporary:
             temporary.write_text(json.dumps(asdict(record), indent=1))
         if aside.exists():
             aside.rename(folder)

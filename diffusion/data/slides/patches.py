@@ -16,7 +16,7 @@ from PIL import Image
 
 from diffusion.data.images import open_image
 from diffusion.utils.errors import InputError
-from diffusion.utils.files import written_aside
+from diffusion.utils.files import atomic_write
 from diffusion.utils.folders import LeftOut, walk_folders
 
 PATCH_SUFFIXES = (".jpeg", ".jpg", ".png")
@@ -80,7 +80,7 @@ def sizes_below(folder: Path) -> list[int]:
 
 def save_patch(image: Image.Image, path: Path, quality: int) -> None:
     """Write a JPEG without colour subsampling, aside and then in place, so that a patch that is there is whole."""
-    with written_aside(path) as temporary:
+    with atomic_write(path) as temporary:
         image.save(temporary, format="JPEG", quality=quality, subsampling=0)
 
 

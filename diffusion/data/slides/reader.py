@@ -13,8 +13,8 @@ from typing import Protocol
 from PIL import Image
 
 from diffusion.data.images import open_image
+from diffusion.utils.content import recognise_placeholder
 from diffusion.utils.errors import InputError, MissingError
-from diffusion.utils.files import recognise_placeholder
 from diffusion.utils.folders import LeftOut, walk_folders
 from diffusion.utils.text import expand_path, is_utf8, printable, read_lines
 

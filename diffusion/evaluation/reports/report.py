@@ -19,7 +19,7 @@ from diffusion.evaluation.sets.features import Timing
 from diffusion.evaluation.sets.images import ImageSet, window_of
 from diffusion.evaluation.sets.provenance import versions
 from diffusion.utils.errors import InputError
-from diffusion.utils.files import write_whole
+from diffusion.utils.files import atomic_write_bytes
 
 TEMPLATE = Path(__file__).resolve().parents[3] / "asset" / "report.html.j2"
 CARDS = ("fd", "kid", "precision", "recall", "similarity", "above_random")
@@ -80,7 +80,7 @@ def write_report(out: Path, measured: Sequence[Measured], sources: Mapping[str, 
         if written is None:
             (out / name).unlink(missing_ok=True)  # an earlier report's
             continue
-        write_whole(out / name, written)
+        atomic_write_bytes(out / name, written)
     return notes
 
 

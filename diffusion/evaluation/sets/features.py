@@ -28,7 +28,7 @@ from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.evaluation.sets.images import Decoded, DecodedImages, ImageSet
 from diffusion.formats import WINDOW
 from diffusion.utils.errors import InputError, MissingError
-from diffusion.utils.files import written_aside
+from diffusion.utils.files import atomic_write
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -250,7 +250,7 @@ def check(path: Path, file: ReadFile, strict: bool) -> None:
 
 def write_part(path: Path, values: np.ndarray, files: Sequence[ReadFile]) -> None:
     windows, formats, wrong, _ = (np.array(column) for column in zip(*files, strict=True))
-    with written_aside(path) as temporary, open(temporary, "wb") as file:
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, features=values, windows=windows, formats=formats, wrong=wrong)
 
 

@@ -23,8 +23,9 @@ from typing import Any
 import torch
 
 from diffusion.formats import CHECKPOINT_PATTERN, CHECKPOINTS_DIR, LAST_EMA
+from diffusion.utils.content import sha256_file
 from diffusion.utils.errors import InputError, MissingError
-from diffusion.utils.files import flush_to_disk, sha256_of, written_aside
+from diffusion.utils.files import atomic_write, flush_to_disk
 from diffusion.utils.weights import read_torch_file
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ def save_file(content: Any, path: Path, with_manifest: bool = False) -> None:
 
     Raises OSError; InputError when the disk, without a word, took less than was written.
     """
-    with written_aside(path) as temporary:
+    with atomic_write(path) as temporary:
         with open(temporary, "wb") as file:
             counted = _Hashed(file) if with_manifest else file
             torch.save(content, counted)
@@ -91,7 +92,7 @@ def name_last(path: Path, named: Mapping[str, str | None]) -> None:
 def content_of(checkpoint: Path) -> str:
     """Return the SHA-256 of a checkpoint: its manifest's, else counted."""
     manifest = _read_json(manifest_path(checkpoint))
-    return manifest["sha256"] if manifest else sha256_of(checkpoint)
+    return manifest["sha256"] if manifest else sha256_file(checkpoint)
 
 
 def last_of(work_dir: Path) -> dict[str, Any]:
@@ -203,7 +204,7 @@ def damage(path: Path) -> str | None:
         return f"no manifest {manifest_path(path).name}"
     if path.stat().st_size != told["bytes"]:
         return f"{path.stat().st_size} bytes instead of {told['bytes']}"
-    if sha256_of(path) != told["sha256"]:
+    if sha256_file(path) != told["sha256"]:
         return "its SHA-256 is not that of its manifest"
     return None
 
@@ -258,6 +259,6 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 
 def _write_json(content: dict[str, Any], path: Path) -> None:
-    with written_aside(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content) + "\n")
         flush_to_disk(temporary)

@@ -18,7 +18,7 @@ from diffusion.training.monitoring.run_log import Watch, sample_grid
 from diffusion.training.monitoring.sample_scores import SampleScores
 from diffusion.training.monitoring.validation import Validation
 from diffusion.training.state import RunState
-from diffusion.utils.files import write_whole
+from diffusion.utils.files import atomic_write_bytes
 
 if TYPE_CHECKING:
     from diffusion.encoders.latents import LatentCodec
@@ -54,7 +54,7 @@ class Looks:
                     self.watch.picture("evaluation", found.picture, run.step)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process and run.step in self.at_saves:  # at others no run begins again
-            write_whole(self.work_dir / CHECKPOINTS_DIR / LOOKED_AT, f"{run.step}\n".encode())
+            atomic_write_bytes(self.work_dir / CHECKPOINTS_DIR / LOOKED_AT, f"{run.step}\n".encode())
         run.meter.leave_out(time.perf_counter() - begun)
 
     def validate_and_sample(self, run: RunState) -> None:

@@ -18,7 +18,7 @@ from diffusion.formats import DEFAULT_SOLVER
 from diffusion.guidance import Network
 from diffusion.sampling import image_generator, initial_noise, make_scheduler, sample_latents
 from diffusion.utils.errors import InputError
-from diffusion.utils.files import written_aside
+from diffusion.utils.files import atomic_write
 from diffusion.utils.memory import peak_bytes
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ class Watch:
         """Write a picture (3, H, W) in [0, 1] to TensorBoard and as a PNG in the work dir."""
         from torchvision.utils import save_image
 
-        with written_aside(self.work_dir / name / f"step_{step:08d}.png") as temporary:
+        with atomic_write(self.work_dir / name / f"step_{step:08d}.png") as temporary:
             save_image(pixels, temporary, format="PNG")
         if self.writer is not None:
             self.writer.add_image(name, pixels, step)
