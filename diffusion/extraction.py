@@ -34,6 +34,7 @@ from diffusion.encoders.latents import LatentCodec, from_uint8
 from diffusion.formats import PATCHES_DIR, WINDOW
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.files import atomic_write
+from diffusion.utils.windows import cut_windows, join_windows
 
 WRITERS = 4  # threads; on a network drive one would wait for every file
 
@@ -200,23 +201,11 @@ def write_group(files: FeatureFiles, names: list[str], moments: torch.Tensor, to
 def encode(pixels: torch.Tensor, codec: LatentCodec, window: int, batch_size: int) -> torch.Tensor:
     """Posterior mean and std (P, 32, S/8, S/8), float32, of uint8 pixels (P, 3, S, S), encoded in windows of W pixels."""
     per_side = pixels.shape[-1] // window
-    windows = cut(pixels, window).split(batch_size)
-    return join(torch.cat([codec.moments(from_uint8(part)) for part in windows]), per_side)
+    windows = cut_windows(pixels, window).split(batch_size)
+    return join_windows(torch.cat([codec.moments(from_uint8(part)) for part in windows]), per_side)
 
 
 def embed(pixels: torch.Tensor, embedder: PatchEmbedder, batch_size: int) -> torch.Tensor:
     """Embeddings (P, n, D), float32, of the 256-pixel windows of uint8 pixels (P, 3, S, S), row-major."""
-    embeddings = torch.cat([embedder.embed(part) for part in cut(pixels, WINDOW).split(batch_size)])
+    embeddings = torch.cat([embedder.embed(part) for part in cut_windows(pixels, WINDOW).split(batch_size)])
     return embeddings.unflatten(0, (len(pixels), -1))
-
-
-def cut(images: torch.Tensor, window: int) -> torch.Tensor:
-    """(P, C, k*W, k*W) -> (P*k*k, C, W, W), row-major."""
-    tiles = images.unfold(2, window, window).unfold(3, window, window)  # (P, C, k, k, W, W)
-    return tiles.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
-
-
-def join(tiles: torch.Tensor, per_side: int) -> torch.Tensor:
-    """The inverse of cut: (P*k*k, C, w, w) -> (P, C, k*w, k*w)."""
-    grid = tiles.unflatten(0, (-1, per_side, per_side)).permute(0, 3, 1, 4, 2, 5)  # (P, C, k, w, k, w)
-    return grid.flatten(4, 5).flatten(2, 3)

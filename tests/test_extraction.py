@@ -20,7 +20,7 @@ from diffusion.data.features.loose import is_valid, read_moments, read_tokens
 from diffusion.data.index.patch_index import index_path, write_index
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import LatentCodec
-from diffusion.extraction import cut, embed, encode, join
+from diffusion.extraction import embed, encode
 from diffusion.utils.locks import file_lock
 from tools.extract_features import main
 
@@ -60,14 +60,6 @@ def options(root, mobilenet_weights) -> tuple:
 
 def features(root: Path, kind: str = "*") -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob(f"*_{kind}.npy"))}
-
-
-def test_windows_and_their_order():
-    images = torch.arange(2 * 3 * 4 * 6).reshape(2, 3, 4, 6)[..., :4]  # not contiguous
-    tiles = cut(images, 2)
-    assert tiles.shape == (8, 3, 2, 2)
-    assert torch.equal(tiles[5], images[1, :, 0:2, 2:4]) and torch.equal(tiles[2], images[0, :, 2:4, 0:2])
-    assert torch.equal(join(tiles, 2), images)
 
 
 def test_a_group_of_images_is_encoded_as_its_images_alone(mobilenet_weights):

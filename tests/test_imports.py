@@ -28,7 +28,7 @@ ALLOWED = {
     "workdir": {"config", "data", "model", "encoders"},
     "generation": {"data", "encoders", "guidance", "sampling", "panorama", "workdir"},
     "training": {
-        *("config", "data", "encoders", "model", "optim", "extraction", "evaluation", "workdir"),
+        *("config", "data", "encoders", "model", "optim", "evaluation", "workdir"),
         *("schedule", "timesteps", "objective", "guidance", "sampling"),
     },
     "tasks": {"encoders", "optim"},

@@ -33,6 +33,7 @@ from diffusion.evaluation.sets.images import ImageSet
 from diffusion.formats import PATCHES_DIR, WINDOW
 from diffusion.utils.errors import InputError
 from diffusion.utils.seeds import mix_seed
+from diffusion.utils.windows import cut_windows
 
 ROUNDING = 1 / 12  # mean squared error of rounding to whole numbers: an original is no better known than that
 SSIM_SIDE = 11  # pixels of the Gaussian window
@@ -205,8 +206,7 @@ def tiles(pictures: torch.Tensor) -> torch.Tensor:
     """
     if pictures.shape[-1] < WINDOW:
         return resize(pictures, WINDOW, WINDOW).to(torch.uint8)
-    squares = pictures.unfold(2, WINDOW, WINDOW).unfold(3, WINDOW, WINDOW)  # (B, 3, rows, columns, 256, 256)
-    return squares.permute(0, 2, 3, 1, 4, 5).reshape(-1, 3, WINDOW, WINDOW)
+    return cut_windows(pictures, WINDOW)
 
 
 def embed_originals(windows: Windows, embedder: PatchEmbedder, batch_size: int) -> Features:

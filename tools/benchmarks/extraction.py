@@ -21,9 +21,10 @@ from diffusion.data.slides.patches import read_patch
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import LatentCodec, from_uint8
 from diffusion.encoders.networks import EMBEDDERS
-from diffusion.extraction import FeatureFiles, Patches, choose_key, cut, extract, join
+from diffusion.extraction import FeatureFiles, Patches, choose_key, extract
 from diffusion.formats import PATCHES_DIR
 from diffusion.utils.hardware import count_cores, prepare_device
+from diffusion.utils.windows import cut_windows, join_windows
 from diffusion.workdir import vae_location
 
 CROP, BATCH = 256, 16
@@ -108,8 +109,8 @@ def simple_loop(files: FeatureFiles, names: list[str], codec: LatentCodec, embed
     """Encode all windows of a patch in one batch, embed them in another, save: in one thread."""
     for name in names:
         pixels = torch.tensor(read_patch(files.root / PATCHES_DIR / name, files.patch_size)).permute(2, 0, 1)[None]
-        windows = cut(pixels.to(codec.vae.device), CROP)
-        moments = join(codec.moments(from_uint8(windows)), pixels.shape[-1] // CROP)[0]
+        windows = cut_windows(pixels.to(codec.vae.device), CROP)
+        moments = join_windows(codec.moments(from_uint8(windows)), pixels.shape[-1] // CROP)[0]
         tokens = embedder.embed(windows)
         for path, array in zip(files.paths(name), (moments, tokens), strict=True):
             path.parent.mkdir(parents=True, exist_ok=True)

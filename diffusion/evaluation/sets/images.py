@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
@@ -16,6 +17,7 @@ from diffusion.data.images import open_image
 from diffusion.formats import WINDOW
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.folders import LeftOut, walk_files
+from diffusion.utils.windows import cut_windows
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 OTHER_IMAGES = frozenset((".gif", ".heic", ".jp2", ".jpe", ".jpf", ".ppm", ".avif", ".svs", ".ndpi", ".mrxs", ".scn"))
@@ -117,9 +119,8 @@ def _middle(image: Image.Image) -> Image.Image:
 
 def _windows(pixels: np.ndarray) -> np.ndarray:
     """(H, W, 3) -> (k, 256, 256, 3), row-major; what is over at the right and below is left out."""
-    rows, columns = pixels.shape[0] // WINDOW, pixels.shape[1] // WINDOW
-    grid = pixels[: rows * WINDOW, : columns * WINDOW].reshape(rows, WINDOW, columns, WINDOW, 3)
-    return grid.swapaxes(1, 2).reshape(rows * columns, WINDOW, WINDOW, 3)
+    images = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    return cut_windows(images, WINDOW).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def window_of(path: Path, fit: str, number: int) -> Image.Image:

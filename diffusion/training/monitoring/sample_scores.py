@@ -16,12 +16,12 @@ from diffusion.encoders.embedders import PatchEmbedder, resolve_embedder
 from diffusion.encoders.latents import LatentCodec, to_uint8
 from diffusion.evaluation.metrics.scores import score
 from diffusion.evaluation.sets.features import Features
-from diffusion.extraction import cut
 from diffusion.formats import DEFAULT_SOLVER, WINDOW
 from diffusion.model.pixart import PixArt
 from diffusion.sampling import image_generator, initial_noise, make_scheduler, sample_latents
 from diffusion.utils.errors import InputError
 from diffusion.utils.seeds import mix_seed
+from diffusion.utils.windows import cut_windows
 from diffusion.workdir import PROBES, check_tokens
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class SampleScores:
 
     def _features(self, image: torch.Tensor) -> torch.Tensor:
         """Of the windows of an image (3, S, S): (k, D); not finite, as the image."""
-        windows = cut(image[None], WINDOW)
+        windows = cut_windows(image[None], WINDOW)
         features = self.embedder.embed(windows.nan_to_num().to(torch.uint8))
         return features if torch.isfinite(windows).all() else torch.full_like(features, torch.nan)
 
