@@ -82,8 +82,9 @@ def main() -> None:
     from tqdm import tqdm
 
     from diffusion.generation.conditions import region_bands
-    from diffusion.generation.generators import Folder, LargeImageMaker
+    from diffusion.generation.generators import LargeImageMaker
     from diffusion.generation.image_files import LARGEST_PNG, write_picture
+    from diffusion.generation.output_folder import Folder
     from diffusion.generation.session import open_session
     from diffusion.utils.hardware import describe_device, windows_per_pass
 

@@ -49,7 +49,7 @@ def main() -> None:
     state = start_processes(prepare_device(args.device))
     from diffusion.encoders.embedders import PatchEmbedder, check_encoders
     from diffusion.evaluation.sweep import grid, parse_interval, read_points, write_sweep
-    from diffusion.generation.generators import Solver
+    from diffusion.generation.solver import Solver
     from diffusion.workdir import default_work_dir
 
     args.workdir = args.workdir or default_work_dir()

@@ -20,7 +20,9 @@ from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import LatentCodec
 from diffusion.formats import SYNTHETIC_DIR
 from diffusion.generation.conditions import Condition, IndexConditions, from_images, from_token_files, open_conditions
-from diffusion.generation.generators import Folder, ImageMaker, Solver
+from diffusion.generation.generators import ImageMaker
+from diffusion.generation.output_folder import Folder
+from diffusion.generation.solver import Solver
 from diffusion.utils.content import fingerprint_file
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.hardware import describe_device, prepare_device, suggest_batch_size

@@ -22,7 +22,7 @@ from diffusion.data.slides.reader import PlainImage
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.formats import LAST_WEIGHTS
 from diffusion.generation.conditions import Region, embed_region, neighbourhood, open_conditions, slerp
-from diffusion.generation.generators import Folder
+from diffusion.generation.output_folder import Folder
 from diffusion.model import PixArt
 from diffusion.model.convert import load_weights, save_diffusers, save_official
 from diffusion.utils.errors import InputError

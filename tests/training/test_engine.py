@@ -31,7 +31,8 @@ from diffusion.data.features.loose import feature_path, write_feature
 from diffusion.data.sampler import BatchStream, Draw
 from diffusion.encoders.latents import EMBEDDED_CODECS
 from diffusion.generation.conditions import IndexConditions
-from diffusion.generation.generators import ImageMaker, Solver
+from diffusion.generation.generators import ImageMaker
+from diffusion.generation.solver import Solver
 from diffusion.model import PixArt
 from diffusion.model.convert import load_weights
 from diffusion.optim import came

@@ -1,0 +1,98 @@
+"""The folder that samples are written to: which are there, and that they were all made in one way."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diffusion.formats import REAL_DIR, SAMPLES_FILE, SYNTHETIC_DIR
+from diffusion.generation.conditions import Condition
+from diffusion.generation.image_files import save_image
+from diffusion.utils.errors import InputError
+from diffusion.utils.files import atomic_write_bytes
+from diffusion.utils.folders import is_hidden
+from diffusion.utils.text import printable, read_json
+
+BY_CONTENT = frozenset(("weights", "vae_weights", "data"))  # settings that are fingerprints
+FORMATS = {"png": {"compress_level": 3}, "jpeg": {}}
+
+
+@dataclass(frozen=True)
+class Folder:
+    """An output folder: `syn/` and, where there is tissue to compare with, `real/` with the same file names.
+
+    tissue: another folder for the latter, which several may share.
+    """
+
+    path: Path
+    extension: str
+    tissue: Path | None = None
+
+    def claim(self, settings: dict[str, Any], places: dict[str, Any]) -> None:
+        """Write the settings, or compare with those that samples were made with, so that one folder never mixes two.
+
+        settings: what tells samples from others, by content; places: where weights and data lie, which may move.
+        Raises InputError naming the first setting that differs.
+        """
+        settings, places = json.loads(json.dumps(settings)), json.loads(json.dumps(places))
+        file, samples = self.path / SAMPLES_FILE, self.path / SYNTHETIC_DIR
+        if file.is_file() and samples.is_dir() and any(name[0] != "." for name in os.listdir(samples)):
+            advice = "name another folder for the output, or delete it with the samples beside it"
+            before = read_json(file, "record of samples", advice)
+            if not before.keys() & BY_CONTENT:  # of a version that went by places alone
+                settings = {name: value for name, value in settings.items() if name not in BY_CONTENT} | places
+            else:
+                before = {name: value for name, value in before.items() if name not in places}
+            for name in {**settings, **before}:
+                if before.get(name) != settings.get(name):
+                    raise InputError(
+                        f"{self.path} holds samples with {name} {before.get(name)}, not {settings.get(name)}; "
+                        "name another folder for the output"
+                    )
+            return
+        atomic_write_bytes(file, (json.dumps({**settings, **places}, indent=2) + "\n").encode())
+
+    def missing(self, count: int, has_real: Callable[[int], bool] = lambda i: False) -> list[int]:
+        """List which of `count` images are not there yet, in `syn` and, where they have tissue, `real`.
+
+        A file is there whole or not at all. Raises InputError when there are more than `count`, or files that are no samples.
+        """
+        folder = self.path / SYNTHETIC_DIR
+        names = [name for name in os.listdir(folder) if not is_hidden(name)] if folder.is_dir() else []
+        strangers = [name for name in names if not re.match(r"\d{6,}_", name)]
+        if strangers:
+            raise InputError(
+                f"{folder} holds {printable(strangers[0])}, which is no sample; name another folder for the output"
+            )
+        present = {int(name.split("_")[0]): name for name in names}
+        if any(i >= count for i in present):
+            raise InputError(
+                f"{self.path} holds {len(present)} samples, not {count}; name another folder for the output, or ask for as many"
+            )
+        complete = {i for i, name in present.items() if (self.real / name).is_file() or not has_real(i)}
+        return [i for i in range(count) if i not in complete]
+
+    def file(self, part: str, i: int, name: str) -> Path:
+        """The file of image i, in `real` or `syn`."""
+        folder = self.real if part == REAL_DIR else self.path / part
+        return folder / f"{i:06d}_{name}.{self.extension}"
+
+    @property
+    def real(self) -> Path:
+        return self.tissue or self.path / REAL_DIR
+
+    def write(self, i: int, condition: Condition, synthetic: torch.Tensor, note: dict[str, Any]) -> None:
+        """Image i, uint8 (3, S, S), with a note of how it was made, and the condition's own pixels if it has some."""
+        pictures = [(SYNTHETIC_DIR, synthetic, {**note, "condition": condition.name})]
+        if condition.pixels is not None:
+            # after the sample: while there is none, a folder takes other settings, and must hold nothing of these
+            pictures.append((REAL_DIR, condition.pixels, {"condition": condition.name}))
+        for part, pixels, about in pictures:
+            save_image(self.file(part, i, condition.name), pixels, about, **FORMATS[self.extension])

@@ -1,0 +1,67 @@
+"""How samples are taken of a run's network: solver, steps, guidance, precision."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from diffusion.formats import DEFAULT_SOLVER
+from diffusion.guidance import Network
+from diffusion.sampling import OnStep, guided_levels, make_scheduler, sample_latents
+from diffusion.utils.errors import InputError
+from diffusion.utils.hardware import torch_dtype
+from diffusion.workdir import Run
+
+
+@dataclass(frozen=True)
+class Solver:
+    """How to sample; precision: of the network, fp32, bf16 or fp16.
+
+    Raises InputError for steps that the algorithm cannot take, and an interval that is none.
+    """
+
+    steps: int = 20
+    guidance: float = 2.0
+    algorithm: str = DEFAULT_SOLVER
+    guidance_interval: tuple[float, float] | None = None
+    precision: str = "fp32"
+
+    def __post_init__(self):
+        make_scheduler(self.algorithm, self.steps)
+        guided_levels(self.guidance_interval)
+
+    def latents(
+        self,
+        run: Run,
+        noise: torch.Tensor,
+        tokens: torch.Tensor,
+        generators: Sequence[torch.Generator],
+        network: Network | None = None,
+        on_step: OnStep | None = None,
+    ) -> torch.Tensor:
+        """Network latents of the noise's shape (B, C, H, W); network: what predicts, where it is not the run's own model.
+
+        Raises InputError when they are not finite.
+        """
+        device, dtype = run.null_tokens.device, torch_dtype(self.precision)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            latents = sample_latents(
+                network or run.model,
+                noise.to(device),
+                tokens.to(device),
+                run.null_tokens,
+                steps=self.steps,
+                guidance=self.guidance,
+                algorithm=self.algorithm,
+                generators=generators,
+                prediction_type=run.config.prediction_type,
+                guidance_interval=self.guidance_interval,
+                on_step=on_step,
+            )
+        if not torch.isfinite(latents).all():
+            raise InputError(
+                f"latents are not finite: {run.checkpoint} is spoilt, or guidance {self.guidance} too strong"
+            )
+        return latents
