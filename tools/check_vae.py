@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     import torch
 
     from diffusion.encoders.latents import LatentCodec
-    from diffusion.evaluation.reconstruction import Images, Quality, Windows
+    from diffusion.evaluation.reconstruction import Quality
+    from diffusion.evaluation.sets.random_windows import Images, Windows
 
 EXAMPLES = """  python tools/check_vae.py --vae tiny pretrained_models/sd-3.5-vae --images patches/mine/ --n 256 --out vae_check
   python tools/check_vae.py --subset_keys mine_1024 --size 512 --encoder uni2
@@ -40,6 +41,7 @@ def main() -> None:
     from diffusion.encoders.embedders import PatchEmbedder
     from diffusion.encoders.latents import LatentCodec
     from diffusion.evaluation import reconstruction
+    from diffusion.evaluation.sets.random_windows import draw_windows
     from diffusion.utils.hardware import torch_dtype
 
     if args.n < 2:
@@ -50,7 +52,7 @@ def main() -> None:
     # All that can be refused is read before a network runs.
     codecs = {name: LatentCodec.load(place, device, torch_dtype(args.precision)) for name, place in locations.items()}
     embedder = PatchEmbedder.load(args.encoder, device, root=args.root)
-    windows = reconstruction.draw_windows(originals(args), args.n, args.size, args.seed, args.strict)
+    windows = draw_windows(originals(args), args.n, args.size, args.seed, args.strict)
     report_bad(windows, args.n)
 
     features = reconstruction.embed_originals(windows, embedder, args.batch_size)
@@ -76,7 +78,7 @@ def main() -> None:
 def codec_locations(named: list[str], root: Path) -> dict[str, str | Path]:
     """Where each codec is, by a short name: the last parts of its path that tell it from the others."""
     from diffusion.encoders.latents import codec_folder
-    from diffusion.evaluation.reports.training_curves import run_names
+    from diffusion.utils.text import shortest_names
     from diffusion.workdir import vae_location
 
     locations = [vae_location(vae, root) for vae in named]
@@ -84,13 +86,13 @@ def codec_locations(named: list[str], root: Path) -> dict[str, str | Path]:
     for i, folder in enumerate(folders):
         if folder in folders[:i]:
             raise InputError(f"--vae: {named[i]} is named more than once; name each codec once")
-    return dict(zip(run_names([Path(location) for location in locations]), locations, strict=True))
+    return dict(zip(shortest_names([Path(location) for location in locations]), locations, strict=True))
 
 
 def originals(args: argparse.Namespace) -> Images:
     """The images of --images, else those of the index."""
     from diffusion.data.index.patch_index import PatchIndex, index_path
-    from diffusion.evaluation.reconstruction import Images
+    from diffusion.evaluation.sets.random_windows import Images
 
     if args.images is None:
         return Images.of_index(args.root, PatchIndex(index_path(args.root, args.patch_names_file), args.subset_keys))
@@ -119,7 +121,8 @@ def write_sheet(
     """The picture; without one that of an earlier run is removed, for it would belong to other numbers."""
     import torch
 
-    from diffusion.evaluation.reconstruction import examples, reconstruct, sheet_rows
+    from diffusion.evaluation.reconstruction import reconstruct
+    from diffusion.evaluation.reports.reconstruction_sheet import examples, sheet_rows
     from diffusion.generation.image_files import labelled_grid, save_image
 
     path = args.out / "sheet.png"

@@ -23,7 +23,7 @@ from diffusion.utils.launch import start_processes
 
 if TYPE_CHECKING:
     from diffusion.evaluation.measure import Measured
-    from diffusion.evaluation.sets.features import Timing
+    from diffusion.evaluation.sets.embedding import Timing
 
 EXAMPLES = """  python tools/evaluate.py --real samples_256/real --syn samples_256/syn --encoders mobilenetv2 uni2
   python tools/evaluate.py --real real --syn syn --encoders timm/resnet50.a1_in1k=model.safetensors --train training/
@@ -36,7 +36,7 @@ def main() -> None:
     from diffusion.encoders.embedders import PatchEmbedder, check_encoders
     from diffusion.evaluation.measure import REAL, SYNTHETIC, TRAINING, UNTRAINED, Options, measure, open_sources
     from diffusion.evaluation.reports.report import About, read_losses, write_report
-    from diffusion.evaluation.sets.features import Timing
+    from diffusion.evaluation.sets.embedding import Timing
     from diffusion.evaluation.sets.provenance import read_settings
 
     # All that can be refused is read before a network runs.
@@ -83,15 +83,15 @@ def sample(args: argparse.Namespace) -> list[str]:
 def tell(measured: list[Measured], notes: list[str], timing: Timing) -> None:
     """Print what the page shows."""
     from diffusion.evaluation.metrics.scores import QUANTITIES
-    from diffusion.evaluation.reports.training_curves import short
+    from diffusion.utils.text import format_number
 
     for part in measured:
         print(f"{part.scores.encoder}:")
         for name, value in part.scores.values.items():
-            interval = "" if value.low is None else f"  ({short(value.low)} to {short(value.high)})"
+            interval = "" if value.low is None else f"  ({format_number(value.low)} to {format_number(value.high)})"
             compared = part.untrained.values.get(name) if part.untrained else None
-            beside = "" if compared is None else f"  untrained {short(compared.value)}"
-            print(f"  {QUANTITIES[name].title}: {short(value.value)}{interval}{beside}")
+            beside = "" if compared is None else f"  untrained {format_number(compared.value)}"
+            print(f"  {QUANTITIES[name].title}: {format_number(value.value)}{interval}{beside}")
     for note in notes:
         print(f"note: {note}")
     if timing.images:

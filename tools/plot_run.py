@@ -20,7 +20,7 @@ from tqdm import tqdm
 from diffusion.cli.parser import natural_int, output_file, run, tool_parser
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import atomic_write
-from diffusion.utils.text import format_table
+from diffusion.utils.text import format_number, format_table, shortest_names
 
 EXAMPLES = """  python tools/plot_run.py output/256
   python tools/plot_run.py output/256 output/256_muon --from_step 1000 --log --out compared.png
@@ -31,11 +31,11 @@ HEAD = ("run", "last step", "last loss", "best validation", "at step", "samples/
 
 def main() -> None:
     args = parse_args()
-    from diffusion.evaluation.reports.training_curves import choose_panels, draw, run_names
+    from diffusion.evaluation.reports.training_curves import choose_panels, draw
 
     if args.out.suffix.lower() != ".png":
         raise InputError(f"--out {args.out}: expected the name of a PNG file")
-    names = run_names(args.workdirs)
+    names = shortest_names(args.workdirs)
     with tqdm(args.workdirs, unit="run", leave=False, disable=len(names) == 1) as paths:  # gone before an error is told
         runs = {name: read(path, args.from_step) for name, path in zip(names, paths, strict=True)}
     panels = choose_panels(runs, args.tags, args.log)
@@ -64,22 +64,20 @@ def read(workdir: Path, from_step: int) -> dict:
 
 def row(name: str, curves: Mapping) -> tuple[str, ...]:
     """What the table tells of a run; a dash for what was not logged."""
-    from diffusion.evaluation.reports.training_curves import short
-
     losses = curves["train/loss"].values if "train/loss" in curves else []
-    last = short(losses[-1]) if losses else "-"
+    last = format_number(losses[-1]) if losses else "-"
     best, at = "-", "-"
     if "validation/loss" in curves:
         validation = curves["validation/loss"]
         finite = [point for point in zip(validation.values, validation.steps, strict=True) if math.isfinite(point[0])]
         if finite:
             value, step = min(finite)
-            best, at = short(value), f"{step:,}"
+            best, at = format_number(value), f"{step:,}"
     # Each value is of as many samples, so that only their harmonic mean is all samples over all seconds.
     rates = curves["train/samples_per_second"].values if "train/samples_per_second" in curves else []
     rates = [rate for rate in rates if 0 < rate < math.inf]
     steps = max(curve.steps[-1] for curve in curves.values())
-    return name, f"{steps:,}", last, best, at, short(harmonic_mean(rates)) if rates else "-"
+    return name, f"{steps:,}", last, best, at, format_number(harmonic_mean(rates)) if rates else "-"
 
 
 def parse_args() -> argparse.Namespace:

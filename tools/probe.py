@@ -79,7 +79,7 @@ def embed(
 ) -> dict[str, dict[str, Features]]:
     """The features of every set by the name of the encoder."""
     from diffusion.encoders.embedders import PatchEmbedder
-    from diffusion.evaluation.sets.features import embed_set
+    from diffusion.evaluation.sets.embedding import embed_set
 
     cache = args.cache or args.out / "features"
     found: dict[str, dict[str, Features]] = {}
@@ -103,7 +103,9 @@ def fit(
 
     from tqdm import tqdm
 
-    from diffusion.evaluation.probe import PROBES, Labelled, group_notes, probe, usable_k
+    from diffusion.evaluation.classifiers import usable_k
+    from diffusion.evaluation.probe import PROBES, group_notes, probe
+    from diffusion.evaluation.sets.labelled import Labelled
 
     results: dict[str, list[Probed]] = {}
     total = len(features) * len(trainings) * len(PROBES)
@@ -136,7 +138,7 @@ def left_out(name: str, images: ImageSet, wrong: Mapping[str, str]) -> str:
 
 def write(out: Path, about: Mapping[str, Any], results: Mapping[str, Sequence[Probed]]) -> None:
     """Write the picture and the two files of numbers."""
-    from diffusion.evaluation.probe import chance_of
+    from diffusion.evaluation.metrics.classification import chance_of
     from diffusion.evaluation.reports.probe_report import as_csv, draw, records
 
     chance = chance_of(next(iter(results.values()))[0].confusion)

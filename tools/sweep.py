@@ -126,7 +126,7 @@ def compute(
 ) -> None:
     """Sample and score a point, unless its folder has the scores of just these samples."""
     from diffusion.evaluation.measure import REAL, SYNTHETIC, Options, measure, summary
-    from diffusion.evaluation.sets.features import Timing
+    from diffusion.evaluation.sets.embedding import Timing
     from diffusion.evaluation.sets.images import ImageSet
     from diffusion.generation.session import sample_patches
 
@@ -194,7 +194,7 @@ def how_scored(args: argparse.Namespace, embedders: list[PatchEmbedder]) -> dict
 
 def digest(folder: Path) -> str:
     """What tells a folder of images from what it may become: their names, sizes and times of change, hashed."""
-    from diffusion.evaluation.sets.features import digest_of
+    from diffusion.evaluation.sets.cache import digest_of
     from diffusion.evaluation.sets.images import ImageSet
 
     return digest_of(ImageSet.open(folder).files) if count(folder) else ""
@@ -207,16 +207,16 @@ def count(folder: Path) -> int:
 def tell(scored: dict[Point, dict[str, Any]], best: Point, args: argparse.Namespace) -> None:
     """Print every point's score, how far its Frechet distance is from the best point's, and what is to be known."""
     from diffusion.evaluation.metrics.scores import QUANTITIES
-    from diffusion.evaluation.reports.training_curves import short
     from diffusion.evaluation.sweep import less_best
+    from diffusion.utils.text import format_number
 
     encoder = next(iter(scored[best]))
     differences = less_best(scored, best, encoder) if args.by == "fd" else {}
     for point, record in scored.items():
         value = record[encoder]["values"].get(args.by)
-        line = f"{point.name}: {args.by} {short(value['value'])}" if value else f"{point.name}: no {args.by}"
+        line = f"{point.name}: {args.by} {format_number(value['value'])}" if value else f"{point.name}: no {args.by}"
         if point in differences:
-            above, low, high = (short(part) for part in differences[point])
+            above, low, high = (format_number(part) for part in differences[point])
             line += f", {above} above the best ({low} to {high})"
         print(line)
     for note in scored[best][encoder]["notes"]:

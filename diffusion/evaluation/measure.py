@@ -11,7 +11,9 @@ import torch
 
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.evaluation.metrics.scores import REPLICATES, Scores, score
-from diffusion.evaluation.sets.features import FEATURE_FILES, Features, Row, Timing, embed_set, read_feature_file
+from diffusion.evaluation.sets.embedding import Timing, embed_set
+from diffusion.evaluation.sets.feature_files import FEATURE_FILES, read_feature_file
+from diffusion.evaluation.sets.features import Features, Row
 from diffusion.evaluation.sets.images import LOSSY, ImageSet
 from diffusion.formats import METRICS
 from diffusion.utils.errors import InputError

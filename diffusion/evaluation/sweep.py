@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from diffusion.evaluation.metrics import intervals
-from diffusion.evaluation.metrics.scores import QUANTITIES, Value
+from diffusion.evaluation.metrics.intervals import Value
+from diffusion.evaluation.metrics.scores import QUANTITIES
 from diffusion.evaluation.reports.charts import Line, Panel, plot_panels
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import atomic_write_bytes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import math
 import os
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -123,3 +124,27 @@ def format_table(rows: Sequence[Sequence[str]], align: str = "l") -> str:
     pad = [str.rjust if side == "r" else str.ljust for side in align.ljust(len(widths), align[-1])]
     lines = ("  ".join(put(cell, width) for put, cell, width in zip(pad, row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
+
+
+def format_number(value: float) -> str:
+    """Return a number in few letters: 0.25, 12000, 2e-5."""
+    if value == 0 or not math.isfinite(value) or 1e-3 <= abs(value) < 1e5:
+        return f"{value:.0f}" if 1e3 <= abs(value) < 1e5 else f"{value:.4g}"
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
+def shortest_names(paths: Sequence[Path]) -> list[str]:
+    """Return for each path the fewest of its last parts that no other one ends with.
+
+    Raises InputError when one is named twice.
+    """
+    parts = [Path(os.path.abspath(path)).parts for path in paths]
+    names = []
+    for own in parts:
+        if parts.count(own) > 1:
+            raise InputError(f"{Path(*own)} is named more than once; name each run once")
+        endings = (own[-n:] for n in range(1, len(own) + 1))
+        shortest = next(end for end in endings if sum(other[-len(end) :] == end for other in parts) == 1)
+        names.append(Path(*shortest).as_posix())
+    return names

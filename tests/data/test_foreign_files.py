@@ -17,7 +17,7 @@ from diffusion.data.features.packed import TABLE, hashes_of, open_shard, open_ta
 from diffusion.data.images import open_image
 from diffusion.data.index.patch_index import PatchIndex, all_names, index_keys, write_index
 from diffusion.data.slides.patches import list_patches, read_patch
-from diffusion.evaluation.sets.features import read_feature_file
+from diffusion.evaluation.sets.feature_files import read_feature_file
 from diffusion.evaluation.sets.images import ImageSet, decode
 from diffusion.generation.conditions import read_tokens_file
 from diffusion.utils.errors import InputError

@@ -15,8 +15,12 @@ from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.networks import View
 from diffusion.evaluation.metrics import pairs as pairs_module
 from diffusion.evaluation.metrics.pairs import compare_pairs, nearest
-from diffusion.evaluation.sets import features as features_module
-from diffusion.evaluation.sets.features import Features, Row, Timing, embed_set, read_feature_file
+from diffusion.evaluation.sets import cache as cache_module
+from diffusion.evaluation.sets import embedding, feature_files
+from diffusion.evaluation.sets.cache import Part
+from diffusion.evaluation.sets.embedding import Timing, batches_within, embed_set
+from diffusion.evaluation.sets.feature_files import read_feature_file
+from diffusion.evaluation.sets.features import Features, Row
 from diffusion.evaluation.sets.images import ImageSet, decode
 from diffusion.utils.errors import InputError, MissingError
 
@@ -86,7 +90,7 @@ def test_formats_are_those_of_the_files_and_not_of_their_names(tmp_path, embedde
 
 
 def test_parts_are_kept_and_computed_once(tmp_path, embedder, state, monkeypatch):
-    monkeypatch.setattr(features_module, "PART", 4)
+    monkeypatch.setattr(cache_module, "PART_FILES", 4)
     folder, cache = folder_of(tmp_path / "images", list(range(10, 20))), tmp_path / "cache"
     timing = Timing()
     first = embed_set(ImageSet.open(folder), embedder, cache, state, batch_size=3, timing=timing)
@@ -116,16 +120,16 @@ def test_a_damaged_part_is_computed_again(tmp_path, embedder, state):
 
 
 def test_batches_hold_no_more_bytes_than_they_may(tmp_path, monkeypatch):
-    monkeypatch.setattr(features_module, "AT_ONCE", 1000)
+    monkeypatch.setattr(embedding, "AT_ONCE", 1000)
     for i, size in enumerate((400, 400, 400, 2000, 10, 10, 10)):
         (tmp_path / f"{i}").write_bytes(bytes(size))
     paths = [tmp_path / f"{i}" for i in range(7)]
-    parts = [features_module.Part([], paths[:6], tmp_path), features_module.Part([], paths[6:], tmp_path)]
-    assert features_module.batches_within(parts, 2) == [[0, 1], [2], [3], [4, 5], [6]]
+    parts = [Part([], paths[:6], tmp_path), Part([], paths[6:], tmp_path)]
+    assert batches_within(parts, 2) == [[0, 1], [2], [3], [4, 5], [6]]
 
 
 def test_what_a_stopped_run_has_computed_is_kept(tmp_path, embedder, state, monkeypatch):
-    monkeypatch.setattr(features_module, "PART", 4)
+    monkeypatch.setattr(cache_module, "PART_FILES", 4)
     folder, cache = folder_of(tmp_path / "images", list(range(10))), tmp_path / "cache"
     whole = MeanColour.forward
 
@@ -211,7 +215,7 @@ def test_folders_that_cannot_be_scored_are_refused(tmp_path):
 
 
 def test_files_of_features(tmp_path, monkeypatch):
-    monkeypatch.setattr(features_module, "PART", 7)
+    monkeypatch.setattr(feature_files, "PART_ROWS", 7)
     values = np.random.default_rng(0).normal(size=(20, 5)).astype(np.float16)
     np.save(tmp_path / "a.npy", values)
     np.savez(tmp_path / "b.npz", features=values, names=[f"patch {i}" for i in range(20)])

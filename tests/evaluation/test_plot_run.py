@@ -12,16 +12,15 @@ from conftest import in_process
 from PIL import Image
 
 from diffusion.evaluation.reports.curves import Curve, read_curves
+from diffusion.evaluation.reports.style import COLOURS
 from diffusion.evaluation.reports.training_curves import (
-    COLOURS,
     Panel,
     choose_panels,
     draw,
     picture_size,
-    run_names,
-    short,
 )
 from diffusion.utils.errors import InputError, MissingError
+from diffusion.utils.text import format_number, shortest_names
 from tools.plot_run import main
 
 Scalars = dict[str, dict[int, float]]  # tag -> step -> value
@@ -86,15 +85,15 @@ class TestReading:
 
 class TestNames:
     def test_shortest_endings_that_differ(self):
-        assert run_names([Path("/w/256/adamw")]) == ["adamw"]
+        assert shortest_names([Path("/w/256/adamw")]) == ["adamw"]
         paths = [Path("/w/256/adamw"), Path("/w/256/muon"), Path("/w/512/muon/"), Path("/muon")]
-        assert run_names(paths) == ["adamw", "256/muon", "512/muon", "/muon"]
+        assert shortest_names(paths) == ["adamw", "256/muon", "512/muon", "/muon"]
 
     def test_the_current_folder_has_a_name(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        assert run_names([Path(".")]) == [tmp_path.name]
+        assert shortest_names([Path(".")]) == [tmp_path.name]
         with pytest.raises(InputError, match="more than once"):
-            run_names([Path("."), tmp_path])
+            shortest_names([Path("."), tmp_path])
 
 
 class TestPanels:
@@ -178,7 +177,7 @@ class TestPicture:
             0.0: "0",
             math.inf: "inf",
         }
-        assert {value: short(value) for value in told} == told
+        assert {value: format_number(value) for value in told} == told
 
 
 @pytest.fixture

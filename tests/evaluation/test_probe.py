@@ -13,22 +13,20 @@ from conftest import in_process, texture
 from PIL import Image
 from sklearn import metrics as reference
 
-from diffusion.evaluation.probe import (
+from diffusion.evaluation.classifiers import (
     STRENGTHS,
-    Labelled,
-    Resamples,
     choose_strength,
     fit_linear,
     fit_neighbours,
     folds,
-    group_notes,
-    measure,
-    probe,
     usable_k,
-    with_interval,
 )
+from diffusion.evaluation.metrics.classification import measure
+from diffusion.evaluation.metrics.intervals import Resamples, with_interval
+from diffusion.evaluation.probe import group_notes, probe
 from diffusion.evaluation.sets.classes import choose_trainings, leaks, open_classes
 from diffusion.evaluation.sets.features import Features, Row
+from diffusion.evaluation.sets.labelled import Labelled
 from diffusion.utils.errors import InputError
 from tools.probe import main
 

@@ -16,7 +16,11 @@ from diffusion.data.index.patch_index import PatchIndex, index_path
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import LatentCodec
 from diffusion.evaluation import reconstruction
-from diffusion.evaluation.reconstruction import Images, Window, draw_windows, measure, psnr, ssim
+from diffusion.evaluation.metrics.pixels import psnr, ssim
+from diffusion.evaluation.reconstruction import measure
+from diffusion.evaluation.reports import reconstruction_sheet
+from diffusion.evaluation.sets import random_windows
+from diffusion.evaluation.sets.random_windows import Images, Window, draw_windows
 from diffusion.utils.errors import InputError, MissingError
 
 
@@ -108,7 +112,7 @@ class TestWindows:
         texture(64, seed=0).save(tmp_path / "0.png")
         with pytest.raises(InputError, match="got 1 windows of 64 pixels from 1 images, expected at least 2"):
             draw_windows(Images.below(tmp_path), 9, 64)
-        monkeypatch.setattr(reconstruction, "PROBES", 3)
+        monkeypatch.setattr(random_windows, "PROBES", 3)
         with pytest.raises(InputError, match="none of the first 3 images can be used: .*less than a window of 256"):
             draw_windows(Images.below(folder), 9, 256)
 
@@ -238,22 +242,24 @@ class TestCodecs:
 class TestSheet:
     def test_examples(self):
         values = np.array([3.0, 9, 1, 7, 5, 8, 2])
-        assert reconstruction.examples(values, 1) == {1: "best", 4: "median", 2: "worst"}
+        assert reconstruction_sheet.examples(values, 1) == {1: "best", 4: "median", 2: "worst"}
         kinds = ["best", "best", "median", "median", "worst", "worst"]
-        assert list(reconstruction.examples(values, 5).items()) == list(zip([1, 5, 3, 4, 6, 2], kinds, strict=True))
-        assert reconstruction.examples(values[:2], 4) == {1: "best", 0: "worst"}
+        assert list(reconstruction_sheet.examples(values, 5).items()) == list(
+            zip([1, 5, 3, 4, 6, 2], kinds, strict=True)
+        )
+        assert reconstruction_sheet.examples(values[:2], 4) == {1: "best", 0: "worst"}
 
     def test_differences_are_about_grey(self):
         a, b = (torch.full((3, 8, 8), value, dtype=torch.uint8) for value in (100, 90))
-        assert torch.all(reconstruction.amplified(a, b) == 128 - 40)
-        assert torch.all(reconstruction.amplified(b, a) == 128 + 40)
-        assert torch.all(reconstruction.amplified(b, a + 100) == 255)
+        assert torch.all(reconstruction_sheet.amplified(a, b) == 128 - 40)
+        assert torch.all(reconstruction_sheet.amplified(b, a) == 128 + 40)
+        assert torch.all(reconstruction_sheet.amplified(b, a + 100) == 255)
 
     def test_shown(self):
         large = torch.arange(3 * 300 * 300).remainder(256).to(torch.uint8).reshape(3, 300, 300)
-        assert torch.equal(reconstruction.shown(large), large[:, 22:278, 22:278])
+        assert torch.equal(reconstruction_sheet.shown(large), large[:, 22:278, 22:278])
         small = large[:, :64, :64]
-        assert torch.equal(reconstruction.shown(small), small.repeat_interleave(4, 1).repeat_interleave(4, 2))
+        assert torch.equal(reconstruction_sheet.shown(small), small.repeat_interleave(4, 1).repeat_interleave(4, 2))
 
 
 @pytest.fixture(scope="module")

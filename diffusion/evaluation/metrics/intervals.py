@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -10,11 +11,20 @@ import torch
 from tqdm import tqdm
 
 Z95 = 1.959964  # standard errors to either side
+REPLICATES = 1000
 
 
 class Interval(NamedTuple):
     low: float
     high: float
+
+
+class Value(NamedTuple):
+    """A number with its 95 % interval, if it has one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
 
 
 def around(value: float, error: float, least: float = -np.inf, most: float = np.inf) -> Interval:
@@ -66,3 +76,35 @@ def draws(counts: Sequence[int], replicates: int, seed: int) -> Iterator[list[np
     generator = np.random.default_rng(seed)
     for _ in range(replicates):
         yield [generator.integers(0, count, count) for count in counts]
+
+
+def mean_of(values: np.ndarray, seed: int) -> Value:
+    return Value(float(values.mean()), *of_mean(values, seed))
+
+
+@dataclass(frozen=True)
+class Resamples:
+    """A set drawn again and again, whole groups at once: each time the weights of its rows.
+
+    The same seed gives the same draws, so that differences of scores are taken on the same images.
+    """
+
+    groups: np.ndarray  # (M,) names
+    seed: int = 0
+    replicates: int = REPLICATES
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Weights (M,): first of the set as it is, all 1; then, of two groups or more, how often that of each row was drawn."""
+        yield np.ones(len(self.groups))
+        names, numbers = np.unique(self.groups, return_inverse=True)
+        generator = np.random.default_rng(self.seed)
+        for _ in range(self.replicates if len(names) > 1 else 0):
+            times = np.bincount(generator.integers(0, len(names), len(names)), minlength=len(names))
+            yield times[numbers].astype(np.float64)
+
+
+def with_interval(values: np.ndarray) -> Value:
+    """The first of (1 + R,) values, and the percentiles of the others; none where these are no numbers."""
+    others = values[1:][np.isfinite(values[1:])]
+    bounds = np.percentile(others, (2.5, 97.5)).tolist() if len(others) else (None, None)
+    return Value(float(values[0]), *bounds)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from diffusion.evaluation.sets.features import PART, Features, Row
+from diffusion.evaluation.sets.features import PART_ROWS, Features, Row
 
 QUERIES = 32_768  # rows that are looked up at once: the other set is read once for each so many
 RANDOM_PAIRS = 10_000  # put together at random: enough to know their spread by
@@ -41,8 +41,8 @@ def compare_pairs(real: Features, synthetic: Features, seed: int = 0) -> Pairs |
         return None
     rows, at_real, at_synthetic = map(list, zip(*common, strict=True))
     own, distances = [], []
-    for first in range(0, len(rows), PART):
-        part = slice(first, first + PART)
+    for first in range(0, len(rows), PART_ROWS):
+        part = slice(first, first + PART_ROWS)
         a, b = real.take(at_real[part]), synthetic.take(at_synthetic[part])
         own.append(F.cosine_similarity(a, b))
         distances.append((a - b).norm(dim=1))

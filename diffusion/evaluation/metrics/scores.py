@@ -22,6 +22,7 @@ from diffusion.evaluation.metrics.distances import (
     kernel_distance,
     manifolds,
 )
+from diffusion.evaluation.metrics.intervals import Value, mean_of
 from diffusion.evaluation.metrics.moments import fitted
 from diffusion.evaluation.metrics.pairs import Nearest, Pairs, compare_pairs, nearest
 from diffusion.evaluation.sets.features import Features
@@ -58,14 +59,6 @@ QUANTITIES = {
     "nearest_training": Quantity("Nearest training image", None, "mean cosine of a synthetic image and the training image most like it"),
     "nearest_training_of_real": Quantity("The same of real images", None, "to compare with: samples that lie nearer may be copies"),
 }  # fmt: skip
-
-
-class Value(NamedTuple):
-    """A number with its 95 % interval, if it has one."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
 
 
 @dataclass
@@ -242,7 +235,3 @@ def add_pairs(scores: Scores, real: Features, synthetic: Features, seed: int) ->
     scores.values["random_similarity"] = mean_of(pairs.random, seed)
     scores.values["above_random"] = mean_of(pairs.above_random, seed)
     scores.values["feature_distance"] = mean_of(pairs.distance, seed)
-
-
-def mean_of(values: np.ndarray, seed: int) -> Value:
-    return Value(float(values.mean()), *intervals.of_mean(values, seed))

@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from diffusion.evaluation.metrics.pairs import Nearest, Pairs
-from diffusion.evaluation.reports.training_curves import short
 from diffusion.evaluation.sets.features import Row
 from diffusion.evaluation.sets.images import ImageSet, window_of
+from diffusion.utils.text import format_number
 
 SHOWN = 6  # pairs of each of best, median and worst; nearest neighbours
 SHEET_COLUMNS, SHEET_ROWS, SHEET_CELL = 8, 6, 128  # of a contact sheet; pixels
@@ -153,5 +153,5 @@ def render(template: Path, fields: Mapping[str, Any]) -> bytes:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["short"] = short
+    environment.filters["short"] = format_number
     return environment.from_string(template.read_text(encoding="utf-8")).render(**fields).encode("utf-8")

@@ -7,9 +7,10 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from diffusion.evaluation.metrics.scores import Value
-from diffusion.evaluation.probe import METRICS, PROBES, Probed
-from diffusion.evaluation.reports.training_curves import COLOURS, DPI, FAINT, INK, SOFT
+from diffusion.evaluation.metrics.classification import METRICS
+from diffusion.evaluation.metrics.intervals import Value
+from diffusion.evaluation.probe import PROBES, Probed
+from diffusion.evaluation.reports.style import COLOURS, DPI, FAINT, INK, SOFT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

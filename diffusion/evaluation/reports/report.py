@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.evaluation.measure import REAL, SYNTHETIC, TRAINING, Measured, Source, summary
-from diffusion.evaluation.metrics.scores import QUANTITIES, Value
+from diffusion.evaluation.metrics.intervals import Value
+from diffusion.evaluation.metrics.scores import QUANTITIES
 from diffusion.evaluation.reports import charts, page
 from diffusion.evaluation.reports.curves import Curve, read_curves
-from diffusion.evaluation.sets.features import Timing
+from diffusion.evaluation.sets.embedding import Timing
 from diffusion.evaluation.sets.images import ImageSet, window_of
 from diffusion.evaluation.sets.provenance import versions
 from diffusion.utils.errors import InputError

@@ -5,14 +5,14 @@ from __future__ import annotations
 import difflib
 import io
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffusion.evaluation.reports.curves import Curve
+from diffusion.evaluation.reports.style import COLOURS, DPI, FAINT, INK, SOFT
 from diffusion.utils.errors import InputError
+from diffusion.utils.text import format_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,10 +21,6 @@ COLUMNS = 2
 PANEL = (800, 400)  # pixels, width and height
 LEGEND_ROW = 28  # pixels
 LETTER, HANDLE = 9, 70  # pixels of a letter of the legend, and of the line before a name
-DPI = 100
-# Told apart with any colour vision (Okabe and Ito).
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f")
-INK, SOFT, FAINT = "#24292f", "#6e7781", "#d8dee4"
 DASHES = (0, (4, 2))
 FEW = 60  # points of a sparse curve, up to which each is marked
 
@@ -88,22 +84,6 @@ STANDARD = (
 def quantity(tag: str) -> Quantity:
     """Of a tag that is not described: its name, and its values as they are."""
     return QUANTITIES.get(tag, Quantity(tag, every_step=False))
-
-
-def run_names(workdirs: Sequence[Path]) -> list[str]:
-    """For each work dir the fewest last parts of its path that no other one has.
-
-    Raises InputError when one is named twice.
-    """
-    parts = [Path(os.path.abspath(workdir)).parts for workdir in workdirs]
-    names = []
-    for own in parts:
-        if parts.count(own) > 1:
-            raise InputError(f"{Path(*own)} is named more than once; name each run once")
-        endings = (own[-n:] for n in range(1, len(own) + 1))
-        shortest = next(end for end in endings if sum(other[-len(end) :] == end for other in parts) == 1)
-        names.append(Path(*shortest).as_posix())
-    return names
 
 
 def choose_panels(runs: Runs, tags: Sequence[str] | None = None, log_loss: bool = False) -> list[Panel]:
@@ -292,13 +272,5 @@ def _fit_values(axes: Axes, tag: str, logarithmic: bool) -> None:
         if what.from_zero:
             axes.set_ylim(0, 1.04 * axes.get_ylim()[1])
     plain = not logarithmic and 1e-3 <= max(map(abs, axes.get_ylim())) < 1e5
-    ticks = ScalarFormatter(useOffset=False) if plain else FuncFormatter(lambda value, _: short(value))
+    ticks = ScalarFormatter(useOffset=False) if plain else FuncFormatter(lambda value, _: format_number(value))
     axes.yaxis.set_major_formatter(ticks)
-
-
-def short(value: float) -> str:
-    """A number in few letters: 0.25, 12000, 2e-5."""
-    if value == 0 or not math.isfinite(value) or 1e-3 <= abs(value) < 1e5:
-        return f"{value:.0f}" if 1e3 <= abs(value) < 1e5 else f"{value:.4g}"
-    mantissa, exponent = f"{value:.2e}".split("e")
-    return f"{float(mantissa):g}e{int(exponent)}"

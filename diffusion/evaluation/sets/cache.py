@@ -1,0 +1,111 @@
+"""Features of sets of images on the disk, in parts.
+
+A part holds the features of some files. It is named by a hash of everything they follow from (the encoder and its
+weights, each file's name, size and time of change), so that parts are shared between processes, kept by a run that is
+stopped, and never mistaken.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diffusion.encoders.embedders import PatchEmbedder
+from diffusion.evaluation.sets.features import Features, Row
+from diffusion.evaluation.sets.images import ImageSet
+from diffusion.utils.errors import InputError, MissingError
+from diffusion.utils.files import atomic_write
+
+PART_FILES = 256  # files of a part: small enough for many processes to share a set of thousands
+VERSION = 1  # of what a part holds
+DAMAGED = (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error)  # what numpy says of such files
+
+
+class Part(NamedTuple):
+    """Files of one part, and where their features are."""
+
+    names: list[str]
+    paths: list[Path]
+    file: Path
+
+
+def split(images: ImageSet, embedder: PatchEmbedder, cache: Path) -> Iterator[Part]:
+    """The parts of a set, each with its name on the disk."""
+    identity = [VERSION, embedder.name, embedder.fingerprint, str(embedder.dtype), str(embedder.view), images.fit]
+    files = list(images.files.items())
+    for first in range(0, len(files), PART_FILES):
+        names, paths = map(list, zip(*files[first : first + PART_FILES], strict=True))
+        digest = digest_of(dict(zip(names, paths, strict=True)), identity, str(images.folder.resolve()))
+        yield Part(names, paths, cache / f"{embedder.name}_{digest}.npz")
+
+
+def digest_of(files: Mapping[str, Path], *more: Any) -> str:
+    """What tells files from others that they may become: their names, sizes and times of change, hashed."""
+    stats = [path.stat() for path in files.values()]
+    content = json.dumps([*more, list(files), [(stat.st_size, stat.st_mtime_ns) for stat in stats]])
+    return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+
+
+class ReadFile(NamedTuple):
+    """What became of a file: how many windows, in which format; or what is wrong with it."""
+
+    windows: int
+    format: str
+    wrong: str
+    refused: bool
+
+
+def write_part(path: Path, values: np.ndarray, files: Sequence[ReadFile]) -> None:
+    windows, formats, wrong, _ = (np.array(column) for column in zip(*files, strict=True))
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, features=values, windows=windows, formats=formats, wrong=wrong)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a part is there and can be read; one that is damaged is computed again."""
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            return all(len(content[name]) > 0 for name in ("windows", "formats", "wrong")) and "features" in content
+    except DAMAGED:
+        return False
+
+
+def open_parts(parts: Sequence[Part], images: ImageSet, embedder: PatchEmbedder, strict: bool) -> Features:
+    """Parts on the disk as one. Raises InputError when nothing could be read or, if strict, when something could not."""
+    rows: list[Row] = []
+    bad: dict[str, str] = {}
+    lengths, formats = [], Counter()
+    for part in parts:
+        if not is_whole(part.file):
+            raise MissingError(f"no {part.file}, which another process has written; do all see the same --cache?")
+        with np.load(part.file, allow_pickle=False) as content:
+            windows, kinds, wrong = (content[name].tolist() for name in ("windows", "formats", "wrong"))
+        for name, count, kind, reason in zip(part.names, windows, kinds, wrong, strict=True):
+            rows += [Row(name, i) for i in range(count)]
+            if reason:
+                bad[name] = reason
+            else:
+                formats[kind] += 1
+        lengths.append(sum(windows))
+    if bad and (strict or not rows):
+        name, reason = next(iter(bad.items()))
+        also = f" ({len(bad)} of {len(images.files)} images are like that)" if len(bad) > 1 else ""
+        raise InputError(f"{images.files[name]} {reason}{also}")
+    loaders = [_loader(part.file) for part in parts]
+    return Features(rows, embedder.width, loaders, lengths, embedder.name, bad, dict(sorted(formats.items())))
+
+
+def _loader(file: Path) -> Callable[[], np.ndarray]:
+    def load() -> np.ndarray:
+        with np.load(file, allow_pickle=False) as content:
+            return content["features"]
+
+    return load

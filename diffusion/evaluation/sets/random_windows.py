@@ -1,0 +1,126 @@
+"""Windows of images, drawn at random, to reconstruct. Letters: B windows, S their side in pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from diffusion.data.index.patch_index import PatchIndex
+from diffusion.data.sampler import Permutation
+from diffusion.data.slides.reader import PlainImage
+from diffusion.evaluation.sets.images import ImageSet
+from diffusion.formats import PATCHES_DIR
+from diffusion.utils.errors import InputError
+from diffusion.utils.seeds import mix_seed
+
+PROBES = 100  # images tried before none of a set counts as usable
+
+
+@dataclass(frozen=True)
+class Images:
+    """Where the originals are: names of files below a folder, looked up one by one."""
+
+    folder: Path
+    count: int
+    name: Callable[[int], str]
+
+    @classmethod
+    def below(cls, folder: Path) -> Images:
+        """All images in a folder and those below it. Raises as `ImageSet.open`."""
+        files = ImageSet.open(folder).files.values()
+        names = [file.relative_to(folder).as_posix() for file in files]
+        return cls(folder, len(names), names.__getitem__)
+
+    @classmethod
+    def of_index(cls, root: Path, index: PatchIndex) -> Images:
+        return cls(root / PATCHES_DIR, len(index), index.name)
+
+
+class Window(NamedTuple):
+    """A square of an image: its file and its top-left pixel."""
+
+    name: str
+    left: int
+    top: int
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.left}, {self.top})"
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Squares of `size` pixels, in the order in which they were drawn. bad: why images were left out, by their names."""
+
+    folder: Path
+    size: int
+    places: list[Window]
+    bad: dict[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def read(self, numbers: Sequence[int]) -> torch.Tensor:
+        """The pixels of some windows, uint8 (B, 3, S, S). Raises MissingError or InputError for files that have changed."""
+        squares = []
+        for name, left, top in (self.places[i] for i in numbers):
+            squares.append(np.array(PlainImage(self.folder / name).read(left, top, self.size)))
+        return torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2)
+
+    def batches(self, batch_size: int) -> Iterator[range]:
+        """The numbers of all windows, so many at a time."""
+        for first in range(0, len(self), batch_size):
+            yield range(first, min(first + batch_size, len(self)))
+
+
+def draw_windows(images: Images, count: int, size: int, seed: int = 0, strict: bool = False) -> Windows:
+    """At most `count` windows at random: one of each image, then, where there are too few images, more of each.
+
+    An image that cannot be read, is not RGB or is smaller than a window is left out, and another one takes its place;
+    strict: it is an error. Windows of one image lie side by side from its top-left corner.
+    Raises InputError for fewer than two windows, and when none of the first images can be used.
+    """
+    bad: dict[str, str] = {}
+    places = list(islice(_windows_in_turn(images, size, seed, strict, bad), count))
+    if len(places) < 2:
+        reason = f"; {next(iter(bad.values()))}" if bad else ""
+        raise InputError(
+            f"{images.folder}: got {len(places)} windows of {size} pixels from {images.count} images, "
+            f"expected at least 2{reason}"
+        )
+    return Windows(images.folder, size, places, bad)
+
+
+def _windows_in_turn(images: Images, size: int, seed: int, strict: bool, bad: dict[str, str]) -> Iterator[Window]:
+    order, left = Permutation(images.count, seed), []
+    for i in map(order, range(images.count)):
+        name = images.name(i)
+        try:
+            windows = _windows_of(images.folder / name, name, size, mix_seed(seed, i))
+        except ValueError as error:  # an InputError is one, and so is what Pillow says of some damage
+            if strict:
+                raise InputError(f"{error}; without --strict it would be left out and named") from None
+            bad[name] = str(error)
+            if len(bad) >= PROBES and not left:
+                raise InputError(f"none of the first {PROBES} images can be used: {error}") from None
+            continue
+        left.append(windows)
+        yield windows.pop()
+    while any(left):
+        for windows in filter(None, left):
+            yield windows.pop()
+
+
+def _windows_of(path: Path, name: str, size: int, seed: int) -> list[Window]:
+    """All windows of an image in a random order."""
+    image = PlainImage(path)
+    columns, rows = image.width // size, image.height // size
+    if not columns * rows:
+        raise InputError(f"{path} has {image.width} x {image.height} pixels, less than a window of {size}")
+    order = np.random.default_rng(seed).permutation(columns * rows).tolist()
+    return [Window(name, place % columns * size, place // columns * size) for place in order]
