@@ -249,7 +249,7 @@ def test_intervals_hold_what_they_should():
     many = [frechet_distance(*draw(100 + i)) for i in range(200)]
     kernel = np.mean([kernel_distance(*draw(100 + i)).value for i in range(200)])
     for i in range(60):
-        low, high = intervals.of_mean(generator.exponential(size=80), seed=i, replicates=400)
+        low, high = intervals.mean_ci(generator.exponential(size=80), seed=i, replicates=400)
         held_mean += low <= 1 <= high
         low, high = intervals.around(*kernel_distance(*draw(i)))
         held_kernel += low <= kernel <= high
@@ -291,9 +291,9 @@ def test_deviations_of_the_same_draws_cancel():
 
 
 def test_interval_of_a_share_is_wilsons():
-    low, high = intervals.of_share(0.3, 10)
-    z, n, p = 1.959964, 10, 0.3
+    low, high = intervals.wilson_ci(3, 10)
+    z, n, p = 1.959963984540054, 10, 0.3
     for bound in (low, high):  # both solve (p - x)^2 = z^2 x (1 - x) / n
         assert (p - bound) ** 2 == pytest.approx(z**2 * bound * (1 - bound) / n, rel=1e-9)
-    assert intervals.of_share(0.0, 96) == (0.0, pytest.approx(z**2 / (96 + z**2), rel=1e-9))
-    assert math.isclose(intervals.of_share(1.0, 50).high, 1.0)
+    assert intervals.wilson_ci(0, 96) == (0.0, pytest.approx(z**2 / (96 + z**2), rel=1e-9))
+    assert math.isclose(intervals.wilson_ci(50, 50).high, 1.0)

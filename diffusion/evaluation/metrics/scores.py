@@ -218,8 +218,8 @@ def add_manifolds(scores: Scores, real: Features, synthetic: Features, seed: int
             # where all are the same, as in no neighbourhood at all, they say nothing of others
             scores.values[name] = mean_of(counts, seed) if np.ptp(counts) else Value(float(counts[0]))
         else:
-            share = float(of_each.mean())
-            scores.values[name] = Value(share, *intervals.of_share(share, len(of_each)))
+            share, hits = float(of_each.mean()), int(of_each.sum())
+            scores.values[name] = Value(share, *intervals.wilson_ci(hits, len(of_each)))
 
 
 def add_pairs(scores: Scores, real: Features, synthetic: Features, seed: int) -> None:
