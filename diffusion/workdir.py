@@ -9,7 +9,8 @@ from pathlib import Path
 
 import torch
 
-from diffusion.config.settings import Config, DataConfig, read_config
+from diffusion.config.files import read_config
+from diffusion.config.settings import Config, DataConfig
 from diffusion.data.batch import PatchItem
 from diffusion.data.datasets.pan_cancer import LARGE_PATCH, PanCancerData, SkipBad
 from diffusion.encoders.embedders import PatchEmbedder

@@ -47,6 +47,18 @@ def write_features(root: Path) -> Path:
     return root
 
 
+@pytest.fixture
+def write_config(tmp_path: Path) -> Callable[[str], Path]:
+    """Write a config file that goes on from the base file."""
+
+    def write(text: str) -> Path:
+        path = tmp_path / "config.py"
+        path.write_text(f"_base_ = [{str(REPOSITORY / 'configs/_base_.py')!r}]\n{text}")
+        return path
+
+    return write
+
+
 @pytest.fixture(scope="session")
 def tissue_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """ROOT with two 1024 and two 256 patches of coloured texture, indexed, without features."""

@@ -18,6 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from diffusion.config.files import dump_config
 from diffusion.config.settings import (
     Config,
     DataConfig,
@@ -27,7 +28,6 @@ from diffusion.config.settings import (
     ScheduleConfig,
     TimestepConfig,
     ValidationConfig,
-    dump_config,
 )
 from diffusion.training.checkpoints.checkpoint import checkpoint_path
 

@@ -19,7 +19,7 @@ from accelerate.commands.launch import launch_command_parser
 from conftest import ON_CPU, REPOSITORY, launcher
 from runs import settings
 
-from diffusion.config.settings import dump_config
+from diffusion.config.files import dump_config
 from diffusion.model import blocks
 
 PROCESSES = {"1_gpu": 1, "8_gpus": 8, "16x8_gpus": 128, "8_gpus_fsdp": 8}

@@ -19,7 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
 from diffusion.cli.parser import output_folder, run, tool_parser
-from diffusion.config.settings import load_config
+from diffusion.config.files import load_config
 from diffusion.formats import CHECKPOINT_PATTERN, CHECKPOINTS_DIR, LAST_WEIGHTS
 from diffusion.training.parallel.preemption import CODE_FILE, EXIT_CODE
 from diffusion.utils.errors import InputError

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import logging
 import os
 import sys
@@ -13,9 +12,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
 from diffusion.cli.parser import DEVICES, Parser, positive_float, positive_int, run, seed_int
-from diffusion.config.settings import Config, load_config
+from diffusion.config.files import load_config, parse_override
+from diffusion.config.settings import Config
 from diffusion.training.parallel.preemption import CODE_FILE, EXIT_CODE
-from diffusion.utils.errors import InputError
 from diffusion.utils.files import atomic_write
 from diffusion.utils.hardware import prepare_device
 from diffusion.utils.launch import start_processes
@@ -94,18 +93,7 @@ def read_settings(args: argparse.Namespace) -> Config:
         "seed": args.seed,
     }
     overrides = {key: value for key, value in named.items() if value is not None}
-    return load_config(args.config, overrides | dict(parse_setting(text) for text in args.set))
-
-
-def parse_setting(text: str) -> tuple[str, object]:
-    """`optimizer.lr=1e-4` -> (`optimizer.lr`, 0.0001); what is no Python literal is a string."""
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise InputError(f"--set {text}: expected KEY=VALUE")
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):  # of `{[]: 1}`, and of deep brackets
-        return key, value
+    return load_config(args.config, overrides | dict(parse_override(text) for text in args.set))
 
 
 def main() -> int:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from diffusion.config.settings import Config, dump_config
+from diffusion.config.files import dump_config
+from diffusion.config.settings import Config
 from diffusion.data.datasets.pan_cancer import PanCancerData, SkipBad, build_dataset
 from diffusion.data.loader import batches_of, training_loader
 from diffusion.data.sampler import BatchStream

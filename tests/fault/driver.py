@@ -23,7 +23,7 @@ import psutil
 from conftest import ON_CPU, REPOSITORY, launcher
 from runs import settings
 
-from diffusion.config.settings import dump_config
+from diffusion.config.files import dump_config
 from diffusion.formats import CHECKPOINTS_DIR
 from diffusion.training.checkpoints.checkpoint import LAST
 

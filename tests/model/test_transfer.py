@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffusion.config.settings import load_config
+from diffusion.config.files import load_config
 from diffusion.model import PixArt, build_model
 from diffusion.model.convert import load_weights
 from diffusion.model.initial_weights import plan_transfer, start_from

@@ -16,6 +16,7 @@ from conftest import WIDTH
 from runs import equal, forget_processes, read, settings
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from diffusion.config.files import read_config
 from diffusion.config.settings import (
     Config,
     DataConfig,
@@ -23,7 +24,6 @@ from diffusion.config.settings import (
     SampleGridConfig,
     ScheduleConfig,
     ValidationConfig,
-    read_config,
 )
 from diffusion.data.batch import PatchBatch, collate
 from diffusion.data.datasets.pan_cancer import build_dataset

@@ -68,7 +68,7 @@ def test_the_limit_saves_and_stops(feature_root, tmp_path, caplog):
 
 
 def test_the_command_line_stops_with_a_code_of_its_own(feature_root, tmp_path):
-    from diffusion.config.settings import dump_config
+    from diffusion.config.files import dump_config
 
     dump_config(settings(feature_root), tmp_path / "config.py")
     common = (
@@ -154,7 +154,7 @@ def test_lost_processes_are_told_from_mistakes():
 
 def test_others_may_not_change_what_is_written(feature_root, tmp_path):
     """Whatever umask a cluster's shells have."""
-    from diffusion.config.settings import dump_config
+    from diffusion.config.files import dump_config
 
     dump_config(settings(feature_root, max_steps=1), tmp_path / "config.py")
     script = f"umask 0; {sys.executable} train_scripts/train_pixcell.py {tmp_path}/config.py --work-dir {tmp_path}/run --device cpu"

@@ -16,14 +16,8 @@ from conftest import ON_CPU, REPOSITORY, write_features
 from PIL import Image
 from runs import equal, forget_processes, launch, logged, read, settings, train_for
 
-from diffusion.config.settings import (
-    DataConfig,
-    OptimizerConfig,
-    PowerEmaConfig,
-    TimestepConfig,
-    ValidationConfig,
-    dump_config,
-)
+from diffusion.config.files import dump_config
+from diffusion.config.settings import DataConfig, OptimizerConfig, PowerEmaConfig, TimestepConfig, ValidationConfig
 from diffusion.data.batch import collate
 from diffusion.data.datasets.pan_cancer import build_dataset
 from diffusion.data.index.patch_index import index_path, write_index

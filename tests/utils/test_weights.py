@@ -13,7 +13,7 @@ from conftest import in_process
 from runs import settings
 from safetensors.torch import load_file, save_file
 
-from diffusion.config.settings import dump_config
+from diffusion.config.files import dump_config
 from diffusion.model import PixArt, build_model
 from diffusion.model.convert import load_weights, save_diffusers, with_positions_of
 from diffusion.model.names import to_diffusers
