@@ -31,7 +31,7 @@ HEAD = ("run", "last step", "last loss", "best validation", "at step", "samples/
 
 def main() -> None:
     args = parse_args()
-    from diffusion.evaluation.reports.training_curves import choose_panels, draw
+    from diffusion.evaluation.reports.training_curves import choose_panels, plot_curves
 
     if args.out.suffix.lower() != ".png":
         raise InputError(f"--out {args.out}: expected the name of a PNG file")
@@ -40,7 +40,7 @@ def main() -> None:
         runs = {name: read(path, args.from_step) for name, path in zip(names, paths, strict=True)}
     panels = choose_panels(runs, args.tags, args.log)
     with atomic_write(args.out) as temporary:
-        temporary.write_bytes(draw(runs, panels))
+        temporary.write_bytes(plot_curves(runs, panels))
     print(format_table([HEAD, *(row(name, curves) for name, curves in runs.items())], "lr"))
     print(f"written: {args.out}")
 

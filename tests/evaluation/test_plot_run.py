@@ -14,10 +14,10 @@ from PIL import Image
 from diffusion.evaluation.reports.curves import Curve, read_curves
 from diffusion.evaluation.reports.style import COLOURS
 from diffusion.evaluation.reports.training_curves import (
-    Panel,
+    CurvePanel,
     choose_panels,
-    draw,
     picture_size,
+    plot_curves,
 )
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.text import format_number, shortest_names
@@ -103,23 +103,23 @@ class TestPanels:
             "b": {"train/samples_per_second": curve(9.0), "validation/loss": curve(1.0), "x": curve(0.0)},
         }
         assert choose_panels(runs) == [
-            Panel(("train/loss",)),
-            Panel(("validation/loss",)),
-            Panel(("train/samples_per_second", "train/data_wait")),
+            CurvePanel(("train/loss",)),
+            CurvePanel(("validation/loss",)),
+            CurvePanel(("train/samples_per_second", "train/data_wait")),
         ]
 
     def test_nothing_skipped_is_nothing_to_see(self):
         bad, skipped = "train/bad_items", "train/skipped_steps"
         fine = {"train/loss": curve(1.0), bad: curve(0.0, 0.0), skipped: curve(0.0)}
-        assert choose_panels({"a": fine}) == [Panel(("train/loss",))]
-        assert choose_panels({"a": fine, "b": fine | {bad: curve(0.0, 2.0)}})[1:] == [Panel((bad,))]
-        assert choose_panels({"a": fine | {skipped: curve(1.0), bad: curve(1.0)}})[1:] == [Panel((bad, skipped))]
+        assert choose_panels({"a": fine}) == [CurvePanel(("train/loss",))]
+        assert choose_panels({"a": fine, "b": fine | {bad: curve(0.0, 2.0)}})[1:] == [CurvePanel((bad,))]
+        assert choose_panels({"a": fine | {skipped: curve(1.0), bad: curve(1.0)}})[1:] == [CurvePanel((bad, skipped))]
 
     def test_chosen_tags(self):
         runs = {"a": {"train/vb": curve(1.0), "x": curve(1.0)}, "b": {"train/loss": curve(1.0)}}
         assert choose_panels(runs, ["x", "train/vb", "x"], log_loss=True) == [
-            Panel(("x",)),
-            Panel(("train/vb",), logarithmic=True),
+            CurvePanel(("x",)),
+            CurvePanel(("train/vb",), logarithmic=True),
         ]
         with pytest.raises(
             InputError, match=r"no run has train/los, did you mean train/loss\? \(there are train/loss, "
@@ -131,10 +131,10 @@ class TestPanels:
     def test_logarithmic_where_something_is_above_0(self):
         values = {"train/loss": curve(-1.0, math.inf), "train/grad_norm": curve(0.0, 0.1)}
         assert choose_panels({"a": values}, log_loss=True) == [
-            Panel(("train/loss",)),
-            Panel(("train/grad_norm",), logarithmic=True),
+            CurvePanel(("train/loss",)),
+            CurvePanel(("train/grad_norm",), logarithmic=True),
         ]
-        assert choose_panels({"a": {"train/grad_norm": curve(math.nan, 0.0)}}) == [Panel(("train/grad_norm",))]
+        assert choose_panels({"a": {"train/grad_norm": curve(math.nan, 0.0)}}) == [CurvePanel(("train/grad_norm",))]
 
 
 class TestPicture:
@@ -142,7 +142,7 @@ class TestPicture:
         of_run = {"train/loss": curve(*np.linspace(1, 0.1, 50)), "train/grad_norm": curve(1.0, 0.5)}
         runs = {"one": of_run, "two": {"train/loss": curve(*np.linspace(0.5, 0.2, 50)), "train/lr": curve(1e-4, 0.0)}}
         panels = choose_panels(runs)
-        content = draw(runs, panels)
+        content = plot_curves(runs, panels)
         picture = Image.open(io.BytesIO(content))
         assert picture.size == picture_size(list(runs), panels) == (2 * 800, 2 * 400 + 2 * 28)
         pixels = np.asarray(picture.convert("RGB"))
@@ -150,21 +150,21 @@ class TestPicture:
             rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
             assert (pixels == rgb).all(-1)[:428, :800].sum() > 500  # a line across the first panel
         assert (pixels[470:, 810:] == 255).all()  # three panels: the last place is empty
-        assert content == draw(runs, panels)
+        assert content == plot_curves(runs, panels)
 
     def test_one_panel_and_a_legend_of_many_rows(self):
         names = [f"a_name_that_takes_a_good_part_of_a_row_{i}" for i in range(10)]
         runs = {name: {"train/loss": curve(1.0, i)} for i, name in enumerate(names)}
         panels = choose_panels(runs)
         assert picture_size(names, panels) == (800, 400 + 11 * 28)
-        assert Image.open(io.BytesIO(draw(runs, panels))).size == (800, 400 + 11 * 28)
+        assert Image.open(io.BytesIO(plot_curves(runs, panels))).size == (800, 400 + 11 * 28)
 
     @pytest.mark.filterwarnings("error")
     @pytest.mark.parametrize("values", [[math.nan], [math.inf, -math.inf], [0.0], [-1.0, 1.0], [1e-30, 3e38]], ids=str)
     def test_any_values_can_be_drawn(self, values):
         tags = ("train/loss", "train/grad_norm", "train/lr", "train/samples_per_second", "train/data_wait", "x")
         runs = {"a": {tag: curve(*values) for tag in tags}}
-        draw(runs, [*choose_panels(runs, log_loss=True), *choose_panels(runs, ["train/data_wait", "x"])])
+        plot_curves(runs, [*choose_panels(runs, log_loss=True), *choose_panels(runs, ["train/data_wait", "x"])])
 
     def test_short_numbers(self):
         told = {

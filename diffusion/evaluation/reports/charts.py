@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,14 +9,14 @@ from typing import TYPE_CHECKING
 from diffusion.evaluation.metrics.distances import Extrapolation
 from diffusion.evaluation.metrics.pairs import Pairs
 from diffusion.evaluation.reports.curves import Curve
+from diffusion.evaluation.reports.style import FAINT, figure_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK = "#7d8590"
+NEUTRAL = "#7d8590"  # reads on a light page and on a dark one
 BLUE, ORANGE = "#3b82f6", "#d9730d"
-DPI = 150
 DODGE = 0.008  # of a plot's width, between the intervals of two lines
 
 
@@ -27,26 +26,24 @@ def new_chart(width: float = 8, height: float = 3.2) -> tuple[Figure, Axes]:
 
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.add_subplot()
-    axes.tick_params(colors=INK)
+    axes.tick_params(colors=NEUTRAL)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(INK)
+    axes.spines[["left", "bottom"]].set_color(NEUTRAL)
     return figure, axes
 
 
 def finish(figure: Figure, axes: Axes, x: str, y: str, legend: bool = True) -> bytes:
-    axes.set_xlabel(x, color=INK)
-    axes.set_ylabel(y, color=INK)
+    axes.set_xlabel(x, color=NEUTRAL)
+    axes.set_ylabel(y, color=NEUTRAL)
     if legend:
-        axes.legend(frameon=False, labelcolor=INK)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=DPI, transparent=True, metadata={"Software": None})
-    return picture.getvalue()
+        axes.legend(frameon=False, labelcolor=NEUTRAL)
+    return figure_png(figure, dpi=150, transparent=True)
 
 
 def plot_losses(training: Curve, validation: Curve | None = None) -> bytes:
     """A run's training loss, each logged value and smoothed; and its loss on held-out samples, if it took one."""
     figure, axes = new_chart()
-    axes.plot(training.steps, training.values, color=INK, alpha=0.45, linewidth=0.8, label="each logged step")
+    axes.plot(training.steps, training.values, color=NEUTRAL, alpha=0.45, linewidth=0.8, label="each logged step")
     axes.plot(training.steps, training.smoothed(), color=BLUE, linewidth=1.8, label="smoothed")
     if validation is not None:
         axes.plot(
@@ -62,7 +59,10 @@ def plot_similarity(pairs: Pairs) -> bytes:
     figure, axes = new_chart()
     low, high = min(pairs.similarity.min(), pairs.random.min()), max(pairs.similarity.max(), pairs.random.max())
     bins = np.linspace(low, high + 1e-6, 41)
-    for values, colour, label in ((pairs.random, INK, "random pairs"), (pairs.similarity, BLUE, "real and its sample")):
+    for values, colour, label in (
+        (pairs.random, NEUTRAL, "random pairs"),
+        (pairs.similarity, BLUE, "real and its sample"),
+    ):
         axes.hist(values, bins=bins, color=colour, alpha=0.65, label=f"{label}, mean {values.mean():.3f}")
     return finish(figure, axes, "cosine similarity", "pairs")
 
@@ -74,7 +74,9 @@ def plot_extrapolation(extrapolation: Extrapolation, count: int) -> bytes:
     axes.plot(inverse, extrapolation.distances, "o", color=BLUE, markersize=4, label="at shares of the images")
     slope = (extrapolation.distances[-1] - extrapolation.value) / inverse[-1]
     ends = [0, max(inverse)]
-    axes.plot(ends, [extrapolation.value + slope * end for end in ends], color=INK, linewidth=1, label="extrapolated")
+    axes.plot(
+        ends, [extrapolation.value + slope * end for end in ends], color=NEUTRAL, linewidth=1, label="extrapolated"
+    )
     axes.plot([0], [extrapolation.value], "o", color=ORANGE, label=f"infinitely many: {extrapolation.value:.4g}")
     axes.set_xlim(left=0)
     return finish(figure, axes, "1 / images", "Fréchet distance")
@@ -123,16 +125,14 @@ def plot_panels(panels: Sequence[Panel], xlabel: str, ticks: Mapping[str, float]
             axes.plot([place], [value], "o", color=ORANGE, markersize=12, fillstyle="none", markeredgewidth=2)
             axes.set_title(f"best {value:.4g}", loc="right", fontsize=10, color=ORANGE)
         axes.set_xlabel(xlabel)
-        axes.grid(axis="y", color="#d8dee4", linewidth=0.6)
+        axes.grid(axis="y", color=FAINT, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(x=0.06)
         axes.set_xticks(list(ticks.values()), list(ticks))
     if len(panels[0].lines) > 1:
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=3, frameon=False, fontsize=9)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=110, metadata={"Software": None})
-    return picture.getvalue()
+    return figure_png(figure, dpi=110)
 
 
 def _draw_line(axes: Axes, line: Line, colour: str, aside: float) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from diffusion.evaluation.metrics.classification import METRICS
 from diffusion.evaluation.metrics.intervals import Value
 from diffusion.evaluation.probe import PROBES, Probed
-from diffusion.evaluation.reports.style import COLOURS, DPI, FAINT, INK, SOFT
+from diffusion.evaluation.reports.style import COLOURS, DPI, FAINT, INK, SOFT, figure_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -109,9 +109,7 @@ def draw(results: Results, chance: Mapping[str, float]) -> bytes:
     ]
     handles.append(Line2D([], [], color=SOFT, linestyle="--", linewidth=1, label="chance"))
     figure.legend(handles=handles, loc="outside upper left", ncols=3, frameon=False, labelcolor=INK, fontsize=11)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=DPI, metadata={"Software": None})
-    return picture.getvalue()
+    return figure_png(figure)
 
 
 def _draw_panel(
