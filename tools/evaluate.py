@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
 from diffusion.cli.parser import Parser, default_root, natural_int, run
-from diffusion.cli.sampling_options import GROUPS, of_training, patch_sampler_parser
+from diffusion.cli.sampling_options import (
+    GROUPS,
+    condition_arguments,
+    of_training,
+    patch_sampler_parser,
+    session_arguments,
+    solver_arguments,
+)
 from diffusion.cli.scoring_options import scoring_options
 from diffusion.formats import METRICS, REAL_DIR, SYNTHETIC_DIR, WINDOW
 from diffusion.utils.hardware import prepare_device
@@ -70,11 +77,17 @@ def main() -> None:
 
 def sample(args: argparse.Namespace) -> list[str]:
     """Fill OUT/samples from the run, and have it scored; return what is to be known of it, in sentences."""
-    from diffusion.generation.session import sample_patches
+    from diffusion.generation.output_folder import Folder
+    from diffusion.generation.sample_patches import sample_patches
+    from diffusion.generation.session import ConditionSource, open_session
+    from diffusion.generation.solver import Solver
 
-    args.out_dir = args.out / "samples"
-    size = sample_patches(args, sizes=(256, 512, 1024), needs_real=True)
-    args.real, args.syn = args.out_dir / REAL_DIR, args.out_dir / SYNTHETIC_DIR
+    source = ConditionSource(**condition_arguments(args))
+    session = open_session(**session_arguments(args), solver=Solver(**solver_arguments(args)))
+    samples, sizes = args.out / "samples", (256, 512, 1024)
+    folder = Folder(samples, args.format)
+    size = sample_patches(session, source, folder, sizes, args.n_images, args.count, args.batch_size, needs_real=True)
+    args.real, args.syn = samples / REAL_DIR, samples / SYNTHETIC_DIR
     if size > WINDOW and args.on_size == "refuse":
         args.on_size = "windows"
     return of_training(args)

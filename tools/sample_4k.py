@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
 from diffusion.cli.parser import positive_float, positive_int, run
-from diffusion.cli.sampling_options import sampler_parser
+from diffusion.cli.sampling_options import sampler_parser, session_arguments, solver_arguments
 from diffusion.formats import REAL_DIR, SYNTHETIC_DIR, WINDOW
 from diffusion.utils.errors import InputError
 
 if TYPE_CHECKING:
-    from diffusion.generation.conditions import Condition, Region
+    from diffusion.generation.conditions import Condition
+    from diffusion.generation.regions import Region
     from diffusion.generation.session import Origin, Session
 
 EXAMPLES = """  python tools/sample_4k.py --output_dir samples_4k --num_samples 100 --num_timesteps 20 --guidance_scale 2 \\
@@ -81,21 +82,22 @@ def main() -> None:
 
     from tqdm import tqdm
 
-    from diffusion.generation.conditions import region_bands
     from diffusion.generation.generators import LargeImageMaker
     from diffusion.generation.image_files import LARGEST_PNG, write_picture
     from diffusion.generation.output_folder import Folder
+    from diffusion.generation.regions import region_bands
     from diffusion.generation.session import open_session
+    from diffusion.generation.solver import Solver
     from diffusion.utils.hardware import describe_device, windows_per_pass
 
-    session = open_session(args)
+    session = open_session(**session_arguments(args), solver=Solver(**solver_arguments(args)))
     state, side = session.state, session.run.config.input_size
     rows, columns = args.height // WINDOW, args.width // WINDOW
     stride = args.sliding_window_size or side // 2
-    batch_size = args.batch_size or windows_per_pass(state.device, side)
+    batch_size = args.batch_size or windows_per_pass(session.device, side)
     make = LargeImageMaker(session.run, session.codec, args.seed, session.solver, stride, batch_size, args.decode_tile)
     windows = len(make.windows(rows, columns).corners)
-    on = describe_device(state.device, state.num_processes, args.precision)
+    on = describe_device(session.device, state.num_processes, args.precision)
     state.print(
         f"{session.run.folder}: {args.height} x {args.width} pixels, {windows} windows, {batch_size} at once, on {on}"
     )
@@ -110,7 +112,7 @@ def main() -> None:
         )
 
     with open_region(args, state.print) as region:
-        condition_of, origin = choose_conditions(session, region, rows, columns)
+        condition_of, origin = choose_conditions(args, session, region, rows, columns)
         large = max(args.height, args.width) > LARGEST_PNG
         folder = Folder(args.out_dir, "tiff" if args.format == "tiff" or (args.format == "auto" and large) else "png")
         todo = folder.missing(args.n_images, has_real=lambda i: region is not None)
@@ -142,7 +144,7 @@ def main() -> None:
 def open_region(args: argparse.Namespace, say: Callable[[str], None]) -> Iterator[Region | None]:
     """The part of a slide or image that conditions, if one does. Raises MissingError, or InputError when it is too small."""
     from diffusion.data.slides.reader import PlainImage, open_slide
-    from diffusion.generation.conditions import Region
+    from diffusion.generation.regions import Region
 
     path = args.slide or args.reference
     if path is None:
@@ -164,15 +166,15 @@ def open_region(args: argparse.Namespace, say: Callable[[str], None]) -> Iterato
 
 
 def choose_conditions(
-    session: Session, region: Region | None, rows: int, columns: int
+    args: argparse.Namespace, session: Session, region: Region | None, rows: int, columns: int
 ) -> tuple[Callable[[int], Condition], Origin]:
     """Choose the condition of picture i, a grid of tokens (rows, columns, D); and say what conditions are of."""
-    from diffusion.generation.conditions import Condition, embed_region, neighbourhood, read_tokens_file
-    from diffusion.generation.session import Origin, open_index, origin_of
+    from diffusion.generation.conditions import Condition, neighbourhood, read_tokens_file
+    from diffusion.generation.regions import embed_region
+    from diffusion.generation.session import ConditionSource, Origin, open_index, origin_of
 
-    args = session.args
     if region is None and args.tokens is None:
-        dataset = open_index(session)
+        dataset = open_index(session, ConditionSource())
         return lambda i: neighbourhood(dataset, i, args.seed, rows, columns), origin_of(dataset)
     path = args.tokens or args.slide or args.reference
     origin = session.origin([path], embedded=region is not None)

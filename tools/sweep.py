@@ -19,7 +19,13 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
 from diffusion.cli.parser import default_root, finite_float, natural_int, positive_float, positive_int, run
-from diffusion.cli.sampling_options import of_training, patch_sampler_parser
+from diffusion.cli.sampling_options import (
+    condition_arguments,
+    of_training,
+    patch_sampler_parser,
+    session_arguments,
+    solver_arguments,
+)
 from diffusion.cli.scoring_options import scoring_options
 from diffusion.formats import REAL_DIR, SOLVERS, SYNTHETIC_DIR, WINDOW
 from diffusion.utils.content import fingerprint_file
@@ -84,10 +90,13 @@ def main() -> None:
 
 def claim(args: argparse.Namespace, checkpoint: Path) -> None:
     """Have a folder be of one sweep: its points share conditions and tissue. Raises InputError naming what differs."""
-    from diffusion.generation.session import find_origin, open_session
+    from diffusion.generation.session import ConditionSource, find_origin, open_session
+    from diffusion.generation.solver import Solver
 
-    session = open_session(argparse.Namespace(**{**vars(args), "checkpoint": checkpoint}))
-    now = {"n_images": args.n_images, "seed": args.seed, **find_origin(session).content}
+    source = ConditionSource(**condition_arguments(args))
+    solver = Solver(**solver_arguments(args))
+    session = open_session(**{**session_arguments(args), "checkpoint": checkpoint}, solver=solver)
+    now = {"n_images": args.n_images, "seed": args.seed, **find_origin(session, source).content}
     file = args.out / "conditions.json"
     before = read_json(file, "record of conditions", f"name another --out than {args.out}") if file.is_file() else now
     if before.keys() >= PLACES:  # of a version that went by paths
@@ -128,18 +137,30 @@ def compute(
     from diffusion.evaluation.measure import REAL, SYNTHETIC, Options, measure, summary
     from diffusion.evaluation.sets.embedding import Timing
     from diffusion.evaluation.sets.images import ImageSet
-    from diffusion.generation.session import sample_patches
+    from diffusion.generation.output_folder import Folder
+    from diffusion.generation.sample_patches import sample_patches
+    from diffusion.generation.session import ConditionSource, open_session
+    from diffusion.generation.solver import Solver
 
     folder, real = args.out / "points" / point.name, args.real or args.out / REAL_DIR
     has_real = args.real is not None or count(real) >= args.n_images
     if has_real and is_done(folder, point, checkpoint, args, embedders):
         return
     state.wait_for_everyone()  # all have looked before one of them writes
-    chosen = dict(checkpoint=checkpoint, sampling_algo=point.solver, sampling_steps=point.steps, format="png")
-    chosen |= dict(guidance_strength=point.guidance, guidance_interval=point.interval, out_dir=folder)
-    settings = argparse.Namespace(**{**vars(args), **chosen})
+    source = ConditionSource(**condition_arguments(args))
+    solver = Solver(point.steps, point.guidance, point.solver, point.interval, args.precision)
+    session = open_session(**{**session_arguments(args), "checkpoint": checkpoint}, solver=solver)
+    output = Folder(folder, "png", tissue=real)
     size = sample_patches(
-        settings, sizes=(256, 512, 1024), with_real=not has_real, tissue=real, needs_real=not has_real
+        session,
+        source,
+        output,
+        sizes=(256, 512, 1024),
+        count=args.n_images,
+        index_count=args.n_images,
+        batch_size=args.batch_size,
+        with_real=not has_real,
+        needs_real=not has_real,
     )
     fit = "windows" if size > WINDOW and args.on_size == "refuse" else args.on_size
     sources = {REAL: ImageSet.open(real, fit), SYNTHETIC: ImageSet.open(folder / SYNTHETIC_DIR, fit)}

@@ -9,7 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
 from diffusion.cli.parser import natural_int, output_file, run
-from diffusion.cli.sampling_options import sampler_parser
+from diffusion.cli.sampling_options import sampler_parser, session_arguments, solver_arguments
 from diffusion.utils.errors import InputError
 
 EXAMPLES = """  python tools/vary.py tissue.png --workdir output/256 --variations 6
@@ -41,9 +41,10 @@ def main() -> None:
     from diffusion.generation.generators import ImageMaker
     from diffusion.generation.image_files import image_kind, labelled_grid, save_image
     from diffusion.generation.session import open_session
+    from diffusion.generation.solver import Solver
 
     image_kind(args.out)  # better now than after all is sampled
-    session = open_session(args)
+    session = open_session(**session_arguments(args), solver=Solver(**solver_arguments(args)))
     originals = from_images(args.images, session.embedder, session.run.config.image_size)
     # Column by column the same noise, so that what differs within a column is the condition's doing.
     jobs = [(original, f"variation {n}", n) for original in originals for n in range(args.variations)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from diffusion.cli.parser import Parser, finite_float, natural_int, output_folder, path_text, positive_int, tool_parser
 from diffusion.formats import DEFAULT_SOLVER, LAST_WEIGHTS, PRECISIONS, SOLVERS
@@ -101,3 +102,34 @@ def of_training(args: argparse.Namespace) -> list[str]:
         "Conditions and real images are of the index that the run was trained on; name held-out ones with "
         "--patch_names_file or --subset_keys."
     ]
+
+
+def solver_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of `generation.solver.Solver` that the options give."""
+    return {
+        "steps": args.sampling_steps,
+        "guidance": args.guidance_strength,
+        "algorithm": args.sampling_algo,
+        "guidance_interval": tuple(args.guidance_interval) if args.guidance_interval else None,
+        "precision": args.precision,
+    }
+
+
+def session_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of `generation.session.open_session` that the options give, but for the solver."""
+    same = ("workdir", "checkpoint", "seed", "root", "vae", "encoder", "device", "gpu_id")
+    return {
+        **{name: getattr(args, name) for name in same},
+        "averaged": args.weights == "ema",
+        "compiled": args.compile,
+    }
+
+
+def condition_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of `generation.session.ConditionSource` that the options of patch samplers give."""
+    index = ("data_root", "patch_names_file", "features_dir", "subset_keys")
+    return {
+        "images": args.images or (),
+        "tokens": args.tokens or (),
+        **{name: getattr(args, name) for name in index},
+    }

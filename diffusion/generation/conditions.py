@@ -5,11 +5,10 @@ Letters: L tokens of an image, D their width, S its side in pixels, R x K tokens
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +19,10 @@ from diffusion.data.index.patch_index import index_keys, index_path, split_key
 from diffusion.data.sampler import Draw, Permutation
 from diffusion.data.slides.cutting import places_apart
 from diffusion.data.slides.patches import neighbour
-from diffusion.data.slides.reader import PlainImage, Slide
+from diffusion.data.slides.reader import PlainImage
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.formats import PATCHES_DIR, WINDOW
+from diffusion.generation.regions import Region, embed_region
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.seeds import mix_seed
 
@@ -63,6 +63,23 @@ class IndexConditions(Sequence[Condition]):
     def _sample(self, i: int) -> int:
         round_, place = divmod(i, len(self))
         return Permutation(len(self), mix_seed(self.seed, round_))(place)
+
+
+class Repeated(Sequence[Condition]):
+    """Some conditions, begun again when they are through."""
+
+    def __init__(self, conditions: Sequence[Condition]):
+        self.conditions = conditions
+
+    def __len__(self) -> int:
+        return len(self.conditions)
+
+    def __getitem__(self, i: int) -> Condition:
+        return self.conditions[i % len(self.conditions)]
+
+    def has_pixels(self, i: int) -> bool:
+        """Tell whether condition `i` carries its tissue."""
+        return self[i].pixels is not None
 
 
 def open_conditions(arguments: dict[str, Any], keys: list[str] | None) -> PanCancerData:
@@ -138,37 +155,6 @@ def read_tokens_file(path: Path) -> torch.Tensor:
     if not values.isfinite().all():
         raise InputError(f"{path} holds numbers that are not finite")
     return values
-
-
-class Region(NamedTuple):
-    """A part of a slide from pixel x, y on."""
-
-    slide: Slide
-    x: int
-    y: int
-
-    def window(self, row: int, column: int) -> np.ndarray:
-        """One of its 256-pixel windows, uint8 (256, 256, 3)."""
-        return np.asarray(self.slide.read(self.x + WINDOW * column, self.y + WINDOW * row, WINDOW))
-
-
-def embed_region(
-    region: Region, rows: int, columns: int, embedder: PatchEmbedder, batch_size: int = 64
-) -> torch.Tensor:
-    """Tokens (rows, columns, D), float32 on the CPU, of a region's windows."""
-    places = list(product(range(rows), range(columns)))
-    tokens = []
-    for first in range(0, len(places), batch_size):
-        windows = np.stack([region.window(*place) for place in places[first : first + batch_size]])
-        tokens.append(embedder.embed(torch.from_numpy(windows).permute(0, 3, 1, 2)).cpu())
-    return torch.cat(tokens).unflatten(0, (rows, columns))
-
-
-def region_bands(region: Region, rows: int, columns: int) -> Iterator[torch.Tensor]:
-    """The pixels of a region from the top down, in bands (3, 256, 256 * columns), uint8."""
-    for row in range(rows):
-        band = np.concatenate([region.window(row, column) for column in range(columns)], axis=1)
-        yield torch.from_numpy(band).permute(2, 0, 1)
 
 
 def neighbourhood(dataset: PanCancerData, i: int, seed: int, rows: int, columns: int) -> Condition:

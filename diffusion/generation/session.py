@@ -1,10 +1,8 @@
-"""What the tools that sample share once their options are parsed: the run they open, and the folders they fill."""
+"""A run opened for sampling, and what its samples are conditioned on."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,224 +16,218 @@ from tqdm import tqdm
 from diffusion.data.datasets.pan_cancer import PanCancerData
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import LatentCodec
-from diffusion.formats import SYNTHETIC_DIR
-from diffusion.generation.conditions import Condition, IndexConditions, from_images, from_token_files, open_conditions
-from diffusion.generation.generators import ImageMaker
-from diffusion.generation.output_folder import Folder
+from diffusion.formats import LAST_WEIGHTS
+from diffusion.generation.conditions import (
+    IndexConditions,
+    Repeated,
+    from_images,
+    from_token_files,
+    open_conditions,
+)
 from diffusion.generation.solver import Solver
 from diffusion.utils.content import fingerprint_file
 from diffusion.utils.errors import InputError, MissingError
-from diffusion.utils.hardware import describe_device, prepare_device, suggest_batch_size
+from diffusion.utils.hardware import prepare_device, suggest_batch_size
 from diffusion.utils.launch import start_processes
 from diffusion.workdir import Run, check_shape, check_tokens, default_work_dir, load_codec, load_embedder, open_run
-
-LOOKED_AT = 16  # conditions of which one must have its tissue, where that is needed
 
 
 @dataclass(frozen=True)
 class Session:
-    """A run opened for sampling as the command line says, on this process's device."""
+    """A run opened for sampling on this process's device, with its codec, and how it is sampled.
 
-    args: argparse.Namespace
+    encoder: name or path of the embedder of images and slides; None: the one that the run's features came from.
+    compiled: whether the network is; averaged: whether it has the averaged weights of a checkpoint that holds both.
+    """
+
     state: PartialState
     run: Run
     codec: LatentCodec
     solver: Solver
+    seed: int
+    root: Path
+    encoder: str | None = None
+    compiled: bool = False
+    averaged: bool = True
 
     @property
-    def root(self) -> Path:
-        return self.args.root or self.run.config.data_root
+    def device(self) -> torch.device:
+        """The device of the network."""
+        return self.run.null_tokens.device
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """What every picture of a folder has in common, wherever weights and data lie."""
+        """What every image of a folder has in common, wherever weights and data lie."""
         solver = self.solver
         return {
-            "seed": self.args.seed,
+            "seed": self.seed,
             "sampling_steps": solver.steps,
             "guidance_strength": solver.guidance,
             "guidance_interval": solver.guidance_interval,
             "sampling_algo": solver.algorithm,
             "precision": solver.precision,
-            **({"compiled": True} if self.args.compile else {}),  # which rounds otherwise
-            **({"averaged": False} if self.args.weights == "raw" else {}),
+            **({"compiled": True} if self.compiled else {}),  # which rounds otherwise
+            **({} if self.averaged else {"averaged": False}),
             "weights": self.run.fingerprint,
             "vae_weights": self.codec.fingerprint,
         }
 
     @property
     def places(self) -> dict[str, Any]:
-        """Where codec and weights are now: for readers of the settings, and to know the folders of older versions by."""
+        """Where codec and weights are now: for readers of the settings, and to recognise folders of older versions by."""
         checkpoint = self.run.checkpoint
         time = checkpoint.stat().st_mtime_ns
         return {"vae": self.codec.name, "checkpoint": str(checkpoint.resolve()), "checkpoint_time": time}
 
     def note(self, number: int) -> dict[str, Any]:
-        """Return what a picture says of itself; no paths of this machine but the names of run and weights."""
+        """Return the metadata of an image's file: names of run and weights, and no paths of this machine."""
         names = {"run": self.run.folder.resolve().name, "checkpoint": self.run.checkpoint.name}
         return {**self.settings, **names, "number": number, "vae": Path(self.codec.name).name}
 
     def advise(self, batch: int) -> None:
-        """Tell, in the main process, of a larger batch that would fit, after one of `batch`."""
+        """Print, in the main process, a larger batch that would fit, after one of `batch`."""
         model = self.run.model
         copies = 0 if self.solver.precision == "fp32" else 2 * sum(each.numel() for each in model.parameters())
-        advice = suggest_batch_size(batch, self.run.null_tokens.device, copies)
+        advice = suggest_batch_size(batch, self.device, copies)
         if advice and self.state.is_main_process:
             tqdm.write(advice)
 
     @cached_property
     def embedder(self) -> PatchEmbedder:
-        return load_embedder(self.run.config, self.run.null_tokens.device, self.root, self.args.encoder)
+        """The embedder of images and slides. Raises MissingError, InputError."""
+        return load_embedder(self.run.config, self.device, self.root, self.encoder)
 
     def origin(self, paths: Sequence[Path], embedded: bool) -> dict[str, Any]:
-        """What tells conditions from files apart: the files' content and, of what is embedded now, the embedder's."""
+        """Return what identifies conditions of files: the files' content and, of what is embedded now, the embedder.
+
+        Raises MissingError.
+        """
         for path in paths:
             if not path.is_file():
                 there = "is a folder: name the files in it" if path.is_dir() else "is not there"
                 raise MissingError(f"no file {path} to condition on: it {there}")
-        about = {"conditions": [[path.name, fingerprint_file(path)] for path in paths]}
-        return {**about, "encoder": [self.embedder.name, self.embedder.fingerprint]} if embedded else about
+        content = {"conditions": [[path.name, fingerprint_file(path)] for path in paths]}
+        return {**content, "encoder": [self.embedder.name, self.embedder.fingerprint]} if embedded else content
 
 
-def open_session(args: argparse.Namespace) -> Session:
-    """Open a run as the command line says. Raises MissingError, InputError for a run, weights, codec, device or solver that cannot be."""
-    device = prepare_device(args.device)
-    state = start_processes(device)
-    device = state.device
-    if args.gpu_id is not None and device.type == "cuda" and state.num_processes == 1:
+def open_session(
+    workdir: Path | None = None,
+    checkpoint: Path = Path(LAST_WEIGHTS),
+    solver: Solver | None = None,
+    *,
+    seed: int = 0,
+    averaged: bool = True,
+    compiled: bool = False,
+    root: Path | None = None,
+    vae: str | None = None,
+    encoder: str | None = None,
+    device: str = "auto",
+    gpu_id: int | None = None,
+) -> Session:
+    """Open a run for sampling.
+
+    workdir: of a training run, or released weights; None: the default one. checkpoint: relative to it. averaged: which
+    weights of a checkpoint that holds both. compiled: compile the network. root: of data and codec, None: the run's.
+    vae, encoder: other ones than the run's. device: as the option --device; gpu_id: which GPU of several.
+    Raises MissingError, InputError for a run, weights, codec or device that cannot be opened.
+    """
+    solver = solver or Solver()
+    place = prepare_device(device)
+    state = start_processes(place)
+    place = torch.device(state.device or place)
+    if gpu_id is not None and place.type == "cuda" and state.num_processes == 1:
         count = torch.cuda.device_count()
-        if args.gpu_id >= count:
-            raise InputError(f"--gpu_id {args.gpu_id}: this machine has {count} GPUs, counted from 0")
-        device = torch.device("cuda", args.gpu_id)
-        torch.cuda.set_device(device)
-    if args.precision == "fp16" and device.type == "cpu":
+        if gpu_id >= count:
+            raise InputError(f"--gpu_id {gpu_id}: this machine has {count} GPUs, counted from 0")
+        place = torch.device("cuda", gpu_id)
+        torch.cuda.set_device(place)
+    if solver.precision == "fp16" and place.type == "cpu":
         raise InputError("--precision fp16 needs a GPU; on a CPU take fp32, or bf16 where the processor has it")
-    interval = tuple(args.guidance_interval) if args.guidance_interval else None
-    solver = Solver(args.sampling_steps, args.guidance_strength, args.sampling_algo, interval, args.precision)
-    run = open_run(args.workdir or default_work_dir(), args.checkpoint, device, ema=args.weights == "ema")
-    if args.compile:
+    run = open_run(workdir or default_work_dir(), checkpoint, place, ema=averaged)
+    if compiled:
         run.model.compile_blocks()
     config = run.config
-    if args.vae:  # its own scale goes with it
-        config = dataclasses.replace(config, vae_pretrained=args.vae, scale_factor=None, shift_factor=None)
-    codec = load_codec(config, device, args.root or config.data_root)
-    return Session(args, state, run, codec, solver)
+    if vae:  # its own scale goes with it
+        config = dataclasses.replace(config, vae_pretrained=vae, scale_factor=None, shift_factor=None)
+    root = root or config.data_root
+    return Session(state, run, load_codec(config, place, root), solver, seed, root, encoder, compiled, averaged)
 
 
-def open_index(session: Session) -> PanCancerData:
-    """Open the run's data set, or the one that the command line names, and hold it against the network."""
-    args, config = session.args, session.run.config
-    arguments = {**config.data_arguments, "root": getattr(args, "data_root", None) or session.root}
-    for name in ("patch_names_file", "features_dir"):
-        arguments[name] = getattr(args, name, None) or arguments[name]
-    dataset = open_conditions(arguments, getattr(args, "subset_keys", None))
-    check_tokens(config, dataset)
-    return dataset
+@dataclass(frozen=True)
+class ConditionSource:
+    """Where conditions come from: image files, files of tokens, or else an index, by default the run's.
 
-
-def sample_patches(
-    args: argparse.Namespace,
-    sizes: Sequence[int],
-    with_real: bool = True,
-    tissue: Path | None = None,
-    needs_real: bool = False,
-) -> int:
-    """Fill a folder with images of the network's own size, which must be one of `sizes`; go on where one was left.
-
-    with_real: whether tissue that conditions is written, too; tissue: another folder for it than `real` beside them;
-    needs_real: whether to refuse conditions without.
-    Returns the size.
+    data_root, patch_names_file, features_dir, subset_keys: of another index than the run's, as the options call them.
+    Raises InputError when both images and tokens are given.
     """
-    if args.images and args.tokens:
-        raise InputError("--images and --tokens: one of them conditions; give one")
-    session = open_session(args)
-    config, state = session.run.config, session.state
-    if config.image_size not in sizes:
-        known = " and ".join(str(size) for size in sizes)
-        raise InputError(f"{session.run.folder} was trained at {config.image_size} pixels: this tool samples {known}")
-    conditions, origin = choose_conditions(session, with_real)
-    count = args.n_images or (args.count if isinstance(conditions, IndexConditions) else len(conditions))
 
-    if needs_real and not any(map(conditions.has_pixels, range(min(count, LOOKED_AT)))):
-        raise InputError(
-            f"the patches that condition have no images in {session.root / 'patches'}, so there is nothing to score samples "
-            "against; put them there, or score against other tissue with --real"
-        )
-    folder = Folder(args.out_dir, args.format, tissue)
-    todo = folder.missing(count, conditions.has_pixels)
-    if state.is_main_process:
-        settings = {"pictures": "patches", **session.settings, "format": args.format}
-        folder.claim({**settings, **origin.content}, {**session.places, **origin.places})
-    on = describe_device(state.device, state.num_processes, args.precision)
-    state.print(f"{count - len(todo)} of {count} images are there; sampling {len(todo)} on {on}")
-    state.wait_for_everyone()  # every process has looked before one of them writes
-    make = ImageMaker(session.run, session.codec, conditions, args.seed, session.solver)
-    mine = todo[state.process_index :: state.num_processes]
-    with tqdm(total=len(mine), unit="image", disable=not state.is_main_process) as progress:
-        for first in range(0, len(mine), args.batch_size):
-            for i, condition, pixels in make.images(mine[first : first + args.batch_size]):
-                folder.write(i, condition, pixels, session.note(i))
-                progress.update()
-            if first == 0 and args.batch_size < len(mine):
-                session.advise(args.batch_size)
-    state.wait_for_everyone()
-    if state.is_main_process:
-        report(args.out_dir / SYNTHETIC_DIR, folder.real, conditions, count)
-    return config.image_size
+    images: Sequence[Path] = ()
+    tokens: Sequence[Path] = ()
+    data_root: Path | None = None
+    patch_names_file: str | None = None
+    features_dir: str | None = None
+    subset_keys: Sequence[str] | None = None
+
+    def __post_init__(self):
+        if self.images and self.tokens:
+            raise InputError("--images and --tokens: one of them conditions; give one")
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """The files that condition; none of an index."""
+        return self.images or self.tokens
 
 
 class Origin(NamedTuple):
-    """What conditions are of: what tells them from others wherever they lie, and where they lie."""
+    """What identifies conditions wherever they lie, and where they lie."""
 
     content: dict[str, Any]
     places: dict[str, Any]
 
 
-def report(samples: Path, real: Path, conditions: IndexConditions | Repeated, count: int) -> None:
-    """Print how many images there are, and of how many the tissue is there to compare with."""
-    names = set(os.listdir(samples))
-    tissue = len(names & set(os.listdir(real))) if real.is_dir() else 0
-    of_them = "them" if tissue == count else f"{tissue} of them"
-    print(f"{count} images in {samples}" + (f", the tissue that conditioned {of_them} in {real}" if tissue else ""))
-    if isinstance(conditions, IndexConditions) and conditions.pixels and tissue < count:
-        print(
-            f"{count - tissue} patches have no image in {conditions.dataset.root / 'patches'}: nothing to compare with"
-        )
+def open_index(session: Session, source: ConditionSource) -> PanCancerData:
+    """Open the run's data set, or the one that the source names, and check it against the network. Raises InputError."""
+    config = session.run.config
+    arguments = {**config.data_arguments, "root": source.data_root or session.root}
+    for name in ("patch_names_file", "features_dir"):
+        arguments[name] = getattr(source, name) or arguments[name]
+    dataset = open_conditions(arguments, None if source.subset_keys is None else list(source.subset_keys))
+    check_tokens(config, dataset)
+    return dataset
 
 
-def choose_conditions(session: Session, pixels: bool = True) -> tuple[IndexConditions | Repeated, Origin]:
-    """Take the conditions of image files, of files of tokens, or of the index; and say what they are of.
+def choose_conditions(
+    session: Session, source: ConditionSource, pixels: bool = True
+) -> tuple[IndexConditions | Repeated, Origin]:
+    """Return the conditions of a source, and what identifies them. pixels: whether they carry the tissue that they are of.
 
-    pixels: whether they carry the tissue that they are of.
+    Raises MissingError, InputError for files that are no conditions of the session's network.
     """
-    args, config = session.args, session.run.config
-    paths = args.images or args.tokens
-    if not paths:
-        dataset = open_index(session)
-        return IndexConditions(dataset, args.seed, pixels), origin_of(dataset)
-    origin = origin_of_files(session)
-    listed = list(
-        from_images(paths, session.embedder, config.image_size)
-        if args.images
-        else from_token_files(paths, config.model_max_length)
+    if not source.files:
+        dataset = open_index(session, source)
+        return IndexConditions(dataset, session.seed, pixels), origin_of(dataset)
+    config = session.run.config
+    origin = origin_of_files(session, source)
+    conditions = list(
+        from_images(source.images, session.embedder, config.image_size)
+        if source.images
+        else from_token_files(source.tokens, config.model_max_length)
     )
-    for condition in listed:
+    for condition in conditions:
         check_shape(config, condition.tokens, condition.name)
     if not pixels:
-        listed = [dataclasses.replace(condition, pixels=None) for condition in listed]
-    return Repeated(listed), origin
+        conditions = [dataclasses.replace(condition, pixels=None) for condition in conditions]
+    return Repeated(conditions), origin
 
 
-def origin_of_files(session: Session) -> Origin:
-    """Tell the conditions of --images or --tokens from others."""
-    args = session.args
-    return Origin(session.origin(args.images or args.tokens, embedded=bool(args.images)), {})
+def find_origin(session: Session, source: ConditionSource) -> Origin:
+    """Return what identifies the conditions of a source, without reading them."""
+    return origin_of_files(session, source) if source.files else origin_of(open_index(session, source))
 
 
-def find_origin(session: Session) -> Origin:
-    """Say what the conditions of a session are of, without reading them."""
-    args = session.args
-    return origin_of_files(session) if args.images or args.tokens else origin_of(open_index(session))
+def origin_of_files(session: Session, source: ConditionSource) -> Origin:
+    """Return what identifies the conditions of image files or files of tokens."""
+    return Origin(session.origin(source.files, embedded=bool(source.images)), {})
 
 
 def origin_of(dataset: PanCancerData) -> Origin:
@@ -247,20 +239,3 @@ def origin_of(dataset: PanCancerData) -> Origin:
         "ssl_prefix": dataset.ssl_prefix,
     }
     return Origin({"data": dataset.identity()}, places)
-
-
-class Repeated(Sequence[Condition]):
-    """Some conditions, begun again when they are through."""
-
-    def __init__(self, conditions: Sequence[Condition]):
-        self.conditions = conditions
-
-    def __len__(self) -> int:
-        return len(self.conditions)
-
-    def __getitem__(self, i: int) -> Condition:
-        return self.conditions[i % len(self.conditions)]
-
-    def has_pixels(self, i: int) -> bool:
-        """Tell whether condition `i` carries its tissue."""
-        return self[i].pixels is not None

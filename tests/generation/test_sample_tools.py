@@ -21,8 +21,9 @@ from diffusion.data.slides.patches import neighbour
 from diffusion.data.slides.reader import PlainImage
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.formats import LAST_WEIGHTS
-from diffusion.generation.conditions import Region, embed_region, neighbourhood, open_conditions, slerp
+from diffusion.generation.conditions import neighbourhood, open_conditions, slerp
 from diffusion.generation.output_folder import Folder
+from diffusion.generation.regions import Region, embed_region
 from diffusion.model import PixArt
 from diffusion.model.convert import load_weights, save_diffusers, save_official
 from diffusion.utils.errors import InputError

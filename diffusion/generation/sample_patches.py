@@ -1,0 +1,82 @@
+"""A folder filled with images of a network's own size, which goes on where it was left."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from pathlib import Path
+
+from tqdm import tqdm
+
+from diffusion.formats import SYNTHETIC_DIR
+from diffusion.generation.conditions import IndexConditions, Repeated
+from diffusion.generation.generators import ImageMaker
+from diffusion.generation.output_folder import Folder
+from diffusion.generation.session import ConditionSource, Session, choose_conditions
+from diffusion.utils.errors import InputError
+from diffusion.utils.hardware import describe_device
+
+CHECKED = 16  # conditions of which one must have its tissue, where that is needed
+
+
+def sample_patches(
+    session: Session,
+    source: ConditionSource,
+    folder: Folder,
+    sizes: Collection[int],
+    count: int | None,
+    index_count: int,
+    batch_size: int,
+    with_real: bool = True,
+    needs_real: bool = False,
+) -> int:
+    """Fill a folder with images of the network's own size, which must be one of `sizes`; go on where one was left.
+
+    count: how many; None: one for each file that conditions, or of an index `index_count`. batch_size: in one pass.
+    with_real: whether the tissue that conditions is written, too; needs_real: whether to refuse conditions without.
+    Returns the size. Raises MissingError, InputError.
+    """
+    config, state = session.run.config, session.state
+    if config.image_size not in sizes:
+        known = " and ".join(str(size) for size in sizes)
+        raise InputError(f"{session.run.folder} was trained at {config.image_size} pixels: this tool samples {known}")
+    conditions, origin = choose_conditions(session, source, with_real)
+    count = count or (index_count if isinstance(conditions, IndexConditions) else len(conditions))
+
+    if needs_real and not any(map(conditions.has_pixels, range(min(count, CHECKED)))):
+        raise InputError(
+            f"the patches that condition have no images in {session.root / 'patches'}, so there is nothing to score samples "
+            "against; put them there, or score against other tissue with --real"
+        )
+    todo = folder.missing(count, conditions.has_pixels)
+    if state.is_main_process:
+        settings = {"pictures": "patches", **session.settings, "format": folder.extension}
+        folder.claim({**settings, **origin.content}, {**session.places, **origin.places})
+    on = describe_device(session.device, state.num_processes, session.solver.precision)
+    state.print(f"{count - len(todo)} of {count} images are there; sampling {len(todo)} on {on}")
+    state.wait_for_everyone()  # every process has looked before one of them writes
+    make = ImageMaker(session.run, session.codec, conditions, session.seed, session.solver)
+    mine = todo[state.process_index :: state.num_processes]
+    with tqdm(total=len(mine), unit="image", disable=not state.is_main_process) as progress:
+        for first in range(0, len(mine), batch_size):
+            for i, condition, pixels in make.images(mine[first : first + batch_size]):
+                folder.write(i, condition, pixels, session.note(i))
+                progress.update()
+            if first == 0 and batch_size < len(mine):
+                session.advise(batch_size)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        report(folder.path / SYNTHETIC_DIR, folder.real, conditions, count)
+    return config.image_size
+
+
+def report(samples: Path, real: Path, conditions: IndexConditions | Repeated, count: int) -> None:
+    """Print how many images there are, and of how many the tissue is there to compare with."""
+    names = set(os.listdir(samples))
+    tissue = len(names & set(os.listdir(real))) if real.is_dir() else 0
+    of_them = "them" if tissue == count else f"{tissue} of them"
+    print(f"{count} images in {samples}" + (f", the tissue that conditioned {of_them} in {real}" if tissue else ""))
+    if isinstance(conditions, IndexConditions) and conditions.pixels and tissue < count:
+        print(
+            f"{count - tissue} patches have no image in {conditions.dataset.root / 'patches'}: nothing to compare with"
+        )
