@@ -39,7 +39,7 @@ from diffusion.utils.windows import cut_windows, join_windows
 WRITERS = 4  # threads; on a network drive one would wait for every file
 
 
-def choose_key(index: Path, dataset: str, size: int) -> tuple[str, int]:
+def choose_index_key(index: Path, dataset: str, size: int) -> tuple[str, int]:
     """The index key to extract and the size of its patches: patches of `size` if indexed, else 1024 ones in windows.
 
     Raises MissingError when the index has neither, InputError when such windows do not tile a patch.
@@ -74,7 +74,7 @@ class FeatureFiles:
     def paths(self, name: str) -> tuple[Path, Path]:
         return feature_path(self.folder, name, self.vae_prefix), feature_path(self.folder, name, self.ssl_prefix)
 
-    def done(self, name: str) -> bool:
+    def is_complete(self, name: str) -> bool:
         """Whether both files are there and whole: of the right shape and type, every value finite."""
         latents, tokens = self.paths(name)
         width = (tokens_per_image(self.patch_size), self.embedding_width)
@@ -86,7 +86,7 @@ class FeatureFiles:
         write_feature(latents_path, moments.cpu().numpy())
         write_feature(tokens_path, tokens.cpu().numpy())
 
-    def claim(self, key: str, made_by: dict[str, dict[str, Any]]) -> None:
+    def check_or_write_record(self, key: str, made_by: dict[str, dict[str, Any]]) -> None:
         """Hold how the features of each prefix are made against the record of earlier runs, and add to it.
 
         The names of feature files say nothing of the window or the weights, and files of two kinds must not mix.
@@ -106,15 +106,15 @@ class FeatureFiles:
             temporary.write_text(json.dumps({**before, **made_by}, indent=1))
 
 
-class Patch(NamedTuple):
+class DecodedPatch(NamedTuple):
     """One patch as a worker read it: uint8 (3, S, S); None when its features are there, or when `wrong` says why not."""
 
     name: str
     pixels: torch.Tensor | None
-    wrong: str | None = None
+    error: str | None = None
 
 
-class Patches(Dataset):
+class PatchDataset(Dataset):
     """Every world_size-th patch of an index, from the rank-th on: one process's share."""
 
     def __init__(self, index: PatchIndex, files: FeatureFiles, rank: int, world_size: int):
@@ -124,15 +124,17 @@ class Patches(Dataset):
     def __len__(self) -> int:
         return len(self.mine)
 
-    def __getitem__(self, i: int) -> Patch:
+    def __getitem__(self, i: int) -> DecodedPatch:
         name = self.index.name(self.mine[i])
-        if self.files.done(name):
-            return Patch(name, None)
+        if self.files.is_complete(name):
+            return DecodedPatch(name, None)
         try:
             pixels = read_patch(self.files.root / PATCHES_DIR / name, self.files.patch_size)
         except InputError as error:
-            return Patch(name, None, str(error))
-        return Patch(name, torch.tensor(pixels).permute(2, 0, 1).contiguous())  # a copy: decoded pixels are read-only
+            return DecodedPatch(name, None, str(error))
+        return DecodedPatch(
+            name, torch.tensor(pixels).permute(2, 0, 1).contiguous()
+        )  # a copy: decoded pixels are read-only
 
 
 class Outcome(NamedTuple):
@@ -140,11 +142,11 @@ class Outcome(NamedTuple):
 
     name: str
     written: bool
-    wrong: str | None = None
+    error: str | None = None
 
 
-def extract(
-    patches: Patches, codec: LatentCodec, embedder: PatchEmbedder, window: int, batch_size: int, workers: int
+def extract_features(
+    patches: PatchDataset, codec: LatentCodec, embedder: PatchEmbedder, window: int, batch_size: int, workers: int
 ) -> Iterator[Outcome]:
     """Compute and write the features that patches lack, and say what became of every patch; in order but for those there.
 
@@ -155,13 +157,13 @@ def extract(
     waiting: deque[Future] = deque()
     at_once = max(1, batch_size // tokens_per_image(patches.files.patch_size))
     with ThreadPoolExecutor(WRITERS) as writer:  # the device goes on while files are written
-        for group in groups(loader, at_once):
+        for group in group_patches(loader, at_once):
             if not isinstance(group, list):
                 yield group
                 continue
             pixels = torch.stack([patch.pixels for patch in group]).to(device, non_blocking=True)
-            moments = encode(pixels, codec, window, batch_size).half()
-            tokens = embed(pixels, embedder, batch_size).half()
+            moments = encode_patches(pixels, codec, window, batch_size).half()
+            tokens = embed_patches(pixels, embedder, batch_size).half()
             names = [patch.name for patch in group]
             waiting.append(writer.submit(write_group, patches.files, names, moments, tokens))
             while len(waiting) > 2 * WRITERS:
@@ -170,12 +172,12 @@ def extract(
             yield from waiting.popleft().result()
 
 
-def groups(patches: Iterable[Patch], at_once: int) -> Iterator[list[Patch] | Outcome]:
+def group_patches(patches: Iterable[DecodedPatch], at_once: int) -> Iterator[list[DecodedPatch] | Outcome]:
     """Patches to compute, some at once; the others by what became of them, as they come."""
-    group: list[Patch] = []
+    group: list[DecodedPatch] = []
     for patch in patches:
         if patch.pixels is None:
-            yield Outcome(patch.name, False, patch.wrong)
+            yield Outcome(patch.name, False, patch.error)
             continue
         group.append(patch)
         if len(group) == at_once:
@@ -198,14 +200,14 @@ def write_group(files: FeatureFiles, names: list[str], moments: torch.Tensor, to
     return outcomes
 
 
-def encode(pixels: torch.Tensor, codec: LatentCodec, window: int, batch_size: int) -> torch.Tensor:
+def encode_patches(pixels: torch.Tensor, codec: LatentCodec, window: int, batch_size: int) -> torch.Tensor:
     """Posterior mean and std (P, 32, S/8, S/8), float32, of uint8 pixels (P, 3, S, S), encoded in windows of W pixels."""
     per_side = pixels.shape[-1] // window
     windows = cut_windows(pixels, window).split(batch_size)
     return join_windows(torch.cat([codec.moments(from_uint8(part)) for part in windows]), per_side)
 
 
-def embed(pixels: torch.Tensor, embedder: PatchEmbedder, batch_size: int) -> torch.Tensor:
+def embed_patches(pixels: torch.Tensor, embedder: PatchEmbedder, batch_size: int) -> torch.Tensor:
     """Embeddings (P, n, D), float32, of the 256-pixel windows of uint8 pixels (P, 3, S, S), row-major."""
     embeddings = torch.cat([embedder.embed(part) for part in cut_windows(pixels, WINDOW).split(batch_size)])
     return embeddings.unflatten(0, (len(pixels), -1))

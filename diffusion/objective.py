@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch
 
-from diffusion.schedule import Schedule, add_noise, at, linear_schedule, noise_of_velocity, velocity
+from diffusion.schedule import Schedule, add_noise, gather_timestep, linear_schedule, noise_of_velocity, velocity
 
 _SCHEDULE = linear_schedule()
 AnyCondition = TypeVar("AnyCondition")
@@ -56,7 +56,7 @@ def training_losses(
     vb = variational_bound(schedule, x0, x_t, timestep, predicted_noise.detach(), variance)
     if min_snr_gamma is None:
         return {"loss": mse + vb, "mse": mse, "vb": vb}
-    weight = at(min_snr_weight(schedule, min_snr_gamma, prediction_type), timestep, mse)  # (B,)
+    weight = gather_timestep(min_snr_weight(schedule, min_snr_gamma, prediction_type), timestep, mse)  # (B,)
     return {"loss": weight * mse + vb, "mse": mse, "vb": vb}
 
 
@@ -87,14 +87,19 @@ def variational_bound(
     `variance` (B, C, H, W) interpolates, from -1 to 1, between the logarithms of the posterior variance and of beta.
     """
     alpha_bar = schedule.alpha_bar
-    of_clean, of_noisy = schedule.posterior_weights
+    clean_weight, noisy_weight = schedule.posterior_weights
     predicted_x0 = (
-        at((1 / alpha_bar).sqrt(), timestep, x_t) * x_t - at((1 / alpha_bar - 1).sqrt(), timestep, x_t) * noise
+        gather_timestep((1 / alpha_bar).sqrt(), timestep, x_t) * x_t
+        - gather_timestep((1 / alpha_bar - 1).sqrt(), timestep, x_t) * noise
     )
-    true_mean = at(of_clean, timestep, x_t) * x0 + at(of_noisy, timestep, x_t) * x_t
-    mean = at(of_clean, timestep, x_t) * predicted_x0 + at(of_noisy, timestep, x_t) * x_t
-    true_log_variance = at(schedule.posterior_log_variance, timestep, x_t)
-    log_variance = interpolate_log_variance(variance, true_log_variance, at(schedule.betas.log(), timestep, x_t))
+    true_mean = gather_timestep(clean_weight, timestep, x_t) * x0 + gather_timestep(noisy_weight, timestep, x_t) * x_t
+    mean = (
+        gather_timestep(clean_weight, timestep, x_t) * predicted_x0 + gather_timestep(noisy_weight, timestep, x_t) * x_t
+    )
+    true_log_variance = gather_timestep(schedule.posterior_log_variance, timestep, x_t)
+    log_variance = interpolate_log_variance(
+        variance, true_log_variance, gather_timestep(schedule.betas.log(), timestep, x_t)
+    )
     kl = mean_per_sample(gaussian_kl(true_mean, true_log_variance, mean, log_variance))
     likelihood = mean_per_sample(discretized_log_likelihood(x0, mean, 0.5 * log_variance))
     return torch.where(timestep == 0, -likelihood, kl) / math.log(2)

@@ -43,18 +43,18 @@ class Windows:
     @property
     def rows(self) -> list[int]:
         """Where windows begin, from the top."""
-        return _starts(self.height, self.side, self.stride)
+        return _window_starts(self.height, self.side, self.stride)
 
     @property
     def columns(self) -> list[int]:
-        return _starts(self.width, self.side, self.stride)
+        return _window_starts(self.width, self.side, self.stride)
 
     @property
     def corners(self) -> list[tuple[int, int]]:
         """Top-left cells of the windows, row by row."""
         return list(product(self.rows, self.columns))
 
-    def fade(self) -> torch.Tensor:
+    def blend_weights(self) -> torch.Tensor:
         """How much each cell across a window counts (S,): 1 in the middle, evenly less to 0 where windows overlap.
 
         Evenly, because two windows that differ by a slope then still join without a step; a cosine leaves one.
@@ -66,11 +66,11 @@ class Windows:
         return weights
 
 
-def _starts(length: int, side: int, stride: int) -> list[int]:
+def _window_starts(length: int, side: int, stride: int) -> list[int]:
     return [*range(0, length - side, stride), length - side]
 
 
-def covered(starts: list[int], fade: torch.Tensor, length: int) -> torch.Tensor:
+def sum_weights(starts: list[int], fade: torch.Tensor, length: int) -> torch.Tensor:
     """The weights of all windows together at each cell of a row or column (length,)."""
     total = torch.zeros(length)
     for start in starts:
@@ -87,12 +87,12 @@ class WindowedNetwork:
 
     def __init__(self, model: Network, windows: Windows, batch_size: int):
         self.model, self.windows, self.batch_size = model, windows, batch_size
-        self._fade = windows.fade()
+        self._fade = windows.blend_weights()
         heights, widths = (
-            covered(starts, self._fade, length)
+            sum_weights(starts, self._fade, length)
             for starts, length in ((windows.rows, windows.height), (windows.columns, windows.width))
         )
-        self._covered = heights[:, None] * widths
+        self._total_weights = heights[:, None] * widths
 
     def __call__(self, x: torch.Tensor, timestep: torch.Tensor, y: torch.Tensor | Condition) -> torch.Tensor:
         """x (B, C, H, W), timestep (B,), y (B, n, L, D), as `window_tokens` orders them -> (B, 2C, H, W) in float32.
@@ -116,7 +116,7 @@ class WindowedNetwork:
                 blended = x.new_zeros(len(x), predicted.shape[1], *x.shape[2:], dtype=torch.float32)
             for place, one in zip(places, predicted.float() * weights, strict=True):
                 blended[place] += one
-        return blended.div_(self._covered.to(x.device))  # in place: it is as large as four pictures
+        return blended.div_(self._total_weights.to(x.device))  # in place: it is as large as four pictures
 
 
 def window_tokens(grid: Tokens, windows: Windows, per_side: int) -> Tokens:
@@ -135,12 +135,12 @@ def window_tokens(grid: Tokens, windows: Windows, per_side: int) -> Tokens:
     steps = torch.arange(per_side)
     conditions = []
     for row, column in windows.corners:
-        across = _between(grid, row / cells + steps)  # (per_side, columns, D)
-        conditions.append(_between(across.transpose(0, 1), column / cells + steps).transpose(0, 1).flatten(0, 1))
+        across = _interpolate(grid, row / cells + steps)  # (per_side, columns, D)
+        conditions.append(_interpolate(across.transpose(0, 1), column / cells + steps).transpose(0, 1).flatten(0, 1))
     return torch.stack(conditions)
 
 
-def _between(values: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+def _interpolate(values: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """values (N, ...) at fractional positions (P,) of their first axis, linearly interpolated: (P, ...)."""
     low = positions.floor().long()
     part = (positions - low).view(-1, *[1] * (values.ndim - 1)).to(values)
@@ -164,9 +164,9 @@ def decode_bands(
             pixels = decode(latents[:, :, row : row + side, column : column + side])[0].float().cpu()
             if band is None:
                 scale = pixels.shape[1] // side  # pixels to a cell
-                fade = _stretched(windows, scale)
-                heights = covered([scale * start for start in windows.rows], fade, scale * height)
-                widths = covered([scale * start for start in windows.columns], fade, scale * width)
+                fade = _pixel_weights(windows, scale)
+                heights = sum_weights([scale * start for start in windows.rows], fade, scale * height)
+                widths = sum_weights([scale * start for start in windows.columns], fade, scale * width)
                 band = torch.zeros(3, scale * side, scale * width)
             band[:, :, scale * column : scale * (column + side)] += pixels * fade[:, None] * fade
         finished = scale * (below - row)
@@ -175,6 +175,8 @@ def decode_bands(
         band = torch.cat([band[:, finished:], band.new_zeros(3, finished, scale * width)], dim=1)
 
 
-def _stretched(windows: Windows, scale: int) -> torch.Tensor:
+def _pixel_weights(windows: Windows, scale: int) -> torch.Tensor:
     """The fade of a window of pixels."""
-    return Windows(scale * windows.height, scale * windows.width, scale * windows.side, scale * windows.stride).fade()
+    return Windows(
+        scale * windows.height, scale * windows.width, scale * windows.side, scale * windows.stride
+    ).blend_weights()

@@ -69,7 +69,7 @@ def build_scheduler(algorithm: str, prediction_type: str = "epsilon") -> Schedul
     return ALGORITHMS[algorithm](num_train_timesteps=TIMESTEPS, prediction_type=prediction_type, **betas)
 
 
-def make_scheduler(algorithm: str, steps: int, prediction_type: str = "epsilon") -> SchedulerMixin:
+def prepare_scheduler(algorithm: str, steps: int, prediction_type: str = "epsilon") -> SchedulerMixin:
     """Such a scheduler set to `steps` steps. Raises InputError for an unknown algorithm or a step count that is none."""
     scheduler = build_scheduler(algorithm, prediction_type)
     if not 1 <= steps <= TIMESTEPS:
@@ -106,7 +106,7 @@ def sample_latents(
     depends on its own seed alone. prediction_type: what the network was trained to predict, epsilon or v_prediction.
     guidance_interval, on_step: as `denoise` has them.
     """
-    scheduler = make_scheduler(algorithm, steps, prediction_type)
+    scheduler = prepare_scheduler(algorithm, steps, prediction_type)
     return denoise(model, scheduler, noise, y, null_y, guidance, guidance_interval, generators, on_step)
 
 
@@ -134,7 +134,7 @@ def denoise(
     from diffusers import DDPMScheduler
 
     levels = linear_schedule().noise_levels
-    low, high = guided_levels(guidance_interval)
+    low, high = check_guidance_interval(guidance_interval)
     # DDPM's is the one scheduler whose noise may have the variance that the network learned
     learned_variance = isinstance(scheduler, DDPMScheduler) and scheduler.config.variance_type == "learned_range"
     draws = {}
@@ -159,7 +159,7 @@ def denoise(
     return x
 
 
-def guided_levels(interval: tuple[float, float] | None) -> tuple[float, float]:
+def check_guidance_interval(interval: tuple[float, float] | None) -> tuple[float, float]:
     """The lowest and highest noise level with guidance; all of them without an interval. Raises InputError for none."""
     low, high = interval or (0.0, math.inf)
     levels = linear_schedule().noise_levels

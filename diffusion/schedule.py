@@ -38,14 +38,14 @@ class Schedule:
         return self.alpha_bar / (1 - self.alpha_bar)
 
     @cached_property
-    def alpha_bar_before(self) -> torch.Tensor:
+    def alpha_bar_previous(self) -> torch.Tensor:
         """alpha_bar of the step before; 1 before the first."""
         return torch.cat([self.alpha_bar.new_ones(1), self.alpha_bar[:-1]])
 
     @cached_property
     def posterior_variance(self) -> torch.Tensor:
         """Variance of q(x_{t-1} | x_t, x_0); zero at t = 0."""
-        return self.betas * (1 - self.alpha_bar_before) / (1 - self.alpha_bar)
+        return self.betas * (1 - self.alpha_bar_previous) / (1 - self.alpha_bar)
 
     @cached_property
     def posterior_log_variance(self) -> torch.Tensor:
@@ -55,16 +55,16 @@ class Schedule:
     @cached_property
     def posterior_weights(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights of x_0 and of x_t in the mean of q(x_{t-1} | x_t, x_0)."""
-        of_clean = self.betas * self.alpha_bar_before.sqrt() / (1 - self.alpha_bar)
-        of_noisy = (1 - self.alpha_bar_before) * (1 - self.betas).sqrt() / (1 - self.alpha_bar)
-        return of_clean, of_noisy
+        clean_weight = self.betas * self.alpha_bar_previous.sqrt() / (1 - self.alpha_bar)
+        noisy_weight = (1 - self.alpha_bar_previous) * (1 - self.betas).sqrt() / (1 - self.alpha_bar)
+        return clean_weight, noisy_weight
 
 
 def linear_schedule(timesteps: int = TIMESTEPS) -> Schedule:
     return Schedule(torch.linspace(BETA_START, BETA_END, timesteps, dtype=torch.float64))
 
 
-def at(values: torch.Tensor, timestep: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+def gather_timestep(values: torch.Tensor, timestep: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """values (T,) at timesteps (B,), as float32 (B, 1, 1, 1) on the device of `like` (B, C, H, W)."""
     picked = to_device(values.to(torch.float32), like.device)[timestep]
     return picked.reshape(-1, *[1] * (like.ndim - 1))
@@ -73,7 +73,10 @@ def at(values: torch.Tensor, timestep: torch.Tensor, like: torch.Tensor) -> torc
 def add_noise(schedule: Schedule, x0: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
     """A draw of q(x_t | x_0): x0, noise (B, C, H, W), timestep (B,) -> x_t (B, C, H, W)."""
     alpha_bar = schedule.alpha_bar
-    return at(alpha_bar.sqrt(), timestep, x0) * x0 + at((1 - alpha_bar).sqrt(), timestep, x0) * noise
+    return (
+        gather_timestep(alpha_bar.sqrt(), timestep, x0) * x0
+        + gather_timestep((1 - alpha_bar).sqrt(), timestep, x0) * noise
+    )
 
 
 def velocity(schedule: Schedule, x0: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:

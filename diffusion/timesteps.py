@@ -19,7 +19,7 @@ from diffusion.utils.errors import InputError
 class TimestepSampler(ABC):
     """What every sampler offers; most learn nothing and have no state."""
 
-    learns = False  # whether `update` is to be told the losses
+    needs_losses = False  # whether `update` is to be told the losses
 
     @abstractmethod
     def __call__(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,7 +42,7 @@ class Uniform(TimestepSampler):
     """Every timestep as often as any other: the published way."""
 
     def __call__(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return timestep_at(u.double()), torch.ones(len(u))
+        return to_timestep(u.double()), torch.ones(len(u))
 
 
 class LogitNormal(TimestepSampler):
@@ -62,7 +62,7 @@ class LogitNormal(TimestepSampler):
 
     def __call__(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         normal = torch.special.ndtri(u.double())  # -inf at 0, which is t = 0
-        return timestep_at(torch.sigmoid(self.mean + self.std * normal)), torch.ones(len(u))
+        return to_timestep(torch.sigmoid(self.mean + self.std * normal)), torch.ones(len(u))
 
 
 class LossAware(TimestepSampler):
@@ -73,28 +73,28 @@ class LossAware(TimestepSampler):
     uniform share of 0.001 in p bounds it.
     """
 
-    learns = True
-    KEPT = 10  # losses of each timestep
+    needs_losses = True
+    HISTORY = 10  # losses of each timestep
     UNIFORM_SHARE = 1e-3
 
     def __init__(self):
-        self.losses = torch.zeros(TIMESTEPS, self.KEPT, dtype=torch.float64)  # of each timestep, a ring
+        self.losses = torch.zeros(TIMESTEPS, self.HISTORY, dtype=torch.float64)  # of each timestep, a ring
         self.seen = torch.zeros(TIMESTEPS, dtype=torch.int64)  # losses that went into each ring
 
     @property
-    def warm(self) -> bool:
-        return bool((self.seen >= self.KEPT).all())
+    def is_warm(self) -> bool:
+        return bool((self.seen >= self.HISTORY).all())
 
     def probabilities(self) -> torch.Tensor:
         """p (1000,) of each timestep, in float64."""
-        if not self.warm:
+        if not self.is_warm:
             return torch.full((TIMESTEPS,), 1 / TIMESTEPS, dtype=torch.float64)
         size = self.losses.square().mean(1).sqrt()
         size = size.clamp(min=torch.finfo(size.dtype).tiny)  # losses that are all zero make no 0 / 0
         return (1 - self.UNIFORM_SHARE) * size / size.sum() + self.UNIFORM_SHARE / TIMESTEPS
 
     def __call__(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        if not self.warm:
+        if not self.is_warm:
             return Uniform()(u)
         p = self.probabilities()
         timestep = torch.searchsorted(p.cumsum(0), u.double().contiguous(), right=True)
@@ -113,8 +113,8 @@ class LossAware(TimestepSampler):
         loss = loss[finite][order]
         count = timestep.bincount(minlength=TIMESTEPS)
         before = torch.arange(len(timestep)) - (count.cumsum(0) - count)[timestep]  # of the same timestep, in this call
-        last = before >= count[timestep] - self.KEPT  # no slot is written twice
-        slot = (self.seen[timestep] + before) % self.KEPT
+        last = before >= count[timestep] - self.HISTORY  # no slot is written twice
+        slot = (self.seen[timestep] + before) % self.HISTORY
         self.losses[timestep[last], slot[last]] = loss[last]
         self.seen += count
 
@@ -140,6 +140,6 @@ def build_timestep_sampler(type: str = "uniform", mean: float = 0.0, std: float 
     return builders[type]()
 
 
-def timestep_at(position: torch.Tensor) -> torch.Tensor:
+def to_timestep(position: torch.Tensor) -> torch.Tensor:
     """The timestep (B,) int64 whose thousandth of [0, 1) a position (B,) lies in; 1, which rounding makes, is the last."""
     return (position * TIMESTEPS).long().clamp(0, TIMESTEPS - 1)

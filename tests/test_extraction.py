@@ -20,7 +20,7 @@ from diffusion.data.features.loose import is_valid, read_moments, read_tokens
 from diffusion.data.index.patch_index import index_path, write_index
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import LatentCodec
-from diffusion.extraction import embed, encode
+from diffusion.extraction import embed_patches, encode_patches
 from diffusion.utils.locks import file_lock
 from tools.extract_features import main
 
@@ -66,7 +66,7 @@ def test_a_group_of_images_is_encoded_as_its_images_alone(mobilenet_weights):
     """Against the codec and the embedder called on one window after the other."""
     pixels = torch.stack([torch.tensor(np.asarray(texture(512, seed))).permute(2, 0, 1) for seed in range(2)])
     codec, embedder = LatentCodec.load("tiny"), PatchEmbedder.load(mobilenet_weights)
-    moments, tokens = encode(pixels, codec, 256, batch_size=3), embed(pixels, embedder, batch_size=3)
+    moments, tokens = encode_patches(pixels, codec, 256, batch_size=3), embed_patches(pixels, embedder, batch_size=3)
     assert moments.shape == (2, 32, 64, 64) and tokens.shape == (2, 4, 1280)
     for image in range(2):
         for window in range(4):

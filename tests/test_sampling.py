@@ -11,10 +11,10 @@ from diffusion.formats import SOLVERS
 from diffusion.guidance import guided_prediction
 from diffusion.sampling import (
     ALGORITHMS,
-    guided_levels,
+    check_guidance_interval,
     image_generator,
     initial_noise,
-    make_scheduler,
+    prepare_scheduler,
     sample_latents,
 )
 from diffusion.schedule import linear_schedule
@@ -50,7 +50,7 @@ def test_samples_have_the_distribution_of_the_data(algorithm, steps):
 def test_ddim_is_the_closed_form():
     """x' = sqrt(a') x0 + sqrt(1 - a') eps, step by step (Song et al. 2021, equation 12 without noise)."""
     steps = 12
-    times = [int(t) for t in make_scheduler("ddim", steps).timesteps] + [0]
+    times = [int(t) for t in prepare_scheduler("ddim", steps).timesteps] + [0]
     x = initial_noise([image_generator(0, i) for i in range(2)], (16, 16, 16))
     for t, after in pairwise(times):
         noise = gaussian_network(x, torch.full((2,), t), None)[:, :16]
@@ -151,7 +151,7 @@ def test_noise_levels():
 
 def test_schedulers_have_the_betas_of_training():
     for algorithm in ALGORITHMS:
-        betas = make_scheduler(algorithm, 10).betas.double()
+        betas = prepare_scheduler(algorithm, 10).betas.double()
         torch.testing.assert_close(betas, linear_schedule().betas, rtol=1e-5, atol=0)
 
 
@@ -171,7 +171,7 @@ def test_iddpm_uses_the_learned_variance():
 @pytest.mark.parametrize("interval", [(5.0, 0.3), (-1.0, 2.0), (200.0, 300.0), (0.001, 0.002)])
 def test_intervals_without_a_step_are_refused(interval):
     with pytest.raises(InputError, match="there are those from 0.01 to 157"):
-        guided_levels(interval)
+        check_guidance_interval(interval)
 
 
 def test_every_solver_that_the_command_line_offers_can_be_built():
@@ -180,9 +180,9 @@ def test_every_solver_that_the_command_line_offers_can_be_built():
 
 def test_bad_requests():
     with pytest.raises(InputError, match="known are dpm-solver"):
-        make_scheduler("euler", 20)
+        prepare_scheduler("euler", 20)
     with pytest.raises(InputError, match="expected 1 to 1000"):
-        make_scheduler("ddim", 0)
+        prepare_scheduler("ddim", 0)
     for algorithm, steps in (("dpm-solver", 1000), ("iddpm", 1)):
         with pytest.raises(InputError, match=f"cannot take {steps} steps"):
-            make_scheduler(algorithm, steps)
+            prepare_scheduler(algorithm, steps)

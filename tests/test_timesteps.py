@@ -71,9 +71,9 @@ class TestLossAware:
             assert torch.all(sampler(GRID[::1000])[1] == 1)
             sampler.update(torch.arange(999), torch.rand(999))
         sampler.update(torch.full((9,), 999), torch.full((9,), 5.0))
-        assert not sampler.warm
+        assert not sampler.is_warm
         sampler.update(torch.tensor([999]), torch.tensor([5.0]))
-        assert sampler.warm and sampler.probabilities()[999] > 2e-3
+        assert sampler.is_warm and sampler.probabilities()[999] > 2e-3
 
     def test_shares_follow_the_losses_and_weights_undo_them(self):
         sampler = LossAware()
@@ -131,14 +131,14 @@ class TestLossAware:
         sampler, resumed = warm_sampler(), LossAware()
         torch.save(sampler.state_dict(), tmp_path / "state")
         resumed.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
-        assert torch.equal(sampler(GRID[::999])[0], resumed(GRID[::999])[0]) and resumed.warm
+        assert torch.equal(sampler(GRID[::999])[0], resumed(GRID[::999])[0]) and resumed.is_warm
         state = copy.deepcopy(resumed.state_dict())
         for one in (sampler, resumed):
             one.update(torch.tensor([5, 5, 800]), torch.tensor([1.0, 2.0, 3.0]))
         assert all(torch.equal(a, b) for a, b in zip(sampler(GRID[::999]), resumed(GRID[::999]), strict=True))
         assert not torch.equal(state["losses"], resumed.losses)
         resumed.load_state_dict({})  # of a run that drew its timesteps otherwise
-        assert not resumed.warm and resumed.seen.sum() == 0
+        assert not resumed.is_warm and resumed.seen.sum() == 0
         with pytest.raises(InputError, match="state has"):
             resumed.load_state_dict({**state, "losses": torch.zeros(1000, 5)})
 
@@ -147,7 +147,7 @@ def test_samplers_by_name():
     assert type(build_timestep_sampler()) is Uniform
     logit_normal = build_timestep_sampler("logit_normal", -0.5, 0.8)
     assert (logit_normal.mean, logit_normal.std) == (-0.5, 0.8)
-    assert build_timestep_sampler("loss_aware").learns and not logit_normal.learns
+    assert build_timestep_sampler("loss_aware").needs_losses and not logit_normal.needs_losses
     with pytest.raises(InputError, match="'cosine': expected one of uniform, logit_normal, loss_aware"):
         build_timestep_sampler("cosine")
     for kind in ("uniform", "logit_normal", "loss_aware"):  # what a config may say

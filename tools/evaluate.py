@@ -18,10 +18,10 @@ from diffusion.cli.parser import Parser, default_root, natural_int, run
 from diffusion.cli.sampling_options import (
     GROUPS,
     condition_arguments,
-    of_training,
     patch_sampler_parser,
     session_arguments,
     solver_arguments,
+    training_data_notes,
 )
 from diffusion.cli.scoring_options import scoring_options
 from diffusion.formats import METRICS, REAL_DIR, SYNTHETIC_DIR, WINDOW
@@ -77,7 +77,7 @@ def main() -> None:
 
 def sample(args: argparse.Namespace) -> list[str]:
     """Fill OUT/samples from the run, and have it scored; return what is to be known of it, in sentences."""
-    from diffusion.generation.output_folder import Folder
+    from diffusion.generation.output_folder import OutputFolder
     from diffusion.generation.sample_patches import sample_patches
     from diffusion.generation.session import ConditionSource, open_session
     from diffusion.generation.solver import Solver
@@ -85,12 +85,12 @@ def sample(args: argparse.Namespace) -> list[str]:
     source = ConditionSource(**condition_arguments(args))
     session = open_session(**session_arguments(args), solver=Solver(**solver_arguments(args)))
     samples, sizes = args.out / "samples", (256, 512, 1024)
-    folder = Folder(samples, args.format)
+    folder = OutputFolder(samples, args.format)
     size = sample_patches(session, source, folder, sizes, args.n_images, args.count, args.batch_size, needs_real=True)
     args.real, args.syn = samples / REAL_DIR, samples / SYNTHETIC_DIR
     if size > WINDOW and args.on_size == "refuse":
         args.on_size = "windows"
-    return of_training(args)
+    return training_data_notes(args)
 
 
 def tell(measured: list[Measured], notes: list[str], timing: Timing) -> None:

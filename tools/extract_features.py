@@ -39,13 +39,13 @@ def main() -> int:
     from diffusion.data.index.patch_index import PatchIndex, index_path
     from diffusion.encoders.embedders import PatchEmbedder
     from diffusion.encoders.latents import EMBEDDED_CODECS, LatentCodec, codec_folder
-    from diffusion.extraction import FeatureFiles, Patches, choose_key, extract
+    from diffusion.extraction import FeatureFiles, PatchDataset, choose_index_key, extract_features
     from diffusion.utils.hardware import torch_dtype
     from diffusion.utils.locks import file_lock
     from diffusion.workdir import vae_location
 
     path = index_path(args.root, args.patch_names_file)
-    key, patch_size = choose_key(path, args.dataset_name, args.size)
+    key, patch_size = choose_index_key(path, args.dataset_name, args.size)
     index = PatchIndex(path, [key])
     state = start_processes(device)
     location = vae_location(args.vae, args.root)
@@ -63,15 +63,15 @@ def main() -> int:
             vae_prefix: {"weights": codec.fingerprint, "window": args.size},
             ssl_prefix: {"weights": embedder.fingerprint},
         }
-        files.claim(key, made_by)
+        files.check_or_write_record(key, made_by)
     state.wait_for_everyone()
 
     windows = "whole" if patch_size == args.size else f"in windows of {args.size} pixels"
     state.print(f"{key}: {len(index)} patches of {patch_size} pixels, encoded {windows}; {codec.name}, {embedder.name}")
-    patches = Patches(index, files, state.process_index, state.num_processes)
+    patches = PatchDataset(index, files, state.process_index, state.num_processes)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes on this machine
     workers = max(1, min(8, count_cores() // here - 1)) if args.workers is None else args.workers
-    outcomes = extract(patches, codec, embedder, args.size, args.batch_size, workers)
+    outcomes = extract_features(patches, codec, embedder, args.size, args.batch_size, workers)
     ours = path.with_name(f".features_{path.stem}_{key}_{vae_prefix}_{ssl_prefix}.lock")
     with closing(outcomes), file_lock(ours) if state.is_main_process else nullcontext():
         progress = tqdm(outcomes, total=len(patches), unit="patch", disable=not state.is_main_process)
@@ -100,12 +100,12 @@ def collect(outcomes: Iterable[Outcome], on_error: str) -> tuple[int, list[tuple
     written, wrong = 0, []
     for outcome in outcomes:
         written += outcome.written
-        if outcome.wrong is None:
+        if outcome.error is None:
             continue
         if on_error == "raise":
-            raise InputError(outcome.wrong)
-        wrong.append((outcome.name, outcome.wrong))
-        tqdm.write(f"left out: {outcome.wrong}", file=sys.stderr)
+            raise InputError(outcome.error)
+        wrong.append((outcome.name, outcome.error))
+        tqdm.write(f"left out: {outcome.error}", file=sys.stderr)
     return written, wrong
 
 

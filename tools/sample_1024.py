@@ -23,14 +23,14 @@ EXAMPLES = """  python tools/sample_1024.py --workdir output/1024 --out_dir samp
 def main() -> None:
     args = patch_sampler_parser(__doc__, EXAMPLES, "samples_1024", count=100, batch_size=4).parse_args()
 
-    from diffusion.generation.output_folder import Folder
+    from diffusion.generation.output_folder import OutputFolder
     from diffusion.generation.sample_patches import sample_patches
     from diffusion.generation.session import ConditionSource, open_session
     from diffusion.generation.solver import Solver
 
     source = ConditionSource(**condition_arguments(args))
     session = open_session(**session_arguments(args), solver=Solver(**solver_arguments(args)))
-    folder = Folder(args.out_dir, args.format)
+    folder = OutputFolder(args.out_dir, args.format)
     sample_patches(session, source, folder, (512, 1024), args.n_images, args.count, args.batch_size)
 
 

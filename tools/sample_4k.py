@@ -18,7 +18,7 @@ from diffusion.formats import REAL_DIR, SYNTHETIC_DIR, WINDOW
 from diffusion.utils.errors import InputError
 
 if TYPE_CHECKING:
-    from diffusion.generation.conditions import Condition
+    from diffusion.generation.conditions import NamedCondition
     from diffusion.generation.regions import Region
     from diffusion.generation.session import Origin, Session
 
@@ -83,8 +83,8 @@ def main() -> None:
     from tqdm import tqdm
 
     from diffusion.generation.generators import LargeImageMaker
-    from diffusion.generation.image_files import LARGEST_PNG, write_picture
-    from diffusion.generation.output_folder import Folder
+    from diffusion.generation.image_files import LARGEST_PNG, write_large_image
+    from diffusion.generation.output_folder import OutputFolder
     from diffusion.generation.regions import region_bands
     from diffusion.generation.session import open_session
     from diffusion.generation.solver import Solver
@@ -114,13 +114,15 @@ def main() -> None:
     with open_region(args, state.print) as region:
         condition_of, origin = choose_conditions(args, session, region, rows, columns)
         large = max(args.height, args.width) > LARGEST_PNG
-        folder = Folder(args.out_dir, "tiff" if args.format == "tiff" or (args.format == "auto" and large) else "png")
-        todo = folder.missing(args.n_images, has_real=lambda i: region is not None)
+        folder = OutputFolder(
+            args.out_dir, "tiff" if args.format == "tiff" or (args.format == "auto" and large) else "png"
+        )
+        todo = folder.list_missing(args.n_images, has_real=lambda i: region is not None)
         if state.is_main_process:
             size = {"height": args.height, "width": args.width, "stride": stride, "mpp": args.mpp}
             about = {"decode_tile": args.decode_tile, "format": folder.extension, **origin.content}
-            folder.claim(
-                {"pictures": "large", **session.settings, **size, **about}, {**session.places, **origin.places}
+            folder.check_or_write_settings(
+                {"pictures": "large", **session.settings, **size, **about}, {**session.locations, **origin.locations}
             )
         state.wait_for_everyone()  # every process has looked before one of them writes
         for i in todo[state.process_index :: state.num_processes]:
@@ -128,15 +130,17 @@ def main() -> None:
             quiet = not state.is_main_process
             with tqdm(total=args.sampling_steps, unit="step", desc=condition.name, disable=quiet) as progress:
                 latents = make.latents(i, condition.tokens, on_step=lambda *_, bar=progress: bar.update() and None)
-            path = folder.file(SYNTHETIC_DIR, i, condition.name)
-            note = {**session.note(i), "stride": stride, "condition": condition.name}
-            write_picture(path, make.bands(latents), *size, note)
+            path = folder.image_path(SYNTHETIC_DIR, i, condition.name)
+            note = {**session.image_metadata(i), "stride": stride, "condition": condition.name}
+            write_large_image(path, make.bands(latents), *size, note)
             if region is not None:
                 real = region_bands(region, rows, columns)
-                write_picture(folder.file(REAL_DIR, i, condition.name), real, *size, {"condition": condition.name})
+                write_large_image(
+                    folder.image_path(REAL_DIR, i, condition.name), real, *size, {"condition": condition.name}
+                )
             print(f"written: {path}")
             if i == todo[0] and batch_size < windows:
-                session.advise(batch_size)
+                session.print_batch_advice(batch_size)
     state.wait_for_everyone()
 
 
@@ -167,28 +171,28 @@ def open_region(args: argparse.Namespace, say: Callable[[str], None]) -> Iterato
 
 def choose_conditions(
     args: argparse.Namespace, session: Session, region: Region | None, rows: int, columns: int
-) -> tuple[Callable[[int], Condition], Origin]:
+) -> tuple[Callable[[int], NamedCondition], Origin]:
     """Choose the condition of picture i, a grid of tokens (rows, columns, D); and say what conditions are of."""
-    from diffusion.generation.conditions import Condition, neighbourhood, read_tokens_file
+    from diffusion.generation.conditions import NamedCondition, neighbourhood, read_tokens_file
     from diffusion.generation.regions import embed_region
-    from diffusion.generation.session import ConditionSource, Origin, open_index, origin_of
+    from diffusion.generation.session import ConditionSource, Origin, index_origin, open_index
 
     if region is None and args.tokens is None:
         dataset = open_index(session, ConditionSource())
-        return lambda i: neighbourhood(dataset, i, args.seed, rows, columns), origin_of(dataset)
+        return lambda i: neighbourhood(dataset, i, args.seed, rows, columns), index_origin(dataset)
     path = args.tokens or args.slide or args.reference
-    origin = session.origin([path], embedded=region is not None)
+    origin = session.identify_files([path], embedded=region is not None)
     if region is not None:
         place = {"x": args.x, "y": args.y, "image_mpp": args.image_mpp}
         name = f"{path.stem}_{args.x}_{args.y}" if args.slide else path.stem
         embedded = cache(lambda: embed_region(region, rows, columns, session.embedder))  # when the first is sampled
-        return lambda i: Condition(name, embedded()), Origin({**origin, **place}, {})
+        return lambda i: NamedCondition(name, embedded()), Origin({**origin, **place}, {})
     grid, wanted = read_tokens_file(path), (rows, columns, session.run.config.caption_channels)
     if tuple(grid.shape) != wanted:
         raise InputError(
             f"{path} holds tokens {tuple(grid.shape)}: expected {wanted}, one for each {WINDOW} pixels a side"
         )
-    return lambda i: Condition(path.stem, grid), Origin(origin, {})
+    return lambda i: NamedCondition(path.stem, grid), Origin(origin, {})
 
 
 if __name__ == "__main__":

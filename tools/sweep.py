@@ -21,10 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 from diffusion.cli.parser import default_root, finite_float, natural_int, positive_float, positive_int, run
 from diffusion.cli.sampling_options import (
     condition_arguments,
-    of_training,
     patch_sampler_parser,
     session_arguments,
     solver_arguments,
+    training_data_notes,
 )
 from diffusion.cli.scoring_options import scoring_options
 from diffusion.formats import REAL_DIR, SOLVERS, SYNTHETIC_DIR, WINDOW
@@ -76,7 +76,7 @@ def main() -> None:
         claim(args, next(iter(weights.values())))
     state.wait_for_everyone()
     embedders = [PatchEmbedder.load(name, state.device, root=root) for name in args.encoders]
-    for note in of_training(args):
+    for note in training_data_notes(args):
         state.print(f"note: {note}")
     for i, point in enumerate(points):
         state.print(f"point {i + 1} of {len(points)}: {point.name}")
@@ -137,7 +137,7 @@ def compute(
     from diffusion.evaluation.measure import REAL, SYNTHETIC, Options, measure, summary
     from diffusion.evaluation.sets.embedding import Timing
     from diffusion.evaluation.sets.images import ImageSet
-    from diffusion.generation.output_folder import Folder
+    from diffusion.generation.output_folder import OutputFolder
     from diffusion.generation.sample_patches import sample_patches
     from diffusion.generation.session import ConditionSource, open_session
     from diffusion.generation.solver import Solver
@@ -150,7 +150,7 @@ def compute(
     source = ConditionSource(**condition_arguments(args))
     solver = Solver(point.steps, point.guidance, point.solver, point.interval, args.precision)
     session = open_session(**{**session_arguments(args), "checkpoint": checkpoint}, solver=solver)
-    output = Folder(folder, "png", tissue=real)
+    output = OutputFolder(folder, "png", tissue=real)
     size = sample_patches(
         session,
         source,

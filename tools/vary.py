@@ -37,7 +37,7 @@ def main() -> None:
     import torch
     from tqdm import tqdm
 
-    from diffusion.generation.conditions import Condition, from_images, slerp
+    from diffusion.generation.conditions import NamedCondition, load_image_conditions, slerp
     from diffusion.generation.generators import ImageMaker
     from diffusion.generation.image_files import image_kind, labelled_grid, save_image
     from diffusion.generation.session import open_session
@@ -45,12 +45,12 @@ def main() -> None:
 
     image_kind(args.out)  # better now than after all is sampled
     session = open_session(**session_arguments(args), solver=Solver(**solver_arguments(args)))
-    originals = from_images(args.images, session.embedder, session.run.config.image_size)
+    originals = load_image_conditions(args.images, session.embedder, session.run.config.image_size)
     # Column by column the same noise, so that what differs within a column is the condition's doing.
     jobs = [(original, f"variation {n}", n) for original in originals for n in range(args.variations)]
     for part in torch.linspace(0, 1, between).tolist():
         first, second = originals
-        jobs.append((Condition("", slerp(first.tokens, second.tokens, part)), f"{part:.2f} of the way", 0))
+        jobs.append((NamedCondition("", slerp(first.tokens, second.tokens, part)), f"{part:.2f} of the way", 0))
     make = ImageMaker(session.run, session.codec, [condition for condition, _, _ in jobs], args.seed, session.solver)
     sampled: list[torch.Tensor] = []
     with tqdm(total=len(jobs), unit="image") as progress:
@@ -69,7 +69,9 @@ def main() -> None:
     if jobs[path]:
         rows.append(list(zip([label for _, label, _ in jobs[path]], sampled[path], strict=True)))
     save_image(
-        args.out, labelled_grid(rows), {**session.note(0), "condition": [original.name for original in originals]}
+        args.out,
+        labelled_grid(rows),
+        {**session.image_metadata(0), "condition": [original.name for original in originals]},
     )
     print(f"{len(jobs)} images, written: {args.out}")
 

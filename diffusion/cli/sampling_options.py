@@ -94,7 +94,7 @@ def patch_sampler_parser(description: str, examples: str, out_dir: str | None, c
     return parser
 
 
-def of_training(args: argparse.Namespace) -> list[str]:
+def training_data_notes(args: argparse.Namespace) -> list[str]:
     """What to know of scores when no other conditions are named than those that the run learned from, in sentences."""
     if args.images or args.tokens or args.patch_names_file or args.subset_keys or args.data_root:
         return []

@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from diffusion.encoders.networks import EMBEDDERS, LIBRARIES, USUAL, EmbedderSpec, View, library_spec
+from diffusion.encoders.networks import DEFAULT_VIEW, EMBEDDERS, LIBRARIES, EmbedderSpec, View, build_library_spec
 from diffusion.formats import WINDOW
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.state_dicts import AVERAGES, check_types, find_state_dict
 from diffusion.utils.text import abbreviate, expand_path
 from diffusion.utils.weights import find_weights, fingerprint_weights, read_weights
 
-CLONE = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[2]
 TEACHERS = {"teacher", "target"}  # of self-supervised training: averages of what is trained, and meant for use
 ANCHORS = 8  # names, the longest, by which a network is found in a checkpoint
 CPU_BATCH = 16  # more fall out of a CPU's caches: 27 ms an image at 32, 17 ms at 16 (MobileNetV2, two cores)
@@ -34,7 +34,7 @@ class PatchEmbedder:
     model: nn.Module
     name: str
     width: int  # D
-    view: View = USUAL
+    view: View = DEFAULT_VIEW
     dtype: torch.dtype = torch.float32  # of the network; embeddings come out in float32
     fingerprint: str = ""  # of the weights file
 
@@ -54,7 +54,7 @@ class PatchEmbedder:
         spec, path = resolve_embedder(name_or_path, root)
         with torch.device("meta"):  # known networks allocate and draw nothing: every weight comes from the file
             model = spec.build()
-        _fill(model, spec, path)
+        _load_weights(model, spec, path)
         # channels last nearly halves the time of these convolutions on a CPU
         model = model.to(device=device, dtype=dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
         return cls(model, spec.name, spec.width, spec.view, dtype, fingerprint_weights(path))
@@ -111,17 +111,17 @@ def resolve_embedder(name_or_path: str | Path, root: Path = Path(".")) -> tuple[
         name, _, path = text.rpartition("=") if "?" in text else text.partition("=")  # arguments have = signs, too
         if not path or not name:
             raise InputError(f"encoder {text}: name its weights file, too, as {text}=FILE")
-        spec = library_spec(name)
+        spec = build_library_spec(name)
         return spec, _weights_file(spec, Path(expand_path(path)))
     if explicit and name in EMBEDDERS:
         return EMBEDDERS[name], _weights_file(EMBEDDERS[name], Path(expand_path(path)))
     if text in EMBEDDERS:
         spec = EMBEDDERS[text]
         # where it was put with the same --root, without one, or by a demo in this clone
-        places = [root / spec.default, Path(spec.default), CLONE / spec.default]
+        places = [root / spec.default, Path(spec.default), REPOSITORY / spec.default]
         return spec, _weights_file(spec, next((place for place in places if place.is_file()), places[0]))
     path = Path(expand_path(text))
-    spec = _recognise(path)
+    spec = _identify(path)
     return spec, _weights_file(spec, path)
 
 
@@ -133,7 +133,7 @@ def check_encoders(names: Sequence[str], root: Path = Path(".")) -> None:
             raise InputError(f"--encoders: two are called {name}; score them in two runs")
 
 
-def _recognise(path: Path) -> EmbedderSpec:
+def _identify(path: Path) -> EmbedderSpec:
     """The network that a folder or file is named after, or whose weights lie in the folder."""
     for spec in EMBEDDERS.values():
         if path.is_dir() and (path.resolve().name.lower() in spec.folders or _first_match(spec, path)):
@@ -169,7 +169,7 @@ def _first_match(spec: EmbedderSpec, folder: Path) -> Path | None:
     return next((found for pattern in patterns for found in sorted(folder.glob(pattern))), None)
 
 
-def _fill(model: nn.Module, spec: EmbedderSpec, path: Path) -> None:
+def _load_weights(model: nn.Module, spec: EmbedderSpec, path: Path) -> None:
     """Load strictly, but for the classification head. Raises InputError with the keys that are missing or unexpected."""
     expected = model.state_dict()
     anchors = sorted(expected, key=lambda name: -name.count("."))[:ANCHORS]

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 ANCHOR = "encoder.conv_in.weight"  # a tensor that every autoencoder has
 LDM_NAME = "encoder.down.0.block.0.conv1.weight"  # in the layout of CompVis, which single files are released in
-LOSS = "loss."  # begins the names of what CompVis' autoencoders are trained with
+LOSS_PREFIX = "loss."  # begins the names of what CompVis' autoencoders are trained with
 EARLIER_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # of diffusers before 0.14
 
 # Codecs that come with the repository, by the name that --vae and the config files use.
@@ -176,10 +176,10 @@ def _read_vae(path: Path, config: dict[str, Any], dtype: torch.dtype) -> Autoenc
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"{path} is not whole, or does not fit its config.json ({reason})") from None
     own = vae.state_dict()
-    odd = [*(own.keys() - tensors.keys()), *(tensors.keys() - own.keys())]
-    odd += [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
-    if odd:
-        raise InputError(f"{path} does not fit its config.json, at {len(odd)} weights such as {min(odd)}")
+    mismatched = [*(own.keys() - tensors.keys()), *(tensors.keys() - own.keys())]
+    mismatched += [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
+    if mismatched:
+        raise InputError(f"{path} does not fit its config.json, at {len(mismatched)} weights such as {min(mismatched)}")
     check_types(own, tensors, path)
     vae.load_state_dict(tensors, assign=True)
     return vae.to(dtype).eval()
@@ -197,7 +197,7 @@ def _diffusers_names(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -
 
     Raises ValueError for names that CompVis' layout does not have, which its converter would leave out.
     """
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(LOSS)}
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(LOSS_PREFIX)}
     if LDM_NAME in tensors:
         from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 

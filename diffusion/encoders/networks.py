@@ -32,7 +32,7 @@ class View:
     std: tuple[float, ...] = IMAGENET_STD
 
 
-USUAL = View()
+DEFAULT_VIEW = View()
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class EmbedderSpec:
     default: str = ""  # weights file, below --root or the current folder; none: it has to be named
     how_to_get: str = "name another file"
     heads: tuple[str, ...] = ()  # prefixes of weights for classification, which an embedding does not use
-    view: View = USUAL
+    view: View = DEFAULT_VIEW
 
 
 def build_uni2h() -> nn.Module:
@@ -114,7 +114,7 @@ EMBEDDERS = {
 }  # fmt: skip
 
 
-def library_spec(name: str) -> EmbedderSpec:
+def build_library_spec(name: str) -> EmbedderSpec:
     """A network of timm or torchvision without its classifier, for `timm/NAME` or `torchvision/NAME`.
 
     Arguments of timm.create_model follow a `?`: `timm/vit_large_patch16_224?init_values=1e-5&img_size=224`.
@@ -122,21 +122,23 @@ def library_spec(name: str) -> EmbedderSpec:
     Raises InputError for a name or arguments that the library does not know.
     """
     library, _, text = name.partition("/")
-    network, _, told = text.partition("?")
-    model, heads, view = _of_timm(network, _arguments(told)) if library == "timm" else _of_torchvision(text)
+    network, _, text_arguments = text.partition("?")
+    model, heads, view = (
+        _build_timm(network, _parse_arguments(text_arguments)) if library == "timm" else _build_torchvision(text)
+    )
     side = view.size or 224
     with torch.inference_mode():
         width = model.eval()(torch.zeros(1, 3, side, side)).flatten(1).shape[1]
     return EmbedderSpec(name=network.replace("/", "_"), width=width, build=lambda: model, heads=heads, view=view)
 
 
-def _arguments(told: str) -> dict[str, Any]:
+def _parse_arguments(text_arguments: str) -> dict[str, Any]:
     """`a=1&b=x` as keyword arguments: literals where they are some, else words. Raises InputError for anything else."""
     arguments: dict[str, Any] = {}
-    for part in filter(None, told.split("&")):
+    for part in filter(None, text_arguments.split("&")):
         key, given, value = part.partition("=")
         if not given:
-            raise InputError(f"encoder arguments {told!r}: expected NAME=VALUE&NAME=VALUE")
+            raise InputError(f"encoder arguments {text_arguments!r}: expected NAME=VALUE&NAME=VALUE")
         try:
             arguments[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
@@ -144,7 +146,7 @@ def _arguments(told: str) -> dict[str, Any]:
     return arguments
 
 
-def _of_timm(network: str, arguments: dict[str, Any]) -> tuple[nn.Module, tuple[str, ...], View]:
+def _build_timm(network: str, arguments: dict[str, Any]) -> tuple[nn.Module, tuple[str, ...], View]:
     import timm
 
     if not timm.is_model(network):
@@ -163,7 +165,7 @@ def _of_timm(network: str, arguments: dict[str, Any]) -> tuple[nn.Module, tuple[
     return model, tuple(f"{head}." for head in heads), view
 
 
-def _of_torchvision(network: str) -> tuple[nn.Module, tuple[str, ...], View]:
+def _build_torchvision(network: str) -> tuple[nn.Module, tuple[str, ...], View]:
     from torchvision import models
 
     if network not in models.list_models(module=models):

@@ -26,11 +26,11 @@ from diffusion.generation.regions import Region, embed_region
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.seeds import mix_seed
 
-PARALLEL = 1e-4  # radians between tokens below which there is no arc to go along
+SMALLEST_ANGLE = 1e-4  # radians between tokens below which there is no arc to go along
 
 
 @dataclass(frozen=True)
-class Condition:
+class NamedCondition:
     """Tokens (L, D), a name for the file of what is made for them, and the tissue they are of, uint8 (3, S, S), if known."""
 
     name: str
@@ -38,7 +38,7 @@ class Condition:
     pixels: torch.Tensor | None = None
 
 
-class IndexConditions(Sequence[Condition]):
+class IndexConditions(Sequence[NamedCondition]):
     """Patches of an index in a random order, without repeats until it is through, then in another one.
 
     pixels: whether they carry their tissue, where its image is there.
@@ -50,11 +50,11 @@ class IndexConditions(Sequence[Condition]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, i: int) -> Condition:
+    def __getitem__(self, i: int) -> NamedCondition:
         item = self.dataset[Draw(self._sample(i), mix_seed(self.seed, i))]
         stem = Path(item.name)
         image = self.dataset.image(item.name, item.crop) if self.has_pixels(i) else None
-        return Condition(f"{stem.parent.name}_{stem.stem}_{item.crop}", item.tokens, image)
+        return NamedCondition(f"{stem.parent.name}_{stem.stem}_{item.crop}", item.tokens, image)
 
     def has_pixels(self, i: int) -> bool:
         """Tell whether condition `i` carries its tissue: features condition as well without images."""
@@ -65,16 +65,16 @@ class IndexConditions(Sequence[Condition]):
         return Permutation(len(self), mix_seed(self.seed, round_))(place)
 
 
-class Repeated(Sequence[Condition]):
+class RepeatedConditions(Sequence[NamedCondition]):
     """Some conditions, begun again when they are through."""
 
-    def __init__(self, conditions: Sequence[Condition]):
+    def __init__(self, conditions: Sequence[NamedCondition]):
         self.conditions = conditions
 
     def __len__(self) -> int:
         return len(self.conditions)
 
-    def __getitem__(self, i: int) -> Condition:
+    def __getitem__(self, i: int) -> NamedCondition:
         return self.conditions[i % len(self.conditions)]
 
     def has_pixels(self, i: int) -> bool:
@@ -82,7 +82,7 @@ class Repeated(Sequence[Condition]):
         return self[i].pixels is not None
 
 
-def open_conditions(arguments: dict[str, Any], keys: list[str] | None) -> PanCancerData:
+def open_condition_dataset(arguments: dict[str, Any], keys: list[str] | None) -> PanCancerData:
     """Open the patches that conditions come from.
 
     arguments: of the data set in a run's config. keys replace its index keys; they may hold patches of the image's own
@@ -106,7 +106,7 @@ def open_conditions(arguments: dict[str, Any], keys: list[str] | None) -> PanCan
     return (PanCancerDataLowRes if low_resolution else PanCancerData)(**arguments)
 
 
-def from_images(paths: Sequence[Path], embedder: PatchEmbedder, size: int) -> list[Condition]:
+def load_image_conditions(paths: Sequence[Path], embedder: PatchEmbedder, size: int) -> list[NamedCondition]:
     """Images embedded now, of larger ones the square of `size` pixels in their middle.
 
     Raises MissingError, or InputError for what is no RGB image or too small.
@@ -119,11 +119,11 @@ def from_images(paths: Sequence[Path], embedder: PatchEmbedder, size: int) -> li
         x, y = (image.width - size) // 2, (image.height - size) // 2
         tokens = embed_region(Region(image, x, y), size // WINDOW, size // WINDOW, embedder)
         pixels = torch.from_numpy(np.array(image.read(x, y, size))).permute(2, 0, 1)
-        conditions.append(Condition(path.stem, tokens.flatten(0, 1), pixels))
+        conditions.append(NamedCondition(path.stem, tokens.flatten(0, 1), pixels))
     return conditions
 
 
-def from_token_files(paths: Sequence[Path], tokens: int) -> list[Condition]:
+def load_token_conditions(paths: Sequence[Path], tokens: int) -> list[NamedCondition]:
     """Embeddings in .npy files, (L, D) for one image or (n, L, D) for several. Raises MissingError, InputError."""
     conditions = []
     for path in paths:
@@ -134,7 +134,7 @@ def from_token_files(paths: Sequence[Path], tokens: int) -> list[Condition]:
                 f"{path} holds {tuple(values.shape)}: expected ({tokens}, D), or several as (n, {tokens}, D)"
             )
         names = [path.stem] if len(images) == 1 else [f"{path.stem}_{i}" for i in range(len(images))]
-        conditions += [Condition(name, image) for name, image in zip(names, images, strict=True)]
+        conditions += [NamedCondition(name, image) for name, image in zip(names, images, strict=True)]
     return conditions
 
 
@@ -157,7 +157,7 @@ def read_tokens_file(path: Path) -> torch.Tensor:
     return values
 
 
-def neighbourhood(dataset: PanCancerData, i: int, seed: int, rows: int, columns: int) -> Condition:
+def neighbourhood(dataset: PanCancerData, i: int, seed: int, rows: int, columns: int) -> NamedCondition:
     """A grid of tokens (rows, columns, D) of a random patch and, to its right and below it, those of the patches there.
 
     The index lists only tissue: where a slide has no neighbour, the patch itself is mirrored into its place.
@@ -182,7 +182,7 @@ def neighbourhood(dataset: PanCancerData, i: int, seed: int, rows: int, columns:
                 band.append(first.flip([axis for axis, places in ((0, down), (1, right)) if places % 2]))
         bands.append(torch.cat(band, dim=1))
     path = Path(name)
-    return Condition(f"{path.parent.name}_{path.stem}", torch.cat(bands)[:rows, :columns])
+    return NamedCondition(f"{path.parent.name}_{path.stem}", torch.cat(bands)[:rows, :columns])
 
 
 def slerp(first: torch.Tensor, second: torch.Tensor, part: float) -> torch.Tensor:
@@ -193,7 +193,7 @@ def slerp(first: torch.Tensor, second: torch.Tensor, part: float) -> torch.Tenso
     lengths = torch.lerp(first.norm(dim=-1, keepdim=True), second.norm(dim=-1, keepdim=True), part)
     a, b = F.normalize(first, dim=-1), F.normalize(second, dim=-1)
     angle = torch.arccos((a * b).sum(-1, keepdim=True).clamp(-1, 1))
-    if (angle > PARALLEL).logical_and(angle < torch.pi - PARALLEL).all():
+    if (angle > SMALLEST_ANGLE).logical_and(angle < torch.pi - SMALLEST_ANGLE).all():
         direction = (torch.sin((1 - part) * angle) * a + torch.sin(part * angle) * b) / torch.sin(angle)
     else:  # some have no arc between them, or no one arc
         direction = F.normalize(torch.lerp(a, b, part), dim=-1)

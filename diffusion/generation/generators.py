@@ -8,7 +8,7 @@ import torch
 
 from diffusion.encoders.latents import LatentCodec, check_pixels, to_uint8
 from diffusion.formats import LATENT_FACTOR, WINDOW
-from diffusion.generation.conditions import Condition
+from diffusion.generation.conditions import NamedCondition
 from diffusion.generation.solver import Solver
 from diffusion.panorama import WindowedNetwork, Windows, decode_bands, window_tokens
 from diffusion.sampling import OnStep, image_generator, initial_noise
@@ -20,12 +20,12 @@ TOKEN_CELLS = WINDOW // LATENT_FACTOR  # cells of the latents that one token is 
 class ImageMaker:
     """Image i of a run at its own size: condition, noise and everything random about it follow from (seed, i) alone."""
 
-    def __init__(self, run: Run, codec: LatentCodec, conditions: Sequence[Condition], seed: int, solver: Solver):
+    def __init__(self, run: Run, codec: LatentCodec, conditions: Sequence[NamedCondition], seed: int, solver: Solver):
         self.run, self.codec, self.conditions, self.seed, self.solver = run, codec, conditions, seed, solver
 
     def images(
         self, indices: list[int], noises: list[int] | None = None
-    ) -> Iterator[tuple[int, Condition, torch.Tensor]]:
+    ) -> Iterator[tuple[int, NamedCondition, torch.Tensor]]:
         """One batch: number, condition, and sampled pixels, uint8 (3, S, S). noises: numbers of other images' noise."""
         conditions = [self.conditions[i] for i in indices]
         generators = [image_generator(self.seed, i) for i in noises or indices]

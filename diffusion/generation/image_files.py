@@ -63,19 +63,19 @@ def labelled_grid(rows: Sequence[Sequence[tuple[str, torch.Tensor]]]) -> torch.T
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
     for r, row in enumerate(rows):
         for c, (label, pixels) in enumerate(row):
-            draw.text((GAP + c * step, GAP + r * line), fitted(label, font, side), fill="black", font=font)
+            draw.text((GAP + c * step, GAP + r * line), shorten_label(label, font, side), fill="black", font=font)
             sheet.paste(Image.fromarray(pixels.permute(1, 2, 0).numpy()), (GAP + c * step, GAP + r * line + LABEL))
     return torch.from_numpy(np.array(sheet)).permute(2, 0, 1)
 
 
-def fitted(label: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+def shorten_label(label: str, font: ImageFont.FreeTypeFont, width: int) -> str:
     """A label no wider than so many pixels: its end is what tells it from others."""
     while font.getlength(label) > width:
         label = f"…{label[2:]}"
     return label
 
 
-def write_picture(
+def write_large_image(
     path: Path, bands: Iterable[torch.Tensor], height: int, width: int, mpp: float, note: dict[str, Any]
 ) -> None:
     """Write a large picture, aside and then in place, as .png or, any other suffix, as a pyramidal TIFF.
@@ -137,7 +137,7 @@ def _write_tiff(
                 )  # fmt: skip
                 if max(pixels.shape) <= SMALLEST_LEVEL:
                     return
-                pixels, level, description = _halved(pixels, scratch), level + 1, None
+                pixels, level, description = _halve(pixels, scratch), level + 1, None
 
 
 def _reserve(scratch: IO[bytes], start: int, size: int) -> None:
@@ -161,7 +161,7 @@ def _tiles(pixels: np.ndarray) -> Iterator[np.ndarray]:
             yield np.ascontiguousarray(pixels[top : top + TILE, left : left + TILE])
 
 
-def _halved(pixels: np.ndarray, scratch: IO[bytes]) -> np.ndarray:
+def _halve(pixels: np.ndarray, scratch: IO[bytes]) -> np.ndarray:
     """Means of 2 x 2 pixels, in a part of the scratch file that no level before uses."""
     height, width = pixels.shape[0] // 2, pixels.shape[1] // 2
     end = scratch.seek(0, 2)

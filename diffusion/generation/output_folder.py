@@ -13,19 +13,19 @@ from typing import Any
 import torch
 
 from diffusion.formats import REAL_DIR, SAMPLES_FILE, SYNTHETIC_DIR
-from diffusion.generation.conditions import Condition
+from diffusion.generation.conditions import NamedCondition
 from diffusion.generation.image_files import save_image
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import atomic_write_bytes
 from diffusion.utils.folders import is_hidden
 from diffusion.utils.text import printable, read_json
 
-BY_CONTENT = frozenset(("weights", "vae_weights", "data"))  # settings that are fingerprints
+FINGERPRINTS = frozenset(("weights", "vae_weights", "data"))  # settings that are fingerprints
 FORMATS = {"png": {"compress_level": 3}, "jpeg": {}}
 
 
 @dataclass(frozen=True)
-class Folder:
+class OutputFolder:
     """An output folder: `syn/` and, where there is tissue to compare with, `real/` with the same file names.
 
     tissue: another folder for the latter, which several may share.
@@ -35,7 +35,7 @@ class Folder:
     extension: str
     tissue: Path | None = None
 
-    def claim(self, settings: dict[str, Any], places: dict[str, Any]) -> None:
+    def check_or_write_settings(self, settings: dict[str, Any], places: dict[str, Any]) -> None:
         """Write the settings, or compare with those that samples were made with, so that one folder never mixes two.
 
         settings: what tells samples from others, by content; places: where weights and data lie, which may move.
@@ -46,8 +46,8 @@ class Folder:
         if file.is_file() and samples.is_dir() and any(name[0] != "." for name in os.listdir(samples)):
             advice = "name another folder for the output, or delete it with the samples beside it"
             before = read_json(file, "record of samples", advice)
-            if not before.keys() & BY_CONTENT:  # of a version that went by places alone
-                settings = {name: value for name, value in settings.items() if name not in BY_CONTENT} | places
+            if not before.keys() & FINGERPRINTS:  # of a version that went by places alone
+                settings = {name: value for name, value in settings.items() if name not in FINGERPRINTS} | places
             else:
                 before = {name: value for name, value in before.items() if name not in places}
             for name in {**settings, **before}:
@@ -59,7 +59,7 @@ class Folder:
             return
         atomic_write_bytes(file, (json.dumps({**settings, **places}, indent=2) + "\n").encode())
 
-    def missing(self, count: int, has_real: Callable[[int], bool] = lambda i: False) -> list[int]:
+    def list_missing(self, count: int, has_real: Callable[[int], bool] = lambda i: False) -> list[int]:
         """List which of `count` images are not there yet, in `syn` and, where they have tissue, `real`.
 
         A file is there whole or not at all. Raises InputError when there are more than `count`, or files that are no samples.
@@ -76,23 +76,23 @@ class Folder:
             raise InputError(
                 f"{self.path} holds {len(present)} samples, not {count}; name another folder for the output, or ask for as many"
             )
-        complete = {i for i, name in present.items() if (self.real / name).is_file() or not has_real(i)}
+        complete = {i for i, name in present.items() if (self.real_folder / name).is_file() or not has_real(i)}
         return [i for i in range(count) if i not in complete]
 
-    def file(self, part: str, i: int, name: str) -> Path:
+    def image_path(self, part: str, i: int, name: str) -> Path:
         """The file of image i, in `real` or `syn`."""
-        folder = self.real if part == REAL_DIR else self.path / part
+        folder = self.real_folder if part == REAL_DIR else self.path / part
         return folder / f"{i:06d}_{name}.{self.extension}"
 
     @property
-    def real(self) -> Path:
+    def real_folder(self) -> Path:
         return self.tissue or self.path / REAL_DIR
 
-    def write(self, i: int, condition: Condition, synthetic: torch.Tensor, note: dict[str, Any]) -> None:
+    def write_images(self, i: int, condition: NamedCondition, synthetic: torch.Tensor, note: dict[str, Any]) -> None:
         """Image i, uint8 (3, S, S), with a note of how it was made, and the condition's own pixels if it has some."""
         pictures = [(SYNTHETIC_DIR, synthetic, {**note, "condition": condition.name})]
         if condition.pixels is not None:
             # after the sample: while there is none, a folder takes other settings, and must hold nothing of these
             pictures.append((REAL_DIR, condition.pixels, {"condition": condition.name}))
         for part, pixels, about in pictures:
-            save_image(self.file(part, i, condition.name), pixels, about, **FORMATS[self.extension])
+            save_image(self.image_path(part, i, condition.name), pixels, about, **FORMATS[self.extension])

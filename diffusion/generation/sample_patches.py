@@ -9,9 +9,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from diffusion.formats import SYNTHETIC_DIR
-from diffusion.generation.conditions import IndexConditions, Repeated
+from diffusion.generation.conditions import IndexConditions, RepeatedConditions
 from diffusion.generation.generators import ImageMaker
-from diffusion.generation.output_folder import Folder
+from diffusion.generation.output_folder import OutputFolder
 from diffusion.generation.session import ConditionSource, Session, choose_conditions
 from diffusion.utils.errors import InputError
 from diffusion.utils.hardware import describe_device
@@ -22,7 +22,7 @@ CHECKED = 16  # conditions of which one must have its tissue, where that is need
 def sample_patches(
     session: Session,
     source: ConditionSource,
-    folder: Folder,
+    folder: OutputFolder,
     sizes: Collection[int],
     count: int | None,
     index_count: int,
@@ -48,10 +48,10 @@ def sample_patches(
             f"the patches that condition have no images in {session.root / 'patches'}, so there is nothing to score samples "
             "against; put them there, or score against other tissue with --real"
         )
-    todo = folder.missing(count, conditions.has_pixels)
+    todo = folder.list_missing(count, conditions.has_pixels)
     if state.is_main_process:
         settings = {"pictures": "patches", **session.settings, "format": folder.extension}
-        folder.claim({**settings, **origin.content}, {**session.places, **origin.places})
+        folder.check_or_write_settings({**settings, **origin.content}, {**session.locations, **origin.locations})
     on = describe_device(session.device, state.num_processes, session.solver.precision)
     state.print(f"{count - len(todo)} of {count} images are there; sampling {len(todo)} on {on}")
     state.wait_for_everyone()  # every process has looked before one of them writes
@@ -60,17 +60,17 @@ def sample_patches(
     with tqdm(total=len(mine), unit="image", disable=not state.is_main_process) as progress:
         for first in range(0, len(mine), batch_size):
             for i, condition, pixels in make.images(mine[first : first + batch_size]):
-                folder.write(i, condition, pixels, session.note(i))
+                folder.write_images(i, condition, pixels, session.image_metadata(i))
                 progress.update()
             if first == 0 and batch_size < len(mine):
-                session.advise(batch_size)
+                session.print_batch_advice(batch_size)
     state.wait_for_everyone()
     if state.is_main_process:
-        report(folder.path / SYNTHETIC_DIR, folder.real, conditions, count)
+        print_summary(folder.path / SYNTHETIC_DIR, folder.real_folder, conditions, count)
     return config.image_size
 
 
-def report(samples: Path, real: Path, conditions: IndexConditions | Repeated, count: int) -> None:
+def print_summary(samples: Path, real: Path, conditions: IndexConditions | RepeatedConditions, count: int) -> None:
     """Print how many images there are, and of how many the tissue is there to compare with."""
     names = set(os.listdir(samples))
     tissue = len(names & set(os.listdir(real))) if real.is_dir() else 0

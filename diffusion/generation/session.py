@@ -19,10 +19,10 @@ from diffusion.encoders.latents import LatentCodec
 from diffusion.formats import LAST_WEIGHTS
 from diffusion.generation.conditions import (
     IndexConditions,
-    Repeated,
-    from_images,
-    from_token_files,
-    open_conditions,
+    RepeatedConditions,
+    load_image_conditions,
+    load_token_conditions,
+    open_condition_dataset,
 )
 from diffusion.generation.solver import Solver
 from diffusion.utils.content import fingerprint_file
@@ -73,18 +73,18 @@ class Session:
         }
 
     @property
-    def places(self) -> dict[str, Any]:
+    def locations(self) -> dict[str, Any]:
         """Where codec and weights are now: for readers of the settings, and to recognise folders of older versions by."""
         checkpoint = self.run.checkpoint
         time = checkpoint.stat().st_mtime_ns
         return {"vae": self.codec.name, "checkpoint": str(checkpoint.resolve()), "checkpoint_time": time}
 
-    def note(self, number: int) -> dict[str, Any]:
+    def image_metadata(self, number: int) -> dict[str, Any]:
         """Return the metadata of an image's file: names of run and weights, and no paths of this machine."""
         names = {"run": self.run.folder.resolve().name, "checkpoint": self.run.checkpoint.name}
         return {**self.settings, **names, "number": number, "vae": Path(self.codec.name).name}
 
-    def advise(self, batch: int) -> None:
+    def print_batch_advice(self, batch: int) -> None:
         """Print, in the main process, a larger batch that would fit, after one of `batch`."""
         model = self.run.model
         copies = 0 if self.solver.precision == "fp32" else 2 * sum(each.numel() for each in model.parameters())
@@ -97,7 +97,7 @@ class Session:
         """The embedder of images and slides. Raises MissingError, InputError."""
         return load_embedder(self.run.config, self.device, self.root, self.encoder)
 
-    def origin(self, paths: Sequence[Path], embedded: bool) -> dict[str, Any]:
+    def identify_files(self, paths: Sequence[Path], embedded: bool) -> dict[str, Any]:
         """Return what identifies conditions of files: the files' content and, of what is embedded now, the embedder.
 
         Raises MissingError.
@@ -182,7 +182,7 @@ class Origin(NamedTuple):
     """What identifies conditions wherever they lie, and where they lie."""
 
     content: dict[str, Any]
-    places: dict[str, Any]
+    locations: dict[str, Any]
 
 
 def open_index(session: Session, source: ConditionSource) -> PanCancerData:
@@ -191,46 +191,46 @@ def open_index(session: Session, source: ConditionSource) -> PanCancerData:
     arguments = {**config.data_arguments, "root": source.data_root or session.root}
     for name in ("patch_names_file", "features_dir"):
         arguments[name] = getattr(source, name) or arguments[name]
-    dataset = open_conditions(arguments, None if source.subset_keys is None else list(source.subset_keys))
+    dataset = open_condition_dataset(arguments, None if source.subset_keys is None else list(source.subset_keys))
     check_tokens(config, dataset)
     return dataset
 
 
 def choose_conditions(
     session: Session, source: ConditionSource, pixels: bool = True
-) -> tuple[IndexConditions | Repeated, Origin]:
+) -> tuple[IndexConditions | RepeatedConditions, Origin]:
     """Return the conditions of a source, and what identifies them. pixels: whether they carry the tissue that they are of.
 
     Raises MissingError, InputError for files that are no conditions of the session's network.
     """
     if not source.files:
         dataset = open_index(session, source)
-        return IndexConditions(dataset, session.seed, pixels), origin_of(dataset)
+        return IndexConditions(dataset, session.seed, pixels), index_origin(dataset)
     config = session.run.config
-    origin = origin_of_files(session, source)
+    origin = files_origin(session, source)
     conditions = list(
-        from_images(source.images, session.embedder, config.image_size)
+        load_image_conditions(source.images, session.embedder, config.image_size)
         if source.images
-        else from_token_files(source.tokens, config.model_max_length)
+        else load_token_conditions(source.tokens, config.model_max_length)
     )
     for condition in conditions:
         check_shape(config, condition.tokens, condition.name)
     if not pixels:
         conditions = [dataclasses.replace(condition, pixels=None) for condition in conditions]
-    return Repeated(conditions), origin
+    return RepeatedConditions(conditions), origin
 
 
 def find_origin(session: Session, source: ConditionSource) -> Origin:
     """Return what identifies the conditions of a source, without reading them."""
-    return origin_of_files(session, source) if source.files else origin_of(open_index(session, source))
+    return files_origin(session, source) if source.files else index_origin(open_index(session, source))
 
 
-def origin_of_files(session: Session, source: ConditionSource) -> Origin:
+def files_origin(session: Session, source: ConditionSource) -> Origin:
     """Return what identifies the conditions of image files or files of tokens."""
-    return Origin(session.origin(source.files, embedded=bool(source.images)), {})
+    return Origin(session.identify_files(source.files, embedded=bool(source.images)), {})
 
 
-def origin_of(dataset: PanCancerData) -> Origin:
+def index_origin(dataset: PanCancerData) -> Origin:
     """Tell the conditions of one index from those of another."""
     places = {
         "index": str(dataset.index.path.resolve()),

@@ -9,7 +9,7 @@ import torch
 
 from diffusion.formats import DEFAULT_SOLVER
 from diffusion.guidance import Network
-from diffusion.sampling import OnStep, guided_levels, make_scheduler, sample_latents
+from diffusion.sampling import OnStep, check_guidance_interval, prepare_scheduler, sample_latents
 from diffusion.utils.errors import InputError
 from diffusion.utils.hardware import torch_dtype
 from diffusion.workdir import Run
@@ -29,8 +29,8 @@ class Solver:
     precision: str = "fp32"
 
     def __post_init__(self):
-        make_scheduler(self.algorithm, self.steps)
-        guided_levels(self.guidance_interval)
+        prepare_scheduler(self.algorithm, self.steps)
+        check_guidance_interval(self.guidance_interval)
 
     def latents(
         self,

@@ -65,7 +65,7 @@ def accumulate(run: RunState, network: nn.Module, losses: BatchLosses, supply: S
 
 def learn(run: RunState, drawn: list[Drawn], values: list[dict[str, torch.Tensor]]) -> None:
     """Tell a sampler of timesteps that wants to know the losses of all processes, without their weights."""
-    if not run.timesteps.learns:
+    if not run.timesteps.needs_losses:
         return
     pairs = [torch.stack([d.timestep, v["loss"].detach() / d.weight], 1) for d, v in zip(drawn, values, strict=True)]
     # batches without their bad items are not equally long; losses that are no number count for nothing

@@ -142,7 +142,7 @@ def test_uni2_values(tmp_path):
 
 def test_absent_demo_weights_say_how_to_get_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(embedders, "CLONE", tmp_path)
+    monkeypatch.setattr(embedders, "REPOSITORY", tmp_path)
     with pytest.raises(MissingError, match="python tools/fetch_demo_data.py"):
         PatchEmbedder.load("mobilenetv2")
 

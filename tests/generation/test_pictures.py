@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from diffusion.encoders.latents import from_uint8, to_uint8
-from diffusion.generation.image_files import labelled_grid, save_image, write_picture
+from diffusion.generation.image_files import labelled_grid, save_image, write_large_image
 from diffusion.utils.errors import InputError
 
 HEIGHT, WIDTH = 1792, 2304
@@ -30,7 +30,7 @@ def bands(picture: torch.Tensor, rows: int = 500):
 
 def test_png_in_bands(tmp_path):
     path = tmp_path / "new" / "a.png"
-    write_picture(path, bands(pixels(300, 200), 64), 300, 200, 0.5, {"seed": 3})
+    write_large_image(path, bands(pixels(300, 200), 64), 300, 200, 0.5, {"seed": 3})
     with Image.open(path) as image:
         assert np.array_equal(np.asarray(image), pixels(300, 200).permute(1, 2, 0).numpy())
         assert json.loads(image.info["pixcell"]) == {"seed": 3}
@@ -39,7 +39,7 @@ def test_png_in_bands(tmp_path):
 
 def test_a_tiff_is_a_slide_in_several_levels(tmp_path):
     """OpenSlide opens it; its levels are means of the one before, and it knows its resolution."""
-    write_picture(tmp_path / "a.tiff", bands(pixels()), HEIGHT, WIDTH, 0.25, {"seed": 3})
+    write_large_image(tmp_path / "a.tiff", bands(pixels()), HEIGHT, WIDTH, 0.25, {"seed": 3})
     with openslide.OpenSlide(tmp_path / "a.tiff") as slide:
         assert slide.level_dimensions == ((WIDTH, HEIGHT), (WIDTH // 2, HEIGHT // 2), (WIDTH // 4, HEIGHT // 4))
         assert float(slide.properties["openslide.mpp-x"]) == pytest.approx(0.25, rel=1e-4)
@@ -63,10 +63,10 @@ def test_memory_does_not_grow_with_the_picture(tmp_path):
 
     tracemalloc.start()
     try:
-        write_picture(tmp_path / "a.png", empty_bands(), size, size, 0.5, {})
+        write_large_image(tmp_path / "a.png", empty_bands(), size, size, 0.5, {})
         assert tracemalloc.get_traced_memory()[1] < 12e6
         tracemalloc.reset_peak()
-        write_picture(tmp_path / "a.tiff", empty_bands(), size, size, 0.5, {})
+        write_large_image(tmp_path / "a.tiff", empty_bands(), size, size, 0.5, {})
         assert tracemalloc.get_traced_memory()[1] < 40e6
     finally:
         tracemalloc.stop()
@@ -81,7 +81,7 @@ def test_what_fails_leaves_nothing(tmp_path, suffix):
         raise RuntimeError("no more")
 
     with pytest.raises(RuntimeError):
-        write_picture(tmp_path / f"a.{suffix}", broken(), HEIGHT, WIDTH, 0.5, {})
+        write_large_image(tmp_path / f"a.{suffix}", broken(), HEIGHT, WIDTH, 0.5, {})
     assert not list(tmp_path.iterdir())
 
 

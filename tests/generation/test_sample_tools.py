@@ -21,8 +21,8 @@ from diffusion.data.slides.patches import neighbour
 from diffusion.data.slides.reader import PlainImage
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.formats import LAST_WEIGHTS
-from diffusion.generation.conditions import neighbourhood, open_conditions, slerp
-from diffusion.generation.output_folder import Folder
+from diffusion.generation.conditions import neighbourhood, open_condition_dataset, slerp
+from diffusion.generation.output_folder import OutputFolder
 from diffusion.generation.regions import Region, embed_region
 from diffusion.model import PixArt
 from diffusion.model.convert import load_weights, save_diffusers, save_official
@@ -118,20 +118,20 @@ class TestSample1024:
         assert done.returncode == 2 and "holds samples with weights" in done.stderr
 
     def test_a_folder_of_an_older_version_goes_by_places(self, tmp_path):
-        folder = Folder(tmp_path, "png")
+        folder = OutputFolder(tmp_path, "png")
         (tmp_path / "syn").mkdir()
         (tmp_path / "syn" / "000000_a.png").touch()
         older = {"seed": 0, "checkpoint": "a.ckpt", "checkpoint_time": 1}
         (tmp_path / "samples.json").write_text(json.dumps(older))
-        folder.claim({"seed": 0, "weights": "0f"}, {"checkpoint": "a.ckpt", "checkpoint_time": 1})
+        folder.check_or_write_settings({"seed": 0, "weights": "0f"}, {"checkpoint": "a.ckpt", "checkpoint_time": 1})
         with pytest.raises(InputError, match="holds samples with checkpoint a.ckpt, not b.ckpt"):
-            folder.claim({"seed": 0, "weights": "0f"}, {"checkpoint": "b.ckpt", "checkpoint_time": 1})
+            folder.check_or_write_settings({"seed": 0, "weights": "0f"}, {"checkpoint": "b.ckpt", "checkpoint_time": 1})
 
     def test_conditions_are_taken_in_the_way_that_the_index_allows(self, feature_root):
         """Released weights of 256 pixels with an index of 1024: crops. In training it is a setting, and named."""
         arguments = dict(root=feature_root, resolution=256, patch_names_file="patch_names_all.hdf5")
         for kind in ("PanCancerData", "PanCancerDataLowRes"):
-            dataset = open_conditions({**arguments, "type": kind, "train_subset_keys": None}, None)
+            dataset = open_condition_dataset({**arguments, "type": kind, "train_subset_keys": None}, None)
             assert isinstance(dataset, PanCancerDataLowRes) and len(dataset) == 3 * 16
         with pytest.raises(
             InputError, match="no patches of 256 pixels, but of 1024: set data.type=PanCancerDataLowRes"

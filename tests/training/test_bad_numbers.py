@@ -118,7 +118,7 @@ def test_the_report_is_of_the_timesteps_that_were_drawn(feature_root, tmp_path, 
 
     monkeypatch.setattr(BatchLosses, "given", spoilt)
     warm = lambda self: True  # noqa: E731
-    monkeypatch.setattr("diffusion.timesteps.LossAware.warm", property(warm))
+    monkeypatch.setattr("diffusion.timesteps.LossAware.is_warm", property(warm))
     with pytest.raises(InputError, match="1 steps in a row"):
         train(
             settings(feature_root, max_bad_steps=1, timestep_sampling=TimestepConfig("loss_aware")), tmp_path, cpu=True

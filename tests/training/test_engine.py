@@ -660,7 +660,7 @@ class TestDryRun:
         ids=str,
     )  # fmt: skip
     def test_settings(self, feature_root, tmp_path, monkeypatch, start, changes, message):
-        monkeypatch.setattr("diffusion.encoders.embedders.CLONE", tmp_path)  # where a demo may have put weights
+        monkeypatch.setattr("diffusion.encoders.embedders.REPOSITORY", tmp_path)  # where a demo may have put weights
         monkeypatch.setattr("diffusion.training.plan.total_bytes", lambda device: 24 * 2**30)
         monkeypatch.chdir(tmp_path)
         with pytest.raises(InputError, match=message):

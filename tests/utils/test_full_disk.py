@@ -21,7 +21,7 @@ from PIL import Image
 
 from diffusion.data.features.loose import write_feature
 from diffusion.data.index.patch_index import all_names, write_index
-from diffusion.generation.image_files import save_image, write_picture
+from diffusion.generation.image_files import save_image, write_large_image
 from diffusion.model.convert import save_diffusers, save_official, save_safetensors
 from diffusion.model.pixart import PixArt
 from diffusion.training.checkpoints.checkpoint import save_file
@@ -68,8 +68,8 @@ WRITERS = {
     "x.bin": lambda path, model: atomic_write_bytes(path, bytes(2**21)),
     "x.png": pil,
     "sample.png": lambda path, model: save_image(path, torch.from_numpy(NOISE), {}),
-    "large.png": lambda path, model: write_picture(path, [torch.from_numpy(NOISE)], 1024, 1024, 0.5, {}),
-    "large.tiff": lambda path, model: write_picture(path, [torch.from_numpy(NOISE)], 1024, 1024, 0.5, {}),
+    "large.png": lambda path, model: write_large_image(path, [torch.from_numpy(NOISE)], 1024, 1024, 0.5, {}),
+    "large.tiff": lambda path, model: write_large_image(path, [torch.from_numpy(NOISE)], 1024, 1024, 0.5, {}),
 }
 
 

@@ -21,7 +21,7 @@ from diffusion.data.slides.patches import read_patch
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import LatentCodec, from_uint8
 from diffusion.encoders.networks import EMBEDDERS
-from diffusion.extraction import FeatureFiles, Patches, choose_key, extract
+from diffusion.extraction import FeatureFiles, PatchDataset, choose_index_key, extract_features
 from diffusion.formats import PATCHES_DIR
 from diffusion.utils.hardware import count_cores, prepare_device
 from diffusion.utils.windows import cut_windows, join_windows
@@ -58,7 +58,7 @@ class Source:
 
     def patches(self) -> tuple[PatchIndex, int]:
         """And their size in pixels."""
-        key, size = choose_key(index_path(self.root), self.dataset, CROP)
+        key, size = choose_index_key(index_path(self.root), self.dataset, CROP)
         return PatchIndex(index_path(self.root), [key]), size
 
 
@@ -87,9 +87,9 @@ def speed(source: Source, way: str, folder: Path, count: int) -> float:
     embedder.embed(warm), codec.moments(from_uint8(warm))
     files = FeatureFiles(source.root, str(folder), size, embedder.width, "vae", "ssl")
     if way == "ours":
-        share = Patches(patches, files, 0, 1)
+        share = PatchDataset(patches, files, 0, 1)
         share.mine = share.mine[:count]
-        steps: Iterator = extract(share, codec, embedder, CROP, BATCH, max(1, min(8, count_cores() - 1)))
+        steps: Iterator = extract_features(share, codec, embedder, CROP, BATCH, max(1, min(8, count_cores() - 1)))
     else:
         steps = simple_loop(files, [patches.name(i) for i in range(count)], codec, embedder)
     began = time.perf_counter()

@@ -149,7 +149,7 @@ def panorama_plainly(
 ) -> torch.Tensor:
     """Window after window, a conditional and a null pass each; noise (1, C, H, W), y (n, L, D) of the windows."""
     solver, x, side = scheduler(steps), noise, windows.side
-    fade = (windows.fade()[:, None] * windows.fade()).to(x.device)
+    fade = (windows.blend_weights()[:, None] * windows.blend_weights()).to(x.device)
     for t in solver.timesteps:
         total, weights = torch.zeros_like(x), torch.zeros_like(x)
         for (row, column), tokens in zip(windows.corners, y.split(1), strict=True):

@@ -16,7 +16,7 @@ from diffusion.data.batch import BadItem, PatchBatch, collate
 from diffusion.data.sampler import Draw
 from diffusion.formats import DEFAULT_SOLVER
 from diffusion.guidance import Network
-from diffusion.sampling import image_generator, initial_noise, make_scheduler, sample_latents
+from diffusion.sampling import image_generator, initial_noise, prepare_scheduler, sample_latents
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import atomic_write
 from diffusion.utils.memory import peak_bytes
@@ -228,7 +228,7 @@ def check_reports(config: Config) -> None:
 def check_grid(config: Config, dataset: PanCancerData | SkipBad) -> None:
     """Raise InputError for steps that the sample grids' solver cannot take, and conditions that cannot be read."""
     if config.sample_grid.count:
-        make_scheduler(DEFAULT_SOLVER, config.sample_grid.steps)
+        prepare_scheduler(DEFAULT_SOLVER, config.sample_grid.steps)
         grid_batch(dataset, config)
 
 

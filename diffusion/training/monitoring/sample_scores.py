@@ -18,7 +18,7 @@ from diffusion.evaluation.metrics.scores import score
 from diffusion.evaluation.sets.features import Features
 from diffusion.formats import DEFAULT_SOLVER, WINDOW
 from diffusion.model.pixart import PixArt
-from diffusion.sampling import image_generator, initial_noise, make_scheduler, sample_latents
+from diffusion.sampling import image_generator, initial_noise, prepare_scheduler, sample_latents
 from diffusion.utils.errors import InputError
 from diffusion.utils.seeds import mix_seed
 from diffusion.utils.windows import cut_windows
@@ -148,7 +148,7 @@ def score_steps(config: Config, total_steps: int) -> set[int]:
 def check_scoring(config: Config) -> PanCancerData | SkipBad:
     """The set that samples are scored on. Raises MissingError, InputError for what `SampleScores` would lack, without
     loading a network."""
-    make_scheduler(DEFAULT_SOLVER, config.evaluation.steps)
+    prepare_scheduler(DEFAULT_SOLVER, config.evaluation.steps)
     resolve_embedder(config.evaluation.encoder, config.data_root)
     dataset = build_dataset(**config.validation_arguments, on_error=config.data.on_error, return_img=True)
     check_tokens(config, dataset)
