@@ -131,20 +131,20 @@ def train_for(config: Config, work_dir: Path, steps: int) -> None:
     """Train, and be stopped by a signal in the step that is the last of so many."""
     from diffusion.training import trainer
 
-    class StopsLater(trainer.Stops):
+    class StopsLater(trainer.PreemptionHandler):
         left = steps
 
-        def wish(self) -> int:
+        def poll(self) -> int:
             self.left -= 1
             if not self.left:
                 signal.raise_signal(signal.SIGTERM)
-            return super().wish()
+            return super().poll()
 
-    given, trainer.Stops = trainer.Stops, StopsLater
+    given, trainer.PreemptionHandler = trainer.PreemptionHandler, StopsLater
     try:
         finished = trainer.train(config, work_dir, cpu=True)
     finally:
-        trainer.Stops = given
+        trainer.PreemptionHandler = given
     assert not finished
 
 

@@ -44,16 +44,16 @@ def main() -> None:
     from tqdm import tqdm
 
     from diffusion.training.checkpoints.checkpoint import save_file
-    from diffusion.training.checkpoints.posthoc_ema import find_snapshots, mix_for, mixed_weights
+    from diffusion.training.checkpoints.posthoc_ema import find_mix, find_snapshots, mix_weights
 
-    mix = mix_for(find_snapshots(args.workdir), args.length, args.step)
+    mix = find_mix(find_snapshots(args.workdir), args.length, args.step)
     if not mix.misfit <= ROUGH:
         lengths = ", ".join(f"{length:g}" for length in sorted({snapshot.length for snapshot in mix.snapshots}))
         print(
             f"warning: {len(mix.snapshots)} snapshots of length {lengths} make length {args.length:g} only roughly",
             file=sys.stderr,
         )
-    save_file(mixed_weights(mix, partial(tqdm, unit="tensor", leave=False)), args.out)
+    save_file(mix_weights(mix, partial(tqdm, unit="tensor", leave=False)), args.out)
     print(
         f"{args.out}: length {mix.length:g} at step {mix.step}, of {len(mix.snapshots)} snapshots; "
         f"its profile is met to {100 * mix.misfit:.2g} %"

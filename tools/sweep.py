@@ -114,15 +114,15 @@ def weights_of(args: argparse.Namespace, state: PartialState) -> dict[str, Path]
     Raises InputError for two of one name.
     """
     from diffusion.training.checkpoints.checkpoint import save_file
-    from diffusion.training.checkpoints.posthoc_ema import find_snapshots, mix_for, mixed_weights
+    from diffusion.training.checkpoints.posthoc_ema import find_mix, find_snapshots, mix_weights
 
     named = args.checkpoints or ([] if args.ema_lengths else [args.checkpoint])
     found = {path.stem: (args.workdir / path).resolve() for path in named}
     for length in args.ema_lengths:
-        mix = mix_for(find_snapshots(args.workdir), length)
+        mix = find_mix(find_snapshots(args.workdir), length)
         file = (args.out / "weights" / f"ema_{length:.4g}_step_{mix.step}.ckpt").resolve()  # the run may go on
         if state.is_main_process and not file.is_file():
-            save_file(mixed_weights(mix), file)
+            save_file(mix_weights(mix), file)
         found[file.stem] = file
     if len(found) < len(named) + len(args.ema_lengths):
         raise InputError("--checkpoints or --ema_lengths: two have one name, and so would their points")

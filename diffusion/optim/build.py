@@ -75,7 +75,7 @@ class Muon(torch.optim.Optimizer):
         if not state:
             state["average"] = torch.zeros_like(parameter)
         state["average"].lerp_(parameter.grad, 1 - group["momentum"])
-        update = orthogonalized(parameter.grad.lerp(state["average"], group["momentum"]))  # Nesterov's momentum
+        update = orthogonalize(parameter.grad.lerp(state["average"], group["momentum"]))  # Nesterov's momentum
         return update * max(1.0, parameter.shape[0] / parameter[0].numel()) ** 0.5
 
     @staticmethod
@@ -90,7 +90,7 @@ class Muon(torch.optim.Optimizer):
         return mean / (square.sqrt() + group["eps"])
 
 
-def orthogonalized(gradient: torch.Tensor) -> torch.Tensor:
+def orthogonalize(gradient: torch.Tensor) -> torch.Tensor:
     """A gradient (out, ...) as a matrix with all singular values near 1, by five Newton-Schulz iterations."""
     matrix = gradient.flatten(1).to(torch.bfloat16 if has_bf16(gradient.device) else torch.float32)
     tall = matrix.shape[0] > matrix.shape[1]

@@ -36,7 +36,7 @@ class CAME(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         for group in self.param_groups:
-            for parameters in alike(group["params"]):
+            for parameters in group_by_shape(group["params"]):
                 self._update(parameters, group)
 
     def _update(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
@@ -97,7 +97,7 @@ class CAME(torch.optim.Optimizer):
         return [self.state[parameter][name] for parameter in parameters]
 
 
-def alike(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
+def group_by_shape(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
     """Parameters with gradients by shape, as many as make AT_ONCE numbers, one at least."""
     by_shape: dict[tuple, list[nn.Parameter]] = {}
     for parameter in parameters:

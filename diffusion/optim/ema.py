@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from diffusion.training.parallel.fsdp import like, local
+from diffusion.training.parallel.fsdp import local_shard, shard_like
 from diffusion.utils.errors import InputError
 
 LONGEST = 12**-0.5  # relative length of the plain mean over all steps, which has gamma 0
@@ -38,7 +38,7 @@ class EMA:
                 "the network's tensors are not those of its average; it was changed after the average was made"
             )
         averaged = [name for name, _ in model.named_parameters()]
-        own, new = ([local(tensors[name]) for name in averaged] for tensors in (self.tensors, current))
+        own, new = ([local_shard(tensors[name]) for name in averaged] for tensors in (self.tensors, current))
         torch._foreach_lerp_(own, new, share)
         for name in current.keys() - set(averaged):
             self.tensors[name].copy_(current[name])
@@ -46,14 +46,14 @@ class EMA:
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
         """Take the averages of a checkpoint, with the same names and shapes."""
         for name, tensor in self.tensors.items():
-            tensor.copy_(like(tensors[name], tensor))
+            tensor.copy_(shard_like(tensors[name], tensor))
 
     @torch.no_grad()
     def swap(self, model: nn.Module) -> None:
         """Exchange the averages and the network's weights, in place: twice changes nothing, to the bit."""
         current = model.state_dict()
         for name, tensor in self.tensors.items():
-            mine, theirs = local(tensor), local(current[name])
+            mine, theirs = local_shard(tensor), local_shard(current[name])
             kept = theirs.clone()
             theirs.copy_(mine)
             mine.copy_(kept)
@@ -69,7 +69,7 @@ class PowerEMA:
 
     def __init__(self, model: nn.Module, lengths: Sequence[float]):
         """Raises InputError for a length that no profile has."""
-        self.gammas = {length: gamma_of_length(length) for length in lengths}
+        self.gammas = {length: gamma_from_length(length) for length in lengths}
         self.averages = {length: EMA(model, decay=0.0) for length in lengths}
         self.step = 0
 
@@ -108,10 +108,10 @@ def power_decay(gamma: float, before: int, step: int) -> float:
     return (before / step) ** (gamma + 1)
 
 
-def gamma_of_length(length: float) -> float:
+def gamma_from_length(length: float) -> float:
     """The exponent whose profile on [0, 1] has this standard deviation, which EDM2 calls sigma_rel.
 
-    The inverse of `length_of_gamma`, a cubic in gamma (EDM2, algorithm 2): for lengths below 12^-1/2 its coefficients
+    The inverse of `length_from_gamma`, a cubic in gamma (EDM2, algorithm 2): for lengths below 12^-1/2 its coefficients
     change sign once, so it has one positive root. Raises InputError for other lengths.
     """
     if not 0 < length < LONGEST:
@@ -121,6 +121,6 @@ def gamma_of_length(length: float) -> float:
     return float(max(root.real for root in roots))
 
 
-def length_of_gamma(gamma: float) -> float:
+def length_from_gamma(gamma: float) -> float:
     """Standard deviation of the profile (gamma + 1) s^gamma on [0, 1]."""
     return ((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3))) ** 0.5

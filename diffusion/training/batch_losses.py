@@ -19,14 +19,14 @@ from diffusion.timesteps import TimestepSampler, Uniform
 from diffusion.utils.hardware import to_device
 from diffusion.utils.seeds import mix_seed
 
-OF_UNIFORM, OF_NOISE = 1, 2  # parts of mixed seeds; the seed itself is that of the draw from the posterior
+UNIFORM_STREAM, NOISE_STREAM = 1, 2  # parts of mixed seeds; the seed itself is that of the draw from the posterior
 
 
 class Chance(NamedTuple):
     """What is random about B samples: two uniform numbers in [0, 1), (B,) float64 on the CPU; normal noise (B, C, H, W)."""
 
-    of_timestep: torch.Tensor
-    of_dropping: torch.Tensor
+    timestep_uniform: torch.Tensor
+    dropout_uniform: torch.Tensor
     noise: torch.Tensor
 
 
@@ -45,8 +45,8 @@ def chance(seeds: Sequence[int], shape: Sequence[int], device: torch.device) -> 
     uniform = torch.empty(len(seeds), 2, dtype=torch.float64)
     noise = torch.empty(len(seeds), *shape, device=device)
     for seed, pair, part in zip(seeds, uniform, noise, strict=True):
-        torch.rand(2, generator=host.manual_seed(mix_seed(seed, OF_UNIFORM)), out=pair)
-        torch.randn(part.shape, generator=generator.manual_seed(mix_seed(seed, OF_NOISE)), device=device, out=part)
+        torch.rand(2, generator=host.manual_seed(mix_seed(seed, UNIFORM_STREAM)), out=pair)
+        torch.randn(part.shape, generator=generator.manual_seed(mix_seed(seed, NOISE_STREAM)), device=device, out=part)
     return Chance(uniform[:, 0], uniform[:, 1], noise)
 
 
@@ -71,8 +71,8 @@ class BatchLosses:
     def draw(self, of_batch: Chance) -> Drawn:
         """What its chance makes of a batch, on the device of the noise."""
         device = of_batch.noise.device
-        timestep, weight = self.timesteps(of_batch.of_timestep)
-        dropped = of_batch.of_dropping < self.dropout
+        timestep, weight = self.timesteps(of_batch.timestep_uniform)
+        dropped = of_batch.dropout_uniform < self.dropout
         return Drawn(to_device(timestep, device), to_device(weight, device), to_device(dropped, device), of_batch.noise)
 
     def given(self, network: torch.nn.Module, batch: PatchBatch, drawn: Drawn) -> dict[str, torch.Tensor]:

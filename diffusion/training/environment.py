@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from diffusion.config.settings import Config
-from diffusion.training.parallel.fsdp import is_sharding_wanted, sharding_arguments
+from diffusion.training.parallel.fsdp import is_sharding_requested, sharding_arguments
 from diffusion.utils.errors import InputError
 from diffusion.utils.launch import accelerate_variables, check_launcher
 
@@ -66,7 +66,7 @@ def check_accelerator(accelerator: Accelerator, config: Config, cpu: bool) -> No
         "mixed_precision": (accelerator.mixed_precision, config.mixed_precision),
         "dynamo_backend": (accelerator.state.dynamo_plugin.backend.value.lower(), "no"),
         "use_cpu": (accelerator.device.type == "cpu", cpu or accelerator.device.type == "cpu"),
-        "sharding": (accelerator.is_fsdp2, is_sharding_wanted(config) and accelerator.num_processes > 1),
+        "sharding": (accelerator.is_fsdp2, is_sharding_requested(config) and accelerator.num_processes > 1),
     }
     for name, (got, wanted) in became.items():
         if got != wanted:
@@ -94,7 +94,7 @@ def environment_notes(config: Config) -> list[str]:
     if os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp8":  # others stand in docs/accelerate, for other scripts
         notes.append(f"ACCELERATE_MIXED_PRECISION=fp8 has no effect: the config's {config.mixed_precision} holds")
     numeric = [name for name in NUMERIC_VARIABLES if os.environ.get(name)]
-    if is_sharding_wanted(config) and os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true":
+    if is_sharding_requested(config) and os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true":
         numeric.append("FSDP_OFFLOAD_PARAMS")
     if numeric:
         listed = ", ".join(f"{name}={os.environ[name]}" for name in numeric)

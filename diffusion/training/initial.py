@@ -16,10 +16,10 @@ from diffusion.model.pixart import PixArt, build_model, check_arguments
 from diffusion.training.checkpoints.checkpoint import (
     LAST,
     checkpoints,
-    content_of,
+    content_hash,
     find_checkpoint,
-    last_of,
     load_checkpoint,
+    read_latest,
 )
 from diffusion.training.plan import Plan
 from diffusion.utils.errors import InputError
@@ -27,7 +27,7 @@ from diffusion.utils.errors import InputError
 log = logging.getLogger(__name__)
 
 # in what the network of one stage may differ from the weights of the stage before
-OF_THE_STAGE = frozenset({"input_size", "pe_interpolation", "model_max_length", "use_cond_pos_embed"})
+STAGE_ARGUMENTS = frozenset({"input_size", "pe_interpolation", "model_max_length", "use_cond_pos_embed"})
 
 
 def build_network(config: Config, load_from: str | None) -> tuple[PixArt, str]:
@@ -52,7 +52,7 @@ def build_network(config: Config, load_from: str | None) -> tuple[PixArt, str]:
         look_at_neighbours(model)
     if load_from is not None:
         weights = load_weights(load_from, positions=False)  # which follow from the config
-        check_told(weights.told, model, config.prediction_type, load_from, but=OF_THE_STAGE)
+        check_told(weights.message, model, config.prediction_type, load_from, but=STAGE_ARGUMENTS)
         check_span(config, weights.architecture, load_from)
         return model, f"{load_from}:\n{start_from(model, weights.state_dict, config.ignore_keys, load_from)}"
     return model, f"seed {config.seed}"
@@ -77,7 +77,7 @@ def choose_checkpoint(config: Config, work_dir: Path, fresh: bool) -> tuple[Path
     A checkpoint that is named is followed once: the same command then goes on with what came of it.
     Raises InputError rather than write a fresh run over one that is there.
     """
-    named, present = named_by(config), checkpoints(work_dir)
+    named, present = explicit_checkpoint(config), checkpoints(work_dir)
     if fresh and named is not None:
         raise InputError(f"--fresh begins anew, --resume-from {config.resume_from} does not; give one of them")
     if named is not None and config.load_from is not None:
@@ -88,11 +88,11 @@ def choose_checkpoint(config: Config, work_dir: Path, fresh: bool) -> tuple[Path
         raise InputError(
             f"{work_dir} already holds a run, at step {max(present)}; without --fresh it goes on, or name another --work-dir"
         )
-    if named is not None and not (present and _is_begun_from(config, work_dir)):
+    if named is not None and not (present and _is_same_origin(config, work_dir)):
         return find_checkpoint(config.resume_from, work_dir), False
     if named is not None:
-        told = "the run was begun at %s, and goes on from where it has come; remove %s to begin there anew"
-        log.warning(told, named, work_dir / CHECKPOINTS_DIR / LAST)
+        message = "the run was begun at %s, and goes on from where it has come; remove %s to begin there anew"
+        log.warning(message, named, work_dir / CHECKPOINTS_DIR / LAST)
     return find_checkpoint("auto", work_dir), True
 
 
@@ -104,29 +104,29 @@ def open_checkpoint(config: Config, path: Path) -> dict[str, Any]:
     return state
 
 
-def named_by(config: Config) -> str | None:
+def explicit_checkpoint(config: Config) -> str | None:
     """Return what resume_from names, as an absolute path; None for `auto`."""
     named = config.resume_from
     return None if named in (None, "auto") else str(Path(named).resolve())
 
 
-def begun_from(config: Config, checkpoint: Path | None, own: bool, last: Mapping[str, Any]) -> dict[str, str | None]:
+def resume_origin(config: Config, checkpoint: Path | None, own: bool, last: Mapping[str, Any]) -> dict[str, str | None]:
     """Return what a run's newest save is to say of the checkpoint that it was begun from: its path, and its content's hash.
 
     last: what the save before says, which holds when the run goes on from its `own`.
     """
-    path = named_by(config)
-    content = last.get("named_content") if own or path is None else content_of(checkpoint)
+    path = explicit_checkpoint(config)
+    content = last.get("named_content") if own or path is None else content_hash(checkpoint)
     return {"named": path or last.get("named"), "named_content": content}
 
 
-def _is_begun_from(config: Config, work_dir: Path) -> bool:
+def _is_same_origin(config: Config, work_dir: Path) -> bool:
     """Tell whether a run was begun from the checkpoint that resume_from names, even if that has been moved since."""
-    last = last_of(work_dir)
-    if named_by(config) == last.get("named"):
+    last = read_latest(work_dir)
+    if explicit_checkpoint(config) == last.get("named"):
         return True
     content = last.get("named_content")
-    return content is not None and content_of(find_checkpoint(config.resume_from, work_dir)) == content
+    return content is not None and content_hash(find_checkpoint(config.resume_from, work_dir)) == content
 
 
 def check_same_run(saved: Mapping[str, Any], config: Config, data: Mapping[str, Any], plan: Plan, accept: bool) -> None:
@@ -134,13 +134,14 @@ def check_same_run(saved: Mapping[str, Any], config: Config, data: Mapping[str, 
 
     Raises InputError for the first difference, unless changes are accepted: then the log tells of them.
     """
-    had, processes = saved["config"], len(saved["processes"])
-    batch = had["train_batch_size"] * had["gradient_accumulation_steps"] * processes
-    a_pass = plan.global_batch // config.gradient_accumulation_steps
-    fits = f"set gradient_accumulation_steps={batch // a_pass}" if batch % a_pass == 0 else "change train_batch_size"
+    saved_config, processes = saved["config"], len(saved["processes"])
+    batch = saved_config["train_batch_size"] * saved_config["gradient_accumulation_steps"] * processes
+    samples_per_pass = plan.global_batch // config.gradient_accumulation_steps
+    fits = batch % samples_per_pass == 0
+    keep_batch = f"set gradient_accumulation_steps={batch // samples_per_pass}" if fits else "change train_batch_size"
     pairs = {
-        "a global batch": (batch, plan.global_batch, f"{fits} to keep it"),
-        "seed": (had["seed"], config.seed, f"set seed={had['seed']} to keep it"),
+        "a global batch": (batch, plan.global_batch, f"{keep_batch} to keep it"),
+        "seed": (saved_config["seed"], config.seed, f"set seed={saved_config['seed']} to keep it"),
         "data": (saved["data"], dict(data), "name the data of before"),
     }
     for name, (before, now, advice) in pairs.items():

@@ -42,7 +42,7 @@ def plan_run(config: Config, samples: int, processes: int) -> Plan:
     return Plan(samples, global_batch, total_steps, learning_rate(config, global_batch))
 
 
-def settle_precision(config: Config, cpu: bool) -> Config:
+def resolve_precision(config: Config, cpu: bool) -> Config:
     """The config with `auto` precision made definite. Raises InputError for fp16 where no GPU is, which has no kernels."""
     gpu = not cpu and torch.cuda.is_available()
     if config.mixed_precision == "auto":
@@ -105,7 +105,7 @@ def describe(config: Config, plan: Plan, model: PixArt, processes: int, sharded:
     )
 
 
-def settled(config: Config, work_dir: Path) -> Config:
+def resolve_config(config: Config, work_dir: Path) -> Config:
     """The config to leave in the work dir: with whole paths, so that the run can be opened from any folder."""
     root, vae = str(config.data_root.resolve()), config.vae_pretrained
     below_root = (config.data_root / vae).is_dir()  # then it moves with the data

@@ -13,15 +13,15 @@ from diffusion.training.batch_losses import Chance, chance
 from diffusion.utils.errors import InputError
 
 
-class Supplied(NamedTuple):
+class PrefetchedBatch(NamedTuple):
     """A batch on the device, what is random about it, and for how many seconds the device had nothing to do but wait."""
 
     batch: PatchBatch
     chance: Chance
-    waited: float
+    idle_seconds: float
 
 
-class Supply:
+class DevicePrefetcher:
     """This process's batches on a device, in order.
 
     A GPU computes while the host goes on. The host waits for it once a step; what it has to do for the next batch, it
@@ -30,34 +30,34 @@ class Supply:
 
     def __init__(self, batches: Iterator[PatchBatch], device: torch.device):
         self._batches, self._device = batches, device
-        self.looks_ahead = device.type != "cpu"  # which cannot compute meanwhile
-        self._next: Supplied | InputError | None = None
+        self.is_asynchronous = device.type != "cpu"  # which cannot compute meanwhile
+        self._next: PrefetchedBatch | InputError | None = None
 
-    def take(self) -> Supplied:
+    def take(self) -> PrefetchedBatch:
         """The next batch. Raises InputError for one that cannot be read."""
-        following, self._next = self._next, None
-        if isinstance(following, InputError):
-            raise following
-        return following or self._prepare()
+        prefetched, self._next = self._next, None
+        if isinstance(prefetched, InputError):
+            raise prefetched
+        return prefetched or self._prepare()
 
-    def look_ahead(self) -> None:
+    def prefetch(self) -> None:
         """Prepare the next batch while the device computes."""
-        if not self.looks_ahead or self._next is not None:
+        if not self.is_asynchronous or self._next is not None:
             return
         try:
             self._next = self._prepare()
         except InputError as error:  # is of the next step: this one is sound, and may be saved
             self._next = error
 
-    def _prepare(self) -> Supplied:
-        asked, computed = time.perf_counter(), mark(self._device)
+    def _prepare(self) -> PrefetchedBatch:
+        requested, computed = time.perf_counter(), record_event(self._device)
         batch = next(self._batches)
-        waited = time.perf_counter() - asked if computed is None else since(computed)
+        idle_seconds = time.perf_counter() - requested if computed is None else seconds_idle(computed)
         batch = batch.to(self._device)
-        return Supplied(batch, chance(batch.seeds, batch.latents.shape[1:], self._device), waited)
+        return PrefetchedBatch(batch, chance(batch.seeds, batch.latents.shape[1:], self._device), idle_seconds)
 
 
-def mark(device: torch.device) -> torch.cuda.Event | None:
+def record_event(device: torch.device) -> torch.cuda.Event | None:
     """What happens on a GPU once it has done all that it was told so far."""
     if device.type != "cuda":
         return None
@@ -66,7 +66,7 @@ def mark(device: torch.device) -> torch.cuda.Event | None:
     return event
 
 
-def since(event: torch.cuda.Event) -> float:
+def seconds_idle(event: torch.cuda.Event) -> float:
     """Seconds that a GPU has had nothing to do since; 0 while it still computes, which is not waited for."""
     if not event.query():
         return 0.0

@@ -17,8 +17,8 @@ from diffusion.model.architecture import architecture_of
 from diffusion.model.pixart import PixArt
 from diffusion.optim.ema import EMA, PowerEMA
 from diffusion.timesteps import TimestepSampler
-from diffusion.training.monitoring.run_log import BadItems, Meter, shared_out
-from diffusion.training.parallel.fsdp import optimizer_state_like, whole
+from diffusion.training.monitoring.run_log import BadItems, Meter, redistribute_meters
+from diffusion.training.parallel.fsdp import gather_full, shard_optimizer_state
 from diffusion.utils.errors import InputError
 
 if TYPE_CHECKING:
@@ -84,14 +84,14 @@ class RunState:
         self.bad_items.settle()
         scaler, keep = self.accelerator.scaler, self.accelerator.is_main_process
         return {
-            "model": whole(self.model.state_dict(), keep),
-            "ema": whole(self.ema.tensors, keep),
-            "power_ema": whole(self.power_ema.state_dict(), keep),
+            "model": gather_full(self.model.state_dict(), keep),
+            "ema": gather_full(self.ema.tensors, keep),
+            "power_ema": gather_full(self.power_ema.state_dict(), keep),
             "timesteps": self.timesteps.state_dict(),
             "architecture": architecture_of(self.model),
             "prediction_type": self.config.prediction_type,
             "optimizer_type": self.config.optimizer.type,
-            "optimizer": whole(self.optimizer.state_dict(), keep),
+            "optimizer": gather_full(self.optimizer.state_dict(), keep),
             "lr_schedule": self.lr_schedule.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else None,
             "step": self.step,
@@ -101,7 +101,7 @@ class RunState:
             "bad_items": self.bad_items.state_dict(),
             "config": dataclasses.asdict(self.config),
             "data": self.data,
-            "processes": gather_object([self._of_this_process()]),
+            "processes": gather_object([self._process_state()]),
         }
 
     def load(self, saved: dict[str, Any]) -> None:
@@ -114,7 +114,7 @@ class RunState:
         self.timesteps.load_state_dict(saved["timesteps"])
         settings = [{key: group[key] for key in group if key != "params"} for group in self.optimizer.param_groups]
         try:
-            state = optimizer_state_like(saved["optimizer"], self.optimizer)
+            state = shard_optimizer_state(saved["optimizer"], self.optimizer)
             if len(state["param_groups"]) != len(settings):
                 raise ValueError(f"{len(state['param_groups'])} groups instead of {len(settings)}")
             # ours must be in it: by `fused` torch decides whether its counts of steps go to the GPU
@@ -137,7 +137,7 @@ class RunState:
             self.meter.load_state_dict(own["meter"])
             set_random_state(own["random"], self.accelerator.device)
         else:  # their losses are shared out; their generators, which training does not draw from, have no heirs
-            self.meter.load_state_dict(shared_out([process["meter"] for process in processes], count))
+            self.meter.load_state_dict(redistribute_meters([process["meter"] for process in processes], count))
 
     def _load_lr_schedule(self, saved: dict[str, Any]) -> None:
         peak_rates = list(self.lr_schedule.base_lrs)  # of the config; loading puts the checkpoint's in their place
@@ -147,7 +147,7 @@ class RunState:
         for group, peak, factor in zip(self.optimizer.param_groups, peak_rates, factors, strict=True):
             group["initial_lr"], group["lr"] = peak, peak * factor(self.lr_schedule.last_epoch)
 
-    def _of_this_process(self) -> dict[str, Any]:
+    def _process_state(self) -> dict[str, Any]:
         return {"meter": self.meter.state_dict(), "random": random_state(self.accelerator.device)}
 
 

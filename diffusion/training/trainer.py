@@ -27,36 +27,36 @@ from diffusion.optim.ema import EMA, PowerEMA
 from diffusion.timesteps import build_timestep_sampler
 from diffusion.training.batch_losses import BatchLosses
 from diffusion.training.checkpoints.async_saver import Saver
-from diffusion.training.checkpoints.checkpoint import SNAPSHOTS, last_of, looked_at, put_away
+from diffusion.training.checkpoints.checkpoint import SNAPSHOTS, archive_abandoned, last_evaluated_step, read_latest
 from diffusion.training.environment import environment_notes, start_accelerator
 from diffusion.training.initial import (
-    begun_from,
     build_network,
     check_same_run,
     choose_checkpoint,
     load_resumed,
     open_checkpoint,
+    resume_origin,
 )
-from diffusion.training.monitoring.periodic_evaluation import Looks
-from diffusion.training.monitoring.run_log import BadItems, Meter, Watch, check_grid, check_reports
+from diffusion.training.monitoring.periodic_evaluation import PeriodicEvaluation
+from diffusion.training.monitoring.run_log import BadItems, Meter, RunLogger, check_grid, check_reports
 from diffusion.training.monitoring.sample_scores import SampleScores, score_steps
 from diffusion.training.monitoring.validation import Validation
-from diffusion.training.parallel.distributed import Agreement, on_main, told_what_to_do
-from diffusion.training.parallel.preemption import Stop, Stops
+from diffusion.training.parallel.distributed import AllReduceMax, on_main, user_errors
+from diffusion.training.parallel.preemption import PreemptionHandler, StopReason
 from diffusion.training.plan import (
     Plan,
     check_batch,
     check_saves,
     describe,
     plan_run,
+    resolve_config,
+    resolve_precision,
     save_steps,
-    settle_precision,
-    settled,
     snapshot_steps,
 )
-from diffusion.training.prefetch import Supply
+from diffusion.training.prefetch import DevicePrefetcher
 from diffusion.training.state import RunState, seed_generators
-from diffusion.training.step import BAD_STEPS, accumulate, settle_sums, tell_of_bad_step
+from diffusion.training.step import BAD_STEPS_FILE, accumulate, report_bad_step, warm_up_ddp_buckets
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import remove_temporary_files
 from diffusion.utils.hardware import describe_device
@@ -88,22 +88,22 @@ def train(
     Returns whether the last step is done: False when a signal or the limit stopped the run, whose state is saved.
     Raises InputError for settings that the data, the device or the work dir contradict, and for numbers gone bad.
     """
-    with Stops(time_limit) as stops, told_what_to_do(), contextlib.ExitStack() as held:
+    with PreemptionHandler(time_limit) as stops, user_errors(), contextlib.ExitStack() as held:
         # ---- data, network, and all else that a run is made of; nothing is written before `hold`
         made = prepare(config, work_dir, cpu, fresh, accept_changes)
         config, accelerator, plan, run, network = made.config, made.accelerator, made.plan, made.run, made.network
         dataset, losses, checkpoint = made.dataset, made.losses, made.checkpoint
-        agree, main = Agreement(accelerator), accelerator.is_main_process
+        agree, main = AllReduceMax(accelerator), accelerator.is_main_process
 
         # ---- what a person watches
-        on_main(accelerator, lambda: hold(held, work_dir, made.last))
-        named = on_main(accelerator, lambda: begun_from(config, checkpoint, made.own, made.last))
+        on_main(accelerator, lambda: acquire_work_dir(held, work_dir, made.last))
+        named = on_main(accelerator, lambda: resume_origin(config, checkpoint, made.own, made.last))
         saver = Saver(accelerator, work_dir, config.keep_last, config.keep_every, named, snapshot_steps(config, plan))
         held.enter_context(saver)
-        watch = Watch(work_dir, main, config.report_to, run.step)
+        watch = RunLogger(work_dir, main, config.report_to, run.step)
         held.callback(watch.close)
         if main:
-            dump_config(settled(config, work_dir), work_dir / CONFIG_FILE)
+            dump_config(resolve_config(config, work_dir), work_dir / CONFIG_FILE)
         for note in environment_notes(config):
             log.warning("%s", note)
         log.info("%s", describe(config, plan, run.model, accelerator.num_processes, accelerator.is_fsdp2))
@@ -113,39 +113,41 @@ def train(
 
         saves = save_steps(config, plan)
         scored = score_steps(config, plan.total_steps)
-        looks = Looks(watch, work_dir, dataset, made.codec, made.validation, made.scores, saves | {0}, scored)
+        looks = PeriodicEvaluation(
+            watch, work_dir, dataset, made.codec, made.validation, made.scores, saves | {0}, scored
+        )
         if checkpoint is None or not made.own:
             if main:
                 is_within = (
                     checkpoint is not None and checkpoint.parent.resolve() == (work_dir / CHECKPOINTS_DIR).resolve()
                 )
-                put_away(work_dir / CHECKPOINTS_DIR, after=run.step if is_within else -1)
+                archive_abandoned(work_dir / CHECKPOINTS_DIR, after=run.step if is_within else -1)
             saver.save(run)
             saver.wait()  # so that a full disk shows now, not hours later
             looks(run)
-        elif run.step in looks and on_main(accelerator, lambda: looked_at(work_dir)) != run.step:
+        elif run.step in looks and on_main(accelerator, lambda: last_evaluated_step(work_dir)) != run.step:
             looks(run)  # the run was stopped between the save and this
         if run.step >= plan.total_steps:
             log.info("nothing left to do: step %d of %d", run.step, plan.total_steps)
 
         # ---- the loop
-        supply = start_supply(config, dataset, accelerator, run.position)
-        stop, given_up = Stop.NO, False
+        supply = start_prefetcher(config, dataset, accelerator, run.position)
+        stop, given_up = StopReason.NO, False
         progress = held.enter_context(
             tqdm(total=plan.total_steps, initial=run.step, unit="step", disable=not main, mininterval=2)
         )
         network.train()
         if run.step < plan.total_steps:
-            settle_sums(run, network, losses)
-        stops.nothing_to_lose = False
+            warm_up_ddp_buckets(run, network, losses)
+        stops.before_first_step = False
         run.meter.start_clock()
         while run.step < plan.total_steps and not stop and not given_up:
             step = accumulate(run, network, losses, supply)
-            wish = Stop.SAVE_FAILED if saver.failed else stops.wish()
-            stop, bad_loss, bad_gradient = agree((wish, not step.losses_finite, not step.gradient_finite))
+            poll = StopReason.SAVE_FAILED if saver.failed else stops.poll()
+            stop, bad_loss, bad_gradient = agree((poll, not step.losses_finite, not step.gradient_finite))
             if bad_loss or (bad_gradient and not run.scale_is_high):
                 run.skipped_in_a_row += 1
-                tell_of_bad_step(run, network, losses, step, work_dir)
+                report_bad_step(run, network, losses, step, work_dir)
             run.update(losses_finite=not bad_loss, gradient_finite=not bad_gradient)
             progress.update()
             if run.step % config.log_interval == 0 or run.step == plan.total_steps:
@@ -164,24 +166,24 @@ def train(
         saver.wait()  # all leave together: the launcher kills those that linger
         if given_up:
             raise InputError(
-                f"{run.skipped_in_a_row} steps in a row had a loss or gradient that is not finite; {work_dir / BAD_STEPS} "
+                f"{run.skipped_in_a_row} steps in a row had a loss or gradient that is not finite; {work_dir / BAD_STEPS_FILE} "
                 f"says where. The state of step {run.step} is saved. Lower the learning rate, go on from an older "
                 "checkpoint (--resume-from), or extract the features of the patches named there again"
             )
         finished = run.step >= plan.total_steps
         if not finished:
-            reason = stops.reason(Stop(int(stop)))
+            reason = stops.reason(StopReason(int(stop)))
             log.warning("stopped by %s after step %d, saved; the same command goes on from there", reason, run.step)
         return finished
 
 
-def hold(held: contextlib.ExitStack, work_dir: Path, last: dict[str, Any]) -> None:
+def acquire_work_dir(held: contextlib.ExitStack, work_dir: Path, last: dict[str, Any]) -> None:
     """Be the one process at work in a work dir, and clear what others that were killed have left there.
 
     Raises InputError when another is, or was since the state to go on from was chosen.
     """
     held.enter_context(file_lock(work_dir / LOCK_FILE))
-    if last_of(work_dir) != last:
+    if read_latest(work_dir) != last:
         raise InputError(f"another process went on with {work_dir} meanwhile; start the same command again")
     for folder in (work_dir / CHECKPOINTS_DIR, work_dir / CHECKPOINTS_DIR / SNAPSHOTS):
         remove_temporary_files(folder)
@@ -220,7 +222,7 @@ def prepare(
     Raises InputError for settings that the environment, the data, the device or the work dir contradict.
     """
     # ---- processes and precision
-    config = settle_precision(config, cpu)
+    config = resolve_precision(config, cpu)
     accelerator = start_accelerator(config, cpu)
     main = accelerator.is_main_process
     check_reports(config)
@@ -242,7 +244,7 @@ def prepare(
     scores = SampleScores(config, codec, accelerator) if config.eval_steps else None
 
     # ---- network, its average, and what trains it
-    last = on_main(accelerator, lambda: last_of(work_dir))
+    last = on_main(accelerator, lambda: read_latest(work_dir))
     checkpoint, own = on_main(accelerator, lambda: choose_checkpoint(config, work_dir, fresh))
     saved = open_checkpoint(config, checkpoint) if checkpoint else None
     if saved is not None:
@@ -293,12 +295,14 @@ def start_run(
     return run, network, origin
 
 
-def start_supply(config: Config, dataset: PanCancerData | SkipBad, accelerator: Accelerator, position: int) -> Supply:
+def start_prefetcher(
+    config: Config, dataset: PanCancerData | SkipBad, accelerator: Accelerator, position: int
+) -> DevicePrefetcher:
     """This process's batches from a position of the stream on."""
     index, count = accelerator.process_index, accelerator.num_processes
     stream = BatchStream(len(dataset), config.train_batch_size, config.seed, index, count, position)
     loader = training_loader(dataset, stream, config.num_workers, pin_memory=accelerator.device.type == "cuda")
-    return Supply(batches_of(loader), accelerator.device)
+    return DevicePrefetcher(batches_of(loader), accelerator.device)
 
 
 def dry_run(

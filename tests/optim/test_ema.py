@@ -13,12 +13,12 @@ from scipy.integrate import quad
 from diffusion.model import PixArt
 from diffusion.model.architecture import architecture_of
 from diffusion.model.convert import load_weights
-from diffusion.optim.ema import PowerEMA, gamma_of_length, length_of_gamma, power_decay
+from diffusion.optim.ema import PowerEMA, gamma_from_length, length_from_gamma, power_decay
 from diffusion.training.checkpoints.checkpoint import checkpoints
 from diffusion.training.checkpoints.posthoc_ema import (
+    find_mix,
     find_snapshots,
     inner_products,
-    mix_for,
     nearest_mix,
     save_snapshots,
     snapshot_path,
@@ -61,21 +61,21 @@ class Walk:
 
 @pytest.mark.parametrize("length", [0.005, 0.05, 0.1, 0.2, 0.28])
 def test_a_length_is_the_spread_of_its_profile(length):
-    gamma = gamma_of_length(length)
+    gamma = gamma_from_length(length)
     p = profile(gamma, 1.0)
     total, mean, square = (quad(lambda s, k=k: s**k * p(s), 0, 1, epsabs=1e-12, limit=200)[0] for k in range(3))
     assert total == pytest.approx(1, abs=1e-8)
     assert (square - mean**2) ** 0.5 == pytest.approx(length, rel=1e-5)
-    assert length_of_gamma(gamma) == pytest.approx(length, rel=1e-9)
+    assert length_from_gamma(gamma) == pytest.approx(length, rel=1e-9)
 
 
 def test_the_lengths_of_the_paper():
-    assert gamma_of_length(0.05) == pytest.approx(16.97, abs=0.005) and gamma_of_length(0.10) == pytest.approx(
+    assert gamma_from_length(0.05) == pytest.approx(16.97, abs=0.005) and gamma_from_length(0.10) == pytest.approx(
         6.94, abs=0.005
     )
     for length in (0.0, -0.1, 0.289):
         with pytest.raises(InputError, match=r"expected 0 < length < 0\.289"):
-            gamma_of_length(length)
+            gamma_from_length(length)
 
 
 def test_decay_is_that_of_the_paper():
@@ -92,7 +92,7 @@ class TestPowerEma:
             power_ema.update(walk.go(), step)
         trajectory = torch.stack(walk.trajectory)
         for length, average in power_ema.averages.items():
-            expected = explicit_average(trajectory, gamma_of_length(length))
+            expected = explicit_average(trajectory, gamma_from_length(length))
             torch.testing.assert_close(average.tensors["weight"].flatten().double(), expected, rtol=0, atol=2e-5)
             assert average.tensors["count"] == STEPS
 
@@ -147,8 +147,8 @@ class TestPosthoc:
                 assert products[i, j] == pytest.approx(expected, rel=1e-6)
 
     def test_the_misfit_is_the_distance_of_the_profiles(self):
-        profiles = [(step, gamma_of_length(length)) for step in (100, 200, 300) for length in (0.05, 0.1)]
-        wanted = (300, gamma_of_length(0.15))
+        profiles = [(step, gamma_from_length(length)) for step in (100, 200, 300) for length in (0.05, 0.1)]
+        wanted = (300, gamma_from_length(0.15))
         factors, misfit = nearest_mix(np.array(profiles), wanted)
         s = (np.arange(300_000) + 0.5) / 1000
         curves = [np.where(s <= t, (g + 1) * (s / t) ** g / t, 0) for t, g in (*profiles, wanted)]
@@ -162,7 +162,7 @@ class TestPosthoc:
                 assert ((other - curves[-1]) ** 2).sum() > ((mixed - curves[-1]) ** 2).sum()
 
     def test_a_length_that_was_kept_comes_back(self):
-        snapshots = [(step, gamma_of_length(length)) for step in range(2000, 120_001, 2000) for length in (0.05, 0.1)]
+        snapshots = [(step, gamma_from_length(length)) for step in range(2000, 120_001, 2000) for length in (0.05, 0.1)]
         factors, misfit = nearest_mix(np.array(snapshots), snapshots[-2])
         expected = np.zeros(len(snapshots))
         expected[-2] = 1
@@ -181,9 +181,9 @@ class TestPosthoc:
             direct.update(walk.model, step)
             if step % EVERY == 0:
                 for of_snapshot, average in kept.averages.items():
-                    profiles.append((step, gamma_of_length(of_snapshot)))
+                    profiles.append((step, gamma_from_length(of_snapshot)))
                     averages.append(average.tensors["weight"].double().clone())
-        factors, _ = nearest_mix(np.array(profiles), (STEPS, gamma_of_length(length)))
+        factors, _ = nearest_mix(np.array(profiles), (STEPS, gamma_from_length(length)))
         made = torch.tensordot(torch.from_numpy(factors), torch.stack(averages), 1)
         expected = direct.averages[length].tensors["weight"].double()
         error = ((made - expected).norm() / (walk.model.weight - expected).norm()).item()
@@ -233,7 +233,7 @@ class TestTool:
 
     def test_an_earlier_step_and_a_rough_fit(self, run_dir, tmp_path):
         work_dir, _ = run_dir
-        mix = mix_for(find_snapshots(work_dir), 0.05, step=200)
+        mix = find_mix(find_snapshots(work_dir), 0.05, step=200)
         assert len(mix.snapshots) == 20 and mix.factors[-2] == pytest.approx(1, abs=1e-6)
         arguments = (work_dir, "--length", 0.05, "--step", 200, "--out", tmp_path / "a.ckpt")
         assert in_process(posthoc_ema, *arguments).returncode == 0

@@ -19,21 +19,21 @@ from diffusion.config.settings import Config
 from diffusion.training.checkpoints import checkpoint
 from diffusion.training.checkpoints.async_saver import HostCopy, Saver
 from diffusion.training.checkpoints.checkpoint import (
-    NOTHING_NAMED,
+    NO_ORIGIN,
+    archive_abandoned,
     checkpoint_path,
     checkpoints,
-    damage,
     find_checkpoint,
+    find_damage,
     load_checkpoint,
     manifest_path,
-    name_last,
-    newest_sound,
-    put_away,
+    mark_latest,
+    newest_valid,
     rotate,
     save_file,
     write_checkpoint,
 )
-from diffusion.training.initial import begun_from, choose_checkpoint
+from diffusion.training.initial import choose_checkpoint, resume_origin
 from diffusion.utils.errors import InputError, MissingError
 
 
@@ -56,7 +56,7 @@ def state(step: int) -> dict:
 def write(content: dict, folder: Path) -> Path:
     """What a save does."""
     path = write_checkpoint(content, folder)
-    name_last(path, NOTHING_NAMED)
+    mark_latest(path, NO_ORIGIN)
     return path
 
 
@@ -86,7 +86,7 @@ def spoil(path: Path) -> None:
 
 def test_what_is_written_is_there_whole(tmp_path):
     path = write(state(7), tmp_path)
-    assert path == checkpoint_path(tmp_path, 7) and damage(path) is None
+    assert path == checkpoint_path(tmp_path, 7) and find_damage(path) is None
     assert torch.equal(torch.load(path, weights_only=True)["ema"]["w"], state(7)["ema"]["w"])
     average = torch.load(path.with_name("last_ema.ckpt"), weights_only=True)
     assert torch.equal(average["state_dict"]["w"], state(7)["ema"]["w"]) and average["step"] == 7
@@ -95,11 +95,11 @@ def test_what_is_written_is_there_whole(tmp_path):
 
 
 def test_they_are_found_by_step(tmp_path):
-    assert newest_sound(tmp_path) is None and find_checkpoint("auto", tmp_path) is None
+    assert newest_valid(tmp_path) is None and find_checkpoint("auto", tmp_path) is None
     for step in (5, 20):
         write(state(step), tmp_path)
     newest = checkpoint_path(tmp_path, 20)
-    assert newest_sound(tmp_path) == newest_sound(tmp_path / "checkpoints") == newest
+    assert newest_valid(tmp_path) == newest_valid(tmp_path / "checkpoints") == newest
     assert find_checkpoint(str(tmp_path), tmp_path / "other") == newest
     assert find_checkpoint(str(checkpoint_path(tmp_path, 5)), tmp_path) == checkpoint_path(tmp_path, 5)
     (tmp_path / "empty").mkdir()
@@ -129,12 +129,12 @@ def test_a_damaged_newest_is_told_and_the_one_before_taken(tmp_path, caplog, har
 def test_a_named_checkpoint_is_known_by_its_content(tmp_path):
     """A run goes on from where it has come, also when what it was begun from lies elsewhere now; not from another one."""
     other, moved = write(state(2), tmp_path / "other"), tmp_path / "moved" / "step_00000002.ckpt"
-    named = begun_from(Config(resume_from=str(other)), other, False, {})
+    named = resume_origin(Config(resume_from=str(other)), other, False, {})
     own = write_checkpoint(state(3), tmp_path / "run")
-    name_last(own, named)
+    mark_latest(own, named)
     shutil.move(other.parent, moved.parent)
     assert choose_checkpoint(Config(resume_from=str(moved)), tmp_path / "run", fresh=False) == (own, True)
-    assert begun_from(Config(), own, True, named) == named
+    assert resume_origin(Config(), own, True, named) == named
     changed = write({**state(2), "model": {"w": torch.ones(1000)}}, tmp_path / "changed")
     assert choose_checkpoint(Config(resume_from=str(changed)), tmp_path / "run", fresh=False) == (changed, False)
 
@@ -153,14 +153,14 @@ def test_without_its_last_json_the_newest_counts(tmp_path):
     for step in (0, 4):
         write(state(step), tmp_path)
     (tmp_path / "checkpoints/last.json").write_text("{")
-    assert newest_sound(tmp_path) == checkpoint_path(tmp_path, 4)
+    assert newest_valid(tmp_path) == checkpoint_path(tmp_path, 4)
 
 
 def test_a_branch_that_was_left_is_not_gone_on_with(tmp_path):
     for step in (2, 4, 6):
         write(state(step), tmp_path)
-    name_last(checkpoint_path(tmp_path, 2), NOTHING_NAMED)
-    assert newest_sound(tmp_path) == checkpoint_path(tmp_path, 2)
+    mark_latest(checkpoint_path(tmp_path, 2), NO_ORIGIN)
+    assert newest_valid(tmp_path) == checkpoint_path(tmp_path, 2)
 
 
 def test_a_disk_that_takes_less_without_a_word_is_found_out(tmp_path, monkeypatch):
@@ -169,7 +169,7 @@ def test_a_disk_that_takes_less_without_a_word_is_found_out(tmp_path, monkeypatc
     with pytest.raises(InputError, match=r"has 50 bytes of \d+; check the disk"):
         write(state(2), tmp_path)
     monkeypatch.undo()
-    assert set(checkpoints(tmp_path)) == {1} and newest_sound(tmp_path) == checkpoint_path(tmp_path, 1)
+    assert set(checkpoints(tmp_path)) == {1} and newest_valid(tmp_path) == checkpoint_path(tmp_path, 1)
     assert not list((tmp_path / "checkpoints").glob(".*"))
 
 
@@ -203,7 +203,7 @@ class TestRotation:
             write(content, tmp_path)
             rotate(tmp_path, step, keep_last=2, keep_every=None)
         assert {1, 2} <= set(checkpoints(tmp_path))
-        assert newest_sound(tmp_path) == checkpoint_path(tmp_path, 2)
+        assert newest_valid(tmp_path) == checkpoint_path(tmp_path, 2)
         assert "step_00000005.ckpt is damaged: its weights are not all finite" in caplog.text
 
     def test_later_steps_are_left_alone(self, tmp_path):
@@ -222,14 +222,14 @@ def test_what_came_after_is_put_away(tmp_path):
         (snapshots / f"step_0000000{step}_0.050.ckpt").write_bytes(b"average")
     folder = tmp_path / "checkpoints"
     for _ in range(2):  # and again, when the other branch is left, too
-        put_away(folder, after=4)
+        archive_abandoned(folder, after=4)
         assert set(checkpoints(tmp_path)) == {2, 4} and len(list(snapshots.iterdir())) == 1
         write(state(5), tmp_path)
     away = {str(path.relative_to(folder)) for path in folder.rglob("*.ckpt") if "left_" in str(path)}
     first = {"left_1/power_ema/step_00000006_0.050.ckpt", "left_1/step_00000006.ckpt"}
     assert away == first | {"left_2/step_00000005.ckpt"}
     shutil.rmtree(folder / "left_1")
-    put_away(folder, after=-1)  # into a folder of its own, whatever has been deleted
+    archive_abandoned(folder, after=-1)  # into a folder of its own, whatever has been deleted
     assert not checkpoints(tmp_path) and len(list((folder / "left_3").glob("*.ckpt"))) == 3
 
 
@@ -263,7 +263,7 @@ class TestSaver:
         told = "No space left on device.*the checkpoint before is whole.*same command"
         with pytest.raises(InputError, match=told), saving(tmp_path, 1) as saver:
             saver.save(Run(2))
-        assert newest_sound(tmp_path) == checkpoint_path(tmp_path, 1)
+        assert newest_valid(tmp_path) == checkpoint_path(tmp_path, 1)
 
     def test_a_copy_of_any_tree(self):
         copy = HostCopy()

@@ -44,7 +44,7 @@ from diffusion.training import prefetch as supply_module
 from diffusion.training import trainer
 from diffusion.training.batch_losses import chance
 from diffusion.training.plan import plan_run, save_steps
-from diffusion.training.prefetch import Supply
+from diffusion.training.prefetch import DevicePrefetcher
 from diffusion.training.trainer import dry_run, train
 from diffusion.utils.errors import InputError
 from diffusion.utils.hardware import has_bf16
@@ -394,8 +394,8 @@ class TestRun:
 
     def test_auto_precision_is_what_the_processor_has(self, feature_root, tmp_path):
         train(settings(feature_root, mixed_precision="auto", max_steps=1), tmp_path / "run", cpu=True)
-        settled = read_config(tmp_path / "run/config.py").mixed_precision
-        assert settled == ("bf16" if has_bf16("cpu") else "no")
+        resolve_config = read_config(tmp_path / "run/config.py").mixed_precision
+        assert resolve_config == ("bf16" if has_bf16("cpu") else "no")
 
     def test_the_next_stage_starts_from_the_one_before(self, feature_root, tmp_path):
         train(settings(feature_root), tmp_path / "first", cpu=True)
@@ -439,7 +439,7 @@ class TestSupply:
         return []
 
     @pytest.fixture
-    def supply(self, read, monkeypatch) -> Supply:
+    def supply(self, read, monkeypatch) -> DevicePrefetcher:
         def batches():
             for i in range(5):
                 read.append(i)
@@ -449,7 +449,7 @@ class TestSupply:
 
         monkeypatch.setattr(PatchBatch, "to", lambda batch, device: batch)
         monkeypatch.setattr(supply_module, "chance", lambda seeds, shape, device: chance(seeds, shape, CPU))
-        return Supply(batches(), torch.device("meta"))
+        return DevicePrefetcher(batches(), torch.device("meta"))
 
     def test_one_ahead_and_in_order(self, supply, read):
         for i in range(3):
@@ -458,13 +458,13 @@ class TestSupply:
             assert of_batch.noise.equal(chance([i, i + 1], (16, 4, 4), CPU).noise)
             assert read == list(range(i + 1))
             for _ in range(2):
-                supply.look_ahead()
+                supply.prefetch()
             assert read == list(range(i + 2))
 
     def test_a_batch_that_cannot_be_read_stops_its_own_step(self, supply, read):
         for _ in range(3):
             supply.take()
-            supply.look_ahead()  # the last meets the torn one
+            supply.prefetch()  # the last meets the torn one
         with pytest.raises(InputError, match="torn"):
             supply.take()
 
@@ -472,10 +472,10 @@ class TestSupply:
         config = settings(feature_root, gradient_accumulation_steps=2)
         train(config, tmp_path / "plain", cpu=True)
 
-        class Ahead(Supply):
+        class Ahead(DevicePrefetcher):
             def __init__(self, *arguments):
                 super().__init__(*arguments)
-                self.looks_ahead = True
+                self.is_asynchronous = True
 
         monkeypatch.setattr(trainer, "Supply", Ahead)
         for steps in (1, 3, 4):
@@ -505,9 +505,9 @@ class TestSupply:
         assert supply.take().waited == (0.0 if computing else 0.005)
 
     def test_a_cpu_reads_nothing_ahead(self, supply, read):
-        on_cpu = Supply(supply._batches, CPU)
+        on_cpu = DevicePrefetcher(supply._batches, CPU)
         on_cpu.take()
-        on_cpu.look_ahead()
+        on_cpu.prefetch()
         assert read == [0]
 
 

@@ -15,8 +15,8 @@ from conftest import REPOSITORY, command
 from runs import forget_processes, read, settings
 
 from diffusion.training import trainer
-from diffusion.training.parallel.distributed import on_main, told_what_to_do
-from diffusion.training.parallel.preemption import EXIT_CODE, SIGNALS, Stop, Stops
+from diffusion.training.parallel.distributed import on_main, user_errors
+from diffusion.training.parallel.preemption import EXIT_CODE, SIGNALS, PreemptionHandler, StopReason
 from diffusion.training.trainer import train
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.locks import file_lock
@@ -31,32 +31,32 @@ def fresh_accelerate():
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_is_a_wish_and_no_more(number):
     before = signal.getsignal(number)
-    with Stops() as stops:
-        stops.nothing_to_lose = False
-        assert stops.wish() == Stop.NO
+    with PreemptionHandler() as stops:
+        stops.before_first_step = False
+        assert stops.poll() == StopReason.NO
         for _ in range(2):  # a launcher and a terminal may both send it
             os.kill(os.getpid(), number)
-        assert stops.wish() == Stop.SIGNAL and stops.reason(Stop.SIGNAL) == signal.Signals(number).name
+        assert stops.poll() == StopReason.SIGNAL and stops.reason(StopReason.SIGNAL) == signal.Signals(number).name
     assert signal.getsignal(number) == before
 
 
 def test_a_time_limit_is_one_of_minutes(monkeypatch):
     now = [1000.0]
     monkeypatch.setattr("diffusion.training.parallel.preemption.time.monotonic", lambda: now[0])
-    stops = Stops(time_limit=2)
-    for passed, wish in ((119, Stop.NO), (120, Stop.TIME_LIMIT)):
+    stops = PreemptionHandler(time_limit=2)
+    for passed, poll in ((119, StopReason.NO), (120, StopReason.TIME_LIMIT)):
         now[0] = 1000 + passed
-        assert stops.wish() == wish
-    assert stops.reason(Stop.TIME_LIMIT) == "the time limit"
-    assert stops.reason(Stop.SIGNAL) == "a signal to another process"
+        assert stops.poll() == poll
+    assert stops.reason(StopReason.TIME_LIMIT) == "the time limit"
+    assert stops.reason(StopReason.SIGNAL) == "a signal to another process"
 
 
 def test_a_second_interrupt_ends_what_has_not_begun():
-    with Stops() as stops:
+    with PreemptionHandler() as stops:
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-    assert stops.wish() == Stop.SIGNAL
+    assert stops.poll() == StopReason.SIGNAL
 
 
 def test_the_limit_saves_and_stops(feature_root, tmp_path, caplog):
@@ -141,13 +141,13 @@ def test_what_only_the_main_process_may_do():
 def test_lost_processes_are_told_from_mistakes():
     lost = "[/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:2984\nmore"
     told = "another process of the run is gone.*closed by peer.*goes on from there"
-    with pytest.raises(InputError, match=told), told_what_to_do():
+    with pytest.raises(InputError, match=told), user_errors():
         raise RuntimeError(lost)
-    with pytest.raises(RuntimeError, match="a mistake of ours"), told_what_to_do():
+    with pytest.raises(RuntimeError, match="a mistake of ours"), user_errors():
         raise RuntimeError("a mistake of ours")
-    with pytest.raises(InputError, match="No space left.*Make room.*the last checkpoint"), told_what_to_do():
+    with pytest.raises(InputError, match="No space left.*Make room.*the last checkpoint"), user_errors():
         raise OSError(28, "No space left on device")
-    with pytest.raises(OSError, match="Input/output error") as raised, told_what_to_do():
+    with pytest.raises(OSError, match="Input/output error") as raised, user_errors():
         raise OSError(5, "Input/output error")
     assert not isinstance(raised.value, InputError)
 
@@ -165,5 +165,5 @@ def test_others_may_not_change_what_is_written(feature_root, tmp_path):
 
 
 def test_a_stop_in_the_last_step_is_its_end(feature_root, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer.Stops, "wish", lambda self: Stop.SIGNAL)
+    monkeypatch.setattr(trainer.PreemptionHandler, "wish", lambda self: StopReason.SIGNAL)
     assert train(settings(feature_root, max_steps=1), tmp_path, cpu=True) is True

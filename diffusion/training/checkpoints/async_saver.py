@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from diffusion.training.checkpoints.checkpoint import NOTHING_NAMED, name_last, rotate, write_checkpoint
+from diffusion.training.checkpoints.checkpoint import NO_ORIGIN, mark_latest, rotate, write_checkpoint
 from diffusion.training.checkpoints.posthoc_ema import save_snapshots
 from diffusion.training.parallel.distributed import on_main
 from diffusion.training.state import RunState
@@ -66,7 +66,7 @@ class Saver:
         work_dir: Path,
         keep_last: int | None,
         keep_every: int | None,
-        named: Mapping[str, str | None] = NOTHING_NAMED,
+        named: Mapping[str, str | None] = NO_ORIGIN,
         snapshots: Container[int] = (),
     ):
         self.accelerator, self.work_dir, self.named = accelerator, work_dir, named
@@ -120,7 +120,7 @@ class Saver:
             path = write_checkpoint(state, self.work_dir)
             if state["step"] in self.snapshots:
                 save_snapshots(state, self.work_dir)
-            name_last(path, self.named)
+            mark_latest(path, self.named)
             rotate(self.work_dir, state["step"], self.keep_last, self.keep_every)
         except Exception as error:  # told by wait(); a thread has nobody to raise to
             self._error = error

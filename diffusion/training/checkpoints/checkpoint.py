@@ -31,11 +31,11 @@ from diffusion.utils.weights import read_torch_file
 log = logging.getLogger(__name__)
 
 LAST = "last.json"
-LOOKED_AT = "looked_at"
-LEFT = "left_"
-NOTHING_NAMED = {"named": None}  # by --resume-from
+EVALUATED_FILE = "looked_at"
+ABANDONED_PREFIX = "left_"
+NO_ORIGIN = {"named": None}  # by --resume-from
 SNAPSHOTS = "power_ema"  # folder of averages for later choice
-OF_A_STATE = frozenset(  # what makes a checkpoint a state to go on from
+STATE_KEYS = frozenset(  # what makes a checkpoint a state to go on from
     (
         *("model", "ema", "power_ema", "timesteps", "optimizer", "optimizer_type", "lr_schedule", "scaler", "step"),
         *("position", "skipped", "skipped_in_a_row", "bad_items", "config", "data", "processes"),
@@ -55,8 +55,8 @@ def write_checkpoint(state: dict[str, Any], work_dir: Path) -> Path:
     """Write a run's state and its averaged weights. `name_last` then makes it the last. Raises OSError, InputError."""
     path = checkpoint_path(work_dir, state["step"])
     save_file(state, path, with_manifest=True)
-    told = {name: state[name] for name in ("architecture", "prediction_type", "step")}
-    save_file({"state_dict": state["ema"], **told}, path.with_name(LAST_EMA))
+    manifest = {name: state[name] for name in ("architecture", "prediction_type", "step")}
+    save_file({"state_dict": state["ema"], **manifest}, path.with_name(LAST_EMA))
     return path
 
 
@@ -67,20 +67,20 @@ def save_file(content: Any, path: Path, with_manifest: bool = False) -> None:
     """
     with atomic_write(path) as temporary:
         with open(temporary, "wb") as file:
-            counted = _Hashed(file) if with_manifest else file
+            counted = _HashingFile(file) if with_manifest else file
             torch.save(content, counted)
             file.flush()
             os.fsync(file.fileno())
         if with_manifest:  # before the checkpoint, so that there is none without
             if temporary.stat().st_size != counted.size:
                 raise InputError(f"{temporary} has {temporary.stat().st_size} bytes of {counted.size}; check the disk")
-            told = {"file": path.name, "step": content["step"], "bytes": counted.size, "sha256": counted.digest}
-            told |= {"finite": all(bool(tensor.isfinite().all()) for tensor in content["model"].values())}
-            _write_json(told, manifest_path(path))
+            manifest = {"file": path.name, "step": content["step"], "bytes": counted.size, "sha256": counted.digest}
+            manifest |= {"finite": all(bool(tensor.isfinite().all()) for tensor in content["model"].values())}
+            _write_json(manifest, manifest_path(path))
     flush_to_disk(path.parent)
 
 
-def name_last(path: Path, named: Mapping[str, str | None]) -> None:
+def mark_latest(path: Path, named: Mapping[str, str | None]) -> None:
     """Have the run go on from this checkpoint of its work dir when it is started again.
 
     named: which checkpoint --resume-from had named when the run began to come from there, by path and by content.
@@ -89,40 +89,44 @@ def name_last(path: Path, named: Mapping[str, str | None]) -> None:
     flush_to_disk(path.parent)
 
 
-def content_of(checkpoint: Path) -> str:
+def content_hash(checkpoint: Path) -> str:
     """Return the SHA-256 of a checkpoint: its manifest's, else counted."""
     manifest = _read_json(manifest_path(checkpoint))
     return manifest["sha256"] if manifest else sha256_file(checkpoint)
 
 
-def last_of(work_dir: Path) -> dict[str, Any]:
+def read_latest(work_dir: Path) -> dict[str, Any]:
     """What last.json says; empty without one."""
     return _read_json(work_dir / CHECKPOINTS_DIR / LAST) or {}
 
 
-def looked_at(work_dir: Path) -> int | None:
+def last_evaluated_step(work_dir: Path) -> int | None:
     """Return the newest step whose samples and validation are done; None before the first, and where that cannot be read."""
-    path = work_dir / CHECKPOINTS_DIR / LOOKED_AT
+    path = work_dir / CHECKPOINTS_DIR / EVALUATED_FILE
     text = path.read_text(errors="replace").strip() if path.is_file() else ""
     return int(text) if text.isdigit() else None
 
 
-def put_away(folder: Path, after: int) -> None:
+def archive_abandoned(folder: Path, after: int) -> None:
     """Move checkpoints and snapshots of later steps, which a person has left, into `left_<i>` of a checkpoints folder.
 
     So they are neither gone on with, nor rotated, nor lost.
     """
-    left = [place for step, place in checkpoints(folder).items() if step > after]
-    left += [manifest_path(place) for place in left if manifest_path(place).exists()]
+    abandoned = [place for step, place in checkpoints(folder).items() if step > after]
+    abandoned += [manifest_path(place) for place in abandoned if manifest_path(place).exists()]
     snapshots = [place for place in folder.glob(f"{SNAPSHOTS}/step_*_*.ckpt") if int(place.name.split("_")[1]) > after]
-    if not left + snapshots:
+    if not abandoned + snapshots:
         return
-    number = 1 + max((int(place.name.removeprefix(LEFT)) for place in folder.glob(f"{LEFT}*")), default=0)
-    for place in left + snapshots:
-        aside = folder / f"{LEFT}{number}" / place.relative_to(folder)
-        aside.parent.mkdir(parents=True, exist_ok=True)
-        place.rename(aside)
-    log.warning("what the run had saved beyond the checkpoint named is in %s now", folder / f"{LEFT}{number}")
+    number = 1 + max(
+        (int(place.name.removeprefix(ABANDONED_PREFIX)) for place in folder.glob(f"{ABANDONED_PREFIX}*")), default=0
+    )
+    for place in abandoned + snapshots:
+        archived = folder / f"{ABANDONED_PREFIX}{number}" / place.relative_to(folder)
+        archived.parent.mkdir(parents=True, exist_ok=True)
+        place.rename(archived)
+    log.warning(
+        "what the run had saved beyond the checkpoint named is in %s now", folder / f"{ABANDONED_PREFIX}{number}"
+    )
 
 
 def rotate(work_dir: Path, step: int, keep_last: int | None, keep_every: int | None) -> None:
@@ -133,7 +137,7 @@ def rotate(work_dir: Path, step: int, keep_last: int | None, keep_every: int | N
     if keep_last is None:
         return
     until_now = [path for number, path in sorted(checkpoints(work_dir).items()) if number <= step]
-    kept = [path for path in until_now if _seems_fit(path)][-keep_last:]
+    kept = [path for path in until_now if _is_resumable(path)][-keep_last:]
     for path in until_now:
         number = step_of(path)
         if path not in kept and number != step and not (keep_every and number and number % keep_every == 0):
@@ -157,21 +161,21 @@ def find_checkpoint(resume_from: str, work_dir: Path) -> Path | None:
     Raises MissingError when a file or folder named is not there or holds no checkpoint, InputError for a damaged one.
     """
     if resume_from == "auto":
-        return newest_sound(work_dir)
+        return newest_valid(work_dir)
     path = Path(resume_from)
     if path.is_file():
-        if manifest_path(path).is_file() and (complaint := damage(path)):
+        if manifest_path(path).is_file() and (complaint := find_damage(path)):
             raise InputError(f"{path} is damaged: {complaint}; --resume-from {path.parent} takes the newest whole one")
         return path
     if not path.is_dir():
         raise MissingError(f"no checkpoint at {path}; name a file, a folder, or auto")
-    newest = newest_sound(path)
+    newest = newest_valid(path)
     if newest is None:
         raise MissingError(f"no step_<n>.ckpt in {path} or {path / CHECKPOINTS_DIR}")
     return newest
 
 
-def newest_sound(folder: Path) -> Path | None:
+def newest_valid(folder: Path) -> Path | None:
     """The checkpoint that `last.json` names when it is whole, else the newest whole one before; None when there is none.
 
     Damaged ones are told in the log. Raises InputError when all are damaged.
@@ -185,7 +189,7 @@ def newest_sound(folder: Path) -> Path | None:
         log.warning("%s, where %s says the run is, is gone; looking at the one before", last["file"], LAST)
     candidates = [present[step] for step in sorted(present, reverse=True) if step <= at_most]
     for path in candidates:
-        complaint = damage(path) or (None if _is_finite(path) else "its weights are not all finite")
+        complaint = find_damage(path) or (None if _is_finite(path) else "its weights are not all finite")
         if complaint is None:
             return path
         log.warning("%s is damaged: %s; looking at the one before", path, complaint)
@@ -197,14 +201,14 @@ def newest_sound(folder: Path) -> Path | None:
     return None
 
 
-def damage(path: Path) -> str | None:
+def find_damage(path: Path) -> str | None:
     """What is wrong with a checkpoint by its manifest; None when it is whole. Reads all of it: a second or two a gigabyte."""
-    told = _read_json(manifest_path(path))
-    if told is None:
+    manifest = _read_json(manifest_path(path))
+    if manifest is None:
         return f"no manifest {manifest_path(path).name}"
-    if path.stat().st_size != told["bytes"]:
-        return f"{path.stat().st_size} bytes instead of {told['bytes']}"
-    if sha256_file(path) != told["sha256"]:
+    if path.stat().st_size != manifest["bytes"]:
+        return f"{path.stat().st_size} bytes instead of {manifest['bytes']}"
+    if sha256_file(path) != manifest["sha256"]:
         return "its SHA-256 is not that of its manifest"
     return None
 
@@ -212,7 +216,7 @@ def damage(path: Path) -> str | None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """A training checkpoint, on the CPU. Raises MissingError, InputError."""
     content = read_torch_file(path)
-    if not isinstance(content, dict) or not content.keys() >= OF_A_STATE:
+    if not isinstance(content, dict) or not content.keys() >= STATE_KEYS:
         raise MissingError(
             f"{path} holds weights but no state of a training run, or that of another version; "
             "use --load-from to start from its weights"
@@ -220,7 +224,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-class _Hashed:
+class _HashingFile:
     """A file that torch writes to, with the SHA-256 of what it was given."""
 
     def __init__(self, file):
@@ -239,10 +243,10 @@ class _Hashed:
         return self._sha256.hexdigest()
 
 
-def _seems_fit(path: Path) -> bool:
+def _is_resumable(path: Path) -> bool:
     """Whether one could go on from a checkpoint, as far as its size and its manifest tell."""
-    told = _read_json(manifest_path(path))
-    return told is not None and path.stat().st_size == told["bytes"] and _is_finite(path)
+    manifest = _read_json(manifest_path(path))
+    return manifest is not None and path.stat().st_size == manifest["bytes"] and _is_finite(path)
 
 
 def _is_finite(path: Path) -> bool:
@@ -252,8 +256,8 @@ def _is_finite(path: Path) -> bool:
 def _read_json(path: Path) -> dict[str, Any] | None:
     """A manifest; None when there is none, or it is damaged."""
     try:
-        told = json.loads(path.read_text())
-        return told if {"file", "step", "bytes", "sha256"} <= told.keys() else None
+        manifest = json.loads(path.read_text())
+        return manifest if {"file", "step", "bytes", "sha256"} <= manifest.keys() else None
     except (OSError, ValueError, AttributeError):
         return None
 

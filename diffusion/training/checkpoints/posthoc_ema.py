@@ -19,12 +19,12 @@ from diffusion.formats import CHECKPOINTS_DIR
 from diffusion.model.architecture import PREDICTION_TYPE, check_architecture
 from diffusion.model.convert import check_fit
 from diffusion.model.pixart import PixArt
-from diffusion.optim.ema import gamma_of_length
+from diffusion.optim.ema import gamma_from_length
 from diffusion.training.checkpoints.checkpoint import SNAPSHOTS, save_file
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.weights import read_torch_file
 
-OF_THE_NETWORK = ("architecture", PREDICTION_TYPE)
+NETWORK_KEYS = ("architecture", PREDICTION_TYPE)
 
 
 @dataclass(frozen=True)
@@ -53,10 +53,10 @@ def snapshot_path(work_dir: Path, step: int, length: float) -> Path:
 
 def save_snapshots(state: Mapping[str, Any], work_dir: Path) -> None:
     """Write one snapshot of each length that a run's state has averages of."""
-    told = {name: state[name] for name in OF_THE_NETWORK}
+    metadata = {name: state[name] for name in NETWORK_KEYS}
     step = state["power_ema"]["step"]
     for length, tensors in state["power_ema"]["averages"].items():
-        content = {"state_dict": tensors, **told, "step": step, "sigma_rel": length}
+        content = {"state_dict": tensors, **metadata, "step": step, "sigma_rel": length}
         save_file(content, snapshot_path(work_dir, step, length))
 
 
@@ -72,7 +72,7 @@ def find_snapshots(work_dir: Path) -> list[Snapshot]:
     return sorted(found, key=lambda snapshot: (snapshot.step, snapshot.length))
 
 
-def mix_for(snapshots: Sequence[Snapshot], length: float, step: int | None = None) -> Mix:
+def find_mix(snapshots: Sequence[Snapshot], length: float, step: int | None = None) -> Mix:
     """The mix of snapshots whose profile is nearest to that of a length at a step, which is the last unless given.
 
     Raises InputError for a length that no profile has, or a step that no snapshot is of.
@@ -82,18 +82,18 @@ def mix_for(snapshots: Sequence[Snapshot], length: float, step: int | None = Non
     if step not in steps:
         raise InputError(f"no snapshot of step {step}; there are some of {', '.join(map(str, steps))}")
     before = tuple(snapshot for snapshot in snapshots if snapshot.step <= step)
-    profiles = [(snapshot.step, gamma_of_length(snapshot.length)) for snapshot in before]
-    factors, misfit = nearest_mix(np.array(profiles), (step, gamma_of_length(length)))
+    profiles = [(snapshot.step, gamma_from_length(snapshot.length)) for snapshot in before]
+    factors, misfit = nearest_mix(np.array(profiles), (step, gamma_from_length(length)))
     return Mix(before, factors, step, length, misfit)
 
 
-def nearest_mix(profiles: np.ndarray, wanted: tuple[float, float]) -> tuple[np.ndarray, float]:
+def nearest_mix(profiles: np.ndarray, target: tuple[float, float]) -> tuple[np.ndarray, float]:
     """Factors (N,) of profiles (N, 2), each a step and a gamma, for the least squared distance from one wanted; and that.
 
     EDM2, algorithm 3, but with factors that sum to 1, by a Lagrange multiplier: then weights that never moved come out
     as they are, however few the snapshots. The second answer is the distance over the norm of the profile wanted.
     """
-    target = np.array([wanted], dtype=np.float64)
+    target = np.array([target], dtype=np.float64)
     products = inner_products(profiles, profiles)
     norms = np.sqrt(products.diagonal())  # of very different size: early profiles are high and narrow
     products = products / norms[:, None] / norms
@@ -117,7 +117,7 @@ def inner_products(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return (gamma1 + 1) * (gamma2 + 1) / (gamma1 + gamma2 + 1) * shares / end
 
 
-def mixed_weights(mix: Mix, progress: Callable[[Iterable[str]], Iterable[str]] = iter) -> dict[str, Any]:
+def mix_weights(mix: Mix, progress: Callable[[Iterable[str]], Iterable[str]] = iter) -> dict[str, Any]:
     """The content of an EMA file: that of last_ema.ckpt and sigma_rel. Parameters are mixed, buffers of the last step.
 
     progress: wraps the names of the tensors. Of all snapshots together one tensor at a time is in memory. Raises
@@ -125,7 +125,7 @@ def mixed_weights(mix: Mix, progress: Callable[[Iterable[str]], Iterable[str]] =
     """
     contents = [read_snapshot(snapshot) for snapshot in mix.snapshots]
     last = contents[-1]
-    averaged = parameters_of(mix.snapshots, contents)
+    averaged = parameter_names(mix.snapshots, contents)
     mixed = {}
     for name in progress(list(last["state_dict"])):
         tensor = last["state_dict"][name]
@@ -135,18 +135,18 @@ def mixed_weights(mix: Mix, progress: Callable[[Iterable[str]], Iterable[str]] =
             for factor, content in zip(mix.factors.tolist(), contents, strict=True):
                 total.add_(content["state_dict"][name].double(), alpha=factor)
             mixed[name].copy_(total)
-    told = {name: last[name] for name in OF_THE_NETWORK}
-    return {"state_dict": mixed, **told, "step": mix.step, "sigma_rel": mix.length}
+    metadata = {name: last[name] for name in NETWORK_KEYS}
+    return {"state_dict": mixed, **metadata, "step": mix.step, "sigma_rel": mix.length}
 
 
-def parameters_of(snapshots: Sequence[Snapshot], contents: Sequence[Mapping[str, Any]]) -> set[str]:
+def parameter_names(snapshots: Sequence[Snapshot], contents: Sequence[Mapping[str, Any]]) -> set[str]:
     """Names of the network's parameters. Raises InputError unless all snapshots are of one network, and whole."""
     last = contents[-1]
     with torch.device("meta"):  # its names and shapes, without memory
         model = PixArt(**check_architecture(dict(last["architecture"]), snapshots[-1].path))
     for snapshot, content in zip(snapshots, contents, strict=True):
         check_fit(model.state_dict(), content["state_dict"], snapshot.path)
-        differing = [name for name in OF_THE_NETWORK if content[name] != last[name]]
+        differing = [name for name in NETWORK_KEYS if content[name] != last[name]]
         if differing:
             raise InputError(f"{snapshot.path} and {snapshots[-1].path} are of different networks ({differing[0]})")
     return {name for name, _ in model.named_parameters()}
@@ -155,9 +155,9 @@ def parameters_of(snapshots: Sequence[Snapshot], contents: Sequence[Mapping[str,
 def read_snapshot(snapshot: Snapshot) -> dict[str, Any]:
     """What a snapshot holds, memory-mapped. Raises InputError unless it is the one that its name says."""
     content = read_torch_file(snapshot.path)
-    wanted = {"state_dict", *OF_THE_NETWORK, "step", "sigma_rel"}
-    if not isinstance(content, Mapping) or not wanted <= content.keys():
-        raise InputError(f"{snapshot.path} is no snapshot: expected {', '.join(sorted(wanted))} in it")
+    target = {"state_dict", *NETWORK_KEYS, "step", "sigma_rel"}
+    if not isinstance(content, Mapping) or not target <= content.keys():
+        raise InputError(f"{snapshot.path} is no snapshot: expected {', '.join(sorted(target))} in it")
     if (content["step"], content["sigma_rel"]) != (snapshot.step, snapshot.length):
         raise InputError(
             f"{snapshot.path} is of step {content['step']} and length {content['sigma_rel']}, which its name is not"

@@ -12,7 +12,7 @@ from torch import nn
 
 from diffusion.data.batch import PatchBatch
 from diffusion.training.batch_losses import BatchLosses, Drawn
-from diffusion.training.parallel.fsdp import local
+from diffusion.training.parallel.fsdp import local_shard
 from diffusion.utils.text import abbreviate
 
 SHOWN = 8  # names, layers or parameters in a report
@@ -27,17 +27,19 @@ def report(
     PixArt in it. To be called by all processes, which may hold parts of one network.
     """
     lines = []
-    for batch, drawn in batches:
+    for batch, noise in batches:
         with torch.no_grad(), first_bad_layer(model) as found:
-            values = losses.given(network, batch, drawn)["loss"]
+            values = losses.given(network, batch, noise)["loss"]
         lines += [f"first layer with bad numbers: {found[0] if found else 'none; the loss itself, or the inputs'}"]
-        timesteps = drawn.timestep.tolist()
+        timesteps = noise.timestep.tolist()
         lines += [_of_sample(batch, i, values[i].item(), timesteps[i]) for i in worst(values)]
-    spoiled = [name for name, weight in model.named_parameters() if weight.grad is not None and not _sound(weight.grad)]
+    spoiled = [
+        name for name, weight in model.named_parameters() if weight.grad is not None and not _is_finite(weight.grad)
+    ]
     lines += [
         f"gradients with bad numbers: {abbreviate(spoiled, SHOWN)} ({len(spoiled)} of {len(list(model.parameters()))})"
     ]
-    weights = [name for name, weight in model.named_parameters() if not _sound(weight)]
+    weights = [name for name, weight in model.named_parameters() if not _is_finite(weight)]
     lines += [f"weights with bad numbers: {abbreviate(weights, SHOWN)}"]
     return "\n".join(lines)
 
@@ -47,12 +49,12 @@ def first_bad_layer(model: nn.Module) -> Iterator[list[str]]:
     """In the block, forward passes put the name of the first module that makes bad numbers of good ones into the list."""
     found: list[str] = []
 
-    def look(name: str, inputs: tuple, output: Any) -> None:
-        if not found and not _sound(output) and all(_sound(part) for part in inputs):
+    def check_output(name: str, inputs: tuple, output: Any) -> None:
+        if not found and not _is_finite(output) and all(_is_finite(part) for part in inputs):
             found.append(name or "the input")
 
     hooks = [
-        module.register_forward_hook(lambda _, inputs, output, name=name: look(name, inputs, output))
+        module.register_forward_hook(lambda _, inputs, output, name=name: check_output(name, inputs, output))
         for name, module in model.named_modules()
         if not list(module.children())  # layers; what holds them is bad because they are
     ]
@@ -79,8 +81,8 @@ def _range(tensor: torch.Tensor) -> str:
     return f"{tensor.min().item():.3g} to {tensor.max().item():.3g}" + (f", {bad} bad values" if bad else "")
 
 
-def _sound(value: Any) -> bool:
+def _is_finite(value: Any) -> bool:
     """Whether a tensor has finite numbers only; anything else is sound."""
     if not isinstance(value, torch.Tensor) or not value.is_floating_point():
         return True
-    return bool(local(value).isfinite().all())  # of a sharded one, this process's part
+    return bool(local_shard(value).isfinite().all())  # of a sharded one, this process's part

@@ -13,8 +13,8 @@ from diffusion.data.datasets.pan_cancer import PanCancerData, SkipBad
 from diffusion.formats import CHECKPOINTS_DIR
 from diffusion.model.pixart import PixArt
 from diffusion.optim.ema import EMA
-from diffusion.training.checkpoints.checkpoint import LOOKED_AT
-from diffusion.training.monitoring.run_log import Watch, sample_grid
+from diffusion.training.checkpoints.checkpoint import EVALUATED_FILE
+from diffusion.training.monitoring.run_log import RunLogger, sample_grid
 from diffusion.training.monitoring.sample_scores import SampleScores
 from diffusion.training.monitoring.validation import Validation
 from diffusion.training.state import RunState
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Looks:
+class PeriodicEvaluation:
     """What is looked at with the averaged weights, and after which steps. For all processes together."""
 
-    watch: Watch
+    watch: RunLogger
     work_dir: Path
     dataset: PanCancerData | SkipBad
     codec: LatentCodec | None
@@ -54,8 +54,8 @@ class Looks:
                     self.watch.picture("evaluation", found.picture, run.step)
         accelerator.wait_for_everyone()
         if accelerator.is_main_process and run.step in self.at_saves:  # at others no run begins again
-            atomic_write_bytes(self.work_dir / CHECKPOINTS_DIR / LOOKED_AT, f"{run.step}\n".encode())
-        run.meter.leave_out(time.perf_counter() - begun)
+            atomic_write_bytes(self.work_dir / CHECKPOINTS_DIR / EVALUATED_FILE, f"{run.step}\n".encode())
+        run.meter.exclude_time(time.perf_counter() - begun)
 
     def validate_and_sample(self, run: RunState) -> None:
         accelerator, config = run.accelerator, run.config

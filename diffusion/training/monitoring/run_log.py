@@ -68,7 +68,7 @@ class Meter:
         """Begin to count the time of the rates."""
         self.since = time.perf_counter()
 
-    def leave_out(self, seconds: float) -> None:
+    def exclude_time(self, seconds: float) -> None:
         """Have the rates not know of a time in which nothing was trained."""
         self.since += seconds
 
@@ -85,7 +85,7 @@ class Meter:
         self.batches, self.steps, self.waited, self.since = 0, 0, 0.0, time.perf_counter()
 
 
-def shared_out(meters: Sequence[Mapping[str, Any]], count: int) -> dict[str, Any]:
+def redistribute_meters(meters: Sequence[Mapping[str, Any]], count: int) -> dict[str, Any]:
     """States of the meters of some processes as one of each of `count` others: their mean is the same."""
     sums = {name: sum(meter["sums"][name] for meter in meters) / count for name in meters[0]["sums"]}
     return {"sums": sums, "batches": sum(meter["batches"] for meter in meters) / count}
@@ -144,7 +144,7 @@ class BadItems:
             )
 
 
-class Watch:
+class RunLogger:
     """Writes train_log.log and TensorBoard's events, in the main process only."""
 
     def __init__(self, work_dir: Path, is_main_process: bool, report_to: str, step: int):

@@ -35,7 +35,7 @@ LOGGED = ("fd", "kid", "similarity", "above_random")
 SHOWN = 8  # pairs of the picture
 
 
-class Scored(NamedTuple):
+class SampleScoreResult(NamedTuple):
     """Scores by their names, and a picture (3, H, W) in [0, 1] of tissue above what is sampled for it; main process only."""
 
     values: dict[str, float]
@@ -59,13 +59,13 @@ class SampleScores:
         )  # as many for all: some of the last are too many
         first = each * accelerator.process_index
         self.numbers = [number % self.settings.count for number in range(first, first + each)]
-        items = [sound_item(dataset, number, self.settings.count) for number in self.numbers]
+        items = [first_readable_item(dataset, number, self.settings.count) for number in self.numbers]
         self.tokens = [item.tokens for item in items]
         self.shown = [item.image for item in items[:SHOWN]]
         self.real = Features.of(self._gathered([self._features(item.image) for item in items]), self.embedder.name)
 
     @torch.no_grad()
-    def __call__(self, network: PixArt) -> Scored | None:
+    def __call__(self, network: PixArt) -> SampleScoreResult | None:
         """Sample with a network in eval mode, and score; for all processes together. None but in the main one.
 
         Scores are none when a sample is not finite.
@@ -76,9 +76,9 @@ class SampleScores:
             return None
         picture = self._picture([image.nan_to_num().to(torch.uint8) for image in pixels[:SHOWN]])
         if not torch.isfinite(synthetic).all():
-            return Scored({}, picture)
+            return SampleScoreResult({}, picture)
         scores = score(self.real, Features.of(synthetic, self.embedder.name), METRICS, replicates=0)
-        return Scored({name: scores.values[name].value for name in LOGGED if name in scores.values}, picture)
+        return SampleScoreResult({name: scores.values[name].value for name in LOGGED if name in scores.values}, picture)
 
     def _batches(self) -> list[range]:
         """Places in this process's list of samples."""
@@ -123,7 +123,7 @@ class SampleScores:
         return make_grid([image / 255 for image in (*self.shown, *pixels)], nrow=len(pixels))
 
 
-def sound_item(dataset: PanCancerData | SkipBad, number: int, count: int) -> PatchItem:
+def first_readable_item(dataset: PanCancerData | SkipBad, number: int, count: int) -> PatchItem:
     """One of `count` items spread evenly over a set; of a set that skips what cannot be read, else the next that can.
 
     Raises InputError when many in a row cannot.

@@ -20,7 +20,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 LOST = ("gloo/transport", "Connection closed by peer", "Connection reset by peer")  # gloo has no error of its own
 
 
-class Agreement:
+class AllReduceMax:
     """The largest of every process's numbers, place by place; over the host, so that it costs a GPU no wait."""
 
     def __init__(self, accelerator: Accelerator):
@@ -38,7 +38,7 @@ class Agreement:
 
 
 @contextlib.contextmanager
-def told_what_to_do() -> Iterator[None]:
+def user_errors() -> Iterator[None]:
     """Turn a full disk, and failed communication with a process that is gone, into InputErrors that say what to do."""
     try:
         yield

@@ -21,7 +21,7 @@ def sharding_arguments(config: Config, cpu: bool) -> dict[str, Any]:
 
     Raises InputError for FSDP 1, and for an optimizer that does not shard.
     """
-    if not is_sharding_wanted(config):
+    if not is_sharding_requested(config):
         return {}
     from accelerate import PartialState
     from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, ParallelismConfig
@@ -50,7 +50,7 @@ def sharding_arguments(config: Config, cpu: bool) -> dict[str, Any]:
 
 def check_shardable(config: Config) -> None:
     """Raise InputError for a run that is to be sharded and cannot be."""
-    if not is_sharding_wanted(config):
+    if not is_sharding_requested(config):
         return
     if _by_launcher() and os.environ.get("FSDP_VERSION") != "2":
         raise InputError(
@@ -67,7 +67,7 @@ def check_shardable(config: Config) -> None:
         )
 
 
-def is_sharding_wanted(config: Config) -> bool:
+def is_sharding_requested(config: Config) -> bool:
     """Tell whether a run is to be sharded, by its config or by accelerate's launcher."""
     return config.use_fsdp or _by_launcher()
 
@@ -80,12 +80,12 @@ def is_sharded(tensor: Any) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
-def local(tensor: torch.Tensor) -> torch.Tensor:
+def local_shard(tensor: torch.Tensor) -> torch.Tensor:
     """This process's part of a sharded tensor, in the same memory; any other tensor as it is."""
     return tensor.to_local() if is_sharded(tensor) else tensor
 
 
-def whole(tree: Any, keep: bool) -> Any:
+def gather_full(tree: Any, keep: bool) -> Any:
     """A tree with its sharded tensors gathered on the CPU, or None for them where not kept. All processes call it."""
 
     def gather(tensor: torch.Tensor) -> torch.Tensor | None:
@@ -97,7 +97,7 @@ def whole(tree: Any, keep: bool) -> Any:
     return tree_map_only(torch.Tensor, gather, tree)
 
 
-def like(full: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+def shard_like(full: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
     """A whole tensor, which every process has, sharded as another is; without communication."""
     if not is_sharded(tensor):
         return full
@@ -106,7 +106,7 @@ def like(full: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
     return distribute_tensor(full.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None)
 
 
-def optimizer_state_like(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def shard_optimizer_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """A whole optimizer state, each tensor of its parameter's shape sharded as the parameter is.
 
     Raises ValueError for a state of other parameters.
@@ -117,7 +117,7 @@ def optimizer_state_like(state: dict[str, Any], optimizer: torch.optim.Optimizer
 
     def part(index: int, value: Any) -> Any:
         fits = isinstance(value, torch.Tensor) and value.shape == of[index].shape
-        return like(value, of[index]) if fits else value
+        return shard_like(value, of[index]) if fits else value
 
     parts = {i: {name: part(i, value) for name, value in own.items()} for i, own in state["state"].items()}
     return {**state, "state": parts}

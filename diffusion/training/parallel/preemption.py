@@ -16,7 +16,7 @@ CODE_FILE = "PIXCELL_EXIT_CODE_FILE"  # names a file to leave the code in: launc
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
 
 
-class Stop(IntEnum):
+class StopReason(IntEnum):
     """Why to stop, the most urgent last; of several processes' reasons the last counts."""
 
     NO = 0
@@ -25,7 +25,7 @@ class Stop(IntEnum):
     SAVE_FAILED = 3
 
 
-class Stops:
+class PreemptionHandler:
     """Turns signals into a wish to stop for as long as its `with` block lasts. Repeated ones change nothing, but that
     before the first step, when there is nothing to lose, a second Ctrl-C ends the process.
 
@@ -35,10 +35,10 @@ class Stops:
     def __init__(self, time_limit: float | None = None):
         self._deadline = None if time_limit is None else time.monotonic() + 60 * time_limit
         self._signal: int | None = None
-        self.nothing_to_lose = True
+        self.before_first_step = True
         self._before: dict[int, object] = {}
 
-    def __enter__(self) -> Stops:
+    def __enter__(self) -> PreemptionHandler:
         if threading.current_thread() is threading.main_thread():  # Python lets no other set handlers
             self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
@@ -47,20 +47,20 @@ class Stops:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def wish(self) -> Stop:
+    def poll(self) -> StopReason:
         """What this process has come to want."""
         if self._signal is not None:
-            return Stop.SIGNAL
+            return StopReason.SIGNAL
         late = self._deadline is not None and time.monotonic() >= self._deadline
-        return Stop.TIME_LIMIT if late else Stop.NO
+        return StopReason.TIME_LIMIT if late else StopReason.NO
 
-    def reason(self, agreed: Stop) -> str:
+    def reason(self, agreed: StopReason) -> str:
         """What stopped the run, in words."""
-        if agreed == Stop.TIME_LIMIT:
+        if agreed == StopReason.TIME_LIMIT:
             return "the time limit"
         return "a signal to another process" if self._signal is None else signal.Signals(self._signal).name
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._signal == number == signal.SIGINT and self.nothing_to_lose:
+        if self._signal == number == signal.SIGINT and self.before_first_step:
             raise KeyboardInterrupt
         self._signal = number
