@@ -21,7 +21,7 @@ from diffusion.cli.scoring_options import scoring_options
 from diffusion.utils.files import atomic_write_bytes
 from diffusion.utils.hardware import prepare_device
 from diffusion.utils.launch import start_processes
-from diffusion.utils.text import format_table
+from diffusion.utils.text import abbreviate, format_table
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -38,7 +38,7 @@ EXAMPLES = """  python tools/probe.py --real train/ --syn samples/ --test test/ 
 def main() -> None:
     args = parse_args()
     from diffusion.encoders.embedders import check_encoders
-    from diffusion.evaluation.sets.classes import choose_trainings, images_by_class, leaks, open_classes, some
+    from diffusion.evaluation.sets.classes import choose_trainings, images_by_class, leaks, open_classes
 
     # All that can be refused is read before a network runs.
     folders = {"test": args.test, "real": args.real, "synthetic": args.syn}
@@ -47,7 +47,7 @@ def main() -> None:
     trainings, notes = choose_trainings(training, test)
     for name, each in training.items():
         if few := [label for label, count in images_by_class(each).items() if count < (args.per_class or 0)]:
-            notes.append(f"All {name} images of {some(few)} are taken: they are fewer than {args.per_class}.")
+            notes.append(f"All {name} images of {abbreviate(few)} are taken: they are fewer than {args.per_class}.")
     warnings = [leak for name, each in training.items() for leak in leaks(name, each, test)]
     check_encoders(args.encoders, args.root)
     state = start_processes(prepare_device(args.device))
