@@ -52,7 +52,7 @@ def build_network(config: Config, load_from: str | None) -> tuple[PixArt, str]:
         look_at_neighbours(model)
     if load_from is not None:
         weights = load_weights(load_from, positions=False)  # which follow from the config
-        check_told(weights.message, model, config.prediction_type, load_from, but=STAGE_ARGUMENTS)
+        check_told(weights.told, model, config.prediction_type, load_from, but=STAGE_ARGUMENTS)
         check_span(config, weights.architecture, load_from)
         return model, f"{load_from}:\n{start_from(model, weights.state_dict, config.ignore_keys, load_from)}"
     return model, f"seed {config.seed}"
