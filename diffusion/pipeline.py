@@ -16,7 +16,8 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.utils.torch_utils import randn_tensor
 
-from diffusion.encoders.latents import LatentScale, codec_folder, load_vae
+from diffusion.encoders.latents import LatentScale
+from diffusion.encoders.vae_files import codec_folder, load_vae
 from diffusion.formats import DEFAULT_SOLVER, LATENT_FACTOR, PIPELINE_INDEX
 from diffusion.model.architecture import diffusers_config
 from diffusion.model.convert import load_into, load_weights, save_diffusers

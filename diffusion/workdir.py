@@ -14,8 +14,9 @@ from diffusion.config.settings import Config, DataConfig
 from diffusion.data.batch import PatchItem
 from diffusion.data.datasets.pan_cancer import LARGE_PATCH, PanCancerData, SkipBad
 from diffusion.encoders.embedders import PatchEmbedder
-from diffusion.encoders.latents import EMBEDDED_CODECS, LatentCodec, LatentScale, codec_folder
+from diffusion.encoders.latents import LatentCodec, LatentScale
 from diffusion.encoders.networks import EMBEDDERS
+from diffusion.encoders.vae_files import EMBEDDED_CODECS, codec_folder
 from diffusion.formats import CONFIG_FILE, LAST_WEIGHTS, LATENT_FACTOR, PIPELINE_INDEX, SSL_PREFIX
 from diffusion.model.convert import Weights, check_told, load_into, load_weights, with_positions_of
 from diffusion.model.pixart import PixArt, build_model

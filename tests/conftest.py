@@ -93,6 +93,18 @@ def mobilenet_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture
+def windows():
+    """Two smooth, coloured windows with an edge in them, uint8 (2, 3, 256, 256)."""
+    import torch
+
+    y, x = torch.meshgrid(torch.arange(256.0), torch.arange(256.0), indexing="ij")
+    waves = [128 + 120 * torch.sin(x / (9 + i) + i) * torch.cos(y / (13 - i)) for i in range(6)]
+    pixels = torch.stack(waves).reshape(2, 3, 256, 256)
+    pixels[:, :, 100:140, 60:90] = 255
+    return pixels.clamp(0, 255).to(torch.uint8)
+
+
 def texture(size: int, seed: int) -> Image.Image:
     """Pink and purple blobs."""
     coarse = np.random.default_rng(seed).integers(0, 255, (size // 32, size // 32), dtype=np.uint8)

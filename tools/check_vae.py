@@ -77,7 +77,7 @@ def main() -> None:
 
 def codec_locations(named: list[str], root: Path) -> dict[str, str | Path]:
     """Where each codec is, by a short name: the last parts of its path that tell it from the others."""
-    from diffusion.encoders.latents import codec_folder
+    from diffusion.encoders.vae_files import codec_folder
     from diffusion.utils.text import shortest_names
     from diffusion.workdir import vae_location
 

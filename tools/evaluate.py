@@ -40,7 +40,8 @@ EXAMPLES = """  python tools/evaluate.py --real samples_256/real --syn samples_2
 
 def main() -> None:
     args = parse_args()
-    from diffusion.encoders.embedders import PatchEmbedder, check_encoders
+    from diffusion.encoders.embedder_files import check_encoders
+    from diffusion.encoders.embedders import PatchEmbedder
     from diffusion.evaluation.measure import REAL, SYNTHETIC, TRAINING, UNTRAINED, Options, measure, open_sources
     from diffusion.evaluation.reports.report import About, read_losses, write_report
     from diffusion.evaluation.sets.embedding import Timing

@@ -38,7 +38,8 @@ def main() -> int:
 
     from diffusion.data.index.patch_index import PatchIndex, index_path
     from diffusion.encoders.embedders import PatchEmbedder
-    from diffusion.encoders.latents import EMBEDDED_CODECS, LatentCodec, codec_folder
+    from diffusion.encoders.latents import LatentCodec
+    from diffusion.encoders.vae_files import EMBEDDED_CODECS, codec_folder
     from diffusion.extraction import FeatureFiles, PatchDataset, choose_index_key, extract_features
     from diffusion.utils.hardware import torch_dtype
     from diffusion.utils.locks import file_lock

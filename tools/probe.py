@@ -37,7 +37,7 @@ EXAMPLES = """  python tools/probe.py --real train/ --syn samples/ --test test/ 
 
 def main() -> None:
     args = parse_args()
-    from diffusion.encoders.embedders import check_encoders
+    from diffusion.encoders.embedder_files import check_encoders
     from diffusion.evaluation.sets.classes import choose_trainings, images_by_class, leaks, open_classes
 
     # All that can be refused is read before a network runs.

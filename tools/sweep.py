@@ -53,7 +53,8 @@ EXAMPLES = """  python tools/sweep.py --workdir output/256 --guidances 1 1.5 2 3
 def main() -> None:
     args = parse_args()
     state = start_processes(prepare_device(args.device))
-    from diffusion.encoders.embedders import PatchEmbedder, check_encoders
+    from diffusion.encoders.embedder_files import check_encoders
+    from diffusion.encoders.embedders import PatchEmbedder
     from diffusion.evaluation.sweep import grid, parse_interval, read_points, write_sweep
     from diffusion.generation.solver import Solver
     from diffusion.workdir import default_work_dir

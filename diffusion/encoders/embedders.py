@@ -6,7 +6,6 @@ Networks stand in `diffusion.encoders.networks`. Weights are read as data, never
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,16 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from diffusion.encoders.networks import DEFAULT_VIEW, EMBEDDERS, LIBRARIES, EmbedderSpec, View, build_library_spec
+from diffusion.encoders.embedder_files import load_embedder_weights, resolve_embedder
+from diffusion.encoders.networks import DEFAULT_VIEW, View
 from diffusion.formats import WINDOW
-from diffusion.utils.errors import InputError, MissingError
-from diffusion.utils.state_dicts import AVERAGES, check_types, find_state_dict
-from diffusion.utils.text import abbreviate, expand_path
-from diffusion.utils.weights import find_weights, fingerprint_weights, read_weights
+from diffusion.utils.errors import InputError
+from diffusion.utils.weights import fingerprint_weights
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-TEACHERS = {"teacher", "target"}  # of self-supervised training: averages of what is trained, and meant for use
-ANCHORS = 8  # names, the longest, by which a network is found in a checkpoint
 CPU_BATCH = 16  # more fall out of a CPU's caches: 27 ms an image at 32, 17 ms at 16 (MobileNetV2, two cores)
 
 
@@ -54,7 +49,7 @@ class PatchEmbedder:
         spec, path = resolve_embedder(name_or_path, root)
         with torch.device("meta"):  # known networks allocate and draw nothing: every weight comes from the file
             model = spec.build()
-        _load_weights(model, spec, path)
+        load_embedder_weights(model, spec, path)
         # channels last nearly halves the time of these convolutions on a CPU
         model = model.to(device=device, dtype=dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
         return cls(model, spec.name, spec.width, spec.view, dtype, fingerprint_weights(path))
@@ -98,98 +93,3 @@ def resize(pixels: torch.Tensor, height: int, width: int, interpolation: str = "
         values = F.interpolate(values, size=size, mode=interpolation, antialias=True)
         values = values.add(0.5).floor().clamp(0, 255)  # Pillow rounds half up
     return values
-
-
-def resolve_embedder(name_or_path: str | Path, root: Path = Path(".")) -> tuple[EmbedderSpec, Path]:
-    """Return which network an --encoder value means, and its weights file.
-
-    Raises InputError when no known network fits, MissingError when the weights are not there.
-    """
-    text = str(name_or_path)
-    name, explicit, path = text.partition("=")
-    if text.partition("/")[0] in LIBRARIES and not Path(text).exists():
-        name, _, path = text.rpartition("=") if "?" in text else text.partition("=")  # arguments have = signs, too
-        if not path or not name:
-            raise InputError(f"encoder {text}: name its weights file, too, as {text}=FILE")
-        spec = build_library_spec(name)
-        return spec, _weights_file(spec, Path(expand_path(path)))
-    if explicit and name in EMBEDDERS:
-        return EMBEDDERS[name], _weights_file(EMBEDDERS[name], Path(expand_path(path)))
-    if text in EMBEDDERS:
-        spec = EMBEDDERS[text]
-        # where it was put with the same --root, without one, or by a demo in this clone
-        places = [root / spec.default, Path(spec.default), REPOSITORY / spec.default]
-        return spec, _weights_file(spec, next((place for place in places if place.is_file()), places[0]))
-    path = Path(expand_path(text))
-    spec = _identify(path)
-    return spec, _weights_file(spec, path)
-
-
-def check_encoders(names: Sequence[str], root: Path = Path(".")) -> None:
-    """Raises InputError, MissingError for encoders that cannot be loaded, and for two of one name: scores go by it."""
-    found = [resolve_embedder(name, root)[0].name for name in names]
-    for i, name in enumerate(found):
-        if name in found[:i]:
-            raise InputError(f"--encoders: two are called {name}; score them in two runs")
-
-
-def _identify(path: Path) -> EmbedderSpec:
-    """The network that a folder or file is named after, or whose weights lie in the folder."""
-    for spec in EMBEDDERS.values():
-        if path.is_dir() and (path.resolve().name.lower() in spec.folders or _first_match(spec, path)):
-            return spec
-        if (
-            not path.is_dir()
-            and any(path.match(pattern) for pattern in spec.weights)
-            and path.name != "model.safetensors"
-        ):
-            return spec
-    known = ", ".join(EMBEDDERS)
-    patterns = " or ".join(spec.weights[0] for spec in EMBEDDERS.values())
-    raise InputError(
-        f"encoder {str(path)!r} is none of {known}, nor a folder or file with {patterns}; name it as NAME=PATH if it is, "
-        "or any other as timm/NAME=PATH or torchvision/NAME=PATH"
-    )
-
-
-def _weights_file(spec: EmbedderSpec, path: Path) -> Path:
-    """Return `path` itself, or the weights in it when it is a folder."""
-    found = _first_match(spec, path) or find_weights(path) if path.is_dir() else path
-    if found is None or not found.is_file():
-        wanted = f"{path / spec.weights[0]}" if path.is_dir() and spec.weights else f"{path}"
-        raise MissingError(f"no weights of {spec.name} at {wanted}; {spec.how_to_get}")
-    return found
-
-
-def _first_match(spec: EmbedderSpec, folder: Path) -> Path | None:
-    """Return the weights in a folder, or the index of their shards: by the network's own names, of others by usual ones."""
-    if not spec.weights:
-        return find_weights(folder)
-    patterns = [f"{pattern}{index}" for pattern in spec.weights for index in ("", ".index.json")]
-    return next((found for pattern in patterns for found in sorted(folder.glob(pattern))), None)
-
-
-def _load_weights(model: nn.Module, spec: EmbedderSpec, path: Path) -> None:
-    """Load strictly, but for the classification head. Raises InputError with the keys that are missing or unexpected."""
-    expected = model.state_dict()
-    anchors = sorted(expected, key=lambda name: -name.count("."))[:ANCHORS]
-    weights = find_state_dict(read_weights(path).content, path, anchors, averages=AVERAGES | TEACHERS)
-    used = {key: value for key, value in weights.items() if not key.startswith(spec.heads)}
-    for key in expected:  # counters that weights of torch before 0.4.1 lack, of no effect here
-        if key not in used and key.endswith(".num_batches_tracked"):
-            used[key] = torch.zeros((), dtype=torch.long)
-    missing = [key for key in expected if key not in used]
-    unexpected = [key for key in used if key not in expected]
-    if missing or unexpected:
-        raise InputError(
-            f"{path} does not fit {spec.name}: missing {abbreviate(missing)}; unexpected {abbreviate(unexpected)}"
-        )
-    misshapen = [
-        f"{key} {tuple(used[key].shape)}, expected {tuple(expected[key].shape)}"
-        for key in expected
-        if used[key].shape != expected[key].shape
-    ]
-    if misshapen:
-        raise InputError(f"{path} does not fit {spec.name}: {abbreviate(misshapen)}")
-    check_types(expected, used, path)
-    model.load_state_dict(used, strict=True, assign=True)

@@ -22,7 +22,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from diffusion.encoders.latents import LatentCodec, load_vae
+from diffusion.encoders.latents import LatentCodec
+from diffusion.encoders.vae_files import load_vae
 from diffusion.optim.build import Muon, others
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.hardware import has_bf16

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from diffusion.config.settings import Config
-from diffusion.encoders.latents import EMBEDDED_CODECS
+from diffusion.encoders.vae_files import EMBEDDED_CODECS
 from diffusion.formats import LATENT_CHANNELS
 from diffusion.model.pixart import PixArt
 from diffusion.optim.build import learning_rate

@@ -152,7 +152,9 @@ def evaluate(monkeypatch):
 
     embedder = PatchEmbedder(MeanColour(), "colours", width=3, view=View(None, mean=(0, 0, 0), std=(1, 1, 1)))
     monkeypatch.setattr(PatchEmbedder, "load", lambda *_, **__: embedder)
-    monkeypatch.setattr("diffusion.encoders.embedders.check_encoders", lambda *_: None)  # its weights are in no file
+    monkeypatch.setattr(
+        "diffusion.encoders.embedder_files.check_encoders", lambda *_: None
+    )  # its weights are in no file
     return lambda *arguments: in_process(module.main, "--device", "cpu", "--workers", "0", *arguments)
 
 

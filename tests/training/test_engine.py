@@ -29,7 +29,7 @@ from diffusion.data.batch import PatchBatch, collate
 from diffusion.data.datasets.pan_cancer import build_dataset
 from diffusion.data.features.loose import feature_path, write_feature
 from diffusion.data.sampler import BatchStream, Draw
-from diffusion.encoders.latents import EMBEDDED_CODECS
+from diffusion.encoders.vae_files import EMBEDDED_CODECS
 from diffusion.generation.conditions import IndexConditions
 from diffusion.generation.generators import ImageMaker
 from diffusion.generation.solver import Solver
@@ -660,7 +660,9 @@ class TestDryRun:
         ids=str,
     )  # fmt: skip
     def test_settings(self, feature_root, tmp_path, monkeypatch, start, changes, message):
-        monkeypatch.setattr("diffusion.encoders.embedders.REPOSITORY", tmp_path)  # where a demo may have put weights
+        monkeypatch.setattr(
+            "diffusion.encoders.embedder_files.REPOSITORY", tmp_path
+        )  # where a demo may have put weights
         monkeypatch.setattr("diffusion.training.plan.total_bytes", lambda device: 24 * 2**30)
         monkeypatch.chdir(tmp_path)
         with pytest.raises(InputError, match=message):

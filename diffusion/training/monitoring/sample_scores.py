@@ -12,7 +12,8 @@ from diffusion.config.settings import Config
 from diffusion.data.batch import PatchItem
 from diffusion.data.datasets.pan_cancer import PanCancerData, SkipBad, build_dataset
 from diffusion.data.sampler import Draw
-from diffusion.encoders.embedders import PatchEmbedder, resolve_embedder
+from diffusion.encoders.embedder_files import resolve_embedder
+from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import LatentCodec, to_uint8
 from diffusion.evaluation.metrics.scores import score
 from diffusion.evaluation.sets.features import Features
