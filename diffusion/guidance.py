@@ -49,4 +49,5 @@ def guided_prediction(
 
 
 def _split(output: torch.Tensor, channels: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Split an output into the prediction and the variance values, if it has some."""
     return output[:, :channels], output[:, channels:] if output.shape[1] > channels else None

@@ -1,7 +1,7 @@
 """The training loss: squared error of the predicted noise (or velocity) plus the variational bound of the learned variance.
 
-Improved DDPM (Nichol & Dhariwal 2021), section 3.1: all 1000 steps, the bound in bits per dimension and not rescaled,
-its gradient stopped at the mean, so that it trains the variance alone.
+Improved DDPM (Nichol & Dhariwal 2021), section 3.1: all 1000 steps; the bound is in bits per dimension and not rescaled,
+and its gradient is stopped at the mean, so that it trains the variance alone.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ def training_losses(
 
     y: the condition, tokens (B, L, D) or whatever else the model takes, handed to it as it is.
 
-    timestep (B,) int64 in 0..999; noise (B, C, H, W), drawn when not given. The first C channels are the noise, as
-    published, or with `v_prediction` the velocity (Salimans & Ho 2022): its error stays one of x0 where noise is most
-    of the input, where an error of the noise would be many times as large a one of x0. `mse` is the error of either.
-    min_snr_gamma weights that error by `min_snr_weight`; None: not at all.
-    Returns float32 (B,) tensors `mse`, `vb` and `loss`: their sum, the weighted one where there is a weight. `mse` and
-    `vb` are never weighted, so that runs compare. Raises ValueError when the model's output has no variance channels,
-    or for another prediction_type.
+    timestep (B,) int64 in 0..999; noise (B, C, H, W), drawn when not given. The first C output channels are the noise,
+    as published, or with prediction_type `v_prediction` the velocity (Salimans & Ho 2022): where the input is mostly
+    noise, a small error of the noise is a large error of x0, and an error of the velocity is not.
+    min_snr_gamma: weight the squared error by `min_snr_weight`; None: no weight.
+    Returns float32 (B,) tensors: `mse`, the squared error of noise or velocity, `vb`, the variational bound, and `loss`,
+    their sum with `mse` weighted. `mse` and `vb` are never weighted, so that runs can be compared.
+    Raises ValueError when the model's output has no variance channels, or for another prediction_type.
     """
     noise = torch.randn_like(x0) if noise is None else noise
     x_t = add_noise(schedule, x0, noise, timestep)
@@ -61,10 +61,11 @@ def training_losses(
 
 
 def min_snr_weight(schedule: Schedule, gamma: float, prediction_type: str) -> torch.Tensor:
-    """Min-SNR-gamma (Hang et al. 2023, section 3.4) of every timestep, (T,): the error of x0 weighs min(SNR, gamma).
+    """Return the Min-SNR-gamma weight of every timestep, (T,): the error of x0 is weighted by min(SNR, gamma).
 
-    An error of the noise is one of x0 times SNR, one of the velocity times SNR + 1; each is divided by that here.
-    So the steps of little noise, where x0 is easy, no longer outweigh the others. The paper takes gamma 5.
+    Hang et al. 2023, section 3.4. The squared error of the noise is that of x0 times SNR, the error of the velocity is
+    that of x0 times SNR + 1; the weight is divided by this factor. Timesteps of little noise, where x0 is easy to
+    predict, then no longer outweigh the others. The paper uses gamma = 5.
     Raises ValueError for another prediction_type.
     """
     snr = schedule.signal_to_noise
@@ -82,9 +83,10 @@ def variational_bound(
     noise: torch.Tensor,
     variance: torch.Tensor,
 ) -> torch.Tensor:
-    """One term of the bound in bits per dimension, (B,): a KL for t > 0, the likelihood of the data for t = 0.
+    """Return one term of the variational bound in bits per dimension, (B,): a KL for t > 0, the data's likelihood for t = 0.
 
-    `variance` (B, C, H, W) interpolates, from -1 to 1, between the logarithms of the posterior variance and of beta.
+    x0, x_t, noise (the predicted one) and variance: (B, C, H, W); timestep (B,). The variance, from -1 to 1,
+    interpolates between the logarithms of the posterior variance and of beta.
     """
     alpha_bar = schedule.alpha_bar
     clean_weight, noisy_weight = schedule.posterior_weights
@@ -106,7 +108,7 @@ def variational_bound(
 
 
 def interpolate_log_variance(value: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
-    """Improved DDPM, equation 15: value -1 gives `low`, 1 gives `high`."""
+    """Return the log-variance between two bounds: value -1 gives `low`, 1 gives `high` (Improved DDPM, equation 15)."""
     fraction = (value + 1) / 2
     return fraction * high + (1 - fraction) * low
 
@@ -114,13 +116,13 @@ def interpolate_log_variance(value: torch.Tensor, low: torch.Tensor, high: torch
 def gaussian_kl(
     mean1: torch.Tensor, log_variance1: torch.Tensor, mean2: torch.Tensor, log_variance2: torch.Tensor
 ) -> torch.Tensor:
-    """KL(N1 || N2) in nats, elementwise."""
+    """Return KL(N1 || N2) in nats, elementwise."""
     difference = log_variance2 - log_variance1
     return 0.5 * (-1 + difference + (-difference).exp() + (mean1 - mean2) ** 2 * (-log_variance2).exp())
 
 
 def discretized_log_likelihood(x: torch.Tensor, mean: torch.Tensor, log_std: torch.Tensor) -> torch.Tensor:
-    """Log-probability, in nats, of the bin of width 2/255 around x, with open bins beyond -1 and 1.
+    """Return the log-probability, in nats, of the bin of width 2/255 around x, with open bins beyond -1 and 1.
 
     The bins are those of 8-bit images (Ho et al. 2020, equation 13); the objective applies them to latents unchanged.
     """
@@ -132,9 +134,10 @@ def discretized_log_likelihood(x: torch.Tensor, mean: torch.Tensor, log_std: tor
 
 
 def normal_cdf(x: torch.Tensor) -> torch.Tensor:
-    """The tanh approximation of the standard normal's distribution function that the published objective uses."""
+    """Return the standard normal's distribution function, in the tanh approximation of the published objective."""
     return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
 def mean_per_sample(x: torch.Tensor) -> torch.Tensor:
+    """Return the mean (B,) over all axes but the first."""
     return x.flatten(1).mean(1)

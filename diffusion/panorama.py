@@ -1,7 +1,7 @@
 """Pictures of any size from a network of one size: overlapping windows whose predictions are blended at every step.
 
-The blend is MultiDiffusion's (Bar-Tal et al. 2023), with weights that fade towards the borders of a window; every solver
-of `sampling` then works on the picture as a whole, since a `WindowedNetwork` is a network for it.
+The blend is MultiDiffusion's (Bar-Tal et al. 2023), with weights that fall off towards the borders of a window. A
+`WindowedNetwork` is a network of the whole picture, so every solver of `sampling` works with it.
 
 Letters: B pictures, C channels, H W cells of the picture, S cells a side of a window, n windows, L tokens of width D each.
 """
@@ -11,22 +11,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import TypeVar
+from typing import overload
 
 import torch
 
 from diffusion.condition import Condition, as_condition
+from diffusion.formats import LATENT_FACTOR
 from diffusion.guidance import Network
 from diffusion.utils.errors import InputError
-
-Tokens = TypeVar("Tokens", torch.Tensor, Condition)
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Squares of `side` cells that cover a picture, `stride` apart; the last of a row or column ends where the picture does.
+    """Square windows of `side` cells that cover a picture, `stride` apart; the last one ends where the picture ends.
 
-    Raises InputError for windows that leave gaps, or are larger than the picture.
+    Raises InputError for windows that leave gaps, and for windows larger than the picture.
     """
 
     height: int
@@ -42,11 +41,12 @@ class Windows:
 
     @property
     def rows(self) -> list[int]:
-        """Where windows begin, from the top."""
+        """First rows of the windows."""
         return _window_starts(self.height, self.side, self.stride)
 
     @property
     def columns(self) -> list[int]:
+        """First columns of the windows."""
         return _window_starts(self.width, self.side, self.stride)
 
     @property
@@ -55,9 +55,9 @@ class Windows:
         return list(product(self.rows, self.columns))
 
     def blend_weights(self) -> torch.Tensor:
-        """How much each cell across a window counts (S,): 1 in the middle, evenly less to 0 where windows overlap.
+        """Return the weights of a window's cells along one axis (S,): 1 in the middle, linearly to 0 where windows overlap.
 
-        Evenly, because two windows that differ by a slope then still join without a step; a cosine leaves one.
+        Linear weights join two windows that differ by a slope without a step; a cosine does not.
         """
         ramp = min(self.side - self.stride, self.side // 2)
         rising = (torch.arange(ramp) + 0.5) / max(ramp, 1)
@@ -71,7 +71,7 @@ def _window_starts(length: int, side: int, stride: int) -> list[int]:
 
 
 def sum_weights(starts: list[int], fade: torch.Tensor, length: int) -> torch.Tensor:
-    """The weights of all windows together at each cell of a row or column (length,)."""
+    """Return the sum of all windows' weights at each cell of a row or column, (length,)."""
     total = torch.zeros(length)
     for start in starts:
         total[start : start + len(fade)] += fade
@@ -79,10 +79,10 @@ def sum_weights(starts: list[int], fade: torch.Tensor, length: int) -> torch.Ten
 
 
 class WindowedNetwork:
-    """A network of S x S cells as one of H x W: it predicts for the windows, some at once, and blends what it says.
+    """A network of H x W cells made of one of S x S: it predicts for batches of windows, and blends the predictions.
 
-    model: (b, C, S, S), (b,), (b, L, D) -> (b, 2C, S, S); batch_size: windows in one call of it, b at most.
-    Memory for the network's activations depends on the batch size, not on the picture.
+    model: (b, C, S, S), (b,), (b, L, D) -> (b, 2C, S, S); batch_size: the largest b.
+    Memory for the network's activations depends on the batch size, not on the size of the picture.
     """
 
     def __init__(self, model: Network, windows: Windows, batch_size: int):
@@ -95,13 +95,13 @@ class WindowedNetwork:
         self._total_weights = heights[:, None] * widths
 
     def __call__(self, x: torch.Tensor, timestep: torch.Tensor, y: torch.Tensor | Condition) -> torch.Tensor:
-        """x (B, C, H, W), timestep (B,), y (B, n, L, D), as `window_tokens` orders them -> (B, 2C, H, W) in float32.
+        """Predict for x (B, C, H, W), timestep (B,), y (B, n, L, D) in the order of `window_tokens`: (B, 2C, H, W) float32.
 
-        y may be a Condition of such tokens; each window then sees its part of the control (B, C, H, W).
+        y may be a Condition of such tokens; each window is then given its part of the control (B, C, H, W).
         """
         condition = as_condition(y)
         side, weights = self.windows.side, (self._fade[:, None] * self._fade).to(x.device)
-        blended = None
+        blended: torch.Tensor | None = None
         jobs = list(product(range(len(x)), enumerate(self.windows.corners)))
         for first in range(0, len(jobs), self.batch_size):
             some = jobs[first : first + self.batch_size]
@@ -116,14 +116,19 @@ class WindowedNetwork:
                 blended = x.new_zeros(len(x), predicted.shape[1], *x.shape[2:], dtype=torch.float32)
             for place, one in zip(places, predicted.float() * weights, strict=True):
                 blended[place] += one
+        assert blended is not None  # there is one window at least
         return blended.div_(self._total_weights.to(x.device))  # in place: it is as large as four pictures
 
 
-def window_tokens(grid: Tokens, windows: Windows, per_side: int) -> Tokens:
+@overload
+def window_tokens(grid: torch.Tensor, windows: Windows, per_side: int) -> torch.Tensor: ...
+@overload
+def window_tokens(grid: Condition, windows: Windows, per_side: int) -> Condition: ...
+def window_tokens(grid: torch.Tensor | Condition, windows: Windows, per_side: int) -> torch.Tensor | Condition:
     """Return the tokens of each window (n, L, D), L = per_side squared, from a grid of tokens (rows, columns, D).
 
-    The grid covers the picture, one token a square of S / per_side cells; between tokens it is interpolated.
-    Of a Condition with grids (B, rows, columns, D) one with tokens (B, n, L, D) is returned.
+    The grid covers the picture, with one token for every S / per_side cells a side; between tokens it is interpolated.
+    A Condition with grids (B, rows, columns, D) becomes one with tokens (B, n, L, D).
     Raises InputError for a grid of another size.
     """
     if isinstance(grid, Condition):
@@ -141,7 +146,7 @@ def window_tokens(grid: Tokens, windows: Windows, per_side: int) -> Tokens:
 
 
 def _interpolate(values: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """values (N, ...) at fractional positions (P,) of their first axis, linearly interpolated: (P, ...)."""
+    """Interpolate values (N, ...) linearly at fractional positions (P,) of their first axis: (P, ...)."""
     low = positions.floor().long()
     part = (positions - low).view(-1, *[1] * (values.ndim - 1)).to(values)
     return torch.lerp(values[low], values[(low + 1).clamp(max=len(values) - 1)], part)
@@ -150,33 +155,24 @@ def _interpolate(values: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
 def decode_bands(
     decode: Callable[[torch.Tensor], torch.Tensor], latents: torch.Tensor, tile: int = 64, overlap: int = 16
 ) -> Iterator[torch.Tensor]:
-    """Pixels of latents (1, C, H, W) from the top down, in bands (3, rows, 8W) in float32 on the CPU.
+    """Yield the pixels of latents (1, C, H, W) from the top down, in bands (3, rows, 8W), float32 on the CPU.
 
-    decode: (1, C, h, w) -> (1, 3, 8h, 8w). It gets tiles of `tile` cells a side at most, which overlap and are blended,
-    so that its activations do not grow with the picture; no more than a band of pixels is held here.
+    decode: (1, C, h, w) -> (1, 3, 8h, 8w). It is called with tiles of at most `tile` cells a side, which overlap and are
+    blended, so that its activations do not grow with the picture; only one band of pixels is kept in memory.
     """
     height, width = latents.shape[2:]
     side = min(tile, height, width)
     windows = Windows(height, width, side, side - min(overlap, side // 4))
-    band, top, scale = None, 0, 0
+    pixel_windows = Windows(*(LATENT_FACTOR * cells for cells in (height, width, side, windows.stride)))
+    weights = pixel_windows.blend_weights()
+    heights = sum_weights(pixel_windows.rows, weights, pixel_windows.height)
+    widths = sum_weights(pixel_windows.columns, weights, pixel_windows.width)
+    band, top = torch.zeros(3, pixel_windows.side, pixel_windows.width), 0
     for row, below in zip(windows.rows, [*windows.rows[1:], height], strict=True):
-        for column in windows.columns:
+        for column, left in zip(windows.columns, pixel_windows.columns, strict=True):
             pixels = decode(latents[:, :, row : row + side, column : column + side])[0].float().cpu()
-            if band is None:
-                scale = pixels.shape[1] // side  # pixels to a cell
-                fade = _pixel_weights(windows, scale)
-                heights = sum_weights([scale * start for start in windows.rows], fade, scale * height)
-                widths = sum_weights([scale * start for start in windows.columns], fade, scale * width)
-                band = torch.zeros(3, scale * side, scale * width)
-            band[:, :, scale * column : scale * (column + side)] += pixels * fade[:, None] * fade
-        finished = scale * (below - row)
+            band[:, :, left : left + pixel_windows.side] += pixels * weights[:, None] * weights
+        finished = LATENT_FACTOR * (below - row)
         yield band[:, :finished] / (heights[top : top + finished, None] * widths)
         top += finished
-        band = torch.cat([band[:, finished:], band.new_zeros(3, finished, scale * width)], dim=1)
-
-
-def _pixel_weights(windows: Windows, scale: int) -> torch.Tensor:
-    """The fade of a window of pixels."""
-    return Windows(
-        scale * windows.height, scale * windows.width, scale * windows.side, scale * windows.stride
-    ).blend_weights()
+        band = torch.cat([band[:, finished:], band.new_zeros(3, finished, pixel_windows.width)], dim=1)

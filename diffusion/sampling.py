@@ -1,11 +1,11 @@
-"""From noise to latents: the schedulers of diffusers on the project's own betas, one signature for every algorithm."""
+"""Sampling: from noise to latents by the schedulers of diffusers on the project's betas, with one signature for all."""
 
 from __future__ import annotations
 
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 
@@ -17,15 +17,29 @@ from diffusion.utils.errors import InputError
 from diffusion.utils.hardware import to_device
 from diffusion.utils.seeds import mix_seed
 
-if TYPE_CHECKING:
-    from diffusers import SchedulerMixin
-
-OnStep = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor | None]
+OnStep = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor | None]  # (step, timestep, latents) -> other latents
 
 
-def _dpm_solver(order: int) -> Callable[..., SchedulerMixin]:
-    def build(**betas) -> SchedulerMixin:
-        from diffusers import DPMSolverMultistepScheduler
+class Scheduler(Protocol):
+    """What the sampling loop uses of a scheduler of diffusers."""
+
+    @property
+    def timesteps(self) -> torch.Tensor: ...
+    @property
+    def init_noise_sigma(self) -> Any: ...
+    @property
+    def config(self) -> Any: ...
+    @property
+    def set_timesteps(self) -> Callable[..., None]: ...
+    @property
+    def scale_model_input(self) -> Callable[..., torch.Tensor]: ...
+    @property
+    def step(self) -> Callable[..., Any]: ...
+
+
+def _dpm_solver(order: int) -> Callable[..., Scheduler]:
+    def build(**betas: Any) -> Scheduler:
+        from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 
         # these choices reproduce the original continuous-time solver (order 2, time_uniform) to 5e-4
         return DPMSolverMultistepScheduler(
@@ -39,38 +53,37 @@ def _dpm_solver(order: int) -> Callable[..., SchedulerMixin]:
     return build
 
 
-def _ancestral(**betas) -> SchedulerMixin:
-    from diffusers import DDPMScheduler
+def _ancestral(**betas: Any) -> Scheduler:
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
     return DDPMScheduler(variance_type="learned_range", clip_sample=False, timestep_spacing="linspace", **betas)
 
 
-def _sa_solver(**betas) -> SchedulerMixin:
-    from diffusers import SASolverScheduler
+def _sa_solver(**betas: Any) -> Scheduler:
+    from diffusers.schedulers.scheduling_sasolver import SASolverScheduler
 
     return SASolverScheduler(algorithm_type="data_prediction", predictor_order=2, corrector_order=2, **betas)
 
 
-ALGORITHMS: dict[str, Callable[..., SchedulerMixin]] = {
+ALGORITHMS: dict[str, Callable[..., Scheduler]] = {
     "dpm-solver": _dpm_solver(order=2),  # DPM-Solver++ 2M (Lu et al. 2022)
-    "ddim": _dpm_solver(
-        order=1
-    ),  # its first order is DDIM (Lu et al. 2022, section 4.1), exact for any number of steps
+    # the first order of DPM-Solver++ is DDIM (Lu et al. 2022, section 4.1), exact for any number of steps
+    "ddim": _dpm_solver(order=1),
     "iddpm": _ancestral,  # ancestral sampling with the learned variance (Nichol & Dhariwal 2021)
     "sa-solver": _sa_solver,  # stochastic Adams (Xue et al. 2023)
 }
 
 
-def build_scheduler(algorithm: str, prediction_type: str = "epsilon") -> SchedulerMixin:
-    """A diffusers scheduler on the project's betas. Raises InputError for an unknown algorithm."""
+def build_scheduler(algorithm: str, prediction_type: str = "epsilon") -> Scheduler:
+    """Return a diffusers scheduler on the project's betas. Raises InputError for an unknown algorithm."""
     if algorithm not in ALGORITHMS:
         raise InputError(f"no sampling algorithm {algorithm!r}; known are {', '.join(ALGORITHMS)}")
     betas = {"beta_start": BETA_START, "beta_end": BETA_END, "beta_schedule": "linear"}
     return ALGORITHMS[algorithm](num_train_timesteps=TIMESTEPS, prediction_type=prediction_type, **betas)
 
 
-def prepare_scheduler(algorithm: str, steps: int, prediction_type: str = "epsilon") -> SchedulerMixin:
-    """Such a scheduler set to `steps` steps. Raises InputError for an unknown algorithm or a step count that is none."""
+def prepare_scheduler(algorithm: str, steps: int, prediction_type: str = "epsilon") -> Scheduler:
+    """Return a scheduler set to `steps` steps. Raises InputError for an unknown algorithm, or steps that it cannot take."""
     scheduler = build_scheduler(algorithm, prediction_type)
     if not 1 <= steps <= TIMESTEPS:
         raise InputError(f"{steps} sampling steps: expected 1 to {TIMESTEPS}")
@@ -102,9 +115,10 @@ def sample_latents(
     The model is called with what y is: plain tokens, or a Condition.
     null_y, tokens (L, D) or (B, L, D) or a Condition: the network's null condition, needed unless guidance is 1. Given
     as tokens, the null pass gets no control; `y.null(network, keep_control=True)` is one that does.
-    generators: one per image, for the algorithms that draw noise on the way (iddpm, sa-solver), so that an image
+    generators: one per image, for the algorithms that draw noise in every step (iddpm, sa-solver), so that an image
     depends on its own seed alone. prediction_type: what the network was trained to predict, epsilon or v_prediction.
-    guidance_interval, on_step: as `denoise` has them.
+    guidance_interval, on_step: as `denoise` takes them. Raises InputError for an algorithm, steps or interval that
+    cannot be.
     """
     scheduler = prepare_scheduler(algorithm, steps, prediction_type)
     return denoise(model, scheduler, noise, y, null_y, guidance, guidance_interval, generators, on_step)
@@ -113,7 +127,7 @@ def sample_latents(
 @torch.no_grad()
 def denoise(
     model: Network,
-    scheduler: SchedulerMixin,
+    scheduler: Scheduler,
     noise: torch.Tensor,
     y: torch.Tensor | Condition,
     null_y: torch.Tensor | Condition | None,
@@ -122,23 +136,21 @@ def denoise(
     generators: torch.Generator | Sequence[torch.Generator] | None = None,
     on_step: OnStep | None = None,
 ) -> torch.Tensor:
-    """The loop of every sampler: noise (B, C, H, W) through a scheduler's timesteps to network latents of that shape.
+    """Return network latents (B, C, H, W) from noise of that shape: the loop over a scheduler's timesteps.
 
+    y, null_y: as `sample_latents` takes them.
     guidance_interval: the lowest and highest noise level, std of noise over std of signal, at which there is guidance;
     outside it the null pass is not run (Kynkaanniemi et al. 2024, "Applying Guidance in a Limited Interval").
-    on_step: called after each step with its number, timestep and latents; what it returns, unless None, goes on.
-    The last step leaves what each solver leaves: dpm-solver, ddim and sa-solver end at the lowest noise level, 0.01, as
-    the original solver does, iddpm at none. Raises InputError for an interval that is none, ValueError for a scheduler
-    that wants a learned variance from a network without one.
+    on_step: called after each step with its number, timestep and latents; latents that it returns replace them.
+    dpm-solver, ddim and sa-solver end at the lowest noise level, 0.01, as the original solver does, iddpm at zero noise.
+    Raises InputError for an interval without noise levels, ValueError for a scheduler that needs a learned variance and
+    a network without one.
     """
-    from diffusers import DDPMScheduler
-
     levels = linear_schedule().noise_levels
     low, high = check_guidance_interval(guidance_interval)
-    # DDPM's is the one scheduler whose noise may have the variance that the network learned
-    learned_variance = isinstance(scheduler, DDPMScheduler) and scheduler.config.variance_type == "learned_range"
+    learned_variance = _uses_learned_variance(scheduler)
     draws = {}
-    if "generator" in inspect.signature(scheduler.step).parameters:  # of which only the stochastic ones make use
+    if "generator" in inspect.signature(scheduler.step).parameters:  # only stochastic schedulers use it
         draws["generator"] = list(generators) if isinstance(generators, Sequence) else generators
     x = noise * scheduler.init_noise_sigma
     for i, t in enumerate(scheduler.timesteps):
@@ -151,7 +163,7 @@ def denoise(
             if variance is None:
                 raise ValueError("the algorithm needs a network with learned variance (pred_sigma=True)")
             prediction = torch.cat([prediction, variance], dim=1)
-        del variance  # with guidance a part of all that the network said: four times the latents of a large picture
+        del variance  # a view of the whole output, which with guidance is four times the latents of a large picture
         x = scheduler.step(prediction.float(), t, x, return_dict=False, **draws)[0]
         if on_step is not None:
             changed = on_step(i, t, x)
@@ -159,8 +171,16 @@ def denoise(
     return x
 
 
+def _uses_learned_variance(scheduler: Scheduler) -> bool:
+    """Tell whether a scheduler adds noise of the variance that the network learned, which only DDPM's can."""
+    from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+    config = scheduler.config
+    return isinstance(scheduler, DDPMScheduler) and config.variance_type == "learned_range"
+
+
 def check_guidance_interval(interval: tuple[float, float] | None) -> tuple[float, float]:
-    """The lowest and highest noise level with guidance; all of them without an interval. Raises InputError for none."""
+    """Return the lowest and highest noise level with guidance; None: all. Raises InputError for an interval without any."""
     low, high = interval or (0.0, math.inf)
     levels = linear_schedule().noise_levels
     if not (0 <= low < high and low <= levels[-1] and high >= levels[0]):
@@ -172,10 +192,10 @@ def check_guidance_interval(interval: tuple[float, float] | None) -> tuple[float
 
 
 def image_generator(seed: int, index: int) -> torch.Generator:
-    """The random generator of image `index`: on the CPU, so that the image is the same on every device and batch size."""
+    """Return the random generator of image `index`, on the CPU: images are then equal on every device and in any batch."""
     return torch.Generator().manual_seed(mix_seed(seed, index))
 
 
 def initial_noise(generators: Sequence[torch.Generator], shape: tuple[int, ...]) -> torch.Tensor:
-    """Noise (B, *shape) in float32, row i drawn by generator i."""
+    """Return noise (B, *shape) in float32, row i drawn by generator i."""
     return torch.stack([torch.randn(shape, generator=generator) for generator in generators])

@@ -1,4 +1,4 @@
-"""The noise schedule: the one source of betas for training and sampling: 1000 steps, linear from 1e-4 to 0.02.
+"""The noise schedule, the one source of betas for training and sampling: 1000 steps, linear from 1e-4 to 0.02.
 
 Notation of Ho et al. 2020 and Nichol & Dhariwal 2021: alpha_bar is the cumulative product of 1 - beta,
 q(x_t | x_0) = N(sqrt(alpha_bar) x_0, 1 - alpha_bar), and q(x_{t-1} | x_t, x_0) the posterior.
@@ -25,53 +25,55 @@ class Schedule:
 
     @cached_property
     def alpha_bar(self) -> torch.Tensor:
+        """Cumulative products (T,) of 1 - beta: the share of the signal's variance that is left in x_t."""
         return (1 - self.betas).cumprod(0)
 
     @cached_property
     def noise_levels(self) -> torch.Tensor:
-        """Std of the noise over that of the signal in x_t: sigma of Karras et al. 2022; here 0.01 to 157."""
+        """Std of the noise over std of the signal in x_t, (T,): sigma of Karras et al. 2022; here 0.01 to 157."""
         return ((1 - self.alpha_bar) / self.alpha_bar).sqrt()
 
     @cached_property
     def signal_to_noise(self) -> torch.Tensor:
-        """SNR of x_t: variance of the signal over that of the noise; here 1e4 down to 4e-5."""
+        """SNR of x_t, (T,): variance of the signal over variance of the noise; here 1e4 down to 4e-5."""
         return self.alpha_bar / (1 - self.alpha_bar)
 
     @cached_property
     def alpha_bar_previous(self) -> torch.Tensor:
-        """alpha_bar of the step before; 1 before the first."""
+        """alpha_bar of timestep t - 1, (T,); 1 for t = 0."""
         return torch.cat([self.alpha_bar.new_ones(1), self.alpha_bar[:-1]])
 
     @cached_property
     def posterior_variance(self) -> torch.Tensor:
-        """Variance of q(x_{t-1} | x_t, x_0); zero at t = 0."""
+        """Variance of q(x_{t-1} | x_t, x_0), (T,); zero at t = 0."""
         return self.betas * (1 - self.alpha_bar_previous) / (1 - self.alpha_bar)
 
     @cached_property
     def posterior_log_variance(self) -> torch.Tensor:
-        """Its logarithm; the first is taken from t = 1, since log 0 is no number."""
+        """Logarithm of the posterior variance, (T,); log(0) is undefined at t = 0, so the value of t = 1 is used there."""
         return torch.cat([self.posterior_variance[1:2], self.posterior_variance[1:]]).log()
 
     @cached_property
     def posterior_weights(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weights of x_0 and of x_t in the mean of q(x_{t-1} | x_t, x_0)."""
+        """Weights of x_0 and of x_t, (T,) each, in the mean of q(x_{t-1} | x_t, x_0)."""
         clean_weight = self.betas * self.alpha_bar_previous.sqrt() / (1 - self.alpha_bar)
         noisy_weight = (1 - self.alpha_bar_previous) * (1 - self.betas).sqrt() / (1 - self.alpha_bar)
         return clean_weight, noisy_weight
 
 
 def linear_schedule(timesteps: int = TIMESTEPS) -> Schedule:
+    """Return the project's schedule: betas that rise linearly over the timesteps (Ho et al. 2020)."""
     return Schedule(torch.linspace(BETA_START, BETA_END, timesteps, dtype=torch.float64))
 
 
 def gather_timestep(values: torch.Tensor, timestep: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """values (T,) at timesteps (B,), as float32 (B, 1, 1, 1) on the device of `like` (B, C, H, W)."""
+    """Return values (T,) at timesteps (B,), as float32 (B, 1, 1, 1) on the device of `like` (B, C, H, W)."""
     picked = to_device(values.to(torch.float32), like.device)[timestep]
     return picked.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def add_noise(schedule: Schedule, x0: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-    """A draw of q(x_t | x_0): x0, noise (B, C, H, W), timestep (B,) -> x_t (B, C, H, W)."""
+    """Return a sample of q(x_t | x_0): x0, noise (B, C, H, W), timestep (B,) -> x_t (B, C, H, W)."""
     alpha_bar = schedule.alpha_bar
     return (
         gather_timestep(alpha_bar.sqrt(), timestep, x0) * x0
@@ -80,10 +82,10 @@ def add_noise(schedule: Schedule, x0: torch.Tensor, noise: torch.Tensor, timeste
 
 
 def velocity(schedule: Schedule, x0: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-    """v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x0 (Salimans & Ho 2022, section 4), (B, C, H, W)."""
+    """Return v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x0 (Salimans & Ho 2022, section 4), (B, C, H, W)."""
     return add_noise(schedule, noise, -x0, timestep)
 
 
 def noise_of_velocity(schedule: Schedule, v: torch.Tensor, x_t: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-    """The noise in x_t (B, C, H, W) that goes with a velocity of that shape: sqrt(alpha_bar) v + sqrt(1 - alpha_bar) x_t."""
+    """Return the noise in x_t (B, C, H, W) that belongs to a velocity v: sqrt(alpha_bar) v + sqrt(1 - alpha_bar) x_t."""
     return add_noise(schedule, v, x_t, timestep)

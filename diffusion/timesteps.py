@@ -1,7 +1,7 @@
-"""Which timesteps training sees: from uniform numbers, one of each sample's own, to timesteps and importance weights.
+"""Timestep samplers of training: they map each sample's uniform random number to a timestep and an importance weight.
 
-A sampler draws nothing. It maps the numbers it is given, so a sample's timestep is the same however many processes
-share the batch. All of this is a few numbers in float64, on the CPU, so that every machine agrees on them.
+A sampler has no random generator. It maps the numbers it is given, so that a sample's timestep is the same however many
+processes share the batch. The few numbers are computed in float64 on the CPU, so that every machine agrees on them.
 """
 
 from __future__ import annotations
@@ -17,40 +17,41 @@ from diffusion.utils.errors import InputError
 
 
 class TimestepSampler(ABC):
-    """What every sampler offers; most learn nothing and have no state."""
+    """The interface of timestep samplers; most need no losses and have no state."""
 
-    needs_losses = False  # whether `update` is to be told the losses
+    needs_losses = False  # whether `update` must be called with the losses
 
     @abstractmethod
     def __call__(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """u (B,) in [0, 1), on the CPU -> timestep (B,) int64 in 0..999, and the weight (B,) float32 of each loss."""
+        """Map u (B,) in [0, 1), on the CPU, to timesteps (B,) int64 in 0..999 and the weight (B,) float32 of each loss."""
 
     def update(self, timestep: torch.Tensor, loss: torch.Tensor) -> None:
-        """Learn from losses (N,) at timesteps (N,)."""
+        """Update the sampler with losses (N,) at timesteps (N,)."""
         return
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """What it has learnt: tensors, or nothing."""
+        """Return the state for a checkpoint: tensors by name, or nothing."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Go on from a state. What another kind of sampler learnt has no meaning here."""
+        """Resume from a state; one of another kind of sampler is ignored."""
         return
 
 
 class Uniform(TimestepSampler):
-    """Every timestep as often as any other: the published way."""
+    """Uniform timesteps, as published."""
 
     def __call__(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return to_timestep(u.double()), torch.ones(len(u))
 
 
 class LogitNormal(TimestepSampler):
-    """t / 1000 whose logit is normal: Esser et al. 2024 (Stable Diffusion 3), section 3.1. `mean` moves it, `std` widens it.
+    """Timesteps for which the logit of t / 1000 is normal: Esser et al. 2024 (Stable Diffusion 3), section 3.1.
 
-    Middle steps are drawn more often, and the losses keep their weight: the density is the weighting. The paper's t is
-    that of straight paths, where noise and signal are equal in the middle; on this schedule they are at step 259,
-    which is the median of mean -1.05.
+    Timesteps in the middle are drawn more often, and their losses keep weight 1: the density is the weighting. In the
+    paper noise and signal are equal at t = 1/2; on this schedule they are equal at timestep 259, which is the median
+    for mean -1.05.
+    Raises InputError for a std that is not positive and finite, and a mean that is not finite.
     """
 
     def __init__(self, mean: float = 0.0, std: float = 1.0):
@@ -68,9 +69,9 @@ class LogitNormal(TimestepSampler):
 class LossAware(TimestepSampler):
     """Timesteps drawn in proportion to sqrt(E[loss^2]): Nichol & Dhariwal 2021 (Improved DDPM), section 3.3.
 
-    The expectation is over the last 10 losses of each timestep; until all have 10, which takes some 23 000
-    samples, timesteps are uniform. The weight 1 / (1000 p) keeps the expected loss what uniform timesteps make it; a
-    uniform share of 0.001 in p bounds it.
+    The expectation is over the last 10 losses of each timestep. Until every timestep has 10, which takes about 23 000
+    samples, timesteps are uniform. The weight 1 / (1000 p) keeps the expected loss equal to that of uniform timesteps;
+    a uniform share of 0.001 in p bounds the weight.
     """
 
     needs_losses = True
@@ -78,15 +79,16 @@ class LossAware(TimestepSampler):
     UNIFORM_SHARE = 1e-3
 
     def __init__(self):
-        self.losses = torch.zeros(TIMESTEPS, self.HISTORY, dtype=torch.float64)  # of each timestep, a ring
-        self.seen = torch.zeros(TIMESTEPS, dtype=torch.int64)  # losses that went into each ring
+        self.losses = torch.zeros(TIMESTEPS, self.HISTORY, dtype=torch.float64)  # a ring buffer for each timestep
+        self.seen = torch.zeros(TIMESTEPS, dtype=torch.int64)  # losses written to each ring buffer so far
 
     @property
     def is_warm(self) -> bool:
+        """Whether every timestep has as many losses as are kept."""
         return bool((self.seen >= self.HISTORY).all())
 
     def probabilities(self) -> torch.Tensor:
-        """p (1000,) of each timestep, in float64."""
+        """Return the probability of each timestep, (1000,) float64."""
         if not self.is_warm:
             return torch.full((TIMESTEPS,), 1 / TIMESTEPS, dtype=torch.float64)
         size = self.losses.square().mean(1).sqrt()
@@ -102,10 +104,10 @@ class LossAware(TimestepSampler):
         return timestep, (1 / (TIMESTEPS * p[timestep])).float()
 
     def update(self, timestep: torch.Tensor, loss: torch.Tensor) -> None:
-        """Losses (N,) at timesteps (N,): those of all processes, in one order, before any importance weight.
+        """Record losses (N,) at timesteps (N,): those of all processes, in one order, before any importance weight.
 
-        A timestep may come several times; its later losses replace its earlier ones. Losses that are no finite number
-        are left out: fp16 meets some, and one would spoil all probabilities.
+        A timestep may occur several times; later losses replace earlier ones. NaN and infinity are left out: they occur
+        in fp16, and one of them would make all probabilities NaN.
         """
         timestep, loss = timestep.cpu(), loss.detach().cpu().double()
         finite = loss.isfinite()
@@ -122,7 +124,7 @@ class LossAware(TimestepSampler):
         return {"losses": self.losses.clone(), "seen": self.seen.clone()}
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Go on from a state; with none, of a run that drew its timesteps otherwise, begin anew. Raises InputError."""
+        """Resume from a state; an empty one, of a run with another sampler, resets. Raises InputError for other shapes."""
         own = self.state_dict()
         shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
         expected = {name: tuple(tensor.shape) for name, tensor in own.items()}
@@ -133,7 +135,7 @@ class LossAware(TimestepSampler):
 
 
 def build_timestep_sampler(type: str = "uniform", mean: float = 0.0, std: float = 1.0) -> TimestepSampler:
-    """Return the sampler of a name: uniform, logit_normal (of that mean and std), or loss_aware. Raises InputError."""
+    """Return the sampler of a type: uniform, logit_normal (with mean and std), or loss_aware. Raises InputError."""
     builders = {"uniform": Uniform, "logit_normal": lambda: LogitNormal(mean, std), "loss_aware": LossAware}
     if type not in builders:
         raise InputError(f"timestep sampling {type!r}: expected one of {', '.join(builders)}")
@@ -141,5 +143,5 @@ def build_timestep_sampler(type: str = "uniform", mean: float = 0.0, std: float 
 
 
 def to_timestep(position: torch.Tensor) -> torch.Tensor:
-    """The timestep (B,) int64 whose thousandth of [0, 1) a position (B,) lies in; 1, which rounding makes, is the last."""
+    """Return the timestep (B,) int64 of positions (B,) in [0, 1); 1, which rounding may produce, is the last timestep."""
     return (position * TIMESTEPS).long().clamp(0, TIMESTEPS - 1)
