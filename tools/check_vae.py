@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     import torch
 
     from diffusion.encoders.latents import LatentCodec
-    from diffusion.evaluation.reconstruction import Quality
-    from diffusion.evaluation.sets.random_windows import Images, Windows
+    from diffusion.evaluation.reconstruction import CodecQuality
+    from diffusion.evaluation.sets.random_windows import ImageFiles, RandomWindows
 
 EXAMPLES = """  python tools/check_vae.py --vae tiny pretrained_models/sd-3.5-vae --images patches/mine/ --n 256 --out vae_check
   python tools/check_vae.py --subset_keys mine_1024 --size 512 --encoder uni2
@@ -36,7 +36,7 @@ EXAMPLES = """  python tools/check_vae.py --vae tiny pretrained_models/sd-3.5-va
 
 
 def main() -> None:
-    args = parse_arguments()
+    args = parse_args()
 
     from diffusion.encoders.embedders import PatchEmbedder
     from diffusion.encoders.latents import LatentCodec
@@ -46,18 +46,18 @@ def main() -> None:
 
     if args.n < 2:
         raise InputError(f"--n {args.n}: expected at least 2 windows")
-    reconstruction.check_size(args.size, LatentCodec.factor)
+    reconstruction.check_window_size(args.size, LatentCodec.factor)
     device = prepare_device(args.device)
-    locations = codec_locations(args.vae, args.root)
+    locations = find_codecs(args.vae, args.root)
     # All that can be refused is read before a network runs.
     codecs = {name: LatentCodec.load(place, device, torch_dtype(args.precision)) for name, place in locations.items()}
     embedder = PatchEmbedder.load(args.encoder, device, root=args.root)
-    windows = draw_windows(originals(args), args.n, args.size, args.seed, args.strict)
-    report_bad(windows, args.n)
+    windows = draw_windows(open_images(args), args.n, args.size, args.seed, args.strict)
+    warn_unusable(windows, args.n)
 
     features = reconstruction.embed_originals(windows, embedder, args.batch_size)
     qualities = [
-        reconstruction.measure(name, codec, windows, features, embedder, args.batch_size)
+        reconstruction.measure_codec(name, codec, windows, features, embedder, args.batch_size)
         for name, codec in codecs.items()
     ]
     about = {
@@ -71,11 +71,11 @@ def main() -> None:
     weights = {name: codec.fingerprint for name, codec in codecs.items()}
     write_sheet(args, codecs, windows, qualities, about)
     write_scores(args.out, qualities, weights, windows, about)
-    show(qualities, windows)
+    print_summary(qualities, windows)
     print(f"written: {args.out}")
 
 
-def codec_locations(named: list[str], root: Path) -> dict[str, str | Path]:
+def find_codecs(named: list[str], root: Path) -> dict[str, str | Path]:
     """Where each codec is, by a short name: the last parts of its path that tell it from the others."""
     from diffusion.encoders.vae_files import codec_folder
     from diffusion.utils.text import shortest_names
@@ -89,19 +89,21 @@ def codec_locations(named: list[str], root: Path) -> dict[str, str | Path]:
     return dict(zip(shortest_names([Path(location) for location in locations]), locations, strict=True))
 
 
-def originals(args: argparse.Namespace) -> Images:
+def open_images(args: argparse.Namespace) -> ImageFiles:
     """The images of --images, else those of the index."""
     from diffusion.data.index.patch_index import PatchIndex, index_path
-    from diffusion.evaluation.sets.random_windows import Images
+    from diffusion.evaluation.sets.random_windows import ImageFiles
 
     if args.images is None:
-        return Images.of_index(args.root, PatchIndex(index_path(args.root, args.patch_names_file), args.subset_keys))
+        return ImageFiles.from_index(
+            args.root, PatchIndex(index_path(args.root, args.patch_names_file), args.subset_keys)
+        )
     if args.subset_keys is not None:
         raise InputError("--images and --subset_keys: patches are taken from one of them; give one")
-    return Images.below(args.images)
+    return ImageFiles.from_folder(args.images)
 
 
-def report_bad(windows: Windows, wanted: int) -> None:
+def warn_unusable(windows: RandomWindows, wanted: int) -> None:
     """Name on stderr what was left out."""
     for reason in windows.bad.values():
         print(f"left out: {reason}", file=sys.stderr)
@@ -114,33 +116,33 @@ def report_bad(windows: Windows, wanted: int) -> None:
 def write_sheet(
     args: argparse.Namespace,
     codecs: dict[str, LatentCodec],
-    windows: Windows,
-    qualities: list[Quality],
+    windows: RandomWindows,
+    qualities: list[CodecQuality],
     about: dict[str, Any],
 ) -> None:
     """The picture; without one that of an earlier run is removed, for it would belong to other numbers."""
     import torch
 
     from diffusion.evaluation.reconstruction import reconstruct
-    from diffusion.evaluation.reports.reconstruction_sheet import examples, sheet_rows
+    from diffusion.evaluation.reports.reconstruction_sheet import build_sheet_rows, choose_examples
     from diffusion.generation.image_files import labelled_grid, save_image
 
     path = args.out / "sheet.png"
     if not args.pictures:
         path.unlink(missing_ok=True)
         return
-    kinds = examples(qualities[0].of_each["psnr"], args.pictures)
+    kinds = choose_examples(qualities[0].per_window["psnr"], args.pictures)
     pictures = windows.read(list(kinds))
 
     def made(codec: LatentCodec) -> torch.Tensor:
         return torch.cat([reconstruct(codec, part) for part in pictures.split(args.batch_size)])
 
-    rows = sheet_rows(windows, kinds, {name: made(codec) for name, codec in codecs.items()}, qualities)
+    rows = build_sheet_rows(windows, kinds, {name: made(codec) for name, codec in codecs.items()}, qualities)
     save_image(path, labelled_grid(rows), about)
 
 
 def write_scores(
-    out: Path, qualities: list[Quality], weights: dict[str, str], windows: Windows, about: dict[str, Any]
+    out: Path, qualities: list[CodecQuality], weights: dict[str, str], windows: RandomWindows, about: dict[str, Any]
 ) -> None:
     from diffusion.evaluation.reconstruction import NOTES
 
@@ -153,7 +155,7 @@ def write_scores(
         **about,
         "codecs": {each.codec: {"weights": weights[each.codec], **each.record()} for each in qualities},
         "less_the_first": {
-            each.codec: {name: value._asdict() for name, value in each.against(qualities[0]).items()}
+            each.codec: {name: value._asdict() for name, value in each.difference_to(qualities[0]).items()}
             for each in qualities[1:]
         },
         "notes": NOTES,
@@ -163,32 +165,34 @@ def write_scores(
     atomic_write_bytes(out / "scores.json", (json.dumps(scores, indent=2) + "\n").encode("utf-8"))
 
 
-def show(qualities: list[Quality], windows: Windows) -> None:
+def print_summary(qualities: list[CodecQuality], windows: RandomWindows) -> None:
     """The table on the terminal, and how the other codecs differ from the first."""
-    from diffusion.evaluation.reconstruction import QUALITIES
+    from diffusion.evaluation.reconstruction import QUALITY_LABELS
 
     print(f"{len(windows)} windows of {windows.size} pixels, {windows.folder}; means with 95 % intervals")
-    rows = [("codec", *QUALITIES.values(), "Frechet", "latents/pixel", "s/window", "parameters")]
+    rows = [("codec", *QUALITY_LABELS.values(), "Frechet", "latents/pixel", "s/window", "parameters")]
     for each in qualities:
-        means = [interval(value) for value in each.means.values()]
+        means = [format_interval(value) for value in each.means.values()]
         cost = (f"{each.latents_per_pixel:g}", f"{each.seconds:.3g}", f"{each.parameters / 1e6:.1f} M")
         rows.append((each.codec, *means, f"{each.frechet:.4g}", *cost))
     print(format_table(rows))
     if len(qualities) > 1:
         print(f"differences to {qualities[0].codec}, window by window")
-        differences = [each.against(qualities[0]).values() for each in qualities[1:]]
+        differences = [each.difference_to(qualities[0]).values() for each in qualities[1:]]
         names = [each.codec for each in qualities[1:]]
-        cells = [(name, *(interval(value, "+") for value in of)) for name, of in zip(names, differences, strict=True)]
-        print(format_table([("codec", *QUALITIES.values()), *cells]))
+        cells = [
+            (name, *(format_interval(value, "+") for value in of)) for name, of in zip(names, differences, strict=True)
+        ]
+        print(format_table([("codec", *QUALITY_LABELS.values()), *cells]))
 
 
-def interval(value: tuple[float, float, float], sign: str = "") -> str:
+def format_interval(value: tuple[float, float, float], sign: str = "") -> str:
     """A value and its interval, as 0.9243 [0.9128, 0.9346]; sign "+": positive ones with theirs."""
     mean, low, high = value
     return f"{mean:{sign}.4g} [{low:{sign}.4g}, {high:{sign}.4g}]"
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_args() -> argparse.Namespace:
     parser = tool_parser(__doc__, EXAMPLES)
     add = parser.add_argument
     add(

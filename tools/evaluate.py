@@ -23,13 +23,13 @@ from diffusion.cli.sampling_options import (
     solver_arguments,
     training_data_notes,
 )
-from diffusion.cli.scoring_options import scoring_options
+from diffusion.cli.scoring_options import add_scoring_options
 from diffusion.formats import METRICS, REAL_DIR, SYNTHETIC_DIR, WINDOW
 from diffusion.utils.hardware import prepare_device
 from diffusion.utils.launch import start_processes
 
 if TYPE_CHECKING:
-    from diffusion.evaluation.measure import Measured
+    from diffusion.evaluation.measure import EncoderScores
     from diffusion.evaluation.sets.embedding import Timing
 
 EXAMPLES = """  python tools/evaluate.py --real samples_256/real --syn samples_256/syn --encoders mobilenetv2 uni2
@@ -42,10 +42,18 @@ def main() -> None:
     args = parse_args()
     from diffusion.encoders.embedder_files import check_encoders
     from diffusion.encoders.embedders import PatchEmbedder
-    from diffusion.evaluation.measure import REAL, SYNTHETIC, TRAINING, UNTRAINED, Options, measure, open_sources
-    from diffusion.evaluation.reports.report import About, read_losses, write_report
+    from diffusion.evaluation.measure import (
+        REAL,
+        SYNTHETIC,
+        TRAINING,
+        UNTRAINED,
+        ScoringOptions,
+        open_sources,
+        score_sets,
+    )
+    from diffusion.evaluation.reports.report import ReportInfo, read_losses, write_report
     from diffusion.evaluation.sets.embedding import Timing
-    from diffusion.evaluation.sets.provenance import read_settings
+    from diffusion.evaluation.sets.provenance import read_sampling_settings
 
     # All that can be refused is read before a network runs.
     root = args.root or default_root()
@@ -55,28 +63,28 @@ def main() -> None:
     has_images = args.workdir is not None or args.real.is_dir()
     if has_images:
         check_encoders(args.encoders, root)
-    origin = sample(args) if args.workdir is not None else []
+    origin = sample_run(args) if args.workdir is not None else []
     places = {REAL: args.real, SYNTHETIC: args.syn, UNTRAINED: args.untrained, TRAINING: args.train}
     sources = open_sources(places, args.on_size)
-    settings = read_settings(args.syn) if args.syn.is_dir() else {}
+    settings = read_sampling_settings(args.syn) if args.syn.is_dir() else {}
     state = start_processes(prepare_device(args.device))
-    options = Options(tuple(args.metrics), args.seed, args.bootstrap, args.batch_size, args.workers, args.strict)
+    options = ScoringOptions(tuple(args.metrics), args.seed, args.bootstrap, args.batch_size, args.workers, args.strict)
     timing, measured = Timing(), []
     for encoder in args.encoders if has_images else [None]:
         embedder = encoder and PatchEmbedder.load(encoder, state.device, root=root)
-        measured.append(measure(sources, embedder, args.cache or args.out / "features", state, options, timing))
+        measured.append(score_sets(sources, embedder, args.cache or args.out / "features", state, options, timing))
     if state.is_main_process:
         how = {kind: str(place) for kind, place in places.items() if place is not None}
         how |= {"images of other sizes": args.on_size, "metrics": " ".join(args.metrics), "seed": str(args.seed)}
         how |= {"replicates of intervals": str(args.bootstrap)}
-        about = About(args.note, args.seed, how, settings, losses, timing, origin)
+        about = ReportInfo(args.note, args.seed, how, settings, losses, timing, origin)
         notes = write_report(args.out, measured, sources, about)
-        tell(measured, notes, timing)
+        print_summary(measured, notes, timing)
         print(f"written: {args.out / 'index.html'}")
     state.wait_for_everyone()
 
 
-def sample(args: argparse.Namespace) -> list[str]:
+def sample_run(args: argparse.Namespace) -> list[str]:
     """Fill OUT/samples from the run, and have it scored; return what is to be known of it, in sentences."""
     from diffusion.generation.output_folder import OutputFolder
     from diffusion.generation.sample_patches import sample_patches
@@ -94,7 +102,7 @@ def sample(args: argparse.Namespace) -> list[str]:
     return training_data_notes(args)
 
 
-def tell(measured: list[Measured], notes: list[str], timing: Timing) -> None:
+def print_summary(measured: list[EncoderScores], notes: list[str], timing: Timing) -> None:
     """Print what the page shows."""
     from diffusion.evaluation.metrics.scores import QUANTITIES
     from diffusion.utils.text import format_number
@@ -126,7 +134,7 @@ def parse_args() -> argparse.Namespace:
     add("--bootstrap", type=natural_int, default=50, help="replicates for the interval of a distance; 0: no interval")
     add("--run", type=Path, metavar="WORKDIR", help="work dir of the training run, for its losses")
     add("--note", default="", metavar="TEXT", help="a line at the head of the page")
-    scoring_options(parser, "report")
+    add_scoring_options(parser, "report")
     args = parser.parse_args()
     if args.workdir is not None and (args.real or args.syn):
         parser.error("--workdir and --real or --syn: either a run is sampled, or what is there is scored")
@@ -136,7 +144,7 @@ def parse_args() -> argparse.Namespace:
         )
         parser.error(f"{missing}: missing; expected two sets to compare, or a run to sample")
     if args.workdir is None:
-        refuse_options_of_sampling(parser, args)
+        refuse_sampling_options(parser, args)
     if args.tokens:
         parser.error("--tokens have no tissue to score against; sample them first, then give --real and --syn")
     if args.metrics == ["neighbours"] and args.train is None:
@@ -144,7 +152,7 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def refuse_options_of_sampling(parser: Parser, args: argparse.Namespace) -> None:
+def refuse_sampling_options(parser: Parser, args: argparse.Namespace) -> None:
     """Nothing is sampled: an option for it is a mistake, --encoder for --encoders above all."""
     for group in parser._action_groups:
         for action in group._group_actions if group.title in GROUPS else ():

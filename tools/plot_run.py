@@ -26,7 +26,7 @@ EXAMPLES = """  python tools/plot_run.py output/256
   python tools/plot_run.py output/256 output/256_muon --from_step 1000 --log --out compared.png
   python tools/plot_run.py output/256 --tags train/mse train/vb
 """
-HEAD = ("run", "last step", "last loss", "best validation", "at step", "samples/s")
+TABLE_HEAD = ("run", "last step", "last loss", "best validation", "at step", "samples/s")
 
 
 def main() -> None:
@@ -37,15 +37,15 @@ def main() -> None:
         raise InputError(f"--out {args.out}: expected the name of a PNG file")
     names = shortest_names(args.workdirs)
     with tqdm(args.workdirs, unit="run", leave=False, disable=len(names) == 1) as paths:  # gone before an error is told
-        runs = {name: read(path, args.from_step) for name, path in zip(names, paths, strict=True)}
+        runs = {name: load_curves(path, args.from_step) for name, path in zip(names, paths, strict=True)}
     panels = choose_panels(runs, args.tags, args.log)
     with atomic_write(args.out) as temporary:
         temporary.write_bytes(plot_curves(runs, panels))
-    print(format_table([HEAD, *(row(name, curves) for name, curves in runs.items())], "lr"))
+    print(format_table([TABLE_HEAD, *(summary_row(name, curves) for name, curves in runs.items())], "lr"))
     print(f"written: {args.out}")
 
 
-def read(workdir: Path, from_step: int) -> dict:
+def load_curves(workdir: Path, from_step: int) -> dict:
     """The curves of a run from a step on, by tag.
 
     Raises InputError when nothing is left.
@@ -58,11 +58,11 @@ def read(workdir: Path, from_step: int) -> dict:
     last = max(curve.steps[-1] for curve in whole.values())
     if last < from_step:
         raise InputError(f"--from_step {from_step}: {workdir} ends at step {last}; take a smaller step or leave it out")
-    curves = {tag: curve.since(from_step) for tag, curve in whole.items()}
+    curves = {tag: curve.tail(from_step) for tag, curve in whole.items()}
     return {tag: curve for tag, curve in curves.items() if curve.steps}
 
 
-def row(name: str, curves: Mapping) -> tuple[str, ...]:
+def summary_row(name: str, curves: Mapping) -> tuple[str, ...]:
     """What the table tells of a run; a dash for what was not logged."""
     losses = curves["train/loss"].values if "train/loss" in curves else []
     last = format_number(losses[-1]) if losses else "-"

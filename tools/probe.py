@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
 from diffusion.cli.parser import positive_int, run, tool_parser
-from diffusion.cli.scoring_options import scoring_options
+from diffusion.cli.scoring_options import add_scoring_options
 from diffusion.utils.files import atomic_write_bytes
 from diffusion.utils.hardware import prepare_device
 from diffusion.utils.launch import start_processes
@@ -26,7 +26,7 @@ from diffusion.utils.text import abbreviate, format_table
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-    from diffusion.evaluation.probe import Probed
+    from diffusion.evaluation.probe import ProbeResult
     from diffusion.evaluation.sets.features import Features
     from diffusion.evaluation.sets.images import ImageSet
 
@@ -38,26 +38,26 @@ EXAMPLES = """  python tools/probe.py --real train/ --syn samples/ --test test/ 
 def main() -> None:
     args = parse_args()
     from diffusion.encoders.embedder_files import check_encoders
-    from diffusion.evaluation.sets.classes import choose_trainings, images_by_class, leaks, open_classes
+    from diffusion.evaluation.sets.classes import choose_training_sets, find_leaks, images_by_class, open_classes
 
     # All that can be refused is read before a network runs.
     folders = {"test": args.test, "real": args.real, "synthetic": args.syn}
     images = {name: open_classes(folder, args.on_size) for name, folder in folders.items() if folder is not None}
     test, training = images["test"], {name: each for name, each in images.items() if name != "test"}
-    trainings, notes = choose_trainings(training, test)
+    trainings, notes = choose_training_sets(training, test)
     for name, each in training.items():
         if few := [label for label, count in images_by_class(each).items() if count < (args.per_class or 0)]:
             notes.append(f"All {name} images of {abbreviate(few)} are taken: they are fewer than {args.per_class}.")
-    warnings = [leak for name, each in training.items() for leak in leaks(name, each, test)]
+    warnings = [leak for name, each in training.items() for leak in find_leaks(name, each, test)]
     check_encoders(args.encoders, args.root)
     state = start_processes(prepare_device(args.device))
-    features = embed(images, args, state)
+    features = embed_sets(images, args, state)
     if not state.is_main_process:
         return
     classes = list(images_by_class(test))
-    results, more = fit(features, trainings, classes, args)
+    results, more = run_all_probes(features, trainings, classes, args)
     bad = {name: each.bad for name, each in next(iter(features.values())).items() if each.bad}
-    warnings += [left_out(name, images[name], wrong) for name, wrong in bad.items()]
+    warnings += [describe_unreadable(name, images[name], wrong) for name, wrong in bad.items()]
     about = {
         "classes": classes,
         "images": {
@@ -69,12 +69,12 @@ def main() -> None:
         "warnings": warnings,
         "notes": notes + more,
     }
-    write(args.out, about, results)
-    tell(about, results)
+    write_results(args.out, about, results)
+    print_summary(about, results)
     print(f"written: {args.out / 'scores.json'}, scores.csv, plot.png")
 
 
-def embed(
+def embed_sets(
     images: Mapping[str, ImageSet], args: argparse.Namespace, state: PartialState
 ) -> dict[str, dict[str, Features]]:
     """The features of every set by the name of the encoder."""
@@ -92,36 +92,38 @@ def embed(
     return found
 
 
-def fit(
+def run_all_probes(
     features: Mapping[str, Mapping[str, Features]],
     trainings: Mapping[str, Sequence[str]],
     classes: Sequence[str],
     args: argparse.Namespace,
-) -> tuple[dict[str, list[Probed]], list[str]]:
+) -> tuple[dict[str, list[ProbeResult]], list[str]]:
     """The probes of each encoder, and what a reader of their scores must know."""
     from functools import reduce
 
     from tqdm import tqdm
 
-    from diffusion.evaluation.classifiers import usable_k
-    from diffusion.evaluation.probe import PROBES, group_notes, probe
-    from diffusion.evaluation.sets.labelled import Labelled
+    from diffusion.evaluation.classifiers import limit_k
+    from diffusion.evaluation.probe import PROBES, interval_notes, run_probes
+    from diffusion.evaluation.sets.labelled import LabelledEmbeddings
 
-    results: dict[str, list[Probed]] = {}
+    results: dict[str, list[ProbeResult]] = {}
     total = len(features) * len(trainings) * len(PROBES)
     with tqdm(total=total, unit="probe", leave=False) as bar:
         for encoder, of_sets in features.items():
             bar.set_description(encoder)
-            test = Labelled.of(of_sets["test"], classes)
+            test = LabelledEmbeddings.from_features(of_sets["test"], classes)
             parts = {
-                name: Labelled.of(each, classes, args.per_class, args.seed)
+                name: LabelledEmbeddings.from_features(each, classes, args.per_class, args.seed)
                 for name, each in of_sets.items()
                 if name != "test"
             }
-            sets = {name: reduce(Labelled.joined, [parts[part] for part in of]) for name, of in trainings.items()}
-            results[encoder] = probe(sets, test, classes, args.k, args.seed, bar.update)
-    notes = group_notes(test, classes)
-    if (k := usable_k(args.k, sets.values(), classes)) < args.k:
+            sets = {
+                name: reduce(LabelledEmbeddings.concat, [parts[part] for part in of]) for name, of in trainings.items()
+            }
+            results[encoder] = run_probes(sets, test, classes, args.k, args.seed, bar.update)
+    notes = interval_notes(test, classes)
+    if (k := limit_k(args.k, sets.values(), classes)) < args.k:
         notes.append(f"k is {k} and not {args.k}: a class has no more training images on average.")
     for encoder, probed in results.items():
         notes += [
@@ -130,29 +132,29 @@ def fit(
     return results, notes
 
 
-def left_out(name: str, images: ImageSet, wrong: Mapping[str, str]) -> str:
+def describe_unreadable(name: str, images: ImageSet, wrong: Mapping[str, str]) -> str:
     """Which images could not be used, in a sentence."""
     first, reason = next(iter(wrong.items()))
     return f"{len(wrong)} of {len(images.files)} {name} images left out, such as {images.files[first]}: {reason}."
 
 
-def write(out: Path, about: Mapping[str, Any], results: Mapping[str, Sequence[Probed]]) -> None:
+def write_results(out: Path, about: Mapping[str, Any], results: Mapping[str, Sequence[ProbeResult]]) -> None:
     """Write the picture and the two files of numbers."""
-    from diffusion.evaluation.metrics.classification import chance_of
-    from diffusion.evaluation.reports.probe_report import as_csv, draw, records
+    from diffusion.evaluation.metrics.classification import chance_level
+    from diffusion.evaluation.reports.probe_report import format_csv, plot_probes, results_to_dict
 
-    chance = chance_of(next(iter(results.values()))[0].confusion)
-    record = {**about, "chance": chance, "encoders": records(results)}
+    chance = chance_level(next(iter(results.values()))[0].confusion)
+    record = {**about, "chance": chance, "encoders": results_to_dict(results)}
     contents = {
-        "plot.png": draw(results, chance),
-        "scores.csv": as_csv(results).encode(),
+        "plot.png": plot_probes(results, chance),
+        "scores.csv": format_csv(results).encode(),
         "scores.json": (json.dumps(record, indent=2) + "\n").encode(),
     }
     for name, content in contents.items():
         atomic_write_bytes(out / name, content)
 
 
-def tell(about: Mapping[str, Any], results: Mapping[str, Sequence[Probed]]) -> None:
+def print_summary(about: Mapping[str, Any], results: Mapping[str, Sequence[ProbeResult]]) -> None:
     from diffusion.evaluation.reports.probe_report import difference_rows, score_rows
 
     print(format_table(score_rows(results)))
@@ -183,7 +185,7 @@ def parse_args() -> argparse.Namespace:
         help="training images of each class and set, drawn at random [all]",
     )
     add("--batch_size", type=positive_int, default=32, help="windows embedded at once")
-    scoring_options(parser, "probe")
+    add_scoring_options(parser, "probe")
     args = parser.parse_args()
     if args.real is None and args.syn is None:
         parser.error("expected --real or --syn, or both: what to train on")

@@ -26,7 +26,7 @@ from diffusion.cli.sampling_options import (
     solver_arguments,
     training_data_notes,
 )
-from diffusion.cli.scoring_options import scoring_options
+from diffusion.cli.scoring_options import add_scoring_options
 from diffusion.formats import REAL_DIR, SOLVERS, SYNTHETIC_DIR, WINDOW
 from diffusion.utils.content import fingerprint_file
 from diffusion.utils.errors import InputError
@@ -41,10 +41,10 @@ if TYPE_CHECKING:
     from diffusion.encoders.embedders import PatchEmbedder
     from diffusion.evaluation.sweep import Point
 
-PLACES = frozenset(("images", "tokens", "data_root", "patch_names_file", "features_dir", "subset_keys"))
+DATA_OPTIONS = frozenset(("images", "tokens", "data_root", "patch_names_file", "features_dir", "subset_keys"))
 METRICS = ("fd", "kid", "prdc", "similarity")
-OF_MANIFOLDS = ("precision", "recall", "density", "coverage")
-BY = ("fd", "kid", *OF_MANIFOLDS, "similarity", "above_random", "feature_distance")
+PRDC_SCORES = ("precision", "recall", "density", "coverage")
+BEST_BY = ("fd", "kid", *PRDC_SCORES, "similarity", "above_random", "feature_distance")
 EXAMPLES = """  python tools/sweep.py --workdir output/256 --guidances 1 1.5 2 3 4 --n_images 5000 --out sweep
   python tools/sweep.py --workdir output/256 --guidances 1.5 2 --intervals all 0.3:5 --steps 10 20 50 --out sweep
   python tools/sweep.py --workdir output/256 --ema_lengths 0.05 0.1 0.15 --checkpoints checkpoints/last_ema.ckpt"""
@@ -55,14 +55,14 @@ def main() -> None:
     state = start_processes(prepare_device(args.device))
     from diffusion.encoders.embedder_files import check_encoders
     from diffusion.encoders.embedders import PatchEmbedder
-    from diffusion.evaluation.sweep import grid, parse_interval, read_points, write_sweep
+    from diffusion.evaluation.sweep import make_grid, parse_interval, read_points, write_sweep
     from diffusion.generation.solver import Solver
     from diffusion.workdir import default_work_dir
 
     args.workdir = args.workdir or default_work_dir()
     root = args.root or default_root()
     check_encoders(args.encoders, root)
-    weights = weights_of(args, state)
+    weights = find_weights(args, state)
     axes = {
         "weights": list(weights),
         "solver": args.solvers or [args.sampling_algo],
@@ -70,26 +70,26 @@ def main() -> None:
         "guidance": args.guidances or [args.guidance_strength],
         "interval": [parse_interval(text) for text in args.intervals],
     }
-    points = grid(axes)
+    points = make_grid(axes)
     for point in points:  # all that can be refused, before hours of sampling
         Solver(point.steps, point.guidance, point.solver, point.interval, args.precision)
     if state.is_main_process:
-        claim(args, next(iter(weights.values())))
+        check_or_write_settings(args, next(iter(weights.values())))
     state.wait_for_everyone()
     embedders = [PatchEmbedder.load(name, state.device, root=root) for name in args.encoders]
     for note in training_data_notes(args):
         state.print(f"note: {note}")
     for i, point in enumerate(points):
         state.print(f"point {i + 1} of {len(points)}: {point.name}")
-        compute(point, weights[point.weights], args, embedders, state)
+        score_point(point, weights[point.weights], args, embedders, state)
     if state.is_main_process:
-        about = how_scored(args, embedders)
+        about = scoring_settings(args, embedders)
         scored = read_points(args.out / "points", about)  # those of commands before, too
-        tell(scored, write_sweep(args.out, scored, args.by, about), args)
+        print_summary(scored, write_sweep(args.out, scored, args.by, about), args)
     state.wait_for_everyone()
 
 
-def claim(args: argparse.Namespace, checkpoint: Path) -> None:
+def check_or_write_settings(args: argparse.Namespace, checkpoint: Path) -> None:
     """Have a folder be of one sweep: its points share conditions and tissue. Raises InputError naming what differs."""
     from diffusion.generation.session import ConditionSource, find_origin, open_session
     from diffusion.generation.solver import Solver
@@ -100,8 +100,8 @@ def claim(args: argparse.Namespace, checkpoint: Path) -> None:
     now = {"n_images": args.n_images, "seed": args.seed, **find_origin(session, source).content}
     file = args.out / "conditions.json"
     before = read_json(file, "record of conditions", f"name another --out than {args.out}") if file.is_file() else now
-    if before.keys() >= PLACES:  # of a version that went by paths
-        now = {name: getattr(args, name) for name in ("n_images", "seed", *sorted(PLACES))}
+    if before.keys() >= DATA_OPTIONS:  # of a version that went by paths
+        now = {name: getattr(args, name) for name in ("n_images", "seed", *sorted(DATA_OPTIONS))}
     now = json.loads(json.dumps(now, default=str))
     for name, value in now.items():
         if before.get(name) != value:
@@ -109,7 +109,7 @@ def claim(args: argparse.Namespace, checkpoint: Path) -> None:
     atomic_write_bytes(file, (json.dumps(now, indent=2) + "\n").encode("utf-8"))
 
 
-def weights_of(args: argparse.Namespace, state: PartialState) -> dict[str, Path]:
+def find_weights(args: argparse.Namespace, state: PartialState) -> dict[str, Path]:
     """Names of the weights to sample from and their files; averages of other lengths are made of the run's snapshots.
 
     Raises InputError for two of one name.
@@ -131,11 +131,11 @@ def weights_of(args: argparse.Namespace, state: PartialState) -> dict[str, Path]
     return found
 
 
-def compute(
+def score_point(
     point: Point, checkpoint: Path, args: argparse.Namespace, embedders: list[PatchEmbedder], state: PartialState
 ) -> None:
     """Sample and score a point, unless its folder has the scores of just these samples."""
-    from diffusion.evaluation.measure import REAL, SYNTHETIC, Options, measure, summary
+    from diffusion.evaluation.measure import REAL, SYNTHETIC, ScoringOptions, score_sets, scores_by_encoder
     from diffusion.evaluation.sets.embedding import Timing
     from diffusion.evaluation.sets.images import ImageSet
     from diffusion.generation.output_folder import OutputFolder
@@ -144,7 +144,7 @@ def compute(
     from diffusion.generation.solver import Solver
 
     folder, real = args.out / "points" / point.name, args.real or args.out / REAL_DIR
-    has_real = args.real is not None or count(real) >= args.n_images
+    has_real = args.real is not None or count_files(real) >= args.n_images
     if has_real and is_done(folder, point, checkpoint, args, embedders):
         return
     state.wait_for_everyone()  # all have looked before one of them writes
@@ -165,12 +165,12 @@ def compute(
     )
     fit = "windows" if size > WINDOW and args.on_size == "refuse" else args.on_size
     sources = {REAL: ImageSet.open(real, fit), SYNTHETIC: ImageSet.open(folder / SYNTHETIC_DIR, fit)}
-    options = Options(METRICS, args.seed, args.bootstrap, args.batch_size, args.workers, args.strict)
+    options = ScoringOptions(METRICS, args.seed, args.bootstrap, args.batch_size, args.workers, args.strict)
     cache = args.cache or args.out / "features"
-    measured = [measure(sources, embedder, cache, state, options, Timing()) for embedder in embedders]
+    measured = [score_sets(sources, embedder, cache, state, options, Timing()) for embedder in embedders]
     if state.is_main_process:
-        record = {"about": about_point(folder, point, checkpoint, args, embedders), "point": asdict(point)}
-        record["encoders"] = summary(measured)
+        record = {"about": point_settings(folder, point, checkpoint, args, embedders), "point": asdict(point)}
+        record["encoders"] = scores_by_encoder(measured)
         atomic_write_bytes(folder / "scores.json", (json.dumps(record, indent=2) + "\n").encode("utf-8"))
     state.wait_for_everyone()
 
@@ -183,16 +183,16 @@ def is_done(
     if not file.is_file():
         return False
     before = read_json(file, "record of scores", "delete it").get("about")
-    return before == about_point(folder, point, checkpoint, args, embedders)
+    return before == point_settings(folder, point, checkpoint, args, embedders)
 
 
-def about_point(
+def point_settings(
     folder: Path, point: Point, checkpoint: Path, args: argparse.Namespace, embedders: list[PatchEmbedder]
 ) -> dict[str, Any]:
     return {
-        **how_scored(args, embedders),
+        **scoring_settings(args, embedders),
         "weights": [args.weights, weights_fingerprint(checkpoint)],
-        "samples": digest(folder / SYNTHETIC_DIR),
+        "samples": hash_folder(folder / SYNTHETIC_DIR),
     }
 
 
@@ -203,37 +203,37 @@ def weights_fingerprint(checkpoint: Path) -> str:
     return " ".join(map(fingerprint_file, files))
 
 
-def how_scored(args: argparse.Namespace, embedders: list[PatchEmbedder]) -> dict[str, Any]:
+def scoring_settings(args: argparse.Namespace, embedders: list[PatchEmbedder]) -> dict[str, Any]:
     """What all points of one table have in common."""
     return {
         "n_images": args.n_images,
-        "real": digest(args.real or args.out / REAL_DIR),
+        "real": hash_folder(args.real or args.out / REAL_DIR),
         "encoders": {embedder.name: embedder.fingerprint for embedder in embedders},
         "metrics": list(METRICS),
         **{name: getattr(args, name) for name in ("seed", "bootstrap", "on_size", "precision", "compile")},
     }
 
 
-def digest(folder: Path) -> str:
+def hash_folder(folder: Path) -> str:
     """What tells a folder of images from what it may become: their names, sizes and times of change, hashed."""
-    from diffusion.evaluation.sets.cache import digest_of
+    from diffusion.evaluation.sets.cache import hash_files
     from diffusion.evaluation.sets.images import ImageSet
 
-    return digest_of(ImageSet.open(folder).files) if count(folder) else ""
+    return hash_files(ImageSet.open(folder).files) if count_files(folder) else ""
 
 
-def count(folder: Path) -> int:
+def count_files(folder: Path) -> int:
     return sum(path.name[0] != "." for path in folder.iterdir()) if folder.is_dir() else 0
 
 
-def tell(scored: dict[Point, dict[str, Any]], best: Point, args: argparse.Namespace) -> None:
+def print_summary(scored: dict[Point, dict[str, Any]], best: Point, args: argparse.Namespace) -> None:
     """Print every point's score, how far its Frechet distance is from the best point's, and what is to be known."""
     from diffusion.evaluation.metrics.scores import QUANTITIES
-    from diffusion.evaluation.sweep import less_best
+    from diffusion.evaluation.sweep import difference_to_best
     from diffusion.utils.text import format_number
 
     encoder = next(iter(scored[best]))
-    differences = less_best(scored, best, encoder) if args.by == "fd" else {}
+    differences = difference_to_best(scored, best, encoder) if args.by == "fd" else {}
     for point, record in scored.items():
         value = record[encoder]["values"].get(args.by)
         line = f"{point.name}: {args.by} {format_number(value['value'])}" if value else f"{point.name}: no {args.by}"
@@ -271,16 +271,16 @@ def parse_args() -> argparse.Namespace:
         help="lengths of averages made of the snapshots of a run with power_ema")  # fmt: skip
     add = parser.add_argument_group("scoring").add_argument
     add("--real", type=Path, help="folder of real images to score against [the tissue that conditions]")
-    add("--by", default="fd", choices=BY, help="the score, by the first encoder, that says which point is best")
+    add("--by", default="fd", choices=BEST_BY, help="the score, by the first encoder, that says which point is best")
     add("--bootstrap", type=natural_int, default=50, help="replicates for the interval of a distance; 0: no interval")
-    scoring_options(parser, "sweep")
+    add_scoring_options(parser, "sweep")
     args = parser.parse_args()
     if args.tokens and args.real is None:
         parser.error("--tokens have no tissue to score against; name a folder of real images with --real")
     if args.real is not None and not args.real.is_dir():
         parser.error(f"--real {args.real}: no such folder")
     args.n_images = args.n_images or (len(args.images) if args.images else args.count)
-    if args.by in OF_MANIFOLDS and args.n_images <= 5:
+    if args.by in PRDC_SCORES and args.n_images <= 5:
         parser.error(f"--by {args.by} needs more than 5 images")
     return args
 

@@ -13,7 +13,7 @@ ENCODERS = (
 )
 
 
-def scoring_options(parser: ArgumentParser, out: str, encoders: Sequence[str] = ("mobilenetv2",)) -> None:
+def add_scoring_options(parser: ArgumentParser, out: str, encoders: Sequence[str] = ("mobilenetv2",)) -> None:
     """Add what features are taken with, of which images, and where everything goes; out: the folder by default."""
     add = parser.add_argument
     add("--encoders", nargs="+", default=list(encoders), metavar="ENCODER", help=f"{ENCODERS} [mobilenetv2]")

@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from diffusion.evaluation.sets.labelled import Labelled
+from diffusion.evaluation.sets.labelled import LabelledEmbeddings
 
-STRENGTHS = tuple(10.0**power for power in range(-5, 2))  # C: 1 / strength of the L2 penalty, the strongest first
-USUAL_STRENGTH = 1e-2  # where there are too few images to choose by
-FOLDS = 5
-MAX_STEPS = 1000  # of L-BFGS
+C_VALUES = tuple(10.0**power for power in range(-5, 2))  # C: 1 / strength of the L2 penalty, the strongest first
+DEFAULT_C = 1e-2  # where there are too few images to choose by
+MAX_FOLDS = 5
+MAX_ITERATIONS = 1000  # of L-BFGS
 
 
 @dataclass(frozen=True)
-class Fitted:
+class Classifier:
     """A classifier: `shares` maps embeddings (M, D) to what each class has of 1, (M, C)."""
 
     shares: Callable[[np.ndarray], np.ndarray]
@@ -29,30 +29,30 @@ class Fitted:
     notes: list[str] = field(default_factory=list)
 
 
-def fit_linear(training: Labelled, seed: int = 0) -> Fitted:
+def fit_linear(training: LabelledEmbeddings, seed: int = 0) -> Classifier:
     """Logistic regression on standardized features, its L2 penalty chosen by cross-validation on the training set."""
     from sklearn.preprocessing import StandardScaler
 
     notes = []
-    parts = folds(training, seed)
-    strength = choose_strength(training, parts) if parts else USUAL_STRENGTH
+    parts = make_folds(training, seed)
+    strength = choose_c(training, parts) if parts else DEFAULT_C
     if not parts:
-        notes.append(f"too few images of a class to choose C by; it is {USUAL_STRENGTH:g}.")
+        notes.append(f"too few images of a class to choose C by; it is {DEFAULT_C:g}.")
     scaler = StandardScaler().fit(training.features)
-    model = regression(strength)
-    fit_quietly(model, scaler.transform(training.features), training.labels)
-    if model.n_iter_.max() >= MAX_STEPS:
-        notes.append(f"not converged after {MAX_STEPS} steps.")
-    return Fitted(lambda features: model.predict_proba(scaler.transform(features)), {"C": strength}, notes)
+    model = logistic_regression(strength)
+    fit_without_warnings(model, scaler.transform(training.features), training.labels)
+    if model.n_iter_.max() >= MAX_ITERATIONS:
+        notes.append(f"not converged after {MAX_ITERATIONS} steps.")
+    return Classifier(lambda features: model.predict_proba(scaler.transform(features)), {"C": strength}, notes)
 
 
-def regression(strength: float) -> Any:
+def logistic_regression(strength: float) -> Any:
     from sklearn.linear_model import LogisticRegression
 
-    return LogisticRegression(C=strength, max_iter=MAX_STEPS, warm_start=True)
+    return LogisticRegression(C=strength, max_iter=MAX_ITERATIONS, warm_start=True)
 
 
-def fit_quietly(model: Any, features: np.ndarray, labels: np.ndarray) -> None:
+def fit_without_warnings(model: Any, features: np.ndarray, labels: np.ndarray) -> None:
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():
@@ -60,23 +60,23 @@ def fit_quietly(model: Any, features: np.ndarray, labels: np.ndarray) -> None:
         model.fit(features, labels)
 
 
-def choose_strength(training: Labelled, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
+def choose_c(training: LabelledEmbeddings, parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
     """The C of STRENGTHS with the least log loss on rows that were held out; of equals the strongest penalty."""
     from sklearn.preprocessing import StandardScaler
 
-    losses = np.zeros(len(STRENGTHS))
+    losses = np.zeros(len(C_VALUES))
     for fitted, held_out in parts:
         scaler = StandardScaler().fit(training.features[fitted])
         inside, outside = (scaler.transform(training.features[rows]) for rows in (fitted, held_out))
-        model = regression(STRENGTHS[0])
-        for i, strength in enumerate(STRENGTHS):  # each fit starts from the one before
-            fit_quietly(model.set_params(C=strength), inside, training.labels[fitted])
+        model = logistic_regression(C_VALUES[0])
+        for i, strength in enumerate(C_VALUES):  # each fit starts from the one before
+            fit_without_warnings(model.set_params(C=strength), inside, training.labels[fitted])
             own = model.predict_proba(outside)[np.arange(len(held_out)), training.labels[held_out]]
             losses[i] -= np.log(own.clip(min=np.finfo(own.dtype).tiny)).sum()
-    return STRENGTHS[int(losses.argmin())]
+    return C_VALUES[int(losses.argmin())]
 
 
-def folds(training: Labelled, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def make_folds(training: LabelledEmbeddings, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Rows to fit and rows to hold out, each time with all classes; none when a class has one row.
 
     No group is on both sides, where there are groups enough of each class.
@@ -85,7 +85,7 @@ def folds(training: Labelled, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
 
     labels, groups = training.labels, training.groups
     _, rows_of = np.unique(labels, return_counts=True)
-    number = min(FOLDS, int(rows_of.min()))
+    number = min(MAX_FOLDS, int(rows_of.min()))
     if number < 2:
         return []
     if number <= len(set(groups)) < len(groups):
@@ -96,15 +96,15 @@ def folds(training: Labelled, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
     return list(StratifiedKFold(number, shuffle=True, random_state=seed).split(labels, labels))
 
 
-def fit_neighbours(training: Labelled, k: int = 20) -> Fitted:
+def fit_knn(training: LabelledEmbeddings, k: int = 20) -> Classifier:
     """The k nearest by cosine, each with one vote."""
     from sklearn.neighbors import KNeighborsClassifier
 
     model = KNeighborsClassifier(k, metric="cosine", algorithm="brute").fit(training.features, training.labels)
-    return Fitted(model.predict_proba, {"k": k})
+    return Classifier(model.predict_proba, {"k": k})
 
 
-def usable_k(k: int, sets: Iterable[Labelled], classes: Sequence[str]) -> int:
+def limit_k(k: int, sets: Iterable[LabelledEmbeddings], classes: Sequence[str]) -> int:
     """k, or less: no more than the smallest set has rows of a class on average; beyond, other classes must come in.
 
     One for all sets, so that their scores differ by what was trained on alone.

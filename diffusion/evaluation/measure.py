@@ -12,7 +12,7 @@ import torch
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.evaluation.metrics.scores import REPLICATES, Scores, score
 from diffusion.evaluation.sets.embedding import Timing, embed_set
-from diffusion.evaluation.sets.feature_files import FEATURE_FILES, read_feature_file
+from diffusion.evaluation.sets.feature_files import FEATURE_SUFFIXES, read_feature_file
 from diffusion.evaluation.sets.features import Features, Row
 from diffusion.evaluation.sets.images import LOSSY, ImageSet
 from diffusion.formats import METRICS
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
 REAL, SYNTHETIC, UNTRAINED, TRAINING = ("real", "synthetic", "untrained", "training")
-OF_ONE_SET = ("fd", "kid", "prdc", "similarity")  # metrics of the untrained network's set, to compare with
+UNTRAINED_METRICS = ("fd", "kid", "prdc", "similarity")  # metrics of the untrained network's set, to compare with
 
 
 @dataclass(frozen=True)
-class Options:
+class ScoringOptions:
     """How sets are measured; configs and command lines say the same words."""
 
     metrics: tuple[str, ...] = METRICS
@@ -39,7 +39,7 @@ class Options:
 
 
 @dataclass
-class Measured:
+class EncoderScores:
     """One encoder's scores, the untrained network's beside them, and the features that they are of.
 
     weights: the encoder's, by their fingerprint; empty of features that were given.
@@ -61,16 +61,16 @@ def open_sources(places: Mapping[str, Path | None], fit: str) -> dict[str, Sourc
     Raises MissingError, or InputError when some are files and others folders.
     """
     named = {kind: place for kind, place in places.items() if place is not None}
-    files = [place for place in named.values() if place.suffix in FEATURE_FILES]
+    files = [place for place in named.values() if place.suffix in FEATURE_SUFFIXES]
     if files and len(files) < len(named):
         folder = next(place for place in named.values() if place not in files)
         raise InputError(f"{files[0]} holds features and {folder} images; give features of all, or images of all")
     if files:
-        return _pair_numbers({kind: read_feature_file(place) for kind, place in named.items()})
+        return _unpair_numbered_rows({kind: read_feature_file(place) for kind, place in named.items()})
     return {kind: ImageSet.open(place, fit) for kind, place in named.items()}
 
 
-def _pair_numbers(sources: dict[str, Features]) -> dict[str, Source]:
+def _unpair_numbered_rows(sources: dict[str, Features]) -> dict[str, Source]:
     """Rows that have but numbers for names are pairs where there are as many real as synthetic ones, and else none."""
     real, synthetic = sources[REAL], sources[SYNTHETIC]
     if len(real) != len(synthetic) and real.rows[-1].name == str(len(real) - 1):
@@ -78,14 +78,14 @@ def _pair_numbers(sources: dict[str, Features]) -> dict[str, Source]:
     return sources
 
 
-def measure(
+def score_sets(
     sources: Mapping[str, Source],
     embedder: PatchEmbedder | None,
     cache: Path,
     state: PartialState,
-    options: Options,
+    options: ScoringOptions,
     timing: Timing,
-) -> Measured | None:
+) -> EncoderScores | None:
     """Embed all sets, processes together, and score them in the main one; None in the others.
 
     embedder: None when the sources are features. Raises InputError for sets that cannot be scored.
@@ -101,18 +101,18 @@ def measure(
     device = torch.device("cuda") if embedder is not None and embedder.device.type == "cuda" else torch.device("cpu")
     real = features[REAL]
     if options.strict:
-        _refuse_unpaired(real, features[SYNTHETIC])
+        _check_paired(real, features[SYNTHETIC])
     settings = dict(seed=options.seed, replicates=options.replicates, device=device)
     scores = score(real, features[SYNTHETIC], options.metrics, features.get(TRAINING), **settings)
     untrained = None
     if UNTRAINED in features:
-        metrics = [metric for metric in options.metrics if metric in OF_ONE_SET]
+        metrics = [metric for metric in options.metrics if metric in UNTRAINED_METRICS]
         untrained = score(real, features[UNTRAINED], metrics, **settings)
     weights = "" if embedder is None else embedder.fingerprint
-    return Measured(scores, features, untrained, notes_of(sources, features), weights)
+    return EncoderScores(scores, features, untrained, describe_sets(sources, features), weights)
 
 
-def _refuse_unpaired(real: Features, synthetic: Features) -> None:
+def _check_paired(real: Features, synthetic: Features) -> None:
     alone = sorted(set(real.rows) ^ set(synthetic.rows))
     if alone:
         raise InputError(
@@ -121,7 +121,7 @@ def _refuse_unpaired(real: Features, synthetic: Features) -> None:
         )
 
 
-def notes_of(sources: Mapping[str, Source], features: Mapping[str, Features]) -> list[str]:
+def describe_sets(sources: Mapping[str, Source], features: Mapping[str, Features]) -> list[str]:
     """What a reader must know of the sets themselves, in sentences."""
     notes = []
     compared = {kind: len(features[kind]) for kind in (REAL, SYNTHETIC, UNTRAINED) if kind in features}
@@ -131,10 +131,10 @@ def notes_of(sources: Mapping[str, Source], features: Mapping[str, Features]) ->
     for kind, rows in features.items():
         if rows.bad:
             reasons = abbreviate([f"{name} {reason}" for name, reason in rows.bad.items()])
-            notes.append(f"{counted(len(rows.bad), kind)} left out: {reasons}.")
+            notes.append(f"{count_phrase(len(rows.bad), kind)} left out: {reasons}.")
         for lossy in (name for name in LOSSY if name in rows.formats and kind != TRAINING):
             notes.append(
-                f"{counted(rows.formats[lossy], kind)} {lossy}: lossy compression alone moves the scores. Score PNG."
+                f"{count_phrase(rows.formats[lossy], kind)} {lossy}: lossy compression alone moves the scores. Score PNG."
             )
         source = sources[kind]
         if isinstance(source, ImageSet) and source.fit == "windows" and len(rows) > len(source.files) - len(rows.bad):
@@ -145,12 +145,12 @@ def notes_of(sources: Mapping[str, Source], features: Mapping[str, Features]) ->
     return notes
 
 
-def counted(number: int, kind: str) -> str:
+def count_phrase(number: int, kind: str) -> str:
     """`1 real image is`, `3 real images are`."""
     return f"{number} {kind} {'image is' if number == 1 else 'images are'}"
 
 
-def summary(measured: Sequence[Measured]) -> dict[str, dict]:
+def scores_by_encoder(measured: Sequence[EncoderScores]) -> dict[str, dict]:
     """Scores by encoder, as JSON has them."""
     found = {}
     for part in measured:

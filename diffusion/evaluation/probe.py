@@ -13,17 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from diffusion.evaluation.classifiers import fit_linear, fit_neighbours, usable_k
-from diffusion.evaluation.metrics.classification import confusion_of, measure
-from diffusion.evaluation.metrics.intervals import REPLICATES, Resamples, Value, with_interval
-from diffusion.evaluation.sets.labelled import Labelled
+from diffusion.evaluation.classifiers import fit_knn, fit_linear, limit_k
+from diffusion.evaluation.metrics.classification import confusion_matrix, resampled_scores
+from diffusion.evaluation.metrics.intervals import REPLICATES, ClusterBootstrap, Value, summarize_resamples
+from diffusion.evaluation.sets.labelled import LabelledEmbeddings
 
 PROBES = {"linear": "linear probe", "knn": "k-NN"}
 FEW_GROUPS = 20  # below as many, percentiles of the bootstrap are known to be too narrow
 
 
 @dataclass
-class Probed:
+class ProbeResult:
     """How a probe that was trained on one set does on the test set."""
 
     probe: str
@@ -36,11 +36,13 @@ class Probed:
 
     @property
     def values(self) -> dict[str, Value]:
-        return {metric: with_interval(values) for metric, values in self.resampled.items()}
+        return {metric: summarize_resamples(values) for metric, values in self.resampled.items()}
 
-    def minus(self, other: Probed) -> dict[str, Value]:
+    def difference_to(self, other: ProbeResult) -> dict[str, Value]:
         """Differences of the metrics, taken on the same resamples."""
-        return {metric: with_interval(values - other.resampled[metric]) for metric, values in self.resampled.items()}
+        return {
+            metric: summarize_resamples(values - other.resampled[metric]) for metric, values in self.resampled.items()
+        }
 
     def record(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -49,35 +51,35 @@ class Probed:
         return {"training_images": self.counts, "setting": self.setting, "values": values, **rest}
 
 
-def probe(
-    sets: Mapping[str, Labelled],
-    test: Labelled,
+def run_probes(
+    sets: Mapping[str, LabelledEmbeddings],
+    test: LabelledEmbeddings,
     classes: Sequence[str],
     k: int = 20,
     seed: int = 0,
     progress: Callable[[], object] = lambda: None,
-) -> list[Probed]:
+) -> list[ProbeResult]:
     """Train both probes on each set, all of which have every class, and score them on the same resamples.
 
-    k: neighbours that vote, as `usable_k` has them. progress: is called after each probe.
+    k: neighbours that vote, as `limit_k` has them. progress: is called after each probe.
     """
-    resamples = Resamples(test.groups, seed)
-    k = usable_k(k, sets.values(), classes)
+    resamples = ClusterBootstrap(test.groups, seed)
+    k = limit_k(k, sets.values(), classes)
     done = []
     for training, rows in sets.items():
         counts = dict(zip(classes, np.bincount(rows.labels, minlength=len(classes)).tolist(), strict=True))
         for kind in PROBES:
-            fitted = fit_linear(rows, seed) if kind == "linear" else fit_neighbours(rows, k)
+            fitted = fit_linear(rows, seed) if kind == "linear" else fit_knn(rows, k)
             shares = fitted.shares(test.features)
-            confusion = confusion_of(test.labels, shares.argmax(1), len(classes))
-            resampled = measure(shares, test.labels, resamples)
-            notes = fitted.notes + perfect_notes(confusion, test)
-            done.append(Probed(kind, training, counts, fitted.setting, confusion, resampled, notes))
+            confusion = confusion_matrix(test.labels, shares.argmax(1), len(classes))
+            resampled = resampled_scores(shares, test.labels, resamples)
+            notes = fitted.notes + perfect_score_notes(confusion, test)
+            done.append(ProbeResult(kind, training, counts, fitted.setting, confusion, resampled, notes))
             progress()
     return done
 
 
-def perfect_notes(confusion: np.ndarray, test: Labelled) -> list[str]:
+def perfect_score_notes(confusion: np.ndarray, test: LabelledEmbeddings) -> list[str]:
     """What the bootstrap cannot say, as it never draws an error that it has not seen: the rule of three does."""
     if confusion.trace() < confusion.sum():
         return []
@@ -90,7 +92,7 @@ def perfect_notes(confusion: np.ndarray, test: Labelled) -> list[str]:
     return [f"no test image is wrong, so that intervals have no width; {most}."]
 
 
-def group_notes(test: Labelled, classes: Sequence[str]) -> list[str]:
+def interval_notes(test: LabelledEmbeddings, classes: Sequence[str]) -> list[str]:
     """What the intervals were drawn from, and what that is worth, in sentences."""
     groups = np.unique(test.groups)
     slides = sum(group.endswith("/") for group in groups)

@@ -19,18 +19,18 @@ from tqdm import tqdm
 
 from diffusion.encoders.embedders import PatchEmbedder, resize
 from diffusion.encoders.latents import LatentCodec, check_pixels, from_uint8, to_uint8
-from diffusion.evaluation.metrics.intervals import Value, mean_of
+from diffusion.evaluation.metrics.intervals import Value, mean_value
 from diffusion.evaluation.metrics.pairs import compare_pairs
 from diffusion.evaluation.metrics.pixels import SSIM_SIDE, psnr, ssim
-from diffusion.evaluation.metrics.scores import frechet
+from diffusion.evaluation.metrics.scores import estimate_fid
 from diffusion.evaluation.sets.features import Features
-from diffusion.evaluation.sets.random_windows import Windows
+from diffusion.evaluation.sets.random_windows import RandomWindows
 from diffusion.formats import WINDOW
 from diffusion.utils.errors import InputError
 from diffusion.utils.windows import cut_windows
 
 SEED = 0  # of the bootstrap and of random pairs: which windows are drawn is all that a user's seed decides
-QUALITIES = {"psnr": "PSNR, dB", "ssim": "SSIM", "cosine": "cosine distance", "distance": "feature distance"}
+QUALITY_LABELS = {"psnr": "PSNR, dB", "ssim": "SSIM", "cosine": "cosine distance", "distance": "feature distance"}
 NOTES = (
     "Decoded from the posterior's mean, and compared in 8 bits.",
     "PSNR is that of each window, and 58.9 dB at most: the original itself is rounded.",
@@ -41,7 +41,7 @@ NOTES = (
 )
 
 
-def check_size(size: int, factor: int) -> None:
+def check_window_size(size: int, factor: int) -> None:
     """Raises InputError for windows that a codec of so many pixels a latent, or SSIM, cannot take."""
     if size % factor or size < SSIM_SIDE:
         least = -(-SSIM_SIDE // factor) * factor
@@ -56,12 +56,12 @@ def reconstruct(codec: LatentCodec, originals: torch.Tensor) -> torch.Tensor:
     return to_uint8(check_pixels(codec.decode(codec.encode(from_uint8(originals))), codec))
 
 
-def embed(pictures: torch.Tensor, embedder: PatchEmbedder, batch_size: int) -> torch.Tensor:
+def embed_tiles(pictures: torch.Tensor, embedder: PatchEmbedder, batch_size: int) -> torch.Tensor:
     """Features (B * k, D) of the tiles of pictures, on the CPU."""
-    return torch.cat([embedder.embed(part).cpu() for part in tiles(pictures).split(batch_size)])
+    return torch.cat([embedder.embed(part).cpu() for part in cut_tiles(pictures).split(batch_size)])
 
 
-def tiles(pictures: torch.Tensor) -> torch.Tensor:
+def cut_tiles(pictures: torch.Tensor) -> torch.Tensor:
     """What an embedder sees of pictures, uint8 (B, 3, S, S) -> (B * k, 3, 256, 256).
 
     Their whole tiles of 256 pixels, row by row; of smaller pictures an enlarged one (k = 1).
@@ -71,19 +71,19 @@ def tiles(pictures: torch.Tensor) -> torch.Tensor:
     return cut_windows(pictures, WINDOW)
 
 
-def embed_originals(windows: Windows, embedder: PatchEmbedder, batch_size: int) -> Features:
+def embed_originals(windows: RandomWindows, embedder: PatchEmbedder, batch_size: int) -> Features:
     """The features of all windows, (P * k, D)."""
     batches = tqdm(list(windows.batches(batch_size)), desc=f"originals, {embedder.name}", unit="batch", leave=False)
-    parts = [embed(windows.read(numbers), embedder, batch_size) for numbers in batches]
-    return Features.of(torch.cat(parts), embedder.name)
+    parts = [embed_tiles(windows.read(numbers), embedder, batch_size) for numbers in batches]
+    return Features.from_tensor(torch.cat(parts), embedder.name)
 
 
 @dataclass(frozen=True)
-class Quality:
+class CodecQuality:
     """What was measured of one codec. of_each: a value for every window, (P,), by the names of QUALITIES."""
 
     codec: str
-    of_each: dict[str, np.ndarray]
+    per_window: dict[str, np.ndarray]
     frechet: float
     identical: int  # windows without any difference
     latents_per_pixel: float
@@ -93,14 +93,14 @@ class Quality:
     @cached_property
     def means(self) -> dict[str, Value]:
         """Over windows, with their intervals."""
-        return {name: mean_of(values, SEED) for name, values in self.of_each.items()}
+        return {name: mean_value(values, SEED) for name, values in self.per_window.items()}
 
-    def against(self, other: Quality) -> dict[str, Value]:
+    def difference_to(self, other: CodecQuality) -> dict[str, Value]:
         """Means of the differences to another codec, window by window.
 
         Their intervals are far narrower than those of the means: that some windows are hard is common to both codecs.
         """
-        return {name: mean_of(values - other.of_each[name], SEED) for name, values in self.of_each.items()}
+        return {name: mean_value(values - other.per_window[name], SEED) for name, values in self.per_window.items()}
 
     def record(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -110,23 +110,23 @@ class Quality:
 
     def row(self) -> dict[str, Any]:
         """As a table has it."""
-        row: dict[str, Any] = {"codec": self.codec, "windows": len(self.of_each["psnr"])}
+        row: dict[str, Any] = {"codec": self.codec, "windows": len(self.per_window["psnr"])}
         for name, value in self.record().items():
             row |= {f"{name}_{part}": x for part, x in value.items()} if isinstance(value, dict) else {name: value}
         return {name.removesuffix("_value"): value for name, value in row.items()}
 
 
-def measure(
+def measure_codec(
     name: str,
     codec: LatentCodec,
-    windows: Windows,
+    windows: RandomWindows,
     originals: Features,
     embedder: PatchEmbedder,
     batch_size: int = 8,
-) -> Quality:
+) -> CodecQuality:
     """Reconstruct all windows and compare. originals: their features, from the same embedder.
 
-    Raises InputError as `reconstruct` and `Windows.read`.
+    Raises InputError as `reconstruct` and `RandomWindows.read`.
     """
     psnrs, ssims, features, seconds, identical = [], [], [], [], 0
     for numbers in tqdm(list(windows.batches(batch_size)), desc=name, unit="batch", leave=False):
@@ -134,19 +134,19 @@ def measure(
         begun = time.perf_counter()
         made = reconstruct(codec, pictures)  # is on the CPU when it returns, so that no device is still at work
         seconds.append((time.perf_counter() - begun) / len(numbers))
-        features.append(embed(made, embedder, batch_size))
+        features.append(embed_tiles(made, embedder, batch_size))
         for pair in zip(pictures, made, strict=True):
             original, reconstruction = (picture.permute(1, 2, 0).numpy() for picture in pair)
             psnrs.append(psnr(original, reconstruction))
             ssims.append(ssim(original, reconstruction))
             identical += np.array_equal(original, reconstruction)
-    reconstructions = Features.of(torch.cat(features), embedder.name)
+    reconstructions = Features.from_tensor(torch.cat(features), embedder.name)
     pairs = compare_pairs(originals, reconstructions, SEED)  # of tiles, whose means are their windows' values
     cosine, distance = (of.reshape(len(windows), -1).mean(1) for of in (1 - pairs.similarity, pairs.distance))
-    return Quality(
+    return CodecQuality(
         codec=name,
-        of_each={"psnr": np.array(psnrs), "ssim": np.array(ssims), "cosine": cosine, "distance": distance},
-        frechet=frechet(originals, reconstructions).value,
+        per_window={"psnr": np.array(psnrs), "ssim": np.array(ssims), "cosine": cosine, "distance": distance},
+        frechet=estimate_fid(originals, reconstructions).value,
         identical=identical,
         latents_per_pixel=codec.channels / codec.factor**2,
         seconds=float(np.median(seconds)),

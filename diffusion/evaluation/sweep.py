@@ -19,7 +19,7 @@ import numpy as np
 from diffusion.evaluation.metrics import intervals
 from diffusion.evaluation.metrics.intervals import Value
 from diffusion.evaluation.metrics.scores import QUANTITIES
-from diffusion.evaluation.reports.charts import Line, Panel, plot_panels
+from diffusion.evaluation.reports.charts import ScoreLine, ScorePanel, plot_score_panels
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import atomic_write_bytes
 from diffusion.utils.text import read_json
@@ -57,7 +57,7 @@ class Point:
         return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def grid(values: Mapping[str, Sequence[Any]]) -> list[Point]:
+def make_grid(values: Mapping[str, Sequence[Any]]) -> list[Point]:
     """Every combination of the axes' values, each but once: without guidance there is no interval to tell apart."""
     points = (Point(**dict(zip(values, choice, strict=True))) for choice in product(*values.values()))
     return list(dict.fromkeys(replace(point, interval=None) if point.guidance == 1 else point for point in points))
@@ -88,10 +88,10 @@ def read_points(folder: Path, about: Mapping[str, Any]) -> dict[Point, dict[str,
     return found
 
 
-Scored = Mapping[Point, Mapping[str, Any]]  # of each point `encoders` as scores.json has them
+ScoredPoints = Mapping[Point, Mapping[str, Any]]  # of each point `encoders` as scores.json has them
 
 
-def best_point(scored: Scored, by: str, encoder: str) -> Point:
+def best_point(scored: ScoredPoints, by: str, encoder: str) -> Point:
     """The point with the best score. Raises InputError when no point has it."""
     values = {point: _value(record, encoder, by) for point, record in scored.items()}
     there = {point: value["value"] for point, value in values.items() if value is not None}
@@ -105,7 +105,7 @@ def _value(record: Mapping[str, Any], encoder: str, name: str) -> Mapping[str, A
     return record[encoder]["values"].get(name)
 
 
-def less_best(scored: Scored, best: Point, encoder: str) -> dict[Point, Value]:
+def difference_to_best(scored: ScoredPoints, best: Point, encoder: str) -> dict[Point, Value]:
     """How far each point's Frechet distance is above the best point's, where the same draws tell it of both."""
     found = {}
     of_best = scored[best][encoder]
@@ -115,32 +115,32 @@ def less_best(scored: Scored, best: Point, encoder: str) -> dict[Point, Value]:
             continue
         difference = values["fd"]["value"] - of_best["values"]["fd"]["value"]
         error = np.std(np.subtract(deviations, of_best["deviations"]), ddof=1)
-        found[point] = Value(difference, *intervals.around(difference, float(error)))
+        found[point] = Value(difference, *intervals.normal_ci(difference, float(error)))
     return found
 
 
-def write_sweep(out: Path, scored: Scored, by: str, about: Mapping[str, Any]) -> Point:
+def write_sweep(out: Path, scored: ScoredPoints, by: str, about: Mapping[str, Any]) -> Point:
     """Write sweep.csv, sweep.json and a plot of each axis that has several values; returns the best point."""
     encoder = next(iter(next(iter(scored.values()))))
     best = best_point(scored, by, encoder)
     record = {**about, "by": by, "encoder": encoder, "best": best.name,
               "points": [{"name": point.name, **asdict(point), "encoders": scored[point]} for point in scored]}  # fmt: skip
     atomic_write_bytes(out / "sweep.json", (json.dumps(record, indent=2) + "\n").encode("utf-8"))
-    atomic_write_bytes(out / "sweep.csv", table(scored, best).encode("utf-8"))
+    atomic_write_bytes(out / "sweep.csv", points_csv(scored, best).encode("utf-8"))
     for axis in AXES:
-        if axis in several(scored):
+        if axis in varied_axes(scored):
             atomic_write_bytes(out / f"{axis}.png", plot_axis(scored, axis, encoder))
         else:
             (out / f"{axis}.png").unlink(missing_ok=True)  # of points that are no more
     return best
 
 
-def several(points: Scored) -> list[str]:
+def varied_axes(points: ScoredPoints) -> list[str]:
     """The axes on which points differ."""
     return [axis for axis in AXES if len({getattr(point, axis) for point in points}) > 1]
 
 
-def table(scored: Scored, best: Point) -> str:
+def points_csv(scored: ScoredPoints, best: Point) -> str:
     """A row for each point: its settings, each encoder's scores with the ends of their intervals, and which is best."""
     first = next(iter(scored.values()))
     names = [(encoder, name) for encoder in first for name in first[encoder]["values"]]
@@ -149,7 +149,7 @@ def table(scored: Scored, best: Point) -> str:
     ends = ("", " low", " high")
     columns = [f"{encoder} {name}{end}" for encoder, name in names for end in ends]
     encoder = next(iter(first))
-    differences = less_best(scored, best, encoder)
+    differences = difference_to_best(scored, best, encoder)
     rows.writerow([*AXES, *columns, "best", *(f"{encoder} fd less best{end}" for end in ends)])
     for point, record in scored.items():
         values = [_value(record, encoder, name) or {} for encoder, name in names]
@@ -160,32 +160,38 @@ def table(scored: Scored, best: Point) -> str:
     return text.getvalue()
 
 
-def plot_axis(scored: Scored, axis: str, encoder: str) -> bytes:
+def plot_axis(scored: ScoredPoints, axis: str, encoder: str) -> bytes:
     """Each score over one axis, a line for each choice of the others; words stand at the places 0, 1, ..."""
     shown = {getattr(point, axis): point.shown(axis) for point in scored}
     numeric = all(isinstance(choice, (int, float)) for choice in shown)
     choices = sorted(shown) if numeric else list(shown)
     places = {choice: choice if numeric else i for i, choice in enumerate(choices)}
-    others = [other for other in several(scored) if other != axis]
+    others = [other for other in varied_axes(scored) if other != axis]
     groups: dict[str, list[Point]] = {}
     for point in sorted(scored, key=lambda point: places[getattr(point, axis)]):
         label = ", ".join(f"{other} {point.shown(other)}" for other in others)
         groups.setdefault(label, []).append(point)
     panels = []
     for name in PLOTTED:
-        lines = [_line(label, points, scored, axis, places, encoder, name) for label, points in groups.items()]
+        lines = [_build_line(label, points, scored, axis, places, encoder, name) for label, points in groups.items()]
         lines = [line for line in lines if line.places]
         if lines:
-            panels.append(Panel(QUANTITIES[name].title, QUANTITIES[name].more_is_better, lines))
+            panels.append(ScorePanel(QUANTITIES[name].title, QUANTITIES[name].more_is_better, lines))
     ticks = {shown[choice]: places[choice] for choice in choices}
-    return plot_panels(panels, f"{AXES[axis]}; scores by {encoder}", ticks)
+    return plot_score_panels(panels, f"{AXES[axis]}; scores by {encoder}", ticks)
 
 
-def _line(
-    label: str, points: Sequence[Point], scored: Scored, axis: str, places: Mapping[Any, float], encoder: str, name: str
-) -> Line:
+def _build_line(
+    label: str,
+    points: Sequence[Point],
+    scored: ScoredPoints,
+    axis: str,
+    places: Mapping[Any, float],
+    encoder: str,
+    name: str,
+) -> ScoreLine:
     there = [(point, _value(scored[point], encoder, name)) for point in points]
     there = [(point, value) for point, value in there if value is not None]
     ends = [None if value["low"] is None else (value["low"], value["high"]) for _, value in there]
     at = [places[getattr(point, axis)] for point, _ in there]
-    return Line(label, at, [value["value"] for _, value in there], ends)
+    return ScoreLine(label, at, [value["value"] for _, value in there], ends)

@@ -18,7 +18,7 @@ from diffusion.data.images import open_image
 from diffusion.data.index.patch_index import PatchIndex, all_names, index_keys, write_index
 from diffusion.data.slides.patches import list_patches, read_patch
 from diffusion.evaluation.sets.feature_files import read_feature_file
-from diffusion.evaluation.sets.images import ImageSet, decode
+from diffusion.evaluation.sets.images import ImageSet, decode_image
 from diffusion.generation.conditions import read_tokens_file
 from diffusion.utils.errors import InputError
 from diffusion.utils.text import read_json
@@ -229,7 +229,7 @@ def test_orientation_is_applied_as_a_viewer_does(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
     image = open_image(tmp_path / "a.png")
     assert image.size == (256, 512) and np.asarray(image)[:256].max() == 0 and np.asarray(image)[256:].min() == 255
-    assert decode(tmp_path / "a.png", "windows").windows.mean(axis=(1, 2, 3)).tolist() == [0, 255]
+    assert decode_image(tmp_path / "a.png", "windows").windows.mean(axis=(1, 2, 3)).tolist() == [0, 255]
 
 
 def test_patches_may_have_other_endings(tmp_path, caplog):

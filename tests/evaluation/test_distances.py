@@ -9,16 +9,16 @@ from scipy import linalg
 
 from diffusion.evaluation.metrics import intervals
 from diffusion.evaluation.metrics.distances import (
-    frechet_at_infinity,
-    frechet_distance,
-    frechet_influence,
-    frechet_of_gaussians,
-    halves,
-    kernel_distance,
-    manifolds,
+    compute_fid,
+    compute_kid,
+    compute_prdc,
+    extrapolate_fid,
+    fid_influence,
+    fid_of_gaussians,
+    split_half_fid,
 )
-from diffusion.evaluation.metrics.moments import Gaussian, fitted
-from diffusion.evaluation.metrics.scores import frechet
+from diffusion.evaluation.metrics.moments import Gaussian, fit_gaussian
+from diffusion.evaluation.metrics.scores import estimate_fid
 from diffusion.evaluation.sets.features import Features
 from diffusion.utils.errors import InputError
 
@@ -46,7 +46,7 @@ def test_frechet_distance_of_diagonal_gaussians_is_the_closed_form():
     real = gaussian_with(mean_a, torch.diag(sigma_a**2), 50, seed=1)
     synthetic = gaussian_with(mean_b, torch.diag(sigma_b**2), 70, seed=2)
     expected = float((mean_a - mean_b).square().sum() + (sigma_a - sigma_b).square().sum())
-    assert frechet_distance(real, synthetic) == pytest.approx(expected, rel=1e-9)
+    assert compute_fid(real, synthetic) == pytest.approx(expected, rel=1e-9)
 
 
 def test_frechet_distance_agrees_with_scipy():
@@ -55,7 +55,7 @@ def test_frechet_distance_agrees_with_scipy():
     cov_a, cov_b = np.cov(a.T), np.cov(b.T)
     root = linalg.sqrtm(cov_a @ cov_b)
     expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(cov_a + cov_b - 2 * root.real)
-    assert frechet_distance(real, synthetic) == pytest.approx(expected, rel=1e-9)
+    assert compute_fid(real, synthetic) == pytest.approx(expected, rel=1e-9)
 
 
 def test_frechet_distance_agrees_with_torch_fidelity_and_torchmetrics():
@@ -63,7 +63,7 @@ def test_frechet_distance_agrees_with_torch_fidelity_and_torchmetrics():
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     real, synthetic = correlated(400, 64, seed=5, offset=2), correlated(300, 64, seed=6, offset=2.2)
-    ours = frechet_distance(real, synthetic)
+    ours = compute_fid(real, synthetic)
     # torch-fidelity takes the covariances of numpy, unbiased as ours
     theirs = fid_statistics_to_metric(
         fid_features_to_statistics(real.double()), fid_features_to_statistics(synthetic.double()), verbose=False
@@ -86,32 +86,32 @@ def test_a_set_has_no_distance_to_itself_and_the_same_both_ways():
     few = torch.randn(20, 64, generator=seeded(4)) * 3 + 50  # fewer samples than features: singular covariances
     other = torch.randn(20, 64, generator=seeded(5)) + 50
     scale = float(torch.cov(few.T).trace())
-    assert frechet_distance(few, few) < 1e-9 * scale
-    assert frechet_distance(few, other) > 0.1 * scale
-    assert frechet_distance(few, other) == pytest.approx(frechet_distance(other, few), rel=1e-9)
+    assert compute_fid(few, few) < 1e-9 * scale
+    assert compute_fid(few, other) > 0.1 * scale
+    assert compute_fid(few, other) == pytest.approx(compute_fid(other, few), rel=1e-9)
     many = correlated(300, 16, seed=6)
-    assert frechet_distance(many, many) < 1e-9 * float(torch.cov(many.T).trace())
+    assert compute_fid(many, many) < 1e-9 * float(torch.cov(many.T).trace())
 
 
 def test_few_samples_and_many_are_reckoned_alike():
     """The way for no more samples than features, and the way through covariances, on sets that both can take."""
     real, synthetic = correlated(60, 64, seed=7), correlated(50, 64, seed=8, offset=0.1)
-    through_covariances = frechet_of_gaussians(fitted([real]), fitted([synthetic]))
-    assert frechet_distance(real, synthetic) == pytest.approx(through_covariances, rel=1e-6)
+    through_covariances = fid_of_gaussians(fit_gaussian([real]), fit_gaussian([synthetic]))
+    assert compute_fid(real, synthetic) == pytest.approx(through_covariances, rel=1e-6)
 
 
 def test_dead_features_do_no_harm():
     """Numbers that are constant, as of a unit that never fires, make covariances singular."""
     real, synthetic = correlated(300, 10, seed=9), correlated(300, 10, seed=10, offset=0.2)
     padded = [torch.cat([rows, torch.full((300, 5), 3.0)], 1) for rows in (real, synthetic)]
-    assert frechet_distance(*padded) == pytest.approx(frechet_distance(real, synthetic), rel=1e-6)
+    assert compute_fid(*padded) == pytest.approx(compute_fid(real, synthetic), rel=1e-6)
 
 
 def test_moments_of_batches_are_those_of_the_whole():
     rows = correlated(
         1000, 12, seed=11, offset=1e4
     )  # far from zero: squares of it would lose the covariance in float32
-    found = fitted(rows.split([1, 499, 37, 463]))
+    found = fit_gaussian(rows.split([1, 499, 37, 463]))
     assert found.count == 1000
     torch.testing.assert_close(found.mean, rows.double().mean(0), rtol=1e-12, atol=0)
     torch.testing.assert_close(found.covariance, torch.cov(rows.double().T), rtol=1e-8, atol=1e-10)
@@ -119,7 +119,7 @@ def test_moments_of_batches_are_those_of_the_whole():
 
 def test_unusable_features_are_refused():
     good = torch.randn(5, 3)
-    for measure in (frechet_distance, kernel_distance, manifolds):
+    for measure in (compute_fid, compute_kid, compute_prdc):
         for real, synthetic, message in (
             (good[:1], good, r"real features \(1, 3\), expected at least 2"),
             (good, good[:1], "synthetic features"),
@@ -130,9 +130,9 @@ def test_unusable_features_are_refused():
             with pytest.raises(InputError, match=message):
                 measure(real, synthetic)
     with pytest.raises(InputError, match="neighbourhoods of 5 need more than 5 of each"):
-        manifolds(good, torch.randn(9, 3))
+        compute_prdc(good, torch.randn(9, 3))
     with pytest.raises(InputError, match="not finite"):
-        fitted([good.where(good > 0, torch.nan)])
+        fit_gaussian([good.where(good > 0, torch.nan)])
 
 
 def test_kernel_distance_is_the_plain_sum():
@@ -146,9 +146,7 @@ def test_kernel_distance_is_the_plain_sum():
         [kernel(x, y) for i, x in enumerate(synthetic) for j, y in enumerate(synthetic) if i != j]
     )
     between = np.mean([kernel(x, y) for x in real for y in synthetic])
-    assert kernel_distance(real, synthetic).value == pytest.approx(
-        within_real + within_synthetic - 2 * between, rel=1e-12
-    )
+    assert compute_kid(real, synthetic).value == pytest.approx(within_real + within_synthetic - 2 * between, rel=1e-12)
 
 
 def test_kernel_distance_agrees_with_torch_fidelity():
@@ -158,10 +156,10 @@ def test_kernel_distance_agrees_with_torch_fidelity():
     theirs = kid_features_to_metric(
         real.double(), synthetic.double(), kid_subsets=1, kid_subset_size=500, verbose=False
     )
-    assert kernel_distance(real, synthetic).value == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-9)
+    assert compute_kid(real, synthetic).value == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-9)
     # over subsets the draws differ, and the mean is within its error
-    ours = kernel_distance(real, synthetic, subset_size=200)
-    assert abs(ours.value - kernel_distance(real, synthetic).value) < 2 * ours.error
+    ours = compute_kid(real, synthetic, subset_size=200)
+    assert abs(ours.value - compute_kid(real, synthetic).value) < 2 * ours.error
 
 
 def test_kernel_distance_of_gaussians_is_the_closed_form():
@@ -177,7 +175,7 @@ def test_kernel_distance_of_gaussians_is_the_closed_form():
     expected = expected_kernel(a, a) + expected_kernel(b, b) - 2 * expected_kernel(a, b)
     real = torch.randn(4000, 1, generator=seeded(24)) + 0.5
     synthetic = torch.randn(4000, 1, generator=seeded(25)) * 1.2 + 0.8
-    found = kernel_distance(real, synthetic, subset_size=4000)
+    found = compute_kid(real, synthetic, subset_size=4000)
     assert abs(found.value - expected) < 2.5 * found.error < 0.5 * expected
 
 
@@ -193,7 +191,7 @@ def test_precision_recall_density_coverage_are_the_plain_loops():
 
     of_real = np.array([within(row, reach(real, i), synthetic) for i, row in enumerate(real)])
     of_synthetic = np.array([within(row, reach(synthetic, i), real) for i, row in enumerate(synthetic)])
-    found = manifolds(real, synthetic, k)
+    found = compute_prdc(real, synthetic, k)
     assert found.precision.mean() == pytest.approx(of_real.any(0).mean())
     assert found.density.mean() == pytest.approx(of_real.sum() / k / len(synthetic))
     assert found.recall.mean() == pytest.approx(of_synthetic.any(0).mean())
@@ -205,11 +203,11 @@ def test_manifolds_of_more_rows_than_a_block(monkeypatch):
     from diffusion.evaluation.metrics import distances
 
     real, synthetic = correlated(90, 4, seed=32), correlated(70, 4, seed=33)
-    whole = manifolds(real, synthetic)
+    whole = compute_prdc(real, synthetic)
     monkeypatch.setattr(distances, "BLOCK", 32)
-    for one, other in zip(whole, manifolds(real, synthetic), strict=True):
+    for one, other in zip(whole, compute_prdc(real, synthetic), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
-    assert manifolds(real, real).coverage.min() == 1 and manifolds(real, real + 100).precision.max() == 0
+    assert compute_prdc(real, real).coverage.min() == 1 and compute_prdc(real, real + 100).precision.max() == 0
 
 
 def test_extrapolation_takes_the_bias_away():
@@ -219,11 +217,11 @@ def test_extrapolation_takes_the_bias_away():
     for seed in range(6):
         real = torch.randn(count, width, generator=seeded(200 + seed))
         synthetic = torch.randn(count, width, generator=seeded(300 + seed)) + shift
-        plain.append(frechet_distance(real, synthetic))
-        extrapolated.append(frechet_at_infinity(real, synthetic, seed).value)
+        plain.append(compute_fid(real, synthetic))
+        extrapolated.append(extrapolate_fid(real, synthetic, seed).value)
     assert np.mean(plain) > 1.15 * expected
     with pytest.raises(InputError, match="got 70 samples, expected at least 80 to extrapolate from"):
-        frechet_at_infinity(real[:70], synthetic)
+        extrapolate_fid(real[:70], synthetic)
     assert np.mean(extrapolated) == pytest.approx(expected, rel=0.07)
 
 
@@ -232,8 +230,8 @@ def test_halves_of_one_set_have_the_bias_of_their_number():
     apart = []
     for i in range(20):
         both = (torch.randn(200, 10, generator=seeded(seed + i)) for seed in (500, 600))
-        apart.append(frechet_distance(*both))
-    assert halves(rows) == pytest.approx(np.mean(apart), rel=0.25)
+        apart.append(compute_fid(*both))
+    assert split_half_fid(rows) == pytest.approx(np.mean(apart), rel=0.25)
 
 
 def test_intervals_hold_what_they_should():
@@ -246,15 +244,15 @@ def test_intervals_hold_what_they_should():
             100, 5, generator=seeded(2000 + i)
         ) * 1.3 + 0.3
 
-    many = [frechet_distance(*draw(100 + i)) for i in range(200)]
-    kernel = np.mean([kernel_distance(*draw(100 + i)).value for i in range(200)])
+    many = [compute_fid(*draw(100 + i)) for i in range(200)]
+    kernel = np.mean([compute_kid(*draw(100 + i)).value for i in range(200)])
     for i in range(60):
         low, high = intervals.mean_ci(generator.exponential(size=80), seed=i, replicates=400)
         held_mean += low <= 1 <= high
-        low, high = intervals.around(*kernel_distance(*draw(i)))
+        low, high = intervals.normal_ci(*compute_kid(*draw(i)))
         held_kernel += low <= kernel <= high
-        found = frechet(*(Features.of(rows) for rows in draw(i)), replicates=20, seed=i)
-        low, high = intervals.around(found.value, found.error)
+        found = estimate_fid(*(Features.from_tensor(rows) for rows in draw(i)), replicates=20, seed=i)
+        low, high = intervals.normal_ci(found.value, found.error)
         held_frechet += low <= np.mean(many) <= high
         assert found.error < 1.6 * np.std(many)  # and is little wider than it must be
     assert 50 <= held_mean <= 60 and 52 <= held_kernel <= 60 and 54 <= held_frechet <= 60
@@ -263,30 +261,36 @@ def test_intervals_hold_what_they_should():
 def test_influence_is_the_derivative():
     """What a row moves the distance by: the first difference when one row is counted a little more."""
     real, synthetic = correlated(80, 6, seed=50).double(), correlated(70, 6, seed=51, offset=0.5).double()
-    own, other = fitted([real]), fitted([synthetic])
-    moves = frechet_influence(own, other)(real)
+    own, other = fit_gaussian([real]), fit_gaussian([synthetic])
+    moves = fid_influence(own, other)(real)
     assert abs(float(moves.mean())) < 0.03 * float(moves.std())
     step = 1e-4
     for i in (0, 11, 42):
         away = real[i] - own.mean
         mean = own.mean + step * away
         covariance = own.covariance + step * (torch.outer(away, away) - own.covariance)
-        moved = frechet_of_gaussians(Gaussian(80, mean, covariance), other) - frechet_of_gaussians(own, other)
+        moved = fid_of_gaussians(Gaussian(80, mean, covariance), other) - fid_of_gaussians(own, other)
         assert float(moves[i]) == pytest.approx(moved / step, rel=1e-2, abs=1e-3)
 
 
 def test_the_error_of_a_distance_of_few_is_the_bootstraps():
-    real, synthetic = Features.of(correlated(30, 64, seed=52)), Features.of(correlated(30, 64, seed=53))
-    found = frechet(real, synthetic, replicates=40)
+    real, synthetic = (
+        Features.from_tensor(correlated(30, 64, seed=52)),
+        Features.from_tensor(correlated(30, 64, seed=53)),
+    )
+    found = estimate_fid(real, synthetic, replicates=40)
     assert found.error == pytest.approx(found.deviations.std(ddof=1)) and abs(found.deviations.mean()) < 1e-9
-    assert frechet(real, synthetic, replicates=0).deviations.size == 0
+    assert estimate_fid(real, synthetic, replicates=0).deviations.size == 0
 
 
 def test_deviations_of_the_same_draws_cancel():
     """Two distances to one set, of synthetic sets that are nearly the same, differ by far less than either errs."""
     real, synthetic = torch.randn(200, 8, generator=seeded(60)), torch.randn(200, 8, generator=seeded(61)) + 0.5
     near = synthetic + 0.01 * torch.randn(200, 8, generator=seeded(62))
-    one, other = (frechet(Features.of(real), Features.of(rows), replicates=50) for rows in (synthetic, near))
+    one, other = (
+        estimate_fid(Features.from_tensor(real), Features.from_tensor(rows), replicates=50)
+        for rows in (synthetic, near)
+    )
     assert (one.deviations - other.deviations).std() < 0.1 * one.error
 
 

@@ -20,7 +20,7 @@ from diffusion.evaluation.reports.charts import plot_losses
 from diffusion.evaluation.reports.curves import Curve
 from diffusion.evaluation.reports.report import read_losses
 from diffusion.evaluation.sets.features import Features, Row
-from diffusion.evaluation.sets.provenance import read_settings
+from diffusion.evaluation.sets.provenance import read_sampling_settings
 from diffusion.utils.errors import InputError, MissingError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -68,18 +68,18 @@ def test_loss_that_cannot_be_read_is_told(tmp_path):
 def test_settings_beside_the_samples(tmp_path):
     folder = tmp_path / "syn"
     folder.mkdir()
-    assert read_settings(folder) == {}
+    assert read_sampling_settings(folder) == {}
     (tmp_path / "samples.json").write_text(
         '{"steps": 20, "keys": ["a", "b"], "run": {"lr": 0.1}, "names": [1,2,3,4,5,6,7,8,9]}'
     )
-    assert read_settings(folder) == {"steps": "20", "keys": "a, b", "run.lr": "0.1", "names": "9 entries"}
+    assert read_sampling_settings(folder) == {"steps": "20", "keys": "a, b", "run.lr": "0.1", "names": "9 entries"}
     (tmp_path / "samples.json").write_text("{")
     with pytest.raises(InputError, match="samples.json is no record of samples"):
-        read_settings(folder)
+        read_sampling_settings(folder)
 
 
 def test_scores_of_one_set_against_itself_are_the_best_there_are():
-    rows = Features.of(torch.randn(200, 8, generator=torch.Generator().manual_seed(0)), "some")
+    rows = Features.from_tensor(torch.randn(200, 8, generator=torch.Generator().manual_seed(0)), "some")
     values = score(rows, rows, training=rows, replicates=5).values
     assert values["fd"].value < 1e-9 and values["fd_infinity"].value < 0.05
     assert values["kid"].value < 0  # unbiased of two sets; here each row meets itself in the other
@@ -90,28 +90,28 @@ def test_scores_of_one_set_against_itself_are_the_best_there_are():
 
 
 def test_only_the_metrics_asked_for_are_taken():
-    rows = Features.of(torch.randn(30, 8))
+    rows = Features.from_tensor(torch.randn(30, 8))
     assert list(score(rows, rows, ["kid"]).values) == ["kid"]
     with pytest.raises(InputError, match="metric fid is none of fd, "):
         score(rows, rows, ["fid"])
     with pytest.raises(InputError, match="8 wide, synthetic ones 9"):
-        score(rows, Features.of(torch.randn(30, 9)))
+        score(rows, Features.from_tensor(torch.randn(30, 9)))
 
 
 def test_the_most_the_middling_and_the_least_similar_are_shown():
     similarity = np.linspace(0, 1, 101)
-    shown = page.ranked(similarity, each=3)
+    shown = page.choose_ranked(similarity, each=3)
     assert shown == [("best", 100), ("best", 99), ("best", 98), ("median", 51), ("median", 50), ("median", 49),
                      ("worst", 2), ("worst", 1), ("worst", 0)]  # fmt: skip
-    few = page.ranked(np.array([0.1, 0.3, 0.2]), each=3)
+    few = page.choose_ranked(np.array([0.1, 0.3, 0.2]), each=3)
     assert [number for _, number in few] == [1, 2, 0]  # none twice
 
 
 def test_pairs_of_the_picture_are_drawn_by_seed():
     rows = [Row(str(i)) for i in range(40)]
     pairs = Pairs(rows, *np.zeros((3, 40)))
-    chosen = page.choose_pairs(pairs, seed=1)
-    assert len(set(chosen)) == 16 and chosen == page.choose_pairs(pairs, seed=1) != page.choose_pairs(pairs, seed=2)
+    chosen = page.draw_pairs(pairs, seed=1)
+    assert len(set(chosen)) == 16 and chosen == page.draw_pairs(pairs, seed=1) != page.draw_pairs(pairs, seed=2)
 
 
 def plain(colour: tuple[int, int, int], size: int = 256) -> Image.Image:

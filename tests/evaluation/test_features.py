@@ -14,14 +14,14 @@ from PIL import Image
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.networks import View
 from diffusion.evaluation.metrics import pairs as pairs_module
-from diffusion.evaluation.metrics.pairs import compare_pairs, nearest
+from diffusion.evaluation.metrics.pairs import compare_pairs, find_nearest
 from diffusion.evaluation.sets import cache as cache_module
 from diffusion.evaluation.sets import embedding, feature_files
-from diffusion.evaluation.sets.cache import Part
-from diffusion.evaluation.sets.embedding import Timing, batches_within, embed_set
+from diffusion.evaluation.sets.cache import CachePart
+from diffusion.evaluation.sets.embedding import Timing, batch_within_parts, embed_set
 from diffusion.evaluation.sets.feature_files import read_feature_file
 from diffusion.evaluation.sets.features import Features, Row
-from diffusion.evaluation.sets.images import ImageSet, decode
+from diffusion.evaluation.sets.images import ImageSet, decode_image
 from diffusion.utils.errors import InputError, MissingError
 
 
@@ -120,12 +120,12 @@ def test_a_damaged_part_is_computed_again(tmp_path, embedder, state):
 
 
 def test_batches_hold_no_more_bytes_than_they_may(tmp_path, monkeypatch):
-    monkeypatch.setattr(embedding, "AT_ONCE", 1000)
+    monkeypatch.setattr(embedding, "MAX_BATCH_BYTES", 1000)
     for i, size in enumerate((400, 400, 400, 2000, 10, 10, 10)):
         (tmp_path / f"{i}").write_bytes(bytes(size))
     paths = [tmp_path / f"{i}" for i in range(7)]
-    parts = [Part([], paths[:6], tmp_path), Part([], paths[6:], tmp_path)]
-    assert batches_within(parts, 2) == [[0, 1], [2], [3], [4, 5], [6]]
+    parts = [CachePart([], paths[:6], tmp_path), CachePart([], paths[6:], tmp_path)]
+    assert batch_within_parts(parts, 2) == [[0, 1], [2], [3], [4, 5], [6]]
 
 
 def test_what_a_stopped_run_has_computed_is_kept(tmp_path, embedder, state, monkeypatch):
@@ -198,7 +198,7 @@ def test_a_resized_image_is_antialiased(tmp_path):
     stripes = np.zeros((1024, 1200, 3), dtype=np.uint8)
     stripes[::2] = 200
     Image.fromarray(stripes).save(tmp_path / "stripes.png")
-    pixels = decode(tmp_path / "stripes.png", "resize").windows[0]
+    pixels = decode_image(tmp_path / "stripes.png", "resize").windows[0]
     assert pixels.shape == (256, 256, 3)
     assert abs(pixels[8:-8].astype(float) - 100).max() < 8
 
@@ -257,7 +257,7 @@ def test_files_that_are_no_features_are_refused(tmp_path):
 
 
 def named(values: torch.Tensor, names: list[str]) -> Features:
-    return dataclasses.replace(Features.of(values), rows=[Row(name) for name in names])
+    return dataclasses.replace(Features.from_tensor(values), rows=[Row(name) for name in names])
 
 
 def test_pairs_are_those_of_one_name():
@@ -277,10 +277,10 @@ def test_pairs_are_those_of_one_name():
 def test_no_image_meets_its_own_at_random():
     rows = torch.eye(50)
     for seed in range(5):
-        pairs = compare_pairs(Features.of(rows), Features.of(rows), seed)
+        pairs = compare_pairs(Features.from_tensor(rows), Features.from_tensor(rows), seed)
         assert pairs.random.max() == 0 and pairs.similarity.min() == pytest.approx(1)
     unrelated = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
-    pairs = compare_pairs(Features.of(unrelated), Features.of(unrelated.flip(0)))
+    pairs = compare_pairs(Features.from_tensor(unrelated), Features.from_tensor(unrelated.flip(0)))
     assert pairs.above_random.mean() == pytest.approx(0.5, abs=0.05)
 
 
@@ -289,13 +289,13 @@ def test_nearest_is_the_best_of_all(monkeypatch):
     queries, others = torch.randn(23, 6, generator=generator), torch.randn(31, 6, generator=generator)
     arrays = [part.numpy() for part in others.split(9)]
     in_parts = dataclasses.replace(
-        Features.of(others), parts=[lambda a=a: a for a in arrays], lengths=[len(a) for a in arrays]
+        Features.from_tensor(others), parts=[lambda a=a: a for a in arrays], lengths=[len(a) for a in arrays]
     )
-    found = nearest(Features.of(queries), in_parts)
+    found = find_nearest(Features.from_tensor(queries), in_parts)
     cosines = torch.nn.functional.cosine_similarity(queries[:, None], others[None], dim=2)
     assert found.number.tolist() == cosines.argmax(1).tolist()
-    monkeypatch.setattr(pairs_module, "QUERIES", 10)
-    assert nearest(Features.of(queries), in_parts).number.tolist() == found.number.tolist()
+    monkeypatch.setattr(pairs_module, "QUERY_ROWS", 10)
+    assert find_nearest(Features.from_tensor(queries), in_parts).number.tolist() == found.number.tolist()
     assert found.similarity == pytest.approx(cosines.max(1).values.numpy(), rel=1e-5)
 
 

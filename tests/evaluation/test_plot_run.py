@@ -79,8 +79,8 @@ class TestReading:
         assert all(map(math.isnan, curve(math.nan, math.inf).smoothed()))
 
     def test_part_of_a_curve(self):
-        assert Curve([2, 4, 6], [1.0, 2.0, 3.0]).since(4) == Curve([4, 6], [2.0, 3.0])
-        assert Curve([2], [1.0]).since(3) == Curve([], [])
+        assert Curve([2, 4, 6], [1.0, 2.0, 3.0]).tail(4) == Curve([4, 6], [2.0, 3.0])
+        assert Curve([2], [1.0]).tail(3) == Curve([], [])
 
 
 class TestNames:

@@ -13,8 +13,8 @@ from PIL import Image
 from runs import save_run
 from test_evaluation import write_events
 
-from diffusion.evaluation.reports.charts import Line, Panel
-from diffusion.evaluation.sweep import Point, best_point, grid, parse_interval, table, write_sweep
+from diffusion.evaluation.reports.charts import ScoreLine, ScorePanel
+from diffusion.evaluation.sweep import Point, best_point, make_grid, parse_interval, points_csv, write_sweep
 from diffusion.training.checkpoints.checkpoint import save_file
 from diffusion.training.checkpoints.posthoc_ema import snapshot_path
 from diffusion.utils.errors import InputError
@@ -24,7 +24,7 @@ from tools.sweep import main as sweep
 
 def test_every_combination_is_there_once():
     axes = {"weights": ["ema"], "solver": ["ddim", "dpm-solver"], "steps": [10], "guidance": [1.0, 2.0, 2.0]}
-    points = grid({**axes, "interval": [None, (0.3, 5.0)]})
+    points = make_grid({**axes, "interval": [None, (0.3, 5.0)]})
     assert len(points) == 2 * 3  # without guidance no interval is told apart
     assert Point("ema", "ddim", 10, 1.0) in points and Point("ema", "ddim", 10, 2.0, (0.3, 5.0)) in points
     assert len({point.name for point in points}) == 6
@@ -72,14 +72,14 @@ def test_a_score_that_some_points_lack_is_left_empty():
     points = scored(fd=(9.0, 4.0))
     first = next(iter(points))
     points[first]["some"]["values"]["kid"] = {"value": 1.0, "low": None, "high": None}
-    rows = list(csv.DictReader(table(points, first).splitlines()))
+    rows = list(csv.DictReader(points_csv(points, first).splitlines()))
     assert (rows[0]["some kid"], rows[0]["some kid low"], rows[1]["some kid"]) == ("1", "", "")
 
 
 def test_the_marked_point_is_the_best_of_all_lines():
-    lines = [Line("a", [1, 2], [5.0, 3.0], [None, None]), Line("b", [1, 2], [4.0, 9.0], [None, None])]
-    assert Panel("a distance", False, lines).best == (2, 3.0)
-    assert Panel("a similarity", True, lines).best == (2, 9.0)
+    lines = [ScoreLine("a", [1, 2], [5.0, 3.0], [None, None]), ScoreLine("b", [1, 2], [4.0, 9.0], [None, None])]
+    assert ScorePanel("a distance", False, lines).best == (2, 3.0)
+    assert ScorePanel("a similarity", True, lines).best == (2, 9.0)
 
 
 @pytest.fixture

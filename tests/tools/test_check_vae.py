@@ -17,10 +17,10 @@ from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import LatentCodec
 from diffusion.evaluation import reconstruction
 from diffusion.evaluation.metrics.pixels import psnr, ssim
-from diffusion.evaluation.reconstruction import measure
+from diffusion.evaluation.reconstruction import measure_codec
 from diffusion.evaluation.reports import reconstruction_sheet
 from diffusion.evaluation.sets import random_windows
-from diffusion.evaluation.sets.random_windows import Images, Window, draw_windows
+from diffusion.evaluation.sets.random_windows import ImageFiles, Window, draw_windows
 from diffusion.utils.errors import InputError, MissingError
 
 
@@ -59,7 +59,7 @@ def embedder(mobilenet_weights) -> PatchEmbedder:
 class TestWindows:
     def test_one_of_each_image_then_more(self, folder):
         """160 pixels hold four windows of 64, the others one each."""
-        drawn = draw_windows(Images.below(folder), 100, 64)
+        drawn = draw_windows(ImageFiles.from_folder(folder), 100, 64)
         assert sorted(drawn.places) == [
             *(Window(f"slide_0/{i}.png", 0, 0) for i in (0, 2)),
             Window("slide_1/1.png", 0, 0),
@@ -73,7 +73,7 @@ class TestWindows:
                 assert np.array_equal(drawn.read([i])[0].permute(1, 2, 0).numpy(), expected)
 
     def test_the_seed_decides(self, folder):
-        images = Images.below(folder)
+        images = ImageFiles.from_folder(folder)
         drawn = [draw_windows(images, 5, 64, seed).places for seed in range(8)]
         assert drawn == [draw_windows(images, 5, 64, seed).places for seed in range(8)]
         assert len(set(map(tuple, drawn))) > 4
@@ -81,14 +81,14 @@ class TestWindows:
 
     def test_of_an_index(self, tissue_root):
         index = PatchIndex(index_path(tissue_root), ["toy_1024", "small_256"])
-        drawn = draw_windows(Images.of_index(tissue_root, index), 100, 256)
+        drawn = draw_windows(ImageFiles.from_index(tissue_root, index), 100, 256)
         assert len(drawn) == 16 + 16 + 1 + 1 and not drawn.bad
 
     def test_pictures_of_slides_are_no_patches(self, folder, tmp_path):
         for name in ("set/breast/single_64/slide/0_0.png", "set/breast/slides_64/slide.png"):
             (tmp_path / name).parent.mkdir(parents=True)
             texture(128, seed=0).save(tmp_path / name)
-        drawn = draw_windows(Images.below(tmp_path), 100, 64)
+        drawn = draw_windows(ImageFiles.from_folder(tmp_path), 100, 64)
         assert {place.name for place in drawn.places} == {"set/breast/single_64/slide/0_0.png"}
 
     def test_what_cannot_be_used_is_named_and_replaced(self, folder, tmp_path):
@@ -97,24 +97,24 @@ class TestWindows:
         (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:300])
         texture(64, seed=0).convert("L").save(tmp_path / "3.png")
         texture(32, seed=0).save(tmp_path / "5.png")
-        drawn = draw_windows(Images.below(tmp_path), 3, 64, seed=0)
+        drawn = draw_windows(ImageFiles.from_folder(tmp_path), 3, 64, seed=0)
         assert sorted(place.name for place in drawn.places) == ["0.png", "2.png", "4.png"]
-        bad = draw_windows(Images.below(tmp_path), 100, 64).bad
+        bad = draw_windows(ImageFiles.from_folder(tmp_path), 100, 64).bad
         assert bad.keys() == {"1.png", "3.png", "5.png"}
         assert "neither a slide nor an image that can be read" in bad["1.png"]
         assert "L image" in bad["3.png"] and "32 x 32 pixels, less than a window of 64" in bad["5.png"]
         with pytest.raises(InputError, match=r"png .* without --strict it would be left out"):
-            draw_windows(Images.below(tmp_path), 100, 64, strict=True)
+            draw_windows(ImageFiles.from_folder(tmp_path), 100, 64, strict=True)
 
     def test_too_few(self, folder, tmp_path, monkeypatch):
         with pytest.raises(MissingError, match="no image in"):
-            Images.below(tmp_path)
+            ImageFiles.from_folder(tmp_path)
         texture(64, seed=0).save(tmp_path / "0.png")
         with pytest.raises(InputError, match="got 1 windows of 64 pixels from 1 images, expected at least 2"):
-            draw_windows(Images.below(tmp_path), 9, 64)
-        monkeypatch.setattr(random_windows, "PROBES", 3)
+            draw_windows(ImageFiles.from_folder(tmp_path), 9, 64)
+        monkeypatch.setattr(random_windows, "MAX_UNUSABLE", 3)
         with pytest.raises(InputError, match="none of the first 3 images can be used: .*less than a window of 256"):
-            draw_windows(Images.below(folder), 9, 256)
+            draw_windows(ImageFiles.from_folder(folder), 9, 256)
 
 
 class TestPixels:
@@ -159,7 +159,7 @@ class TestPixels:
 class TestTiles:
     def test_a_large_window_is_cut(self):
         pictures = torch.arange(2 * 3 * 512 * 600).remainder(251).to(torch.uint8).reshape(2, 3, 512, 600)
-        tiles = reconstruction.tiles(pictures)
+        tiles = reconstruction.cut_tiles(pictures)
         assert tiles.shape == (8, 3, 256, 256)
         assert torch.equal(tiles[5], pictures[1, :, :256, 256:512])
         assert torch.equal(tiles[6], pictures[1, :, 256:, :256])
@@ -167,58 +167,58 @@ class TestTiles:
     def test_a_small_one_is_enlarged(self):
         picture = torch.from_numpy(np.array(texture(64, seed=0))).permute(2, 0, 1)[None]
         expected = np.asarray(texture(64, seed=0).resize((256, 256), Image.Resampling.BILINEAR))
-        assert np.abs(reconstruction.tiles(picture)[0].permute(1, 2, 0).numpy().astype(int) - expected).max() <= 1
+        assert np.abs(reconstruction.cut_tiles(picture)[0].permute(1, 2, 0).numpy().astype(int) - expected).max() <= 1
 
 
 class TestCodecs:
     def test_a_known_codec_has_known_scores(self, folder, embedder):
-        windows = draw_windows(Images.below(folder), 6, 64)
+        windows = draw_windows(ImageFiles.from_folder(folder), 6, 64)
         originals = reconstruction.embed_originals(windows, embedder, 4)
         codec = Shifting(3)
-        quality = measure("shifting", codec, windows, originals, embedder, batch_size=4)
-        assert np.allclose(quality.of_each["psnr"], 20 * np.log10(255 / 3), rtol=0, atol=1e-9)
+        quality = measure_codec("shifting", codec, windows, originals, embedder, batch_size=4)
+        assert np.allclose(quality.per_window["psnr"], 20 * np.log10(255 / 3), rtol=0, atol=1e-9)
         assert torch.equal(torch.cat(codec.seen), windows.read(range(6)).float() / 127.5 - 1)
-        assert quality.of_each["cosine"].max() > 0 and quality.frechet > 0
+        assert quality.per_window["cosine"].max() > 0 and quality.frechet > 0
         assert quality.latents_per_pixel == 0.25 and quality.parameters == 10 and quality.identical == 0
         row = quality.row()
         assert row["psnr"] == row["psnr_low"] == pytest.approx(38.588, abs=1e-3) and row["windows"] == 6
 
     def test_features_are_compared_window_by_window(self, folder, embedder):
         """Against their definitions, from the embedder's numbers; the other order of windows has other values."""
-        windows = draw_windows(Images.below(folder), 6, 64)
+        windows = draw_windows(ImageFiles.from_folder(folder), 6, 64)
         originals = reconstruction.embed_originals(windows, embedder, 6)
-        quality = measure("shifting", Shifting(9), windows, originals, embedder, batch_size=6)
-        a, b = (embedder.embed(reconstruction.tiles(windows.read(range(6)) + shift)).double() for shift in (0, 9))
+        quality = measure_codec("shifting", Shifting(9), windows, originals, embedder, batch_size=6)
+        a, b = (embedder.embed(reconstruction.cut_tiles(windows.read(range(6)) + shift)).double() for shift in (0, 9))
         cosine = 1 - (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1))
-        assert np.allclose(quality.of_each["cosine"], cosine.numpy(), rtol=0, atol=1e-6)
+        assert np.allclose(quality.per_window["cosine"], cosine.numpy(), rtol=0, atol=1e-6)
         lengths = (a - b).norm(dim=1).numpy()
-        relative = quality.of_each["distance"]
+        relative = quality.per_window["distance"]
         assert np.allclose(relative / relative[0], lengths / lengths[0], rtol=1e-4)
         assert len(set(relative.round(9))) == 6
 
     def test_tiles_of_a_window_count_together(self, tissue_root, embedder):
-        windows = draw_windows(Images.below(tissue_root / "patches/toy"), 2, 512)
+        windows = draw_windows(ImageFiles.from_folder(tissue_root / "patches/toy"), 2, 512)
         originals = reconstruction.embed_originals(windows, embedder, 4)
         assert len(originals) == 2 * 4
-        quality = measure("shifting", Shifting(5), windows, originals, embedder, batch_size=1)
-        assert all(values.shape == (2,) for values in quality.of_each.values())
+        quality = measure_codec("shifting", Shifting(5), windows, originals, embedder, batch_size=1)
+        assert all(values.shape == (2,) for values in quality.per_window.values())
 
     def test_identical_reconstructions(self, folder, embedder):
-        windows = draw_windows(Images.below(folder), 5, 64)
+        windows = draw_windows(ImageFiles.from_folder(folder), 5, 64)
         originals = reconstruction.embed_originals(windows, embedder, 5)
-        quality = measure("same", Shifting(0), windows, originals, embedder, batch_size=5)
-        assert quality.identical == 5 and np.all(quality.of_each["ssim"] == 1)
-        assert np.abs(quality.of_each["cosine"]).max() < 1e-6 and quality.of_each["distance"].max() == 0
+        quality = measure_codec("same", Shifting(0), windows, originals, embedder, batch_size=5)
+        assert quality.identical == 5 and np.all(quality.per_window["ssim"] == 1)
+        assert np.abs(quality.per_window["cosine"]).max() < 1e-6 and quality.per_window["distance"].max() == 0
         assert quality.frechet < 1e-6 * originals.take(range(5)).double().var(0).sum().item()
         assert all(np.isfinite(value) for value in quality.row().values() if not isinstance(value, str))
 
     def test_a_difference_is_surer_than_means(self, folder, embedder):
-        windows = draw_windows(Images.below(folder), 7, 64)
+        windows = draw_windows(ImageFiles.from_folder(folder), 7, 64)
         originals = reconstruction.embed_originals(windows, embedder, 8)
-        one, two = (measure("", Shifting(shift), windows, originals, embedder) for shift in (2, 4))
-        difference = two.against(one)["psnr"]
+        one, two = (measure_codec("", Shifting(shift), windows, originals, embedder) for shift in (2, 4))
+        difference = two.difference_to(one)["psnr"]
         assert difference == pytest.approx((-20 * np.log10(2),) * 3, abs=1e-9)
-        assert two.against(one)["ssim"].high <= 0 and two.means["ssim"].low < two.means["ssim"].high
+        assert two.difference_to(one)["ssim"].high <= 0 and two.means["ssim"].low < two.means["ssim"].high
 
     def test_what_overflows_is_refused(self):
         """In half precision another one may help; in fp32 it would not."""
@@ -231,7 +231,7 @@ class TestCodecs:
 
     def test_the_mean_of_the_posterior_is_decoded(self, folder):
         codec = LatentCodec.load("tiny")
-        picture = draw_windows(Images.below(folder), 2, 64).read([0])
+        picture = draw_windows(ImageFiles.from_folder(folder), 2, 64).read([0])
         with torch.no_grad():
             expected = codec.vae.decode(codec.vae.encode(picture / 127.5 - 1).latent_dist.mode()).sample
         expected = ((expected + 1) * 127.5).round().clamp(0, 255)
@@ -242,24 +242,26 @@ class TestCodecs:
 class TestSheet:
     def test_examples(self):
         values = np.array([3.0, 9, 1, 7, 5, 8, 2])
-        assert reconstruction_sheet.examples(values, 1) == {1: "best", 4: "median", 2: "worst"}
+        assert reconstruction_sheet.choose_examples(values, 1) == {1: "best", 4: "median", 2: "worst"}
         kinds = ["best", "best", "median", "median", "worst", "worst"]
-        assert list(reconstruction_sheet.examples(values, 5).items()) == list(
+        assert list(reconstruction_sheet.choose_examples(values, 5).items()) == list(
             zip([1, 5, 3, 4, 6, 2], kinds, strict=True)
         )
-        assert reconstruction_sheet.examples(values[:2], 4) == {1: "best", 0: "worst"}
+        assert reconstruction_sheet.choose_examples(values[:2], 4) == {1: "best", 0: "worst"}
 
     def test_differences_are_about_grey(self):
         a, b = (torch.full((3, 8, 8), value, dtype=torch.uint8) for value in (100, 90))
-        assert torch.all(reconstruction_sheet.amplified(a, b) == 128 - 40)
-        assert torch.all(reconstruction_sheet.amplified(b, a) == 128 + 40)
-        assert torch.all(reconstruction_sheet.amplified(b, a + 100) == 255)
+        assert torch.all(reconstruction_sheet.amplified_difference(a, b) == 128 - 40)
+        assert torch.all(reconstruction_sheet.amplified_difference(b, a) == 128 + 40)
+        assert torch.all(reconstruction_sheet.amplified_difference(b, a + 100) == 255)
 
     def test_shown(self):
         large = torch.arange(3 * 300 * 300).remainder(256).to(torch.uint8).reshape(3, 300, 300)
-        assert torch.equal(reconstruction_sheet.shown(large), large[:, 22:278, 22:278])
+        assert torch.equal(reconstruction_sheet.center_view(large), large[:, 22:278, 22:278])
         small = large[:, :64, :64]
-        assert torch.equal(reconstruction_sheet.shown(small), small.repeat_interleave(4, 1).repeat_interleave(4, 2))
+        assert torch.equal(
+            reconstruction_sheet.center_view(small), small.repeat_interleave(4, 1).repeat_interleave(4, 2)
+        )
 
 
 @pytest.fixture(scope="module")
@@ -315,7 +317,7 @@ class TestCommand:
         assert float(rows[0]["frechet"]) < float(rows[1]["frechet"])
         less = scores["less_the_first"]["untrained"]["psnr"]["value"]
         assert less == pytest.approx(float(rows[1]["psnr"]) - float(rows[0]["psnr"]), abs=1e-9)
-        assert scores["windows"] == [str(place) for place in draw_windows(Images.below(folder), 5, 64).places]
+        assert scores["windows"] == [str(place) for place in draw_windows(ImageFiles.from_folder(folder), 5, 64).places]
         with Image.open(tmp_path / "sheet.png") as sheet:  # one each of best, median and worst
             assert sheet.size == (5 * 264 + 8, 3 * 286 + 8)
             assert json.loads(sheet.info["pixcell"])["size"] == 64

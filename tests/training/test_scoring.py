@@ -19,7 +19,7 @@ from diffusion.data.index.patch_index import index_path, write_index
 from diffusion.data.sampler import Draw
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import LatentCodec, to_uint8
-from diffusion.evaluation.metrics.distances import frechet_distance, kernel_distance
+from diffusion.evaluation.metrics.distances import compute_fid, compute_kid
 from diffusion.evaluation.reports.curves import read_curves
 from diffusion.sampling import image_generator, initial_noise, sample_latents
 from diffusion.training.monitoring.sample_scores import SampleScores, score_steps
@@ -78,8 +78,8 @@ def test_scores_are_those_of_the_samples(feature_root, scored, mobilenet_weights
         real.append(embedder.embed(item.image[None])[0])
         synthetic.append(embedder.embed(to_uint8(codec.decode(latents)))[0])
     real, synthetic = torch.stack(real), torch.stack(synthetic)
-    assert curves["fd"][3] == pytest.approx(frechet_distance(real, synthetic), rel=1e-3)
-    assert curves["kid"][3] == pytest.approx(1000 * kernel_distance(real, synthetic).value, rel=1e-3)
+    assert curves["fd"][3] == pytest.approx(compute_fid(real, synthetic), rel=1e-3)
+    assert curves["kid"][3] == pytest.approx(1000 * compute_kid(real, synthetic).value, rel=1e-3)
     similarity = torch.nn.functional.cosine_similarity(real, synthetic).mean()
     assert curves["similarity"][3] == pytest.approx(float(similarity), rel=1e-4)
     with Image.open(tmp_path / "run" / "evaluation" / "step_00000003.png") as picture:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffusion.evaluation.metrics.intervals import Resamples
+from diffusion.evaluation.metrics.intervals import ClusterBootstrap
 
-METRICS = {
+CLASSIFICATION_METRICS = {
     "accuracy": "Accuracy",
     "balanced_accuracy": "Balanced accuracy",
     "macro_f1": "Macro F1",
@@ -28,7 +28,7 @@ class Ranking:
     ties: np.ndarray  # first places of equal scores
 
     @classmethod
-    def of(cls, score: np.ndarray, positive: np.ndarray) -> Ranking:
+    def from_scores(cls, score: np.ndarray, positive: np.ndarray) -> Ranking:
         order = np.argsort(score, kind="stable")
         ties = np.flatnonzero(np.r_[True, np.diff(score[order]) > 0])
         return cls(order, positive[order].astype(np.float64), ties)
@@ -42,28 +42,30 @@ class Ranking:
         return float(inside @ (outside.cumsum() - outside / 2) / pairs) if pairs else np.nan
 
 
-def measure(shares: np.ndarray, labels: np.ndarray, resamples: Resamples) -> dict[str, np.ndarray]:
+def resampled_scores(shares: np.ndarray, labels: np.ndarray, resamples: ClusterBootstrap) -> dict[str, np.ndarray]:
     """Every metric of class shares (M, C) on each resample, (1 + R,): the first value is that of the set itself.
 
     A class that a resample lacks is left out of its means; with no pair to compare, the AUROC is not a number.
     """
     classes, told = shares.shape[1], shares.argmax(1)
     one_against_rest = range(classes) if classes > 2 else [1]
-    rankings = [Ranking.of(shares[:, i], labels == i) for i in one_against_rest]
+    rankings = [Ranking.from_scores(shares[:, i], labels == i) for i in one_against_rest]
     rows = []
     for weights in resamples:
         areas = [area for ranking in rankings if not np.isnan(area := ranking.area(weights))]
-        confusion = confusion_of(labels, told, classes, weights)
-        rows.append([*of_confusion(confusion), np.mean(areas) if areas else np.nan])
-    return dict(zip(METRICS, np.array(rows).T, strict=True))
+        confusion = confusion_matrix(labels, told, classes, weights)
+        rows.append([*confusion_metrics(confusion), np.mean(areas) if areas else np.nan])
+    return dict(zip(CLASSIFICATION_METRICS, np.array(rows).T, strict=True))
 
 
-def confusion_of(labels: np.ndarray, told: np.ndarray, classes: int, weights: np.ndarray | None = None) -> np.ndarray:
+def confusion_matrix(
+    labels: np.ndarray, told: np.ndarray, classes: int, weights: np.ndarray | None = None
+) -> np.ndarray:
     """Rows, or their weights, summed (C, C): true classes down, told ones across."""
     return np.bincount(labels * classes + told, weights, classes**2).reshape(classes, classes)
 
 
-def of_confusion(confusion: np.ndarray) -> tuple[float, float, float]:
+def confusion_metrics(confusion: np.ndarray) -> tuple[float, float, float]:
     """Accuracy, balanced accuracy and macro F1 of counts (C, C): true classes down, told ones across."""
     hits, true, told = confusion.diagonal(), confusion.sum(1), confusion.sum(0)
     recall = hits[true > 0] / true[true > 0]
@@ -72,7 +74,7 @@ def of_confusion(confusion: np.ndarray) -> tuple[float, float, float]:
     return float(hits.sum() / confusion.sum()), float(recall.mean()), float(f1.mean())
 
 
-def chance_of(confusion: np.ndarray) -> dict[str, float]:
+def chance_level(confusion: np.ndarray) -> dict[str, float]:
     """What guessing scores on the test set of a confusion (C, C): always the largest class, or any at random."""
     true = confusion.sum(1)
     return {"accuracy": float(true.max() / true.sum()), "balanced_accuracy": 1 / len(true), "auroc": 0.5}

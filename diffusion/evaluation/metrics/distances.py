@@ -9,31 +9,33 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from diffusion.evaluation.metrics.moments import Gaussian, fitted
+from diffusion.evaluation.metrics.moments import Gaussian, fit_gaussian
 from diffusion.utils.errors import InputError
 
-SINGULAR = 1e-10  # of the largest eigenvalue: directions with less have no spread but rounding
+RANK_TOLERANCE = 1e-10  # of the largest eigenvalue: directions with less have no spread but rounding
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000  # of Binkowski et al. 2018 and of torch-fidelity
-NEIGHBOURS = 5  # of precision, recall, density and coverage, as Naeem et al. 2020
-SOUND = 2  # samples for each number of a feature, from which the bias of a distance falls with their number
-FEW = 2000  # rows that are halved several ways
+PRDC_NEIGHBOURS = 5  # of precision, recall, density and coverage, as Naeem et al. 2020
+SAMPLES_PER_FEATURE = (
+    2  # samples for each number of a feature, from which the bias of a distance falls with their number
+)
+FEW_ROWS = 2000  # rows that are halved several ways
 BLOCK = 1024  # rows that are compared with all others at once
 
 
-def frechet_distance(real: torch.Tensor, synthetic: torch.Tensor) -> float:
+def compute_fid(real: torch.Tensor, synthetic: torch.Tensor) -> float:
     """Frechet distance between Gaussians fitted to real (N, D) and synthetic (M, D) features.
 
     The sum that FID takes over Inception features (Heusel et al. 2017), with unbiased covariances. It is biased upwards,
     the more the fewer samples: compare only distances taken from equally many.
     Raises InputError for fewer than two samples on a side, widths that differ, and values that are not finite.
     """
-    _check(real, synthetic)
+    _check_features(real, synthetic)
     if max(len(real), len(synthetic)) <= real.shape[1]:
-        return _frechet_of_few(real.double(), synthetic.double())
-    return frechet_of_gaussians(fitted([real], real.device), fitted([synthetic], real.device))
+        return _fid_of_few_samples(real.double(), synthetic.double())
+    return fid_of_gaussians(fit_gaussian([real], real.device), fit_gaussian([synthetic], real.device))
 
 
-def frechet_of_gaussians(real: Gaussian, synthetic: Gaussian) -> float:
+def fid_of_gaussians(real: Gaussian, synthetic: Gaussian) -> float:
     """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), the root by symmetric eigenvalues: with R R' = C1, those of R' C2 R."""
     values, vectors = torch.linalg.eigh(real.covariance)
     root = vectors * values.clamp(min=0).sqrt()
@@ -43,7 +45,7 @@ def frechet_of_gaussians(real: Gaussian, synthetic: Gaussian) -> float:
     return max(float(distance), 0.0)  # of equal sets it is zero but for rounding
 
 
-def frechet_influence(own: Gaussian, other: Gaussian) -> Callable[[torch.Tensor], torch.Tensor]:
+def fid_influence(own: Gaussian, other: Gaussian) -> Callable[[torch.Tensor], torch.Tensor]:
     """How much each row (n, D) of one of two sets moves their Frechet distance, to first order: (n,), about 0 in the mean.
 
     The derivative of the distance after the mean is 2 (m - m'), after the covariance 1 - T, where T is the linear map that
@@ -51,7 +53,7 @@ def frechet_influence(own: Gaussian, other: Gaussian) -> Callable[[torch.Tensor]
     comes to for many samples (the infinitesimal jackknife, Efron 1982).
     """
     values, vectors = torch.linalg.eigh(own.covariance)
-    kept = values > SINGULAR * values.max()
+    kept = values > RANK_TOLERANCE * values.max()
     scale, directions = values[kept].sqrt(), vectors[:, kept]
     root, inverse = directions * scale, directions / scale
     shared, turned = torch.linalg.eigh(root.T @ other.covariance @ root)
@@ -66,7 +68,7 @@ def frechet_influence(own: Gaussian, other: Gaussian) -> Callable[[torch.Tensor]
     return influence
 
 
-def _frechet_of_few(real: torch.Tensor, synthetic: torch.Tensor) -> float:
+def _fid_of_few_samples(real: torch.Tensor, synthetic: torch.Tensor) -> float:
     """The same for no more rows than columns: with covariances A'A and B'B, the root's trace is the sum of the singular
     values of AB', which has a side of rows only, and no root is taken of eigenvalues that are zero but for rounding."""
     scaled = [(rows - rows.mean(0)) / (len(rows) - 1) ** 0.5 for rows in (real, synthetic)]
@@ -76,7 +78,7 @@ def _frechet_of_few(real: torch.Tensor, synthetic: torch.Tensor) -> float:
     return max(float(distance), 0.0)
 
 
-def _check(real: torch.Tensor, synthetic: torch.Tensor) -> None:
+def _check_features(real: torch.Tensor, synthetic: torch.Tensor) -> None:
     for name, features in (("real", real), ("synthetic", synthetic)):
         if features.ndim != 2 or len(features) < 2:
             raise InputError(
@@ -97,7 +99,7 @@ class Estimate(NamedTuple):
     error: float
 
 
-def kernel_distance(
+def compute_kid(
     real: torch.Tensor,
     synthetic: torch.Tensor,
     seed: int = 0,
@@ -108,9 +110,9 @@ def kernel_distance(
 
     Of all rows when there are no more than `subset_size` on either side; else the mean over random subsets of that size.
     The standard error is that of the first term of Hoeffding's decomposition, for all N and M rows.
-    Raises InputError as `frechet_distance`.
+    Raises InputError as `compute_fid`.
     """
-    _check(real, synthetic)
+    _check_features(real, synthetic)
     random = np.random.default_rng(seed)
     size = min(subset_size, len(real), len(synthetic))
     whole = max(len(real), len(synthetic)) <= subset_size
@@ -141,7 +143,7 @@ def _without_diagonal(x: torch.Tensor) -> torch.Tensor:
     return _kernel(x, x).fill_diagonal_(0)
 
 
-class Manifolds(NamedTuple):
+class Prdc(NamedTuple):
     """Per row, what precision and density (over synthetic rows), recall and coverage (over real rows) are means of."""
 
     precision: torch.Tensor  # (M,) whether it is within a real row's neighbourhood
@@ -150,20 +152,20 @@ class Manifolds(NamedTuple):
     coverage: torch.Tensor  # (N,) whether a synthetic row is within its own
 
 
-def manifolds(real: torch.Tensor, synthetic: torch.Tensor, k: int = NEIGHBOURS) -> Manifolds:
+def compute_prdc(real: torch.Tensor, synthetic: torch.Tensor, k: int = PRDC_NEIGHBOURS) -> Prdc:
     """Improved precision and recall (Kynkaanniemi et al. 2019), density and coverage (Naeem et al. 2020).
 
     A row's neighbourhood reaches to its k-th nearest other row of its own set.
-    Raises InputError as `frechet_distance`, and for k rows or fewer on a side.
+    Raises InputError as `compute_fid`, and for k rows or fewer on a side.
     """
-    _check(real, synthetic)
+    _check_features(real, synthetic)
     if min(len(real), len(synthetic)) <= k:
         raise InputError(
             f"got {len(real)} real and {len(synthetic)} synthetic samples; neighbourhoods of {k} need more than {k} of each"
         )
     centre = real.double().mean(0)  # changes no distance, but spares the differences of squares from cancelling
     real, synthetic = real.double() - centre, synthetic.double() - centre
-    reach_real, reach_synthetic = _reach(real, k), _reach(synthetic, k)
+    reach_real, reach_synthetic = _neighbourhood_radii(real, k), _neighbourhood_radii(synthetic, k)
     inside = torch.zeros(len(synthetic), dtype=torch.float64, device=real.device)
     recalled, covered = [], []
     for first in range(0, len(real), BLOCK):
@@ -172,10 +174,10 @@ def manifolds(real: torch.Tensor, synthetic: torch.Tensor, k: int = NEIGHBOURS) 
         inside += (distance < reach).sum(0)
         recalled.append((distance < reach_synthetic).any(1))
         covered.append(distance.min(1).values < reach[:, 0])
-    return Manifolds((inside > 0).double(), inside / k, torch.cat(recalled).double(), torch.cat(covered).double())
+    return Prdc((inside > 0).double(), inside / k, torch.cat(recalled).double(), torch.cat(covered).double())
 
 
-def _reach(rows: torch.Tensor, k: int) -> torch.Tensor:
+def _neighbourhood_radii(rows: torch.Tensor, k: int) -> torch.Tensor:
     """The squared distance of each row (n, D) to its k-th nearest other."""
     reaches = []
     for first in range(0, len(rows), BLOCK):
@@ -190,7 +192,7 @@ def _squared_distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return squares.clamp_(min=0)
 
 
-class Extrapolation(NamedTuple):
+class FidExtrapolation(NamedTuple):
     """The distance at infinitely many samples, and what it was read from: distances at shares of the samples."""
 
     value: float
@@ -198,39 +200,41 @@ class Extrapolation(NamedTuple):
     distances: list[float]
 
 
-def frechet_at_infinity(real: torch.Tensor, synthetic: torch.Tensor, seed: int = 0, points: int = 8) -> Extrapolation:
+def extrapolate_fid(real: torch.Tensor, synthetic: torch.Tensor, seed: int = 0, points: int = 8) -> FidExtrapolation:
     """The Frechet distance without the bias of few samples: a line through distances over 1 / samples (Chong and Forsyth 2020).
 
     Shares of both sets, down to a quarter or to SOUND samples for each number of a feature, are drawn at random: with fewer
     the bias does not fall with 1 / samples. Raises InputError for less than twice as many.
     """
     fewest, width = min(len(real), len(synthetic)), real.shape[1]
-    if fewest < 2 * SOUND * width:
-        raise InputError(f"got {fewest} samples, expected at least {2 * SOUND * width} to extrapolate from")
-    shares = np.linspace(max(1 / 4, SOUND * width / fewest), 1, points)
+    if fewest < 2 * SAMPLES_PER_FEATURE * width:
+        raise InputError(
+            f"got {fewest} samples, expected at least {2 * SAMPLES_PER_FEATURE * width} to extrapolate from"
+        )
+    shares = np.linspace(max(1 / 4, SAMPLES_PER_FEATURE * width / fewest), 1, points)
     generator = np.random.default_rng(seed)
     distances = []
     for share in tqdm(shares, desc="extrapolating", unit="distance", leave=False, delay=3):
-        parts = [_some(rows, round(share * len(rows)), generator) for rows in (real, synthetic)]
-        distances.append(frechet_distance(*parts))
+        parts = [_random_rows(rows, round(share * len(rows)), generator) for rows in (real, synthetic)]
+        distances.append(compute_fid(*parts))
     _, value = np.polyfit(1 / shares, distances, 1)
-    return Extrapolation(float(value), shares.tolist(), distances)
+    return FidExtrapolation(float(value), shares.tolist(), distances)
 
 
-def _some(rows: torch.Tensor, count: int, generator: np.random.Generator) -> torch.Tensor:
+def _random_rows(rows: torch.Tensor, count: int, generator: np.random.Generator) -> torch.Tensor:
     if count >= len(rows):
         return rows
     return rows[torch.from_numpy(generator.choice(len(rows), count, replace=False)).to(rows.device)]
 
 
-def halves(real: torch.Tensor, seed: int = 0) -> float:
+def split_half_fid(real: torch.Tensor, seed: int = 0) -> float:
     """The Frechet distance between two random halves of one set, which is bias only, at half its size.
 
     Of few rows the mean of several ways to halve them; of many, where all ways are alike, that of one.
     """
-    generator, repeats = np.random.default_rng(seed), 5 if len(real) <= FEW else 1
+    generator, repeats = np.random.default_rng(seed), 5 if len(real) <= FEW_ROWS else 1
     half, found = len(real) // 2, []
     for _ in range(repeats):
         order = torch.from_numpy(generator.permutation(len(real))).to(real.device)
-        found.append(frechet_distance(real[order[:half]], real[order[half : 2 * half]]))
+        found.append(compute_fid(real[order[:half]], real[order[half : 2 * half]]))
     return float(np.mean(found))

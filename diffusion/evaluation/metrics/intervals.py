@@ -27,7 +27,7 @@ class Value(NamedTuple):
     high: float | None = None
 
 
-def around(value: float, error: float, least: float = -np.inf, most: float = np.inf) -> Interval:
+def normal_ci(value: float, error: float, least: float = -np.inf, most: float = np.inf) -> Interval:
     """The interval of a value with a standard error, within what the value can be."""
     return Interval(max(value - Z95 * error, least), min(value + Z95 * error, most))
 
@@ -42,7 +42,7 @@ def mean_ci(values: np.ndarray, seed: int = 0, replicates: int = 2000) -> Interv
     values = np.asarray(values, dtype=np.float64)
     count = len(values)
     if count > 10_000:
-        return around(float(values.mean()), float(values.std(ddof=1) / count**0.5))
+        return normal_ci(float(values.mean()), float(values.std(ddof=1) / count**0.5))
     settings = dict(n_resamples=replicates, batch=100, method="percentile", random_state=np.random.default_rng(seed))
     bounds = stats.bootstrap((values,), np.mean, **settings).confidence_interval
     return Interval(float(bounds.low), float(bounds.high))
@@ -56,7 +56,7 @@ def wilson_ci(hits: int, count: int) -> Interval:
     return Interval(float(bounds.low), float(bounds.high))
 
 
-def drawn_again(
+def bootstrap_deviations(
     distance: Callable[[torch.Tensor, torch.Tensor], float],
     real: torch.Tensor,
     synthetic: torch.Tensor,
@@ -68,7 +68,7 @@ def drawn_again(
     Only the spread is of use: repeats make a set of fewer different rows, whose distances lie higher. For the Frechet
     distance of fewer rows than columns it is 1.3 (rows a seventh of columns) to 2.2 times (as many) too wide.
     """
-    picks = list(draws((len(real), len(synthetic)), replicates, seed))
+    picks = list(draw_resamples((len(real), len(synthetic)), replicates, seed))
     values = []
     for pick in tqdm(picks, desc="interval", unit="replicate", leave=False, delay=3):
         again = (rows[torch.from_numpy(own).to(rows.device)] for rows, own in zip((real, synthetic), pick, strict=True))
@@ -76,19 +76,19 @@ def drawn_again(
     return np.array(values) - np.mean(values)
 
 
-def draws(counts: Sequence[int], replicates: int, seed: int) -> Iterator[list[np.ndarray]]:
+def draw_resamples(counts: Sequence[int], replicates: int, seed: int) -> Iterator[list[np.ndarray]]:
     """For each replicate the numbers of the rows of each set, drawn with repeats; the same for the same counts and seed."""
     generator = np.random.default_rng(seed)
     for _ in range(replicates):
         yield [generator.integers(0, count, count) for count in counts]
 
 
-def mean_of(values: np.ndarray, seed: int) -> Value:
+def mean_value(values: np.ndarray, seed: int) -> Value:
     return Value(float(values.mean()), *mean_ci(values, seed))
 
 
 @dataclass(frozen=True)
-class Resamples:
+class ClusterBootstrap:
     """A set drawn again and again, whole groups at once: each time the weights of its rows.
 
     The same seed gives the same draws, so that differences of scores are taken on the same images.
@@ -108,7 +108,7 @@ class Resamples:
             yield times[numbers].astype(np.float64)
 
 
-def with_interval(values: np.ndarray) -> Value:
+def summarize_resamples(values: np.ndarray) -> Value:
     """The first of (1 + R,) values, and the percentiles of the others; none where these are no numbers."""
     others = values[1:][np.isfinite(values[1:])]
     bounds = np.percentile(others, (2.5, 97.5)).tolist() if len(others) else (None, None)

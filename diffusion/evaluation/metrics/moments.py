@@ -51,7 +51,7 @@ class Moments:
         return Gaussian(self.count, self.centre + mean, covariance)
 
 
-def fitted(batches: Iterable[torch.Tensor], device: torch.device | str = "cpu") -> Gaussian:
+def fit_gaussian(batches: Iterable[torch.Tensor], device: torch.device | str = "cpu") -> Gaussian:
     """The Gaussian of rows that come in batches (n, D)."""
     moments = Moments(device)
     for rows in batches:

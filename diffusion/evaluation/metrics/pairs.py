@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from diffusion.evaluation.sets.features import PART_ROWS, Features, Row
 
-QUERIES = 32_768  # rows that are looked up at once: the other set is read once for each so many
+QUERY_ROWS = 32_768  # rows that are looked up at once: the other set is read once for each so many
 RANDOM_PAIRS = 10_000  # put together at random: enough to know their spread by
 
 
@@ -46,11 +46,11 @@ def compare_pairs(real: Features, synthetic: Features, seed: int = 0) -> Pairs |
         a, b = real.take(at_real[part]), synthetic.take(at_synthetic[part])
         own.append(F.cosine_similarity(a, b))
         distances.append((a - b).norm(dim=1))
-    random, apart = _strangers(real, synthetic, np.array(at_real), np.array(at_synthetic), seed)
+    random, apart = _random_pairs(real, synthetic, np.array(at_real), np.array(at_synthetic), seed)
     return Pairs(rows, _numpy(own), _numpy(distances) / apart, random)
 
 
-def _strangers(
+def _random_pairs(
     real: Features, synthetic: Features, at_real: np.ndarray, at_synthetic: np.ndarray, seed: int
 ) -> tuple[np.ndarray, float]:
     """Cosines of real rows and synthetic rows of other names, and the mean distance of two real rows.
@@ -67,18 +67,18 @@ def _numpy(parts: list[torch.Tensor]) -> np.ndarray:
     return torch.cat(parts).double().numpy()
 
 
-class Nearest(NamedTuple):
+class NearestNeighbours(NamedTuple):
     """Of each row that was looked up, the most similar row of another set."""
 
     similarity: np.ndarray  # (Q,) cosine
     number: np.ndarray  # (Q,) of the row there
 
 
-def nearest(rows: Features, among: Features, device: torch.device | str = "cpu") -> Nearest:
+def find_nearest(rows: Features, among: Features, device: torch.device | str = "cpu") -> NearestNeighbours:
     """Look up each row among those of another set by cosine; neither set is held whole."""
     similarity, number = [], []
-    for start in range(0, len(rows), QUERIES):
-        queries = F.normalize(rows.take(range(start, min(start + QUERIES, len(rows)))).to(device), dim=1)
+    for start in range(0, len(rows), QUERY_ROWS):
+        queries = F.normalize(rows.take(range(start, min(start + QUERY_ROWS, len(rows)))).to(device), dim=1)
         best = torch.full((len(queries),), -torch.inf, device=device)
         where = torch.zeros(len(queries), dtype=torch.int64, device=device)
         first = 0
@@ -91,4 +91,4 @@ def nearest(rows: Features, among: Features, device: torch.device | str = "cpu")
             first += len(others)
         similarity.append(best.double().cpu())
         number.append(where.cpu())
-    return Nearest(torch.cat(similarity).numpy(), torch.cat(number).numpy())
+    return NearestNeighbours(torch.cat(similarity).numpy(), torch.cat(number).numpy())

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from diffusion.evaluation.metrics.distances import Extrapolation
+from diffusion.evaluation.metrics.distances import FidExtrapolation
 from diffusion.evaluation.metrics.pairs import Pairs
 from diffusion.evaluation.reports.curves import Curve
 from diffusion.evaluation.reports.style import FAINT, figure_png
@@ -32,7 +32,7 @@ def new_chart(width: float = 8, height: float = 3.2) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def finish(figure: Figure, axes: Axes, x: str, y: str, legend: bool = True) -> bytes:
+def finish_chart(figure: Figure, axes: Axes, x: str, y: str, legend: bool = True) -> bytes:
     axes.set_xlabel(x, color=NEUTRAL)
     axes.set_ylabel(y, color=NEUTRAL)
     if legend:
@@ -49,7 +49,7 @@ def plot_losses(training: Curve, validation: Curve | None = None) -> bytes:
         axes.plot(
             validation.steps, validation.values, "o-", color=ORANGE, markersize=4, label="held out, averaged weights"
         )
-    return finish(figure, axes, "step", "loss")
+    return finish_chart(figure, axes, "step", "loss")
 
 
 def plot_similarity(pairs: Pairs) -> bytes:
@@ -64,10 +64,10 @@ def plot_similarity(pairs: Pairs) -> bytes:
         (pairs.similarity, BLUE, "real and its sample"),
     ):
         axes.hist(values, bins=bins, color=colour, alpha=0.65, label=f"{label}, mean {values.mean():.3f}")
-    return finish(figure, axes, "cosine similarity", "pairs")
+    return finish_chart(figure, axes, "cosine similarity", "pairs")
 
 
-def plot_extrapolation(extrapolation: Extrapolation, count: int) -> bytes:
+def plot_extrapolation(extrapolation: FidExtrapolation, count: int) -> bytes:
     """Distances over one by the number of images, and the line through them to infinitely many."""
     figure, axes = new_chart()
     inverse = [1 / (share * count) for share in extrapolation.shares]
@@ -79,11 +79,11 @@ def plot_extrapolation(extrapolation: Extrapolation, count: int) -> bytes:
     )
     axes.plot([0], [extrapolation.value], "o", color=ORANGE, label=f"infinitely many: {extrapolation.value:.4g}")
     axes.set_xlim(left=0)
-    return finish(figure, axes, "1 / images", "Fréchet distance")
+    return finish_chart(figure, axes, "1 / images", "Fréchet distance")
 
 
 @dataclass(frozen=True)
-class Line:
+class ScoreLine:
     """A score over one setting, the others as `label` says: places on the axis, values, and intervals where known."""
 
     label: str
@@ -93,12 +93,12 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Panel:
+class ScorePanel:
     """One score; its lines, and whether more of it is better."""
 
     title: str
     more_is_better: bool
-    lines: list[Line]
+    lines: list[ScoreLine]
 
     @property
     def best(self) -> tuple[float, float]:
@@ -107,7 +107,7 @@ class Panel:
         return (max if self.more_is_better else min)(points, key=lambda point: point[1])
 
 
-def plot_panels(panels: Sequence[Panel], xlabel: str, ticks: Mapping[str, float]) -> bytes:
+def plot_score_panels(panels: Sequence[ScorePanel], xlabel: str, ticks: Mapping[str, float]) -> bytes:
     """Scores over one setting, a panel each, on white; ticks: what the setting's values are called, and their places."""
     from matplotlib.figure import Figure
 
@@ -118,7 +118,7 @@ def plot_panels(panels: Sequence[Panel], xlabel: str, ticks: Mapping[str, float]
         axes = figure.add_subplot(rows, columns, i + 1)
         width = max(ticks.values()) - min(ticks.values())
         for j, line in enumerate(panel.lines):
-            _draw_line(axes, line, f"C{j % 10}", aside=width * DODGE * (j - (len(panel.lines) - 1) / 2))
+            _plot_line(axes, line, f"C{j % 10}", aside=width * DODGE * (j - (len(panel.lines) - 1) / 2))
         axes.set_title(panel.title, loc="left", fontsize=11)
         if len({value for line in panel.lines for value in line.values}) > 1:
             place, value = panel.best
@@ -135,7 +135,7 @@ def plot_panels(panels: Sequence[Panel], xlabel: str, ticks: Mapping[str, float]
     return figure_png(figure, dpi=110)
 
 
-def _draw_line(axes: Axes, line: Line, colour: str, aside: float) -> None:
+def _plot_line(axes: Axes, line: ScoreLine, colour: str, aside: float) -> None:
     """aside: how far intervals stand from their place, so that those of several lines are told apart."""
     axes.plot(line.places, line.values, "o-", color=colour, markersize=4, label=line.label)
     for place, interval in zip(line.places, line.intervals, strict=True):

@@ -35,7 +35,7 @@ class Curve:
         sums = np.convolve(np.where(finite, values, 0), window, mode="same")
         return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan).tolist()
 
-    def since(self, step: int) -> Curve:
+    def tail(self, step: int) -> Curve:
         """The part from `step` on."""
         kept = [point for point in zip(self.steps, self.values, strict=True) if point[0] >= step]
         return Curve([step for step, _ in kept], [value for _, value in kept])
@@ -49,7 +49,7 @@ def read_curves(workdir: Path) -> dict[str, Curve]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     points: dict[str, list[tuple[float, int, float]]] = defaultdict(list)
-    for file in event_files(workdir):
+    for file in find_event_files(workdir):
         # 0: keep every point; of the pictures one is enough, they are not looked at.
         events = EventAccumulator(str(file), size_guidance={"scalars": 0, "images": 1}).Reload()
         for tag in events.Tags()["scalars"]:
@@ -64,7 +64,7 @@ def _in_order(points: list[tuple[float, int, float]]) -> Curve:
     return Curve(steps, [by_step[step] for step in steps])
 
 
-def event_files(workdir: Path) -> list[Path]:
+def find_event_files(workdir: Path) -> list[Path]:
     """Find the TensorBoard files of a run: those in `tensorboard/` of its work dir, else all that lie in one folder below.
 
     Raises MissingError when there is none, InputError when they lie in several folders: one run does not leave that.

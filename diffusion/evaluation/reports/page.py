@@ -13,18 +13,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from diffusion.evaluation.metrics.pairs import Nearest, Pairs
+from diffusion.evaluation.metrics.pairs import NearestNeighbours, Pairs
 from diffusion.evaluation.sets.features import Row
-from diffusion.evaluation.sets.images import ImageSet, window_of
+from diffusion.evaluation.sets.images import ImageSet, load_window
 from diffusion.utils.text import format_number
 
-SHOWN = 6  # pairs of each of best, median and worst; nearest neighbours
+PAIRS_SHOWN = 6  # pairs of each of best, median and worst; nearest neighbours
 SHEET_COLUMNS, SHEET_ROWS, SHEET_CELL = 8, 6, 128  # of a contact sheet; pixels
 GRID_COLUMNS, GRID_PAIRS, GRID_CELL = 8, 16, 104  # of the picture of pairs, which fits a README
 QUALITY = 90  # of the copies shown, JPEG, so that the page stays small; scores are taken from the files
 
 
-class Shown(NamedTuple):
+class ImagePair(NamedTuple):
     """Two pictures side by side, as data URIs, and what is said of them."""
 
     name: str
@@ -34,7 +34,7 @@ class Shown(NamedTuple):
     group: str = ""
 
 
-def ranked(similarity: np.ndarray, each: int = SHOWN) -> list[tuple[str, int]]:
+def choose_ranked(similarity: np.ndarray, each: int = PAIRS_SHOWN) -> list[tuple[str, int]]:
     """Numbers of the most similar, of those about the median, and of the least similar, each but once, with their group."""
     order = np.argsort(-similarity, kind="stable")
     count = len(order)
@@ -47,45 +47,45 @@ def ranked(similarity: np.ndarray, each: int = SHOWN) -> list[tuple[str, int]]:
     return [(groups[number], number) for number in order.tolist() if number in groups]
 
 
-def show_pairs(pairs: Pairs, real: ImageSet, synthetic: ImageSet) -> list[Shown]:
+def build_ranked_pairs(pairs: Pairs, real: ImageSet, synthetic: ImageSet) -> list[ImagePair]:
     """The best, median and worst pairs, most similar first."""
     return [
-        Shown(
-            title(pairs.rows[i]),
-            picture_of(real, pairs.rows[i]),
-            picture_of(synthetic, pairs.rows[i]),
+        ImagePair(
+            row_title(pairs.rows[i]),
+            window_uri(real, pairs.rows[i]),
+            window_uri(synthetic, pairs.rows[i]),
             float(pairs.similarity[i]),
             group,
         )
-        for group, i in ranked(pairs.similarity)
+        for group, i in choose_ranked(pairs.similarity)
     ]
 
 
-def show_neighbours(
-    found: Nearest, rows: Sequence[Row], synthetic: ImageSet, training_rows: Sequence[Row], training: ImageSet
-) -> list[Shown]:
+def build_nearest_pairs(
+    found: NearestNeighbours, rows: Sequence[Row], synthetic: ImageSet, training_rows: Sequence[Row], training: ImageSet
+) -> list[ImagePair]:
     """The samples that are nearest to a training image, beside that image; the nearest first."""
-    order = np.argsort(-found.similarity, kind="stable")[:SHOWN].tolist()
+    order = np.argsort(-found.similarity, kind="stable")[:PAIRS_SHOWN].tolist()
     return [
-        Shown(
-            title(training_rows[found.number[i]]),
-            picture_of(synthetic, rows[i]),
-            picture_of(training, training_rows[found.number[i]]),
+        ImagePair(
+            row_title(training_rows[found.number[i]]),
+            window_uri(synthetic, rows[i]),
+            window_uri(training, training_rows[found.number[i]]),
             float(found.similarity[i]),
         )
         for i in order
     ]
 
 
-def title(row: Row) -> str:
+def row_title(row: Row) -> str:
     return f"{row.name}, window {row.window}" if row.window else row.name
 
 
-def picture_of(images: ImageSet, row: Row) -> str:
-    return jpeg_uri(window_of(images.files[row.name], images.fit, row.window))
+def window_uri(images: ImageSet, row: Row) -> str:
+    return jpeg_uri(load_window(images.files[row.name], images.fit, row.window))
 
 
-def contact_sheet(images: ImageSet, rows: Sequence[Row], seed: int) -> str:
+def contact_sheet_uri(images: ImageSet, rows: Sequence[Row], seed: int) -> str:
     """Some of a set, drawn by `seed`, as one picture."""
     count = min(SHEET_COLUMNS * SHEET_ROWS, len(rows))
     chosen = sorted(random.Random(seed).sample(range(len(rows)), count))
@@ -93,12 +93,12 @@ def contact_sheet(images: ImageSet, rows: Sequence[Row], seed: int) -> str:
     sheet = Image.new("RGB", size, "white")
     for place, i in enumerate(chosen):
         row, column = divmod(place, SHEET_COLUMNS)
-        window = window_of(images.files[rows[i].name], images.fit, rows[i].window)
+        window = load_window(images.files[rows[i].name], images.fit, rows[i].window)
         sheet.paste(window.resize((SHEET_CELL, SHEET_CELL)), (column * SHEET_CELL, row * SHEET_CELL))
     return jpeg_uri(sheet)
 
 
-def choose_pairs(pairs: Pairs, seed: int, count: int = GRID_PAIRS) -> list[Row]:
+def draw_pairs(pairs: Pairs, seed: int, count: int = GRID_PAIRS) -> list[Row]:
     """At most `count` pairs, drawn by `seed`, in name order."""
     return sorted(random.Random(seed).sample(pairs.rows, min(count, len(pairs.rows))))
 
@@ -118,11 +118,11 @@ def pairs_grid(real: Sequence[Image.Image], synthetic: Sequence[Image.Image]) ->
             grid.paste(image.resize((cell, cell)), place)
     for band in range(bands):
         for row, word in enumerate(("real", "synthetic")):
-            grid.paste(_upright(word, cell, margin), (0, gap + band * band_height + row * pitch))
+            grid.paste(_vertical_label(word, cell, margin), (0, gap + band * band_height + row * pitch))
     return grid
 
 
-def _upright(word: str, length: int, thickness: int) -> Image.Image:
+def _vertical_label(word: str, length: int, thickness: int) -> Image.Image:
     """A word reading upwards, in a strip of thickness x length."""
     strip = Image.new("RGB", (length, thickness), "white")
     font = ImageFont.load_default(thickness * 0.6)
@@ -146,7 +146,7 @@ def png_bytes(image: Image.Image) -> bytes:
     return picture.getvalue()
 
 
-def render(template: Path, fields: Mapping[str, Any]) -> bytes:
+def render_page(template: Path, fields: Mapping[str, Any]) -> bytes:
     """The page of a jinja2 template, every value in it escaped."""
     import jinja2
 

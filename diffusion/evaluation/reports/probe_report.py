@@ -7,30 +7,30 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from diffusion.evaluation.metrics.classification import METRICS
+from diffusion.evaluation.metrics.classification import CLASSIFICATION_METRICS
 from diffusion.evaluation.metrics.intervals import Value
-from diffusion.evaluation.probe import PROBES, Probed
+from diffusion.evaluation.probe import PROBES, ProbeResult
 from diffusion.evaluation.reports.style import COLOURS, DPI, FAINT, INK, SOFT, figure_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Results = Mapping[str, Sequence[Probed]]  # name of an encoder -> its probes
+ProbeResults = Mapping[str, Sequence[ProbeResult]]  # name of an encoder -> its probes
 MARKERS = dict(zip(PROBES, "os", strict=True))
 DIFFERENCES = (("both", "real"), ("synthetic", "real"))
 PANEL_WIDTH, ROW, MARGIN = 350, 68, 62  # pixels: of a panel, of a training set in it, of its title and axis
 
 
-def differences(probed: Sequence[Probed]) -> Iterator[tuple[str, str, dict[str, Value]]]:
+def differences(probed: Sequence[ProbeResult]) -> Iterator[tuple[str, str, dict[str, Value]]]:
     """For each probe what training on more, or on other images changes: probe, `both - real`, values by metric."""
     found = {(each.probe, each.training): each for each in probed}
     for kind in PROBES:
         for one, other in DIFFERENCES:
             if (kind, one) in found and (kind, other) in found:
-                yield kind, f"{one} - {other}", found[kind, one].minus(found[kind, other])
+                yield kind, f"{one} - {other}", found[kind, one].difference_to(found[kind, other])
 
 
-def records(results: Results) -> dict[str, Any]:
+def results_to_dict(results: ProbeResults) -> dict[str, Any]:
     """All scores and differences, as JSON has them."""
     return {
         encoder: {
@@ -44,38 +44,38 @@ def records(results: Results) -> dict[str, Any]:
     }
 
 
-def in_words(value: Value, sign: str = "") -> str:
+def format_value(value: Value, sign: str = "") -> str:
     """`0.912 [0.851, 0.958]`."""
     bounds = "" if value.low is None else f" [{value.low:{sign}.3f}, {value.high:{sign}.3f}]"
     return f"{value.value:{sign}.3f}{bounds}"
 
 
-def score_rows(results: Results) -> list[tuple[str, ...]]:
+def score_rows(results: ProbeResults) -> list[tuple[str, ...]]:
     """A table of all scores, its head first."""
-    rows = [("encoder", "probe", "trained on", "images", *(title.lower() for title in METRICS.values()))]
+    rows = [("encoder", "probe", "trained on", "images", *(title.lower() for title in CLASSIFICATION_METRICS.values()))]
     for encoder, probed in results.items():
         for each in probed:
             head = (encoder, PROBES[each.probe], each.training, str(sum(each.counts.values())))
-            rows.append((*head, *(in_words(value) for value in each.values.values())))
+            rows.append((*head, *(format_value(value) for value in each.values.values())))
     return rows
 
 
-def difference_rows(results: Results) -> list[tuple[str, ...]]:
+def difference_rows(results: ProbeResults) -> list[tuple[str, ...]]:
     """A table of the differences between training sets, its head first; empty when there is none."""
     rows = [
-        (encoder, PROBES[kind], what, *(in_words(value, "+") for value in values.values()))
+        (encoder, PROBES[kind], what, *(format_value(value, "+") for value in values.values()))
         for encoder, probed in results.items()
         for kind, what, values in differences(probed)
     ]
-    head = ("encoder", "probe", "difference", *(title.lower() for title in METRICS.values()))
+    head = ("encoder", "probe", "difference", *(title.lower() for title in CLASSIFICATION_METRICS.values()))
     return [head, *rows] if rows else []
 
 
-def as_csv(results: Results) -> str:
+def format_csv(results: ProbeResults) -> str:
     """One row per encoder, probe and training set; of each metric its value and the two ends of its interval."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    metrics = [f"{metric}{end}" for metric in METRICS for end in ("", "_low", "_high")]
+    metrics = [f"{metric}{end}" for metric in CLASSIFICATION_METRICS for end in ("", "_low", "_high")]
     writer.writerow(["encoder", "probe", "training", "training_images", *metrics])
     for encoder, probed in results.items():
         for each in probed:
@@ -84,7 +84,7 @@ def as_csv(results: Results) -> str:
     return text.getvalue()
 
 
-def draw(results: Results, chance: Mapping[str, float]) -> bytes:
+def plot_probes(results: ProbeResults, chance: Mapping[str, float]) -> bytes:
     """A panel for each encoder (down) and metric (across), with the intervals of each training set, as PNG.
 
     chance: the scores of guessing, by metric, drawn as dashed lines.
@@ -93,15 +93,15 @@ def draw(results: Results, chance: Mapping[str, float]) -> bytes:
     from matplotlib.lines import Line2D
 
     trainings = list(dict.fromkeys(each.training for probed in results.values() for each in probed))
-    size = len(METRICS) * PANEL_WIDTH / DPI, (len(results) * (len(trainings) * ROW + MARGIN) + 40) / DPI
+    size = len(CLASSIFICATION_METRICS) * PANEL_WIDTH / DPI, (len(results) * (len(trainings) * ROW + MARGIN) + 40) / DPI
     figure = Figure(figsize=size, dpi=DPI, layout="constrained", facecolor="white")
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
-    grid = figure.subplots(len(results), len(METRICS), sharex="col", sharey=True, squeeze=False)
+    grid = figure.subplots(len(results), len(CLASSIFICATION_METRICS), sharex="col", sharey=True, squeeze=False)
     for row, (encoder, probed) in enumerate(results.items()):
-        for axes, metric in zip(grid[row], METRICS, strict=True):
-            _draw_panel(axes, probed, metric, trainings, chance.get(metric))
+        for axes, metric in zip(grid[row], CLASSIFICATION_METRICS, strict=True):
+            _plot_panel(axes, probed, metric, trainings, chance.get(metric))
         grid[row][0].set_ylabel(encoder, color=INK, fontsize=10, labelpad=10)
-    for axes, title in zip(grid[0], METRICS.values(), strict=True):
+    for axes, title in zip(grid[0], CLASSIFICATION_METRICS.values(), strict=True):
         axes.set_title(title, loc="left", fontsize=11, color=INK)
     handles = [
         Line2D([], [], color=COLOURS[i], marker=MARKERS[kind], linewidth=2, label=title)
@@ -112,8 +112,8 @@ def draw(results: Results, chance: Mapping[str, float]) -> bytes:
     return figure_png(figure)
 
 
-def _draw_panel(
-    axes: Axes, probed: Sequence[Probed], metric: str, trainings: Sequence[str], chance: float | None
+def _plot_panel(
+    axes: Axes, probed: Sequence[ProbeResult], metric: str, trainings: Sequence[str], chance: float | None
 ) -> None:
     for each in probed:
         i = list(PROBES).index(each.probe)

@@ -11,14 +11,14 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from diffusion.evaluation.measure import REAL, SYNTHETIC, TRAINING, Measured, Source, summary
+from diffusion.evaluation.measure import REAL, SYNTHETIC, TRAINING, EncoderScores, Source, scores_by_encoder
 from diffusion.evaluation.metrics.intervals import Value
 from diffusion.evaluation.metrics.scores import QUANTITIES
 from diffusion.evaluation.reports import charts, page
 from diffusion.evaluation.reports.curves import Curve, read_curves
 from diffusion.evaluation.sets.embedding import Timing
-from diffusion.evaluation.sets.images import ImageSet, window_of
-from diffusion.evaluation.sets.provenance import versions
+from diffusion.evaluation.sets.images import ImageSet, load_window
+from diffusion.evaluation.sets.provenance import package_versions
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import atomic_write_bytes
 
@@ -44,7 +44,7 @@ def read_losses(workdir: Path) -> Losses:
 
 
 @dataclass(frozen=True)
-class About:
+class ReportInfo:
     """What a report says beside the scores. measured: how they were taken, by names; settings: of the samples."""
 
     note: str = ""
@@ -56,19 +56,21 @@ class About:
     notes: Sequence[str] = ()
 
 
-def write_report(out: Path, measured: Sequence[Measured], sources: Mapping[str, Source], about: About) -> list[str]:
+def write_report(
+    out: Path, measured: Sequence[EncoderScores], sources: Mapping[str, Source], about: ReportInfo
+) -> list[str]:
     """Write everything into a folder, the page last; returns the notes that the page has."""
     pairs = measured[0].scores.pairs
     notes = [*about.notes, *gather_notes(measured)]
     grid = None
     if pairs is not None and isinstance(sources[REAL], ImageSet):
-        chosen = page.choose_pairs(pairs, about.seed)
+        chosen = page.draw_pairs(pairs, about.seed)
         windows = [[_window(sources[kind], row) for row in chosen] for kind in (REAL, SYNTHETIC)]
         grid = page.png_bytes(page.pairs_grid(*windows))
-    content = page.render(TEMPLATE, page_fields(measured, sources, about, notes))
-    record = {"encoders": summary(measured), "notes": notes, "note": about.note, "seed": about.seed,
-              "images": {kind: _about_set(kind, measured[0]) for kind in sources},
-              "measured": dict(about.measured), "settings": dict(about.settings), "versions": versions()}  # fmt: skip
+    content = page.render_page(TEMPLATE, page_fields(measured, sources, about, notes))
+    record = {"encoders": scores_by_encoder(measured), "notes": notes, "note": about.note, "seed": about.seed,
+              "images": {kind: _set_fields(kind, measured[0]) for kind in sources},
+              "measured": dict(about.measured), "settings": dict(about.settings), "versions": package_versions()}  # fmt: skip
     if about.losses is not None:
         record["loss"] = _loss_fields(about.losses)
     files = {
@@ -85,7 +87,7 @@ def write_report(out: Path, measured: Sequence[Measured], sources: Mapping[str, 
     return notes
 
 
-def gather_notes(measured: Sequence[Measured]) -> list[str]:
+def gather_notes(measured: Sequence[EncoderScores]) -> list[str]:
     """Those of the sets once, and those of each encoder, named where there are several."""
     notes = list(measured[0].notes)
     for part in measured:
@@ -94,7 +96,7 @@ def gather_notes(measured: Sequence[Measured]) -> list[str]:
     return list(dict.fromkeys(notes))
 
 
-def pairs_table(measured: Sequence[Measured]) -> bytes | None:
+def pairs_table(measured: Sequence[EncoderScores]) -> bytes | None:
     """Every pair with its similarity by each encoder, as CSV; None when there are no pairs."""
     pairs = measured[0].scores.pairs
     if pairs is None:
@@ -109,7 +111,7 @@ def pairs_table(measured: Sequence[Measured]) -> bytes | None:
 
 
 def page_fields(
-    measured: Sequence[Measured], sources: Mapping[str, Source], about: About, notes: Sequence[str]
+    measured: Sequence[EncoderScores], sources: Mapping[str, Source], about: ReportInfo, notes: Sequence[str]
 ) -> dict[str, Any]:
     """What the template shows."""
     first, pictures = measured[0], isinstance(sources[REAL], ImageSet)
@@ -117,7 +119,7 @@ def page_fields(
     fields: dict[str, Any] = {
         "note": about.note,
         "notes": notes,
-        "sets": [{"kind": kind, **_about_set(kind, first)} for kind in sources],
+        "sets": [{"kind": kind, **_set_fields(kind, first)} for kind in sources],
         "encoders": [_encoder_fields(part) for part in measured],
         "cards": [_card(name, first) for name in CARDS if name in first.scores.values],
         "rows": [{**QUANTITIES[name]._asdict(), "cells": _cells(name, measured)} for name in names],
@@ -131,16 +133,19 @@ def page_fields(
     weights = {f"weights of {part.scores.encoder}": part.weights for part in measured if part.weights}
     fields["tables"].append(("Scoring", {**about.measured, **weights, "made": date.today().isoformat()}))
     fields["tables"] += [("Time", _timing_fields(about.timing))] if about.timing.images else []
-    fields["tables"].append(("Versions", versions()))
+    fields["tables"].append(("Versions", package_versions()))
     if pictures and first.scores.pairs is not None:
-        fields["pairs"] = page.show_pairs(first.scores.pairs, sources[REAL], sources[SYNTHETIC])
+        fields["pairs"] = page.build_ranked_pairs(first.scores.pairs, sources[REAL], sources[SYNTHETIC])
     if pictures and first.scores.neighbours is not None:
         rows, training = first.features[SYNTHETIC].rows, first.features[TRAINING].rows
         looked_up = (first.scores.neighbours, rows, sources[SYNTHETIC], training, sources[TRAINING])
-        fields["neighbours"] = page.show_neighbours(*looked_up)
+        fields["neighbours"] = page.build_nearest_pairs(*looked_up)
     if pictures:
         fields["sheets"] = [
-            {"title": f"{kind.capitalize()} images", "src": page.contact_sheet(sources[kind], part.rows, about.seed)}
+            {
+                "title": f"{kind.capitalize()} images",
+                "src": page.contact_sheet_uri(sources[kind], part.rows, about.seed),
+            }
             for kind, part in first.features.items()
             if kind != TRAINING
         ]
@@ -148,15 +153,15 @@ def page_fields(
 
 
 def _window(images: ImageSet, row: Any) -> Any:
-    return window_of(images.files[row.name], images.fit, row.window)
+    return load_window(images.files[row.name], images.fit, row.window)
 
 
-def _about_set(kind: str, first: Measured) -> dict[str, Any]:
+def _set_fields(kind: str, first: EncoderScores) -> dict[str, Any]:
     features = first.features[kind]
     return {"count": len(features), "formats": features.formats, "left_out": features.bad}
 
 
-def _encoder_fields(part: Measured) -> dict[str, Any]:
+def _encoder_fields(part: EncoderScores) -> dict[str, Any]:
     scores, plots = part.scores, []
     if scores.pairs is not None:
         title = f"Similarity of pairs, in features of {scores.encoder}"
@@ -168,13 +173,13 @@ def _encoder_fields(part: Measured) -> dict[str, Any]:
     return {"name": scores.encoder, "width": scores.width, "compared": part.untrained is not None, "plots": plots}
 
 
-def _card(name: str, part: Measured) -> dict[str, Any]:
+def _card(name: str, part: EncoderScores) -> dict[str, Any]:
     compared = part.untrained.values.get(name) if part.untrained is not None else None
     fields = {**QUANTITIES[name]._asdict(), **part.scores.values[name]._asdict()}
     return {**fields, "compared": None if compared is None else compared.value}
 
 
-def _cells(name: str, measured: Sequence[Measured]) -> list[Value | None]:
+def _cells(name: str, measured: Sequence[EncoderScores]) -> list[Value | None]:
     cells = []
     for part in measured:
         cells.append(part.scores.values.get(name))

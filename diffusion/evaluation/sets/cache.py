@@ -26,10 +26,10 @@ from diffusion.utils.files import atomic_write
 
 PART_FILES = 256  # files of a part: small enough for many processes to share a set of thousands
 VERSION = 1  # of what a part holds
-DAMAGED = (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error)  # what numpy says of such files
+READ_ERRORS = (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error)  # what numpy says of such files
 
 
-class Part(NamedTuple):
+class CachePart(NamedTuple):
     """Files of one part, and where their features are."""
 
     names: list[str]
@@ -37,24 +37,24 @@ class Part(NamedTuple):
     file: Path
 
 
-def split(images: ImageSet, embedder: PatchEmbedder, cache: Path) -> Iterator[Part]:
+def split_into_parts(images: ImageSet, embedder: PatchEmbedder, cache: Path) -> Iterator[CachePart]:
     """The parts of a set, each with its name on the disk."""
     identity = [VERSION, embedder.name, embedder.fingerprint, str(embedder.dtype), str(embedder.view), images.fit]
     files = list(images.files.items())
     for first in range(0, len(files), PART_FILES):
         names, paths = map(list, zip(*files[first : first + PART_FILES], strict=True))
-        digest = digest_of(dict(zip(names, paths, strict=True)), identity, str(images.folder.resolve()))
-        yield Part(names, paths, cache / f"{embedder.name}_{digest}.npz")
+        digest = hash_files(dict(zip(names, paths, strict=True)), identity, str(images.folder.resolve()))
+        yield CachePart(names, paths, cache / f"{embedder.name}_{digest}.npz")
 
 
-def digest_of(files: Mapping[str, Path], *more: Any) -> str:
+def hash_files(files: Mapping[str, Path], *more: Any) -> str:
     """What tells files from others that they may become: their names, sizes and times of change, hashed."""
     stats = [path.stat() for path in files.values()]
     content = json.dumps([*more, list(files), [(stat.st_size, stat.st_mtime_ns) for stat in stats]])
     return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
 
-class ReadFile(NamedTuple):
+class FileRecord(NamedTuple):
     """What became of a file: how many windows, in which format; or what is wrong with it."""
 
     windows: int
@@ -63,28 +63,28 @@ class ReadFile(NamedTuple):
     refused: bool
 
 
-def write_part(path: Path, values: np.ndarray, files: Sequence[ReadFile]) -> None:
+def write_part(path: Path, values: np.ndarray, files: Sequence[FileRecord]) -> None:
     windows, formats, wrong, _ = (np.array(column) for column in zip(*files, strict=True))
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, features=values, windows=windows, formats=formats, wrong=wrong)
 
 
-def is_whole(path: Path) -> bool:
+def is_readable(path: Path) -> bool:
     """Whether a part is there and can be read; one that is damaged is computed again."""
     try:
         with np.load(path, allow_pickle=False) as content:
             return all(len(content[name]) > 0 for name in ("windows", "formats", "wrong")) and "features" in content
-    except DAMAGED:
+    except READ_ERRORS:
         return False
 
 
-def open_parts(parts: Sequence[Part], images: ImageSet, embedder: PatchEmbedder, strict: bool) -> Features:
+def load_parts(parts: Sequence[CachePart], images: ImageSet, embedder: PatchEmbedder, strict: bool) -> Features:
     """Parts on the disk as one. Raises InputError when nothing could be read or, if strict, when something could not."""
     rows: list[Row] = []
     bad: dict[str, str] = {}
     lengths, formats = [], Counter()
     for part in parts:
-        if not is_whole(part.file):
+        if not is_readable(part.file):
             raise MissingError(f"no {part.file}, which another process has written; do all see the same --cache?")
         with np.load(part.file, allow_pickle=False) as content:
             windows, kinds, wrong = (content[name].tolist() for name in ("windows", "formats", "wrong"))

@@ -18,7 +18,7 @@ from diffusion.utils.errors import InputError
 from diffusion.utils.folders import is_hidden
 from diffusion.utils.text import abbreviate
 
-SAMPLED = re.compile(
+SAMPLE_NAME = re.compile(
     r"\d{6,}_(?P<patch>.+)_\d+"
 )  # the file names of tools/sample_256.py: number, slide and patch, crop
 
@@ -28,14 +28,14 @@ def class_of(name: str) -> str:
     return name.partition("/")[0]
 
 
-def slide_of(name: str) -> str:
+def slide_folder(name: str) -> str:
     """The folder that an image lies in below its class; empty when there is none."""
     return "/".join(name.split("/")[1:-1])
 
 
-def group_of(name: str) -> str:
+def bootstrap_group(name: str) -> str:
     """What an image is drawn with when a set is drawn again: its slide, in whatever classes; else it alone."""
-    slide = slide_of(name)
+    slide = slide_folder(name)
     return f"{slide}/" if slide else name  # the slash: a slide is never taken for an image
 
 
@@ -70,7 +70,7 @@ def images_by_class(images: ImageSet) -> dict[str, int]:
     return dict(sorted(Counter(map(class_of, images.files)).items()))
 
 
-def choose_trainings(training: Mapping[str, ImageSet], test: ImageSet) -> tuple[dict[str, list[str]], list[str]]:
+def choose_training_sets(training: Mapping[str, ImageSet], test: ImageSet) -> tuple[dict[str, list[str]], list[str]]:
     """What is trained on: each set alone and, of several, `both`, unless classes lack; and notes on what is left out.
 
     Raises InputError when the test set has one class, a training set one that the test set has not, or all training sets
@@ -104,18 +104,18 @@ def choose_trainings(training: Mapping[str, ImageSet], test: ImageSet) -> tuple[
     return chosen | ({"both": list(training)} if len(training) > 1 else {}), notes
 
 
-def leaks(name: str, training: ImageSet, test: ImageSet) -> list[str]:
+def find_leaks(name: str, training: ImageSet, test: ImageSet) -> list[str]:
     """What a training set, `real` or `synthetic`, shares with the test set, in sentences."""
     found = []
-    tested = {key for image in test.files for key in origins(image)}
-    shared = [image for image in training.files if origins(image) & tested]
+    tested = {key for image in test.files for key in image_keys(image)}
+    shared = [image for image in training.files if image_keys(image) & tested]
     if shared:
         same = "are those images" if name == "real" else "were sampled for those images"
         found.append(
             f"{len(shared)} {name} training images have the names of test images ({abbreviate(sorted(shared))}): where they {same}, "
             "scores come out too good."
         )
-    slides, own = ({slide_of(image) for image in images.files} - {""} for images in (test, training))
+    slides, own = ({slide_folder(image) for image in images.files} - {""} for images in (test, training))
     if slides & own:
         found.append(
             f"{len(slides & own)} of {len(slides)} test slides are in the {name} training set, too ({abbreviate(sorted(slides & own))}): "
@@ -124,11 +124,11 @@ def leaks(name: str, training: ImageSet, test: ImageSet) -> list[str]:
     return found
 
 
-def origins(name: str) -> set[str]:
+def image_keys(name: str) -> set[str]:
     """What an image goes by wherever it lies: its whole name; a sampler's file name, and the patch that this was made for,
     `<slide>_<patch>`, which a patch goes by, too."""
     *folders, last = name.split("/")
-    sampled = SAMPLED.fullmatch(last)
+    sampled = SAMPLE_NAME.fullmatch(last)
     if sampled:
         return {name, last, sampled["patch"]}
     return {name, f"{folders[-1]}_{last}"} if folders else {name}

@@ -14,16 +14,16 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from diffusion.encoders.embedders import PatchEmbedder
-from diffusion.evaluation.sets.cache import Part, ReadFile, is_whole, open_parts, split, write_part
+from diffusion.evaluation.sets.cache import CachePart, FileRecord, is_readable, load_parts, split_into_parts, write_part
 from diffusion.evaluation.sets.features import Features
-from diffusion.evaluation.sets.images import Decoded, DecodedImages, ImageSet
+from diffusion.evaluation.sets.images import DecodedImage, ImageSet, WindowDataset
 from diffusion.formats import WINDOW
 from diffusion.utils.errors import InputError
 
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-AT_ONCE = 2**25  # bytes of files that are decoded for one batch: large pictures have many windows each
+MAX_BATCH_BYTES = 2**25  # bytes of files that are decoded for one batch: large pictures have many windows each
 
 
 @dataclass
@@ -54,20 +54,20 @@ def embed_set(
     strict: a file that cannot be read is an error. Raises InputError for one of a size that was not asked for, and when
     there is none that can be read.
     """
-    parts = list(split(images, embedder, cache))
-    missing = [part for part in parts if not is_whole(part.file)]
+    parts = list(split_into_parts(images, embedder, cache))
+    missing = [part for part in parts if not is_readable(part.file)]
     state.wait_for_everyone()  # all have looked before one of them writes
     # sets of one part are not all the first process's
     first = (state.process_index + int(parts[0].file.stem[-8:], 16)) % state.num_processes
     mine = missing[first :: state.num_processes]
     timing = timing if timing is not None else Timing()
-    compute(mine, images, embedder, batch_size, workers, strict, timing, quiet=not state.is_main_process)
+    embed_parts(mine, images, embedder, batch_size, workers, strict, timing, quiet=not state.is_main_process)
     state.wait_for_everyone()
-    return open_parts(parts, images, embedder, strict)
+    return load_parts(parts, images, embedder, strict)
 
 
-def compute(
-    parts: Sequence[Part],
+def embed_parts(
+    parts: Sequence[CachePart],
     images: ImageSet,
     embedder: PatchEmbedder,
     batch_size: int,
@@ -82,9 +82,9 @@ def compute(
     begun = time.perf_counter()
     loader = iter(
         DataLoader(
-            DecodedImages([path for part in parts for path in part.paths], images.fit),
-            batch_sampler=batches_within(parts, batch_size),
-            collate_fn=gathered,
+            WindowDataset([path for part in parts for path in part.paths], images.fit),
+            batch_sampler=batch_within_parts(parts, batch_size),
+            collate_fn=collate,
             num_workers=workers,
             pin_memory=embedder.device.type == "cuda",
         )
@@ -98,7 +98,7 @@ def compute(
             while len(files) < len(part.paths):
                 windows, read = next(loader)
                 for path, file in zip(part.paths[len(files) :], read, strict=False):
-                    check(path, file, strict)
+                    check_file(path, file, strict)
                 files += read
                 asked = time.perf_counter()
                 values += [embedder.embed(some).cpu().numpy() for some in windows.split(batch_size) if len(some)]
@@ -109,7 +109,7 @@ def compute(
     timing.seconds += time.perf_counter() - begun
 
 
-def batches_within(parts: Sequence[Part], size: int) -> list[list[int]]:
+def batch_within_parts(parts: Sequence[CachePart], size: int) -> list[list[int]]:
     """Numbers of files, over all parts, in batches of which none is of two parts, nor of too many bytes."""
     batches: list[list[int]] = []
     number = 0
@@ -118,7 +118,7 @@ def batches_within(parts: Sequence[Part], size: int) -> list[list[int]]:
         held = 0
         for path in part.paths:
             held += path.stat().st_size
-            if batches[-1] and (len(batches[-1]) == size or held > AT_ONCE):
+            if batches[-1] and (len(batches[-1]) == size or held > MAX_BATCH_BYTES):
                 batches.append([])
                 held = path.stat().st_size
             batches[-1].append(number)
@@ -126,18 +126,18 @@ def batches_within(parts: Sequence[Part], size: int) -> list[list[int]]:
     return batches
 
 
-def gathered(files: Sequence[Decoded]) -> tuple[torch.Tensor, list[ReadFile]]:
+def collate(files: Sequence[DecodedImage]) -> tuple[torch.Tensor, list[FileRecord]]:
     """The windows of some files, uint8 (n, 3, 256, 256), and what became of each."""
     there = [file.windows for file in files if file.windows is not None]
     pixels = np.concatenate(there) if there else np.empty((0, WINDOW, WINDOW, 3), np.uint8)
     read = [
-        ReadFile(0 if file.windows is None else len(file.windows), file.format, file.wrong, file.refused)
+        FileRecord(0 if file.windows is None else len(file.windows), file.format, file.wrong, file.refused)
         for file in files
     ]
     return torch.from_numpy(pixels).permute(0, 3, 1, 2), read
 
 
-def check(path: Path, file: ReadFile, strict: bool) -> None:
+def check_file(path: Path, file: FileRecord, strict: bool) -> None:
     if file.refused:
         raise InputError(f"{path} {file.wrong}; --on_size windows scores its windows of 256, resize makes it smaller")
     if strict and file.wrong:

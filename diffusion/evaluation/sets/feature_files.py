@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion.evaluation.sets.cache import DAMAGED
+from diffusion.evaluation.sets.cache import READ_ERRORS
 from diffusion.evaluation.sets.features import PART_ROWS, Features, Row
 from diffusion.utils.errors import InputError, MissingError
 
-FEATURE_FILES = (".npy", ".npz")
+FEATURE_SUFFIXES = (".npy", ".npz")
 
 
 def read_feature_file(path: Path) -> Features:
@@ -29,7 +29,7 @@ def read_feature_file(path: Path) -> Features:
         values = content if path.suffix == ".npy" else content["features"]
         named = path.suffix == ".npz" and "names" in content
         names = content["names"].tolist() if named else list(range(len(values)))
-    except DAMAGED as error:
+    except READ_ERRORS as error:
         why = "not of numbers alone" if "pickle" in str(error) else str(error).splitlines()[0]
         raise InputError(f"{path} is not a whole file of features ({why})") from error
     if values.ndim != 2 or values.dtype.kind != "f" or not len(values):

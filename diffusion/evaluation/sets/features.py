@@ -38,7 +38,7 @@ class Features:
         return len(self.rows)
 
     @classmethod
-    def of(cls, values: torch.Tensor, encoder: str = "") -> Features:
+    def from_tensor(cls, values: torch.Tensor, encoder: str = "") -> Features:
         """Features (N, D) that are at hand; rows are named by their numbers."""
         array = values.float().cpu().numpy()
         rows = [Row(str(i)) for i in range(len(array))]

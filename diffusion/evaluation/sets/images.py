@@ -20,12 +20,14 @@ from diffusion.utils.folders import LeftOut, walk_files
 from diffusion.utils.windows import cut_windows
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
-OTHER_IMAGES = frozenset((".gif", ".heic", ".jp2", ".jpe", ".jpf", ".ppm", ".avif", ".svs", ".ndpi", ".mrxs", ".scn"))
+UNSUPPORTED_SUFFIXES = frozenset(
+    (".gif", ".heic", ".jp2", ".jpe", ".jpf", ".ppm", ".avif", ".svs", ".ndpi", ".mrxs", ".scn")
+)
 LOSSY = ("JPEG", "WEBP", "JPEG in TIFF")  # formats that (WEBP: may) have lost something
-OVERVIEWS = re.compile(
+OVERVIEW_FOLDER = re.compile(
     r"slides_\d+"
 )  # folders of tools/extract_patches.py: pictures of whole slides beside their patches
-MOST_PIXELS = 2**30  # 3 GiB in memory
+MAX_PIXELS = 2**30  # 3 GiB in memory
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ class ImageSet:
             raise MissingError(f"no folder of images at {folder}")
         files: dict[str, Path] = {}
         left_out = LeftOut()
-        for path in walk_files(folder, left_out, enter=lambda name: not OVERVIEWS.fullmatch(name)):
-            if path.suffix.lower() in OTHER_IMAGES:
+        for path in walk_files(folder, left_out, enter=lambda name: not OVERVIEW_FOLDER.fullmatch(name)):
+            if path.suffix.lower() in UNSUPPORTED_SUFFIXES:
                 left_out.add(f"images of other kinds than {', '.join(SUFFIXES)}", path)
             if path.suffix.lower() not in SUFFIXES:
                 continue
@@ -63,7 +65,7 @@ class ImageSet:
         return cls(folder, dict(sorted(files.items())), fit)
 
 
-class Decoded(NamedTuple):
+class DecodedImage(NamedTuple):
     """One file: its windows, uint8 (k, 256, 256, 3), and the format that it is in; or none, and why."""
 
     windows: np.ndarray | None
@@ -72,7 +74,7 @@ class Decoded(NamedTuple):
     refused: bool = False  # readable, but of a size that was not asked for
 
 
-class DecodedImages(Dataset):
+class WindowDataset(Dataset):
     """The windows of some files, for the workers of a loader: what is wrong with one is returned, not raised."""
 
     def __init__(self, paths: Sequence[Path], fit: str):
@@ -81,35 +83,35 @@ class DecodedImages(Dataset):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, i: int) -> Decoded:
-        return decode(self.paths[i], self.fit)
+    def __getitem__(self, i: int) -> DecodedImage:
+        return decode_image(self.paths[i], self.fit)
 
 
-def decode(path: Path, fit: str = "refuse") -> Decoded:
+def decode_image(path: Path, fit: str = "refuse") -> DecodedImage:
     """Read one image whole and cut, or resize, it to windows."""
     try:
-        image = open_image(path, MOST_PIXELS)
+        image = open_image(path, MAX_PIXELS)
     except InputError as error:
-        return Decoded(None, wrong=f"cannot be read ({str(error).removeprefix(f'{path} ')})")
+        return DecodedImage(None, wrong=f"cannot be read ({str(error).removeprefix(f'{path} ')})")
     if image.mode != "RGB":
-        return Decoded(None, wrong=f"has mode {image.mode}: convert it to RGB")
+        return DecodedImage(None, wrong=f"has mode {image.mode}: convert it to RGB")
     width, height = image.size
     about = f"has {width} x {height} pixels, "
     if (width, height) == (WINDOW, WINDOW):
         windows = np.array(image)[None]
     elif fit == "refuse":
-        return Decoded(None, wrong=f"{about}expected {WINDOW} x {WINDOW}", refused=True)
+        return DecodedImage(None, wrong=f"{about}expected {WINDOW} x {WINDOW}", refused=True)
     elif fit == "resize":
-        windows = np.array(_middle(image).resize((WINDOW, WINDOW), Image.Resampling.BICUBIC))[None]
+        windows = np.array(_center_square(image).resize((WINDOW, WINDOW), Image.Resampling.BICUBIC))[None]
     elif min(width, height) < WINDOW:
-        return Decoded(None, wrong=f"{about}less than a window of {WINDOW}", refused=True)
+        return DecodedImage(None, wrong=f"{about}less than a window of {WINDOW}", refused=True)
     else:
         windows = _windows(np.array(image))
     in_jpeg = image.format == "TIFF" and image.info.get("compression") == "jpeg"
-    return Decoded(windows, "JPEG in TIFF" if in_jpeg else image.format)
+    return DecodedImage(windows, "JPEG in TIFF" if in_jpeg else image.format)
 
 
-def _middle(image: Image.Image) -> Image.Image:
+def _center_square(image: Image.Image) -> Image.Image:
     """The largest square in the middle."""
     width, height = image.size
     side = min(width, height)
@@ -123,6 +125,6 @@ def _windows(pixels: np.ndarray) -> np.ndarray:
     return cut_windows(images, WINDOW).permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def window_of(path: Path, fit: str, number: int) -> Image.Image:
+def load_window(path: Path, fit: str, number: int) -> Image.Image:
     """One window of a file that can be read, as a picture to show."""
-    return Image.fromarray(decode(path, fit).windows[number])
+    return Image.fromarray(decode_image(path, fit).windows[number])

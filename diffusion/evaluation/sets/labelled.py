@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffusion.evaluation.sets.classes import class_of, group_of
+from diffusion.evaluation.sets.classes import bootstrap_group, class_of
 from diffusion.evaluation.sets.features import Features
 from diffusion.utils.errors import InputError
 
 
 @dataclass(frozen=True)
-class Labelled:
+class LabelledEmbeddings:
     """Embeddings with their classes."""
 
     features: np.ndarray  # float32 (N, D)
@@ -24,7 +24,9 @@ class Labelled:
         return len(self.labels)
 
     @classmethod
-    def of(cls, features: Features, classes: Sequence[str], per_class: int | None = None, seed: int = 0) -> Labelled:
+    def from_features(
+        cls, features: Features, classes: Sequence[str], per_class: int | None = None, seed: int = 0
+    ) -> LabelledEmbeddings:
         """The rows of all images or, of each class, of some drawn at random: a larger draw holds the smaller ones.
 
         A class of `classes` may lack. Raises InputError for one of which no image could be read.
@@ -36,10 +38,10 @@ class Labelled:
         numbers = [i for i, row in enumerate(features.rows) if row.name in images]
         names = [features.rows[i].name for i in numbers]
         labels = np.array([classes.index(class_of(name)) for name in names], dtype=np.int64)
-        return cls(features.take(numbers).numpy(), labels, np.array([group_of(name) for name in names]))
+        return cls(features.take(numbers).numpy(), labels, np.array([bootstrap_group(name) for name in names]))
 
-    def joined(self, other: Labelled) -> Labelled:
-        return Labelled(
+    def concat(self, other: LabelledEmbeddings) -> LabelledEmbeddings:
+        return LabelledEmbeddings(
             np.concatenate([self.features, other.features]),
             np.concatenate([self.labels, other.labels]),
             np.concatenate([self.groups, other.groups]),

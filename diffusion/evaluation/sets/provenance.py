@@ -9,11 +9,11 @@ from typing import Any
 from diffusion.formats import SAMPLES_FILE
 from diffusion.utils.text import read_json
 
-FOR_MACHINES = ("checkpoint_time", "weights", "vae_weights")  # which tell weights apart, but nothing to a reader
+HIDDEN_KEYS = ("checkpoint_time", "weights", "vae_weights")  # which tell weights apart, but nothing to a reader
 PACKAGES = ("torch", "torchvision", "timm", "diffusers", "torch-fidelity", "numpy", "pillow")
 
 
-def read_settings(folder: Path) -> dict[str, str]:
+def read_sampling_settings(folder: Path) -> dict[str, str]:
     """Read what `samples.json`, in or above a folder of samples, says of them: names to short texts; empty when there is none.
 
     Raises InputError when it is damaged.
@@ -23,7 +23,7 @@ def read_settings(folder: Path) -> dict[str, str]:
     if path is None:
         return {}
     settings = read_json(path, "record of samples")
-    return {name: value for name, value in _flat(settings).items() if name not in FOR_MACHINES}
+    return {name: value for name, value in _flat(settings).items() if name not in HIDDEN_KEYS}
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -39,7 +39,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+def package_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
     """Python's version and those of the packages that are installed."""
     import platform
     from importlib import metadata

@@ -19,11 +19,11 @@ from diffusion.formats import PATCHES_DIR
 from diffusion.utils.errors import InputError
 from diffusion.utils.seeds import mix_seed
 
-PROBES = 100  # images tried before none of a set counts as usable
+MAX_UNUSABLE = 100  # images tried before none of a set counts as usable
 
 
 @dataclass(frozen=True)
-class Images:
+class ImageFiles:
     """Where the originals are: names of files below a folder, looked up one by one."""
 
     folder: Path
@@ -31,14 +31,14 @@ class Images:
     name: Callable[[int], str]
 
     @classmethod
-    def below(cls, folder: Path) -> Images:
+    def from_folder(cls, folder: Path) -> ImageFiles:
         """All images in a folder and those below it. Raises as `ImageSet.open`."""
         files = ImageSet.open(folder).files.values()
         names = [file.relative_to(folder).as_posix() for file in files]
         return cls(folder, len(names), names.__getitem__)
 
     @classmethod
-    def of_index(cls, root: Path, index: PatchIndex) -> Images:
+    def from_index(cls, root: Path, index: PatchIndex) -> ImageFiles:
         return cls(root / PATCHES_DIR, len(index), index.name)
 
 
@@ -54,7 +54,7 @@ class Window(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Windows:
+class RandomWindows:
     """Squares of `size` pixels, in the order in which they were drawn. bad: why images were left out, by their names."""
 
     folder: Path
@@ -78,7 +78,7 @@ class Windows:
             yield range(first, min(first + batch_size, len(self)))
 
 
-def draw_windows(images: Images, count: int, size: int, seed: int = 0, strict: bool = False) -> Windows:
+def draw_windows(images: ImageFiles, count: int, size: int, seed: int = 0, strict: bool = False) -> RandomWindows:
     """At most `count` windows at random: one of each image, then, where there are too few images, more of each.
 
     An image that cannot be read, is not RGB or is smaller than a window is left out, and another one takes its place;
@@ -86,28 +86,28 @@ def draw_windows(images: Images, count: int, size: int, seed: int = 0, strict: b
     Raises InputError for fewer than two windows, and when none of the first images can be used.
     """
     bad: dict[str, str] = {}
-    places = list(islice(_windows_in_turn(images, size, seed, strict, bad), count))
+    places = list(islice(_draw_in_rounds(images, size, seed, strict, bad), count))
     if len(places) < 2:
         reason = f"; {next(iter(bad.values()))}" if bad else ""
         raise InputError(
             f"{images.folder}: got {len(places)} windows of {size} pixels from {images.count} images, "
             f"expected at least 2{reason}"
         )
-    return Windows(images.folder, size, places, bad)
+    return RandomWindows(images.folder, size, places, bad)
 
 
-def _windows_in_turn(images: Images, size: int, seed: int, strict: bool, bad: dict[str, str]) -> Iterator[Window]:
+def _draw_in_rounds(images: ImageFiles, size: int, seed: int, strict: bool, bad: dict[str, str]) -> Iterator[Window]:
     order, left = Permutation(images.count, seed), []
     for i in map(order, range(images.count)):
         name = images.name(i)
         try:
-            windows = _windows_of(images.folder / name, name, size, mix_seed(seed, i))
+            windows = _shuffled_windows(images.folder / name, name, size, mix_seed(seed, i))
         except ValueError as error:  # an InputError is one, and so is what Pillow says of some damage
             if strict:
                 raise InputError(f"{error}; without --strict it would be left out and named") from None
             bad[name] = str(error)
-            if len(bad) >= PROBES and not left:
-                raise InputError(f"none of the first {PROBES} images can be used: {error}") from None
+            if len(bad) >= MAX_UNUSABLE and not left:
+                raise InputError(f"none of the first {MAX_UNUSABLE} images can be used: {error}") from None
             continue
         left.append(windows)
         yield windows.pop()
@@ -116,7 +116,7 @@ def _windows_in_turn(images: Images, size: int, seed: int, strict: bool, bad: di
             yield windows.pop()
 
 
-def _windows_of(path: Path, name: str, size: int, seed: int) -> list[Window]:
+def _shuffled_windows(path: Path, name: str, size: int, seed: int) -> list[Window]:
     """All windows of an image in a random order."""
     image = PlainImage(path)
     columns, rows = image.width // size, image.height // size

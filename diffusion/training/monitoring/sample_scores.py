@@ -63,7 +63,9 @@ class SampleScores:
         items = [first_readable_item(dataset, number, self.settings.count) for number in self.numbers]
         self.tokens = [item.tokens for item in items]
         self.shown = [item.image for item in items[:SHOWN]]
-        self.real = Features.of(self._gathered([self._features(item.image) for item in items]), self.embedder.name)
+        self.real = Features.from_tensor(
+            self._gathered([self._features(item.image) for item in items]), self.embedder.name
+        )
 
     @torch.no_grad()
     def __call__(self, network: PixArt) -> SampleScoreResult | None:
@@ -78,7 +80,7 @@ class SampleScores:
         picture = self._picture([image.nan_to_num().to(torch.uint8) for image in pixels[:SHOWN]])
         if not torch.isfinite(synthetic).all():
             return SampleScoreResult({}, picture)
-        scores = score(self.real, Features.of(synthetic, self.embedder.name), METRICS, replicates=0)
+        scores = score(self.real, Features.from_tensor(synthetic, self.embedder.name), METRICS, replicates=0)
         return SampleScoreResult({name: scores.values[name].value for name in LOGGED if name in scores.values}, picture)
 
     def _batches(self) -> list[range]:
