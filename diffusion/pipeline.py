@@ -37,7 +37,7 @@ class PixCellTransformer2DModel(ModelMixin, ConfigMixin):
     def __init__(self, network: PixArt, prediction_type: str = "epsilon"):
         super().__init__()
         self.network, self.prediction_type = network, prediction_type
-        self.register_to_config(**diffusers_config(network, prediction_type))
+        self.register_to_config(**diffusers_config(network.config, prediction_type))
 
     @classmethod
     def from_pretrained(
@@ -138,7 +138,7 @@ class PixCellPipeline(DiffusionPipeline):
 
     def get_unconditional_embedding(self, batch_size: int = 1) -> torch.Tensor:
         """The network's null condition, (batch_size, L, D)."""
-        return self.transformer.network.y_embedder.y_embedding.expand(batch_size, -1, -1)
+        return self.transformer.network.null_condition.expand(batch_size, -1, -1)
 
     def enable_vae_tiling(self) -> None:
         """Decode in tiles: less memory for images beyond the VAE's own size."""
@@ -244,13 +244,13 @@ class PixCellPipeline(DiffusionPipeline):
         network, trained = self.transformer.network, self.transformer.config.sample_size * LATENT_FACTOR
         sides, unit = (
             [trained if side is None else side for side in (height, width)],
-            LATENT_FACTOR * network.patch_size,
+            LATENT_FACTOR * network.config.patch_size,
         )
         if any(side < unit or side % unit for side in sides):
             raise InputError(f"height and width {sides[0]} x {sides[1]}: expected multiples of {unit}")
         if isinstance(generator, list) and len(generator) != images:
             raise InputError(f"{len(generator)} generators for {images} images: expected one, or one each")
-        shape = (images, network.in_channels, *(side // LATENT_FACTOR for side in sides))
+        shape = (images, network.config.in_channels, *(side // LATENT_FACTOR for side in sides))
         if latents is None:
             return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
         if tuple(latents.shape) != shape:

@@ -20,6 +20,7 @@ from diffusion.encoders.vae_files import EMBEDDED_CODECS, codec_folder
 from diffusion.formats import CONFIG_FILE, LAST_WEIGHTS, LATENT_FACTOR, PIPELINE_INDEX, SSL_PREFIX
 from diffusion.model.convert import Weights, check_told, load_into, load_weights, with_positions_of
 from diffusion.model.pixart import PixArt, build_model
+from diffusion.model.pixart_config import PixArtConfig
 from diffusion.utils.content import fingerprint_tensors
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.files import check_writable
@@ -49,7 +50,7 @@ class Run:
     @property
     def null_tokens(self) -> torch.Tensor:
         """The null condition (L, D)."""
-        return self.model.y_embedder.y_embedding
+        return self.model.null_condition
 
 
 def open_run(work_dir: str | Path, checkpoint: str | Path, device: torch.device, ema: bool = True) -> Run:
@@ -96,6 +97,7 @@ def _config_of(weights: Weights, source: Path) -> Config:
     by_width = {spec.width: spec.name for spec in EMBEDDERS.values()}
     embedder = by_width.get(own["caption_channels"], "uni2")
     keys = ("model_max_length", "caption_channels", "use_cond_pos_embed", "pe_interpolation", "qk_norm")
+    keys += tuple(PixArtConfig.TRAINING_ONLY & own.keys())
     size = own.pop("input_size") * LATENT_FACTOR
     data = "PanCancerDataLowRes" if size < LARGE_PATCH else "PanCancerData"
     return Config(

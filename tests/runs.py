@@ -69,7 +69,6 @@ def settings(root: Path, **changes) -> Config:
 def save_run(folder: Path, root: Path, width: int, image_size: int = 1024, **changes) -> Path:
     """A work dir as the trainer leaves it, of a network with random weights."""
     from diffusion.model import build_model
-    from diffusion.model.architecture import architecture_of
 
     config = Config(
         image_size=image_size,
@@ -87,7 +86,7 @@ def save_run(folder: Path, root: Path, width: int, image_size: int = 1024, **cha
     torch.nn.init.normal_(model.final_layer.linear.weight, std=0.1)
     torch.nn.init.normal_(model.blocks[0].cross_attn.proj.weight, std=5.0)  # so that conditions count
     (folder / "checkpoints").mkdir(parents=True)
-    told = {"architecture": architecture_of(model), "prediction_type": config.prediction_type}
+    told = {"architecture": model.config.to_dict(), "prediction_type": config.prediction_type}
     torch.save({"state_dict": model.state_dict(), **told}, folder / "checkpoints" / "last_ema.ckpt")
     dump_config(config, folder / "config.py")
     return folder

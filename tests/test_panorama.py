@@ -60,7 +60,7 @@ def test_it_is_the_plain_loop_in_fewer_calls(network, batch_size):
     windows, calls = Windows(16, 20, SIDE, 4), []
     x, timestep = torch.randn(2, 16, 16, 20), torch.tensor([700, 30])
     y = torch.cat([conditions(windows, 1), conditions(windows, 2)])
-    null = network.y_embedder.y_embedding
+    null = network.null_condition
     expected, weight = torch.zeros(2, 16, 16, 20), torch.zeros(16, 20)
     fade = torch.tensor([1, 3, 5, 7, 7, 5, 3, 1]) / 8
     for n, (row, column) in enumerate(windows.corners):
@@ -196,7 +196,7 @@ def test_batches_are_quicker_where_windows_are_small(network):
     """Three times and more on two cores; windows of 1024 pixels fill a processor one by one."""
     windows = Windows(32, 32, SIDE, 4)
     x, timestep, y = torch.randn(1, 16, 32, 32), torch.tensor([500]), conditions(windows)
-    null = network.y_embedder.y_embedding
+    null = network.null_condition
 
     def seconds(batch_size):
         blended = WindowedNetwork(network, windows, batch_size)

@@ -30,7 +30,7 @@ class ImageMaker:
         conditions = [self.conditions[i] for i in indices]
         generators = [image_generator(self.seed, i) for i in noises or indices]
         side = self.run.config.input_size
-        noise = initial_noise(generators, (self.run.model.in_channels, side, side))
+        noise = initial_noise(generators, (self.run.model.config.in_channels, side, side))
         tokens = torch.stack([condition.tokens for condition in conditions])
         latents = self.solver.latents(self.run, noise, tokens, generators)
         for i, condition, latent in zip(indices, conditions, latents, strict=True):
@@ -63,7 +63,7 @@ class LargeImageMaker:
             grid = torch.cat([grid, grid.narrow(axis, grid.shape[axis] - 1, 1).repeat_interleave(lacking, axis)], axis)
         tokens = window_tokens(grid, windows, self.run.config.input_size // TOKEN_CELLS)
         generator = image_generator(self.seed, i)
-        noise = initial_noise([generator], (self.run.model.in_channels, windows.height, windows.width))
+        noise = initial_noise([generator], (self.run.model.config.in_channels, windows.height, windows.width))
         network = WindowedNetwork(self.run.model, windows, self.batch_size)
         latents = self.solver.latents(self.run, noise, tokens[None], [generator], network, on_step)
         return latents[:, :, : TOKEN_CELLS * rows, : TOKEN_CELLS * columns]

@@ -1,5 +1,6 @@
-"""Public names: PixArt, build_model."""
+"""Public names: PixArt, PixArtConfig, build_model."""
 
 from diffusion.model.pixart import PixArt, build_model
+from diffusion.model.pixart_config import PixArtConfig
 
-__all__ = ["PixArt", "build_model"]
+__all__ = ["PixArt", "PixArtConfig", "build_model"]

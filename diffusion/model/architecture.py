@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,9 +10,9 @@ from typing import Any
 import torch
 
 from diffusion.formats import LATENT_FACTOR, WINDOW
-from diffusion.model.embed import grid_positions, sincos_2d, token_grid
+from diffusion.model.embed import image_positions, token_grid
 from diffusion.model.names import DIFFUSERS_CLASS
-from diffusion.model.pixart import PRESETS, PixArt
+from diffusion.model.pixart_config import PRESETS, PixArtConfig
 from diffusion.utils.errors import InputError
 
 PREDICTION_TYPE = "prediction_type"  # of checkpoints: epsilon or v_prediction
@@ -46,7 +45,7 @@ def infer_architecture(tensors: Mapping[str, torch.Tensor], source: str | Path =
         "in_channels": in_channels,
         "hidden_size": width,
         "depth": depth,
-        "mlp_ratio": hidden / width,
+        "mlp_ratio": _mlp_ratio(width, hidden),
         "pred_sigma": outputs == 2 * in_channels,
         "caption_channels": caption_channels,
         "model_max_length": tokens,
@@ -60,60 +59,35 @@ def infer_architecture(tensors: Mapping[str, torch.Tensor], source: str | Path =
     return architecture
 
 
-def check_architecture(architecture: dict[str, Any], source: str | Path) -> dict[str, Any]:
-    """The arguments themselves, if PixArt takes them: what a file tells may be anything. Raises InputError."""
-    known = inspect.signature(PixArt).parameters
-    for name, value in architecture.items():
-        if name not in known:
-            raise InputError(f"{source} tells of {name}, which is no argument of PixArt")
-        kind = type(known[name].default)
-        fits = isinstance(value, (int, float) if kind is float else kind) and (kind is bool or 0 < value < math.inf)
-        if not fits or (kind is not bool and isinstance(value, bool)):
-            raise InputError(f"{source} tells of {name} {value!r}: expected a positive {kind.__name__}")
-    return architecture
-
-
-def architecture_of(model: PixArt) -> dict[str, Any]:
-    """The PixArt arguments that would build this network again."""
-    return {
-        **infer_architecture(model.state_dict()),
-        "input_size": model.base_size * model.patch_size,
-        "num_heads": model.blocks[0].attn.heads,
-        "pe_interpolation": model.pe_interpolation,
-    }
-
-
-def diffusers_config(model: PixArt, prediction_type: str = "epsilon") -> dict[str, Any]:
-    """The config.json of a network, with the keys of the released ones."""
-    heads = model.blocks[0].attn.heads
-    qk_norm = isinstance(model.blocks[0].attn.q_norm, torch.nn.LayerNorm)
+def diffusers_config(config: PixArtConfig, prediction_type: str = "epsilon") -> dict[str, Any]:
+    """Return the config.json of a network, with the keys of the released ones."""
     return {
         "_class_name": DIFFUSERS_CLASS,
         "activation_fn": "gelu-approximate",
         "attention_bias": True,
-        "attention_head_dim": model.hidden_size // heads,
+        "attention_head_dim": config.hidden_size // config.num_heads,
         "attention_type": "default",
-        "caption_channels": model.caption_channels,
-        "caption_num_tokens": model.model_max_length,
-        "cross_attention_dim": model.hidden_size,
+        "caption_channels": config.caption_channels,
+        "caption_num_tokens": config.model_max_length,
+        "cross_attention_dim": config.hidden_size,
         "dropout": 0.0,
-        "in_channels": model.in_channels,
-        "interpolation_scale": model.pe_interpolation,
+        "in_channels": config.in_channels,
+        "interpolation_scale": config.pe_interpolation,
         "norm_elementwise_affine": False,
         "norm_eps": 1e-06,
         "norm_num_groups": 32,
         "norm_type": "ada_norm_single",
-        "num_attention_heads": heads,
+        "num_attention_heads": config.num_heads,
         "num_embeds_ada_norm": 1000,
-        "num_layers": len(model.blocks),
-        "out_channels": model.out_channels,
-        "patch_size": model.patch_size,
-        "sample_size": model.base_size * model.patch_size,
+        "num_layers": config.depth,
+        "out_channels": config.out_channels,
+        "patch_size": config.patch_size,
+        "sample_size": config.input_size,
         "upcast_attention": False,
         "use_additional_conditions": False,
-        **({"qk_norm": "layer_norm_across_heads"} if qk_norm else {}),
+        **({"qk_norm": "layer_norm_across_heads"} if config.qk_norm else {}),
         **({PREDICTION_TYPE: prediction_type} if prediction_type != "epsilon" else {}),
-        **({COND_POSITIONS: False} if model.model_max_length > 1 and model.y_pos_embed is None else {}),
+        **({COND_POSITIONS: False} if config.model_max_length > 1 and not config.use_cond_pos_embed else {}),
     }
 
 
@@ -139,17 +113,22 @@ def has_cond_positions(architecture: Mapping[str, Any]) -> bool:
 
 
 def position_grid(architecture: Mapping[str, Any]) -> torch.Tensor:
-    """The (1, N, W) position grid of this architecture."""
+    """Return the (1, N, W) position grid of this architecture."""
     side = architecture["input_size"] // architecture["patch_size"]
-    positions = grid_positions(side, side, architecture["pe_interpolation"])
-    return sincos_2d(architecture["hidden_size"], positions, positions)[None]
+    return image_positions(architecture["hidden_size"], side, side, side, architecture["pe_interpolation"])
 
 
 def token_positions(architecture: Mapping[str, Any]) -> torch.Tensor:
-    """The (1, L, D) positions of the condition tokens of this architecture."""
+    """Return the (1, L, D) positions of the condition tokens of this architecture."""
     base = architecture["input_size"] // architecture["patch_size"]
     width, tokens = architecture["caption_channels"], architecture["model_max_length"]
     return token_grid(width, tokens, base, architecture["pe_interpolation"])
+
+
+def _mlp_ratio(width: int, hidden: int) -> float:
+    """Return a ratio whose product with the width truncates to the hidden units."""
+    ratio = hidden / width
+    return ratio if int(width * ratio) == hidden else math.nextafter(ratio, math.inf)
 
 
 def _position_settings(pos_embed: torch.Tensor, patch_size: int) -> dict[str, Any]:

@@ -101,13 +101,13 @@ class _WithZeroGradients(torch.autograd.Function):
 class PixArtBlock(nn.Module):
     """Modulated self-attention, plain cross-attention (no norm, no gate), modulated MLP."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, qk_norm: bool, fp32_attention: bool):
+    def __init__(self, width: int, heads: int, mlp_width: int, qk_norm: bool, fp32_attention: bool):
         super().__init__()
         self.norm1 = layer_norm(width)
         self.attn = SelfAttention(width, heads, qk_norm, fp32_attention)
         self.cross_attn = CrossAttention(width, heads, fp32_attention)
         self.norm2 = layer_norm(width)
-        self.mlp = Mlp(width, int(width * mlp_ratio), width)
+        self.mlp = Mlp(width, mlp_width, width)
         self.scale_shift_table = nn.Parameter(torch.randn(6, width) / width**0.5)
 
     def forward(self, x: torch.Tensor, y: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:

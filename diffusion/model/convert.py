@@ -18,8 +18,6 @@ from diffusion.formats import CHECKPOINT_PATTERN, CHECKPOINTS_DIR, DIFFUSERS_WEI
 from diffusion.model.architecture import (
     COND_POSITIONS,
     PREDICTION_TYPE,
-    architecture_of,
-    check_architecture,
     diffusers_config,
     has_cond_positions,
     infer_architecture,
@@ -29,6 +27,7 @@ from diffusion.model.architecture import (
 )
 from diffusion.model.names import DIFFUSERS_CLASS, from_diffusers, to_diffusers
 from diffusion.model.pixart import PixArt
+from diffusion.model.pixart_config import ARGUMENTS, PixArtConfig, check_arguments
 from diffusion.utils.content import recognise_placeholder
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.files import atomic_write
@@ -42,6 +41,9 @@ TOLD = "pixcell"  # key of the metadata of safetensors files
 ANCHOR, DIFFUSERS_ANCHOR = "x_embedder.proj.weight", "pos_embed.proj.weight"  # tensors that every network has
 POSITIONS = ("pos_embed", "y_pos_embed")  # constants that follow from the architecture
 CONSTANTS = (*POSITIONS, "y_embedder.y_embedding", "caption_projection.uncond_embedding")  # which are never trained
+SHAPING = (
+    frozenset(ARGUMENTS) - PixArtConfig.TRAINING_ONLY
+)  # what a file must store for its tensors not to be looked at
 OTHER_NETWORKS = {  # parts of names, and whose they are
     "lora": "a LoRA, which changes a network; give the network's own weights",
     "controlnet": "a ControlNet; give the network that it steers",
@@ -78,15 +80,18 @@ def load_weights(path: str | Path, ema: bool = True, positions: bool = True) -> 
     if of_diffusers:
         settings = settings or _diffusers_settings(file.with_name("config.json"))
         tensors = _official_names(tensors, path)
-    inferred = infer_architecture(tensors, path)
-    if (of_diffusers or "pos_embed" not in tensors) and has_cond_positions(inferred):
-        inferred[COND_POSITIONS] = True  # where nothing says otherwise
-        if of_diffusers and COND_POSITIONS not in settings:
-            log.warning(
-                "%s has no y_pos_embed: the positions of its conditions are computed, as the released class does", path
-            )
     arguments = {name: value for name, value in settings.items() if name != PREDICTION_TYPE}
-    architecture = check_architecture({**inferred, **arguments}, path)
+    if not arguments.keys() >= SHAPING:  # a foreign file, whose tensors have to show it
+        inferred = infer_architecture(tensors, path)
+        if (of_diffusers or "pos_embed" not in tensors) and has_cond_positions(inferred):
+            inferred[COND_POSITIONS] = True  # where nothing says otherwise
+            if of_diffusers and COND_POSITIONS not in settings:
+                log.warning(
+                    "%s has no y_pos_embed: the positions of its conditions are computed, as the released class does",
+                    path,
+                )
+        arguments = inferred | arguments
+    architecture = check_arguments(arguments, f"{path}: ")
     if positions:
         tensors, architecture = _with_positions(tensors, architecture, path)
     return Weights(tensors, architecture, settings)
@@ -131,12 +136,15 @@ def check_told(
     Tensors alone show neither the heads, nor where the positions came from, nor what is predicted: weights that do
     not tell predict noise, as the released ones. Raises InputError naming the first difference.
     """
-    own = {**architecture_of(model), PREDICTION_TYPE: prediction_type}
+    own = {**model.config.to_dict(), PREDICTION_TYPE: prediction_type}
     for name, value in {PREDICTION_TYPE: "epsilon", **told}.items():
-        if name not in but and own.get(name, value) != value:
-            raise InputError(
-                f"{source} is of another architecture than the network ({name} {value} instead of {own[name]})"
-            )
+        if name in but or name in PixArtConfig.TRAINING_ONLY or own.get(name, value) == value:
+            continue
+        if name == "mlp_ratio" and abs(model.config.hidden_size * value - model.config.mlp_width) < 0.5:
+            continue  # the ratio that older versions read off the tensors
+        raise InputError(
+            f"{source} is of another architecture than the network ({name} {value} instead of {own[name]})"
+        )
 
 
 def save_diffusers(model: PixArt, folder: str | Path, prediction_type: str = "epsilon") -> None:
@@ -152,14 +160,16 @@ def save_diffusers(model: PixArt, folder: str | Path, prediction_type: str = "ep
     if folder.exists():
         raise InputError(f"{folder} is already there; name a new folder")
     own = model.state_dict()
-    grid = position_grid(architecture_of(model)).to(own["x_embedder.proj.weight"])
+    converted = to_diffusers(own)
+    side = model.config.base_size
+    grid = model.position_grid(side, side).to(own["x_embedder.proj.weight"])
     if grid.dtype != own["pos_embed"].dtype or not torch.equal(own["pos_embed"], grid):
         raise InputError(
             "pos_embed is not the grid of its size in the type of the weights, and the diffusers layout stores none; "
             "write another format"
         )
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in to_diffusers(own).items()}
-    config = diffusers_config(model, prediction_type)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in converted.items()}
+    config = diffusers_config(model.config, prediction_type)
     with atomic_write(folder) as temporary:
         temporary.mkdir()
         save_file(tensors, temporary / DIFFUSERS_WEIGHTS, metadata={"format": "pt"})
@@ -169,7 +179,7 @@ def save_diffusers(model: PixArt, folder: str | Path, prediction_type: str = "ep
 def save_official(model: PixArt, path: str | Path, prediction_type: str = "epsilon") -> None:
     """Write a torch file with the official names under `state_dict`, and beside it what tensors do not show."""
     with atomic_write(_new_file(path)) as temporary:
-        told = {"architecture": architecture_of(model), PREDICTION_TYPE: prediction_type}
+        told = {"architecture": model.config.to_dict(), PREDICTION_TYPE: prediction_type}
         torch.save({"state_dict": model.state_dict(), **told}, temporary)
 
 
@@ -178,7 +188,7 @@ def save_safetensors(model: PixArt, path: str | Path, prediction_type: str = "ep
     from safetensors.torch import save_file
 
     with atomic_write(_new_file(path)) as temporary:
-        told = json.dumps({**architecture_of(model), PREDICTION_TYPE: prediction_type})
+        told = json.dumps({**model.config.to_dict(), PREDICTION_TYPE: prediction_type})
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         save_file(tensors, temporary, metadata={"format": "pt", TOLD: told})
 

@@ -43,6 +43,12 @@ def grid_positions(count: int, base: int, interpolation: float, phase: float = 0
     return torch.arange(count, dtype=torch.float64) * base / count / interpolation + phase
 
 
+def image_positions(width: int, rows: int, columns: int, base: int, interpolation: float) -> torch.Tensor:
+    """Return the positions of a grid of image tokens: (1, rows * columns, width)."""
+    grid = [grid_positions(count, base, interpolation) for count in (rows, columns)]
+    return sincos_2d(width, *grid)[None]
+
+
 def token_grid(width: int, tokens: int, base: int, interpolation: float) -> torch.Tensor:
     """Positions of condition tokens at the centres of their windows, on the image's scale: (1, tokens, width)."""
     positions = grid_positions(math.isqrt(tokens), base, interpolation, phase=base // tokens)

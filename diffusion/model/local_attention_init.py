@@ -28,10 +28,13 @@ def look_at_neighbours(model: PixArt) -> None:
     position; what the first blocks write there is small at the start. Raises InputError for a network without qk_norm,
     which sets the scale, or with E no multiple of 4.
     """
-    width, step = model.hidden_size, 1 / model.pe_interpolation  # units of the position grid from cell to cell
-    heads = model.blocks[0].attn.heads
+    width, step = (
+        model.config.hidden_size,
+        1 / model.config.pe_interpolation,
+    )  # units of the position grid from cell to cell
+    heads = model.config.num_heads
     count, rest = divmod(width // heads, 4)
-    if rest or not isinstance(model.blocks[0].attn.q_norm, torch.nn.LayerNorm):
+    if rest or not model.config.qk_norm:
         raise InputError("local_start needs qk_norm=True and a hidden_size that 4 * num_heads divides")
     frequencies = sincos_frequencies(width)
     # the lower two thirds hardly change over a picture

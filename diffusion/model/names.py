@@ -43,12 +43,17 @@ FUSED_IN_BLOCK = {
 
 
 def to_diffusers(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Official names -> diffusers names; the position grid is left out, since that layout computes it."""
+    """Official names -> diffusers names; the position grid is left out, since that layout computes it.
+
+    Raises InputError for a tensor that the layout has no place for, such as an adapter's.
+    """
     converted = {}
     for name, tensor in tensors.items():
         if name == "pos_embed":
             continue
         block, inner, kind = _parts(name, "blocks")
+        if inner not in (RENAMED if block is None else RENAMED_IN_BLOCK | FUSED_IN_BLOCK):
+            raise InputError(f"the layout of a {DIFFUSERS_CLASS} has no place for {name}; write another format")
         if inner in FUSED_IN_BLOCK:
             targets = FUSED_IN_BLOCK[inner]
             for target, part in zip(targets, tensor.chunk(len(targets)), strict=True):

@@ -12,7 +12,8 @@ from diffusion.formats import CHECKPOINTS_DIR, LATENT_CHANNELS
 from diffusion.model.convert import check_told, load_into, load_weights, told_by
 from diffusion.model.initial_weights import start_from
 from diffusion.model.local_attention_init import look_at_neighbours
-from diffusion.model.pixart import PixArt, build_model, check_arguments
+from diffusion.model.pixart import PixArt, build_model
+from diffusion.model.pixart_config import check_arguments
 from diffusion.training.checkpoints.checkpoint import (
     LAST,
     checkpoints,

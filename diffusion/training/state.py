@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from diffusion.config.settings import Config
-from diffusion.model.architecture import architecture_of
 from diffusion.model.pixart import PixArt
 from diffusion.optim.ema import EMA, PowerEMA
 from diffusion.timesteps import TimestepSampler
@@ -88,7 +87,7 @@ class RunState:
             "ema": gather_full(self.ema.tensors, keep),
             "power_ema": gather_full(self.power_ema.state_dict(), keep),
             "timesteps": self.timesteps.state_dict(),
-            "architecture": architecture_of(self.model),
+            "architecture": self.model.config.to_dict(),
             "prediction_type": self.config.prediction_type,
             "optimizer_type": self.config.optimizer.type,
             "optimizer": gather_full(self.optimizer.state_dict(), keep),

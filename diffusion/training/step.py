@@ -102,7 +102,7 @@ def warm_up_ddp_buckets(run: RunState, network: nn.Module, losses: BatchLosses) 
     if run.accelerator.num_processes == 1:
         return
     size, count = config.input_size, config.train_batch_size
-    latents = torch.zeros(count, run.model.in_channels, size, size, device=device)
+    latents = torch.zeros(count, run.model.config.in_channels, size, size, device=device)
     tokens = torch.zeros(count, config.model_max_length, config.caption_channels, device=device)
     batch = PatchBatch(latents, tokens, names=[""] * count, seeds=[0] * count)
     run.accelerator.backward(losses(network, batch)["loss"].mean())

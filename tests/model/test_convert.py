@@ -11,9 +11,10 @@ from conftest import in_process
 from safetensors.torch import load_file, save_file
 
 from diffusion.model import PixArt
-from diffusion.model.architecture import architecture_of, diffusers_config, infer_architecture
-from diffusion.model.convert import load_into, load_weights, save_diffusers, save_official
+from diffusion.model.architecture import diffusers_config, infer_architecture
+from diffusion.model.convert import check_told, load_into, load_weights, save_diffusers, save_official, save_safetensors
 from diffusion.model.names import from_diffusers, to_diffusers
+from diffusion.model.pixart_config import PixArtConfig
 from diffusion.utils.errors import InputError, MissingError
 from tools.convert_checkpoint import main as convert
 
@@ -39,7 +40,7 @@ def test_architecture_is_read_off_the_tensors(model):
     assert {name: inferred[name] for name in ARGUMENTS if name != "num_heads"} == {
         name: value for name, value in ARGUMENTS.items() if name != "num_heads"
     }
-    assert PixArt(**architecture_of(model)).state_dict().keys() == model.state_dict().keys()
+    assert PixArt(model.config).state_dict().keys() == model.state_dict().keys()
 
 
 @pytest.mark.parametrize("interpolation", [0.5, 1.0, 2.0])
@@ -76,7 +77,7 @@ def test_diffusers_round_trip_is_exact(model, tmp_path):
     save_diffusers(model, tmp_path / "folder")
     weights = load_weights(tmp_path / "folder")
     assert same(weights.state_dict, model.state_dict())
-    assert weights.architecture == architecture_of(model)
+    assert PixArtConfig(**weights.architecture) == model.config
     with pytest.raises(InputError, match="already there"):
         save_diffusers(model, tmp_path / "folder")
 
@@ -90,7 +91,66 @@ def test_the_released_layout_is_written_as_it_is(tmp_path):
     assert same(load_file(tmp_path / "folder" / name), load_file(REFERENCE / "r256_diffusers" / name))
     released = json.loads((REFERENCE / "r256_diffusers/config.json").read_text())
     del released["_diffusers_version"]
-    assert diffusers_config(model) == released
+    assert diffusers_config(model.config) == released
+
+
+class Wrapped(torch.nn.Module):
+    """A layer in another, as adapters have it: its tensors get longer names."""
+
+    def __init__(self, base: torch.nn.Linear):
+        super().__init__()
+        self.base, self.gain = base, torch.nn.Parameter(torch.ones(base.out_features))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.gain * self.base(x)
+
+
+def test_a_network_with_a_wrapped_layer_is_saved_with_its_config(model, tmp_path):
+    model.blocks[0].mlp.fc1 = Wrapped(model.blocks[0].mlp.fc1)
+    save_official(model, tmp_path / "a.ckpt")
+    save_safetensors(model, tmp_path / "a.safetensors")
+    for name in ("a.ckpt", "a.safetensors"):
+        weights = load_weights(tmp_path / name)
+        assert PixArtConfig(**weights.architecture) == model.config and same(weights.state_dict, model.state_dict())
+        again = PixArt(**weights.architecture)
+        with pytest.raises(InputError, match="missing: blocks.0.mlp.fc1.bias.*unknown: blocks.0.mlp.fc1.base.bias"):
+            load_into(again, weights.state_dict, tmp_path / name)
+        again.blocks[0].mlp.fc1 = Wrapped(again.blocks[0].mlp.fc1)
+        load_into(again, weights.state_dict, tmp_path / name)
+        check_told(weights.told, again, "epsilon", tmp_path / name)
+    with pytest.raises(InputError, match="no place for blocks.0.mlp.fc1.gain"):
+        save_diffusers(model, tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+
+
+def test_the_stored_config_is_taken_without_a_look_at_the_tensors(tmp_path):
+    """Heads, the ratio of the MLP and what serves training alone leave no trace in them."""
+    model = PixArt(**{**ARGUMENTS, "mlp_ratio": 2.7, "num_heads": 3, "class_dropout_prob": 0.0, "fp32_attention": True})
+    save_official(model, tmp_path / "a.ckpt")
+    assert PixArtConfig(**load_weights(tmp_path / "a.ckpt").architecture) == model.config
+
+
+@pytest.mark.parametrize("lacking", [{"class_dropout_prob", "fp32_attention"}, {"depth", "mlp_ratio", "input_size"}])
+def test_stored_arguments_of_older_versions(model, tmp_path, lacking):
+    told = {name: value for name, value in model.config.to_dict().items() if name not in lacking}
+    torch.save({"state_dict": model.state_dict(), "architecture": told}, tmp_path / "a.ckpt")
+    weights = load_weights(tmp_path / "a.ckpt")
+    assert PixArtConfig(**weights.architecture) == model.config
+    check_told(weights.told, model, "epsilon", tmp_path / "a.ckpt")
+
+
+def test_files_are_compared_in_what_they_say_and_in_what_shapes_the_network(model):
+    check_told({}, model, "epsilon", "a.ckpt")
+    check_told({"class_dropout_prob": 0.5, "fp32_attention": True, "mlp_ratio": 2.009}, model, "epsilon", "a.ckpt")
+    for told, message in (
+        ({"num_heads": 2}, "num_heads 2 instead of 4"),
+        ({"mlp_ratio": 2.1}, "mlp_ratio 2.1 instead of 2.0"),
+        ({"mlp_ratio": float("nan")}, "mlp_ratio nan instead of 2.0"),
+        ({"prediction_type": "v_prediction"}, "prediction_type v_prediction instead of epsilon"),
+    ):
+        with pytest.raises(InputError, match=message):
+            check_told(told, model, "epsilon", "a.ckpt")
+        check_told(told, model, "epsilon", "a.ckpt", but=told)
 
 
 def test_another_architecture_is_named(model, tmp_path):
@@ -196,7 +256,7 @@ class TestConvertCheckpoint:
     def test_averaged_or_raw(self, model, tmp_path):
         raw = {name: tensor + 1 if tensor.ndim == 1 else tensor for name, tensor in model.state_dict().items()}
         torch.save(
-            {"ema": model.state_dict(), "model": raw, "architecture": architecture_of(model)}, tmp_path / "s.ckpt"
+            {"ema": model.state_dict(), "model": raw, "architecture": model.config.to_dict()}, tmp_path / "s.ckpt"
         )
         for choice, expected in (("ema", model.state_dict()), ("raw", raw)):
             target = tmp_path / f"{choice}.safetensors"
@@ -208,7 +268,7 @@ class TestConvertCheckpoint:
         raw = {name: tensor + 1 if tensor.ndim == 1 else tensor for name, tensor in model.state_dict().items()}
         folder = tmp_path / "run" / "checkpoints"
         folder.mkdir(parents=True)
-        told = {"architecture": architecture_of(model)}
+        told = {"architecture": model.config.to_dict()}
         for step, shift in ((20, 0.5), (100, 0)):
             weights = {name: tensor + shift for name, tensor in raw.items()}
             torch.save({"ema": model.state_dict(), "model": weights, **told}, folder / f"step_{step:08d}.ckpt")
@@ -225,7 +285,7 @@ class TestConvertCheckpoint:
     def test_what_is_refused_leaves_nothing(self, model, tmp_path):
         torch.save({"state_dict": model.state_dict()}, tmp_path / "a.ckpt")
         moved = {**model.state_dict(), "pos_embed": model.pos_embed + 0.1}
-        torch.save({"state_dict": moved, "architecture": architecture_of(model)}, tmp_path / "moved.ckpt")
+        torch.save({"state_dict": moved, "architecture": model.config.to_dict()}, tmp_path / "moved.ckpt")
         before = sorted(tmp_path.iterdir())
         for arguments, message in (
             (("a.ckpt", "b", "--to", "diffusers"), "(width 48); give --num_heads"),
@@ -252,10 +312,13 @@ def test_a_whole_pipeline_s_folder(model, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(architecture={"hidden_size": "48"}), "hidden_size '48': expected a positive int"),
-        (dict(architecture={"num_heads": 0}), "num_heads 0: expected a positive int"),
-        (dict(architecture={"heads": 4}), "tells of heads, which is no argument"),
-        (dict(architecture={"pe_interpolation": float("nan")}), "expected a positive float"),
+        (dict(architecture={"hidden_size": "48"}), "a.ckpt: hidden_size is '48': expected int"),
+        (dict(architecture={"num_heads": 0}), "a.ckpt: num_heads 0: expected at least 1"),
+        (dict(architecture={"heads": 4}), "a.ckpt: heads: PixArt has no such argument; the nearest is 'num_heads'"),
+        (
+            dict(architecture={"pe_interpolation": float("nan")}),
+            "pe_interpolation nan: expected a number that is finite",
+        ),
         (dict(tensor=("x_embedder.proj.weight", torch.zeros(4, 4))), "other names or shapes"),
         (dict(tensor=("y_embedder.y_embedding", torch.zeros(1, 2, 3))), "other names or shapes"),
         (dict(tensor=("blocks.x.y", torch.zeros(1))), "other names or shapes"),
@@ -279,7 +342,7 @@ def test_strange_configs(model, tmp_path, key, value):
     save_diffusers(model, tmp_path / "folder")
     file = tmp_path / "folder" / "config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
-    with pytest.raises(InputError, match="expected a positive"):
+    with pytest.raises(InputError, match="folder: (input_size|num_heads|pe_interpolation) .*expected"):
         load_weights(tmp_path / "folder")
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match="is not the config of a"):

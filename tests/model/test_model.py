@@ -185,6 +185,42 @@ def test_gradient_checkpointing_changes_nothing(length):
         assert torch.equal(plain, checkpointed)
 
 
+@pytest.mark.parametrize("count", [0, 1, 2])
+@torch.no_grad()
+def test_residuals_are_added_after_their_blocks(count):
+    model, (x, timestep, y) = small(), inputs()
+    residuals = [torch.randn(2, 64, 32) for _ in range(count)]
+    got = model(x, timestep, y, residuals=residuals)
+    for block, residual in zip(model.blocks, residuals, strict=False):
+        block.register_forward_hook(lambda module, inputs, output, residual=residual: output + residual)
+    assert torch.equal(got, model(x, timestep, y))
+
+
+@torch.no_grad()
+def test_zero_residuals_change_nothing_and_more_than_blocks_are_refused():
+    model, (x, timestep, y) = small(), inputs()
+    plain, zero = model(x, timestep, y), torch.zeros(2, 64, 32)
+    for count in (1, 2):
+        assert torch.equal(model(x, timestep, y, residuals=[zero] * count), plain)
+    with pytest.raises(ValueError, match="3 residuals: expected at most 2"):
+        model(x, timestep, y, residuals=[zero] * 3)
+    with pytest.raises(ValueError, match=r"residual of shape \(1, 64, 32\): expected \(2, 64, 32\)"):
+        model(x, timestep, y, residuals=[zero[:1]])
+
+
+def test_gradients_reach_residuals_through_checkpointed_blocks():
+    gradients = []
+    for checkpointing in (False, True):
+        model = small()
+        model.grad_checkpointing = checkpointing
+        residual = torch.full((2, 64, 32), 0.1, requires_grad=True)
+        model(*inputs(), residuals=[residual]).square().mean().backward()
+        gradients.append((residual.grad, *(parameter.grad for parameter in model.parameters())))
+    assert gradients[0][0].any()
+    for plain, checkpointed in zip(*gradients, strict=True):
+        assert torch.equal(plain, checkpointed)
+
+
 @torch.no_grad()
 def test_fp32_attention_is_more_exact_under_autocast():
     exact = small()(*inputs())
@@ -214,7 +250,7 @@ def test_condition_dropout_replaces_whole_samples_in_training_only():
 def test_null_tokens_have_positions_too():
     model = small(use_cond_pos_embed=True)
     x, timestep, _ = inputs()
-    null = model.y_embedder.y_embedding.expand(2, -1, -1)
+    null = model.null_condition.expand(2, -1, -1)
     before = model(x, timestep, null)
     model.y_pos_embed.zero_()
     assert not torch.allclose(model(x, timestep, null), before)
@@ -224,6 +260,7 @@ def test_the_null_condition_is_saved_but_not_trained():
     model = PixArt(**SMALL)
     assert "y_embedder.y_embedding" in model.state_dict()
     assert "y_embedder.y_embedding" not in dict(model.named_parameters())
+    assert torch.equal(model.null_condition, model.state_dict()["y_embedder.y_embedding"])
 
 
 @pytest.mark.slow

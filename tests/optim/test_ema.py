@@ -11,7 +11,6 @@ from conftest import in_process
 from scipy.integrate import quad
 
 from diffusion.model import PixArt
-from diffusion.model.architecture import architecture_of
 from diffusion.model.convert import load_weights
 from diffusion.optim.ema import PowerEMA, gamma_from_length, length_from_gamma, power_decay
 from diffusion.training.checkpoints.checkpoint import checkpoints
@@ -205,7 +204,7 @@ def run_dir(tmp_path) -> tuple[Path, PowerEMA]:
         kept.update(model, step)
         direct.update(model, step)
         if step % EVERY == 0:
-            told = dict(architecture=architecture_of(model), prediction_type="v_prediction")
+            told = dict(architecture=model.config.to_dict(), prediction_type="v_prediction")
             save_snapshots(dict(power_ema=kept.state_dict(), **told), tmp_path / "run")
     return tmp_path / "run", direct
 

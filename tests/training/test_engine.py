@@ -71,7 +71,7 @@ def casts(run: Run, steps: int) -> int:
             return func(*args, **(kwargs or {}))
 
     config, tokens = run.config, run.null_tokens.expand(2, -1, -1)
-    noise = torch.randn(2, run.model.in_channels, config.input_size, config.input_size)
+    noise = torch.randn(2, run.model.config.in_channels, config.input_size, config.input_size)
     with Count() as counted:
         Solver(steps, precision="bf16").latents(run, noise, tokens, [torch.Generator() for _ in range(2)])
     return counted.count
@@ -83,7 +83,7 @@ class TestEma:
         ema = EMA(model, decay=0.9)
         start, target = model.t_block[1].bias.clone(), torch.full_like(model.t_block[1].bias, 2.0)
         model.t_block[1].bias.data.copy_(target)
-        model.y_embedder.y_embedding.fill_(5)
+        model.null_condition.fill_(5)
         for _ in range(7):
             ema.update(model)
         expected = target + 0.9**7 * (start - target)

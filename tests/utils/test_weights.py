@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from diffusion.config.files import dump_config
 from diffusion.model import PixArt, build_model
-from diffusion.model.convert import load_weights, save_diffusers, with_positions_of
+from diffusion.model.convert import load_weights, save_diffusers, save_official, with_positions_of
 from diffusion.model.names import to_diffusers
 from diffusion.training.initial import build_network
 from diffusion.utils.errors import InputError, MissingError
@@ -381,6 +381,13 @@ def test_weights_alone_are_opened_from_their_folder(tmp_path):
     write_shards({name: tensor for name, tensor in model.state_dict().items() if name != "pos_embed"}, tmp_path)
     run = open_run(tmp_path, "", CPU)
     assert same(run.model.state_dict(), model.state_dict()) and run.config.image_size == 256
+
+
+def test_weights_alone_with_their_config_are_opened_by_it(tmp_path):
+    model = network(qk_norm=True, fp32_attention=True, class_dropout_prob=0.25)
+    save_official(model, tmp_path / "a.ckpt")
+    run = open_run(tmp_path / "a.ckpt", "", CPU)
+    assert run.model.config == model.config and same(run.model.state_dict(), model.state_dict())
 
 
 def lora(average: dict) -> dict:

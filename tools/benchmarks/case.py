@@ -64,9 +64,9 @@ class Case:
     def inputs(self, model: PixArt) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """x (B, C, H, W), timestep (B,), y (B, L, D)."""
         generator, cells = torch.Generator().manual_seed(1), self.pixels // 8
-        x = torch.randn(self.batch, model.in_channels, cells, cells, generator=generator)
+        x = torch.randn(self.batch, model.config.in_channels, cells, cells, generator=generator)
         timestep = torch.randint(1000, (self.batch,), generator=generator)
-        y = torch.randn(self.batch, model.model_max_length, model.caption_channels, generator=generator)
+        y = torch.randn(self.batch, model.config.model_max_length, model.config.caption_channels, generator=generator)
         return tuple(each.to(self.device) for each in (x, timestep, y))
 
     @property

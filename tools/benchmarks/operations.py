@@ -13,7 +13,7 @@ def forward_operations(model: PixArt, batch: int, tokens: int) -> int:
 
     Of one condition token the queries, attention and projection of every image token are not run, and not counted.
     """
-    width, length = model.hidden_size, model.model_max_length
+    width, length = model.config.hidden_size, model.config.model_max_length
     hidden = model.blocks[0].mlp.fc1.out_features
     linear = tokens * (4 * width + 2 * hidden) * width  # qkv and projection, MLP
     attention = 2 * tokens * tokens * width
@@ -22,7 +22,7 @@ def forward_operations(model: PixArt, batch: int, tokens: int) -> int:
         attention += 2 * tokens * length * width
     else:
         linear += 3 * width * width  # keys and values, projection, of one token
-    patch = model.patch_size**2 * (model.in_channels + model.out_channels)
+    patch = model.config.patch_size**2 * (model.config.in_channels + model.config.out_channels)
     ends = tokens * patch * width + (model.t_embedder.features + width + 6 * width) * width
-    ends += length * (model.caption_channels + width) * width
+    ends += length * (model.config.caption_channels + width) * width
     return 2 * batch * (len(model.blocks) * (linear + attention) + ends)

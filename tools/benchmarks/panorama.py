@@ -25,7 +25,7 @@ def panorama_rows(case: Case, steps: int, rounds: int) -> list[Row]:
     """A guided picture of 4096 x 4096 pixels; the case's batch is the windows in a pass of the network."""
     model = case.network()
     windows, noise, y = scene(model, case, LARGE)
-    null = model.y_embedder.y_embedding
+    null = model.null_condition
     network = WindowedNetwork(model, windows, case.batch)
     candidates = {
         "ours": partial(sample_latents, network, noise, y[None], null, steps, GUIDANCE),
@@ -46,8 +46,8 @@ def scene(model: PixArt, case: Case, pixels: int) -> tuple[Windows, torch.Tensor
     side, cells = case.pixels // 8, pixels // 8
     windows = Windows(cells, cells, side, side // 2)
     generator = torch.Generator().manual_seed(3)
-    noise = torch.randn(1, model.in_channels, cells, cells, generator=generator)
-    grid = torch.randn(pixels // WINDOW, pixels // WINDOW, model.caption_channels, generator=generator)
+    noise = torch.randn(1, model.config.in_channels, cells, cells, generator=generator)
+    grid = torch.randn(pixels // WINDOW, pixels // WINDOW, model.config.caption_channels, generator=generator)
     tokens = window_tokens(grid, windows, case.pixels // WINDOW)
     return windows, noise.to(case.device), tokens.to(case.device)
 
@@ -60,6 +60,6 @@ def paint(case: Case, pixels: int) -> None:
     windows, noise, y = scene(model, case, pixels)
     network = WindowedNetwork(model, windows, case.batch)
     with case.autocast():
-        latents = sample_latents(network, noise, y[None], model.y_embedder.y_embedding, 1, GUIDANCE)
+        latents = sample_latents(network, noise, y[None], model.null_condition, 1, GUIDANCE)
     for _ in decode_bands(codec.decode, latents):
         pass

@@ -23,18 +23,18 @@ class DiffusersNetwork(nn.Module):
 
     def __init__(self, model: PixArt):
         super().__init__()
-        heads = model.blocks[0].attn.heads
+        config = model.config
         self.network = PixArtTransformer2DModel(
-            num_attention_heads=heads,
-            attention_head_dim=model.hidden_size // heads,
-            in_channels=model.in_channels,
-            out_channels=model.out_channels,
-            num_layers=len(model.blocks),
-            cross_attention_dim=model.hidden_size,
-            sample_size=model.base_size * model.patch_size,
-            patch_size=model.patch_size,
-            caption_channels=model.caption_channels,
-            interpolation_scale=model.pe_interpolation,
+            num_attention_heads=config.num_heads,
+            attention_head_dim=config.hidden_size // config.num_heads,
+            in_channels=config.in_channels,
+            out_channels=config.out_channels,
+            num_layers=config.depth,
+            cross_attention_dim=config.hidden_size,
+            sample_size=config.input_size,
+            patch_size=config.patch_size,
+            caption_channels=config.caption_channels,
+            interpolation_scale=config.pe_interpolation,
             use_additional_conditions=False,
         )
         weights = to_diffusers(model.state_dict())
@@ -60,7 +60,7 @@ class PlainNetwork:
             return torch.cat([self.one(x[i : i + 1], timestep[i : i + 1], y[i : i + 1]) for i in range(len(x))])
 
     def one(self, x: torch.Tensor, timestep: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        model, p = self.model, self.model.patch_size
+        model, p = self.model, self.model.config.patch_size
         rows, columns = x.shape[2] // p, x.shape[3] // p
         x = model.x_embedder.proj(x).flatten(2).transpose(1, 2) + model.pos_embed  # (1, N, W)
         time = model.t_embedder(timestep)  # (1, W)

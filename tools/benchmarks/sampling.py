@@ -40,7 +40,7 @@ def sampling_rows(
     """
     model = case.network()
     noise, _, y = case.inputs(model)
-    null, peer = model.y_embedder.y_embedding, case.peer(model)
+    null, peer = model.null_condition, case.peer(model)
     ours, theirs = (partial(sample_latents, model), partial(sample_as_diffusers, peer))
     candidates = {
         "ours": partial(ours, noise, y, null, steps, GUIDANCE),

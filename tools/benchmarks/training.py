@@ -36,7 +36,7 @@ def forward_rows(case: Case, rounds: int, compiled: bool = False) -> list[Row]:
     turns = {"product": product, **{name: partial(network, *inputs) for name, network in networks.items()}}
     with torch.no_grad(), case.autocast():
         seconds, outputs = take_turns(turns, rounds, case.device)
-    operations = forward_operations(model, case.batch, inputs[0][0, 0].numel() // model.patch_size**2)
+    operations = forward_operations(model, case.batch, inputs[0][0, 0].numel() // model.config.patch_size**2)
     rate = [product_operations / each for each in seconds["product"]]
 
     def share(name: str) -> float:

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 
 from diffusion.formats import CHECKPOINTS_DIR
-from diffusion.model.architecture import PREDICTION_TYPE, check_architecture
+from diffusion.model.architecture import PREDICTION_TYPE
 from diffusion.model.convert import check_fit
 from diffusion.model.pixart import PixArt
+from diffusion.model.pixart_config import PixArtConfig, check_arguments
 from diffusion.optim.ema import gamma_from_length
 from diffusion.training.checkpoints.checkpoint import SNAPSHOTS, save_file
 from diffusion.utils.errors import InputError, MissingError
@@ -143,7 +144,7 @@ def parameter_names(snapshots: Sequence[Snapshot], contents: Sequence[Mapping[st
     """Names of the network's parameters. Raises InputError unless all snapshots are of one network, and whole."""
     last = contents[-1]
     with torch.device("meta"):  # its names and shapes, without memory
-        model = PixArt(**check_architecture(dict(last["architecture"]), snapshots[-1].path))
+        model = PixArt(PixArtConfig(**check_arguments(last["architecture"], f"{snapshots[-1].path}: ")))
     for snapshot, content in zip(snapshots, contents, strict=True):
         check_fit(model.state_dict(), content["state_dict"], snapshot.path)
         differing = [name for name in NETWORK_KEYS if content[name] != last[name]]

@@ -63,7 +63,7 @@ class PeriodicEvaluation:
             self.watch.validation(self.validation(run.model), run.step)
         if config.sample_grid.count and (accelerator.is_main_process or accelerator.is_fsdp2):  # all run it, or one
             codec = self.codec if accelerator.is_main_process else None
-            pixels = sample_grid(run.model, run.model.y_embedder.y_embedding, self.dataset, codec, config)
+            pixels = sample_grid(run.model, run.model.null_condition, self.dataset, codec, config)
             if accelerator.is_main_process:
                 self.watch.picture("samples", pixels, run.step)
 

@@ -94,9 +94,9 @@ class SampleScores:
         generators = [image_generator(SEED, self.numbers[i]) for i in batch]
         latents = sample_latents(
             network,
-            initial_noise(generators, (network.in_channels, side, side)).to(device),
+            initial_noise(generators, (network.config.in_channels, side, side)).to(device),
             torch.stack([self.tokens[i] for i in batch]).to(device),
-            network.y_embedder.y_embedding,
+            network.null_condition,
             steps=self.settings.steps,
             guidance=self.settings.guidance,
             algorithm=DEFAULT_SOLVER,
