@@ -15,12 +15,12 @@ from diffusion.utils.text import abbreviate, expand_path
 from diffusion.utils.weights import find_weights, read_weights
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-TEACHERS = {"teacher", "target"}  # of self-supervised training: averages of what is trained, and meant for use
-ANCHORS = 8  # names, the longest, by which a network is found in a checkpoint
+TEACHERS = {"teacher", "target"}  # names, in self-supervised training, of averaged weights, which are those to use
+ANCHORS = 8  # how many of the longest names identify a network in a checkpoint
 
 
 def resolve_embedder(name_or_path: str | Path, root: Path = Path(".")) -> tuple[EmbedderSpec, Path]:
-    """Return which network an --encoder value means, and its weights file.
+    """Return the network that an --encoder value means, and its weights file.
 
     Raises InputError when no known network fits, MissingError when the weights are not there.
     """
@@ -45,7 +45,10 @@ def resolve_embedder(name_or_path: str | Path, root: Path = Path(".")) -> tuple[
 
 
 def check_encoders(names: Sequence[str], root: Path = Path(".")) -> None:
-    """Raises InputError, MissingError for encoders that cannot be loaded, and for two of one name: scores go by it."""
+    """Check that encoders can be found and that no two have one name, by which scores are stored.
+
+    Raises InputError, MissingError.
+    """
     found = [resolve_embedder(name, root)[0].name for name in names]
     for i, name in enumerate(found):
         if name in found[:i]:
@@ -53,7 +56,7 @@ def check_encoders(names: Sequence[str], root: Path = Path(".")) -> None:
 
 
 def _identify(path: Path) -> EmbedderSpec:
-    """The network that a folder or file is named after, or whose weights lie in the folder."""
+    """Return the network that a folder or file is named after, or whose weights are in the folder. Raises InputError."""
     for spec in EMBEDDERS.values():
         if path.is_dir() and (path.resolve().name.lower() in spec.folders or _first_match(spec, path)):
             return spec
@@ -72,7 +75,7 @@ def _identify(path: Path) -> EmbedderSpec:
 
 
 def _weights_file(spec: EmbedderSpec, path: Path) -> Path:
-    """Return `path` itself, or the weights in it when it is a folder."""
+    """Return `path` itself, or the weights in it when it is a folder. Raises MissingError."""
     found = _first_match(spec, path) or find_weights(path) if path.is_dir() else path
     if found is None or not found.is_file():
         wanted = f"{path / spec.weights[0]}" if path.is_dir() and spec.weights else f"{path}"
@@ -81,7 +84,7 @@ def _weights_file(spec: EmbedderSpec, path: Path) -> Path:
 
 
 def _first_match(spec: EmbedderSpec, folder: Path) -> Path | None:
-    """Return the weights in a folder, or the index of their shards: by the network's own names, of others by usual ones."""
+    """Return the weights in a folder, or the index of their shards, by the names that the network has, or else usual names."""
     if not spec.weights:
         return find_weights(folder)
     patterns = [f"{pattern}{index}" for pattern in spec.weights for index in ("", ".index.json")]
@@ -89,12 +92,12 @@ def _first_match(spec: EmbedderSpec, folder: Path) -> Path | None:
 
 
 def load_embedder_weights(model: nn.Module, spec: EmbedderSpec, path: Path) -> None:
-    """Load strictly, but for the classification head. Raises InputError with the keys that are missing or unexpected."""
+    """Load weights strictly, except those of a classification head. Raises InputError naming the keys that do not fit."""
     expected = model.state_dict()
     anchors = sorted(expected, key=lambda name: -name.count("."))[:ANCHORS]
     weights = find_state_dict(read_weights(path).content, path, anchors, averages=AVERAGES | TEACHERS)
     used = {key: value for key, value in weights.items() if not key.startswith(spec.heads)}
-    for key in expected:  # counters that weights of torch before 0.4.1 lack, of no effect here
+    for key in expected:  # weights of torch before 0.4.1 lack these counters, which have no effect here
         if key not in used and key.endswith(".num_batches_tracked"):
             used[key] = torch.zeros((), dtype=torch.long)
     missing = [key for key in expected if key not in used]

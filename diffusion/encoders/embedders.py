@@ -1,7 +1,7 @@
-"""Patch embedders: one 256x256 window of tissue -> one vector. An embedder is model + transform + dtype, defined once.
+"""Patch embedders: networks that map a window of tissue, 256 x 256 pixels, to a vector.
 
+An embedder is a network with its transform and precision. Networks are in `networks`, their files in `embedder_files`.
 Letters: B batch, D width of the embedding.
-Networks stand in `diffusion.encoders.networks`. Weights are read as data, never unpickled.
 """
 
 from __future__ import annotations
@@ -41,26 +41,32 @@ class PatchEmbedder:
         dtype: torch.dtype = torch.float32,
         root: Path = Path("."),
     ) -> PatchEmbedder:
-        """Load a network: one of EMBEDDERS by its name, weights file or folder, `NAME=PATH`, `timm/NAME=PATH`, or
-        `torchvision/NAME=PATH`.
+        """Load a network by its name in EMBEDDERS, weights file or folder, NAME=PATH, timm/NAME=PATH or torchvision/NAME=PATH.
 
+        root: folder of the data, below which weights are looked for.
         Raises InputError for an unknown network and for weights that are not its own, MissingError for absent ones.
         """
         spec, path = resolve_embedder(name_or_path, root)
-        with torch.device("meta"):  # known networks allocate and draw nothing: every weight comes from the file
+        with torch.device("meta"):  # known networks need no memory or random numbers: every weight comes from the file
             model = spec.build()
         load_embedder_weights(model, spec, path)
         # channels last nearly halves the time of these convolutions on a CPU
-        model = model.to(device=device, dtype=dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
-        return cls(model, spec.name, spec.width, spec.view, dtype, fingerprint_weights(path))
+        model.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)
+        return cls(
+            model.eval().requires_grad_(False), spec.name, spec.width, spec.view, dtype, fingerprint_weights(path)
+        )
 
     @property
     def device(self) -> torch.device:
+        """The device of the network."""
         return next(self.model.parameters()).device
 
     @torch.inference_mode()
     def embed(self, windows: torch.Tensor) -> torch.Tensor:
-        """uint8 windows (B, 3, 256, 256), RGB -> embeddings (B, D) in float32, on the embedder's device."""
+        """Return embeddings (B, D), float32 on the embedder's device, of uint8 RGB windows (B, 3, 256, 256).
+
+        Raises InputError for windows of another type or shape.
+        """
         expected = (3, WINDOW, WINDOW)
         if windows.dtype != torch.uint8 or windows.ndim != 4 or windows.shape[1:] != expected:
             raise InputError(
@@ -74,7 +80,7 @@ class PatchEmbedder:
         return self.model(images).flatten(1).float()
 
     def transform(self, windows: torch.Tensor) -> torch.Tensor:
-        """uint8 (B, 3, 256, 256) -> float32 (B, 3, size, size), normalised, as the network's view says."""
+        """Resize and normalise as the network's view says: uint8 (B, 3, 256, 256) -> float32 (B, 3, size, size)."""
         side = self.view.size
         pixels = windows.float() if side is None else resize(windows, side, side, self.view.interpolation)
         pixels = pixels / 255
@@ -84,9 +90,10 @@ class PatchEmbedder:
 
 
 def resize(pixels: torch.Tensor, height: int, width: int, interpolation: str = "bilinear") -> torch.Tensor:
-    """uint8 (B, 3, H, W) -> whole numbers in float32 (B, 3, height, width), antialiased.
+    """Resize uint8 (B, 3, H, W) with antialiasing to integers in float32 (B, 3, height, width).
 
-    Rounded to 8 bits after either pass, as Pillow does it: networks are trained behind Pillow.
+    Values are rounded to 8 bits after each of the two passes, as in Pillow: networks are trained on images that Pillow
+    resized.
     """
     values = pixels.float()
     for size in ((pixels.shape[2], width), (height, width)):  # across, then down

@@ -1,11 +1,11 @@
 """The latent codec: pixels <-> the latents that the diffusion network sees.
 
-Three spaces, named alike everywhere in the project:
+Three spaces, which have these names everywhere in the project:
   pixels            (B, 3, H, W)       RGB in [-1, 1]
-  raw latents       (B, 16, H/8, W/8)  as the autoencoder makes them; their moments are what feature files store
+  raw latents       (B, 16, H/8, W/8)  as the autoencoder makes them; feature files store their moments
   network latents   (B, 16, H/8, W/8)  (raw - shift) * scale, about zero mean and unit variance
 
-Scale and shift belong to an autoencoder and are read from its folder; they live in this module and nowhere else.
+Scale and shift belong to an autoencoder and are read from its folder; they are applied in this module and nowhere else.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from diffusion.utils.errors import InputError
 from diffusion.utils.weights import fingerprint_weights
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,16 @@ class LatentScale:
     shift: float
 
     def to_network(self, raw: torch.Tensor) -> torch.Tensor:
+        """Return the network latents of raw ones."""
         return (raw - self.shift) * self.scale
 
     def to_raw(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return the raw latents of the network's."""
         return latents / self.scale + self.shift
 
     @classmethod
     def from_folder(cls, path: str | Path) -> LatentScale:
-        """The scale of an AutoencoderKL folder, read from its config.json without loading any weights."""
+        """Read the scale from the config.json of an AutoencoderKL folder. Raises MissingError, InputError."""
         config = read_vae_config(Path(path))
         return cls(scale=float(config["scaling_factor"]), shift=float(config["shift_factor"] or 0.0))
 
@@ -49,12 +51,12 @@ SD3_SCALE = LatentScale(scale=1.5305, shift=0.0609)
 
 
 def from_uint8(picture: torch.Tensor) -> torch.Tensor:
-    """0..255 -> float32 in [-1, 1]: pixels as a codec takes them."""
+    """Return pixels as a codec takes them: 0..255 -> float32 in [-1, 1]."""
     return picture.float() / 127.5 - 1
 
 
 def check_pixels(pixels: torch.Tensor, codec: LatentCodec) -> torch.Tensor:
-    """Return decoded pixels as they are. Raises InputError for NaN and infinity, which would become black."""
+    """Return decoded pixels unchanged. Raises InputError for NaN and infinity, which would become black."""
     if not torch.isfinite(pixels).all():
         in_half = next(codec.vae.parameters()).dtype != torch.float32
         cause = "take --precision fp32" if in_half else "its weights or its scaling_factor are bad"
@@ -63,7 +65,7 @@ def check_pixels(pixels: torch.Tensor, codec: LatentCodec) -> torch.Tensor:
 
 
 def to_uint8(pixels: torch.Tensor) -> torch.Tensor:
-    """[-1, 1] -> 0..255, rounded, on the CPU."""
+    """Return pixels of an image file: [-1, 1] -> 0..255, rounded, on the CPU."""
     return ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to("cpu", torch.uint8)
 
 
@@ -77,7 +79,7 @@ class LatentCodec:
     factor = LATENT_FACTOR
 
     def __init__(self, vae: AutoencoderKL, scale: LatentScale, name: str, fingerprint: str = "") -> None:
-        self.vae = vae.eval().requires_grad_(False)
+        self.vae: Any = vae.eval().requires_grad_(False)
         self.scale = scale
         self.name = name
         self.fingerprint = fingerprint
@@ -93,14 +95,14 @@ class LatentCodec:
         folder = codec_folder(name_or_folder)
         scale = LatentScale.from_folder(folder)
         path = find_vae_weights(folder)
-        vae = read_vae(path, read_vae_config(folder), dtype)
+        vae: Any = read_vae(path, read_vae_config(folder), dtype)
         # Channels last makes these convolutions about a third faster on a CPU.
         vae = vae.to(device=device, memory_format=torch.channels_last)
         return cls(vae, scale, str(name_or_folder), fingerprint_weights(path))
 
     @torch.no_grad()
     def moments(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Posterior mean, then posterior standard deviation, in raw scale: what a feature file stores.
+        """Return the posterior mean, then its standard deviation, of raw latents: what a feature file stores.
 
         pixels (B, 3, H, W) in [-1, 1] -> float32 (B, 32, H/8, W/8).
         """
@@ -109,7 +111,7 @@ class LatentCodec:
 
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
-        """Network latents: the posterior's mean, or one draw from it where a generator is given.
+        """Return network latents: the posterior's mean, or a sample of it where a generator is given.
 
         pixels (B, 3, H, W) in [-1, 1] -> (B, 16, H/8, W/8), in the codec's dtype.
         """
@@ -118,7 +120,7 @@ class LatentCodec:
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Pixels in [-1, 1] (B, 3, 8h, 8w) of network latents (B, 16, h, w)."""
+        """Return pixels in [-1, 1], (B, 3, 8h, 8w), of network latents (B, 16, h, w). Raises InputError."""
         if latents.ndim != 4 or latents.shape[1] != self.channels:
             raise InputError(f"latents have shape {tuple(latents.shape)}, expected (B, {self.channels}, h, w)")
         raw = self.scale.to_raw(latents.to(device=self.vae.device, dtype=self.vae.dtype))
@@ -135,7 +137,7 @@ class LatentCodec:
 
 
 def sd3_vae_config() -> dict[str, Any]:
-    """The arguments of `AutoencoderKL` that make the autoencoder of SD3 and SD3.5 (83.8 M parameters)."""
+    """Return the arguments of `AutoencoderKL` for the autoencoder of SD3 and SD3.5 (83.8 M parameters)."""
     return {
         "block_out_channels": (128, 256, 512, 512),
         "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -153,7 +155,7 @@ def sd3_vae_config() -> dict[str, Any]:
 
 
 def build_sd3_vae() -> AutoencoderKL:
-    """SD3's autoencoder with random weights."""
-    from diffusers import AutoencoderKL
+    """Build SD3's autoencoder with random weights."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     return AutoencoderKL(**sd3_vae_config())

@@ -1,4 +1,4 @@
-"""Networks that embed patches: known by name, or any of timm and torchvision; and how each wants to see a window.
+"""Networks that embed patches: known ones by name, or any of timm and torchvision; and the input that each expects.
 
 Letters: B batch, D width of the embedding.
 """
@@ -24,7 +24,7 @@ HEADS = ("fc", "classifier", "head", "heads")  # of torchvision's networks
 
 @dataclass(frozen=True)
 class View:
-    """How a network sees a window: pixels a side (None: as they are), how they are resized, and normalised from 0..1."""
+    """The input of a network: pixels a side (None: the window's own), interpolation, and normalisation of 0..1."""
 
     size: int | None = 224
     interpolation: str = "bilinear"  # or bicubic
@@ -37,7 +37,7 @@ DEFAULT_VIEW = View()
 
 @dataclass(frozen=True)
 class EmbedderSpec:
-    """One network: how it is built, how its weights are recognised, where they are by default."""
+    """A network: how it is built, how its weights are recognised, and where they are by default."""
 
     name: str
     width: int  # D
@@ -51,37 +51,39 @@ class EmbedderSpec:
 
 
 def build_uni2h() -> nn.Module:
-    """UNI2-h: a ViT-giant with 8 registers and SwiGLU, 681.4 M parameters; (B, 3, 224, 224) -> (B, 1536)."""
+    """Build UNI2-h: a ViT-giant with 8 registers and SwiGLU, 681.4 M parameters; (B, 3, 224, 224) -> (B, 1536)."""
     import timm
+    from timm.layers.mlp import SwiGLUPacked
 
     return timm.create_model(
         "vit_giant_patch14_224", pretrained=False, img_size=224, patch_size=14, depth=24, num_heads=24, init_values=1e-5,
         embed_dim=1536, mlp_ratio=2.66667 * 2, num_classes=0, no_embed_class=True, reg_tokens=8, dynamic_img_size=True,
-        mlp_layer=timm.layers.SwiGLUPacked, act_layer=nn.SiLU,
+        mlp_layer=SwiGLUPacked, act_layer=nn.SiLU,
     )  # fmt: skip
 
 
 def build_mobilenetv2() -> nn.Module:
-    """MobileNetV2 without its classifier; (B, 3, 224, 224) -> (B, 1280), pooled over the image."""
+    """Build MobileNetV2 without its classifier; (B, 3, 224, 224) -> (B, 1280), pooled over the image."""
     from torchvision.models import mobilenet_v2
 
-    model = mobilenet_v2(weights=None)
+    model: Any = mobilenet_v2(weights=None)
     model.classifier = nn.Identity()
     return model
 
 
 def build_inception() -> nn.Module:
-    """The InceptionV3 of the FID (torch-fidelity's port of it), with its own resize; pixels 0..255 -> (B, 2048)."""
+    """Build the InceptionV3 of the FID (torch-fidelity's port), with its own resize; pixels 0..255 -> (B, 2048)."""
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
+    # the base class loads weights when it is built, and returns a tuple of features: pyright minds that this differs
     class Inception(FeatureExtractorInceptionV3):
-        def load_state_dict(self, weights, *args, **kwargs):
+        def load_state_dict(self, weights, *args, **kwargs):  # pyright: ignore[reportIncompatibleMethodOverride]
             return super().load_state_dict(weights, *args, **kwargs) if weights else None
 
-        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
             return super().forward(pixels.round().to(torch.uint8))[0]
 
-    # Its constructor unpickles a weights file: it is given an empty one of our own, and filled as all others are.
+    # Its constructor unpickles a weights file: it gets an empty one of our own, and its weights are loaded as all others.
     nothing = io.BytesIO()
     torch.save({}, nothing)
     nothing.seek(0)
@@ -115,10 +117,10 @@ EMBEDDERS = {
 
 
 def build_library_spec(name: str) -> EmbedderSpec:
-    """A network of timm or torchvision without its classifier, for `timm/NAME` or `torchvision/NAME`.
+    """Return the network of timm/NAME or torchvision/NAME, without its classifier.
 
     Arguments of timm.create_model follow a `?`: `timm/vit_large_patch16_224?init_values=1e-5&img_size=224`.
-    The whole window is resized to the size that the network was made for; none of it is cropped away.
+    The whole window is resized to the size that the network was made for; nothing is cropped.
     Raises InputError for a name or arguments that the library does not know.
     """
     library, _, text = name.partition("/")
@@ -133,7 +135,7 @@ def build_library_spec(name: str) -> EmbedderSpec:
 
 
 def _parse_arguments(text_arguments: str) -> dict[str, Any]:
-    """`a=1&b=x` as keyword arguments: literals where they are some, else words. Raises InputError for anything else."""
+    """Parse `a=1&b=x` as keyword arguments: literals, or else strings. Raises InputError."""
     arguments: dict[str, Any] = {}
     for part in filter(None, text_arguments.split("&")):
         key, given, value = part.partition("=")
@@ -147,16 +149,18 @@ def _parse_arguments(text_arguments: str) -> dict[str, Any]:
 
 
 def _build_timm(network: str, arguments: dict[str, Any]) -> tuple[nn.Module, tuple[str, ...], View]:
+    """Build a network of timm: the network, prefixes of its classifier's weights, and its view. Raises InputError."""
     import timm
+    from timm.data.config import resolve_model_data_config
 
     if not timm.is_model(network):
         raise InputError(f"timm knows no network {network}; timm.list_models() lists its own")
     try:
         with torch.device("cpu"):
-            model = timm.create_model(network, pretrained=False, num_classes=0, **arguments)
-    except Exception as error:  # whatever a network says of arguments that it does not take
+            model: Any = timm.create_model(network, pretrained=False, num_classes=0, **arguments)
+    except Exception as error:  # each network has errors of its own for arguments that it does not take
         raise InputError(f"timm cannot make {network} with {arguments} ({error})") from error
-    about = timm.data.resolve_model_data_config(model)
+    about = resolve_model_data_config(model)
     classifier = model.default_cfg.get("classifier") or ()
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     interpolation = "bicubic" if about["interpolation"] == "bicubic" else "bilinear"
@@ -166,6 +170,7 @@ def _build_timm(network: str, arguments: dict[str, Any]) -> tuple[nn.Module, tup
 
 
 def _build_torchvision(network: str) -> tuple[nn.Module, tuple[str, ...], View]:
+    """Build a classifier of torchvision without its head, as `_build_timm` does. Raises InputError."""
     from torchvision import models
 
     if network not in models.list_models(module=models):
@@ -174,6 +179,7 @@ def _build_torchvision(network: str) -> tuple[nn.Module, tuple[str, ...], View]:
         model = models.get_model(network, weights=None)
     head = next(head for head in HEADS if hasattr(model, head))
     setattr(model, head, nn.Identity())
-    about = models.get_model_weights(network).DEFAULT.transforms()
+    weights: Any = models.get_model_weights(network)
+    about = weights.DEFAULT.transforms()
     view = View(about.crop_size[0], about.interpolation.value, tuple(about.mean), tuple(about.std))
     return model, (f"{head}.",), view

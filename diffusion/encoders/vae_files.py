@@ -16,7 +16,7 @@ from diffusion.utils.text import read_json
 from diffusion.utils.weights import find_weights, read_weights
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 ANCHOR = "encoder.conv_in.weight"  # a tensor that every autoencoder has
 LDM_NAME = "encoder.down.0.block.0.conv1.weight"  # in the layout of CompVis, which single files are released in
@@ -28,7 +28,7 @@ EMBEDDED_CODECS = {"tiny": Path(__file__).resolve().parents[2] / "asset" / "tiny
 
 
 def codec_folder(name_or_folder: str | Path) -> Path:
-    """Return the folder of an embedded codec's name, the folder itself, or that of the codec in a whole pipeline's."""
+    """Return the folder of an embedded codec's name, the folder itself, or a pipeline folder's codec. Raises MissingError."""
     folder = EMBEDDED_CODECS.get(str(name_or_folder), Path(name_or_folder))
     if (folder / PIPELINE_INDEX).is_file() and (folder / "vae").is_dir():
         folder = folder / "vae"
@@ -39,7 +39,7 @@ def codec_folder(name_or_folder: str | Path) -> Path:
 
 
 def load_vae(folder: Path, dtype: torch.dtype) -> AutoencoderKL:
-    """Load the autoencoder of a folder, every one of its weights from safetensors or torch files, or shards of them.
+    """Load the autoencoder of a folder, with all of its weights, from safetensors or torch files or shards of them.
 
     Raises MissingError without weights, InputError where they and config.json do not fit each other.
     """
@@ -47,12 +47,13 @@ def load_vae(folder: Path, dtype: torch.dtype) -> AutoencoderKL:
 
 
 def read_vae(path: Path, config: dict[str, Any], dtype: torch.dtype) -> AutoencoderKL:
-    from diffusers import AutoencoderKL
+    """Build the autoencoder of a config with the weights of a file. Raises InputError where they do not fit each other."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     tensors = find_state_dict(read_weights(path).content, path, (ANCHOR,))
     try:
         with torch.device("meta"):  # every weight comes from the file
-            vae = AutoencoderKL.from_config(config)
+            vae: Any = AutoencoderKL.from_config(config)
         tensors = _diffusers_names(tensors, config)
     except Exception as error:  # whatever diffusers says of a config or names that it does not know
         reason = str(error).strip().split("\n")[0]
@@ -68,6 +69,7 @@ def read_vae(path: Path, config: dict[str, Any], dtype: torch.dtype) -> Autoenco
 
 
 def find_vae_weights(folder: Path) -> Path:
+    """Return the weights file in a folder, or the index of its shards. Raises MissingError without one."""
     path = find_weights(folder)
     if path is None:
         raise MissingError(f"no {DIFFUSERS_WEIGHTS} in {folder}, nor other weights under a usual name")
@@ -75,7 +77,7 @@ def find_vae_weights(folder: Path) -> Path:
 
 
 def _diffusers_names(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Return tensors under the names of today's diffusers, from those of CompVis or of earlier versions.
+    """Rename tensors of CompVis' layout, or of earlier versions of diffusers, to the names of today's diffusers.
 
     Raises ValueError for names that CompVis' layout does not have, which its converter would leave out.
     """
@@ -95,7 +97,10 @@ def _diffusers_names(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -
 
 
 def read_vae_config(folder: Path) -> dict[str, Any]:
-    """Read the config.json of an AutoencoderKL folder, checked to give 16 channels at an eighth of the resolution."""
+    """Read the config.json of an AutoencoderKL folder with 16 latent channels at an eighth of the resolution.
+
+    Raises MissingError without one, InputError for another layout, and a scale or shift that is not a finite number.
+    """
     path = folder / "config.json"
     if not path.is_file():
         raise MissingError(f"no config.json in {folder}: expected a diffusers AutoencoderKL folder")
