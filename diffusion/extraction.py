@@ -18,15 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from diffusion.data.crops import tokens_per_image
 from diffusion.data.datasets.pan_cancer import LARGE_PATCH
-from diffusion.data.features.loose import (
-    feature_path,
-    features_folder,
-    is_valid,
-    made_by_file,
-    moments_shape,
-    read_made_by,
-    write_feature,
-)
+from diffusion.data.features.loose import feature_path, features_folder, made_by_file, read_made_by
+from diffusion.data.features.npy import is_valid, write_feature
+from diffusion.data.features.parts import LATENTS
 from diffusion.data.index.patch_index import PatchIndex, index_keys
 from diffusion.data.slides.patches import read_patch
 from diffusion.encoders.embedders import PatchEmbedder
@@ -78,7 +72,7 @@ class FeatureFiles:
         """Whether both files are there and whole: of the right shape and type, every value finite."""
         latents, tokens = self.paths(name)
         width = (tokens_per_image(self.patch_size), self.embedding_width)
-        return is_valid(latents, moments_shape(self.patch_size)) and is_valid(tokens, width)
+        return is_valid(latents, LATENTS.shape(self.patch_size)) and is_valid(tokens, width)
 
     def write(self, name: str, moments: torch.Tensor, tokens: torch.Tensor) -> None:
         """Write both files; moments (32, S/8, S/8) and tokens (L, D), on any device."""

@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from diffusion.cli.parser import run
-from diffusion.data.features.loose import feature_path, write_feature
+from diffusion.data.features.loose import feature_path
+from diffusion.data.features.npy import write_feature
 from diffusion.data.index.patch_index import index_path, write_index
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -16,7 +16,8 @@ import pytest
 import torch
 from conftest import REPOSITORY, command, in_process, texture
 
-from diffusion.data.features.loose import is_valid, read_moments, read_tokens
+from diffusion.data.features.npy import is_valid
+from diffusion.data.features.parts import LATENTS, TOKENS
 from diffusion.data.index.patch_index import index_path, write_index
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import LatentCodec
@@ -138,7 +139,7 @@ def test_killed_at_any_moment_no_file_is_torn_and_the_next_run_ends_it(root, opt
     assert features(root).keys() == expected.keys()
     rounding = 1e-2 if torch.cuda.is_available() else 1e-3  # a GPU rounds otherwise in other batches
     for path in root.rglob("*_tiny_vae.npy"):
-        now, then = read_moments(path, 256), expected[str(path.relative_to(root))]
+        now, then = LATENTS.read_file(path, 256), expected[str(path.relative_to(root))]
         then = np.frombuffer(then[128:], np.float16).reshape(32, 32, 32)
         assert np.abs(now.astype(np.float32) - then).max() <= rounding * np.abs(then).max()
 
@@ -245,7 +246,11 @@ def test_precision(root, options, precision, tolerance):
     assert done.returncode == 0, done.stderr
     for path in (root / "half").rglob("*_tiny_vae.npy"):
         assert path.read_bytes() == (root / "patches" / path.relative_to(root / "half")).read_bytes()
-    half = [read_tokens(path, 256).astype(np.float32) for path in sorted((root / "half").rglob("*_mobilenetv2.npy"))]
-    full = [read_tokens(path, 256).astype(np.float32) for path in sorted(root.glob("patches/**/*_mobilenetv2.npy"))]
+    half = [
+        TOKENS.read_file(path, 256).astype(np.float32) for path in sorted((root / "half").rglob("*_mobilenetv2.npy"))
+    ]
+    full = [
+        TOKENS.read_file(path, 256).astype(np.float32) for path in sorted(root.glob("patches/**/*_mobilenetv2.npy"))
+    ]
     error = np.abs(np.stack(half) - np.stack(full)).max() / np.abs(np.stack(full)).max()
     assert 0 < error < tolerance

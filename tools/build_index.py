@@ -161,6 +161,7 @@ def groups_in(index: Path, group: Callable[[str], str]) -> frozenset[str]:
 def verify(index: Path, args: argparse.Namespace) -> int:
     """Check all that the index lists, print a table, list the faults; the exit code."""
     from diffusion.data.features.loose import LooseFeatures, features_folder
+    from diffusion.data.features.parts import part_prefixes
     from diffusion.data.features.store import open_features, probes
     from diffusion.data.index.patch_index import (
         PatchIndex,
@@ -171,7 +172,7 @@ def verify(index: Path, args: argparse.Namespace) -> int:
         split_key,
         write_index,
     )
-    from diffusion.data.index.verify import Check, usual_width
+    from diffusion.data.index.verify import Check, usual_widths
     from diffusion.data.index.verify import verify as check_all
     from diffusion.utils.files import atomic_write
 
@@ -184,13 +185,13 @@ def verify(index: Path, args: argparse.Namespace) -> int:
         for key in keys:
             patches, features, size = PatchIndex(index, [key]), None, split_key(key)[1]
             if not args.images_only:
-                where = (size, args.vae_prefix, args.ssl_prefix)
+                where = (size, part_prefixes(args.vae_prefix, args.ssl_prefix))
                 try:
                     features = open_features(args.root, args.features_dir, key, probes(patches, 0), *where)
                 except MissingError:  # of some patches; others may have theirs
                     features = LooseFeatures(features_folder(args.root, args.features_dir), *where)
-            width = None if features is None else usual_width(features, probes(patches, 0))
-            check = Check(args.root, size, features, width)
+            widths = {} if features is None else usual_widths(features, probes(patches, 0))
+            check = Check(args.root, size, features, widths)
             wrong[key], seen, kinds = array("Q"), array("Q"), Counter()
             with closing(check_all(all_names(index, key), check, args.workers)) as checked:
                 for name, faults in tqdm(checked, total=len(patches), desc=key, unit="patch", leave=False):

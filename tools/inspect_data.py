@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 from tqdm import tqdm
 
 from diffusion.cli.parser import natural_int, output_file, path_text, plain_name, run, tool_parser
+from diffusion.data.features.parts import PARTS, part_prefixes
 from diffusion.data.features.store import open_features, probes
 from diffusion.data.index.patch_index import PatchIndex, all_names, index_keys, index_path, split_key
 from diffusion.data.index.survey import contact_sheet, count_cohorts, coverage
@@ -57,13 +58,13 @@ def main() -> None:
 
 def covered(args: argparse.Namespace, key: str, index: PatchIndex, chosen, whole: bool) -> str:
     """How many patches of a key have their files, in words."""
-    where = (split_key(key)[1], args.vae_prefix, args.ssl_prefix)
+    prefixes = part_prefixes(args.vae_prefix, args.ssl_prefix)
     try:
-        features = open_features(args.root, args.features_dir, key, probes(index, 0), *where)
+        features = open_features(args.root, args.features_dir, key, probes(index, 0), split_key(key)[1], prefixes)
     except MissingError:
         features = None
-    found = coverage(args.root, [index.name(i) for i in tqdm(chosen, desc=key, leave=False)], features)
-    parts = {"images": found.images, "latents": found.latents, "embeddings": found.embeddings}
+    found = coverage(args.root, [index.name(i) for i in tqdm(chosen, desc=key, leave=False)], features, prefixes)
+    parts = {"images": found.images} | {PARTS[part].label: count for part, count in found.parts.items()}
     of = f"all {found.patches:,}" if whole else f"{found.patches:,} drawn at random"
     return ", ".join(f"{100 * n / found.patches:.4g} % {what}" for what, n in parts.items()) + f" (of {of})"
 

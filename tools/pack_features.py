@@ -26,12 +26,11 @@ from diffusion.data.features.loose import (
     LooseFeatures,
     feature_path,
     features_folder,
-    is_valid,
-    moments_shape,
     read_made_by,
-    write_feature,
 )
-from diffusion.data.features.packed import About, Packed
+from diffusion.data.features.npy import is_valid, write_feature
+from diffusion.data.features.packed import PackedMetadata, PackedPatch
+from diffusion.data.features.parts import TOKENS, part_prefixes
 from diffusion.data.features.store import open_features, probes
 from diffusion.data.index.patch_index import PatchIndex, all_names, index_path
 from diffusion.formats import DEFAULT_INDEX, PACKED_DIR, SSL_PREFIX, VAE_PREFIX
@@ -48,36 +47,36 @@ EXAMPLES = """  python tools/pack_features.py --dataset_name tcga_diagnostic --w
 def main() -> int:
     args = parse_args()
     key = f"{args.dataset_name}_{args.size}"
-    folder = packed.packed_folder(args.out or args.root / PACKED_DIR, key, args.vae_prefix, args.ssl_prefix)
+    prefixes = part_prefixes(args.vae_prefix, args.ssl_prefix)
+    folder = packed.packed_folder(args.out or args.root / PACKED_DIR, key, prefixes)
     if args.unpack:
         return unpack(folder, args)
     if args.verify:
         return verify(folder, args)
     with file_lock(folder / ".lock"):
-        return pack(folder, key, args)
+        return pack(folder, key, prefixes, args)
 
 
-def pack(folder: Path, key: str, args: argparse.Namespace) -> int:
+def pack(folder: Path, key: str, prefixes: dict[str, str], args: argparse.Namespace) -> int:
     """Pack what is not packed yet; the exit code: 1 when a patch had to be left out."""
     index_file = index_path(args.root, args.patch_names_file)
     index = PatchIndex(index_file, [key])
     some = probes(index, 0)
-    where = (args.size, args.vae_prefix, args.ssl_prefix)
-    loose = open_features(args.root, args.features_dir, key, some, *where, packed=False)
+    loose = open_features(args.root, args.features_dir, key, some, args.size, prefixes, packed=False)
     noted = read_made_by(loose.folder, key)
-    made_by = {prefix: noted[prefix] for prefix in (args.vae_prefix, args.ssl_prefix) if prefix in noted}
-    about = About(key, args.size, first_width(loose, some), args.vae_prefix, args.ssl_prefix, made_by)
-    packing.begin(folder, about)
-    rows = max(1, int(args.shard_gb * 2**30 / about.patch_bytes))
+    made_by = {prefix: noted[prefix] for prefix in prefixes.values() if prefix in noted}
+    metadata = PackedMetadata(key, args.size, first_width(loose, some), prefixes, made_by)
+    packing.begin(folder, metadata)
+    rows = max(1, int(args.shard_gb * 2**30 / metadata.patch_bytes))
     there = packed.count(folder)
     bar = tqdm(total=len(index), initial=there, unit="patch", desc=key)
     bad = 0
 
-    def sound(patches: Iterable[Packed | InputError]) -> Iterator[Packed]:
+    def sound(patches: Iterable[PackedPatch | InputError]) -> Iterator[PackedPatch]:
         nonlocal bad
         for patch in patches:
             bar.update()
-            if isinstance(patch, Packed):
+            if isinstance(patch, PackedPatch):
                 yield patch
             elif args.on_error == "raise":
                 raise patch
@@ -88,9 +87,9 @@ def pack(folder: Path, key: str, args: argparse.Namespace) -> int:
     names = packing.not_packed(folder, all_names(index_file, key))
     number = max(packed.shards_of(folder), default=-1) + 1
     # closed here, not by the garbage collector: that may run in a thread being started, which the reading threads wait for
-    with bar, closing(packing.read_patches(loose, names, about, args.workers)) as read:
+    with bar, closing(packing.read_patches(loose, names, metadata, args.workers)) as read:
         patches = sound(read)
-        while packing.write_shard(folder, number, about, islice(patches, rows), rows):
+        while packing.write_shard(folder, number, metadata, islice(patches, rows), rows):
             number += 1
     total = packing.write_table(folder)
     print(f"{key}: {total} of {len(index)} patches packed in {number} shards, {total - there} of them now")
@@ -104,7 +103,7 @@ def first_width(loose: LooseFeatures, names: list[str]) -> int:
     """Width of the embeddings, of the first patch that has sound ones. Raises InputError when none of `names` has."""
     for name in names:
         try:
-            return loose.tokens(name).shape[1]
+            return loose.read_part(TOKENS.name, name).shape[1]
         except InputError as error:
             last = error
     raise last
@@ -113,13 +112,14 @@ def first_width(loose: LooseFeatures, names: list[str]) -> int:
 def verify(folder: Path, args: argparse.Namespace) -> int:
     """Read every chunk of every shard against its checksum and, where they are there, the loose files; and the table
     against the shards. The exit code."""
-    loose = loose_beside(described(folder), args)
+    metadata = described(folder)
+    loose = loose_beside(metadata, args)
     table = packed.open_table(folder)
     sound, wrong = 0, []
     for number in tqdm(packed.shards_of(folder), unit="shard"):
         try:
             differing = 0
-            for patch in packed.read_shard(packed.shard_path(folder, number)):
+            for patch in packed.read_shard(packed.shard_path(folder, number), metadata.prefixes):
                 sound += 1
                 differing += loose is not None and differs(patch, loose)
             if differing:
@@ -140,25 +140,25 @@ def verify(folder: Path, args: argparse.Namespace) -> int:
     return 1 if wrong else 0
 
 
-def loose_beside(about: About, args: argparse.Namespace) -> LooseFeatures | None:
+def loose_beside(metadata: PackedMetadata, args: argparse.Namespace) -> LooseFeatures | None:
     """The loose features of what is packed, or None."""
-    where = (about.patch_size, about.vae_prefix, about.ssl_prefix)
+    key, where = metadata.key, (metadata.patch_size, metadata.prefixes)
     try:
-        index = PatchIndex(index_path(args.root, args.patch_names_file), [about.key])
-        return open_features(args.root, args.features_dir, about.key, probes(index, 0), *where, packed=False)
+        index = PatchIndex(index_path(args.root, args.patch_names_file), [key])
+        return open_features(args.root, args.features_dir, key, probes(index, 0), *where, packed=False)
     except MissingError:
         return None
 
 
-def differs(patch: Packed, loose: LooseFeatures) -> bool:
+def differs(patch: PackedPatch, loose: LooseFeatures) -> bool:
     """Whether a patch has loose files of other values; one without them has not."""
     try:
-        moments, tokens = loose.moments(patch.name), loose.tokens(patch.name)
+        record = loose.read(patch.name)
     except MissingError:
         return False
     except InputError:
         return True
-    return not (np.array_equal(moments, patch.moments) and np.array_equal(tokens, patch.tokens))
+    return not all(np.array_equal(record[part], array) for part, array in patch.parts.items())
 
 
 def unpack(folder: Path, args: argparse.Namespace) -> int:
@@ -166,19 +166,16 @@ def unpack(folder: Path, args: argparse.Namespace) -> int:
 
     A damaged shard gives what can be read of it before the damage; the exit code is then 1.
     """
-    about = described(folder)
+    metadata = described(folder)
     target = features_folder(args.root, args.features_dir)
     written, there, wrong = 0, 0, 0
     for number in packed.shards_of(folder):
         try:
-            for patch in tqdm(packed.read_shard(packed.shard_path(folder, number)), unit="patch", leave=False):
-                latents, tokens = (feature_path(target, patch.name, p) for p in (about.vae_prefix, about.ssl_prefix))
-                kinds = (
-                    (latents, patch.moments, moments_shape(about.patch_size)),
-                    (tokens, patch.tokens, patch.tokens.shape),
-                )
-                for path, array, shape in kinds:
-                    if is_valid(path, shape):
+            shard = packed.read_shard(packed.shard_path(folder, number), metadata.prefixes)
+            for patch in tqdm(shard, unit="patch", leave=False):
+                for part, array in patch.parts.items():
+                    path = feature_path(target, patch.name, metadata.prefixes[part])
+                    if is_valid(path, array.shape):
                         there += 1
                     else:
                         write_feature(path, array)
@@ -192,13 +189,13 @@ def unpack(folder: Path, args: argparse.Namespace) -> int:
     return 1 if wrong else 0
 
 
-def described(folder: Path) -> About:
-    about = packed.read_about(folder)
-    if about is None:
+def described(folder: Path) -> PackedMetadata:
+    metadata = packed.read_metadata(folder)
+    if metadata is None:
         raise InputError(
             f"no packed features in {folder}; check --dataset_name, --size and the prefixes, or pack first"
         )
-    return about
+    return metadata
 
 
 def parse_args() -> argparse.Namespace:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from torch.utils.data import default_collate
@@ -26,10 +25,6 @@ class PatchItem:
     crop: int = 0
     image: torch.Tensor | None = None
     seed: int | None = None
-
-    def __getitem__(self, field: str) -> Any:
-        """Items also answer by field name, for collate functions written for dictionaries."""
-        return getattr(self, field)
 
 
 @dataclass(frozen=True)

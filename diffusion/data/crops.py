@@ -6,12 +6,41 @@ per 256-pixel window, row-major too. Sample i of a data set is crop i % k^2 of p
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from diffusion.formats import WINDOW
 from diffusion.utils.errors import InputError
 
 
+class CropBox(NamedTuple):
+    """A square of a patch in 256-pixel windows: its top row, its left column, and the windows of a side."""
+
+    row: int
+    column: int
+    side: int
+
+    def slices(self, unit: int) -> tuple[slice, slice]:
+        """Return rows and columns of the square in an array that has `unit` cells for a side of a window."""
+        return (
+            slice(self.row * unit, (self.row + self.side) * unit),
+            slice(self.column * unit, (self.column + self.side) * unit),
+        )
+
+    def windows(self, per_side: int) -> list[int]:
+        """Return the row-major numbers of its windows in a patch of per_side * per_side windows.
+
+        Crop 1 of 2 x 2 in a patch of 4 x 4 windows has windows 2, 3, 6 and 7.
+        """
+        rows, columns = self.slices(1)
+        return [
+            row * per_side + column
+            for row in range(rows.start, rows.stop)
+            for column in range(columns.start, columns.stop)
+        ]
+
+
 def crops_per_side(patch: int, crop: int) -> int:
-    """k. Raises InputError unless the crop divides the patch and holds whole windows."""
+    """Return k. Raises InputError unless the crop divides the patch and holds whole windows."""
     if crop < WINDOW or crop % WINDOW or patch % crop:
         raise InputError(
             f"crops of {crop} pixels from patches of {patch}: expected a multiple of {WINDOW} that divides {patch}"
@@ -19,22 +48,13 @@ def crops_per_side(patch: int, crop: int) -> int:
     return patch // crop
 
 
-def square(i: int, per_side: int, size: int) -> tuple[slice, slice]:
-    """Rows and columns of square `i` (row-major) of a grid of per_side * per_side squares of `size` cells."""
+def crop_box(i: int, per_side: int, crop: int) -> CropBox:
+    """Return the place of crop `i`, row-major, of `crop` pixels in a patch of per_side * per_side crops."""
     row, column = divmod(i, per_side)
-    return slice(row * size, (row + 1) * size), slice(column * size, (column + 1) * size)
-
-
-def tokens_of(i: int, per_side: int, tokens_per_side: int) -> list[int]:
-    """Row-major numbers of the tokens inside square `i`: crop 1 of 2 x 2 on a 4 x 4 grid has tokens 2, 3, 6, 7."""
-    rows, columns = square(i, per_side, tokens_per_side // per_side)
-    return [
-        row * tokens_per_side + column
-        for row in range(rows.start, rows.stop)
-        for column in range(columns.start, columns.stop)
-    ]
+    side = crop // WINDOW
+    return CropBox(row * side, column * side, side)
 
 
 def tokens_per_image(size: int) -> int:
-    """L: embedding tokens of an image of `size` pixels."""
+    """Return L, the number of embedding tokens of an image of `size` pixels."""
     return (size // WINDOW) ** 2

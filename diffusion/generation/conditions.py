@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from diffusion.data.datasets.pan_cancer import LARGE_PATCH, PanCancerData, PanCancerDataLowRes
+from diffusion.data.features.parts import TOKENS
 from diffusion.data.index.patch_index import index_keys, index_path, split_key
 from diffusion.data.sampler import Draw, Permutation
 from diffusion.data.slides.cutting import places_apart
@@ -168,7 +169,7 @@ def neighbourhood(dataset: PanCancerData, i: int, seed: int, rows: int, columns:
     apart = places_apart(dataset.root / PATCHES_DIR, name, dataset.patch_size)
 
     def tokens_of(patch: str) -> torch.Tensor:
-        return torch.from_numpy(features.tokens(patch)).float().unflatten(0, (side, side))
+        return torch.from_numpy(features.read_part(TOKENS.name, patch)).float().unflatten(0, (side, side))
 
     first = tokens_of(name)
     bands = []
@@ -176,7 +177,7 @@ def neighbourhood(dataset: PanCancerData, i: int, seed: int, rows: int, columns:
         band = []
         for right in range(-(-columns // side)):
             other = neighbour(name, apart * right, apart * down) if apart and (right or down) else None
-            if other is not None and all(features.present(other)):
+            if other is not None and all(features.present(other).values()):
                 band.append(tokens_of(other))
             else:
                 band.append(first.flip([axis for axis, places in ((0, down), (1, right)) if places % 2]))

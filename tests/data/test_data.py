@@ -16,9 +16,11 @@ import torch
 from conftest import REPOSITORY, WIDTH, texture
 
 from diffusion.data.batch import collate
-from diffusion.data.crops import crops_per_side, square, tokens_of, tokens_per_image
+from diffusion.data.crops import CropBox, crop_box, crops_per_side, tokens_per_image
 from diffusion.data.datasets.pan_cancer import PanCancerData, PanCancerDataLowRes, build_dataset
-from diffusion.data.features.loose import feature_path, is_valid, read_moments, read_tokens, write_feature
+from diffusion.data.features.loose import feature_path
+from diffusion.data.features.npy import is_valid, write_feature
+from diffusion.data.features.parts import LATENTS, TOKENS
 from diffusion.data.index import patch_index as index_module
 from diffusion.data.index.patch_index import PatchIndex, all_names, index_keys, index_path, split_key, write_index
 from diffusion.data.index.split import patient_of, slide_of, training_groups
@@ -30,7 +32,7 @@ from diffusion.utils.errors import InputError, MissingError
 
 class TestCrops:
     def test_the_published_example(self):
-        assert tokens_of(1, per_side=2, tokens_per_side=4) == [2, 3, 6, 7]
+        assert crop_box(1, per_side=2, crop=512).windows(4) == [2, 3, 6, 7]
 
     @pytest.mark.parametrize("crop", [256, 512, 1024])
     def test_against_cutting_a_labelled_patch(self, crop):
@@ -39,11 +41,12 @@ class TestCrops:
         labels = np.arange(16).reshape(4, 4).repeat(256, axis=0).repeat(256, axis=1)
         seen = []
         for i in range(k * k):
-            rows, columns = square(i, k, crop)
+            box = crop_box(i, k, crop)
+            rows, columns = box.slices(256)
             inside = labels[rows, columns]
             assert inside.shape == (crop, crop)
-            assert tokens_of(i, k, 4) == sorted(set(inside.ravel().tolist()))
-            seen += tokens_of(i, k, 4)
+            assert box.windows(4) == sorted(set(inside.ravel().tolist()))
+            seen += box.windows(4)
         assert sorted(seen) == list(range(16))
 
     def test_sizes_that_do_not_fit(self):
@@ -61,10 +64,10 @@ class TestFeatures:
     def test_round_trip_of_a_part(self, tmp_path):
         array = np.random.default_rng(0).normal(size=(32, 128, 128)).astype(np.float16)
         write_feature(tmp_path / "a.npy", array)
-        part = read_moments(tmp_path / "a.npy", 1024, slice(32, 64), slice(96, 128))
+        part = LATENTS.read_file(tmp_path / "a.npy", 1024, CropBox(1, 3, 1))
         assert part.dtype == np.float16
         assert np.array_equal(part, array[:, 32:64, 96:128])
-        assert np.array_equal(read_moments(tmp_path / "a.npy", 1024), array)
+        assert np.array_equal(LATENTS.read_file(tmp_path / "a.npy", 1024), array)
         assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]  # nothing is left of the writing
 
     @pytest.mark.parametrize(
@@ -88,7 +91,7 @@ class TestFeatures:
         spoil(path)
         assert not is_valid(path, (32, 128, 128))
         with pytest.raises(InputError, match=message) as error:
-            read_moments(path, 1024)
+            LATENTS.read_file(path, 1024)
         assert str(path) in str(error.value) and "\n" not in str(error.value)
 
     def test_values_beyond_float16_are_not_written(self, tmp_path):
@@ -98,9 +101,9 @@ class TestFeatures:
 
     def test_token_count(self, tmp_path):
         write_feature(tmp_path / "a.npy", np.zeros((4, 7)))
-        assert read_tokens(tmp_path / "a.npy", 512).shape == (4, 7)
+        assert TOKENS.read_file(tmp_path / "a.npy", 512).shape == (4, 7)
         with pytest.raises(InputError, match=r"expected float16 \(16, D\)"):
-            read_tokens(tmp_path / "a.npy", 1024)
+            TOKENS.read_file(tmp_path / "a.npy", 1024)
 
 
 class TestIndex:
@@ -256,12 +259,12 @@ class TestDataset:
                 assert torch.equal(item.tokens, expected)
                 cut = full.latent.reshape(16, k, size // 8, k, size // 8)[:, row, :, column]
                 assert (item.latent - cut).abs().max() < 1  # two draws from one posterior, whose std is 0.01
-                assert item.name == full.name and item["crop"] == crop
+                assert item.name == full.name and item.crop == crop
 
     def test_latents_are_drawn_from_the_posterior(self, feature_root):
         data = PanCancerData(feature_root, 1024)
         mean, std = torch.from_numpy(
-            read_moments(feature_path(feature_root / "patches", data[0].name, "sd3_vae"), 1024)
+            LATENTS.read_file(feature_path(feature_root / "patches", data[0].name, "sd3_vae"), 1024)
         ).chunk(2)
         scores = torch.cat([(data[Draw(0, seed)].latent - mean) / std.clamp(min=1e-7) for seed in range(4)])[:, 10:60]
         assert abs(scores.mean()) < 0.01 and abs(scores.std() - 1) < 0.02

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from diffusion.data.features.loose import LooseFeatures, read_made_by
-from diffusion.data.features.packed import TABLE, hashes_of, open_shard, open_table, read_about, shard_path
+from diffusion.data.features.packed import TABLE, hashes_of, open_shard, open_table, read_metadata, shard_path
 from diffusion.data.images import open_image
 from diffusion.data.index.patch_index import PatchIndex, all_names, index_keys, write_index
 from diffusion.data.slides.patches import list_patches, read_patch
@@ -181,10 +181,10 @@ READERS = {
     "index_keys": index_keys,
     "shard": open_shard,
     "shard_hashes": lambda path: hashes_of(path.parent, 0),
-    "moments": lambda path: LooseFeatures(path.parent, 256, "x", "x").moments("a.png"),
-    "tokens": lambda path: LooseFeatures(path.parent, 1024, "x", "x").tokens("a.png"),
+    "moments": lambda path: LooseFeatures(path.parent, 256, {"latents": "x"}).read("a.png"),
+    "tokens": lambda path: LooseFeatures(path.parent, 1024, {"tokens": "x"}).read("a.png"),
     "table": lambda path: open_table(path.parent),
-    "about": lambda path: read_about(path.parent),
+    "metadata": lambda path: read_metadata(path.parent),
     "made_by": lambda path: read_made_by(path.parent, "key"),
     "image": open_image,
     "patch": lambda path: read_patch(path, 256),
@@ -195,7 +195,7 @@ READERS = {
 }
 FILES = {
     "shard_hashes": shard_path(Path(), 0).name, "moments": "a_x.npy", "tokens": "a_x.npy", "table": TABLE,
-    "about": "packed.json", "made_by": "metadata/features_key.json", "feature_file": "x.npy", "feature_archive": "x.npz",
+    "metadata": "packed.json", "made_by": "metadata/features_key.json", "feature_file": "x.npy", "feature_archive": "x.npz",
 }  # fmt: skip
 READ = {  # what is what was asked for
     ("json", "json"), ("token_file", "numbers"), ("token_file", "fortran"), ("feature_file", "fortran"),

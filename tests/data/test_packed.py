@@ -14,11 +14,16 @@ import pytest
 import torch
 from conftest import REPOSITORY, WIDTH, in_process
 
+from diffusion.data.crops import CropBox
 from diffusion.data.datasets.pan_cancer import PanCancerData, PanCancerDataLowRes, build_dataset
-from diffusion.data.features import packed
-from diffusion.data.features.loose import feature_path, made_by_file, write_feature
-from diffusion.data.features.packed import PackedFeatures
+from diffusion.data.features import packed, packing, parts
+from diffusion.data.features.loose import feature_path, made_by_file
+from diffusion.data.features.npy import write_feature
+from diffusion.data.features.packed import PackedFeatures, PackedMetadata
+from diffusion.data.features.parts import Moments, part_prefixes
+from diffusion.data.features.store import open_features
 from diffusion.data.index.patch_index import all_names, index_path, write_index
+from diffusion.data.index.verify import Check
 from diffusion.data.loader import training_loader
 from diffusion.data.sampler import BatchStream, Draw
 from diffusion.utils.errors import InputError, MissingError
@@ -74,6 +79,37 @@ def test_packed_features_are_found_where_no_loose_ones_are(packed_root):
     assert torch.equal(batches[0].latents, batches[1].latents)  # opened here, then in two processes
     with pytest.raises(MissingError, match="or .*packed/set_1024/other-uni"):
         PanCancerDataLowRes(packed_root, 256, vae_prefix="other")
+
+
+def test_a_third_part_is_loose_packed_read_and_verified(feature_root, tmp_path, monkeypatch):
+    """Latents of a control image, from files of a third prefix."""
+    control = Moments("control", "control_prefix", "control latents")
+    monkeypatch.setitem(parts.PARTS, "control", control)
+    prefixes = {**part_prefixes("sd3_vae", "uni"), "control": "mask"}
+    names, random = list(all_names(index_path(feature_root), "set_1024")), np.random.default_rng(1)
+    for name in names:
+        write_feature(feature_path(feature_root / "patches", name, "mask"), random.normal(size=(32, 128, 128)))
+    folder = packed.packed_folder(feature_root / "packed", "set_1024", prefixes)
+    assert folder.name == "sd3_vae-uni-mask"
+    loose = open_features(feature_root, None, "set_1024", names, 1024, prefixes, packed=False)
+    metadata = PackedMetadata("set_1024", 1024, WIDTH, prefixes)
+    packing.begin(folder, metadata)
+    patches = packing.read_patches(loose, names, metadata, workers=1)
+    assert packing.write_shard(folder, 0, metadata, patches, rows=3) == packing.write_table(folder) == 3
+    together = open_features(feature_root, "packed", "set_1024", names, 1024, prefixes)
+    assert isinstance(together, PackedFeatures) and packed.read_metadata(folder) == metadata
+    for box in (None, CropBox(0, 0, 4), CropBox(2, 0, 2), CropBox(3, 1, 1)):
+        one, other = loose.read(names[1], box), together.read(names[1], box)
+        assert list(one) == list(other) == ["latents", "tokens", "control"] and together.present(names[1])["control"]
+        assert all(np.array_equal(one[part], other[part]) for part in prefixes)
+        assert one["control"].shape == one["latents"].shape and not np.array_equal(one["control"], one["latents"])
+        assert np.array_equal(together.read_part("control", names[1], box), one["control"])
+    feature_path(feature_root / "patches", names[0], "mask").unlink()
+    kinds = [fault.kind for fault in Check(feature_root, 1024, loose).faults(names[0])]
+    assert kinds == ["image missing", "control latents missing"]
+    monkeypatch.setitem(parts.PARTS, "stain", Moments("stain", "stain_prefix", "stain latents"))
+    with pytest.raises(InputError, match="shard_00000.hdf5 cannot be read .it has no data set stain"):
+        packed.open_shard(packed.shard_path(folder, 0), ["stain"])
 
 
 def test_names_the_index_gains_go_to_further_shards(packed_root, folder):

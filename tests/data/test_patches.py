@@ -14,7 +14,8 @@ import tifffile
 from conftest import texture
 from PIL import Image, ImageFilter
 
-from diffusion.data.features.loose import feature_path, write_feature
+from diffusion.data.features.loose import feature_path
+from diffusion.data.features.npy import write_feature
 from diffusion.data.index.patch_index import PatchIndex, index_path
 from diffusion.data.slides import reader as slides
 from diffusion.data.slides.cutting import Grid

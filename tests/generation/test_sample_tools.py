@@ -15,7 +15,9 @@ from PIL import Image
 from runs import save_run
 
 from diffusion.data.datasets.pan_cancer import PanCancerData, PanCancerDataLowRes
-from diffusion.data.features.loose import feature_path, read_tokens, write_feature
+from diffusion.data.features.loose import feature_path
+from diffusion.data.features.npy import write_feature
+from diffusion.data.features.parts import TOKENS
 from diffusion.data.slides.cutting import places_apart
 from diffusion.data.slides.patches import neighbour
 from diffusion.data.slides.reader import PlainImage
@@ -346,7 +348,9 @@ class TestSample4k:
             condition = neighbourhood(dataset, i, 0, rows=5, columns=8)
             slide = int(condition.name.split("_")[1])
             seen.add(slide)
-            own = read_tokens(feature_path(patches, f"set/brca/single_1024/slide_{slide}/{slide}_0.jpeg", "uni"), 1024)
+            own = TOKENS.read_file(
+                feature_path(patches, f"set/brca/single_1024/slide_{slide}/{slide}_0.jpeg", "uni"), 1024
+            )
             own = torch.from_numpy(own).float().unflatten(0, (4, 4))
             assert condition.tokens.shape == (5, 8, WIDTH)
             assert torch.equal(condition.tokens[:4, :4], own) and torch.all(condition.tokens[:4, 4:] == slide + 1)

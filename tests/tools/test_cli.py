@@ -14,7 +14,8 @@ from conftest import REPOSITORY, command
 from PIL import Image
 
 from diffusion.cli.parser import seed_int
-from diffusion.data.features.loose import is_valid, read_moments
+from diffusion.data.features.npy import is_valid
+from diffusion.data.features.parts import LATENTS
 from diffusion.encoders.latents import LatentCodec
 
 TRAIN, EXTRACT, SAMPLE = "train_scripts/train_pixcell.py", "tools/extract_features.py", "tools/sample_256.py"
@@ -66,7 +67,7 @@ def failed(result, *words: str) -> bool:
 class TestExtract:
     def test_features_are_those_of_the_codec(self, root):
         path = root / "patches/toy/any/single_1024/slide/1_0_tiny_vae.npy"
-        moments = read_moments(path, 1024)
+        moments = LATENTS.read_file(path, 1024)
         pixels = np.asarray(Image.open(root / "patches/toy/any/single_1024/slide/1_0.jpeg"))[256:512, 512:768]
         window = torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1
         expected = LatentCodec.load("tiny").moments(window)[0].numpy()

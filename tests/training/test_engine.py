@@ -27,7 +27,8 @@ from diffusion.config.settings import (
 )
 from diffusion.data.batch import PatchBatch, collate
 from diffusion.data.datasets.pan_cancer import build_dataset
-from diffusion.data.features.loose import feature_path, write_feature
+from diffusion.data.features.loose import feature_path
+from diffusion.data.features.npy import write_feature
 from diffusion.data.sampler import BatchStream, Draw
 from diffusion.encoders.vae_files import EMBEDDED_CODECS
 from diffusion.generation.conditions import IndexConditions

@@ -19,7 +19,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion.data.features.loose import write_feature
+from diffusion.data.features.npy import write_feature
 from diffusion.data.index.patch_index import all_names, write_index
 from diffusion.generation.image_files import save_image, write_large_image
 from diffusion.model.convert import save_diffusers, save_official, save_safetensors

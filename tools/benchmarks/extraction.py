@@ -15,7 +15,8 @@ from torch import nn
 
 from benchmarks.clock import alone
 from benchmarks.table import Row, rated
-from diffusion.data.features.loose import feature_path, read_moments, read_tokens
+from diffusion.data.features.loose import feature_path
+from diffusion.data.features.parts import LATENTS, TOKENS
 from diffusion.data.index.patch_index import PatchIndex, index_path, write_index
 from diffusion.data.slides.patches import read_patch
 from diffusion.encoders.embedders import PatchEmbedder
@@ -99,7 +100,7 @@ def speed(source: Source, way: str, folder: Path, count: int) -> float:
 def furthest(folders: list[Path], names: list[str], size: int) -> float:
     """The largest difference between two folders of features, over the largest value of the second's file."""
     apart = 0.0
-    for name, (kind, read) in product(names, (("vae", read_moments), ("ssl", read_tokens))):
+    for name, (kind, read) in product(names, (("vae", LATENTS.read_file), ("ssl", TOKENS.read_file))):
         a, b = (read(feature_path(folder, name, kind), size).astype(np.float32) for folder in folders)
         apart = max(apart, float(np.abs(a - b).max() / np.abs(b).max()))
     return apart

@@ -21,9 +21,10 @@ from benchmarks.clock import median
 from benchmarks.startup import CLONE
 from benchmarks.table import Row, compared, rated
 from diffusion.data.batch import PatchItem
-from diffusion.data.crops import square
+from diffusion.data.crops import crop_box
 from diffusion.data.datasets.pan_cancer import PanCancerDataLowRes
-from diffusion.data.features.loose import feature_path, write_feature
+from diffusion.data.features.loose import feature_path
+from diffusion.data.features.npy import write_feature
 from diffusion.data.index.patch_index import index_path, write_index
 from diffusion.data.loader import training_loader
 from diffusion.data.sampler import BatchStream, Draw
@@ -105,7 +106,7 @@ class FullRead:
         return PatchItem(latent, tokens[crop : crop + 1].float(), name, crop)
 
     def latent(self, moments: torch.Tensor, crop: int, generator: torch.Generator) -> torch.Tensor:
-        mean, std = moments[(slice(None), *square(crop, 4, 32))].float().chunk(2)
+        mean, std = moments[(slice(None), *crop_box(crop, 4, CROP).slices(32))].float().chunk(2)
         return torch.randn(mean.shape, generator=generator).mul_(std).add_(mean)
 
 
@@ -115,7 +116,7 @@ class Published(FullRead):
     def latent(self, moments: torch.Tensor, crop: int, generator: torch.Generator) -> torch.Tensor:
         mean, std = moments.chunk(2)
         drawn = mean + std * torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
-        return drawn[(slice(None), *square(crop, 4, 32))].float()
+        return drawn[(slice(None), *crop_box(crop, 4, CROP).slices(32))].float()
 
 
 def read_crops(dataset: Any, root: Path, workers: int, cache: str, seconds: float) -> dict[str, float]:

@@ -12,13 +12,14 @@ import torch
 from torch.utils.data import Dataset
 
 from diffusion.data.batch import BadItem, PatchItem
-from diffusion.data.crops import crops_per_side, square, tokens_of
+from diffusion.data.crops import CropBox, crop_box, crops_per_side
 from diffusion.data.features.packed import PackedFeatures
+from diffusion.data.features.parts import LATENTS, TOKENS, part_prefixes
 from diffusion.data.features.store import FeatureStore, open_features, probes
 from diffusion.data.index.patch_index import PatchIndex, index_keys, index_path
 from diffusion.data.sampler import Draw
 from diffusion.data.slides.patches import read_patch
-from diffusion.formats import DEFAULT_INDEX, LATENT_FACTOR, PATCHES_DIR, SSL_PREFIX, VAE_PREFIX, WINDOW
+from diffusion.formats import DEFAULT_INDEX, PATCHES_DIR, SSL_PREFIX, VAE_PREFIX, WINDOW
 from diffusion.utils.errors import InputError
 
 LARGE_PATCH = 1024  # pixels of the patches that low-resolution stages crop
@@ -31,6 +32,7 @@ class Crop(NamedTuple):
     features: FeatureStore
     name: str
     number: int  # row-major
+    box: CropBox
     seed: int | None
 
 
@@ -62,8 +64,9 @@ class PanCancerData(Dataset):
         self.index = _open_index(
             index_path(self.root, patch_names_file), train_subset_keys, self.patch_size, resolution
         )
+        prefixes = part_prefixes(vae_prefix, ssl_prefix)
         self.features = [
-            open_features(self.root, features_dir, key, probes(self.index, i), self.patch_size, vae_prefix, ssl_prefix)
+            open_features(self.root, features_dir, key, probes(self.index, i), self.patch_size, prefixes)
             for i, key in enumerate(self.index.keys)
         ]
 
@@ -100,9 +103,10 @@ class PanCancerData(Dataset):
         """Several samples, as loaders ask for them. Each step is done for all before the next: a quarter faster than
         sample by sample, whose steps push each other out of the processor's cache."""
         crops = [self._locate(key) for key in keys]
-        # both of a crop together: of thousands of shards, few are open
-        moments, tokens = zip(*((self._moments(crop), self._tokens(crop)) for crop in crops), strict=True)
-        latents = draw_latents(moments, [crop.seed for crop in crops])
+        # all parts of a crop together: of thousands of shards, few are open
+        records = [crop.features.read(crop.name, crop.box) for crop in crops]
+        latents = draw_latents([record[LATENTS.name] for record in records], [crop.seed for crop in crops])
+        tokens = [torch.from_numpy(record[TOKENS.name]).float() for record in records]
         images = [self.image(crop.name, crop.number) if self.return_img else None for crop in crops]
         return [
             PatchItem(latent=latent, tokens=some, name=crop.name, crop=crop.number, image=image, seed=crop.seed)
@@ -115,20 +119,12 @@ class PanCancerData(Dataset):
             raise IndexError(f"sample {index} of {len(self)}")
         patch, number = divmod(index, self.crops_per_side**2)
         which, name = self.index.locate(patch)
-        return Crop(self.features[which], name, number, seed)
-
-    def _moments(self, crop: Crop) -> np.ndarray:
-        part = square(crop.number, self.crops_per_side, self.resolution // LATENT_FACTOR)
-        return crop.features.moments(crop.name, *part)
-
-    def _tokens(self, crop: Crop) -> torch.Tensor:
-        which = tokens_of(crop.number, self.crops_per_side, self.patch_size // WINDOW)
-        return torch.from_numpy(crop.features.tokens(crop.name, which)).float()
+        return Crop(self.features[which], name, number, crop_box(number, self.crops_per_side, self.resolution), seed)
 
     def image(self, name: str, crop: int) -> torch.Tensor:
         """Read the pixels of a sample, uint8 (3, S, S). Raises MissingError, or InputError as read_patch does."""
         pixels = read_patch(self.root / PATCHES_DIR / name, self.patch_size)
-        rows, columns = square(crop, self.crops_per_side, self.resolution)
+        rows, columns = crop_box(crop, self.crops_per_side, self.resolution).slices(WINDOW)
         return torch.from_numpy(pixels[rows, columns].transpose(2, 0, 1).copy())
 
 

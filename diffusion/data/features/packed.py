@@ -16,7 +16,7 @@ import os
 import re
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -25,101 +25,107 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from diffusion.data.crops import tokens_per_image
-from diffusion.data.features.loose import EVERYTHING, check_finite, moments_shape
+from diffusion.data.crops import CropBox
+from diffusion.data.features.npy import check_finite
+from diffusion.data.features.parts import LATENTS, PARTS, TOKENS, Record
 from diffusion.data.hdf5 import open_hdf5
 from diffusion.data.index.patch_index import name_hash
-from diffusion.formats import LATENT_CHANNELS, LATENT_FACTOR, WINDOW
+from diffusion.formats import WINDOW
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.text import read_json
 
 FORMAT = 1
-ABOUT, TABLE = "packed.json", "table.npy"
-CELLS = WINDOW // LATENT_FACTOR  # latent cells a side of a chunk
+METADATA, TABLE = "packed.json", "table.npy"
 # Files that one process keeps open of a key, each with 0.8 MB of memory. Of published sizes, a key has thousands of shards:
 # most crops then open one, which takes 0.7 ms.
 OPEN_SHARDS = 256
 ROW_BITS = 32
 PACK_AGAIN = "if it is damaged, and the loose features are there, delete it and run tools/pack_features.py again"
-LAYOUT = {  # of a shard: type and dimensions of each data set
-    "latents": (np.dtype(np.float16), 4),
-    "tokens": (np.dtype(np.float16), 3),
-    "names": (np.dtype(object), 1),
-    "hashes": (np.dtype(np.uint64), 1),
-}
+USUAL_PARTS = (LATENTS.name, TOKENS.name)  # that every packed set has
+NAMES_LAYOUT = {"names": (np.dtype(object), 1), "hashes": (np.dtype(np.uint64), 1)}  # type and dimensions in a shard
 
 
-def packed_folder(folder: Path, key: str, vae_prefix: str, ssl_prefix: str) -> Path:
+def packed_folder(folder: Path, key: str, prefixes: Mapping[str, str]) -> Path:
     """Return where the packed features of an index key lie, below ROOT/packed (or another folder named)."""
-    return folder / key / f"{vae_prefix}-{ssl_prefix}"
+    return folder / key / "-".join(prefixes.values())
 
 
 @dataclass(frozen=True)
-class About:
-    """What a packed folder holds."""
+class PackedMetadata:
+    """What a packed folder holds.
+
+    prefixes: of the loose files of each part; made_by: weights and window by prefix, as extraction notes them.
+    """
 
     key: str
     patch_size: int
     embedding_width: int
-    vae_prefix: str
-    ssl_prefix: str
-    made_by: dict[str, dict[str, Any]] = field(
-        default_factory=dict
-    )  # weights and window, by prefix, as extraction notes
-    format: int = FORMAT
+    prefixes: dict[str, str]
+    made_by: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def patch_bytes(self) -> int:
-        """Bytes of one patch, latents and tokens."""
-        return 2 * (int(np.prod(moments_shape(self.patch_size))) + self.tokens * self.embedding_width)
+        """Bytes of one patch, all parts."""
+        shapes = [PARTS[part].shape(self.patch_size, self.embedding_width) for part in self.prefixes]
+        return 2 * sum(math.prod(n or 1 for n in shape) for shape in shapes)
 
-    @property
-    def tokens(self) -> int:
-        return tokens_per_image(self.patch_size)
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of packed.json."""
+        return {
+            "key": self.key,
+            "patch_size": self.patch_size,
+            "embedding_width": self.embedding_width,
+            **{PARTS[part].setting: prefix for part, prefix in self.prefixes.items()},
+            "made_by": self.made_by,
+            "format": FORMAT,
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> PackedMetadata:
+        """Return what packed.json describes. Raises ValueError for keys that are missing, unknown, or of another type."""
+        rest = dict(values)
+        rest.pop("format", None)
+        prefixes = {part.name: rest.pop(part.setting) for part in PARTS.values() if part.setting in rest}
+        rest.setdefault("made_by", {})
+        fields = {"key": str, "patch_size": int, "embedding_width": int, "made_by": dict}
+        if missing := [*(fields.keys() - rest.keys()), *(PARTS[p].setting for p in USUAL_PARTS if p not in prefixes)]:
+            raise ValueError(f"{', '.join(sorted(missing))} missing")
+        if unknown := rest.keys() - fields.keys():
+            raise ValueError(f"unknown {', '.join(sorted(unknown))}")
+        for name, value in [*rest.items(), *((PARTS[part].setting, prefix) for part, prefix in prefixes.items())]:
+            kind = fields.get(name, str)
+            if type(value) is not kind or not (value or kind is dict):
+                raise ValueError(f"{name} is {value!r}, expected {kind.__name__}")
+        return cls(prefixes=prefixes, **rest)
 
 
-def read_about(folder: Path) -> About | None:
+def read_metadata(folder: Path) -> PackedMetadata | None:
     """Read what lies packed in a folder; None where nothing does. Raises InputError for another format or description."""
-    if not (folder / ABOUT).exists():
+    if not (folder / METADATA).exists():
         return None
-    values = read_json(folder / ABOUT, "description of packed features", "pack them again")
+    values = read_json(folder / METADATA, "description of packed features", "pack them again")
     if values.get("format", FORMAT) != FORMAT:
         raise InputError(f"{folder} is of format {values['format']}, expected {FORMAT}; pack these features again")
     try:
-        about = About(**values)
-    except TypeError as error:
-        raise InputError(f"{folder / ABOUT} does not describe packed features ({error}); pack them again") from None
-    for name, kind in {
-        "key": str,
-        "patch_size": int,
-        "embedding_width": int,
-        "vae_prefix": str,
-        "ssl_prefix": str,
-    }.items():
-        value = getattr(about, name)
-        if type(value) is not kind or not value:
-            raise InputError(
-                f"{folder / ABOUT}: {name} is {value!r}, expected {kind.__name__}; pack these features again"
-            )
-    return about
+        return PackedMetadata.from_json(values)
+    except ValueError as error:
+        raise InputError(f"{folder / METADATA} does not describe packed features ({error}); pack them again") from None
 
 
 class Shard(NamedTuple):
-    """An open shard: its file, which must stay open, the hashes of its names, and the data sets in it."""
+    """An open shard: its file, which must stay open, the hashes of its names, and the data set of each part."""
 
     file: h5py.File
     path: Path
     hashes: np.ndarray
-    latents: h5py.Dataset
-    tokens: h5py.Dataset
+    parts: dict[str, h5py.Dataset]
 
 
-class Packed(NamedTuple):
-    """The features of one patch: moments (32, S/8, S/8), tokens (L, D), float16 both."""
+class PackedPatch(NamedTuple):
+    """One patch of a shard: its name, and every part of its features."""
 
     name: str
-    moments: np.ndarray
-    tokens: np.ndarray
+    parts: Record
 
 
 @dataclass
@@ -135,58 +141,58 @@ class PackedFeatures:
     _known: set[int] = field(default_factory=set, repr=False)  # shards whose layout was checked
     _table: np.ndarray | None = field(default=None, repr=False)
     _owner: int = field(default=-1, repr=False)
-    _width: int = field(default=0, repr=False)
+    _metadata: PackedMetadata = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        about = read_about(self.folder)
-        if about is None:
+        metadata = read_metadata(self.folder)
+        if metadata is None:
             raise MissingError(f"no packed features in {self.folder}; make them with tools/pack_features.py")
-        if about.patch_size != self.patch_size:
+        if metadata.patch_size != self.patch_size:
             raise InputError(
-                f"{self.folder} holds patches of {about.patch_size} pixels, expected {self.patch_size}; name another folder"
+                f"{self.folder} holds patches of {metadata.patch_size} pixels, expected {self.patch_size}; name another folder"
             )
         open_table(self.folder)
-        self._width = about.embedding_width
+        self._metadata = metadata
+
+    @property
+    def prefixes(self) -> Mapping[str, str]:
+        """The prefixes of the loose files that each part was packed from."""
+        return self._metadata.prefixes
 
     def __len__(self) -> int:
-        """How many patches are packed."""
+        """Return how many patches are packed."""
         return open_table(self.folder).shape[1]
 
-    def moments(self, name: str, rows: slice = EVERYTHING, columns: slice = EVERYTHING) -> np.ndarray:
-        """Posterior mean and std, float16 (32, h, w), of a part of a patch made of whole 256-pixel windows.
+    def read(self, name: str, box: CropBox | None = None) -> Record:
+        """Read every part of a patch, or of a crop of it.
 
         Raises MissingError for a patch that is not packed, InputError for a damaged shard or value.
         """
-        side = self.patch_size // LATENT_FACTOR
-        (top, bottom, _), (left, right, _) = rows.indices(side), columns.indices(side)
         shard, row = self._find(name)
-        if (bottom - top, right - left) == (side, side):
-            return check_finite(f"{shard.path}, {name}", _read_row(shard, shard.latents, row))
-        channels = 2 * LATENT_CHANNELS
-        part = np.empty((channels, bottom - top, right - left), dtype=np.float16)
-        for y in range(top, bottom, CELLS):
-            for x in range(left, right, CELLS):
-                chunk = _read_chunk(shard, shard.latents, (row, 0, y, x), (channels, CELLS, CELLS))
-                part[:, y - top : y - top + CELLS, x - left : x - left + CELLS] = chunk
-        return check_finite(f"{shard.path}, {name}", part)
+        return {part: self._read(shard, row, part, name, box) for part in self.prefixes}
 
-    def tokens(self, name: str, which: Sequence[int] | None = None) -> np.ndarray:
-        """Embeddings, float16 (L, D), of some windows of a patch, or all. Raises as moments does."""
-        shard, row = self._find(name)
-        if which is None:
-            return check_finite(f"{shard.path}, {name}", _read_row(shard, shard.tokens, row))
-        tokens = np.empty((len(which), self._width), dtype=np.float16)
-        for token, i in zip(tokens, which, strict=True):
-            token[:] = _read_chunk(shard, shard.tokens, (row, i, 0), (self._width,))
-        return check_finite(f"{shard.path}, {name}", tokens)
+    def read_part(self, part: str, name: str, box: CropBox | None = None) -> np.ndarray:
+        """Read one part of a patch, float16, or a crop of it. Raises as read does."""
+        return self._read(*self._find(name), part, name, box)
 
-    def present(self, name: str) -> tuple[bool, bool]:
-        """Whether a patch's latents and embeddings are packed; they are not read."""
+    def present(self, name: str) -> dict[str, bool]:
+        """Tell which parts of a patch are packed, all or none; they are not read."""
         try:
             self._find(name)
         except MissingError:
-            return False, False
-        return True, True
+            return dict.fromkeys(self.prefixes, False)
+        return dict.fromkeys(self.prefixes, True)
+
+    def _read(self, shard: Shard, row: int, part: str, name: str, box: CropBox | None) -> np.ndarray:
+        data, layout, width = shard.parts[part], PARTS[part], self._metadata.embedding_width
+        if box is None or box.side * WINDOW == self.patch_size:
+            array = _read_row(shard, data, row)
+        else:
+            array = np.empty(layout.shape(box.side * WINDOW, width), dtype=np.float16)
+            chunk = layout.chunk_shape(width)
+            for offset, place in layout.window_places(box, self.patch_size):
+                array[place] = _read_chunk(shard, data, (row, *offset), chunk)
+        return check_finite(f"{shard.path}, {name}", array)
 
     def _find(self, name: str) -> tuple[Shard, int]:
         """The shard and row of a patch."""
@@ -205,9 +211,9 @@ class PackedFeatures:
             if len(self._shards) >= _open_at_once():
                 self._shards.popitem(last=False)[1].file.close()
             path = shard_path(self.folder, number)
-            file = open_shard(path, number in self._known)
+            file = open_shard(path, self.prefixes, number in self._known)
             self._known.add(number)
-            self._shards[number] = Shard(file, path, _hashes(file, path), file["latents"], file["tokens"])
+            self._shards[number] = Shard(file, path, _hashes(file, path), {part: file[part] for part in self.prefixes})
         shard = self._shards[number]
         if row >= len(shard.hashes) or shard.hashes[row] != wanted:  # a shard was deleted and written anew
             raise InputError(f"{self.folder / TABLE} is older than {shard.path}; run tools/pack_features.py to its end")
@@ -221,10 +227,10 @@ def shard_path(folder: Path, number: int) -> Path:
     return folder / f"shard_{number:05d}.hdf5"
 
 
-def open_shard(path: Path, is_known: bool = False) -> h5py.File:
+def open_shard(path: Path, parts: Collection[str] = USUAL_PARTS, is_known: bool = False) -> h5py.File:
     """Open a shard for reading. Raises MissingError, or InputError for a damaged file or one of another layout.
 
-    is_known: the layout was checked before, which takes longer than opening.
+    parts: that it must hold; is_known: the layout was checked before, which takes longer than opening.
     """
     if not path.is_file():
         raise MissingError(f"no shard {path}; run tools/pack_features.py again")
@@ -234,22 +240,23 @@ def open_shard(path: Path, is_known: bool = False) -> h5py.File:
         raise InputError(f"{error}; {PACK_AGAIN}") from None
     try:
         if not is_known:
-            _check_layout(file, path)
+            _check_layout(file, path, parts)
     except InputError:
         file.close()
         raise
     return file
 
 
-def _check_layout(file: h5py.File, path: Path) -> None:
-    for name, (dtype, ndim) in LAYOUT.items():
+def _check_layout(file: h5py.File, path: Path, parts: Collection[str]) -> None:
+    layout = {part: (np.dtype(np.float16), 1 + len(PARTS[part].shape(WINDOW))) for part in parts} | NAMES_LAYOUT
+    for name, (dtype, ndim) in layout.items():
         data = file.get(name)
         if not isinstance(data, h5py.Dataset):
             raise _unreadable(path, f"it has no data set {name}")
         if data.ndim != ndim or data.dtype != dtype:
             found = f"{data.dtype} of {data.ndim} dimensions"
             raise _unreadable(path, f"{name} is {found}, expected {dtype} of {ndim} dimensions")
-    lengths = sorted({len(file[name]) for name in LAYOUT})
+    lengths = sorted({len(file[name]) for name in layout})
     if len(lengths) > 1:
         raise _unreadable(path, f"its data sets have {' and '.join(map(str, lengths))} rows, expected one number")
 
@@ -279,15 +286,15 @@ def _hashes(file: h5py.File, path: Path) -> np.ndarray:
         raise _unreadable(path, error) from error
 
 
-def read_shard(path: Path) -> Iterator[Packed]:
+def read_shard(path: Path, parts: Collection[str] = USUAL_PARTS) -> Iterator[PackedPatch]:
     """Yield every patch of a shard, whole, with the checksum of every chunk tested. Raises InputError for a damaged one."""
-    with open_shard(path) as file:
+    with open_shard(path, parts) as file:
         try:
             names, hashes = file["names"].asstr()[:], file["hashes"][:]
             for row, (name, hashed) in enumerate(zip(names, hashes, strict=True)):
                 if name_hash(name) != int(hashed):
                     raise OSError(f"the name of row {row} is not the one that was packed")
-                yield Packed(name, file["latents"][row], file["tokens"][row])
+                yield PackedPatch(name, {part: file[part][row] for part in parts})
         except (OSError, RuntimeError, ValueError) as error:  # UnicodeDecodeError is a ValueError
             raise _unreadable(path, error) from error
 

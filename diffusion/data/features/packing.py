@@ -8,44 +8,43 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from diffusion.data.features.loose import LooseFeatures, moments_shape
+from diffusion.data.features.loose import LooseFeatures
 from diffusion.data.features.packed import (
-    ABOUT,
-    CELLS,
+    METADATA,
     ROW_BITS,
     TABLE,
-    About,
-    Packed,
+    PackedMetadata,
+    PackedPatch,
     hashes_of,
-    read_about,
+    read_metadata,
     read_shard,
     shard_path,
     shards_of,
 )
+from diffusion.data.features.parts import PARTS, Part
 from diffusion.data.hdf5 import create_hdf5
 from diffusion.data.index.patch_index import name_hash, names_without
-from diffusion.formats import LATENT_CHANNELS
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import atomic_write
 
 
-def begin(folder: Path, about: About) -> None:
+def begin(folder: Path, metadata: PackedMetadata) -> None:
     """Write what a folder will hold, and clear what a killed run left there. Raises InputError when it holds something else already."""
-    before = read_about(folder)
-    if before is not None and before != about:
-        differing = ", ".join(k for k, v in asdict(about).items() if asdict(before)[k] != v)
+    before = read_metadata(folder)
+    if before is not None and before != metadata:
+        had = before.to_json()
+        differing = ", ".join(name for name, value in metadata.to_json().items() if had.get(name) != value)
         raise InputError(f"{folder} holds features that differ in {differing}; take another --out")
     for left in folder.glob(".shard_*.tmp"):  # gigabytes of a run that was killed
         left.unlink()
-    with atomic_write(folder / ABOUT) as temporary:
-        temporary.write_text(json.dumps(asdict(about), indent=1))
+    with atomic_write(folder / METADATA) as temporary:
+        temporary.write_text(json.dumps(metadata.to_json(), indent=1))
 
 
 def not_packed(folder: Path, names: Iterable[str]) -> Iterator[str]:
@@ -55,19 +54,20 @@ def not_packed(folder: Path, names: Iterable[str]) -> Iterator[str]:
 
 
 def read_patches(
-    loose: LooseFeatures, names: Iterable[str], about: About, workers: int
-) -> Iterator[Packed | InputError]:
+    loose: LooseFeatures, names: Iterable[str], metadata: PackedMetadata, workers: int
+) -> Iterator[PackedPatch | InputError]:
     """The features of every name, in order, or what is wrong with them; `workers` threads read a few names ahead."""
 
-    def read(name: str) -> Packed | InputError:
+    def read(name: str) -> PackedPatch | InputError:
         try:
-            patch = Packed(name, loose.moments(name), loose.tokens(name))
+            parts = loose.read(name)
         except InputError as error:
             return error
-        width = patch.tokens.shape[1]
-        if width != about.embedding_width:
-            return InputError(f"{name} has embeddings of width {width}, expected {about.embedding_width}")
-        return patch
+        for part, array in parts.items():
+            expected = PARTS[part].shape(metadata.patch_size, metadata.embedding_width)
+            if array.shape != expected:
+                return InputError(f"{name} has {PARTS[part].label} of width {array.shape[-1]}, expected {expected[-1]}")
+        return PackedPatch(name, parts)
 
     remaining = iter(names)
     with ThreadPoolExecutor(workers) as pool:
@@ -77,7 +77,7 @@ def read_patches(
             waiting.extend(pool.submit(read, name) for name in islice(remaining, 1))
 
 
-def write_shard(folder: Path, number: int, about: About, patches: Iterator[Packed], rows: int) -> int:
+def write_shard(folder: Path, number: int, metadata: PackedMetadata, patches: Iterator[PackedPatch], rows: int) -> int:
     """Write a shard of at most `rows` patches aside, read it back, compare, and put it in place; how many they were.
 
     No patch, no shard. Raises InputError when the disk gives back anything but what was written.
@@ -88,33 +88,35 @@ def write_shard(folder: Path, number: int, about: About, patches: Iterator[Packe
     path, names, digests = shard_path(folder, number), [], []
     with atomic_write(path) as temporary:
         with create_hdf5(temporary, libver=("v110", "v110")) as file:
-            latents = _create(
-                file, "latents", rows, moments_shape(about.patch_size), (2 * LATENT_CHANNELS, CELLS, CELLS)
-            )
-            tokens = _create(file, "tokens", rows, (about.tokens, about.embedding_width), (1, about.embedding_width))
+            data = {part: _create(file, PARTS[part], rows, metadata) for part in metadata.prefixes}
             for row, patch in enumerate(chain([first], patches)):
-                latents[row], tokens[row] = patch.moments, patch.tokens
+                for part, array in patch.parts.items():
+                    data[part][row] = array
                 file.check()
                 names.append(patch.name)
                 digests.append(_digest(patch))
-            for data in (latents, tokens):
-                data.resize(len(names), axis=0)
+            for each in data.values():
+                each.resize(len(names), axis=0)
             file.create_dataset("names", data=names, dtype=h5py.string_dtype())
             file.create_dataset("hashes", data=np.array([name_hash(name) for name in names], dtype=np.uint64))
         with open(temporary, "rb+") as written:
             os.fsync(written.fileno())
             if hasattr(os, "posix_fadvise"):  # so that it is read from the disk, not from memory
                 os.posix_fadvise(written.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        for patch, digest in zip(read_shard(temporary), digests, strict=True):
+        for patch, digest in zip(read_shard(temporary, metadata.prefixes), digests, strict=True):
             if _digest(patch) != digest:
                 raise InputError(f"{path}: {patch.name} does not read back as it was written; check the disk")
     return len(names)
 
 
-def _create(file: h5py.File, name: str, rows: int, shape: tuple[int, ...], chunk: tuple[int, ...]) -> h5py.Dataset:
-    """float16 (rows, *shape), in chunks with checksums; latents hardly compress, so nothing is compressed."""
-    whole = (rows, *shape)
-    return file.create_dataset(name, whole, np.float16, maxshape=whole, chunks=(1, *chunk), fletcher32=True)
+def _create(file: h5py.File, part: Part, rows: int, metadata: PackedMetadata) -> h5py.Dataset:
+    """Create the data set of a part, float16 (rows, ...), in chunks of a window with checksums.
+
+    Latents hardly compress, so nothing is compressed.
+    """
+    width = metadata.embedding_width
+    shape, chunks = (rows, *part.shape(metadata.patch_size, width)), (1, *part.chunk_shape(width))
+    return file.create_dataset(part.name, shape, np.float16, maxshape=shape, chunks=chunks, fletcher32=True)
 
 
 def write_table(folder: Path) -> int:
@@ -141,8 +143,8 @@ def build_table(folder: Path) -> np.ndarray:
     return table
 
 
-def _digest(patch: Packed) -> bytes:
+def _digest(patch: PackedPatch) -> bytes:
     digest = hashlib.blake2b(patch.name.encode("utf-8"), digest_size=16)
-    digest.update(np.ascontiguousarray(patch.moments))
-    digest.update(np.ascontiguousarray(patch.tokens))
+    for array in patch.parts.values():
+        digest.update(np.ascontiguousarray(array))
     return digest.digest()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from diffusion.data.features.loose import EVERYTHING, LooseFeatures, feature_path, features_folder
-from diffusion.data.features.packed import PackedFeatures, packed_folder, read_about
+from diffusion.data.crops import CropBox
+from diffusion.data.features.loose import LooseFeatures, feature_path, features_folder
+from diffusion.data.features.packed import PackedFeatures, packed_folder, read_metadata
+from diffusion.data.features.parts import Record
 from diffusion.data.index.patch_index import PatchIndex
 from diffusion.formats import FEATURES_DIR, PACKED_DIR
 from diffusion.utils.errors import MissingError
@@ -18,16 +20,29 @@ PROBES = 16  # patches looked at to find a key's features: the first may be the 
 
 
 class FeatureStore(Protocol):
-    """Reads the features of patches by name; LooseFeatures and PackedFeatures are such."""
+    """Reads the features of patches by name, from loose files (LooseFeatures) or shards (PackedFeatures)."""
 
-    def moments(self, name: str, rows: slice = EVERYTHING, columns: slice = EVERYTHING) -> np.ndarray:
-        """Posterior mean and std, float16 (32, h, w), of a part of a patch."""
+    @property
+    def folder(self) -> Path:
+        """Where the features are."""
+        ...
 
-    def tokens(self, name: str, which: Sequence[int] | None = None) -> np.ndarray:
-        """Embeddings, float16 (L, D), of some windows of a patch, or all."""
+    @property
+    def prefixes(self) -> Mapping[str, str]:
+        """The parts that it reads, with the prefix of their files."""
+        ...
 
-    def present(self, name: str) -> tuple[bool, bool]:
-        """Whether a patch's latents and embeddings are there; they are not read."""
+    def read(self, name: str, box: CropBox | None = None) -> Record:
+        """Read every part of a patch, or of a crop of it."""
+        ...
+
+    def read_part(self, part: str, name: str, box: CropBox | None = None) -> np.ndarray:
+        """Read one part of a patch, float16, or a crop of it."""
+        ...
+
+    def present(self, name: str) -> dict[str, bool]:
+        """Tell which parts of a patch are there; they are not read."""
+        ...
 
 
 def open_features(
@@ -36,8 +51,7 @@ def open_features(
     key: str,
     names: Iterable[str],
     patch_size: int,
-    vae_prefix: str,
-    ssl_prefix: str,
+    prefixes: Mapping[str, str],
     packed: bool = True,
 ) -> FeatureStore:
     """The features of an index key: in the folder named, else beside the images, else in ROOT/features, else in ROOT/packed.
@@ -47,17 +61,17 @@ def open_features(
     """
     names = list(names)
     if not names:  # an empty key, of which nothing will be read
-        return LooseFeatures(features_folder(root, features_dir), patch_size, vae_prefix, ssl_prefix)
+        return LooseFeatures(features_folder(root, features_dir), patch_size, prefixes)
     candidates = [None, FEATURES_DIR, PACKED_DIR] if features_dir is None else [features_dir]
-    looked = []
+    looked, first_prefix = [], next(iter(prefixes.values()))
     for candidate in candidates:
         folder = features_folder(root, candidate)
-        together = packed_folder(folder, key, vae_prefix, ssl_prefix)
-        if packed and read_about(together) is not None:
+        together = packed_folder(folder, key, prefixes)
+        if packed and read_metadata(together) is not None:
             return PackedFeatures(together, patch_size)
-        paths = [feature_path(folder, name, vae_prefix) for name in names]
+        paths = [feature_path(folder, name, first_prefix) for name in names]
         if any(path.is_file() for path in paths):
-            return LooseFeatures(folder, patch_size, vae_prefix, ssl_prefix)
+            return LooseFeatures(folder, patch_size, prefixes)
         looked += [paths[0], together] if packed else [paths[0]]
     raise MissingError(
         f"no features at {' or '.join(str(path) for path in looked)}; make them with tools/extract_features.py, "

@@ -37,19 +37,18 @@ def count_cohorts(names: Iterable[str]) -> dict[str, Count]:
 
 
 class Coverage(NamedTuple):
-    """How many of `patches` have their image, latents and embeddings; the files are not opened."""
+    """How many of `patches` have their image, and each part of their features; the files are not opened."""
 
     patches: int
     images: int
-    latents: int
-    embeddings: int
+    parts: dict[str, int]
 
 
-def coverage(root: Path, names: Sequence[str], features: FeatureStore | None) -> Coverage:
+def coverage(root: Path, names: Sequence[str], features: FeatureStore | None, parts: Iterable[str]) -> Coverage:
     """Look for the files of some patches. features: None when a key has none at all."""
     images = sum((root / PATCHES_DIR / name).is_file() for name in names)
     found = [features.present(name) for name in names] if features is not None else []
-    return Coverage(len(names), images, sum(each[0] for each in found), sum(each[1] for each in found))
+    return Coverage(len(names), images, {part: sum(each[part] for each in found) for part in parts})
 
 
 def contact_sheet(root: Path, names: Sequence[str], columns: int, side: int = 160) -> tuple[Image.Image, list[str]]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from diffusion.data.features.parts import PARTS
 from diffusion.data.features.store import FeatureStore
 from diffusion.data.slides.patches import read_patch
-from diffusion.formats import PATCHES_DIR
+from diffusion.formats import PATCHES_DIR, WINDOW
 from diffusion.utils.errors import InputError, MissingError
 
 NAMES_AT_ONCE = 8192  # handed out to the workers
@@ -30,41 +32,44 @@ class Fault(NamedTuple):
 class Check:
     """What every patch of one index key must have.
 
-    features: None to look at the images alone; width: of every patch's embeddings, None for any.
+    features: None to look at the images alone; widths: of the parts whose width must be the same in every patch.
     """
 
     root: Path
     patch_size: int
     features: FeatureStore | None
-    width: int | None = None
+    widths: Mapping[str, int] = field(default_factory=dict)
 
     def faults(self, name: str) -> list[Fault]:
         """What is wrong with a patch: images are decoded, features read whole, every value of them."""
         readers = {"image": lambda: read_patch(self.root / PATCHES_DIR / name, self.patch_size)}
         if self.features is not None:
-            readers["latents"] = lambda: self.features.moments(name)
-            readers["embeddings"] = lambda: self._tokens(name)
+            for part in self.features.prefixes:
+                readers[PARTS[part].label] = partial(self._read_part, self.features, part, name)
         found = []
-        for part, read in readers.items():
+        for label, read in readers.items():
             try:
                 read()
             except InputError as error:
-                found.append(Fault(f"{part} {'missing' if isinstance(error, MissingError) else 'bad'}", str(error)))
+                found.append(Fault(f"{label} {'missing' if isinstance(error, MissingError) else 'bad'}", str(error)))
         return found
 
-    def _tokens(self, name: str) -> None:
-        width = self.features.tokens(name).shape[1]
-        if self.width not in (None, width):
-            raise InputError(f"{name} has embeddings of width {width}, others of {self.width}; extract it again")
+    def _read_part(self, features: FeatureStore, part: str, name: str) -> None:
+        width = features.read_part(part, name).shape[-1]
+        if (usual := self.widths.get(part, width)) != width:
+            label = PARTS[part].label
+            raise InputError(f"{name} has {label} of width {width}, others of {usual}; extract it again")
 
 
-def usual_width(features: FeatureStore, names: Iterable[str]) -> int | None:
-    """Return the width that most of some patches' embeddings have; None where none can be read."""
-    widths: Counter[int] = Counter()
+def usual_widths(features: FeatureStore, names: Iterable[str]) -> dict[str, int]:
+    """Return, for each part of a free width, that which most of some patches have; parts that cannot be read are left out."""
+    free = [part for part in features.prefixes if PARTS[part].shape(WINDOW)[-1] is None]
+    widths: dict[str, Counter[int]] = {part: Counter() for part in free}
     for name in names:
-        with contextlib.suppress(InputError):
-            widths[features.tokens(name).shape[1]] += 1
-    return widths.most_common(1)[0][0] if widths else None
+        for part in free:
+            with contextlib.suppress(InputError):
+                widths[part][features.read_part(part, name).shape[-1]] += 1
+    return {part: counts.most_common(1)[0][0] for part, counts in widths.items() if counts}
 
 
 def verify(names: Iterable[str], check: Check, workers: int) -> Iterator[tuple[str, list[Fault]]]:

@@ -1,0 +1,98 @@
+"""The parts that the features of a patch consist of: their names, shapes, and places in files.
+
+A record is a mapping of part names to float16 arrays. Loose, every part is one .npy file a patch; packed, every part is one
+data set of each shard. A store reads the parts of which it is given the file prefixes.
+
+A third part, such as the latents of a control image, is one more entry of PARTS,
+`Moments("control", "control_prefix", "control latents")`, and one more prefix for the stores: no signature changes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from diffusion.data.crops import CropBox, tokens_per_image
+from diffusion.data.features.npy import Shape, read_array, read_rectangle
+from diffusion.formats import LATENT_CHANNELS, LATENT_FACTOR, WINDOW
+
+Record = dict[str, np.ndarray]  # the features of one patch, or of a crop of it, by part
+CELLS = WINDOW // LATENT_FACTOR  # latent cells a side of a window
+
+
+@dataclass(frozen=True)
+class Part(ABC):
+    """One part of a patch's features."""
+
+    name: str  # in records and of the data set in shards
+    setting: str  # the name of its file prefix in configs and packed.json
+    label: str  # in messages
+
+    @abstractmethod
+    def shape(self, size: int, width: int | None = None) -> Shape:
+        """Return its shape for an image of `size` pixels; width: of embeddings, None for any."""
+
+    @abstractmethod
+    def chunk_shape(self, width: int) -> tuple[int, ...]:
+        """Return the shape of one 256-pixel window of it, which packed sets store as one chunk."""
+
+    @abstractmethod
+    def window_places(self, box: CropBox, size: int) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
+        """Yield, for each window of a crop, its offset in the array of a patch of `size` pixels and its place in the crop's."""
+
+    @abstractmethod
+    def read_file(self, path: Path, size: int, box: CropBox | None = None) -> np.ndarray:
+        """Read it from the file of a patch of `size` pixels: a crop of it, or all. Raises as npy.read_array does."""
+
+
+class Moments(Part):
+    """Latents on the VAE's scale, (32, S/8, S/8): 16 channels of posterior mean, then 16 of posterior standard deviation."""
+
+    def shape(self, size: int, width: int | None = None) -> tuple[int, int, int]:
+        side = size // LATENT_FACTOR
+        return 2 * LATENT_CHANNELS, side, side
+
+    def chunk_shape(self, width: int) -> tuple[int, ...]:
+        return 2 * LATENT_CHANNELS, CELLS, CELLS
+
+    def window_places(self, box: CropBox, size: int) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
+        top, left = box.row * CELLS, box.column * CELLS
+        for y in range(0, box.side * CELLS, CELLS):
+            for x in range(0, box.side * CELLS, CELLS):
+                yield (0, top + y, left + x), (slice(None), slice(y, y + CELLS), slice(x, x + CELLS))
+
+    def read_file(self, path: Path, size: int, box: CropBox | None = None) -> np.ndarray:
+        rows, columns = (slice(None), slice(None)) if box is None else box.slices(CELLS)
+        return read_rectangle(path, self.shape(size), rows, columns)
+
+
+class Tokens(Part):
+    """Embeddings (n, D), one for each 256-pixel window, row-major."""
+
+    def shape(self, size: int, width: int | None = None) -> Shape:
+        return tokens_per_image(size), width
+
+    def chunk_shape(self, width: int) -> tuple[int, ...]:
+        return 1, width
+
+    def window_places(self, box: CropBox, size: int) -> Iterator[tuple[tuple[int, ...], tuple[slice, ...]]]:
+        for place, window in enumerate(box.windows(size // WINDOW)):
+            yield (window, 0), (slice(place, place + 1),)
+
+    def read_file(self, path: Path, size: int, box: CropBox | None = None) -> np.ndarray:
+        tokens = read_array(path, self.shape(size))
+        return tokens if box is None else tokens[box.windows(size // WINDOW)]
+
+
+LATENTS = Moments("latents", "vae_prefix", "latents")
+TOKENS = Tokens("tokens", "ssl_prefix", "embeddings")
+PARTS: dict[str, Part] = {part.name: part for part in (LATENTS, TOKENS)}
+
+
+def part_prefixes(vae_prefix: str, ssl_prefix: str) -> dict[str, str]:
+    """Return the file prefix of each part of an ordinary set, which has latents and tokens."""
+    return {LATENTS.name: vae_prefix, TOKENS.name: ssl_prefix}
