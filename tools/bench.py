@@ -13,7 +13,7 @@ import json
 import platform
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,10 +38,10 @@ STEPS = {"sample": 20, "panorama": 1, "floor": 20}
 
 
 def parse_args() -> argparse.Namespace:
-    parser = tool_parser(__doc__, EXAMPLES, draws=False)
+    parser = tool_parser(__doc__ or "", EXAMPLES, draws=False)
     add = parser.add_argument
     what = "what to measure; floor only counts: the least time of a step and a sample on a processor of --peak, --bandwidth"
-    add("part", nargs="?", choices=("all", *MEASURED), default="all", help=what)
+    add("part", nargs="?", choices=("all", *BENCHMARKS), default="all", help=what)
     add("--size", choices=("tiny", "B", "XL"), help="of the network [B; of panorama tiny]")
     add("--pixels", type=int, choices=(256, 512, 1024), default=256, help="a side of what the network denoises")
     add("--batch_size", type=positive_int, help="images, or windows, in one pass [8, sample 4, panorama as sample_4k]")
@@ -57,7 +57,7 @@ def parse_args() -> argparse.Namespace:
     add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 on a GPU that has it")
     add("--compile", action="store_true", help="ours through torch.compile, too; takes a compiler, and minutes")
     add("--plain", action="store_true", help="sample: the loop of one image and one pass at a time, too")
-    add("--rounds", type=positive_int, help="of which the median is told [train 8, panorama 2, others 3]")
+    add("--rounds", type=positive_int, help="whose median is shown [train 8, panorama 2, others 3]")
     add("--dataset", help="data set of ROOT's index to extract [patches made here]")
     add("--vae", default="tiny", help="as for extract_features")
     add("--encoder", default="", help="as for extract_features [MobileNetV2 with random weights]")
@@ -74,33 +74,34 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     device = prepare_device(args.device)
-    machine = about(device)
+    machine = describe_machine(device)
     print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
 
-    from benchmarks.table import as_table, in_a_line
+    from benchmarks.table import format_row, format_rows
 
     rows: list[Row] = []
-    for part in [part for part in MEASURED if part != "floor"] if args.part == "all" else [args.part]:
+    for part in [part for part in BENCHMARKS if part != "floor"] if args.part == "all" else [args.part]:
         print(f"measuring {part}", file=sys.stderr, flush=True)
-        for row in MEASURED[part](args, device, args.rounds or ROUNDS.get(part, 1)):
+        for row in BENCHMARKS[part](args, device, args.rounds or ROUNDS.get(part, 1)):
             rows.append(row)
-            print(in_a_line(row), file=sys.stderr, flush=True)
-            if args.json:  # whole at any time: what was measured outlives what is stopped
+            print(format_row(row), file=sys.stderr, flush=True)
+            if args.json:  # complete at any time: what was measured outlives what is stopped
                 report = {"machine": machine, "rows": [dataclasses.asdict(each) for each in rows]}
                 atomic_write_bytes(args.json, (json.dumps(report, indent=1) + "\n").encode())
-    print(as_table(rows))
+    print(format_rows(rows))
 
 
-def about(device: torch.device) -> dict[str, str]:
+def describe_machine(device: torch.device) -> dict[str, str]:
+    """Return what figures depend on: the processor, its cores and threads, and the version of torch."""
     import torch
 
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
     threads = str(torch.get_num_threads())
     return {"device": name, "cores": str(count_cores()), "threads": threads, "torch": torch.__version__}
 
 
-def processor() -> str:
-    """The processor's name, where the system tells it."""
+def processor_name() -> str:
+    """Return the processor's name, or its architecture where the system does not say more."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
@@ -108,7 +109,8 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def case(args: argparse.Namespace, device: torch.device, part: str) -> Case:
+def make_case(args: argparse.Namespace, device: torch.device, part: str) -> Case:
+    """Return the network and inputs of a part, with its own defaults for what the options leave open."""
     from benchmarks.case import Case
 
     from diffusion.utils.hardware import has_bf16, windows_per_pass
@@ -121,42 +123,47 @@ def case(args: argparse.Namespace, device: torch.device, part: str) -> Case:
 
 
 def train(args: argparse.Namespace, device: torch.device, rounds: int) -> Iterator[Row]:
+    """Measure the forward pass, the training step and its memory."""
     from benchmarks.training import forward_rows, memory_rows, step_rows
 
-    of = case(args, device, "train")
-    yield from forward_rows(of, rounds, args.compile)
-    yield from step_rows(of, rounds)
+    case = make_case(args, device, "train")
+    yield from forward_rows(case, rounds, args.compile)
+    yield from step_rows(case, rounds)
     if args.compile:
-        yield from step_rows(of, rounds, compiled=True)
-    yield from memory_rows(of)
+        yield from step_rows(case, rounds, compiled=True)
+    yield from memory_rows(case)
 
 
 def sample(args: argparse.Namespace, device: torch.device, rounds: int) -> Iterator[Row]:
+    """Measure sampling."""
     from benchmarks.sampling import sampling_rows
 
-    steps = args.steps or STEPS["sample"]
-    of = case(args, device, "sample")
-    yield from sampling_rows(of, steps, rounds, tuple(args.interval), args.compile, args.plain)
+    steps, (low, high) = args.steps or STEPS["sample"], args.interval
+    case = make_case(args, device, "sample")
+    yield from sampling_rows(case, steps, rounds, (low, high), args.compile, args.plain)
 
 
 def panorama(args: argparse.Namespace, device: torch.device, rounds: int) -> Iterator[Row]:
+    """Measure large pictures."""
     from benchmarks.panorama import panorama_rows
 
-    yield from panorama_rows(case(args, device, "panorama"), args.steps or STEPS["panorama"], rounds)
+    yield from panorama_rows(make_case(args, device, "panorama"), args.steps or STEPS["panorama"], rounds)
 
 
 def extract(args: argparse.Namespace, device: torch.device, rounds: int) -> Iterator[Row]:
-    from benchmarks.extraction import MADE, Source, extraction_rows, make_patches
+    """Measure the extraction of features."""
+    from benchmarks.extraction import SYNTHETIC_SET, Source, extraction_rows, make_patches
 
     with tempfile.TemporaryDirectory(prefix="bench_", dir=args.scratch) as folder:
         count, root = args.patches or PATCHES["extract"], args.root if args.dataset else Path(folder)
         if not args.dataset:
             make_patches(root, count)
-        source = Source(root, args.dataset or MADE, args.vae, args.encoder, device)
+        source = Source(root, args.dataset or SYNTHETIC_SET, args.vae, args.encoder, device)
         yield from extraction_rows(source, Path(folder) / "features", count, rounds)
 
 
 def data(args: argparse.Namespace, device: torch.device, rounds: int) -> Iterator[Row]:
+    """Measure reading for training, and look-ups in the index."""
     from benchmarks.lookups import lookup_rows
     from benchmarks.reading import reading_rows
 
@@ -166,20 +173,23 @@ def data(args: argparse.Namespace, device: torch.device, rounds: int) -> Iterato
 
 
 def floor(args: argparse.Namespace, device: torch.device, rounds: int) -> Iterator[Row]:
+    """Count the least time of a step and a sample."""
     import torch
     from benchmarks.roofline import floor_rows
 
-    of = case(args, torch.device("cpu"), "floor")
-    yield from floor_rows(of, args.steps or STEPS["floor"], 1e12 * args.peak, 1e9 * args.bandwidth)
+    case = make_case(args, torch.device("cpu"), "floor")
+    yield from floor_rows(case, args.steps or STEPS["floor"], 1e12 * args.peak, 1e9 * args.bandwidth)
 
 
 def startup(args: argparse.Namespace, device: torch.device, rounds: int) -> Iterator[Row]:
+    """Measure imports and --help."""
     from benchmarks.startup import startup_rows
 
     yield from startup_rows(rounds)
 
 
 def busy(args: argparse.Namespace, device: torch.device, rounds: int) -> Iterator[Row]:
+    """Measure a training step beside other programs."""
     import torch
     from benchmarks.case import Case
     from benchmarks.sharing import sharing_rows
@@ -189,7 +199,8 @@ def busy(args: argparse.Namespace, device: torch.device, rounds: int) -> Iterato
     )
 
 
-MEASURED = {
+# what to measure -> its rows, from the options, the device and the rounds
+BENCHMARKS: dict[str, Callable[[argparse.Namespace, torch.device, int], Iterator[Row]]] = {
     "train": train,
     "sample": sample,
     "panorama": panorama,

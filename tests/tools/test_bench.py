@@ -9,9 +9,9 @@ import pytest
 import torch
 from benchmarks import case, clock, reading, startup
 from benchmarks.operations import forward_operations
-from benchmarks.peers import DiffusersNetwork, PlainNetwork, sample_as_diffusers
+from benchmarks.peers import DiffusersNetwork, PlainNetwork, sample_diffusers_loop
 from benchmarks.table import Row
-from benchmarks.training import PARTS, Ours, Step, Theirs, memory_rows
+from benchmarks.training import PARTS, DiffusersSetup, OurSetup, Step, memory_rows
 from conftest import in_process
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -34,13 +34,15 @@ def smallest(monkeypatch):
     monkeypatch.setitem(case.SIZES, "tiny", "smallest")
     monkeypatch.setattr(case, "SIDE", 64)
     # a process of its own for every figure takes seconds to start; one test does it
-    monkeypatch.setattr("benchmarks.extraction.alone", lambda action, *arguments: action(*arguments))
+    monkeypatch.setattr("benchmarks.extraction.run_in_fresh_process", lambda action, *arguments: action(*arguments))
     for module in ("training", "panorama"):
-        monkeypatch.setattr(f"benchmarks.{module}.peak_alone", lambda action, *arguments: action(*arguments) or 1)
+        monkeypatch.setattr(
+            f"benchmarks.{module}.measure_peak_memory", lambda action, *arguments: action(*arguments) or 1
+        )
 
 
 def bench(tmp_path, *options) -> dict[str, dict]:
-    """The rows of a run by what they are of."""
+    """Run a benchmark and return its rows by what they are of."""
     out = tmp_path / "bench.json"
     done = in_process(main, *options, "--rounds", 1, "--json", out)
     assert done.returncode == 0, done.stderr
@@ -56,30 +58,30 @@ def bench(tmp_path, *options) -> dict[str, dict]:
 @pytest.mark.parametrize("pixels", [256, 512])
 def test_peers_compute_what_ours_does(pixels):
     of = case.Case("tiny", pixels, 2, CPU, "fp32")
-    model = of.network()
-    inputs = of.inputs(model)
+    model = of.build_network()
+    inputs = of.make_inputs(model)
     ours = model(*inputs)
     assert ours.std() > 0.1
     for peer in (DiffusersNetwork(model), PlainNetwork(model)):
-        assert case.off(peer(*inputs), ours) < 1e-5
+        assert case.max_rel_error(peer(*inputs), ours) < 1e-5
 
 
 def test_both_steps_lower_the_same_loss():
     of = case.Case("tiny", 256, 2, CPU, "fp32")
-    ours, theirs = Step(Ours(of)), Step(Theirs(of))
+    ours, theirs = Step(OurSetup(of)), Step(DiffusersSetup(of))
     losses = []
     for _ in range(3):
         ours(), theirs()
         losses.append((ours.loss.item(), theirs.loss.item()))
     assert losses[2][0] < losses[0][0]
     assert all(a == pytest.approx(b, rel=1e-5) for a, b in losses)
-    weights = to_diffusers(ours.of.model.state_dict())
-    for name, tensor in theirs.of.network.network.named_parameters():  # Adam's first steps are as large as any
+    weights = to_diffusers(ours.setup.model.state_dict())
+    for name, tensor in theirs.setup.network.network.named_parameters():  # Adam's first steps are as large as any
         torch.testing.assert_close(tensor, weights[name], rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("length", [1, 4, 16])
-def test_operations_are_those_of_the_counter(length, monkeypatch):
+def test_operations_equal_those_of_torchs_counter(length, monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # the meta device has none
     with torch.device("meta"):  # where attention is counted, too
         model = build_model("smallest", input_size=32, model_max_length=length).eval()
@@ -89,14 +91,14 @@ def test_operations_are_those_of_the_counter(length, monkeypatch):
     assert forward_operations(model, 2, 256) == counter.get_total_flops()
 
 
-def test_memory_of_a_process_of_its_own():
-    """Sixty-four MiB that the function writes; what this process had does not count."""
-    had = torch.ones(2**26)
-    grown = clock.peak_alone(torch.ones, 2**24) / 2**20
-    assert 50 < grown < 150 < had.nbytes / 2**20
+def test_peak_memory_is_that_of_the_function_alone():
+    """Sixty-four MiB that the function writes; what this process has already does not count."""
+    before = torch.ones(2**26)
+    grown = clock.measure_peak_memory(torch.ones, 2**24) / 2**20
+    assert 50 < grown < 150 < before.nbytes / 2**20
 
 
-def test_memory_where_the_system_does_not_say_the_peak(tmp_path, monkeypatch):
+def test_peak_memory_where_the_system_does_not_say_it(tmp_path, monkeypatch):
     """A sandbox's status may lack it; what the process used so far is told all the same."""
     (tmp_path / "status").write_text("Name:\tpython\n")
     monkeypatch.setattr(memory, "STATUS", tmp_path / "status")
@@ -105,7 +107,7 @@ def test_memory_where_the_system_does_not_say_the_peak(tmp_path, monkeypatch):
     assert memory.peak_bytes() == 0
 
 
-def test_train(tmp_path):
+def test_rows_of_train(tmp_path):
     rows = bench(tmp_path, "train", "--size", "tiny", "--batch_size", 2, "--precision", "fp32")
     for against in ("diffusers", "plain"):
         row = rows[f"forward tiny 256, batch 2 / {against}"]
@@ -117,7 +119,7 @@ def test_train(tmp_path):
     assert rows[f"memory of a {step} / with grad_checkpointing / diffusers"]["unit"] == "MiB"
 
 
-def test_compiled_and_in_half_precision(tmp_path, monkeypatch):
+def test_rows_of_compiled_networks_in_half_precision(tmp_path, monkeypatch):
     """Compiled networks are rows of their own; the back end that only traces takes no compiler."""
     compiled = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled(module, backend="eager"))
@@ -130,7 +132,7 @@ def test_compiled_and_in_half_precision(tmp_path, monkeypatch):
     assert rows["sampling tiny 256, 2 steps, batch 1, guidance 2, compiled / diffusers guided"]["off"] < 0.1
 
 
-def test_sample(tmp_path):
+def test_rows_of_sample(tmp_path):
     rows = bench(
         tmp_path, "sample", "--size", "tiny", "--batch_size", 1, "--steps", 2, "--plain", "--precision", "fp32"
     )
@@ -143,7 +145,7 @@ def test_sample(tmp_path):
     assert 0 < rows[f"{what} 2 / outside of the network / of the time"]["ours"] < 1
 
 
-def test_diffusers_loop_leaves_the_null_pass_out_without_guidance():
+def test_the_diffusers_loop_has_no_null_pass_without_guidance():
     batches = []
 
     def network(x, timestep, y):
@@ -152,35 +154,35 @@ def test_diffusers_loop_leaves_the_null_pass_out_without_guidance():
         return torch.cat([x, x], dim=1)
 
     for guidance in (1.0, 2.0):
-        sample_as_diffusers(network, torch.randn(3, 4, 8, 8), torch.randn(3, 1, 5), torch.zeros(1, 5), 1, guidance)
+        sample_diffusers_loop(network, torch.randn(3, 4, 8, 8), torch.randn(3, 1, 5), torch.zeros(1, 5), 1, guidance)
     assert batches == [3, 6]
 
 
-def test_memory_that_the_system_does_not_tell_is_left_out(monkeypatch):
-    monkeypatch.setattr("benchmarks.training.peak_alone", lambda *_: 0)
+def test_memory_rows_are_left_out_where_the_system_does_not_say_it(monkeypatch):
+    monkeypatch.setattr("benchmarks.training.measure_peak_memory", lambda *_: 0)
     assert memory_rows(case.Case("tiny", 256, 1, CPU, "fp32")) == []
 
 
-def test_panorama(tmp_path, monkeypatch):
+def test_rows_of_panorama(tmp_path, monkeypatch):
     monkeypatch.setattr("benchmarks.panorama.LARGE", 512)
     monkeypatch.setattr("benchmarks.panorama.SMALL", 256)
     rows = bench(tmp_path, "panorama", "--batch_size", 4)
     assert rows["512 x 512 tiny 256, 1 steps, 9 windows, 4 at once / window by window"]["off"] < 1e-4
 
 
-def test_all(tmp_path, monkeypatch):
+def test_all_measures_every_part_but_the_floor(tmp_path, monkeypatch):
     """Every part but the floor, which is counted, not measured."""
-    rows = {name: (lambda *_, name=name: iter([Row(f"a row of {name}", "s", 1.0)])) for name in bench_tool.MEASURED}
-    monkeypatch.setattr(bench_tool, "MEASURED", rows)
+    rows = {name: (lambda *_, name=name: iter([Row(f"a row of {name}", "s", 1.0)])) for name in bench_tool.BENCHMARKS}
+    monkeypatch.setattr(bench_tool, "BENCHMARKS", rows)
     assert list(bench(tmp_path, "all")) == [f"a row of {name} / s" for name in rows if name != "floor"]
 
 
-def test_extract(tmp_path):
+def test_rows_of_extract(tmp_path):
     (row,) = bench(tmp_path, "extract", "--patches", 1, "--scratch", tmp_path).values()
     assert row["off"] < 1e-3 and row["unit"] == "patches/s"
 
 
-def test_data(tmp_path):
+def test_rows_of_data(tmp_path):
     sizes = ("--patches", 8, "--names", 200_000, "--seconds", 0.01, "--scratch", tmp_path)
     rows = bench(tmp_path, "data", *sizes)
     asked = {way: rows[f"256 crops, {way}, read of the files, cold / published"] for way in ("partial read", "packed")}
@@ -191,7 +193,7 @@ def test_data(tmp_path):
     assert not list(tmp_path.glob("bench_*"))
 
 
-def test_startup(tmp_path, monkeypatch):
+def test_rows_of_startup(tmp_path, monkeypatch):
     monkeypatch.setattr(startup, "MODULES", ("diffusion", "diffusion.config.settings"))
     monkeypatch.setattr(startup, "FOUNDATIONS", "import numpy")
     rows = bench(tmp_path, "startup")
@@ -202,19 +204,19 @@ def test_startup(tmp_path, monkeypatch):
     } <= rows.keys()
 
 
-def test_loops_that_read_whole_patches_give_the_same_crops(feature_root):
+def test_loops_that_read_complete_patches_give_the_same_crops(feature_root):
     data = PanCancerDataLowRes(feature_root, 256)
     for i in (0, 7, 31):
         ours, theirs = data[Draw(i, 3)], reading.FullRead(data)[Draw(i, 3)]
         assert torch.equal(ours.latent, theirs.latent) and torch.equal(ours.tokens, theirs.tokens)
 
 
-def test_floor(tmp_path):
+def test_the_floor_is_the_slower_of_products_and_memory(tmp_path):
     """What products take where memory is no bound; and twice the time for all where memory, the bound, is half as fast."""
     options = ("floor", "--size", "tiny", "--batch_size", 2, "--steps", 3)
     rows = bench(tmp_path, *options, "--peak", 1e-6, "--bandwidth", 1e12)
     sample, step = "3 steps of guided sampling tiny 256, batch 2", "training step tiny 256, batch 2"
-    model = case.Case("tiny", 256, 2, CPU, "fp32").network()
+    model = case.Case("tiny", 256, 2, CPU, "fp32").build_network()
     counted = rows[f"{sample} / TFLOP"]["ours"]
     assert counted == pytest.approx(3 * forward_operations(model, 4, 256) / 1e12)
     assert rows[f"{sample} / s at least"]["ours"] == pytest.approx(counted / 1e-6)

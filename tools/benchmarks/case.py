@@ -1,4 +1,4 @@
-"""What networks are measured on: a preset, a resolution, a batch, a device, a precision.
+"""A case to measure: a network of a preset, its inputs, the device and the precision.
 
 Letters: B batch, C channels, H W cells of the latents, L condition tokens of width D, N image tokens.
 """
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from benchmarks.peers import DiffusersNetwork
+from diffusion.formats import LATENT_FACTOR
 from diffusion.model.pixart import PixArt, build_model
 from diffusion.utils.hardware import torch_dtype
 
@@ -23,7 +24,7 @@ SIDE, GPU_SIDE = 2048, 8192  # of the square matrices whose product is the machi
 
 @dataclass(frozen=True)
 class Case:
-    """size: of SIZES; pixels: 256, 512 or 1024; precision: fp32, bf16 or fp16, under autocast."""
+    """What a network is measured on. size: of SIZES; pixels: of STAGES; precision: fp32, bf16 or fp16, under autocast."""
 
     size: str
     pixels: int
@@ -33,16 +34,17 @@ class Case:
 
     @property
     def name(self) -> str:
+        """The size and the pixels, for names of rows."""
         return f"{self.size} {self.pixels}"
 
-    def network(self) -> PixArt:
-        """With random weights, none of them zero: outputs are to be compared."""
+    def build_network(self) -> PixArt:
+        """Return our network with random weights, none of them zero, so that outputs can be compared."""
         tokens, interpolation = STAGES[self.pixels]
         torch.manual_seed(0)
-        with self.building():
+        with self._build_device():
             model = build_model(
                 SIZES[self.size],
-                input_size=self.pixels // 8,
+                input_size=self.pixels // LATENT_FACTOR,
                 model_max_length=tokens,
                 use_cond_pos_embed=tokens > 1,
                 pe_interpolation=interpolation,
@@ -50,41 +52,42 @@ class Case:
             for linear in (*(block.cross_attn.proj for block in model.blocks), model.final_layer.linear):
                 nn.init.normal_(linear.weight, std=0.02)
         model.eval()
-        return model if self.device.type == "cpu" else model.to(self.device)  # tensors without values cannot be moved
+        return model if self.device.type == "cpu" else model.to(self.device)  # FakeTensors on a CPU cannot be moved
 
-    def peer(self, model: PixArt) -> DiffusersNetwork:
-        """diffusers' network with the same weights."""
-        with self.building():
+    def build_peer(self, model: PixArt) -> DiffusersNetwork:
+        """Return diffusers' network with the same weights."""
+        with self._build_device():
             return DiffusersNetwork(model).to(self.device).eval()
 
-    def building(self) -> AbstractContextManager:
-        """Where new tensors are made: on a GPU at once, since a CPU takes seconds to draw the weights of XL."""
+    def _build_device(self) -> AbstractContextManager:
+        """Return a context in which new tensors are on the GPU at once: a CPU takes seconds to draw the weights of XL."""
         return self.device if self.device.type == "cuda" else nullcontext()
 
-    def inputs(self, model: PixArt) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """x (B, C, H, W), timestep (B,), y (B, L, D)."""
-        generator, cells = torch.Generator().manual_seed(1), self.pixels // 8
+    def make_inputs(self, model: PixArt) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return x (B, C, H, W), timestep (B,) and y (B, L, D), drawn at random."""
+        generator, cells = torch.Generator().manual_seed(1), self.pixels // LATENT_FACTOR
         x = torch.randn(self.batch, model.config.in_channels, cells, cells, generator=generator)
         timestep = torch.randint(1000, (self.batch,), generator=generator)
         y = torch.randn(self.batch, model.config.model_max_length, model.config.caption_channels, generator=generator)
-        return tuple(each.to(self.device) for each in (x, timestep, y))
+        return x.to(self.device), timestep.to(self.device), y.to(self.device)
 
     @property
-    def first_run_is_slower(self) -> bool:
-        """Of a long run, too, so that it must not count: a GPU chooses its kernels then."""
+    def needs_warm_up(self) -> bool:
+        """Whether even a long first run is slower and must not count: a GPU chooses its kernels then."""
         return self.device.type != "cpu"
 
     def autocast(self) -> AbstractContextManager:
+        """Return a context that computes in the case's precision."""
         dtype = torch_dtype(self.precision)
         return torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32)
 
-    def product(self) -> tuple[Callable[[], torch.Tensor], int]:
-        """A product of two square matrices in this precision, and its operations."""
+    def make_product(self) -> tuple[Callable[[], torch.Tensor], int]:
+        """Return a function that multiplies two square matrices in this precision, and its operations."""
         side = SIDE if self.device.type == "cpu" else GPU_SIDE
         left, right = (torch.randn(side, side, device=self.device, dtype=torch_dtype(self.precision)) for _ in range(2))
         return lambda: left @ right, 2 * side**3
 
 
-def off(ours: torch.Tensor, peer: torch.Tensor) -> float:
-    """The largest difference over the peer's largest value."""
+def max_rel_error(ours: torch.Tensor, peer: torch.Tensor) -> float:
+    """Return the largest difference, over the peer's largest absolute value."""
     return ((ours - peer).abs().max() / peer.abs().max()).item()

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-from benchmarks.clock import alone
-from benchmarks.table import Row, rated
+from benchmarks.clock import run_in_fresh_process
+from benchmarks.table import Row, rate_row
 from diffusion.data.features.loose import feature_path
 from diffusion.data.features.parts import LATENTS, TOKENS
 from diffusion.data.index.patch_index import PatchIndex, index_path, write_index
@@ -29,7 +29,7 @@ from diffusion.utils.windows import cut_windows, join_windows
 from diffusion.workdir import vae_location
 
 CROP, BATCH = 256, 16
-MADE = "made"  # the data set that is made where none is named
+SYNTHETIC_SET = "made"  # name of the data set that is made where none is given
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Source:
     encoder: str
     device: torch.device
 
-    def networks(self) -> tuple[LatentCodec, PatchEmbedder]:
+    def load_networks(self) -> tuple[LatentCodec, PatchEmbedder]:
+        """Return the codec and the embedder on the device."""
         codec = LatentCodec.load(vae_location(self.vae, self.root), self.device)
         if self.encoder:
             return codec, PatchEmbedder.load(self.encoder, self.device, root=self.root)
@@ -57,33 +58,35 @@ class Source:
         model = model.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)
         return codec, PatchEmbedder(model, spec.name, spec.width, spec.view)
 
-    def patches(self) -> tuple[PatchIndex, int]:
-        """And their size in pixels."""
+    def open_patches(self) -> tuple[PatchIndex, int]:
+        """Return the index of the patches, and their size in pixels."""
         key, size = choose_index_key(index_path(self.root), self.dataset, CROP)
         return PatchIndex(index_path(self.root), [key]), size
 
 
 def extraction_rows(source: Source, scratch: Path, count: int, rounds: int) -> list[Row]:
-    """Patches a second of both loops with the same networks, and how far what they write differs.
+    """Return a row of both loops' patches a second with the same networks, and the largest difference of what they write.
 
-    Every loop has a process of its own: ours tells the allocator to keep what is freed, for good.
+    Every loop has a process of its own: ours sets up the allocator, for good.
     """
-    patches, size = source.patches()
+    patches, size = source.open_patches()
     count = min(count, len(patches))
     speeds: dict[str, list[float]] = {"ours": [], "simple loop": []}
     for turn in range(rounds):
         for way, taken in speeds.items():
-            taken.append(alone(speed, source, way, scratch / f"{way}_{turn}", count))
+            taken.append(run_in_fresh_process(measure_speed, source, way, scratch / f"{way}_{turn}", count))
     what = f"extraction of {count} patches of {size} pixels, {source.vae}, {source.encoder or 'mobilenetv2'}"
-    apart = furthest([scratch / f"{way}_0" for way in speeds], [patches.name(i) for i in range(count)], size)
-    return [rated(what, "patches/s", speeds, "simple loop", off=apart)]
+    apart = max_feature_difference(
+        [scratch / f"{way}_0" for way in speeds], [patches.name(i) for i in range(count)], size
+    )
+    return [rate_row(what, "patches/s", speeds, "simple loop", off=apart)]
 
 
-def speed(source: Source, way: str, folder: Path, count: int) -> float:
-    """Patches a second."""
+def measure_speed(source: Source, way: str, folder: Path, count: int) -> float:
+    """Return the patches a second of one of the loops."""
     if way == "ours":
         prepare_device(source.device.type)  # sets up the allocator, as in every tool
-    (codec, embedder), (patches, size) = source.networks(), source.patches()
+    (codec, embedder), (patches, size) = source.load_networks(), source.open_patches()
     warm = torch.zeros(BATCH, 3, CROP, CROP, dtype=torch.uint8)  # what is done once is not counted
     embedder.embed(warm), codec.moments(from_uint8(warm))
     files = FeatureFiles(source.root, str(folder), size, embedder.width, "vae", "ssl")
@@ -92,13 +95,13 @@ def speed(source: Source, way: str, folder: Path, count: int) -> float:
         share.mine = share.mine[:count]
         steps: Iterator = extract_features(share, codec, embedder, CROP, BATCH, max(1, min(8, count_cores() - 1)))
     else:
-        steps = simple_loop(files, [patches.name(i) for i in range(count)], codec, embedder)
+        steps = extract_in_a_loop(files, [patches.name(i) for i in range(count)], codec, embedder)
     began = time.perf_counter()
     return sum(1 for _ in steps) / (time.perf_counter() - began)
 
 
-def furthest(folders: list[Path], names: list[str], size: int) -> float:
-    """The largest difference between two folders of features, over the largest value of the second's file."""
+def max_feature_difference(folders: list[Path], names: list[str], size: int) -> float:
+    """Return the largest difference between two folders of features, over the largest value of the second's file."""
     apart = 0.0
     for name, (kind, read) in product(names, (("vae", LATENTS.read_file), ("ssl", TOKENS.read_file))):
         a, b = (read(feature_path(folder, name, kind), size).astype(np.float32) for folder in folders)
@@ -106,7 +109,9 @@ def furthest(folders: list[Path], names: list[str], size: int) -> float:
     return apart
 
 
-def simple_loop(files: FeatureFiles, names: list[str], codec: LatentCodec, embedder: PatchEmbedder) -> Iterator[str]:
+def extract_in_a_loop(
+    files: FeatureFiles, names: list[str], codec: LatentCodec, embedder: PatchEmbedder
+) -> Iterator[str]:
     """Encode all windows of a patch in one batch, embed them in another, save: in one thread."""
     for name in names:
         pixels = torch.tensor(read_patch(files.root / PATCHES_DIR / name, files.patch_size)).permute(2, 0, 1)[None]
@@ -120,13 +125,13 @@ def simple_loop(files: FeatureFiles, names: list[str], codec: LatentCodec, embed
 
 
 def make_patches(root: Path, count: int) -> None:
-    """A data set of patches of 1024 pixels: noise, which decodes no faster than tissue."""
+    """Make a data set of 1024-pixel patches of noise, which decodes no faster than tissue."""
     random, names = np.random.default_rng(0), []
     for i in range(count):
-        name = f"{MADE}/all/single_1024/slide/{i}_0.jpeg"
+        name = f"{SYNTHETIC_SET}/all/single_1024/slide/{i}_0.jpeg"
         path = root / PATCHES_DIR / name
         path.parent.mkdir(parents=True, exist_ok=True)
         coarse = Image.fromarray(random.integers(80, 255, (256, 256, 3), dtype=np.uint8))
         coarse.resize((1024, 1024), Image.Resampling.BICUBIC).save(path, quality=95)
         names.append(name)
-    write_index(index_path(root), {f"{MADE}_1024": names})
+    write_index(index_path(root), {f"{SYNTHETIC_SET}_1024": names})

@@ -6,7 +6,7 @@ import random
 import time
 from pathlib import Path
 
-from benchmarks.startup import seconds_alone
+from benchmarks.startup import time_in_fresh_process
 from benchmarks.table import Row
 from diffusion.data.index.patch_index import PatchIndex, write_index
 from diffusion.data.sampler import BatchStream
@@ -16,25 +16,28 @@ TRIES = 2000
 
 
 def lookup_rows(root: Path, names: int) -> list[Row]:
-    """root: a folder for 120 bytes a name; opening and the first draw happen in processes of their own."""
+    """Return rows of an index of `names` names, and of the order of the published number of crops.
+
+    root: a folder for 120 bytes a name. Opening and the first draw happen in processes of their own.
+    """
     path = root / "index.hdf5"
     began = time.perf_counter()
-    listed = (f"set/brca/single_1024/TCGA-{i // 450:05d}-01Z-00-DX1/{i % 97}_{i % 450}.jpeg" for i in range(names))
-    write_index(path, {"set_1024": listed})
+    paths = (f"set/brca/single_1024/TCGA-{i // 450:05d}-01Z-00-DX1/{i % 97}_{i % 450}.jpeg" for i in range(names))
+    write_index(path, {"set_1024": paths})
     written = time.perf_counter() - began
     imports = "from pathlib import Path\nfrom diffusion.data.index.patch_index import PatchIndex"
-    opened = seconds_alone(imports, f"PatchIndex(Path({str(path)!r})).name({names // 2})")
+    opened = time_in_fresh_process(imports, f"PatchIndex(Path({str(path)!r})).name({names // 2})")
     index, draw = PatchIndex(path), random.Random(0)
-    some = [draw.randrange(names) for _ in range(TRIES)]
-    for i in some[:100]:
+    picked = [draw.randrange(names) for _ in range(TRIES)]
+    for i in picked[:100]:
         index.name(i)
     began = time.perf_counter()
-    for i in some:
+    for i in picked:
         index.name(i)
-    looked_up = (time.perf_counter() - began) / TRIES
+    lookup = (time.perf_counter() - began) / TRIES
     path.unlink()
     imports = "from diffusion.data.sampler import BatchStream"
-    first = seconds_alone(imports, f"next(iter(BatchStream({PUBLISHED_CROPS}, 1, 0)))")
+    first = time_in_fresh_process(imports, f"next(iter(BatchStream({PUBLISHED_CROPS}, 1, 0)))")
     batches = iter(BatchStream(PUBLISHED_CROPS, 1000, 0))
     next(batches)
     began = time.perf_counter()
@@ -45,7 +48,7 @@ def lookup_rows(root: Path, names: int) -> list[Row]:
     return [
         Row(index_of, "s", written),
         Row("opened, with a first name", "ms", 1e3 * opened, part_of=index_of),
-        Row("a name", "us", 1e6 * looked_up, part_of=index_of),
+        Row("a name", "us", 1e6 * lookup, part_of=index_of),
         Row(order_of, "ms", 1e3 * first),
         Row("each of the next 20,000", "us", 1e6 * drawn, part_of=order_of),
     ]

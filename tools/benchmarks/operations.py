@@ -9,7 +9,7 @@ from diffusion.model.pixart import PixArt
 
 
 def forward_operations(model: PixArt, batch: int, tokens: int) -> int:
-    """Of a forward pass of `batch` samples of `tokens` image tokens; a backward pass takes twice as many.
+    """Return those of a forward pass of `batch` samples of `tokens` image tokens; a backward pass takes twice as many.
 
     Of one condition token the queries, attention and projection of every image token are not run, and not counted.
     """

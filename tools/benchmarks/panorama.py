@@ -6,13 +6,13 @@ from functools import partial
 
 import torch
 
-from benchmarks.case import Case, off
-from benchmarks.clock import peak_alone, take_turns
-from benchmarks.peers import panorama_plainly
+from benchmarks.case import Case, max_rel_error
+from benchmarks.clock import interleave, measure_peak_memory
+from benchmarks.peers import panorama_plain_loop
 from benchmarks.sampling import GUIDANCE
-from benchmarks.table import Row, compared, timed
+from benchmarks.table import Row, compare_row, time_row
 from diffusion.encoders.latents import LatentCodec
-from diffusion.formats import WINDOW
+from diffusion.formats import LATENT_FACTOR, WINDOW
 from diffusion.model.pixart import PixArt
 from diffusion.panorama import WindowedNetwork, Windows, decode_bands, window_tokens
 from diffusion.sampling import sample_latents
@@ -22,28 +22,28 @@ SMALL, LARGE = 2048, 4096  # pixels a side
 
 
 def panorama_rows(case: Case, steps: int, rounds: int) -> list[Row]:
-    """A guided picture of 4096 x 4096 pixels; the case's batch is the windows in a pass of the network."""
-    model = case.network()
-    windows, noise, y = scene(model, case, LARGE)
+    """Return rows of a guided picture of 4096 x 4096 pixels; the case's batch is the number of windows in a pass."""
+    model = case.build_network()
+    windows, noise, y = make_scene(model, case, LARGE)
     null = model.null_condition
     network = WindowedNetwork(model, windows, case.batch)
     candidates = {
         "ours": partial(sample_latents, network, noise, y[None], null, steps, GUIDANCE),
-        "window by window": partial(panorama_plainly, model, windows, noise, y, null, steps, GUIDANCE),
+        "window by window": partial(panorama_plain_loop, model, windows, noise, y, null, steps, GUIDANCE),
     }
     with case.autocast():
-        seconds, outputs = take_turns(candidates, rounds, case.device, warm=case.first_run_is_slower)
+        seconds, outputs = interleave(candidates, rounds, case.device, warm=case.needs_warm_up)
     what = f"{LARGE} x {LARGE} {case.name}, {steps} steps, {len(windows.corners)} windows, {case.batch} at once"
-    rows = [timed(what, seconds, "window by window", off=off(*outputs.values()))]
-    peaks = [peak_alone(paint, case, side) / 2**20 for side in (LARGE, SMALL)]
-    if not all(peaks):  # the system does not tell
+    rows = [time_row(what, seconds, "window by window", off=max_rel_error(*outputs.values()))]
+    large, small = (measure_peak_memory(paint, case, side) / 2**20 for side in (LARGE, SMALL))
+    if not large or not small:  # the system does not say
         return rows
-    return [*rows, compared("memory, with decoding", "MiB", *peaks, f"ours at {SMALL}", part_of=what)]
+    return [*rows, compare_row("memory, with decoding", "MiB", large, small, f"ours at {SMALL}", part_of=what)]
 
 
-def scene(model: PixArt, case: Case, pixels: int) -> tuple[Windows, torch.Tensor, torch.Tensor]:
-    """Windows half a window apart, noise (1, C, H, W), and the windows' tokens (n, L, D), of random embeddings."""
-    side, cells = case.pixels // 8, pixels // 8
+def make_scene(model: PixArt, case: Case, pixels: int) -> tuple[Windows, torch.Tensor, torch.Tensor]:
+    """Return windows half a window apart, noise (1, C, H, W), and the windows' tokens (n, L, D) of random embeddings."""
+    side, cells = case.pixels // LATENT_FACTOR, pixels // LATENT_FACTOR
     windows = Windows(cells, cells, side, side // 2)
     generator = torch.Generator().manual_seed(3)
     noise = torch.randn(1, model.config.in_channels, cells, cells, generator=generator)
@@ -53,11 +53,11 @@ def scene(model: PixArt, case: Case, pixels: int) -> tuple[Windows, torch.Tensor
 
 
 def paint(case: Case, pixels: int) -> None:
-    """A picture of one step, from noise to pixels, of which a band is held at a time."""
+    """Paint a picture in one step, from noise to pixels, of which one band is in memory at a time."""
     keep_freed_memory()
-    model = case.network()
+    model = case.build_network()
     codec = LatentCodec.load("tiny", case.device)
-    windows, noise, y = scene(model, case, pixels)
+    windows, noise, y = make_scene(model, case, pixels)
     network = WindowedNetwork(model, windows, case.batch)
     with case.autocast():
         latents = sample_latents(network, noise, y[None], model.null_condition, 1, GUIDANCE)

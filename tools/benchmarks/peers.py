@@ -1,4 +1,4 @@
-"""What ours is measured against: diffusers' network of the same weights, and plain loops that do one thing at a time.
+"""Peers to measure against: diffusers' network with the same weights, and plain loops that do one thing at a time.
 
 Letters: B batch, C channels, H W cells of the latents, L condition tokens of width D, N image tokens, W width, h heads.
 """
@@ -19,7 +19,7 @@ POSITIONS = "y_pos_embed.y_pos_embed"
 
 
 class DiffusersNetwork(nn.Module):
-    """diffusers' PixArt with the weights of ours; tokens get their positions here, which it does not know of."""
+    """diffusers' PixArt with our weights; it has no positions of condition tokens, so they are added here."""
 
     def __init__(self, model: PixArt):
         super().__init__()
@@ -57,9 +57,11 @@ class PlainNetwork:
 
     def __call__(self, x: torch.Tensor, timestep: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            return torch.cat([self.one(x[i : i + 1], timestep[i : i + 1], y[i : i + 1]) for i in range(len(x))])
+            return torch.cat(
+                [self._predict_one(x[i : i + 1], timestep[i : i + 1], y[i : i + 1]) for i in range(len(x))]
+            )
 
-    def one(self, x: torch.Tensor, timestep: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    def _predict_one(self, x: torch.Tensor, timestep: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         model, p = self.model, self.model.config.patch_size
         rows, columns = x.shape[2] // p, x.shape[3] // p
         x = model.x_embedder.proj(x).flatten(2).transpose(1, 2) + model.pos_embed  # (1, N, W)
@@ -83,7 +85,7 @@ class PlainNetwork:
 
 
 def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int) -> torch.Tensor:
-    """(1, N, W) over (1, M, W), each head by itself."""
+    """Return the attention of queries (1, N, W) over keys and values (1, M, W), each head by itself."""
     parts = [
         (q_h @ k_h.transpose(1, 2) * q_h.shape[-1] ** -0.5).softmax(-1) @ v_h
         for q_h, k_h, v_h in zip(*(each.chunk(heads, dim=-1) for each in (q, k, v)), strict=True)
@@ -91,8 +93,8 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, heads: int) -> 
     return torch.cat(parts, dim=-1)
 
 
-def scheduler(steps: int) -> DPMSolverMultistepScheduler:
-    """diffusers' solver with the settings of ours, so that latents can be compared."""
+def build_solver(steps: int) -> DPMSolverMultistepScheduler:
+    """Return diffusers' solver with the settings of ours, so that latents can be compared."""
     solver = DPMSolverMultistepScheduler(
         beta_start=1e-4,
         beta_end=0.02,
@@ -106,39 +108,39 @@ def scheduler(steps: int) -> DPMSolverMultistepScheduler:
 
 
 @torch.no_grad()
-def sample_as_diffusers(
+def sample_diffusers_loop(
     network: nn.Module, noise: torch.Tensor, y: torch.Tensor, null: torch.Tensor, steps: int, guidance: float
 ) -> torch.Tensor:
-    """The loop of diffusers' PixArt pipeline: both passes in one batch at every step, one without guidance; null (L, D)."""
-    solver, x, guided = scheduler(steps), noise, guidance > 1
+    """Sample as diffusers' PixArt pipeline does: both passes in one batch, only one without guidance; null (L, D)."""
+    solver, x, guided = build_solver(steps), noise, guidance > 1
     tokens = torch.cat([null.expand_as(y), y]) if guided else y
     for t in solver.timesteps:
         inputs = torch.cat([x, x]) if guided else x
         output = network(inputs, t.to(x.device).expand(len(inputs)), tokens)[:, : x.shape[1]].float()
         if guided:
-            of_null, of_condition = output.chunk(2)
-            output = of_null + guidance * (of_condition - of_null)
+            unconditional, conditional = output.chunk(2)
+            output = unconditional + guidance * (conditional - unconditional)
         x = solver.step(output, t, x, return_dict=False)[0]
     return x
 
 
 @torch.no_grad()
-def sample_plainly(
+def sample_plain_loop(
     network: PlainNetwork, noise: torch.Tensor, y: torch.Tensor, null: torch.Tensor, steps: int, guidance: float
 ) -> torch.Tensor:
-    """Image after image, a conditional and a null pass each."""
+    """Sample image after image, a conditional and a null pass each."""
     images = []
     for start, tokens in zip(noise.split(1), y.split(1), strict=True):
-        solver, x = scheduler(steps), start
+        solver, x = build_solver(steps), start
         for t in solver.timesteps:
-            prediction = guided_in_two(network, x, t, tokens, null, guidance)
+            prediction = guide_in_two_passes(network, x, t, tokens, null, guidance)
             x = solver.step(prediction, t, x, return_dict=False)[0]
         images.append(x)
     return torch.cat(images)
 
 
 @torch.no_grad()
-def panorama_plainly(
+def panorama_plain_loop(
     network: nn.Module,
     windows: Windows,
     noise: torch.Tensor,
@@ -147,21 +149,23 @@ def panorama_plainly(
     steps: int,
     guidance: float,
 ) -> torch.Tensor:
-    """Window after window, a conditional and a null pass each; noise (1, C, H, W), y (n, L, D) of the windows."""
-    solver, x, side = scheduler(steps), noise, windows.side
+    """Sample window after window, a conditional and a null pass each; noise (1, C, H, W), y (n, L, D) of the windows."""
+    solver, x, side = build_solver(steps), noise, windows.side
     fade = (windows.blend_weights()[:, None] * windows.blend_weights()).to(x.device)
     for t in solver.timesteps:
         total, weights = torch.zeros_like(x), torch.zeros_like(x)
         for (row, column), tokens in zip(windows.corners, y.split(1), strict=True):
             place = (..., slice(row, row + side), slice(column, column + side))
-            total[place] += fade * guided_in_two(network, x[place], t, tokens, null, guidance)
+            total[place] += fade * guide_in_two_passes(network, x[place], t, tokens, null, guidance)
             weights[place] += fade
         x = solver.step(total / weights, t, x, return_dict=False)[0]
     return x
 
 
-def guided_in_two(network, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor, null: torch.Tensor, guidance: float):
-    """null + w * (conditional - null) of one image in two passes."""
+def guide_in_two_passes(
+    network, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor, null: torch.Tensor, guidance: float
+):
+    """Return null + w * (conditional - null) of one image in two passes."""
     timestep, channels = t.to(x.device).expand(1), x.shape[1]
-    conditional, of_null = (network(x, timestep, tokens)[:, :channels].float() for tokens in (y, null[None]))
-    return of_null + guidance * (conditional - of_null)
+    conditional, unconditional = (network(x, timestep, tokens)[:, :channels].float() for tokens in (y, null[None]))
+    return unconditional + guidance * (conditional - unconditional)

@@ -1,7 +1,7 @@
-"""Reading crops for training, against loops that read whole patches.
+"""Reading crops for training, against loops that read complete patches.
 
-Crops come from a set made here of random numbers, loose and packed. `published` reads a whole patch, draws the whole of its
-posterior and cuts, as the public training code does; `full read` reads a whole patch, cuts and draws.
+Crops come from a set made here of random numbers, loose and packed. `published` reads a complete patch, draws all of its
+posterior and cuts, as the public training code does; `full read` reads a complete patch, cuts and draws.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import sys
 import time
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from benchmarks.clock import median
-from benchmarks.startup import CLONE
-from benchmarks.table import Row, compared, rated
+from benchmarks.startup import REPOSITORY
+from benchmarks.table import Row, compare_row, rate_row
 from diffusion.data.batch import PatchItem
 from diffusion.data.crops import crop_box
 from diffusion.data.datasets.pan_cancer import PanCancerDataLowRes
@@ -39,13 +39,20 @@ COMPARED = (
 )
 
 
+class IOCounts(NamedTuple):
+    """Bytes that a process has asked for, and those of them that came from the disk."""
+
+    requested: int
+    from_disk: int
+
+
 def reading_rows(root: Path, patches: int, seconds: float, rounds: int) -> list[Row]:
-    """Every way to read against the published one, for each number of workers and each cache.
+    """Return rows of every way to read against the published one, for each number of workers and each cache.
 
     root: an empty folder, for 4 MiB a patch; seconds: of each reading with a warm cache.
     """
     make_set(root, patches)
-    packer = [sys.executable, str(CLONE / "tools/pack_features.py"), "--dataset_name", "set", "--root", str(root)]
+    packer = [sys.executable, str(REPOSITORY / "tools/pack_features.py"), "--dataset_name", "set", "--root", str(root)]
     subprocess.run(packer, check=True, capture_output=True)
     loose = PanCancerDataLowRes(root, CROP, features_dir="patches")
     ways = {
@@ -64,12 +71,12 @@ def reading_rows(root: Path, patches: int, seconds: float, rounds: int) -> list[
             speeds = {way: [each[way]["crops_per_second"] for each in taken] for way in ways}
             for way, against in COMPARED:
                 what = f"{CROP} crops, {way}, {workers} workers, {cache}"
-                rows.append(rated(what, "crops/s", speeds, against, way))
+                rows.append(rate_row(what, "crops/s", speeds, against, way))
             if workers == 0 and "kib_asked" in taken[0]["packed"]:
                 asked = {way: median([each[way]["kib_asked"] for each in taken]) for way in ways}
                 for way in ("partial read", "packed"):
                     what = f"{CROP} crops, {way}, read of the files, {cache}"
-                    rows.append(compared(what, "KiB a crop", asked[way], asked["published"], "published"))
+                    rows.append(compare_row(what, "KiB a crop", asked[way], asked["published"], "published"))
     return rows
 
 
@@ -87,7 +94,7 @@ def make_set(root: Path, patches: int) -> None:
 
 
 class FullRead:
-    """Items of a data set by the loop that reads both files of a patch whole, and cuts."""
+    """Items of a data set by a loop that reads both files of a patch completely, and cuts."""
 
     def __init__(self, dataset: PanCancerDataLowRes):
         self.dataset = dataset
@@ -106,6 +113,7 @@ class FullRead:
         return PatchItem(latent, tokens[crop : crop + 1].float(), name, crop)
 
     def latent(self, moments: torch.Tensor, crop: int, generator: torch.Generator) -> torch.Tensor:
+        """Return the latent of a crop, drawn from the posterior of its part of the patch."""
         mean, std = moments[(slice(None), *crop_box(crop, 4, CROP).slices(32))].float().chunk(2)
         return torch.randn(mean.shape, generator=generator).mul_(std).add_(mean)
 
@@ -122,7 +130,7 @@ class Published(FullRead):
 def read_crops(dataset: Any, root: Path, workers: int, cache: str, seconds: float) -> dict[str, float]:
     """Read shuffled crops as training does, for some seconds (a cold cache: for one pass over a part of the crops at most)."""
     if cache == "cold":
-        forget(root)
+        drop_page_cache(root)
     else:
         for path in root.rglob("*.*"):
             if path.is_file():
@@ -131,7 +139,7 @@ def read_crops(dataset: Any, root: Path, workers: int, cache: str, seconds: floa
     batches = iter(loader)
     if cache == "warm":
         next(batches)  # workers start, files open
-    asked, disk = io_counts()
+    before = read_io_counts()
     began, count = time.perf_counter(), 0
     # a quarter as many crops as there are patches, or some would be met twice, and be warm the second time
     limit = max(1, len(dataset) // 16 // 4 // BATCH) if cache == "cold" else 10**9
@@ -140,16 +148,16 @@ def read_crops(dataset: Any, root: Path, workers: int, cache: str, seconds: floa
         if cache == "warm" and time.perf_counter() - began > seconds:
             break
     figures = {"crops_per_second": count / (time.perf_counter() - began)}
-    if workers == 0 and asked is not None:  # what other processes read is counted there
-        now = io_counts()
-        figures["kib_asked"] = (now[0] - asked) / count / 1024
+    after = read_io_counts()
+    if workers == 0 and before and after:  # what other processes read is counted there
+        figures["kib_asked"] = (after.requested - before.requested) / count / 1024
         if cache == "cold":
-            figures["kib_from_disk"] = (now[1] - disk) / count / 1024
+            figures["kib_from_disk"] = (after.from_disk - before.from_disk) / count / 1024
     del batches, loader
     return figures
 
 
-def forget(root: Path) -> None:
+def drop_page_cache(root: Path) -> None:
     """Ask the system to drop the pages of every file, once they are on the disk."""
     for path in root.rglob("*.*"):
         if path.is_file() and hasattr(os, "posix_fadvise"):
@@ -158,10 +166,10 @@ def forget(root: Path) -> None:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def io_counts() -> tuple[int, int] | tuple[None, None]:
-    """Bytes that this process asked for, and those that came from the disk; None where the system does not count them."""
+def read_io_counts() -> IOCounts | None:
+    """Return this process's counts so far; None where the system does not count."""
     try:
         lines = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
-        return int(lines["rchar"]), int(lines["read_bytes"])
+        return IOCounts(int(lines["rchar"]), int(lines["read_bytes"]))
     except OSError:
-        return None, None
+        return None

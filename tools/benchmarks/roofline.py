@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 
 from benchmarks.case import Case
 from benchmarks.table import Row
-from benchmarks.training import Ours
+from benchmarks.training import OurSetup
 
 aten = torch.ops.aten
 ATTENTION, ATTENTION_BACKWARD = (
@@ -38,6 +39,7 @@ class Work:
     seconds: float = 0
 
     def add(self, other: Work, times: int = 1) -> None:
+        """Add `times` times another's work to this."""
         self.operations += times * other.operations
         self.bytes += times * other.bytes
         self.seconds += times * other.seconds
@@ -59,12 +61,12 @@ class Roofline(TorchDispatchMode):
         if func.is_view or func.namespace != "aten" or func is aten.detach.default:
             return out  # moves nothing
         moved = bytes_moved(func, args, kwargs or {}, out)
-        operations = self.operations_of(func.overloadpacket, args, kwargs or {}, out)
+        operations = self._count_operations(func.overloadpacket, args, kwargs or {}, out)
         seconds = max(operations / self.peak, moved / self.bandwidth)
-        self.kinds[kind_of(func.overloadpacket, operations)].add(Work(operations, moved, seconds))
+        self.kinds[kernel_kind(func.overloadpacket, operations)].add(Work(operations, moved, seconds))
         return out
 
-    def operations_of(self, packet, args, kwargs, out) -> int:
+    def _count_operations(self, packet, args, kwargs, out) -> int:
         if packet is ATTENTION:
             return sdpa_flop_count(*(tuple(each.shape) for each in args[:3]))
         if packet is ATTENTION_BACKWARD:
@@ -73,57 +75,61 @@ class Roofline(TorchDispatchMode):
 
     @property
     def total(self) -> Work:
-        whole = Work()
+        """The sum over all kinds."""
+        total = Work()
         for work in self.kinds.values():
-            whole.add(work)
-        return whole
+            total.add(work)
+        return total
 
 
 def bytes_moved(func, args: tuple, kwargs: dict[str, Any], out: Any) -> int:
-    """Of what a kernel reads, of what it changes in place, and of what it makes anew."""
-    given = [(a, args[i] if i < len(args) else kwargs.get(a.name)) for i, a in enumerate(func._schema.arguments)]
-    read = tensors_in([value for _, value in given])
-    written = [value for a, value in given if a.alias_info is not None and a.alias_info.is_write and a.name != "grads"]
+    """Return the bytes that a kernel reads, changes in place, and writes to new tensors."""
+    passed = [(a, args[i] if i < len(args) else kwargs.get(a.name)) for i, a in enumerate(func._schema.arguments)]
+    read = tensors_in([value for _, value in passed])
+    written = [value for a, value in passed if a.alias_info is not None and a.alias_info.is_write and a.name != "grads"]
     changed = tensors_in(written)  # fused AdamW may unscale gradients in place, which it is not asked for
-    made = {key: tensor for key, tensor in tensors_in(out).items() if key not in read}
-    return sum(tensor.nbytes for some in (read, changed, made) for tensor in some.values())
+    created = {key: tensor for key, tensor in tensors_in(out).items() if key not in read}
+    return sum(tensor.nbytes for group in (read, changed, created) for tensor in group.values())
 
 
 def tensors_in(tree: Any) -> dict[int, torch.Tensor]:
+    """Return the tensors in nested containers by their identity, each once."""
     return {id(leaf): leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)}
 
 
-def kind_of(packet, operations: int) -> str:
+def kernel_kind(packet: Any, operations: int) -> str:
+    """Return the kind that a kernel is counted under."""
     if packet in (ATTENTION, ATTENTION_BACKWARD):
         return "attention"
     return "products" if operations else "elementwise"
 
 
 def floor_rows(case: Case, steps: int, peak: float, bandwidth: float) -> list[Row]:
-    """Operations, bytes and least seconds of a training step, and of a guided sample of `steps` steps, of the case's batch.
+    """Return rows of operations, bytes and least seconds of a training step, and of a guided sample of `steps` steps, of the case's batch.
 
     peak: operations a second in the case's precision; bandwidth: bytes a second.
     """
-    rows = []
-    counted = {
+    rooflines = {
         "training step": count_step(case, peak, bandwidth),
         f"{steps} steps of guided sampling": count_sample(case, steps, peak, bandwidth),
     }
-    for what, roofline in counted.items():
+    rows: list[Row] = []
+    for what, roofline in rooflines.items():
         for kind, work in {"": roofline.total, **roofline.kinds}.items():
-            whole = f"{what} {case.name}, batch {case.batch}"
+            name = f"{what} {case.name}, batch {case.batch}"
             figures = {"TFLOP": work.operations / 1e12, "GB": work.bytes / 1e9, "s at least": work.seconds}
-            of = {"what": kind, "part_of": whole} if kind else {"what": whole}
-            rows += [Row(unit=unit, ours=figure, **of) for unit, figure in figures.items() if figure]
+            row = partial(Row, kind, part_of=name) if kind else partial(Row, name)
+            rows += [row(unit=unit, ours=figure) for unit, figure in figures.items() if figure]
     return rows
 
 
 def count_step(case: Case, peak: float, bandwidth: float) -> Roofline:
-    """Of a training step with AdamW and EMA, the second: the first makes the optimizer's state."""
+    """Count a training step with AdamW and EMA: the second, since the first makes the optimizer's state."""
+    first, second = (Roofline(peak, bandwidth) for _ in range(2))
     with FakeTensorMode():
-        ours = Ours(case)
-        for _ in range(2):
-            with Roofline(peak, bandwidth) as counted:
+        ours = OurSetup(case)
+        for roofline in (first, second):
+            with roofline:
                 with case.autocast():
                     output = ours.network(*ours.inputs)
                 output.float().square().mean().backward()  # the objective's own work is on latents, and next to nothing
@@ -131,18 +137,18 @@ def count_step(case: Case, peak: float, bandwidth: float) -> Roofline:
                 ours.optimizer.step()
                 ours.optimizer.zero_grad()
                 ours.average()
-    return counted
+    return second
 
 
 def count_sample(case: Case, steps: int, peak: float, bandwidth: float) -> Roofline:
-    """Of the network's passes for a batch with guidance: twice as many samples; the first alone casts the weights."""
-    first, other = (Roofline(peak, bandwidth) for _ in range(2))
+    """Count the network's passes for a batch with guidance, of twice as many samples; only the first casts the weights."""
+    first, later = (Roofline(peak, bandwidth) for _ in range(2))
     with FakeTensorMode(), torch.no_grad(), case.autocast():
-        model = case.network()
-        x, timestep, y = (torch.cat([each, each]) for each in case.inputs(model))
-        for counted in (first, other):
-            with counted:
+        model = case.build_network()
+        x, timestep, y = (torch.cat([each, each]) for each in case.make_inputs(model))
+        for roofline in (first, later):
+            with roofline:
                 model(x, timestep, y)
-    for kind, work in other.kinds.items():
+    for kind, work in later.kinds.items():
         first.kinds[kind].add(work, steps - 1)
     return first

@@ -6,27 +6,29 @@ import time
 from functools import partial
 
 import torch
+from torch import nn
 
-from benchmarks.case import Case, off
-from benchmarks.clock import seconds_of, take_turns, wait_for
-from benchmarks.peers import PlainNetwork, sample_as_diffusers, sample_plainly
-from benchmarks.table import Row, timed
+from benchmarks.case import Case, max_rel_error
+from benchmarks.clock import interleave, synchronise, time_once
+from benchmarks.peers import PlainNetwork, sample_diffusers_loop, sample_plain_loop
+from benchmarks.table import Row, time_row
 from diffusion.sampling import sample_latents
 
 GUIDANCE = 2.0
 
 
-class Timed:
-    """A network that tells the seconds of every pass."""
+class TimedNetwork:
+    """A network that keeps the seconds of every pass."""
 
-    def __init__(self, network, device: torch.device):
-        self.network, self.device, self.seconds = network, device, []
+    def __init__(self, network: nn.Module, device: torch.device):
+        self.network, self.device = network, device
+        self.seconds: list[float] = []
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
-        wait_for(self.device)
+        synchronise(self.device)
         began = time.perf_counter()
         output = self.network(*inputs)
-        wait_for(self.device)
+        synchronise(self.device)
         self.seconds.append(time.perf_counter() - began)
         return output
 
@@ -34,14 +36,14 @@ class Timed:
 def sampling_rows(
     case: Case, steps: int, rounds: int, interval: tuple[float, float], compiled: bool = False, plain: bool = False
 ) -> list[Row]:
-    """Guided, unguided, and guided in an interval of noise levels, against diffusers' loop with guidance and without.
+    """Return rows of sampling guided, unguided, and guided in an interval of noise levels, against diffusers' loop.
 
     compiled: guided by a compiled network, too; plain: against the plain loop, too, which takes long.
     """
-    model = case.network()
-    noise, _, y = case.inputs(model)
-    null, peer = model.null_condition, case.peer(model)
-    ours, theirs = (partial(sample_latents, model), partial(sample_as_diffusers, peer))
+    model = case.build_network()
+    noise, _, y = case.make_inputs(model)
+    null, peer = model.null_condition, case.build_peer(model)
+    ours, theirs = (partial(sample_latents, model), partial(sample_diffusers_loop, peer))
     candidates = {
         "ours": partial(ours, noise, y, null, steps, GUIDANCE),
         "diffusers guided": partial(theirs, noise, y, null, steps, GUIDANCE),
@@ -50,23 +52,23 @@ def sampling_rows(
         "interval": partial(ours, noise, y, null, steps, GUIDANCE, guidance_interval=interval),
     }
     if compiled:
-        network = case.network().compile_blocks()
+        network = case.build_network().compile_blocks()
         candidates["compiled"] = partial(sample_latents, network, noise, y, null, steps, GUIDANCE)
     if plain:
-        candidates["plain"] = partial(sample_plainly, PlainNetwork(model), noise, y, null, steps, GUIDANCE)
+        candidates["plain"] = partial(sample_plain_loop, PlainNetwork(model), noise, y, null, steps, GUIDANCE)
     with case.autocast():
-        seconds, outputs = take_turns(candidates, rounds, case.device, warm=case.first_run_is_slower or compiled)
-        watched = Timed(model, case.device)
-        whole = seconds_of(partial(sample_latents, watched, noise, y, null, steps, GUIDANCE), case.device)
+        seconds, outputs = interleave(candidates, rounds, case.device, warm=case.needs_warm_up or compiled)
+        timed = TimedNetwork(model, case.device)
+        total = time_once(partial(sample_latents, timed, noise, y, null, steps, GUIDANCE), case.device)
     what = f"sampling {case.name}, {steps} steps, batch {case.batch}, guidance"
 
     def row(guidance: str, ours: str, against: str) -> Row:
-        same = ours != "interval" and ("unguided" in ours) == ("unguided" in against)
-        apart = off(outputs[ours], outputs[against]) if same else None
-        return timed(f"{what} {guidance}", seconds, against, ours, off=apart)
+        comparable = ours != "interval" and ("unguided" in ours) == ("unguided" in against)
+        error = max_rel_error(outputs[ours], outputs[against]) if comparable else None
+        return time_row(f"{what} {guidance}", seconds, against, ours, off=error)
 
     rows = [row(f"{GUIDANCE:g}", "ours", "diffusers guided")]
-    outside = 1 - sum(watched.seconds) / whole
+    outside = 1 - sum(timed.seconds) / total
     rows.append(Row("outside of the network", "of the time", outside, part_of=rows[0].what))
     if plain:
         rows.append(row(f"{GUIDANCE:g}", "ours", "plain"))

@@ -8,14 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from statistics import median
 
 from benchmarks.case import Case
-from benchmarks.clock import median
-from benchmarks.table import Row, compared, timed
+from benchmarks.startup import REPOSITORY
+from benchmarks.table import Row, compare_row, time_row
 from diffusion.utils.threads import USER_SETTINGS, WAITING
 
-CLONE = Path(__file__).resolve().parents[2]
 OURS, PEER = "ours", "the runtime's own waiting"
 # What computes beside, in its own process and with the settings that it comes with.
 NEIGHBOURS = {
@@ -27,29 +26,32 @@ WARM_UP = 5  # seconds until a neighbour computes
 
 
 def sharing_rows(case: Case, rounds: int, steps: int = 10) -> Iterator[Row]:
-    """Yield the seconds of a step beside each neighbour, and how many times those alone they are."""
-    what, alone = f"training step {case.name}, batch {case.batch}", {}
+    """Yield rows of a step's seconds beside each neighbour, and of their ratio to the seconds without one."""
+    what = f"training step {case.name}, batch {case.batch}"
+    baseline: dict[str, float] = {}
     for name, arguments in NEIGHBOURS.items():
         taken: dict[str, list[float]] = {OURS: [], PEER: []}
-        with neighbour(arguments):
+        with run_neighbour(arguments):
             for _ in range(rounds):
                 for way, seconds in taken.items():
-                    seconds.append(step_seconds(case, steps, way == OURS))
-        yield timed(f"{what}, {name}", taken, PEER)
-        alone = alone or {way: median(seconds) for way, seconds in taken.items()}
+                    seconds.append(time_steps(case, steps, way == OURS))
+        yield time_row(f"{what}, {name}", taken, PEER)
+        baseline = baseline or {way: median(seconds) for way, seconds in taken.items()}
         if arguments:
-            times = [median(taken[way]) / alone[way] for way in (OURS, PEER)]
-            yield compared(f"{what}, {name}, of the time alone", "x", *times, PEER)
+            ours, peer = (median(taken[way]) / baseline[way] for way in (OURS, PEER))
+            yield compare_row(f"{what}, {name}, of the time alone", "x", ours, peer, PEER)
 
 
 @contextlib.contextmanager
-def neighbour(arguments: Sequence[str]) -> Iterator[None]:
+def run_neighbour(arguments: Sequence[str]) -> Iterator[None]:
     """Run Python with some arguments beside what is measured; nothing without any."""
     if not arguments:
         yield
         return
     command = [sys.executable, *arguments]
-    program = subprocess.Popen(command, cwd=CLONE / "tools", env=environment(waiting=False), stdout=subprocess.DEVNULL)
+    program = subprocess.Popen(
+        command, cwd=REPOSITORY / "tools", env=build_environment(waiting=False), stdout=subprocess.DEVNULL
+    )
     try:
         time.sleep(WARM_UP)
         yield
@@ -58,30 +60,30 @@ def neighbour(arguments: Sequence[str]) -> Iterator[None]:
         program.wait()
 
 
-def step_seconds(case: Case, steps: int, waiting: bool) -> float:
-    """Return the median of some steps in a fresh process, since torch's threads read their settings once."""
+def time_steps(case: Case, steps: int, waiting: bool) -> float:
+    """Return the median seconds of some steps in a fresh process, since torch's threads read their settings once."""
     values = (case.size, case.pixels, case.batch, case.precision, steps)
     command = [sys.executable, "-m", "benchmarks.sharing", *map(str, values)]
     done = subprocess.run(
-        command, check=True, capture_output=True, text=True, cwd=CLONE / "tools", env=environment(waiting)
+        command, check=True, capture_output=True, text=True, cwd=REPOSITORY / "tools", env=build_environment(waiting)
     )
     return float(done.stdout)
 
 
-def environment(waiting: bool) -> dict[str, str]:
-    """Return this process's environment, with our way of waiting or with no word on that."""
+def build_environment(waiting: bool) -> dict[str, str]:
+    """Return this process's environment, with our settings of how threads wait, or with none."""
     kept = {name: value for name, value in os.environ.items() if name not in USER_SETTINGS}
     return kept | WAITING if waiting else kept
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print the median seconds of some steps; with 0 of them, go on until the process is ended."""
+    """Print the median seconds of some steps; with 0 steps, go on until the process is ended."""
     import torch
 
-    from benchmarks.training import Ours, Step
+    from benchmarks.training import OurSetup, Step
 
     size, pixels, batch, precision, steps = arguments
-    step = Step(Ours(Case(size, int(pixels), int(batch), torch.device("cpu"), precision)))
+    step = Step(OurSetup(Case(size, int(pixels), int(batch), torch.device("cpu"), precision)))
     seconds: list[float] = []
     while steps == "0" or len(seconds) < 2 + int(steps):
         began = time.perf_counter()

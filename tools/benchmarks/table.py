@@ -1,12 +1,13 @@
-"""What a benchmark says: rows of ours beside a peer, as a table or as JSON."""
+"""Results of a benchmark: rows of ours beside a peer, as text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
-from benchmarks.clock import Seconds, median
+from benchmarks.clock import Seconds
 from diffusion.utils.text import format_table
 
 
@@ -30,24 +31,24 @@ class Row:
     part_of: str = ""
 
 
-def timed(what: str, seconds: Seconds, against: str, ours: str = "ours", **more: Any) -> Row:
-    """A row of seconds: medians of the rounds, and of their ratios."""
+def time_row(what: str, seconds: Seconds, against: str, ours: str = "ours", **more: Any) -> Row:
+    """Return a row of seconds: medians of the rounds, and of their ratios."""
     ratios = [peer / own for own, peer in zip(seconds[ours], seconds[against], strict=True)]
-    return _of_rounds(what, "s", seconds[ours], seconds[against], against, ratios, **more)
+    return _ratio_row(what, "s", seconds[ours], seconds[against], against, ratios, **more)
 
 
-def rated(what: str, unit: str, rates: Seconds, against: str, ours: str = "ours", **more: Any) -> Row:
-    """A row of rates: medians of the rounds, and of their ratios."""
+def rate_row(what: str, unit: str, rates: Seconds, against: str, ours: str = "ours", **more: Any) -> Row:
+    """Return a row of rates: medians of the rounds, and of their ratios."""
     ratios = [own / peer for own, peer in zip(rates[ours], rates[against], strict=True)]
-    return _of_rounds(what, unit, rates[ours], rates[against], against, ratios, **more)
+    return _ratio_row(what, unit, rates[ours], rates[against], against, ratios, **more)
 
 
-def compared(what: str, unit: str, ours: float, peer: float, against: str, **more: Any) -> Row:
-    """A row of bytes, or whatever one reading is enough for."""
+def compare_row(what: str, unit: str, ours: float, peer: float, against: str, **more: Any) -> Row:
+    """Return a row of bytes, or of anything else that one reading is enough for."""
     return Row(what, unit, ours, peer, against, ours / peer, **more)
 
 
-def _of_rounds(
+def _ratio_row(
     what: str, unit: str, ours: Sequence[float], peer: Sequence[float], against: str, ratios: list[float], **more: Any
 ) -> Row:
     spread = (min(ratios), max(ratios)) if len(ratios) > 1 else None
@@ -57,29 +58,35 @@ def _of_rounds(
 HEAD = ("what", "", "ours", "peer", "against", "ratio", "of rounds", "of the machine's rate", "max. difference")
 
 
-def as_table(rows: Sequence[Row]) -> str:
+def format_rows(rows: Sequence[Row]) -> str:
+    """Return a table of rows."""
     return format_table([HEAD, *(["  " * bool(row.part_of) + row.what, row.unit, *_cells(row)] for row in rows)])
 
 
-def in_a_line(row: Row) -> str:
-    """What is told of a row as soon as it is measured."""
-    told = [f"{'  ' * bool(row.part_of)}{row.what}: {_digits(row.ours)} {row.unit}"]
-    if row.ratio is not None:
-        told.append(f"{row.ratio:.2f} x ({row.against}: {_digits(row.peer)})")
+def format_row(row: Row) -> str:
+    """Return a line about a row, to print as soon as it is measured."""
+    parts = [f"{'  ' * bool(row.part_of)}{row.what}: {_format_number(row.ours)} {row.unit}"]
+    if row.ratio is not None and row.peer is not None:
+        parts.append(f"{row.ratio:.2f} x ({row.against}: {_format_number(row.peer)})")
     if row.share is not None:
-        told.append(f"{row.share:.0%} of the machine's rate")
-    return ", ".join(told)
+        parts.append(f"{row.share:.0%} of the machine's rate")
+    return ", ".join(parts)
 
 
 def _cells(row: Row) -> list[str]:
     def shown(value: float | None, form: str) -> str:
         return "" if value is None else format(value, form)
 
-    numbers = [_digits(row.ours), "" if row.peer is None else _digits(row.peer), row.against, shown(row.ratio, ".2f")]
+    numbers = [
+        _format_number(row.ours),
+        "" if row.peer is None else _format_number(row.peer),
+        row.against,
+        shown(row.ratio, ".2f"),
+    ]
     spread = "" if row.spread is None else "{:.2f} to {:.2f}".format(*row.spread)
     return [*numbers, spread, shown(row.share, ".0%"), shown(row.off, ".0e")]
 
 
-def _digits(value: float) -> str:
-    """Three of them."""
+def _format_number(value: float) -> str:
+    """Format with three significant digits; from 100 on, as a whole number."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
