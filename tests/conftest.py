@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import server
 from PIL import Image
 
 from diffusion.cli.parser import run
@@ -21,6 +22,7 @@ from diffusion.data.index.patch_index import index_path, write_index
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 WIDTH = 8  # of the embeddings of `feature_root`
+PATIENCE = 300  # seconds for any command
 ON_CPU = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}  # several processes; one GPU would be too few for them
 
 
@@ -138,13 +140,15 @@ def launcher(processes: int) -> list[str]:
     return [sys.executable, "-m", "accelerate.commands.launch", *options, *unasked]
 
 
-def command(*arguments: str | Path, processes: int = 0, **environment: str) -> subprocess.CompletedProcess:
-    """Run a script of the repository, under `accelerate launch` on the CPU when `processes` is given."""
-    return subprocess.run(
-        [*launcher(processes), *map(str, arguments)],
-        cwd=REPOSITORY,
-        env={**os.environ, **(ON_CPU if processes else {"OMP_NUM_THREADS": "1"}), **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+def command(
+    *arguments: str | Path, processes: int = 0, interpreter: bool = False, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a script of the repository, under `accelerate launch` on the CPU when `processes` is given.
+
+    It is a fork of a process with the libraries (server.py), unless it is to be an interpreter of its own.
+    """
+    call = [*launcher(processes), *map(str, arguments)]
+    variables = {**os.environ, **(ON_CPU if processes else {"OMP_NUM_THREADS": "1"}), **environment}
+    if interpreter:
+        return subprocess.run(call, cwd=REPOSITORY, env=variables, capture_output=True, text=True, timeout=PATIENCE)
+    return server.run(call[1:], REPOSITORY, variables, PATIENCE)

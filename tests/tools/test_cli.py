@@ -51,7 +51,7 @@ def root(tissue_root, mobilenet_weights) -> Path:
 def run(root, config_file, tmp_path_factory) -> Path:
     """A work dir trained by two processes."""
     work_dir = tmp_path_factory.mktemp("work") / "run"
-    done = command(TRAIN, config_file, "--work-dir", work_dir, "--root", root, processes=2)
+    done = command(TRAIN, config_file, "--work-dir", work_dir, "--root", root, processes=2, interpreter=True)
     assert done.returncode == 0, done.stderr
     return work_dir
 
@@ -259,7 +259,7 @@ def test_seeds_that_torch_does_not_take(text):
     "script", [*sorted((REPOSITORY / "tools").glob("*.py")), REPOSITORY / TRAIN], ids=lambda path: path.stem
 )
 def test_help(script):
-    done = command(script, "--help")
+    done = command(script, "--help", interpreter=True)
     assert done.returncode == 0 and "usage:" in done.stdout and "examples:" in done.stdout
     if script.parent.name == "tools":
         assert all(option in done.stdout for option in ("--root", "--device {auto,cpu,cuda,mps}", "--seed"))
