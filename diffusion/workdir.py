@@ -24,7 +24,7 @@ from diffusion.model.pixart_config import PixArtConfig
 from diffusion.utils.content import fingerprint_tensors
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.files import check_writable
-from diffusion.utils.folders import LeftOut, walk_files
+from diffusion.utils.folders import SkippedEntries, walk_files
 from diffusion.utils.locks import is_locked
 from diffusion.utils.text import abbreviate, expand_path
 from diffusion.utils.weights import find_weights
@@ -114,11 +114,11 @@ def default_work_dir() -> Path:
     named = os.environ.get("PIXCELL_WORKDIR")
     if named:
         return Path(expand_path(named))
-    left_out = LeftOut()
-    files = walk_files(Path("output"), left_out) if Path("output").is_dir() else ()
+    skipped = SkippedEntries()
+    files = walk_files(Path("output"), skipped) if Path("output").is_dir() else ()
     runs = [path.parents[1] for path in files if path.match(LAST_WEIGHTS) and (path.parents[1] / CONFIG_FILE).is_file()]
     if not runs:
-        left_out.report()
+        skipped.report()
         raise MissingError("no run in ./output; name one with --workdir or $PIXCELL_WORKDIR")
     return max(runs, key=lambda folder: (folder / LAST_WEIGHTS).stat().st_mtime_ns)
 

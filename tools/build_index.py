@@ -26,7 +26,7 @@ from diffusion.cli.parser import output_file, path_text, plain_name, positive_in
 from diffusion.formats import METADATA_DIR, PATCHES_DIR, SSL_PREFIX, VAE_PREFIX
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.hardware import count_cores
-from diffusion.utils.text import iterate_text
+from diffusion.utils.text import iterate_lines
 
 EXAMPLES = """  python tools/build_index.py
   python tools/build_index.py --dataset demo --size 1024
@@ -112,7 +112,7 @@ def listed(files: list[Path], dataset: str) -> Iterator[str]:
     for file in files:
         if not file.is_file():
             raise MissingError(f"--names: no file {file}")
-        for number, line in enumerate(iterate_text(file), start=1):
+        for number, line in enumerate(iterate_lines(file), start=1):
             name = line.strip()
             if name and (not name.startswith(f"{dataset}/") or name_fault(name)):
                 raise InputError(f"{file}, line {number}: {name!r} is no path {dataset}/... below ROOT/patches")

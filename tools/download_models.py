@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli.parser import OF_THE_SYSTEM, run, tool_parser
+from diffusion.cli.parser import SYSTEM_ERRORS, run, tool_parser
 from diffusion.utils.content import sha256_file
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.files import atomic_write
@@ -305,7 +305,7 @@ def explained(model: Model, first: bool = False) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if getattr(error, "errno", None) in OF_THE_SYSTEM:
+        if getattr(error, "errno", None) in SYSTEM_ERRORS:
             raise
         causes = list(chain(error))
         codes = [code for cause in causes if (code := getattr(getattr(cause, "response", None), "status_code", None))]

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli.parser import Parser, default_root, natural_int, run
+from diffusion.cli.parser import Parser, natural_int, run
 from diffusion.cli.sampling_options import (
-    GROUPS,
+    OPTION_GROUPS,
     condition_arguments,
     patch_sampler_parser,
     session_arguments,
@@ -27,6 +27,7 @@ from diffusion.cli.scoring_options import add_scoring_options
 from diffusion.formats import METRICS, REAL_DIR, SYNTHETIC_DIR, WINDOW
 from diffusion.utils.hardware import prepare_device
 from diffusion.utils.launch import start_processes
+from diffusion.utils.text import default_root
 
 if TYPE_CHECKING:
     from diffusion.evaluation.measure import EncoderScores
@@ -155,7 +156,7 @@ def parse_args() -> argparse.Namespace:
 def refuse_sampling_options(parser: Parser, args: argparse.Namespace) -> None:
     """Nothing is sampled: an option for it is a mistake, --encoder for --encoders above all."""
     for group in parser._action_groups:
-        for action in group._group_actions if group.title in GROUPS else ():
+        for action in group._group_actions if group.title in OPTION_GROUPS else ():
             if action.dest != "batch_size" and str(getattr(args, action.dest)) != str(action.default):
                 hint = "; the encoder of scores is named with --encoders" if action.dest == "encoder" else ""
                 parser.error(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
-from diffusion.cli.parser import default_root, finite_float, natural_int, positive_float, positive_int, run
+from diffusion.cli.parser import finite_float, natural_int, positive_float, positive_int, run
 from diffusion.cli.sampling_options import (
     condition_arguments,
     patch_sampler_parser,
@@ -33,7 +33,7 @@ from diffusion.utils.errors import InputError
 from diffusion.utils.files import atomic_write_bytes
 from diffusion.utils.hardware import prepare_device
 from diffusion.utils.launch import start_processes
-from diffusion.utils.text import read_json
+from diffusion.utils.text import default_root, read_json
 
 if TYPE_CHECKING:
     from accelerate import PartialState

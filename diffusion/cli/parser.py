@@ -13,15 +13,15 @@ from typing import NoReturn, TypeVar
 
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import check_writable
-from diffusion.utils.text import expand_path, is_utf8, printable
-from diffusion.utils.threads import share_cores
-from diffusion.utils.values import LARGEST_FLOAT, is_plain_name
+from diffusion.utils.text import default_root, expand_path, is_utf8, printable_name
+from diffusion.utils.threads import limit_spinning
+from diffusion.utils.values import MAX_FLOAT, is_plain_name
 
-share_cores()  # every command line imports this module before anything that loads torch
+limit_spinning()  # every command line imports this module before anything that loads torch
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 # What a system refuses, rather than a mistake of ours: full and read-only disks, rights, files in the way of folders, ...
-OF_THE_SYSTEM = frozenset(
+SYSTEM_ERRORS = frozenset(
     (
         *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE),
         *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE),
@@ -39,11 +39,11 @@ class Parser(argparse.ArgumentParser):
         self.register("type", Path, user_path)  # of every option with type=Path
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
-        given = sys.argv[1:] if args is None else list(args)
-        for text in given:
+        arguments = sys.argv[1:] if args is None else list(args)
+        for text in arguments:
             if not is_utf8(text):
-                self.error(f"{printable(text)}: this is not UTF-8; rename what is called so")
-        return super().parse_known_args(given, namespace)
+                self.error(f"{printable_name(text)}: this is not UTF-8; rename what is called so")
+        return super().parse_known_args(arguments, namespace)
 
     def error(self, message: str) -> NoReturn:
         print(f"error: {message}; {self.prog} --help shows what there is", file=sys.stderr)
@@ -90,19 +90,14 @@ def tool_parser(
     return parser
 
 
-def default_root() -> Path:
-    """Return $PIXCELL_ROOT, else the current folder. Raises InputError for a path that cannot be expanded."""
-    return Path(expand_path(os.environ.get("PIXCELL_ROOT") or "."))
-
-
 def positive_int(text: str) -> int:
     """Convert an argument to a whole number of at least 1."""
-    return _at_least(1, _number(text, int))
+    return _at_least(1, _parse_number(text, int))
 
 
 def natural_int(text: str) -> int:
     """Convert an argument to a whole number of at least 0."""
-    return _at_least(0, _number(text, int))
+    return _at_least(0, _parse_number(text, int))
 
 
 def seed_int(text: str) -> int:
@@ -115,8 +110,8 @@ def seed_int(text: str) -> int:
 
 def finite_float(text: str) -> float:
     """Convert an argument to a number that is neither infinite nor NaN."""
-    value = _number(text, float)
-    if not abs(value) <= LARGEST_FLOAT:
+    value = _parse_number(text, float)
+    if not abs(value) <= MAX_FLOAT:
         raise argparse.ArgumentTypeError(f"got {text}, expected a number")
     return value
 
@@ -138,7 +133,7 @@ def _at_least(least: int, value: int) -> int:
 Number = TypeVar("Number", int, float)
 
 
-def _number(text: str, kind: type[Number]) -> Number:
+def _parse_number(text: str, kind: type[Number]) -> Number:
     try:
         return kind(text)
     except ValueError:
@@ -206,7 +201,7 @@ def run(main: Callable[[], int | None]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.errno not in OF_THE_SYSTEM:
+        if error.errno not in SYSTEM_ERRORS:
             raise
         rights = error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
         advice = "; have it written elsewhere (--out and the like, or another --root), or change its permissions"

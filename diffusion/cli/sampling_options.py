@@ -9,7 +9,7 @@ from typing import Any
 from diffusion.cli.parser import Parser, finite_float, natural_int, output_folder, path_text, positive_int, tool_parser
 from diffusion.formats import DEFAULT_SOLVER, LAST_WEIGHTS, PRECISIONS, SOLVERS
 
-GROUPS = ("sampling", "conditions")  # of the options
+OPTION_GROUPS = ("sampling", "conditions")  # of the options
 
 
 def sampler_parser(
@@ -21,7 +21,7 @@ def sampler_parser(
     default, if it fills one.
     """
     parser = tool_parser(description, examples, root_of_run=True)
-    add = parser.add_argument_group(GROUPS[0]).add_argument
+    add = parser.add_argument_group(OPTION_GROUPS[0]).add_argument
     workdir = "work dir of the training run, or released weights [$PIXCELL_WORKDIR, else the newest run in ./output]"
     add("--workdir", type=Path, help=workdir)
     add(
@@ -78,7 +78,7 @@ def patch_sampler_parser(description: str, examples: str, out_dir: str | None, c
     """A parser for tools that sample images of the network's own size, `count` of them unless told."""
     parser = sampler_parser(description, examples, (batch_size, "images"), out_dir)
     parser.set_defaults(count=count)
-    add = parser.add_argument_group(GROUPS[1]).add_argument
+    add = parser.add_argument_group(OPTION_GROUPS[1]).add_argument
     add("--n_images", "--num_samples", type=positive_int, help=f"how many [{count}; of --images and --tokens one each]")
     add("--images", type=Path, nargs="+", help="image files that condition, embedded now, instead of indexed patches")
     add("--tokens", type=Path, nargs="+", help=".npy files of embeddings that condition: (L, D), or (n, L, D)")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffusion.config.settings import Config, TrainingConfig
-from diffusion.utils.values import Section, hints_of
+from diffusion.utils.values import Section, type_hints
 
 BASE_FILE = Path(__file__).resolve().parents[2] / "configs" / "_base_.py"
 WIDTH = 120  # characters of a line
@@ -52,7 +52,7 @@ def base_file() -> str:
     """Return the content of configs/_base_.py: each key with its default and its documentation."""
     defaults, parts = Config(), [HEAD]
     for kind in (Config, TrainingConfig):
-        hints = hints_of(kind)
+        hints = type_hints(kind)
         for key in documented_keys(kind):
             if key.heading or key == documented_keys(kind)[0]:
                 parts.append(f"\n# --- {key.heading} ---\n" if key.heading else "\n")

@@ -21,7 +21,7 @@ from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.files import atomic_write
 from diffusion.utils.literals import read_assignments
 from diffusion.utils.text import expand_path
-from diffusion.utils.values import hints_of
+from diffusion.utils.values import type_hints
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ def _expand_paths(values: dict[str, Any], source: Path) -> dict[str, Any]:
 
 def _build(kind: type, values: Mapping[str, Any], source: str, prefix: str = "") -> Any:
     """Make a dataclass from a mapping, nested ones too. Raises InputError for unknown keys and values that do not fit."""
-    hints = hints_of(kind)
+    hints = type_hints(kind)
     known = [field.name for field in fields(kind)]
     arguments = {}
     for key, value in values.items():

@@ -6,14 +6,13 @@ diffusion/config/base.py; a comment on a line of its own becomes a heading there
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from diffusion.formats import DEFAULT_INDEX, DEFAULT_VAE, LATENT_FACTOR, SSL_PREFIX, VAE_PREFIX, WINDOW
 from diffusion.utils.errors import InputError
-from diffusion.utils.text import expand_path
+from diffusion.utils.text import default_root
 from diffusion.utils.values import (
     Count,
     Distinct,
@@ -382,7 +381,8 @@ class Config(TrainingConfig):
     @property
     def data_root(self) -> Path:
         """The folder of patches/: data.root, else root, else $PIXCELL_ROOT, else the current folder."""
-        return Path(self.data.root or self.root or expand_path(os.environ.get("PIXCELL_ROOT") or "."))
+        root = self.data.root or self.root
+        return Path(root) if root else default_root()
 
     @property
     def model_arguments(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from diffusion.generation.image_files import save_image
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import atomic_write_bytes
 from diffusion.utils.folders import is_hidden
-from diffusion.utils.text import printable, read_json
+from diffusion.utils.text import printable_name, read_json
 
 FINGERPRINTS = frozenset(("weights", "vae_weights", "data"))  # settings that are fingerprints
 FORMATS = {"png": {"compress_level": 3}, "jpeg": {}}
@@ -69,7 +69,7 @@ class OutputFolder:
         strangers = [name for name in names if not re.match(r"\d{6,}_", name)]
         if strangers:
             raise InputError(
-                f"{folder} holds {printable(strangers[0])}, which is no sample; name another folder for the output"
+                f"{folder} holds {printable_name(strangers[0])}, which is no sample; name another folder for the output"
             )
         present = {int(name.split("_")[0]): name for name in names}
         if any(i >= count for i in present):

@@ -33,7 +33,7 @@ from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.files import atomic_write
 from diffusion.utils.state_dicts import check_types, find_state_dict
 from diffusion.utils.text import abbreviate, read_json
-from diffusion.utils.weights import Stored, find_weights, is_safetensors, read_weights
+from diffusion.utils.weights import StoredWeights, find_weights, is_safetensors, read_weights
 
 log = logging.getLogger(__name__)
 
@@ -224,7 +224,7 @@ def _step_of(path: Path) -> int:
     return int(match[1]) if match else 0
 
 
-def _network_of(stored: Stored, path: Path, ema: bool) -> dict[str, torch.Tensor]:
+def _network_of(stored: StoredWeights, path: Path, ema: bool) -> dict[str, torch.Tensor]:
     """Return a network's tensors. Raises InputError for averages where raw ones are asked for, and for other content."""
     content = stored.content
     ours = isinstance(content, Mapping) and isinstance(content.get("architecture"), Mapping)
@@ -295,7 +295,7 @@ def _diffusers_settings(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not the config of a {DIFFUSERS_CLASS} ({error!r})") from None
 
 
-def _settings_of(stored: Stored) -> dict[str, Any]:
+def _settings_of(stored: StoredWeights) -> dict[str, Any]:
     """Return what a file of this project says of its network; nothing for files of others."""
     if len(stored.files) == 1 and is_safetensors(stored.files[0]):
         return _told_by_safetensors(stored.files[0])

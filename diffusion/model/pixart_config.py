@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any, ClassVar
 
 from diffusion.utils.errors import InputError
-from diffusion.utils.values import Count, Positive, Range, Section, convert, hints_of
+from diffusion.utils.values import Count, Positive, Range, Section, convert, type_hints
 
 PRESETS: dict[str, dict[str, int]] = {
     "PixArt_XL_2_UNI": dict(depth=28, hidden_size=1152, num_heads=16),  # the published network, 608 M parameters
@@ -90,7 +90,7 @@ def check_arguments(arguments: Mapping[str, Any], prefix: str = PixArtConfig.PRE
     prefix: what messages put before an argument's name, such as the file that it comes from. Raises InputError, for an
     unknown argument with the nearest one.
     """
-    hints = hints_of(PixArtConfig)
+    hints = type_hints(PixArtConfig)
     for name in arguments:
         if name not in ARGUMENTS:
             nearest = difflib.get_close_matches(str(name), ARGUMENTS, n=1, cutoff=0)[0]

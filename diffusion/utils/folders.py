@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from diffusion.utils.text import abbreviate, is_utf8, printable
+from diffusion.utils.text import abbreviate, is_utf8, printable_name
 
 log = logging.getLogger(__name__)
 
@@ -23,10 +23,10 @@ SYSTEM_ENTRIES = frozenset(
         *("RECYCLER", "__MACOSX", "lost+found", "Thumbs.db", "desktop.ini", "__pycache__"),
     )
 )
-NAMED = 3  # of the entries left out, by reason
+NAMED_ENTRIES = 3  # of the entries left out, by reason
 
 
-class LeftOut:
+class SkippedEntries:
     """What was passed over, counted by reason; a few names of each are kept."""
 
     def __init__(self) -> None:
@@ -36,13 +36,13 @@ class LeftOut:
     def add(self, reason: str, path: str | Path) -> None:
         self._counts[reason] = self._counts.get(reason, 0) + 1
         names = self._names.setdefault(reason, [])
-        if len(names) < NAMED:
-            names.append(printable(path))
+        if len(names) < NAMED_ENTRIES:
+            names.append(printable_name(path))
 
     def lines(self) -> list[str]:
         """Return a line for each reason: why, how many, and which."""
         return [
-            f"left out: {reason} ({count}): {abbreviate(self._names[reason])}{' ...' if count > NAMED else ''}"
+            f"left out: {reason} ({count}): {abbreviate(self._names[reason])}{' ...' if count > NAMED_ENTRIES else ''}"
             for reason, count in self._counts.items()
         ]
 
@@ -57,26 +57,28 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in SYSTEM_ENTRIES
 
 
-def walk_files(folder: Path, left_out: LeftOut, enter: Callable[[str], bool] = lambda name: True) -> Iterator[Path]:
+def walk_files(
+    folder: Path, skipped: SkippedEntries, enter: Callable[[str], bool] = lambda name: True
+) -> Iterator[Path]:
     """Yield the files in a folder and below it, as walk_folders finds them."""
-    for place, names in walk_folders(folder, left_out, enter):
+    for place, names in walk_folders(folder, skipped, enter):
         yield from (place / name for name in names)
 
 
 def walk_folders(
-    folder: Path, left_out: LeftOut, enter: Callable[[str], bool] = lambda name: True
+    folder: Path, skipped: SkippedEntries, enter: Callable[[str], bool] = lambda name: True
 ) -> Iterator[tuple[Path, list[str]]]:
     """Yield a folder and those below it, each with the names of its files, before its own folders; all in natural order.
 
     No more than one folder's entries are in memory. enter: whether to go into a folder of that name. Paths are `folder`
     joined with the names on the way, links among them.
     """
-    yield from _Walk(folder, left_out, enter).folders(folder)
+    yield from _Walk(folder, skipped, enter).folders(folder)
 
 
 class _Walk:
-    def __init__(self, root: Path, left_out: LeftOut, enter: Callable[[str], bool]):
-        self.root, self.left_out, self.enter = Path(os.path.realpath(root)), left_out, enter
+    def __init__(self, root: Path, skipped: SkippedEntries, enter: Callable[[str], bool]):
+        self.root, self.skipped, self.enter = Path(os.path.realpath(root)), skipped, enter
         self._entered: set[tuple[int, int]] = set()
         self._followed_links = False
 
@@ -93,7 +95,7 @@ class _Walk:
                 files.append(entry.name)
             else:
                 kind = "links to nothing" if entry.is_symlink() else "entries that are neither file nor folder"
-                self.left_out.add(kind, entry.path)
+                self.skipped.add(kind, entry.path)
         if files:
             yield folder, files
         for entry in folders:
@@ -107,13 +109,13 @@ class _Walk:
             with os.scandir(folder) as entries:
                 kept = [entry for entry in entries if not is_hidden(entry.name)]
         except OSError as error:
-            self.left_out.add(f"folders that cannot be read ({error.strerror})", folder)
+            self.skipped.add(f"folders that cannot be read ({error.strerror})", folder)
             return []
         if status.st_ino:  # some network drives number nothing
             self._entered.add((status.st_dev, status.st_ino))
         for entry in kept:
             if not is_utf8(entry.name):
-                self.left_out.add("entries whose names are not UTF-8 (rename them)", entry.path)
+                self.skipped.add("entries whose names are not UTF-8 (rename them)", entry.path)
         return sorted((entry for entry in kept if is_utf8(entry.name)), key=lambda entry: natural_key(entry.name))
 
     def _is_new(self, entry: os.DirEntry) -> bool:
@@ -121,11 +123,11 @@ class _Walk:
         if entry.is_symlink():
             target = Path(os.path.realpath(entry.path))
             if self.root.is_relative_to(target):
-                self.left_out.add("links that lead back to a folder above them", entry.path)
+                self.skipped.add("links that lead back to a folder above them", entry.path)
                 return False
             below = target.relative_to(self.root).parts if target.is_relative_to(self.root) else ()
             if below and not any(map(is_hidden, below)) and all(map(self.enter, below)):
-                self.left_out.add("links to folders that are there themselves", entry.path)
+                self.skipped.add("links to folders that are there themselves", entry.path)
                 return False
             self._followed_links = True
         elif not self._followed_links:  # without links nothing is met twice
@@ -135,15 +137,15 @@ class _Walk:
         except OSError:  # it is reported when it is entered
             return True
         if (status.st_dev, status.st_ino) in self._entered:
-            self.left_out.add("folders that other links have led to already", entry.path)
+            self.skipped.add("folders that other links have led to already", entry.path)
             return False
         return True
 
 
 def natural_key(name: str) -> tuple:
     """Sort paths folder by folder, and the numbers in them as numbers; paths alike in that come in plain order."""
-    return tuple(_natural(part) for part in name.split("/")), name
+    return tuple(_natural_parts(part) for part in name.split("/")), name
 
 
-def _natural(text: str) -> tuple[tuple[int, str], ...]:
+def _natural_parts(text: str) -> tuple[tuple[int, str], ...]:
     return tuple((int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", text))

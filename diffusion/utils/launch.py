@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from torch.distributed import Store
 
 RENDEZVOUS_LIMIT = timedelta(minutes=10)  # slow disks take minutes to give a hundred processes their imports
-SILENT_SECONDS = 5.0  # of waiting; then a line says for whom
+NOTICE_SECONDS = 5.0  # of waiting; then a line says for whom
 DEFAULT_PORT = "29500"  # of torch and accelerate
 TORCH_VARIABLES = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 MPI_VARIABLES = {  # number of processes -> number of this one: MPICH and Intel, Open MPI, MVAPICH
@@ -32,13 +32,13 @@ MPI_VARIABLES = {  # number of processes -> number of this one: MPICH and Intel,
     "OMPI_COMM_WORLD_SIZE": "OMPI_COMM_WORLD_RANK",
     "MV2_COMM_WORLD_SIZE": "MV2_COMM_WORLD_RANK",
 }
-NOT_SERVED = {
+UNSUPPORTED = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_SAGEMAKER": "SageMaker's own data parallelism",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config (tensor, context or sequence parallelism)",
 }
-TRUE = ("1", "true", "t", "yes", "y", "on")
+TRUE_WORDS = ("1", "true", "t", "yes", "y", "on")
 
 
 @dataclass(frozen=True)
@@ -52,24 +52,24 @@ class Launch:
     variables: tuple[str, ...]
 
     def __str__(self) -> str:
-        return f"{self.processes} processes at {self.address}:{self.port} (by {_shown(self.variables)})"
+        return f"{self.processes} processes at {self.address}:{self.port} (by {_format_variables(self.variables)})"
 
 
 def is_set(name: str) -> bool:
     """Tell whether a flag of the environment is true, as accelerate reads it."""
-    return os.environ.get(name, "").lower() in TRUE
+    return os.environ.get(name, "").lower() in TRUE_WORDS
 
 
 def accelerate_variables() -> str:
     """Return the variables that accelerate may have read, with their values, for messages."""
     prefixes = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_", "FORK_LAUNCHED", "USE_TORCH_XLA")
     names = sorted(name for name in os.environ if name.startswith(prefixes))
-    return _shown(names) or "none"
+    return _format_variables(names) or "none"
 
 
 def check_launcher() -> None:
     """Raise InputError for ways to train that accelerate's launcher offers and this project does not serve."""
-    for name, what in NOT_SERVED.items():
+    for name, what in UNSUPPORTED.items():
         if is_set(name):
             raise InputError(
                 f"{name}={os.environ[name]} asks for {what}, which is not served; `unset {name}`, or launch with a file "
@@ -88,15 +88,15 @@ def read_launch(on_cpu: bool) -> Launch | None:
     Raises InputError for variables that are incomplete or contradict each other, and for processes that srun or mpirun
     started without saying how they find each other.
     """
-    size, rank, local_rank = (_whole_number(name) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"))
+    size, rank, local_rank = (_read_number(name) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"))
     if local_rank is not None or (size or 0) > 1:
         launch = _torch_launch(size, rank, local_rank, on_cpu)
     elif rank or size == 0:
-        raise _contradiction(("WORLD_SIZE", "RANK"), "processes are numbered from 0 to WORLD_SIZE - 1")
+        raise _contradiction_error(("WORLD_SIZE", "RANK"), "processes are numbered from 0 to WORLD_SIZE - 1")
     else:
         launch = _mpi_launch(size, on_cpu)
     if launch is None or launch.processes == 1:
-        _check_alone()
+        _check_single_process()
     return launch
 
 
@@ -111,7 +111,7 @@ def connect(launch: Launch, limit: timedelta = RENDEZVOUS_LIMIT) -> Store:
         return HashStore()
     os.environ.setdefault("MASTER_PORT", launch.port)
     notice = f"process {launch.rank} waits for all of {launch}, for {limit.total_seconds() / 60:g} minutes at most"
-    timer = threading.Timer(SILENT_SECONDS, print, [notice], {"file": sys.stderr, "flush": True})
+    timer = threading.Timer(NOTICE_SECONDS, print, [notice], {"file": sys.stderr, "flush": True})
     timer.daemon = True
     timer.start()
     try:
@@ -174,55 +174,55 @@ def _torch_launch(size: int | None, rank: int | None, local_rank: int | None, on
     needed = ("WORLD_SIZE", "RANK", "MASTER_ADDR") if on_cpu else TORCH_VARIABLES[:3] + TORCH_VARIABLES[4:]
     absent = [name for name in needed if os.environ.get(name, "-1") in ("", "-1")]
     if absent:
-        found = _present(TORCH_VARIABLES)
+        found = _defined_variables(TORCH_VARIABLES)
         raise InputError(
-            f"{_shown(found)} without {', '.join(absent)}: a part of a launcher's variables. {_advice(found)}"
+            f"{_format_variables(found)} without {', '.join(absent)}: a part of a launcher's variables. {_advice(found)}"
         )
-    local_size, port = _whole_number("LOCAL_WORLD_SIZE"), _whole_number("MASTER_PORT")
+    local_size, port = _read_number("LOCAL_WORLD_SIZE"), _read_number("MASTER_PORT")
     if not 0 <= rank < size or (local_size is not None and (local_rank or 0) >= local_size):
-        raise _contradiction(TORCH_VARIABLES[:4], "processes are numbered from 0 to one less than their number")
+        raise _contradiction_error(TORCH_VARIABLES[:4], "processes are numbered from 0 to one less than their number")
     if port is not None and port >= 2**16:
-        raise _contradiction(("MASTER_PORT",), "ports go to 65535")
+        raise _contradiction_error(("MASTER_PORT",), "ports go to 65535")
     address, port = os.environ["MASTER_ADDR"], os.environ.get("MASTER_PORT", DEFAULT_PORT)
-    return Launch(size, rank, address, port, _present(TORCH_VARIABLES))
+    return Launch(size, rank, address, port, _defined_variables(TORCH_VARIABLES))
 
 
 def _mpi_launch(size: int | None, on_cpu: bool) -> Launch | None:
     """Return the launch of mpirun, whose variables accelerate reads on a CPU only."""
     for name, number in MPI_VARIABLES.items():
-        processes, rank = _whole_number(name), _whole_number(number)
+        processes, rank = _read_number(name), _read_number(number)
         if (processes or 1) == 1:
             continue
-        found = _present((name, number, "WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"))
+        found = _defined_variables((name, number, "WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"))
         address = os.environ.get("MASTER_ADDR")
         if not on_cpu or size is not None or rank is None or not address:
             raise InputError(
-                f"{_shown(found)}: mpirun's or srun's variables of {processes} processes, which do not say how to meet; "
+                f"{_format_variables(found)}: mpirun's or srun's variables of {processes} processes, which do not say how to meet; "
                 f"each would work alone. {_advice(found)}"
             )
         if rank >= processes:
-            raise _contradiction((name, number), "processes are numbered from 0 to one less than their number")
+            raise _contradiction_error((name, number), "processes are numbered from 0 to one less than their number")
         return Launch(processes, rank, address, os.environ.get("MASTER_PORT", DEFAULT_PORT), found)
     return None
 
 
-def _check_alone() -> None:
+def _check_single_process() -> None:
     """Raise InputError when srun started several processes that all think they are alone.
 
     In a batch script SLURM_NTASKS is what the job may start, and its own number is 0; `srun --pty` leaves one process.
     """
-    tasks = {name: _count_or(name, 0) for name in ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")}
+    tasks = {name: _read_count(name, 0) for name in ("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS")}
     by_step = tasks["SLURM_STEP_NUM_TASKS"] > 1 and "SLURM_PTY_PORT" not in os.environ
-    if by_step or (tasks["SLURM_NTASKS"] > 1 and _count_or("SLURM_PROCID", 0) > 0):
-        found = _present((*tasks, "SLURM_PROCID"))
+    if by_step or (tasks["SLURM_NTASKS"] > 1 and _read_count("SLURM_PROCID", 0) > 0):
+        found = _defined_variables((*tasks, "SLURM_PROCID"))
         raise InputError(
-            f"{_shown(found)}: srun started {max(tasks.values())} processes without WORLD_SIZE, RANK and MASTER_ADDR, and "
+            f"{_format_variables(found)}: srun started {max(tasks.values())} processes without WORLD_SIZE, RANK and MASTER_ADDR, and "
             "each would do the whole work; start one task a node with accelerate launch in it (docs/slurm), or, where "
             f"they have nothing to do with each other, `unset {' '.join(found[:-1] or found)}`"
         )
 
 
-def _whole_number(name: str) -> int | None:
+def _read_number(name: str) -> int | None:
     """Read a variable that counts; None where it is not set, or -1. Raises InputError for anything but a number."""
     text = os.environ.get(name, "-1")
     try:
@@ -232,21 +232,21 @@ def _whole_number(name: str) -> int | None:
     return value if value >= 0 else None
 
 
-def _count_or(name: str, default: int) -> int:
+def _read_count(name: str, default: int) -> int:
     text = os.environ.get(name, "")
     return int(text) if text.isdecimal() else default
 
 
-def _contradiction(names: Iterable[str], why: str) -> InputError:
-    found = _present(names)
-    return InputError(f"{_shown(found)}: {why}. {_advice(_present(TORCH_VARIABLES))}")
+def _contradiction_error(names: Iterable[str], why: str) -> InputError:
+    found = _defined_variables(names)
+    return InputError(f"{_format_variables(found)}: {why}. {_advice(_defined_variables(TORCH_VARIABLES))}")
 
 
-def _present(names: Iterable[str]) -> tuple[str, ...]:
+def _defined_variables(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in names if name in os.environ)
 
 
-def _shown(names: Iterable[str]) -> str:
+def _format_variables(names: Iterable[str]) -> str:
     return ", ".join(f"{name}={os.environ.get(name, '')}" for name in names)
 
 

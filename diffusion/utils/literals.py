@@ -12,8 +12,8 @@ from typing import Any
 from diffusion.utils.errors import InputError
 from diffusion.utils.text import read_text
 
-LARGEST_NUMBER = 2**64
-LONGEST = 2**22  # bytes; files that trainers write have some thousand
+MAX_NUMBER = 2**64
+MAX_BYTES = 2**22  # bytes; files that trainers write have some thousand
 CALLS = {"dict": dict, "list": list, "tuple": tuple, "set": set, "float": float}  # as mmcv and mmengine write them
 OPERATORS = {
     ast.Add: operator.add,
@@ -24,7 +24,7 @@ OPERATORS = {
     ast.UAdd: operator.pos,
     ast.USub: operator.neg,
 }
-TAKEN = "literals only: numbers, text, dict(...), list(...), tuple(...), and names that were set before"
+ACCEPTED = "literals only: numbers, text, dict(...), list(...), tuple(...), and names that were set before"
 
 
 def read_assignments(path: Path) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def read_assignments(path: Path) -> dict[str, Any]:
 
     Raises MissingError, or InputError with line and source of what is anything else.
     """
-    if path.is_file() and path.stat().st_size > LONGEST:
+    if path.is_file() and path.stat().st_size > MAX_BYTES:
         raise InputError(f"{path} is not a saved config: it has {path.stat().st_size} bytes")
     text, values = read_text(path), {}
     try:
@@ -40,8 +40,8 @@ def read_assignments(path: Path) -> dict[str, Any]:
             _assign(statement, text, values)
     except (SyntaxError, ValueError) as error:  # of null bytes, too
         line = f"line {error.lineno}: " if isinstance(error, SyntaxError) and error.lineno else ""
-        said = error.msg if isinstance(error, SyntaxError) else error
-        raise InputError(f"{path} is not a saved config ({line}{said}); a saved config holds {TAKEN}") from None
+        reason = error.msg if isinstance(error, SyntaxError) else error
+        raise InputError(f"{path} is not a saved config ({line}{reason}); a saved config holds {ACCEPTED}") from None
     except (RecursionError, MemoryError):
         raise InputError(f"{path} is not a saved config: its brackets are nested too deep") from None
     if not values:
@@ -60,7 +60,7 @@ def _assign(statement: ast.stmt, text: str, values: dict[str, Any]) -> None:
     targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
     is_assignment = isinstance(statement, (ast.Assign, ast.AnnAssign)) and statement.value is not None
     if not is_assignment or not all(isinstance(target, ast.Name) for target in targets):
-        raise _NotLiteral(f"line {statement.lineno}: {_source(statement, text)} is not `name = literal`")
+        raise _NotLiteral(f"line {statement.lineno}: {_source_of(statement, text)} is not `name = literal`")
     value = _evaluate(statement.value, text, values)
     values.update((target.id, value) for target in targets)
 
@@ -88,41 +88,41 @@ def _evaluate(node: ast.expr, text: str, names: Mapping[str, Any]) -> Any:
             case ast.Call() if isinstance(node.func, ast.Name) and node.func.id in CALLS:
                 keywords = [value_of(part.value) if part.arg is None else {part.arg: value_of(part.value)}
                             for part in node.keywords]  # fmt: skip
-                given = {key: part for keyword in keywords for key, part in keyword.items()}
-                return CALLS[node.func.id](*(value_of(part) for part in node.args), **given)
+                keyword_arguments = {key: part for keyword in keywords for key, part in keyword.items()}
+                return CALLS[node.func.id](*(value_of(part) for part in node.args), **keyword_arguments)
             case ast.UnaryOp() if type(node.op) in OPERATORS:
                 return OPERATORS[type(node.op)](_number(value_of(node.operand)))
             case ast.BinOp() if type(node.op) in OPERATORS:
                 return OPERATORS[type(node.op)](_number(value_of(node.left)), _number(value_of(node.right)))
             case ast.JoinedStr():
-                return _joined([value_of(part) for part in node.values])
+                return _join_text([value_of(part) for part in node.values])
             case ast.FormattedValue() if node.conversion == -1 and node.format_spec is None:
                 return value_of(node.value)
     except _NotLiteral:
         raise
     except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise _NotLiteral(f"line {node.lineno}: {_source(node, text)}: {error}") from None
-    raise _NotLiteral(f"line {node.lineno}: {_source(node, text)}")
+        raise _NotLiteral(f"line {node.lineno}: {_source_of(node, text)}: {error}") from None
+    raise _NotLiteral(f"line {node.lineno}: {_source_of(node, text)}")
 
 
 def _number(value: Any) -> float:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        if isinstance(value, int) and abs(value) > LARGEST_NUMBER:  # the square of the one before, and so on
+        if isinstance(value, int) and abs(value) > MAX_NUMBER:  # the square of the one before, and so on
             raise ValueError(f"a number of {value.bit_length()} bits")
         return value
     raise TypeError(f"{type(value).__name__} is not a number")
 
 
-def _joined(parts: list[Any]) -> str:
+def _join_text(parts: list[Any]) -> str:
     if not all(isinstance(part, (str, int, float)) for part in parts):
         raise TypeError("only text and numbers may stand in a text")
     text = "".join(map(str, parts))
-    if len(text) > LONGEST:  # a text of twice the one before, and so on
+    if len(text) > MAX_BYTES:  # a text of twice the one before, and so on
         raise ValueError(f"a text of {len(text)} characters")
     return text
 
 
-def _source(node: ast.AST, text: str) -> str:
+def _source_of(node: ast.AST, text: str) -> str:
     """Return the first words of a node's source, on one line."""
     words = re.sub(r"\s+", " ", ast.get_source_segment(text, node) or type(node).__name__)
     return words if len(words) <= 80 else f"{words[:77]}..."

@@ -17,7 +17,7 @@ except ImportError:  # Windows
     resource = None
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
-LARGEST = 2**31 - 1
+MAX_THRESHOLD = 2**31 - 1
 STATUS = Path("/proc/self/status")
 
 
@@ -32,7 +32,7 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError, TypeError):  # another C library
         return False
-    return bool(mallopt(M_MMAP_THRESHOLD, LARGEST) and mallopt(M_TRIM_THRESHOLD, LARGEST))
+    return bool(mallopt(M_MMAP_THRESHOLD, MAX_THRESHOLD) and mallopt(M_TRIM_THRESHOLD, MAX_THRESHOLD))
 
 
 def total_bytes(device: torch.device) -> int | None:

@@ -37,7 +37,7 @@ class Candidate(NamedTuple):
     place: str
     averaged: bool
     tensors: dict[str, torch.Tensor]
-    beside: list[str]
+    extras: list[str]
 
 
 def find_state_dict(
@@ -66,19 +66,19 @@ def find_state_dict(
         )
     if ema and not averaged:
         _report_absent(content, source, averages, raw)
-    chosen = _one_of((averaged or raw) if ema else raw, source)
+    chosen = _only_candidate((averaged or raw) if ema else raw, source)
     if chosen is None:
         if not named:
-            raise InputError(_no_state_dict(content, source))
+            raise InputError(_describe_content(content, source))
         return _unwrap(max((part for _, part in named), key=len), source, frozenset())
     if chosen.averaged and raw:
-        chosen = _complete(chosen, raw, constants)
+        chosen = _add_constants(chosen, raw, constants)
         log.warning(
             "%s holds averaged and raw weights: the averaged ones are taken, under %s%s",
             source, chosen.place, f"; {advice} takes the raw ones, under {raw[0].place}" if advice else "",
         )  # fmt: skip
-    if chosen.beside:
-        log.warning("%s: what is beside the network is left out: %s", source, abbreviate(chosen.beside))
+    if chosen.extras:
+        log.warning("%s: what is beside the network is left out: %s", source, abbreviate(chosen.extras))
     return chosen.tensors
 
 
@@ -133,22 +133,22 @@ def _networks_in(
     for anchor in anchors:
         prefixes = prefixes or [n.removesuffix(anchor) for n in tensors if f".{n}".endswith(f".{anchor}")]
     inner: dict[str, dict[str, torch.Tensor]] = {prefix: {} for prefix in prefixes}
-    beside = []
+    extras = []
     for name, tensor in tensors.items():
         prefix = max((prefix for prefix in prefixes if name.startswith(prefix)), key=len, default=None)
         if prefix is None:
-            beside.append(name)
+            extras.append(name)
         else:
             inner[prefix][name.removeprefix(prefix)] = tensor
-    beside = [name for name in beside if name not in COUNTERS]
+    extras = [name for name in extras if name not in COUNTERS]
     for prefix, own in inner.items():
         label = ", ".join(filter(None, ("/".join(place), prefix and f"{prefix}*"))) or "no key of its own"
         averaged = _is_average((*place, prefix), averages) or "n_averaged" in own
         own = {name: tensor for name, tensor in own.items() if name not in COUNTERS}
-        yield Candidate(label, averaged, own, beside)
+        yield Candidate(label, averaged, own, extras)
         flat_average = {name: flat[key] for name in own if (key := _flat_name(f"{prefix}{name}", flat))}
         if flat_average:
-            yield Candidate(f"{FLAT_AVERAGE}*", True, {**own, **flat_average}, beside)
+            yield Candidate(f"{FLAT_AVERAGE}*", True, {**own, **flat_average}, extras)
 
 
 def _flat_name(name: str, flat: Mapping[str, Any]) -> str | None:
@@ -158,13 +158,13 @@ def _flat_name(name: str, flat: Mapping[str, Any]) -> str | None:
 
 
 def _unwrap(
-    named: Mapping[str, torch.Tensor], source: str | Path, own_parts: frozenset[str]
+    named: Mapping[str, torch.Tensor], source: str | Path, network_parts: frozenset[str]
 ) -> dict[str, torch.Tensor]:
     """Take the components that wrappers add off the names, unless the network has such components of its own."""
     tensors: dict[str, torch.Tensor] = {}
     before: dict[str, str] = {}
     for name, tensor in named.items():
-        short = ".".join(part for part in name.split(".") if part not in WRAPPERS - own_parts)
+        short = ".".join(part for part in name.split(".") if part not in WRAPPERS - network_parts)
         if short in tensors:
             raise InputError(f"{source} holds both {before[short]} and {name}, which name one tensor; save one of them")
         tensors[short], before[short] = tensor, name
@@ -188,7 +188,7 @@ def _words(key: str) -> set[str]:
     return set(re.findall(r"[a-z]+", spaced.lower()))
 
 
-def _one_of(candidates: list[Candidate], source: str | Path) -> Candidate | None:
+def _only_candidate(candidates: list[Candidate], source: str | Path) -> Candidate | None:
     """Return the only candidate, or the first of several that are equal. Raises InputError where they differ."""
     import torch
 
@@ -202,7 +202,7 @@ def _one_of(candidates: list[Candidate], source: str | Path) -> Candidate | None
     return candidates[0] if candidates else None
 
 
-def _complete(average: Candidate, raw: Sequence[Candidate], constants: Collection[str]) -> Candidate:
+def _add_constants(average: Candidate, raw: Sequence[Candidate], constants: Collection[str]) -> Candidate:
     """Give averages of parameters alone what is never trained from the raw weights beside them."""
     absent = [name for name in constants if name in raw[0].tensors and name not in average.tensors]
     return average._replace(tensors={**average.tensors, **{name: raw[0].tensors[name] for name in absent}})
@@ -225,17 +225,17 @@ def _report_absent(content: Any, source: str | Path, averages: Collection[str], 
                         source, key, raw[0].place)  # fmt: skip
 
 
-def _no_state_dict(content: Any, source: str | Path) -> str:
+def _describe_content(content: Any, source: str | Path) -> str:
     """Say what a file holds instead of a state dict."""
     if not isinstance(content, Mapping):
         found = f"a {type(content).__name__}"
     elif "param_groups" in content:
         found = "the state of an optimizer"
     elif any(hasattr(value, "dtype") for value in content.values()):
-        others = [
+        misfits = [
             f"{key} is of type {type(value).__name__}" for key, value in content.items() if not hasattr(value, "dtype")
         ]
-        found = f"more than tensors by name ({abbreviate(others)})" if others else "tensors without names"
+        found = f"more than tensors by name ({abbreviate(misfits)})" if misfits else "tensors without names"
     else:
         found = f"the keys {abbreviate([str(key) for key in content])}" if content else "nothing"
     return (

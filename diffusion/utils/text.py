@@ -28,15 +28,15 @@ def read_text(path: Path) -> str:
 
     Raises MissingError, or InputError for a file that cannot be read or is in another encoding.
     """
-    return "".join(iterate_text(path))
+    return "".join(iterate_lines(path))
 
 
 def read_lines(path: Path) -> list[str]:
     """Read the lines of a text file that are not blank, without the space around them. Raises as read_text does."""
-    return [line.strip() for line in iterate_text(path) if line.strip()]
+    return [line.strip() for line in iterate_lines(path) if line.strip()]
 
 
-def iterate_text(path: Path) -> Iterator[str]:
+def iterate_lines(path: Path) -> Iterator[str]:
     """Yield the lines of a text file, which may be larger than memory, each with its newline. Raises as read_text does."""
     number = 0  # of lines that were read
     try:
@@ -92,6 +92,11 @@ def expand_path(text: str) -> str:
     return expanded
 
 
+def default_root() -> Path:
+    """Return $PIXCELL_ROOT, else the current folder. Raises InputError for a path that cannot be expanded."""
+    return Path(expand_path(os.environ.get("PIXCELL_ROOT") or "."))
+
+
 def is_utf8(name: str) -> bool:
     """Tell whether a file name from the system can be written as UTF-8; Python keeps other bytes as lone surrogates."""
     if name.isascii():
@@ -103,7 +108,7 @@ def is_utf8(name: str) -> bool:
     return True
 
 
-def printable(name: str | Path) -> str:
+def printable_name(name: str | Path) -> str:
     """Return a file name with the bytes that are not UTF-8 as escapes, such as `M\\xfcller`."""
     return os.fsencode(str(name)).decode("utf-8", "backslashreplace")
 

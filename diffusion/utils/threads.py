@@ -11,19 +11,19 @@ from __future__ import annotations
 import os
 
 # GNU (torch's wheels for Linux): how often to look before sleeping. Intel (conda's torch, macOS, Windows): milliseconds.
-WAITING = {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "1"}
+WAIT_SETTINGS = {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "1"}
 USER_SETTINGS = (
-    *WAITING,
+    *WAIT_SETTINGS,
     "OMP_WAIT_POLICY",
     "GOMP_CPU_AFFINITY",
     "KMP_LIBRARY",
 )  # say how threads are to wait, or where
 
 
-def share_cores() -> None:
+def limit_spinning() -> None:
     """Have the threads of this process and of those that it starts give way to others, unless the user has said how to wait.
 
     Of effect only before torch, or another library with OpenMP, is loaded: runtimes read their environment once.
     """
     if not any(name in os.environ for name in USER_SETTINGS):
-        os.environ.update(WAITING)
+        os.environ.update(WAIT_SETTINGS)

@@ -16,12 +16,12 @@ from typing import Annotated, Any
 
 from diffusion.utils.errors import InputError
 
-LARGEST = 2**63 - 1  # of torch's whole numbers
-LARGEST_FLOAT = 3.4e38  # of 32 bits, in which networks compute
+MAX_INT = 2**63 - 1  # of torch's whole numbers
+MAX_FLOAT = 3.4e38  # of 32 bits, in which networks compute
 
-_shown = reprlib.Repr()  # values in messages: a config may be nested as deep, or as long, as anybody writes it
-_shown.maxstring = _shown.maxother = 200
-_shown.maxlong = 30
+_repr = reprlib.Repr()  # values in messages: a config may be nested as deep, or as long, as anybody writes it
+_repr.maxstring = _repr.maxother = 200
+_repr.maxlong = 30
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ NaturalInt = Annotated[int, Range(least=0)]
 Count = Annotated[int, Range(least=1, most=2**20)]  # of what is held in memory at once
 Positive = Annotated[float, Range(above=0)]
 NotNegative = Annotated[float, Range(least=0)]
-Seed = Annotated[int, Range(least=0, most=LARGEST)]
+Seed = Annotated[int, Range(least=0, most=MAX_INT)]
 Name = Annotated[str, NotEmpty()]
 FilePart = Annotated[str, PlainName()]
 Names = Annotated[tuple[Name, ...], NotEmpty("at least one name"), Distinct()]
@@ -115,7 +115,7 @@ class Section:
     PREFIX: typing.ClassVar[str] = ""  # of its keys, such as "data."
 
     def __post_init__(self):
-        hints = hints_of(type(self))
+        hints = type_hints(type(self))
         for name in (field.name for field in fields(self)):
             object.__setattr__(self, name, convert(getattr(self, name), hints[name], self.PREFIX + name))
         self.check()
@@ -125,7 +125,7 @@ class Section:
 
 
 @functools.cache
-def hints_of(kind: Any) -> dict[str, Any]:
+def type_hints(kind: Any) -> dict[str, Any]:
     """Return the annotations of a class or function with their ranges."""
     return typing.get_type_hints(kind, include_extras=True)
 
@@ -135,32 +135,32 @@ def convert(value: Any, hint: Any, where: str) -> Any:
 
     Raises InputError, with `where` in front, for another type and for a value out of its range.
     """
-    optional = "" if type(None) not in _options(hint) else ", or None"
-    for option in _options(hint):
+    optional = "" if type(None) not in _union_options(hint) else ", or None"
+    for option in _union_options(hint):
         kind, *limits = typing.get_args(option) if typing.get_origin(option) is Annotated else (option,)
         if typing.get_origin(kind) is typing.Literal:
             if value in typing.get_args(kind) and isinstance(value, str):
                 return value
             if isinstance(value, str):
                 raise InputError(
-                    f"{where} {_shown.repr(value)}: expected one of {', '.join(typing.get_args(kind))}{optional}"
+                    f"{where} {_repr.repr(value)}: expected one of {', '.join(typing.get_args(kind))}{optional}"
                 )
-        elif _fits(value, kind):
-            fitted = _fitted(value, kind, where)
-            _check_finite(fitted, where)
+        elif _has_kind(value, kind):
+            coerced = _coerce(value, kind, where)
+            _check_finite(coerced, where)
             for limit in limits:
-                if not limit.holds(fitted):
-                    raise InputError(f"{where} {_shown.repr(fitted)}: expected {limit}{optional}")
-            return fitted
-    raise InputError(f"{where} is {_shown.repr(value)}: expected {_described(hint)}")
+                if not limit.holds(coerced):
+                    raise InputError(f"{where} {_repr.repr(coerced)}: expected {limit}{optional}")
+            return coerced
+    raise InputError(f"{where} is {_repr.repr(value)}: expected {_describe_hint(hint)}")
 
 
-def _options(hint: Any) -> tuple[Any, ...]:
+def _union_options(hint: Any) -> tuple[Any, ...]:
     is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
     return typing.get_args(hint) if is_union else (hint,)
 
 
-def _fits(value: Any, kind: Any) -> bool:
+def _has_kind(value: Any, kind: Any) -> bool:
     """Tell whether a value is of a type, or stands for one: True and False are no numbers."""
     base = typing.get_origin(kind) or kind
     if base is Any:
@@ -168,13 +168,13 @@ def _fits(value: Any, kind: Any) -> bool:
     if isinstance(value, bool):
         return base is bool
     if base is tuple:
-        return isinstance(value, (list, tuple)) or (isinstance(value, str) and _holds_names(kind))
+        return isinstance(value, (list, tuple)) or (isinstance(value, str) and _is_tuple_of_names(kind))
     if base is float:
         return isinstance(value, (int, float))
     return isinstance(value, Mapping if base is dict else base)
 
 
-def _fitted(value: Any, kind: Any, where: str) -> Any:
+def _coerce(value: Any, kind: Any, where: str) -> Any:
     base = typing.get_origin(kind) or kind
     if base is tuple:
         parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
@@ -185,29 +185,29 @@ def _fitted(value: Any, kind: Any, where: str) -> Any:
         try:
             return float(value)
         except OverflowError:
-            raise InputError(f"{where} {_shown.repr(value)}: expected a number that is finite") from None
+            raise InputError(f"{where} {_repr.repr(value)}: expected a number that is finite") from None
     return value
 
 
 def _check_finite(value: Any, where: str) -> None:
-    if isinstance(value, float) and not abs(value) <= LARGEST_FLOAT:
+    if isinstance(value, float) and not abs(value) <= MAX_FLOAT:
         raise InputError(
             f"{where} {value}: expected a number that is finite{' in 32 bits' if math.isfinite(value) else ''}"
         )
-    if isinstance(value, int) and abs(value) > LARGEST:
-        raise InputError(f"{where} {_shown.repr(value)}: expected at most {LARGEST}")
+    if isinstance(value, int) and abs(value) > MAX_INT:
+        raise InputError(f"{where} {_repr.repr(value)}: expected at most {MAX_INT}")
 
 
-def _holds_names(kind: Any) -> bool:
+def _is_tuple_of_names(kind: Any) -> bool:
     part = typing.get_args(kind)[0]
     return part is str or str in typing.get_args(part)
 
 
-def _described(hint: Any) -> str:
-    return " or ".join(_name_of(option) for option in _options(hint))
+def _describe_hint(hint: Any) -> str:
+    return " or ".join(_describe_kind(option) for option in _union_options(hint))
 
 
-def _name_of(kind: Any) -> str:
+def _describe_kind(kind: Any) -> str:
     if typing.get_origin(kind) is Annotated:
         kind = typing.get_args(kind)[0]
     if kind is type(None):
@@ -215,7 +215,7 @@ def _name_of(kind: Any) -> str:
     if is_dataclass(kind):
         return f"dict({', '.join(f'{field.name}=...' for field in fields(kind))})"
     if typing.get_origin(kind) is tuple:
-        return f"a tuple of {_name_of(typing.get_args(kind)[0])}"
+        return f"a tuple of {_describe_kind(typing.get_args(kind)[0])}"
     if typing.get_origin(kind) is typing.Literal:
         return f"one of {', '.join(typing.get_args(kind))}"
     if kind is bool:

@@ -25,10 +25,10 @@ log = logging.getLogger(__name__)
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # of the files that diffusers and transformers write
 SUFFIXES = (".safetensors", ".bin")
 SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(.*\.(?:safetensors|bin))")
-LONGEST_HEADER = 10**8  # bytes, of safetensors
+MAX_HEADER_BYTES = 10**8  # bytes, of safetensors
 
 
-class Stored(NamedTuple):
+class StoredWeights(NamedTuple):
     """What weights files hold: `content` as it was saved, and the files themselves."""
 
     content: Any
@@ -59,7 +59,7 @@ def read_torch_file(path: Path) -> Any:
     except MemoryError:
         raise
     except Exception as error:  # fed with anything else than weights, the reader raises nearly anything
-        raise InputError(f"{path} is refused: {_reason(error, path)}") from None
+        raise InputError(f"{path} is refused: {_explain_refusal(error, path)}") from None
 
 
 def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -82,7 +82,7 @@ def is_safetensors(path: Path) -> bool:
     """Tell safetensors from torch files by their first bytes; by the suffix where those are of neither."""
     with open(path, "rb") as file:
         start = file.read(9)
-    if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= LONGEST_HEADER:  # its length, and it is JSON
+    if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= MAX_HEADER_BYTES:  # its length, and it is JSON
         return True
     return path.suffix == ".safetensors" and not start.startswith((b"PK\x03\x04", b"\x80"))
 
@@ -127,7 +127,7 @@ def weights_files(path: Path) -> list[Path]:
     return files
 
 
-def read_weights(path: Path) -> Stored:
+def read_weights(path: Path) -> StoredWeights:
     """Read weights of any kind; safetensors and torch files are told apart by content, shards are put together.
 
     Raises MissingError, or InputError for what is damaged, needs unpickling, or has one name in two shards.
@@ -136,20 +136,20 @@ def read_weights(path: Path) -> Stored:
         raise MissingError(f"no weights at {path}")
     files = weights_files(path)
     if files == [path]:
-        return Stored(_read_file(path), files)
+        return StoredWeights(_read_file(path), files)
     tensors: dict[str, torch.Tensor] = {}
     for file in files:
         part = _read_file(file)
         if not is_state_dict(part):
             raise InputError(f"{file} is no shard of weights: expected tensors by name alone")
-        twice = sorted(tensors.keys() & part.keys())
-        if twice:
-            raise InputError(f"{path}: two shards hold {abbreviate(twice)}; the folder has shards of several sets")
+        repeated = sorted(tensors.keys() & part.keys())
+        if repeated:
+            raise InputError(f"{path}: two shards hold {abbreviate(repeated)}; the folder has shards of several sets")
         tensors |= part
     absent = sorted(_shards_by_name(path).keys() - tensors.keys()) if path.suffix == ".json" else []
     if absent:
         raise InputError(f"{path} names {abbreviate(absent)}, which its shards lack; copy or download them again")
-    return Stored(tensors, files)
+    return StoredWeights(tensors, files)
 
 
 def fingerprint_weights(path: Path) -> str:
@@ -187,7 +187,7 @@ def _shards_by_name(index: Path) -> dict[str, str]:
     return shards
 
 
-def _reason(error: Exception, path: Path) -> str:
+def _explain_refusal(error: Exception, path: Path) -> str:
     """Return the point of torch's page-long message, whose advice is to unpickle all the same."""
     with open(path, "rb") as file:
         start = file.read(2)

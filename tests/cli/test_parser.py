@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from diffusion.cli.parser import Parser, default_root, output_file, output_folder, path_text, run
-from diffusion.utils.threads import WAITING, share_cores
+from diffusion.cli.parser import Parser, output_file, output_folder, path_text, run
+from diffusion.utils.text import default_root
+from diffusion.utils.threads import WAIT_SETTINGS, limit_spinning
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted([*REPOSITORY.glob("tools/*.py"), *REPOSITORY.glob("train_scripts/*.py")])
@@ -80,8 +81,8 @@ def test_a_terminal_of_another_encoding_ends_nothing():
 def test_threads_give_way_unless_the_user_has_said_how(monkeypatch, users):
     environment = dict(users)
     monkeypatch.setattr(os, "environ", environment)
-    share_cores()
-    assert environment == (users or WAITING)
+    limit_spinning()
+    assert environment == (users or WAIT_SETTINGS)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)

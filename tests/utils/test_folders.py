@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from diffusion.utils.folders import LeftOut, walk_files
+from diffusion.utils.folders import SkippedEntries, walk_files
 
 
-def found(folder: Path, left_out: LeftOut, **options) -> list[str]:
-    return [path.relative_to(folder).as_posix() for path in walk_files(folder, left_out, **options)]
+def found(folder: Path, skipped: SkippedEntries, **options) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in walk_files(folder, skipped, **options)]
 
 
 @pytest.fixture
@@ -32,9 +32,9 @@ def tree(tmp_path):
 
 def test_hidden_entries_are_passed_over_in_silence(tree):
     (tree / ".hidden.png").touch()
-    left_out = LeftOut()
-    assert found(tree, left_out) == ["a.png", "b/9.png", "b/10.png"]
-    assert left_out.lines() == []
+    skipped = SkippedEntries()
+    assert found(tree, skipped) == ["a.png", "b/9.png", "b/10.png"]
+    assert skipped.lines() == []
 
 
 def test_links_are_followed_once(tree):
@@ -48,9 +48,9 @@ def test_links_are_followed_once(tree):
     (tree / "gone.png").symlink_to("/nowhere.png")
     (tree / "circle.png").symlink_to(tree / "circle.png")
     (tree / "file.png").symlink_to(other / "e" / "f.png")
-    left_out = LeftOut()
-    assert found(tree, left_out) == ["a.png", "file.png", "b/9.png", "b/10.png", "kept/c.png", "linked/e/f.png"]
-    assert left_out.lines() == [
+    skipped = SkippedEntries()
+    assert found(tree, skipped) == ["a.png", "file.png", "b/9.png", "b/10.png", "kept/c.png", "linked/e/f.png"]
+    assert skipped.lines() == [
         f"left out: links to nothing (2): {tree}/circle.png, {tree}/gone.png",
         f"left out: links to folders that are there themselves (1): {tree}/beside",
         f"left out: folders that other links have led to already (2): {tree}/linked/loop, {tree}/linked_again",
@@ -62,10 +62,10 @@ def test_names_and_kinds_that_cannot_be_used(tree):
     os.mkfifo(tree / "pipe.png")
     for i in range(4):
         Path(os.fsdecode(os.fsencode(tree) + b"/M\xfc" + str(i).encode())).touch()
-    left_out = LeftOut()
-    assert found(tree, left_out) == ["a.png", "b/9.png", "b/10.png"]
+    skipped = SkippedEntries()
+    assert found(tree, skipped) == ["a.png", "b/9.png", "b/10.png"]
 
-    names, pipe = sorted(left_out.lines(), reverse=True)
+    names, pipe = sorted(skipped.lines(), reverse=True)
     assert pipe == f"left out: entries that are neither file nor folder (1): {tree}/pipe.png"
     assert (
         names.startswith("left out: entries whose names are not UTF-8 (rename them) (4): ")
@@ -75,7 +75,7 @@ def test_names_and_kinds_that_cannot_be_used(tree):
 
 
 def test_folders_that_are_not_to_be_entered(tree):
-    assert found(tree, LeftOut(), enter=lambda name: name != "b") == ["a.png"]
+    assert found(tree, SkippedEntries(), enter=lambda name: name != "b") == ["a.png"]
 
 
 def test_a_folder_that_cannot_be_read_ends_nothing(tree, monkeypatch):
@@ -87,6 +87,6 @@ def test_a_folder_that_cannot_be_read_ends_nothing(tree, monkeypatch):
         return scandir(folder)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    left_out = LeftOut()
-    assert found(tree, left_out) == ["a.png"]
-    assert left_out.lines() == [f"left out: folders that cannot be read (Permission denied) (1): {tree}/b"]
+    skipped = SkippedEntries()
+    assert found(tree, skipped) == ["a.png"]
+    assert skipped.lines() == [f"left out: folders that cannot be read (Permission denied) (1): {tree}/b"]

@@ -8,7 +8,7 @@ import pytest
 
 from diffusion.utils.content import recognise_placeholder
 from diffusion.utils.errors import InputError, MissingError
-from diffusion.utils.text import abbreviate, expand_path, format_table, printable, read_json, read_lines, read_text
+from diffusion.utils.text import abbreviate, expand_path, format_table, printable_name, read_json, read_lines, read_text
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
@@ -58,7 +58,7 @@ def test_paths_expand_as_in_a_shell(tmp_path, monkeypatch):
 
 
 def test_names_in_messages():
-    assert printable("M\udcfcller") == "M\\xfcller"
+    assert printable_name("M\udcfcller") == "M\\xfcller"
     assert abbreviate("abcd") == "a, b, c and 1 more"
     assert abbreviate("ab") == "a, b"
     assert abbreviate([]) == "none"

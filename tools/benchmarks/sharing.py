@@ -13,7 +13,7 @@ from statistics import median
 from benchmarks.case import Case
 from benchmarks.startup import REPOSITORY
 from benchmarks.table import Row, compare_row, time_row
-from diffusion.utils.threads import USER_SETTINGS, WAITING
+from diffusion.utils.threads import USER_SETTINGS, WAIT_SETTINGS
 
 OURS, PEER = "ours", "the runtime's own waiting"
 # What computes beside, in its own process and with the settings that it comes with.
@@ -73,7 +73,7 @@ def time_steps(case: Case, steps: int, waiting: bool) -> float:
 def build_environment(waiting: bool) -> dict[str, str]:
     """Return this process's environment, with our settings of how threads wait, or with none."""
     kept = {name: value for name, value in os.environ.items() if name not in USER_SETTINGS}
-    return kept | WAITING if waiting else kept
+    return kept | WAIT_SETTINGS if waiting else kept
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -24,7 +24,7 @@ from diffusion.formats import DEFAULT_INDEX, METADATA_DIR, PATCHES_DIR
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.files import atomic_write
 from diffusion.utils.locks import file_lock
-from diffusion.utils.text import abbreviate, is_utf8, printable
+from diffusion.utils.text import abbreviate, is_utf8, printable_name
 
 log = logging.getLogger(__name__)
 
@@ -172,7 +172,7 @@ def patch_name(stored: bytes, data: h5py.Dataset) -> str:
 
 def _shown(name: str) -> str:
     """Quote a name for a message, with control characters and bytes that are not UTF-8 as escapes."""
-    return "'" + re.sub(r"[\x00-\x1f\x7f]", lambda match: ascii(match[0])[1:-1], printable(name)) + "'"
+    return "'" + re.sub(r"[\x00-\x1f\x7f]", lambda match: ascii(match[0])[1:-1], printable_name(name)) + "'"
 
 
 def name_fault(name: str) -> str | None:
@@ -244,7 +244,7 @@ def _report_other_entries(path: Path, entries: tuple[str, ...]) -> None:
         log.warning(
             "%s: left out, as no <dataset>_<size> with a list of patch names: %s",
             path,
-            abbreviate([printable(e) for e in entries]),
+            abbreviate([printable_name(e) for e in entries]),
         )
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 from diffusion.data.images import open_image
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import atomic_write
-from diffusion.utils.folders import LeftOut, walk_folders
+from diffusion.utils.folders import SkippedEntries, walk_folders
 
 PATCH_SUFFIXES = (".jpeg", ".jpg", ".png")
 OTHER_IMAGES = frozenset((".bmp", ".gif", ".jp2", ".jpe", ".tif", ".tiff", ".webp"))  # which patches cannot be
@@ -44,28 +44,28 @@ def list_patches(patches: Path, dataset: str, size: int) -> Iterator[str]:
     """
     if not (patches / dataset).is_dir():
         return
-    left_out, wanted = LeftOut(), f"single_{size}"
+    skipped, wanted = SkippedEntries(), f"single_{size}"
 
     def enter(name: str) -> bool:
         return name == wanted or not SIZE_FOLDER.fullmatch(name)
 
-    for folder, names in walk_folders(patches / dataset, left_out, enter):
+    for folder, names in walk_folders(patches / dataset, skipped, enter):
         place = folder.relative_to(patches)
         if wanted in place.parts:
-            yield from _patches_among(names, place.as_posix(), left_out)
-    left_out.report()
+            yield from _patches_among(names, place.as_posix(), skipped)
+    skipped.report()
 
 
-def _patches_among(names: list[str], folder: str, left_out: LeftOut) -> Iterator[str]:
+def _patches_among(names: list[str], folder: str, skipped: SkippedEntries) -> Iterator[str]:
     """Yield the patches among the files of one folder."""
     stems = set()
     for name in names:
         stem, suffix = os.path.splitext(name)
         suffix = suffix.lower()
         if suffix in OTHER_IMAGES:
-            left_out.add(f"images that are not {', '.join(PATCH_SUFFIXES)}", f"{folder}/{name}")
+            skipped.add(f"images that are not {', '.join(PATCH_SUFFIXES)}", f"{folder}/{name}")
         elif suffix in PATCH_SUFFIXES and stem in stems:  # its features would be the same files
-            left_out.add("images with the name of another beside them", f"{folder}/{name}")
+            skipped.add("images with the name of another beside them", f"{folder}/{name}")
         elif suffix in PATCH_SUFFIXES:
             stems.add(stem)
             yield f"{folder}/{name}"

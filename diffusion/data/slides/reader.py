@@ -15,8 +15,8 @@ from PIL import Image
 from diffusion.data.images import open_image
 from diffusion.utils.content import recognise_placeholder
 from diffusion.utils.errors import InputError, MissingError
-from diffusion.utils.folders import LeftOut, walk_folders
-from diffusion.utils.text import expand_path, is_utf8, printable, read_lines
+from diffusion.utils.folders import SkippedEntries, walk_folders
+from diffusion.utils.text import expand_path, is_utf8, printable_name, read_lines
 
 SLIDE_SUFFIXES = frozenset(
     (".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".czi", ".dcm")
@@ -292,44 +292,44 @@ def find_slides(paths: Iterable[Path]) -> FoundSlides:
     other files of one name the first is taken and the others refused. Raises MissingError for a path that is not there and a
     folder or list without slides, InputError for a list that cannot be read.
     """
-    left_out, found = LeftOut(), FoundSlides()
+    skipped, found = SkippedEntries(), FoundSlides()
     taken: dict[str, Path] = {}
-    for path in dict.fromkeys(slide for place in paths for slide in _slides_at(place, left_out)):
+    for path in dict.fromkeys(slide for place in paths for slide in _slides_at(place, skipped)):
         if not is_utf8(str(path)):
-            found.refused[path] = f"{printable(path)}: this name is not UTF-8; rename it"
+            found.refused[path] = f"{printable_name(path)}: this name is not UTF-8; rename it"
         elif taken.setdefault(path.stem, path) != path:
             found.refused[path] = (
                 f"{path} would share the folder {path.stem} with {taken[path.stem]}; extract it to another cohort"
             )
-    left_out.report()
+    skipped.report()
     found.paths = list(taken.values())
     return found
 
 
-def _slides_at(path: Path, left_out: LeftOut) -> Iterator[Path]:
+def _slides_at(path: Path, skipped: SkippedEntries) -> Iterator[Path]:
     if path.suffix.lower() == ".txt" and path.is_file():
-        yield from _listed(path, left_out)
+        yield from _listed(path, skipped)
     elif path.is_file():
         yield path
     elif path.is_dir():
-        yield from _slides_below(path, left_out)
+        yield from _slides_below(path, skipped)
     else:
         raise MissingError(f"--slides: nothing at {path}")
 
 
-def _slides_below(root: Path, left_out: LeftOut) -> Iterator[Path]:
+def _slides_below(root: Path, skipped: SkippedEntries) -> Iterator[Path]:
     known, empty = SLIDE_SUFFIXES | IMAGE_SUFFIXES, True
-    for folder, names in walk_folders(root, left_out):
-        for name in _one_a_slide(folder, names, left_out):
+    for folder, names in walk_folders(root, skipped):
+        for name in _one_a_slide(folder, names, skipped):
             if Path(name).suffix.lower() in known:
                 empty = False
                 yield folder / name
     if empty:
-        left_out.report()
+        skipped.report()
         raise MissingError(f"--slides: no slide or image in {root}; known are {', '.join(sorted(known))}")
 
 
-def _one_a_slide(folder: Path, names: list[str], left_out: LeftOut) -> list[str]:
+def _one_a_slide(folder: Path, names: list[str], skipped: SkippedEntries) -> list[str]:
     """Return those of the files in one folder that stand for a slide.
 
     A DICOM slide has a file for each of its levels, of which OpenSlide finds the others; JPEGs beside a .vms or .vmu are its
@@ -341,14 +341,14 @@ def _one_a_slide(folder: Path, names: list[str], left_out: LeftOut) -> list[str]
     slides = {Path(name).stem for name in names if kinds[name] in SLIDE_SUFFIXES}
     beside = [name for name in names if kinds[name] in IMAGE_SUFFIXES - tiles and Path(name).stem in slides]
     for name in beside:
-        left_out.add("images with the name of a slide beside them", folder / name)
+        skipped.add("images with the name of a slide beside them", folder / name)
     for name in names:
         if kinds[name] in OTHER_SLIDES:
-            left_out.add("files that OpenSlide does not read", folder / name)
+            skipped.add("files that OpenSlide does not read", folder / name)
     return [name for name in names if name not in dicom and name not in beside and kinds[name] not in tiles]
 
 
-def _listed(file: Path, left_out: LeftOut) -> Iterator[Path]:
+def _listed(file: Path, skipped: SkippedEntries) -> Iterator[Path]:
     """Yield the paths in a text file, one a line, relative to the current folder; each is a slide, an image or a folder of them."""
     lines = [line for line in read_lines(file) if not line.startswith("#")]
     if not lines:
@@ -356,6 +356,6 @@ def _listed(file: Path, left_out: LeftOut) -> Iterator[Path]:
     for line in lines:
         path = Path(expand_path(line) if line.startswith(("~", "$")) else line)
         if path.is_dir():
-            yield from _slides_below(path, left_out)
+            yield from _slides_below(path, skipped)
         else:
             yield path

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from diffusion.utils.errors import InputError, MissingError
-from diffusion.utils.folders import LeftOut, walk_files
+from diffusion.utils.folders import SkippedEntries, walk_files
 
 EVENTS = "events.out.tfevents.*"
 
@@ -73,10 +73,10 @@ def find_event_files(workdir: Path) -> list[Path]:
         raise MissingError(f"no work dir at {workdir}; expected the folder that a run was trained in")
     files = sorted((workdir / "tensorboard").glob(EVENTS))
     if not files:
-        left_out = LeftOut()
-        files = [path for path in walk_files(workdir, left_out) if path.match(EVENTS)]
+        skipped = SkippedEntries()
+        files = [path for path in walk_files(workdir, skipped) if path.match(EVENTS)]
     if not files:
-        left_out.report()
+        skipped.report()
         raise MissingError(
             f"no TensorBoard file ({EVENTS}) in {workdir}; expected the work dir of a run that has begun"
         )

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from diffusion.data.images import open_image
 from diffusion.formats import WINDOW
 from diffusion.utils.errors import InputError, MissingError
-from diffusion.utils.folders import LeftOut, walk_files
+from diffusion.utils.folders import SkippedEntries, walk_files
 from diffusion.utils.windows import cut_windows
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
@@ -49,17 +49,17 @@ class ImageSet:
         if not folder.is_dir():
             raise MissingError(f"no folder of images at {folder}")
         files: dict[str, Path] = {}
-        left_out = LeftOut()
-        for path in walk_files(folder, left_out, enter=lambda name: not OVERVIEW_FOLDER.fullmatch(name)):
+        skipped = SkippedEntries()
+        for path in walk_files(folder, skipped, enter=lambda name: not OVERVIEW_FOLDER.fullmatch(name)):
             if path.suffix.lower() in UNSUPPORTED_SUFFIXES:
-                left_out.add(f"images of other kinds than {', '.join(SUFFIXES)}", path)
+                skipped.add(f"images of other kinds than {', '.join(SUFFIXES)}", path)
             if path.suffix.lower() not in SUFFIXES:
                 continue
             name = path.relative_to(folder).with_suffix("").as_posix()
             if name in files:
                 raise InputError(f"{files[name]} and {path} have one name; keep one of them")
             files[name] = path
-        left_out.report()
+        skipped.report()
         if not files:
             raise MissingError(f"no image in {folder}; expected {', '.join(SUFFIXES)}")
         return cls(folder, dict(sorted(files.items())), fit)
