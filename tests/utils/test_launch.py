@@ -110,7 +110,7 @@ def test_processes_that_do_not_come(monkeypatch, capsys, rank):
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     put(monkeypatch, COMPLETE | dict(RANK=str(rank), LOCAL_RANK=str(rank), MASTER_PORT=port))
-    monkeypatch.setattr(launch, "SILENT_SECONDS", 0.05)
+    monkeypatch.setattr(launch, "NOTICE_SECONDS", 0.05)
     waiting = f"process {rank}.*all of 2 processes at 127.0.0.1:{port}.*WORLD_SIZE=2.*unset WORLD_SIZE RANK LOCAL_RANK"
     with pytest.raises(InputError, match=waiting):
         connect(read_launch(on_cpu=True), timedelta(seconds=0.3))
