@@ -109,3 +109,15 @@ class Condition:
 def as_condition(y: torch.Tensor | Condition) -> Condition:
     """Return plain tokens (B, L, D) as a condition, and a condition as it is."""
     return y if isinstance(y, Condition) else Condition(y)
+
+
+def uncontrolled_tokens(y: torch.Tensor | Condition) -> torch.Tensor:
+    """Return the tokens of a condition, for networks that take no control.
+
+    Raises ValueError for a control whose weight is not zero.
+    """
+    if not isinstance(y, Condition):
+        return y
+    if y.weight is not None and bool(y.weight.any()):
+        raise ValueError("the condition has a control, and this network takes none")
+    return y.tokens

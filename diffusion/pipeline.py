@@ -16,6 +16,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.utils.torch_utils import randn_tensor
 
+from diffusion.condition import Condition
 from diffusion.encoders.latents import LatentScale
 from diffusion.encoders.vae_files import codec_folder, load_vae
 from diffusion.formats import DEFAULT_SOLVER, LATENT_FACTOR, PIPELINE_INDEX
@@ -62,7 +63,7 @@ class PixCellTransformer2DModel(ModelMixin, ConfigMixin):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | Condition,
         timestep: torch.Tensor,
         return_dict: bool = True,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
@@ -157,7 +158,7 @@ class PixCellPipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        uni_embeds: torch.Tensor,
+        uni_embeds: torch.Tensor | Condition,
         negative_uni_embeds: torch.Tensor | None = None,
         guidance_scale: float = 1.5,
         num_inference_steps: int = 20,
@@ -172,7 +173,7 @@ class PixCellPipeline(DiffusionPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple:
-        """Images for embeddings (B, L, D), num_images_per_prompt of each, one after the other.
+        """Images for embeddings (B, L, D) or a Condition, num_images_per_prompt of each, one after the other.
 
         negative_uni_embeds (B, L, D) or (1, L, D): the null condition when not given. guidance_scale: null + w * (conditional
         - null), 1 for none. latents (B * n, C, H/8, W/8): the noise to begin with, drawn from `generator` when not given,
@@ -221,15 +222,18 @@ class PixCellPipeline(DiffusionPipeline):
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _conditions(
-        self, tokens: torch.Tensor, null: torch.Tensor | None, images_each: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens and null condition of every image: (B * n, L, D), and as many or one."""
+        self, embeds: torch.Tensor | Condition, null: torch.Tensor | None, images_each: int
+    ) -> tuple[torch.Tensor | Condition, torch.Tensor]:
+        """Return the condition of every image, of B * n, and the null tokens (B * n, L, D) or (1, L, D)."""
+        tokens = embeds.tokens if isinstance(embeds, Condition) else embeds
         self._check_tokens(tokens, "uni_embeds")
         null = self.get_unconditional_embedding() if null is None else null
         self._check_tokens(null, "negative_uni_embeds")
         if len(null) not in (1, len(tokens)):
             raise InputError(f"{len(null)} negative_uni_embeds: expected 1, or {len(tokens)} as uni_embeds are")
         several = null.repeat_interleave(images_each, dim=0) if len(null) > 1 else null
+        if isinstance(embeds, Condition):
+            return embeds.repeat_interleave(images_each), several
         return tokens.repeat_interleave(images_each, dim=0), several
 
     def _noise(

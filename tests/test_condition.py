@@ -7,6 +7,7 @@ import torch
 
 from diffusion.condition import Condition, as_condition
 from diffusion.guidance import guided_prediction
+from diffusion.model import PixArt
 from diffusion.panorama import WindowedNetwork, Windows, window_tokens
 from diffusion.sampling import ALGORITHMS, image_generator, initial_noise, sample_latents
 from diffusion.schedule import linear_schedule
@@ -175,3 +176,29 @@ def test_a_network_of_plain_tokens_is_called_with_plain_tokens():
     assert set(kinds) == {torch.Tensor}
     sample_latents(network, x, Condition(tokens), torch.zeros(1, 4), 2, 2.0)
     assert kinds[-1] is Condition
+
+
+@pytest.fixture(scope="module")
+def pixart() -> PixArt:
+    torch.manual_seed(0)
+    model = PixArt(input_size=8, hidden_size=16, depth=1, num_heads=2, caption_channels=12, model_max_length=4).eval()
+    torch.nn.init.normal_(model.final_layer.linear.weight, std=0.1)
+    return model
+
+
+@torch.no_grad()
+def test_pixart_predicts_and_samples_the_same_for_a_condition_as_for_its_tokens(pixart):
+    generator = torch.Generator().manual_seed(0)
+    x, tokens = torch.randn(2, 16, 8, 8, generator=generator), torch.randn(2, 4, 12, generator=generator)
+    timestep, condition = torch.tensor([700, 30]), Condition(tokens, torch.ones(2, 1, 8, 8), torch.zeros(2))
+    assert torch.equal(pixart(x, timestep, condition), pixart(x, timestep, tokens))
+    null = pixart.null_condition
+    expected = sample_latents(pixart, x, tokens, null, 3, 2.0)
+    assert torch.equal(sample_latents(pixart, x, condition, null, 3, 2.0), expected)
+    assert torch.equal(sample_latents(pixart, x, condition, condition.null(pixart), 3, 2.0), expected)
+
+
+def test_pixart_takes_no_control(pixart):
+    condition = Condition(torch.zeros(2, 4, 12), torch.ones(2, 1, 8, 8), torch.tensor([0, 0.1]))
+    with pytest.raises(ValueError, match="this network takes none"):
+        pixart(torch.zeros(2, 16, 8, 8), torch.tensor([1, 2]), condition)

@@ -13,10 +13,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 MODULES = sorted((REPOSITORY / "diffusion").rglob("*.py"))
 # room of the package -> the rooms that it may import, besides itself, `formats` and `utils`; downwards only
 ALLOWED = {
-    **{
-        room: set()
-        for room in ("formats", "utils", "schedule", "condition", "config", "data", "model", "encoders", "cli")
-    },
+    **{room: set() for room in ("formats", "utils", "schedule", "condition", "config", "data", "encoders", "cli")},
     **{room: {"schedule"} for room in ("objective", "timesteps")},
     "guidance": {"condition"},
     "sampling": {"schedule", "guidance", "condition"},
@@ -24,7 +21,8 @@ ALLOWED = {
     "optim": {"config", "training"},
     "extraction": {"data", "encoders"},
     "evaluation": {"data", "encoders"},
-    "pipeline": {"model", "encoders", "sampling"},
+    "model": {"condition"},
+    "pipeline": {"condition", "model", "encoders", "sampling"},
     "workdir": {"config", "data", "model", "encoders"},
     "generation": {"data", "encoders", "guidance", "sampling", "panorama", "workdir"},
     "training": {

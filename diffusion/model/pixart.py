@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from diffusion.condition import Condition, uncontrolled_tokens
 from diffusion.model.blocks import FinalLayer, PixArtBlock
 from diffusion.model.embed import ConditionEmbedder, PatchEmbed, TimestepEmbedder, image_positions, token_grid
 from diffusion.model.pixart_config import PRESETS, PixArtConfig, check_arguments
@@ -78,11 +79,13 @@ class PixArt(nn.Module):
         self,
         x: torch.Tensor,
         timestep: torch.Tensor,
-        y: torch.Tensor,
+        y: torch.Tensor | Condition,
         dropped: torch.Tensor | None = None,
         residuals: Sequence[torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """x (B, C, H, W) network latents, timestep (B,) in 0..999, y (B, L, D) -> (B, 2C, H, W).
+        """Predict for network latents x (B, C, H, W), timestep (B,) in 0..999 and condition y: (B, 2C, H, W).
+
+        y: tokens (B, L, D), or a Condition whose control, if it has one, has weight 0.
 
         dropped (B,) bool: which samples get the null condition; None draws them with class_dropout_prob in training.
         residuals: tensors (B, N, W) of a network beside this one; the i-th is added to the tokens after block i, and
@@ -90,20 +93,21 @@ class PixArt(nn.Module):
 
         The first C output channels are the noise (or velocity, as trained), the others place the noise's variance
         between the schedule's two bounds (Nichol & Dhariwal 2021). H and W are any multiples of the patch size.
-        Raises ValueError for inputs of other shapes, and for more residuals than blocks.
+        Raises ValueError for inputs of other shapes, for a control, and for more residuals than blocks.
         """
-        self._check_inputs(x, timestep, y)
+        tokens = uncontrolled_tokens(y)
+        self._check_inputs(x, timestep, tokens)
         rows, columns = x.shape[2] // self.config.patch_size, x.shape[3] // self.config.patch_size
         x = self.x_embedder(x) + self._positions(rows, columns)  # (B, N, W)
         residuals = self._check_residuals(residuals, x.shape)
         time = self.t_embedder(timestep)  # (B, W)
         modulation = self.t_block(time).unflatten(1, (6, -1))  # (B, 6, W), shared by all blocks
-        y = self.y_embedder(y, self.y_pos_embed, dropped)  # (B, L, W)
+        condition = self.y_embedder(tokens, self.y_pos_embed, dropped)  # (B, L, W)
         for i, block in enumerate(self.blocks):
             if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, y, modulation, use_reentrant=False)
+                x = checkpoint(block, x, condition, modulation, use_reentrant=False)
             else:
-                x = block(x, y, modulation)
+                x = block(x, condition, modulation)
             if i < len(residuals):
                 x = x + residuals[i].to(x.dtype)
         return self.unpatchify(self.final_layer(x, time), rows, columns)
@@ -156,15 +160,15 @@ class PixArt(nn.Module):
             return self.pos_embed
         return self.position_grid(rows, columns).to(self.pos_embed)
 
-    def _check_inputs(self, x: torch.Tensor, timestep: torch.Tensor, y: torch.Tensor) -> None:
+    def _check_inputs(self, x: torch.Tensor, timestep: torch.Tensor, tokens: torch.Tensor) -> None:
         channels, patch = self.config.in_channels, self.config.patch_size
         if x.ndim != 4 or x.shape[1] != channels or x.shape[2] % patch or x.shape[3] % patch:
             raise ValueError(
                 f"latents of shape {tuple(x.shape)}: expected (B, {channels}, H, W), H and W multiples of {patch}"
             )
         condition = (len(x), self.config.model_max_length, self.config.caption_channels)
-        if y.shape != condition:
-            raise ValueError(f"condition of shape {tuple(y.shape)}: expected {condition}")
+        if tokens.shape != condition:
+            raise ValueError(f"condition of shape {tuple(tokens.shape)}: expected {condition}")
         if timestep.shape != (len(x),):
             raise ValueError(f"timesteps of shape {tuple(timestep.shape)}: expected ({len(x)},)")
 
