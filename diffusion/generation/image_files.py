@@ -1,6 +1,6 @@
-"""Picture files: written band by band, so that a large one is never in memory whole, and with a note of how it was made.
+"""Image files: large ones are written band by band and are never in memory as a whole; each says how it was made.
 
-Beyond the size that viewers of PNG bear, pictures are TIFFs of tiles in several resolutions, which OpenSlide opens.
+Images larger than what viewers of PNG open are TIFFs of tiles in several resolutions, which OpenSlide opens.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NOTE = "pixcell"  # key of the note in a PNG
 
 
 def save_image(path: Path, pixels: torch.Tensor, note: dict[str, Any], **options: Any) -> None:
-    """Write an image of uint8 pixels (3, H, W) aside, then rename, as PNG or JPEG by its suffix.
+    """Write an image of uint8 pixels (3, H, W) atomically, as PNG or JPEG by its suffix.
 
     note: kept in the file as JSON: text under `pixcell` of a PNG, comment of a JPEG. options: Pillow's.
     Raises InputError for another suffix.
@@ -48,7 +48,7 @@ def save_image(path: Path, pixels: torch.Tensor, note: dict[str, Any], **options
 
 
 def image_kind(path: Path) -> str:
-    """PNG or JPEG, as Pillow calls them. Raises InputError for a suffix of neither."""
+    """Return PNG or JPEG, as Pillow names formats. Raises InputError for another suffix."""
     kinds = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
     if path.suffix.lower() not in kinds:
         raise InputError(f"{path}: pictures are written as {', '.join(kinds)}; name such a file")
@@ -56,7 +56,7 @@ def image_kind(path: Path) -> str:
 
 
 def labelled_grid(rows: Sequence[Sequence[tuple[str, torch.Tensor]]]) -> torch.Tensor:
-    """One picture, uint8 (3, H, W), of rows of images (3, S, S), each below its label."""
+    """Return one image, uint8 (3, H, W), of rows of images (3, S, S), each below its label."""
     side = rows[0][0][1].shape[1]
     step, line = side + GAP, LABEL + side + GAP
     sheet = Image.new("RGB", (step * max(map(len, rows)) + GAP, line * len(rows) + GAP), "white")
@@ -68,8 +68,8 @@ def labelled_grid(rows: Sequence[Sequence[tuple[str, torch.Tensor]]]) -> torch.T
     return torch.from_numpy(np.array(sheet)).permute(2, 0, 1)
 
 
-def shorten_label(label: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """A label no wider than so many pixels: its end is what tells it from others."""
+def shorten_label(label: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    """Shorten a label to a width in pixels, from its start: labels differ in their ends."""
     while font.getlength(label) > width:
         label = f"…{label[2:]}"
     return label
@@ -78,10 +78,10 @@ def shorten_label(label: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 def write_large_image(
     path: Path, bands: Iterable[torch.Tensor], height: int, width: int, mpp: float, note: dict[str, Any]
 ) -> None:
-    """Write a large picture, aside and then in place, as .png or, any other suffix, as a pyramidal TIFF.
+    """Write a large image atomically, as .png or, with any other suffix, as a pyramidal TIFF.
 
-    bands: uint8 (3, rows, width) from the top down, of which no more than one is held. mpp: microns per pixel, which a
-    TIFF says.
+    bands: uint8 (3, rows, width) from the top down, of which one is in memory at a time. mpp: microns per pixel, stored
+    in a TIFF.
     """
     with atomic_write(path) as temporary:
         rows = (np.ascontiguousarray(band.permute(1, 2, 0).numpy()) for band in bands)
@@ -92,7 +92,7 @@ def write_large_image(
 
 
 def _write_png(path: Path, bands: Iterable[np.ndarray], height: int, width: int, note: dict[str, Any]) -> None:
-    """A PNG row by row (W3C's specification, sections 5 and 9), which Pillow writes only from a whole picture in memory."""
+    """Write a PNG row by row (W3C's specification, sections 5 and 9): Pillow needs the whole image in memory."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -106,14 +106,14 @@ def _write_png(path: Path, bands: Iterable[np.ndarray], height: int, width: int,
             lines[:, 0] = 1  # filter `Sub`: every value less that of the pixel to its left
             lines[:, 1:4] = band[:, 0]
             np.subtract(band[:, 1:].reshape(len(band), -1), band[:, :-1].reshape(len(band), -1), out=lines[:, 4:])
-            file.write(chunk(b"IDAT", packer.compress(lines)))
+            file.write(chunk(b"IDAT", packer.compress(lines.data)))
         file.write(chunk(b"IDAT", packer.flush()) + chunk(b"IEND", b""))
 
 
 def _write_tiff(
     path: Path, bands: Iterable[np.ndarray], height: int, width: int, mpp: float, note: dict[str, Any]
 ) -> None:
-    """A TIFF in tiles without loss, each level half of the one before.
+    """Write a lossless TIFF in tiles, each level half the size of the one before.
 
     Its tiles are not as wide as the picture, so the bands are gathered in a nameless file beside it, which the system
     may drop from memory: 4 bytes of disk a pixel.
@@ -141,7 +141,7 @@ def _write_tiff(
 
 
 def _reserve(scratch: IO[bytes], start: int, size: int) -> None:
-    """Have room on the disk for a part of a file before it is mapped: writing to a mapped page without ends the process.
+    """Reserve disk space for a part of a file before it is mapped: without, writing to a mapped page ends the process.
 
     Raises OSError when the disk is full.
     """
@@ -155,14 +155,14 @@ def _reserve(scratch: IO[bytes], start: int, size: int) -> None:
 
 
 def _tiles(pixels: np.ndarray) -> Iterator[np.ndarray]:
-    """The tiles of a level, row by row; those at its end are shorter."""
+    """Yield the tiles of a level, row by row; those at its ends are smaller."""
     for top in range(0, pixels.shape[0], TILE):
         for left in range(0, pixels.shape[1], TILE):
             yield np.ascontiguousarray(pixels[top : top + TILE, left : left + TILE])
 
 
 def _halve(pixels: np.ndarray, scratch: IO[bytes]) -> np.ndarray:
-    """Means of 2 x 2 pixels, in a part of the scratch file that no level before uses."""
+    """Return means of 2 x 2 pixels, in a part of the scratch file that no earlier level uses."""
     height, width = pixels.shape[0] // 2, pixels.shape[1] // 2
     end = scratch.seek(0, 2)
     _reserve(scratch, end, 3 * height * width)
