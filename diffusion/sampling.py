@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -18,23 +18,7 @@ from diffusion.utils.hardware import to_device
 from diffusion.utils.seeds import mix_seed
 
 OnStep = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor | None]  # (step, timestep, latents) -> other latents
-
-
-class Scheduler(Protocol):
-    """What the sampling loop uses of a scheduler of diffusers."""
-
-    @property
-    def timesteps(self) -> torch.Tensor: ...
-    @property
-    def init_noise_sigma(self) -> Any: ...
-    @property
-    def config(self) -> Any: ...
-    @property
-    def set_timesteps(self) -> Callable[..., None]: ...
-    @property
-    def scale_model_input(self) -> Callable[..., torch.Tensor]: ...
-    @property
-    def step(self) -> Callable[..., Any]: ...
+Scheduler = Any  # a scheduler of diffusers, whose base class declares nothing of what they all have
 
 
 def _dpm_solver(order: int) -> Callable[..., Scheduler]:

@@ -24,7 +24,7 @@ ALLOWED = {
     "model": {"condition"},
     "pipeline": {"condition", "model", "encoders", "sampling"},
     "workdir": {"config", "data", "model", "encoders"},
-    "generation": {"data", "encoders", "guidance", "sampling", "panorama", "workdir"},
+    "generation": {"condition", "data", "encoders", "guidance", "sampling", "panorama", "workdir"},
     "training": {
         *("config", "data", "encoders", "model", "optim", "evaluation", "workdir"),
         *("schedule", "timesteps", "objective", "guidance", "sampling"),

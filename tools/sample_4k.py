@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +18,8 @@ from diffusion.formats import REAL_DIR, SYNTHETIC_DIR, WINDOW
 from diffusion.utils.errors import InputError
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from diffusion.generation.conditions import NamedCondition
     from diffusion.generation.regions import Region
     from diffusion.generation.session import Origin, Session
@@ -129,7 +131,7 @@ def main() -> None:
             condition, size = condition_of(i), (args.height, args.width, args.mpp)
             quiet = not state.is_main_process
             with tqdm(total=args.sampling_steps, unit="step", desc=condition.name, disable=quiet) as progress:
-                latents = make.latents(i, condition.tokens, on_step=lambda *_, bar=progress: bar.update() and None)
+                latents = make.latents(i, condition.condition, on_step=partial(advance, progress))
             path = folder.image_path(SYNTHETIC_DIR, i, condition.name)
             note = {**session.image_metadata(i), "stride": stride, "condition": condition.name}
             write_large_image(path, make.bands(latents), *size, note)
@@ -142,6 +144,11 @@ def main() -> None:
             if i == todo[0] and batch_size < windows:
                 session.print_batch_advice(batch_size)
     state.wait_for_everyone()
+
+
+def advance(progress: tqdm, *_: object) -> None:
+    """Move a progress bar by one step."""
+    progress.update()
 
 
 @contextmanager
@@ -173,6 +180,7 @@ def choose_conditions(
     args: argparse.Namespace, session: Session, region: Region | None, rows: int, columns: int
 ) -> tuple[Callable[[int], NamedCondition], Origin]:
     """Choose the condition of picture i, a grid of tokens (rows, columns, D); and say what conditions are of."""
+    from diffusion.condition import Condition
     from diffusion.generation.conditions import NamedCondition, neighbourhood, read_tokens_file
     from diffusion.generation.regions import embed_region
     from diffusion.generation.session import ConditionSource, Origin, index_origin, open_index
@@ -186,13 +194,13 @@ def choose_conditions(
         place = {"x": args.x, "y": args.y, "image_mpp": args.image_mpp}
         name = f"{path.stem}_{args.x}_{args.y}" if args.slide else path.stem
         embedded = cache(lambda: embed_region(region, rows, columns, session.embedder))  # when the first is sampled
-        return lambda i: NamedCondition(name, embedded()), Origin({**origin, **place}, {})
+        return lambda i: NamedCondition(name, Condition(embedded()[None])), Origin({**origin, **place}, {})
     grid, wanted = read_tokens_file(path), (rows, columns, session.run.config.caption_channels)
     if tuple(grid.shape) != wanted:
         raise InputError(
             f"{path} holds tokens {tuple(grid.shape)}: expected {wanted}, one for each {WINDOW} pixels a side"
         )
-    return lambda i: NamedCondition(path.stem, grid), Origin(origin, {})
+    return lambda i: NamedCondition(path.stem, Condition(grid[None])), Origin(origin, {})
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ def main() -> None:
     import torch
     from tqdm import tqdm
 
+    from diffusion.condition import Condition
     from diffusion.generation.conditions import NamedCondition, load_image_conditions, slerp
     from diffusion.generation.generators import ImageMaker
     from diffusion.generation.image_files import image_kind, labelled_grid, save_image
@@ -49,8 +50,8 @@ def main() -> None:
     # Column by column the same noise, so that what differs within a column is the condition's doing.
     jobs = [(original, f"variation {n}", n) for original in originals for n in range(args.variations)]
     for part in torch.linspace(0, 1, between).tolist():
-        first, second = originals
-        jobs.append((NamedCondition("", slerp(first.tokens, second.tokens, part)), f"{part:.2f} of the way", 0))
+        first, second = (original.condition.tokens for original in originals)
+        jobs.append((NamedCondition("", Condition(slerp(first, second, part))), f"{part:.2f} of the way", 0))
     make = ImageMaker(session.run, session.codec, [condition for condition, _, _ in jobs], args.seed, session.solver)
     sampled: list[torch.Tensor] = []
     with tqdm(total=len(jobs), unit="image") as progress:

@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from diffusion.condition import Condition
 from diffusion.data.datasets.pan_cancer import LARGE_PATCH, PanCancerData, PanCancerDataLowRes
 from diffusion.data.features.parts import TOKENS
 from diffusion.data.index.patch_index import index_keys, index_path, split_key
@@ -32,17 +33,28 @@ SMALLEST_ANGLE = 1e-4  # radians between tokens below which there is no arc to g
 
 @dataclass(frozen=True)
 class NamedCondition:
-    """Tokens (L, D), a name for the file of what is made for them, and the tissue they are of, uint8 (3, S, S), if known."""
+    """What one image is sampled for, with a name for its file.
+
+    condition: of one image, tokens (1, L, D); of a large image a grid of tokens (1, R, K, D).
+    pixels: the tissue that the condition describes, uint8 (3, S, S), where it is known.
+    """
 
     name: str
-    tokens: torch.Tensor
+    condition: Condition
     pixels: torch.Tensor | None = None
 
 
-class IndexConditions(Sequence[NamedCondition]):
-    """Patches of an index in a random order, without repeats until it is through, then in another one.
+class Conditions(Protocol):
+    """Conditions by number."""
 
-    pixels: whether they carry their tissue, where its image is there.
+    def __len__(self) -> int: ...
+    def __getitem__(self, i: int, /) -> NamedCondition: ...
+
+
+class IndexConditions:
+    """Patches of an index in random order: every patch once, then all of them in another order, and so on.
+
+    pixels: whether conditions carry their tissue, where its image is there.
     """
 
     def __init__(self, dataset: PanCancerData, seed: int, pixels: bool = False):
@@ -55,7 +67,7 @@ class IndexConditions(Sequence[NamedCondition]):
         item = self.dataset[Draw(self._sample(i), mix_seed(self.seed, i))]
         stem = Path(item.name)
         image = self.dataset.image(item.name, item.crop) if self.has_pixels(i) else None
-        return NamedCondition(f"{stem.parent.name}_{stem.stem}_{item.crop}", item.tokens, image)
+        return NamedCondition(f"{stem.parent.name}_{stem.stem}_{item.crop}", Condition(item.tokens[None]), image)
 
     def has_pixels(self, i: int) -> bool:
         """Tell whether condition `i` carries its tissue: features condition as well without images."""
@@ -66,8 +78,8 @@ class IndexConditions(Sequence[NamedCondition]):
         return Permutation(len(self), mix_seed(self.seed, round_))(place)
 
 
-class RepeatedConditions(Sequence[NamedCondition]):
-    """Some conditions, begun again when they are through."""
+class RepeatedConditions:
+    """A list of conditions, repeated from its start as often as needed."""
 
     def __init__(self, conditions: Sequence[NamedCondition]):
         self.conditions = conditions
@@ -120,7 +132,7 @@ def load_image_conditions(paths: Sequence[Path], embedder: PatchEmbedder, size: 
         x, y = (image.width - size) // 2, (image.height - size) // 2
         tokens = embed_region(Region(image, x, y), size // WINDOW, size // WINDOW, embedder)
         pixels = torch.from_numpy(np.array(image.read(x, y, size))).permute(2, 0, 1)
-        conditions.append(NamedCondition(path.stem, tokens.flatten(0, 1), pixels))
+        conditions.append(NamedCondition(path.stem, Condition(tokens.flatten(0, 1)[None]), pixels))
     return conditions
 
 
@@ -135,7 +147,7 @@ def load_token_conditions(paths: Sequence[Path], tokens: int) -> list[NamedCondi
                 f"{path} holds {tuple(values.shape)}: expected ({tokens}, D), or several as (n, {tokens}, D)"
             )
         names = [path.stem] if len(images) == 1 else [f"{path.stem}_{i}" for i in range(len(images))]
-        conditions += [NamedCondition(name, image) for name, image in zip(names, images, strict=True)]
+        conditions += [NamedCondition(name, Condition(image[None])) for name, image in zip(names, images, strict=True)]
     return conditions
 
 
@@ -183,7 +195,7 @@ def neighbourhood(dataset: PanCancerData, i: int, seed: int, rows: int, columns:
                 band.append(first.flip([axis for axis, places in ((0, down), (1, right)) if places % 2]))
         bands.append(torch.cat(band, dim=1))
     path = Path(name)
-    return NamedCondition(f"{path.parent.name}_{path.stem}", torch.cat(bands)[:rows, :columns])
+    return NamedCondition(f"{path.parent.name}_{path.stem}", Condition(torch.cat(bands)[None, :rows, :columns]))
 
 
 def slerp(first: torch.Tensor, second: torch.Tensor, part: float) -> torch.Tensor:

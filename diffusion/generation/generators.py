@@ -2,43 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 
+from diffusion.condition import Condition
 from diffusion.encoders.latents import LatentCodec, check_pixels, to_uint8
 from diffusion.formats import LATENT_FACTOR, WINDOW
-from diffusion.generation.conditions import NamedCondition
+from diffusion.generation.conditions import Conditions, NamedCondition
 from diffusion.generation.solver import Solver
 from diffusion.panorama import WindowedNetwork, Windows, decode_bands, window_tokens
 from diffusion.sampling import OnStep, image_generator, initial_noise
 from diffusion.workdir import Run
 
-TOKEN_CELLS = WINDOW // LATENT_FACTOR  # cells of the latents that one token is of, a side
+TOKEN_CELLS = WINDOW // LATENT_FACTOR  # latent cells, along each axis, that one token describes
 
 
 class ImageMaker:
-    """Image i of a run at its own size: condition, noise and everything random about it follow from (seed, i) alone."""
+    """Samples images of a run's own size. Condition, noise and everything random of image i follow from (seed, i) alone."""
 
-    def __init__(self, run: Run, codec: LatentCodec, conditions: Sequence[NamedCondition], seed: int, solver: Solver):
+    def __init__(self, run: Run, codec: LatentCodec, conditions: Conditions, seed: int, solver: Solver):
         self.run, self.codec, self.conditions, self.seed, self.solver = run, codec, conditions, seed, solver
 
     def images(
         self, indices: list[int], noises: list[int] | None = None
     ) -> Iterator[tuple[int, NamedCondition, torch.Tensor]]:
-        """One batch: number, condition, and sampled pixels, uint8 (3, S, S). noises: numbers of other images' noise."""
+        """Sample a batch; yield number, condition, and pixels, uint8 (3, S, S), of each image.
+
+        noises: numbers of the images whose noise is used instead of their own. Raises InputError for latents or pixels
+        that are not finite.
+        """
         conditions = [self.conditions[i] for i in indices]
         generators = [image_generator(self.seed, i) for i in noises or indices]
         side = self.run.config.input_size
         noise = initial_noise(generators, (self.run.model.config.in_channels, side, side))
-        tokens = torch.stack([condition.tokens for condition in conditions])
-        latents = self.solver.latents(self.run, noise, tokens, generators)
+        batch = Condition.cat([named.condition for named in conditions])
+        latents = self.solver.latents(self.run, noise, batch, generators)
         for i, condition, latent in zip(indices, conditions, latents, strict=True):
             yield i, condition, to_uint8(check_pixels(self.codec.decode(latent[None])[0], self.codec))
 
 
 class LargeImageMaker:
-    """Image i of any size, from overlapping windows of the run's own size."""
+    """Samples images of any size, in overlapping windows of the run's own size."""
 
     def __init__(
         self, run: Run, codec: LatentCodec, seed: int, solver: Solver, stride: int, batch_size: int, decode_tile: int
@@ -49,26 +56,43 @@ class LargeImageMaker:
         self.stride, self.batch_size, self.decode_tile = stride, batch_size, decode_tile
 
     def windows(self, rows: int, columns: int) -> Windows:
-        """Those of a picture of rows x columns tokens, which has room for one at least. Raises InputError for gaps."""
+        """Return the windows of an image of rows x columns tokens, one at least. Raises InputError for gaps between them."""
         side = self.run.config.input_size
         height, width = (max(side, TOKEN_CELLS * count) for count in (rows, columns))
         return Windows(height, width, side, self.stride)
 
-    def latents(self, i: int, grid: torch.Tensor, on_step: OnStep | None = None) -> torch.Tensor:
-        """Network latents (1, C, 32 * rows, 32 * columns) for a grid of tokens (rows, columns, D)."""
-        rows, columns = grid.shape[:2]
+    def latents(self, i: int, condition: Condition, on_step: OnStep | None = None) -> torch.Tensor:
+        """Return network latents (1, C, 32 * R, 32 * K) for a grid of tokens (1, R, K, D).
+
+        A control has the height and width of these latents.
+        """
+        rows, columns = condition.tokens.shape[1:3]
         windows = self.windows(rows, columns)
-        for axis, cells in ((0, windows.height), (1, windows.width)):  # a small picture is the corner of a window
-            lacking = cells // TOKEN_CELLS - grid.shape[axis]
-            grid = torch.cat([grid, grid.narrow(axis, grid.shape[axis] - 1, 1).repeat_interleave(lacking, axis)], axis)
-        tokens = window_tokens(grid, windows, self.run.config.input_size // TOKEN_CELLS)
+        parts = window_tokens(fill_window(condition, windows), windows, self.run.config.input_size // TOKEN_CELLS)
         generator = image_generator(self.seed, i)
         noise = initial_noise([generator], (self.run.model.config.in_channels, windows.height, windows.width))
         network = WindowedNetwork(self.run.model, windows, self.batch_size)
-        latents = self.solver.latents(self.run, noise, tokens[None], [generator], network, on_step)
+        latents = self.solver.latents(self.run, noise, parts, [generator], network, on_step)
         return latents[:, :, : TOKEN_CELLS * rows, : TOKEN_CELLS * columns]
 
     def bands(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
-        """The pixels of such latents from the top down, in bands (3, rows, W), uint8."""
+        """Yield the pixels of such latents from the top down, in bands (3, rows, W), uint8. Raises InputError."""
         for band in decode_bands(self.codec.decode, latents, self.decode_tile):
             yield to_uint8(check_pixels(band, self.codec))
+
+
+def fill_window(condition: Condition, windows: Windows) -> Condition:
+    """Extend the condition of an image smaller than a window, of which it becomes the top left corner.
+
+    The last tokens of the grid (1, R, K, D) and the last cells of the control are repeated; other conditions stay as
+    they are.
+    """
+    tokens, control = condition.tokens, condition.control
+    for axis, cells in ((1, windows.height), (2, windows.width)):
+        lacking = cells // TOKEN_CELLS - tokens.shape[axis]
+        last = tokens.narrow(axis, tokens.shape[axis] - 1, 1)
+        tokens = torch.cat([tokens, last.repeat_interleave(lacking, axis)], axis)
+    if control is not None:
+        below, right = windows.height - control.shape[2], windows.width - control.shape[3]
+        control = F.pad(control, (0, right, 0, below), mode="replicate")
+    return replace(condition, tokens=tokens, control=control)

@@ -214,7 +214,7 @@ def choose_conditions(
         else load_token_conditions(source.tokens, config.model_max_length)
     )
     for condition in conditions:
-        check_shape(config, condition.tokens, condition.name)
+        check_shape(config, condition.condition.tokens[0], condition.name)
     if not pixels:
         conditions = [dataclasses.replace(condition, pixels=None) for condition in conditions]
     return RepeatedConditions(conditions), origin

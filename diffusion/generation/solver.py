@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from diffusion.condition import Condition
 from diffusion.formats import DEFAULT_SOLVER
 from diffusion.guidance import Network
 from diffusion.sampling import OnStep, check_guidance_interval, prepare_scheduler, sample_latents
@@ -17,9 +18,9 @@ from diffusion.workdir import Run
 
 @dataclass(frozen=True)
 class Solver:
-    """How to sample; precision: of the network, fp32, bf16 or fp16.
+    """How to sample. precision: of the network, fp32, bf16 or fp16.
 
-    Raises InputError for steps that the algorithm cannot take, and an interval that is none.
+    Raises InputError for steps that the algorithm cannot take, and an interval without noise levels.
     """
 
     steps: int = 20
@@ -36,13 +37,14 @@ class Solver:
         self,
         run: Run,
         noise: torch.Tensor,
-        tokens: torch.Tensor,
+        condition: torch.Tensor | Condition,
         generators: Sequence[torch.Generator],
         network: Network | None = None,
         on_step: OnStep | None = None,
     ) -> torch.Tensor:
-        """Network latents of the noise's shape (B, C, H, W); network: what predicts, where it is not the run's own model.
+        """Sample network latents of the noise's shape (B, C, H, W), with one generator an image.
 
+        condition: tokens (B, L, D) or a Condition. network: what predicts, where it is not the run's own model.
         Raises InputError when they are not finite.
         """
         device, dtype = run.null_tokens.device, torch_dtype(self.precision)
@@ -50,7 +52,7 @@ class Solver:
             latents = sample_latents(
                 network or run.model,
                 noise.to(device),
-                tokens.to(device),
+                condition.to(device),
                 run.null_tokens,
                 steps=self.steps,
                 guidance=self.guidance,

@@ -352,10 +352,11 @@ class TestSample4k:
                 feature_path(patches, f"set/brca/single_1024/slide_{slide}/{slide}_0.jpeg", "uni"), 1024
             )
             own = torch.from_numpy(own).float().unflatten(0, (4, 4))
-            assert condition.tokens.shape == (5, 8, WIDTH)
-            assert torch.equal(condition.tokens[:4, :4], own) and torch.all(condition.tokens[:4, 4:] == slide + 1)
-            assert torch.equal(condition.tokens[4, :4], own[3])  # none below: mirrored
-            assert torch.equal(condition.tokens[4, 4:], own[3].flip(0))  # neither there, and mirrored in both ways
+            (grid,) = condition.condition.tokens
+            assert grid.shape == (5, 8, WIDTH)
+            assert torch.equal(grid[:4, :4], own) and torch.all(grid[:4, 4:] == slide + 1)
+            assert torch.equal(grid[4, :4], own[3])  # none below: mirrored
+            assert torch.equal(grid[4, 4:], own[3].flip(0))  # neither there, and mirrored in both ways
         assert seen == {0, 1, 2}
 
         record = patches / "set/brca/slides_1024/slide_0.json"
