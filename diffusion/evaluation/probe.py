@@ -1,8 +1,8 @@
-"""Classes told from frozen embeddings: a linear probe and nearest neighbours, scored on real images with 95 % intervals.
+"""Probes: a linear and a k-NN classifier on frozen embeddings, scored on real images with 95 % intervals.
 
 Letters: N training rows, M test rows, D width of the embedding, C classes, R resamples.
-Intervals are the bootstrap's (Efron 1979) over the test set, and say how much a score owes to the images, or slides, that
-it was taken from. What another training set would give they do not say.
+Intervals are those of the bootstrap (Efron 1979) over the test set: they show how much a score depends on the images, or
+slides, that it was taken from, and not what another training set would give.
 """
 
 from __future__ import annotations
@@ -15,37 +15,36 @@ import numpy as np
 
 from diffusion.evaluation.classifiers import fit_knn, fit_linear, limit_k
 from diffusion.evaluation.metrics.classification import confusion_matrix, resampled_scores
-from diffusion.evaluation.metrics.intervals import REPLICATES, ClusterBootstrap, Value, summarize_resamples
+from diffusion.evaluation.metrics.intervals import CLUSTER_RESAMPLES, ClusterBootstrap, Value, percentile_value
 from diffusion.evaluation.sets.labelled import LabelledEmbeddings
 
 PROBES = {"linear": "linear probe", "knn": "k-NN"}
-FEW_GROUPS = 20  # below as many, percentiles of the bootstrap are known to be too narrow
+FEW_GROUPS = 20  # with fewer, percentiles of the bootstrap are known to be too narrow
 
 
 @dataclass
 class ProbeResult:
-    """How a probe that was trained on one set does on the test set."""
+    """The scores, on the test set, of one probe trained on one set."""
 
     probe: str
     training: str
     counts: dict[str, int]  # class -> training rows
     setting: dict[str, float]
-    confusion: np.ndarray  # (C, C) test rows: true classes down, told ones across
+    confusion: np.ndarray  # (C, C) test rows: true classes down, predicted ones across
     resampled: dict[str, np.ndarray]  # metric -> (1 + R,)
     notes: list[str] = field(default_factory=list)
 
     @property
     def values(self) -> dict[str, Value]:
-        return {metric: summarize_resamples(values) for metric, values in self.resampled.items()}
+        """Every metric with its interval."""
+        return {metric: percentile_value(values) for metric, values in self.resampled.items()}
 
     def difference_to(self, other: ProbeResult) -> dict[str, Value]:
-        """Differences of the metrics, taken on the same resamples."""
-        return {
-            metric: summarize_resamples(values - other.resampled[metric]) for metric, values in self.resampled.items()
-        }
+        """Return the differences of the metrics, taken on the same resamples."""
+        return {metric: percentile_value(values - other.resampled[metric]) for metric, values in self.resampled.items()}
 
-    def record(self) -> dict[str, Any]:
-        """As JSON has it."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the scores for JSON."""
         values = {metric: value._asdict() for metric, value in self.values.items()}
         rest = {"confusion": self.confusion.tolist(), "notes": self.notes}
         return {"training_images": self.counts, "setting": self.setting, "values": values, **rest}
@@ -59,51 +58,51 @@ def run_probes(
     seed: int = 0,
     progress: Callable[[], object] = lambda: None,
 ) -> list[ProbeResult]:
-    """Train both probes on each set, all of which have every class, and score them on the same resamples.
+    """Train both probes on each set and score them on the same resamples of the test set.
 
-    k: neighbours that vote, as `limit_k` has them. progress: is called after each probe.
+    sets: by name; each has every class. k: neighbours that vote, limited by `limit_k`. progress: called after each probe.
     """
     resamples = ClusterBootstrap(test.groups, seed)
     k = limit_k(k, sets.values(), classes)
-    done = []
+    results = []
     for training, rows in sets.items():
         counts = dict(zip(classes, np.bincount(rows.labels, minlength=len(classes)).tolist(), strict=True))
         for kind in PROBES:
-            fitted = fit_linear(rows, seed) if kind == "linear" else fit_knn(rows, k)
-            shares = fitted.shares(test.features)
-            confusion = confusion_matrix(test.labels, shares.argmax(1), len(classes))
-            resampled = resampled_scores(shares, test.labels, resamples)
-            notes = fitted.notes + perfect_score_notes(confusion, test)
-            done.append(ProbeResult(kind, training, counts, fitted.setting, confusion, resampled, notes))
+            classifier = fit_linear(rows, seed) if kind == "linear" else fit_knn(rows, k)
+            probabilities = classifier.predict(test.features)
+            confusion = confusion_matrix(test.labels, probabilities.argmax(1), len(classes))
+            resampled = resampled_scores(probabilities, test.labels, resamples)
+            notes = classifier.notes + perfect_score_notes(confusion, test)
+            results.append(ProbeResult(kind, training, counts, classifier.setting, confusion, resampled, notes))
             progress()
-    return done
+    return results
 
 
 def perfect_score_notes(confusion: np.ndarray, test: LabelledEmbeddings) -> list[str]:
-    """What the bootstrap cannot say, as it never draws an error that it has not seen: the rule of three does."""
+    """Bound the errors of a perfect score by the rule of three; the bootstrap never draws an error that it has not seen."""
     if confusion.trace() < confusion.sum():
         return []
     count = len(np.unique(test.groups))
-    most = (
+    bound = (
         f"errors of up to {3 / count:.1%} are not excluded"
         if count >= FEW_GROUPS
         else "too few were tested to bound them"
     )
-    return [f"no test image is wrong, so that intervals have no width; {most}."]
+    return [f"no test image is wrong, so that intervals have no width; {bound}."]
 
 
 def interval_notes(test: LabelledEmbeddings, classes: Sequence[str]) -> list[str]:
-    """What the intervals were drawn from, and what that is worth, in sentences."""
+    """Return sentences that say what the intervals were drawn from, and how far they can be trusted."""
     groups = np.unique(test.groups)
     slides = sum(group.endswith("/") for group in groups)
     if not slides:
         return [
-            f"Intervals (95 %) are from {REPLICATES} resamples of single test images ({len(groups)}), as no folders of "
+            f"Intervals (95 %) are from {CLUSTER_RESAMPLES} resamples of single test images ({len(groups)}), as no folders of "
             "slides lie below the classes: too narrow, if several images are of one slide."
         ]
     alone = f" and {len(groups) - slides} images that lie in none" if slides < len(groups) else ""
     notes = [
-        f"Intervals (95 %) are from {REPLICATES} resamples of whole slides: the {slides} folders below the classes of the "
+        f"Intervals (95 %) are from {CLUSTER_RESAMPLES} resamples of whole slides: the {slides} folders below the classes of the "
         f"test set{alone}."
     ]
     if len(groups) < FEW_GROUPS:

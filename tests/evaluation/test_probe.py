@@ -22,7 +22,7 @@ from diffusion.evaluation.classifiers import (
     make_folds,
 )
 from diffusion.evaluation.metrics.classification import resampled_scores
-from diffusion.evaluation.metrics.intervals import ClusterBootstrap, summarize_resamples
+from diffusion.evaluation.metrics.intervals import ClusterBootstrap, percentile_value
 from diffusion.evaluation.probe import interval_notes, run_probes
 from diffusion.evaluation.sets.classes import choose_training_sets, find_leaks, open_classes
 from diffusion.evaluation.sets.features import Features, Row
@@ -86,7 +86,7 @@ class TestProbes:
         unit = [part.features / np.linalg.norm(part.features, axis=1, keepdims=True) for part in (training, test)]
         nearest = np.argsort(-unit[1] @ unit[0].T, axis=1)[:, :7]
         votes = [np.bincount(training.labels[row], minlength=3) / 7 for row in nearest]
-        assert np.allclose(fit_knn(training, 7).shares(test.features), votes)
+        assert np.allclose(fit_knn(training, 7).predict(test.features), votes)
 
     def test_k_is_one_for_all_sets_and_no_more_than_a_class_has(self):
         few, many = gaussians(4, 1, seed=0), gaussians(30, 1, seed=1)
@@ -114,7 +114,7 @@ class TestProbes:
     def test_the_same_seed_gives_the_same(self):
         sets, test = {"real": gaussians(10, 1, seed=0, groups=9)}, gaussians(10, 1, seed=1)
         once, again, other = (
-            [each.record() for each in run_probes(sets, test, CLASSES, seed=seed)] for seed in (3, 3, 4)
+            [each.to_dict() for each in run_probes(sets, test, CLASSES, seed=seed)] for seed in (3, 3, 4)
         )
         assert once == again != other
 
@@ -146,7 +146,7 @@ class TestIntervals:
         for weights in draws[1:]:
             assert weights[0] == weights[2] and weights[1] == weights[4]
             assert weights[0] + weights[1] + weights[3] == 3  # as many groups as there are
-        assert len(list(ClusterBootstrap(np.array(["x", "x"])))) == 1 and summarize_resamples(np.array([0.5])) == (
+        assert len(list(ClusterBootstrap(np.array(["x", "x"])))) == 1 and percentile_value(np.array([0.5])) == (
             0.5,
             None,
             None,
@@ -159,7 +159,7 @@ class TestIntervals:
         shares = np.eye(2)[np.where(right, labels, 1 - labels)]
         slides = np.repeat(np.arange(20), 20).astype(str)
         images, whole = (
-            summarize_resamples(resampled_scores(shares, labels, ClusterBootstrap(groups))["accuracy"])
+            percentile_value(resampled_scores(shares, labels, ClusterBootstrap(groups))["accuracy"])
             for groups in (np.arange(400).astype(str), slides)
         )
         assert images.value == whole.value == 0.75

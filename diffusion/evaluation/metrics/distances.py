@@ -1,4 +1,8 @@
-"""Distances between two sets of features, in float64. Letters: N real rows, M synthetic rows, D feature width."""
+"""Distances between two sets of features, in float64: FID, KID, and precision, recall, density, coverage (PRDC).
+
+The names FID and KID stand for Frechet and kernel distance in features of any encoder; files and options call them fd and kid.
+Letters: N real rows, M synthetic rows, D feature width.
+"""
 
 from __future__ import annotations
 
@@ -12,22 +16,20 @@ from tqdm import tqdm
 from diffusion.evaluation.metrics.moments import Gaussian, fit_gaussian
 from diffusion.utils.errors import InputError
 
-RANK_TOLERANCE = 1e-10  # of the largest eigenvalue: directions with less have no spread but rounding
+RANK_TOLERANCE = 1e-10  # relative to the largest eigenvalue: directions with less have only the spread of rounding
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000  # of Binkowski et al. 2018 and of torch-fidelity
 PRDC_NEIGHBOURS = 5  # of precision, recall, density and coverage, as Naeem et al. 2020
-SAMPLES_PER_FEATURE = (
-    2  # samples for each number of a feature, from which the bias of a distance falls with their number
-)
-FEW_ROWS = 2000  # rows that are halved several ways
-BLOCK = 1024  # rows that are compared with all others at once
+SAMPLES_PER_FEATURE = 2  # samples / D from which on the bias of a distance falls with 1 / samples
+FEW_ROWS = 2000  # up to as many rows are halved in several ways
+BLOCK = 1024  # rows whose distances to all other rows are held at once
 
 
 def compute_fid(real: torch.Tensor, synthetic: torch.Tensor) -> float:
-    """Frechet distance between Gaussians fitted to real (N, D) and synthetic (M, D) features.
+    """Return the Frechet distance between Gaussians fitted to real (N, D) and synthetic (M, D) features.
 
-    The sum that FID takes over Inception features (Heusel et al. 2017), with unbiased covariances. It is biased upwards,
-    the more the fewer samples: compare only distances taken from equally many.
-    Raises InputError for fewer than two samples on a side, widths that differ, and values that are not finite.
+    With Inception features it is the FID (Heusel et al. 2017), with unbiased covariances. It is biased upwards, the more
+    the fewer samples: compare only distances of equally many samples.
+    Raises InputError for fewer than two samples on a side, widths that differ, and values that are NaN or infinite.
     """
     _check_features(real, synthetic)
     if max(len(real), len(synthetic)) <= real.shape[1]:
@@ -36,21 +38,25 @@ def compute_fid(real: torch.Tensor, synthetic: torch.Tensor) -> float:
 
 
 def fid_of_gaussians(real: Gaussian, synthetic: Gaussian) -> float:
-    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)), the root by symmetric eigenvalues: with R R' = C1, those of R' C2 R."""
+    """Return |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)).
+
+    The trace of the root is the sum of the roots of the eigenvalues of the symmetric R' C2 R, where R R' = C1.
+    """
     values, vectors = torch.linalg.eigh(real.covariance)
     root = vectors * values.clamp(min=0).sqrt()
     shared = torch.linalg.eigvalsh(root.T @ synthetic.covariance @ root).clamp(min=0).sqrt().sum()
     spreads = real.covariance.trace() + synthetic.covariance.trace()
     distance = (real.mean - synthetic.mean).square().sum() + spreads - 2 * shared
-    return max(float(distance), 0.0)  # of equal sets it is zero but for rounding
+    return max(float(distance), 0.0)  # rounding must not make it negative
 
 
 def fid_influence(own: Gaussian, other: Gaussian) -> Callable[[torch.Tensor], torch.Tensor]:
-    """How much each row (n, D) of one of two sets moves their Frechet distance, to first order: (n,), about 0 in the mean.
+    """Return the function that maps rows (n, D) of one of two sets to their influence on the Frechet distance, (n,).
 
-    The derivative of the distance after the mean is 2 (m - m'), after the covariance 1 - T, where T is the linear map that
-    carries one Gaussian to the other. The variance of these over the rows, divided by their number, is what the bootstrap's
-    comes to for many samples (the infinitesimal jackknife, Efron 1982).
+    The influence is to first order, and 0 in the mean. The derivative of the distance by the mean is 2 (m - m'), by the
+    covariance 1 - T, where T is the linear map that carries one Gaussian to the other. The variance of the influence over
+    the rows, divided by their number, is the limit of the bootstrap's for many samples (the infinitesimal jackknife,
+    Efron 1982).
     """
     values, vectors = torch.linalg.eigh(own.covariance)
     kept = values > RANK_TOLERANCE * values.max()
@@ -62,18 +68,21 @@ def fid_influence(own: Gaussian, other: Gaussian) -> Callable[[torch.Tensor], to
     expected = (slope * own.covariance).sum()
 
     def influence(rows: torch.Tensor) -> torch.Tensor:
-        away = rows.to(own.mean) - own.mean
-        return 2 * away @ shift + ((away @ slope) * away).sum(1) - expected
+        deviation = rows.to(own.mean) - own.mean
+        return 2 * deviation @ shift + ((deviation @ slope) * deviation).sum(1) - expected
 
     return influence
 
 
 def _fid_of_few_samples(real: torch.Tensor, synthetic: torch.Tensor) -> float:
-    """The same for no more rows than columns: with covariances A'A and B'B, the root's trace is the sum of the singular
-    values of AB', which has a side of rows only, and no root is taken of eigenvalues that are zero but for rounding."""
-    scaled = [(rows - rows.mean(0)) / (len(rows) - 1) ** 0.5 for rows in (real, synthetic)]
-    shared = torch.linalg.svdvals(scaled[0] @ scaled[1].T).sum()
-    spreads = sum(rows.square().sum() for rows in scaled)
+    """Return the Frechet distance of no more rows than columns.
+
+    With covariances A'A and B'B, the trace of the root is the sum of the singular values of AB', which is (N, M), and no
+    root is taken of eigenvalues that are zero but for rounding.
+    """
+    a, b = ((rows - rows.mean(0)) / (len(rows) - 1) ** 0.5 for rows in (real, synthetic))
+    shared = torch.linalg.svdvals(a @ b.T).sum()
+    spreads = a.square().sum() + b.square().sum()
     distance = (real.mean(0) - synthetic.mean(0)).square().sum() + spreads - 2 * shared
     return max(float(distance), 0.0)
 
@@ -106,29 +115,30 @@ def compute_kid(
     subsets: int = KID_SUBSETS,
     subset_size: int = KID_SUBSET_SIZE,
 ) -> Estimate:
-    """Kernel distance (KID over Inception features; Binkowski et al. 2018): unbiased squared MMD, kernel (x'y / D + 1)^3.
+    """Return the kernel distance of real (N, D) and synthetic (M, D) features: unbiased squared MMD, kernel (x'y / D + 1)^3.
 
-    Of all rows when there are no more than `subset_size` on either side; else the mean over random subsets of that size.
+    With Inception features it is the KID (Binkowski et al. 2018). All rows are taken when there are no more than
+    `subset_size` on either side; else it is the mean over random subsets of that size.
     The standard error is that of the first term of Hoeffding's decomposition, for all N and M rows.
     Raises InputError as `compute_fid`.
     """
     _check_features(real, synthetic)
-    random = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed)
     size = min(subset_size, len(real), len(synthetic))
-    whole = max(len(real), len(synthetic)) <= subset_size
+    takes_all = max(len(real), len(synthetic)) <= subset_size
     found = []
-    for _ in tqdm(range(1 if whole else subsets), desc="kernel distance", unit="subset", leave=False, delay=3):
-        chosen = (real, synthetic)
-        if not whole:
-            picks = [torch.from_numpy(random.choice(len(rows), size, replace=False)) for rows in chosen]
-            chosen = tuple(rows[pick.to(rows.device)] for rows, pick in zip((real, synthetic), picks, strict=True))
-        found.append(_squared_mmd(*(rows.double() for rows in chosen)))
-    values, of_real, of_synthetic = (float(np.mean(column)) for column in zip(*found, strict=True))
-    return Estimate(values, 2 * (of_real / len(real) + of_synthetic / len(synthetic)) ** 0.5)
+    for _ in tqdm(range(1 if takes_all else subsets), desc="kernel distance", unit="subset", leave=False, delay=3):
+        x, y = real, synthetic
+        if not takes_all:
+            draws = [torch.from_numpy(generator.choice(len(rows), size, replace=False)) for rows in (real, synthetic)]
+            x, y = (rows[draw.to(rows.device)] for rows, draw in zip((real, synthetic), draws, strict=True))
+        found.append(_squared_mmd(x.double(), y.double()))
+    value, variance_real, variance_synthetic = (float(np.mean(column)) for column in zip(*found, strict=True))
+    return Estimate(value, 2 * (variance_real / len(real) + variance_synthetic / len(synthetic)) ** 0.5)
 
 
 def _squared_mmd(x: torch.Tensor, y: torch.Tensor) -> tuple[float, float, float]:
-    """Unbiased squared MMD, and the variance over x, and over y, of a row's part in it."""
+    """Return the unbiased squared MMD, and the variances over x and over y of a row's part in it."""
     within_x, within_y, between = (_without_diagonal(x), _without_diagonal(y), _kernel(x, y))
     rows_x = within_x.sum(1) / (len(x) - 1) - between.mean(1)
     rows_y = within_y.sum(1) / (len(y) - 1) - between.mean(0)
@@ -144,16 +154,16 @@ def _without_diagonal(x: torch.Tensor) -> torch.Tensor:
 
 
 class Prdc(NamedTuple):
-    """Per row, what precision and density (over synthetic rows), recall and coverage (over real rows) are means of."""
+    """Per row, what precision, density (means over synthetic rows), recall and coverage (means over real rows) are made of."""
 
-    precision: torch.Tensor  # (M,) whether it is within a real row's neighbourhood
-    density: torch.Tensor  # (M,) in how many of them, over k
-    recall: torch.Tensor  # (N,) whether it is within a synthetic row's neighbourhood
-    coverage: torch.Tensor  # (N,) whether a synthetic row is within its own
+    precision: torch.Tensor  # (M,) 1 where the row is within a real row's neighbourhood
+    density: torch.Tensor  # (M,) the number of real neighbourhoods that it is in, divided by k
+    recall: torch.Tensor  # (N,) 1 where the row is within a synthetic row's neighbourhood
+    coverage: torch.Tensor  # (N,) 1 where a synthetic row is within the row's own neighbourhood
 
 
 def compute_prdc(real: torch.Tensor, synthetic: torch.Tensor, k: int = PRDC_NEIGHBOURS) -> Prdc:
-    """Improved precision and recall (Kynkaanniemi et al. 2019), density and coverage (Naeem et al. 2020).
+    """Return improved precision and recall (Kynkaanniemi et al. 2019), density and coverage (Naeem et al. 2020), per row.
 
     A row's neighbourhood reaches to its k-th nearest other row of its own set.
     Raises InputError as `compute_fid`, and for k rows or fewer on a side.
@@ -178,7 +188,7 @@ def compute_prdc(real: torch.Tensor, synthetic: torch.Tensor, k: int = PRDC_NEIG
 
 
 def _neighbourhood_radii(rows: torch.Tensor, k: int) -> torch.Tensor:
-    """The squared distance of each row (n, D) to its k-th nearest other."""
+    """Return the squared distance of each row (n, D) to its k-th nearest other row, (n,)."""
     reaches = []
     for first in range(0, len(rows), BLOCK):
         distance = _squared_distances(rows[first : first + BLOCK], rows)
@@ -193,7 +203,7 @@ def _squared_distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 class FidExtrapolation(NamedTuple):
-    """The distance at infinitely many samples, and what it was read from: distances at shares of the samples."""
+    """The Frechet distance at infinitely many samples, and those at shares of the samples that it was extrapolated from."""
 
     value: float
     shares: list[float]
@@ -201,10 +211,11 @@ class FidExtrapolation(NamedTuple):
 
 
 def extrapolate_fid(real: torch.Tensor, synthetic: torch.Tensor, seed: int = 0, points: int = 8) -> FidExtrapolation:
-    """The Frechet distance without the bias of few samples: a line through distances over 1 / samples (Chong and Forsyth 2020).
+    """Extrapolate the Frechet distance to infinitely many samples by a line over 1 / samples (Chong and Forsyth 2020).
 
-    Shares of both sets, down to a quarter or to SOUND samples for each number of a feature, are drawn at random: with fewer
-    the bias does not fall with 1 / samples. Raises InputError for less than twice as many.
+    This takes away the bias of few samples. Random shares of both sets are used, down to a quarter or to
+    SAMPLES_PER_FEATURE * D samples: with fewer the bias does not fall with 1 / samples.
+    Raises InputError for less than twice as many samples.
     """
     fewest, width = min(len(real), len(synthetic)), real.shape[1]
     if fewest < 2 * SAMPLES_PER_FEATURE * width:
@@ -222,15 +233,16 @@ def extrapolate_fid(real: torch.Tensor, synthetic: torch.Tensor, seed: int = 0, 
 
 
 def _random_rows(rows: torch.Tensor, count: int, generator: np.random.Generator) -> torch.Tensor:
+    """Draw rows without replacement; all of them, in their order, when there are no more than `count`."""
     if count >= len(rows):
         return rows
     return rows[torch.from_numpy(generator.choice(len(rows), count, replace=False)).to(rows.device)]
 
 
 def split_half_fid(real: torch.Tensor, seed: int = 0) -> float:
-    """The Frechet distance between two random halves of one set, which is bias only, at half its size.
+    """Return the Frechet distance between two random halves of one set (N, D), which is bias only, at half its size.
 
-    Of few rows the mean of several ways to halve them; of many, where all ways are alike, that of one.
+    For few rows it is the mean over several ways to halve them; for many, where all give about the same, of one.
     """
     generator, repeats = np.random.default_rng(seed), 5 if len(real) <= FEW_ROWS else 1
     half, found = len(real) // 2, []

@@ -1,4 +1,7 @@
-"""95 % intervals by the bootstrap (Efron 1979): the spread of a value over samples drawn again, with repeats."""
+"""95 % confidence intervals, and the bootstrap (Efron 1979): the spread of a value over resamples with replacement.
+
+Letters: n values, N and M rows of two sets, D width of a row, R resamples.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,12 @@ import torch
 from tqdm import tqdm
 
 Z95 = 1.959964  # standard errors to either side
-REPLICATES = 1000
+CLUSTER_RESAMPLES = 1000
 
 
 class Interval(NamedTuple):
+    """The two ends of a 95 % interval."""
+
     low: float
     high: float
 
@@ -28,14 +33,14 @@ class Value(NamedTuple):
 
 
 def normal_ci(value: float, error: float, least: float = -np.inf, most: float = np.inf) -> Interval:
-    """The interval of a value with a standard error, within what the value can be."""
+    """Return the interval of a value with a standard error, cut to the range of what the value can be."""
     return Interval(max(value - Z95 * error, least), min(value + Z95 * error, most))
 
 
 def mean_ci(values: np.ndarray, seed: int = 0, replicates: int = 2000) -> Interval:
     """Return the interval of the mean of two or more values (n,), by the percentile bootstrap.
 
-    Of more than 10,000 values the mean is as good as normal, and its standard error is taken.
+    The mean of more than 10,000 values is as good as normal, and its standard error is used instead.
     """
     from scipy import stats  # takes a second to import
 
@@ -43,13 +48,18 @@ def mean_ci(values: np.ndarray, seed: int = 0, replicates: int = 2000) -> Interv
     count = len(values)
     if count > 10_000:
         return normal_ci(float(values.mean()), float(values.std(ddof=1) / count**0.5))
-    settings = dict(n_resamples=replicates, batch=100, method="percentile", random_state=np.random.default_rng(seed))
-    bounds = stats.bootstrap((values,), np.mean, **settings).confidence_interval
-    return Interval(float(bounds.low), float(bounds.high))
+    generator = np.random.default_rng(seed)
+    result = stats.bootstrap((values,), np.mean, n_resamples=replicates, batch=100, method="percentile", rng=generator)
+    return Interval(float(result.confidence_interval.low), float(result.confidence_interval.high))
+
+
+def mean_value(values: np.ndarray, seed: int) -> Value:
+    """Return the mean of values (n,) with its interval."""
+    return Value(float(values.mean()), *mean_ci(values, seed))
 
 
 def wilson_ci(hits: int, count: int) -> Interval:
-    """Return the interval of a share, `hits` of `count` (Wilson 1927): it has a width where the share is 0 or 1, too."""
+    """Return the interval of the share `hits / count` (Wilson 1927), which has a width at shares of 0 and 1, too."""
     from scipy import stats
 
     bounds = stats.binomtest(hits, count).proportion_ci(method="wilson")
@@ -63,43 +73,42 @@ def bootstrap_deviations(
     replicates: int,
     seed: int = 0,
 ) -> np.ndarray:
-    """A distance over sets drawn again from rows (N, D) and (M, D), less its mean: (replicates,).
+    """Return a distance between resamples of rows (N, D) and (M, D), less its mean over the resamples: (replicates,).
 
-    Only the spread is of use: repeats make a set of fewer different rows, whose distances lie higher. For the Frechet
-    distance of fewer rows than columns it is 1.3 (rows a seventh of columns) to 2.2 times (as many) too wide.
+    Only the spread is of use: a resample has fewer different rows, and its distances are larger. For the Frechet
+    distance of fewer rows than columns the spread is 1.3 (rows a seventh of columns) to 2.2 times (as many) too wide.
     """
-    picks = list(draw_resamples((len(real), len(synthetic)), replicates, seed))
-    values = []
-    for pick in tqdm(picks, desc="interval", unit="replicate", leave=False, delay=3):
-        again = (rows[torch.from_numpy(own).to(rows.device)] for rows, own in zip((real, synthetic), pick, strict=True))
-        values.append(distance(*again))
-    return np.array(values) - np.mean(values)
+    resamples = list(draw_resamples((len(real), len(synthetic)), replicates, seed))
+    distances = []
+    for numbers in tqdm(resamples, desc="interval", unit="replicate", leave=False, delay=3):
+        rows_real, rows_synthetic = (torch.from_numpy(own) for own in numbers)
+        distances.append(distance(real[rows_real.to(real.device)], synthetic[rows_synthetic.to(synthetic.device)]))
+    return np.array(distances) - np.mean(distances)
 
 
 def draw_resamples(counts: Sequence[int], replicates: int, seed: int) -> Iterator[list[np.ndarray]]:
-    """For each replicate the numbers of the rows of each set, drawn with repeats; the same for the same counts and seed."""
+    """Yield for each replicate the row numbers of each set, drawn with replacement.
+
+    The same counts and seed give the same draws, so that differences of scores can be taken on the same images.
+    """
     generator = np.random.default_rng(seed)
     for _ in range(replicates):
         yield [generator.integers(0, count, count) for count in counts]
 
 
-def mean_value(values: np.ndarray, seed: int) -> Value:
-    return Value(float(values.mean()), *mean_ci(values, seed))
-
-
 @dataclass(frozen=True)
 class ClusterBootstrap:
-    """A set drawn again and again, whole groups at once: each time the weights of its rows.
+    """Resamples of a set of which whole groups are drawn together; iterating yields the weights of its rows.
 
     The same seed gives the same draws, so that differences of scores are taken on the same images.
     """
 
-    groups: np.ndarray  # (M,) names
+    groups: np.ndarray  # (n,) names
     seed: int = 0
-    replicates: int = REPLICATES
+    replicates: int = CLUSTER_RESAMPLES
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Weights (M,): first of the set as it is, all 1; then, of two groups or more, how often that of each row was drawn."""
+        """Yield weights (n,): first 1 for every row; then, for two groups or more, how often each row was drawn."""
         yield np.ones(len(self.groups))
         names, numbers = np.unique(self.groups, return_inverse=True)
         generator = np.random.default_rng(self.seed)
@@ -108,8 +117,11 @@ class ClusterBootstrap:
             yield times[numbers].astype(np.float64)
 
 
-def summarize_resamples(values: np.ndarray) -> Value:
-    """The first of (1 + R,) values, and the percentiles of the others; none where these are no numbers."""
-    others = values[1:][np.isfinite(values[1:])]
-    bounds = np.percentile(others, (2.5, 97.5)).tolist() if len(others) else (None, None)
+def percentile_value(values: np.ndarray) -> Value:
+    """Return the first of (1 + R,) values with the percentiles of the rest, without those that are NaN or infinite.
+
+    There is no interval where none of the rest is finite.
+    """
+    finite = values[1:][np.isfinite(values[1:])]
+    bounds = np.percentile(finite, (2.5, 97.5)).tolist() if len(finite) else (None, None)
     return Value(float(values[0]), *bounds)

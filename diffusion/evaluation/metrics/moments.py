@@ -1,4 +1,4 @@
-"""Mean and covariance of features, gathered batch by batch in float64. Letters: N rows, D width."""
+"""Mean and covariance of features, accumulated batch by batch in float64. Letters: n rows of a batch, D width."""
 
 from __future__ import annotations
 
@@ -20,31 +20,33 @@ class Gaussian:
 
 
 class Moments:
-    """Sums over rows, about a point near their mean: sums about zero lose the digits that a far mean takes up."""
+    """Sums of rows and of their products, about a point near the mean: sums about zero lose the digits that a far mean takes."""
 
     def __init__(self, device: torch.device | str = "cpu"):
         self.device, self.count = torch.device(device), 0
         self.centre: torch.Tensor | None = None
+        self.sum: torch.Tensor
+        self.products: torch.Tensor
 
     def add(self, rows: torch.Tensor) -> None:
-        """Count rows (n, D). Raises InputError for what is not finite."""
+        """Add rows (n, D). Raises InputError for values that are NaN or infinite."""
         if rows.ndim != 2:
             raise InputError(f"got features {tuple(rows.shape)}, expected (samples, width)")
         if not torch.isfinite(rows).all():
             raise InputError("features hold values that are not finite")
         rows = rows.to(self.device, torch.float64)
         if self.centre is None:
-            self.centre = rows.mean(0)
+            self.centre, width = rows.mean(0), rows.shape[1]
             self.sum = torch.zeros_like(self.centre)
-            self.products = torch.zeros(len(self.centre), len(self.centre), dtype=torch.float64, device=self.device)
+            self.products = torch.zeros(width, width, dtype=torch.float64, device=self.device)
         rows = rows - self.centre
         self.count += len(rows)
         self.sum += rows.sum(0)
         self.products.addmm_(rows.T, rows)
 
     def gaussian(self) -> Gaussian:
-        """Raises InputError for fewer than two rows."""
-        if self.count < 2:
+        """Return the Gaussian of all rows. Raises InputError for fewer than two."""
+        if self.centre is None or self.count < 2:
             raise InputError(f"got {self.count} samples, expected at least 2")
         mean = self.sum / self.count
         covariance = (self.products - self.count * torch.outer(mean, mean)) / (self.count - 1)
@@ -52,7 +54,7 @@ class Moments:
 
 
 def fit_gaussian(batches: Iterable[torch.Tensor], device: torch.device | str = "cpu") -> Gaussian:
-    """The Gaussian of rows that come in batches (n, D)."""
+    """Fit a Gaussian to rows that come in batches (n, D). Raises InputError as `Moments`."""
     moments = Moments(device)
     for rows in batches:
         moments.add(rows)

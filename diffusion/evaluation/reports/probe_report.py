@@ -34,7 +34,7 @@ def results_to_dict(results: ProbeResults) -> dict[str, Any]:
     """All scores and differences, as JSON has them."""
     return {
         encoder: {
-            "scores": [{"probe": each.probe, "training": each.training, **each.record()} for each in probed],
+            "scores": [{"probe": each.probe, "training": each.training, **each.to_dict()} for each in probed],
             "differences": [
                 {"probe": kind, "of": what, "values": {metric: value._asdict() for metric, value in values.items()}}
                 for kind, what, values in differences(probed)

@@ -1,8 +1,8 @@
-"""Features of sets of images on the disk, in parts.
+"""The cache of features: sets of images in parts, each a file on disk.
 
-A part holds the features of some files. It is named by a hash of everything they follow from (the encoder and its
-weights, each file's name, size and time of change), so that parts are shared between processes, kept by a run that is
-stopped, and never mistaken.
+A part holds the features of some files. It is named by a hash of everything they depend on (the encoder and its weights,
+each file's name, size and time of change), so that processes share parts, a run that was stopped keeps them, and no part is
+taken for another.
 """
 
 from __future__ import annotations
@@ -24,13 +24,20 @@ from diffusion.evaluation.sets.images import ImageSet
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.files import atomic_write
 
-PART_FILES = 256  # files of a part: small enough for many processes to share a set of thousands
-VERSION = 1  # of what a part holds
-READ_ERRORS = (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error)  # what numpy says of such files
+PART_FILES = 256  # files of a part: few enough for many processes to share a set of thousands
+VERSION = 1  # of the format of a part
+READ_ERRORS = (
+    ValueError,
+    KeyError,
+    OSError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+)  # raised by numpy for damaged files
 
 
 class CachePart(NamedTuple):
-    """Files of one part, and where their features are."""
+    """The files of one part, and the file of their features."""
 
     names: list[str]
     paths: list[Path]
@@ -38,7 +45,7 @@ class CachePart(NamedTuple):
 
 
 def split_into_parts(images: ImageSet, embedder: PatchEmbedder, cache: Path) -> Iterator[CachePart]:
-    """The parts of a set, each with its name on the disk."""
+    """Yield the parts of a set, each with its name on disk."""
     identity = [VERSION, embedder.name, embedder.fingerprint, str(embedder.dtype), str(embedder.view), images.fit]
     files = list(images.files.items())
     for first in range(0, len(files), PART_FILES):
@@ -48,14 +55,14 @@ def split_into_parts(images: ImageSet, embedder: PatchEmbedder, cache: Path) -> 
 
 
 def hash_files(files: Mapping[str, Path], *more: Any) -> str:
-    """What tells files from others that they may become: their names, sizes and times of change, hashed."""
+    """Hash the names, sizes and times of change of files, and whatever else they are identified by."""
     stats = [path.stat() for path in files.values()]
     content = json.dumps([*more, list(files), [(stat.st_size, stat.st_mtime_ns) for stat in stats]])
     return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
 
 class FileRecord(NamedTuple):
-    """What became of a file: how many windows, in which format; or what is wrong with it."""
+    """The result of reading a file: the number of its windows and its format, or what is wrong with it."""
 
     windows: int
     format: str
@@ -64,13 +71,14 @@ class FileRecord(NamedTuple):
 
 
 def write_part(path: Path, values: np.ndarray, files: Sequence[FileRecord]) -> None:
+    """Write the features (n, D) of the windows of some files."""
     windows, formats, wrong, _ = (np.array(column) for column in zip(*files, strict=True))
     with atomic_write(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, features=values, windows=windows, formats=formats, wrong=wrong)
 
 
 def is_readable(path: Path) -> bool:
-    """Whether a part is there and can be read; one that is damaged is computed again."""
+    """Return whether a part exists and can be read; one that is damaged is computed again."""
     try:
         with np.load(path, allow_pickle=False) as content:
             return all(len(content[name]) > 0 for name in ("windows", "formats", "wrong")) and "features" in content
@@ -79,7 +87,10 @@ def is_readable(path: Path) -> bool:
 
 
 def load_parts(parts: Sequence[CachePart], images: ImageSet, embedder: PatchEmbedder, strict: bool) -> Features:
-    """Parts on the disk as one. Raises InputError when nothing could be read or, if strict, when something could not."""
+    """Open all parts as one set of features.
+
+    Raises MissingError for a part that is missing; InputError when no image could be read or, if strict, when one could not.
+    """
     rows: list[Row] = []
     bad: dict[str, str] = {}
     lengths, formats = [], Counter()

@@ -1,4 +1,4 @@
-"""Folders of images with a folder per class: what they hold, whether they agree, and what they share.
+"""Folders of images with a folder per class: their classes, whether these agree, and images that two sets share.
 
 An image is named `<class>/<slide>/<file>` or `<class>/<file>`; there may be several folders between class and file, and
 all of them together name the slide.
@@ -24,23 +24,23 @@ SAMPLE_NAME = re.compile(
 
 
 def class_of(name: str) -> str:
-    """The class of an image by its name."""
+    """Return the class of an image, by its name."""
     return name.partition("/")[0]
 
 
 def slide_folder(name: str) -> str:
-    """The folder that an image lies in below its class; empty when there is none."""
+    """Return the folder of an image below that of its class, which stands for its slide; empty when there is none."""
     return "/".join(name.split("/")[1:-1])
 
 
 def bootstrap_group(name: str) -> str:
-    """What an image is drawn with when a set is drawn again: its slide, in whatever classes; else it alone."""
+    """Return the group that an image is resampled with: its slide, across classes, else the image alone."""
     slide = slide_folder(name)
     return f"{slide}/" if slide else name  # the slash: a slide is never taken for an image
 
 
 def open_classes(folder: Path, fit: str = "refuse") -> ImageSet:
-    """Open the images of a folder that has a folder per class; tissue beside samples is left out.
+    """Open the images of a folder that has a folder per class; the tissue that a sampler wrote is left out.
 
     Raises MissingError when there is no image, InputError for an image outside the class folders and an empty one.
     """
@@ -60,18 +60,20 @@ def open_classes(folder: Path, fit: str = "refuse") -> ImageSet:
 
 
 def is_tissue(name: str, folder: Path) -> bool:
-    """Whether an image is the tissue that a sampler wrote beside its samples, into a class folder."""
+    """Return whether an image is tissue that a sampler wrote beside its samples, into a class folder."""
     label, _, rest = name.partition("/")
     return rest.startswith(f"{REAL_DIR}/") and (folder / label / SAMPLES_FILE).is_file()
 
 
 def images_by_class(images: ImageSet) -> dict[str, int]:
-    """How many images there are of each class, in name order."""
+    """Return the number of images of each class, in name order."""
     return dict(sorted(Counter(map(class_of, images.files)).items()))
 
 
 def choose_training_sets(training: Mapping[str, ImageSet], test: ImageSet) -> tuple[dict[str, list[str]], list[str]]:
-    """What is trained on: each set alone and, of several, `both`, unless classes lack; and notes on what is left out.
+    """Return the training sets, by name the parts of each, and notes on those that are left out.
+
+    Each set is trained on alone, unless it lacks classes; of several sets, `both` is all together.
 
     Raises InputError when the test set has one class, a training set one that the test set has not, or all training sets
     together lack one.
@@ -105,7 +107,7 @@ def choose_training_sets(training: Mapping[str, ImageSet], test: ImageSet) -> tu
 
 
 def find_leaks(name: str, training: ImageSet, test: ImageSet) -> list[str]:
-    """What a training set, `real` or `synthetic`, shares with the test set, in sentences."""
+    """Return sentences on what a training set, called `real` or `synthetic`, shares with the test set."""
     found = []
     tested = {key for image in test.files for key in image_keys(image)}
     shared = [image for image in training.files if image_keys(image) & tested]
@@ -125,8 +127,10 @@ def find_leaks(name: str, training: ImageSet, test: ImageSet) -> list[str]:
 
 
 def image_keys(name: str) -> set[str]:
-    """What an image goes by wherever it lies: its whole name; a sampler's file name, and the patch that this was made for,
-    `<slide>_<patch>`, which a patch goes by, too."""
+    """Return the keys by which an image is recognised wherever it lies.
+
+    Its name; for a sample its file name and the patch that it was made for, `<slide>_<patch>`; for a patch `<slide>_<patch>`.
+    """
     *folders, last = name.split("/")
     sampled = SAMPLE_NAME.fullmatch(last)
     if sampled:

@@ -1,4 +1,4 @@
-"""Features of sets of images, computed by processes together and kept on the disk."""
+"""Features of sets of images, computed by several processes together and cached on disk."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from diffusion.utils.errors import InputError
 if TYPE_CHECKING:
     from accelerate import PartialState
 
-MAX_BATCH_BYTES = 2**25  # bytes of files that are decoded for one batch: large pictures have many windows each
+MAX_BATCH_BYTES = 2**25  # of the files decoded for one batch: large pictures have many windows each
 
 
 @dataclass
 class Timing:
-    """What embedding took: seconds in all and in the encoder, of so many images that were not on the disk yet."""
+    """The seconds that embedding took, in all and in the encoder, and the number of images that were not cached."""
 
     images: int = 0
     seconds: float = 0.0
@@ -36,6 +36,7 @@ class Timing:
 
     @property
     def encoder_share(self) -> float:
+        """The share of the time that was spent in the encoder, 0 to 1."""
         return self.encoder / self.seconds if self.seconds else 0.0
 
 
@@ -49,15 +50,15 @@ def embed_set(
     strict: bool = False,
     timing: Timing | None = None,
 ) -> Features:
-    """The features of a set, from the disk where they are there; processes share the parts that are not.
+    """Return the features of a set, from the cache where they are there; processes share the work on those that are not.
 
-    strict: a file that cannot be read is an error. Raises InputError for one of a size that was not asked for, and when
-    there is none that can be read.
+    strict: a file that cannot be read is an error. timing: is added to. Raises InputError for an image of a size that is
+    refused, and when no image can be read.
     """
     parts = list(split_into_parts(images, embedder, cache))
     missing = [part for part in parts if not is_readable(part.file)]
-    state.wait_for_everyone()  # all have looked before one of them writes
-    # sets of one part are not all the first process's
+    state.wait_for_everyone()  # all have checked before one of them writes
+    # the hash shifts the share, so that sets of a single part do not all fall to the first process
     first = (state.process_index + int(parts[0].file.stem[-8:], 16)) % state.num_processes
     mine = missing[first :: state.num_processes]
     timing = timing if timing is not None else Timing()
@@ -76,7 +77,7 @@ def embed_parts(
     timing: Timing,
     quiet: bool = False,
 ) -> None:
-    """Embed the files of some parts and write each part when it is whole. Raises InputError as `embed_set`."""
+    """Embed the files of some parts and write each part when it is complete. Raises InputError as `embed_set`."""
     if not parts:
         return
     begun = time.perf_counter()
@@ -100,9 +101,9 @@ def embed_parts(
                 for path, file in zip(part.paths[len(files) :], read, strict=False):
                     check_file(path, file, strict)
                 files += read
-                asked = time.perf_counter()
-                values += [embedder.embed(some).cpu().numpy() for some in windows.split(batch_size) if len(some)]
-                timing.encoder += time.perf_counter() - asked
+                started = time.perf_counter()
+                values += [embedder.embed(batch).cpu().numpy() for batch in windows.split(batch_size) if len(batch)]
+                timing.encoder += time.perf_counter() - started
                 progress.update(len(read))
             write_part(part.file, np.concatenate(values), files)
     timing.images += total
@@ -110,26 +111,26 @@ def embed_parts(
 
 
 def batch_within_parts(parts: Sequence[CachePart], size: int) -> list[list[int]]:
-    """Numbers of files, over all parts, in batches of which none is of two parts, nor of too many bytes."""
+    """Return the numbers of files, counted over all parts, in batches: none spans two parts or has too many bytes."""
     batches: list[list[int]] = []
     number = 0
     for part in parts:
         batches.append([])
-        held = 0
+        total = 0
         for path in part.paths:
-            held += path.stat().st_size
-            if batches[-1] and (len(batches[-1]) == size or held > MAX_BATCH_BYTES):
+            total += path.stat().st_size
+            if batches[-1] and (len(batches[-1]) == size or total > MAX_BATCH_BYTES):
                 batches.append([])
-                held = path.stat().st_size
+                total = path.stat().st_size
             batches[-1].append(number)
             number += 1
     return batches
 
 
 def collate(files: Sequence[DecodedImage]) -> tuple[torch.Tensor, list[FileRecord]]:
-    """The windows of some files, uint8 (n, 3, 256, 256), and what became of each."""
-    there = [file.windows for file in files if file.windows is not None]
-    pixels = np.concatenate(there) if there else np.empty((0, WINDOW, WINDOW, 3), np.uint8)
+    """Return the windows of some files, uint8 (n, 3, 256, 256), and the result of reading each file."""
+    windows = [file.windows for file in files if file.windows is not None]
+    pixels = np.concatenate(windows) if windows else np.empty((0, WINDOW, WINDOW, 3), np.uint8)
     read = [
         FileRecord(0 if file.windows is None else len(file.windows), file.format, file.wrong, file.refused)
         for file in files
@@ -138,6 +139,7 @@ def collate(files: Sequence[DecodedImage]) -> tuple[torch.Tensor, list[FileRecor
 
 
 def check_file(path: Path, file: FileRecord, strict: bool) -> None:
+    """Raise InputError for an image of a size that is refused and, if strict, for one that cannot be read."""
     if file.refused:
         raise InputError(f"{path} {file.wrong}; --on_size windows scores its windows of 256, resize makes it smaller")
     if strict and file.wrong:

@@ -1,4 +1,4 @@
-"""Files of features that were computed elsewhere."""
+"""Files of features that other programs computed. Letters: N rows, D width of the embedding."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ FEATURE_SUFFIXES = (".npy", ".npz")
 
 
 def read_feature_file(path: Path) -> Features:
-    """Features computed elsewhere: an .npy file of numbers (N, D), or an .npz file with them as `features`.
+    """Open a file of features: an .npy file of numbers (N, D), or an .npz file with such numbers as `features`.
 
-    The latter may have `names` (N,), which say what is a pair; else the numbers of the rows do.
-    Raises MissingError, or InputError for a file that is damaged, of another shape, or holds what is not finite.
+    An .npz file may have `names` (N,), by which rows are paired; else they are paired by their numbers.
+    Raises MissingError, or InputError for a file that is damaged, of another shape, or holds NaN or infinite values.
     """
     if not path.is_file():
         raise MissingError(f"no file of features at {path}")

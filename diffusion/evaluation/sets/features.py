@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-PART_ROWS = 256  # rows that are held at once, where there are no files that say how many
+PART_ROWS = 256  # rows in memory at once, where they do not come in parts of files
 
 
 class Row(NamedTuple):
-    """Which window of which file a row of features is of."""
+    """The image that a row of features belongs to: the name of a file and the number of a window in it."""
 
     name: str
     window: int = 0
@@ -21,9 +21,10 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Features:
-    """Rows of one encoder, (N, D) in float32, of which no more than a part is held at once.
+    """Features of one encoder, (N, D) in float32, of which no more than one part is in memory at once.
 
-    bad: names of files that have no row, and why. formats: how many files there are of each.
+    parts: functions that load each part. lengths: rows of each part. bad: names of files that have no row, and the reasons.
+    formats: the number of files of each image format.
     """
 
     rows: Sequence[Row]
@@ -39,18 +40,18 @@ class Features:
 
     @classmethod
     def from_tensor(cls, values: torch.Tensor, encoder: str = "") -> Features:
-        """Features (N, D) that are at hand; rows are named by their numbers."""
+        """Wrap features (N, D) that are in memory; rows are named by their numbers."""
         array = values.float().cpu().numpy()
         rows = [Row(str(i)) for i in range(len(array))]
         return cls(rows, array.shape[1], [lambda: array], [len(array)], encoder)
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        """The rows part by part, float32 (n, D)."""
+        """Yield the rows part by part, float32 (n, D)."""
         for load in self.parts:
             yield torch.from_numpy(load())
 
     def take(self, numbers: Sequence[int] | np.ndarray) -> torch.Tensor:
-        """Some rows, float32 (n, D), in the order of their numbers."""
+        """Return the rows of these numbers, float32 (n, D), in the order of the numbers."""
         numbers = np.asarray(numbers, dtype=np.int64)
         taken = np.empty((len(numbers), self.width), dtype=np.float32)
         first = 0
@@ -62,7 +63,7 @@ class Features:
         return torch.from_numpy(taken)
 
     def sample(self, count: int, seed: int) -> torch.Tensor:
-        """All rows when there are no more than `count`, else as many drawn without repeats, in their order."""
+        """Return all rows when there are no more than `count`, else as many drawn without replacement, in their order."""
         if len(self) <= count:
             return self.take(range(len(self)))
         return self.take(np.sort(np.random.default_rng(seed).choice(len(self), count, replace=False)))

@@ -1,4 +1,4 @@
-"""Folders of images to score: which there are, and their pixels as windows of 256."""
+"""Folders of images to score: their files, and the pixels of these as windows of 256. Letters: k windows of an image."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp")
 UNSUPPORTED_SUFFIXES = frozenset(
     (".gif", ".heic", ".jp2", ".jpe", ".jpf", ".ppm", ".avif", ".svs", ".ndpi", ".mrxs", ".scn")
 )
-LOSSY = ("JPEG", "WEBP", "JPEG in TIFF")  # formats that (WEBP: may) have lost something
+LOSSY = ("JPEG", "WEBP", "JPEG in TIFF")  # formats of lossy compression (WEBP may be lossless)
 OVERVIEW_FOLDER = re.compile(
     r"slides_\d+"
 )  # folders of tools/extract_patches.py: pictures of whole slides beside their patches
@@ -32,11 +32,11 @@ MAX_PIXELS = 2**30  # 3 GiB in memory
 
 @dataclass(frozen=True)
 class ImageSet:
-    """The images of a folder and those below it, by name: the path below the folder without its suffix; in name order.
-    Pictures of whole slides, which lie beside their patches, and hidden files and folders are none of them.
+    """The images of a folder and those below it, in name order; a name is the path below the folder without its suffix.
 
-    fit: what is done with an image that is not 256 x 256. "refuse" it; "resize" the square in its middle, antialiased;
-    or take every whole one of its "windows" of 256 for an image.
+    Overviews of slides, which lie beside their patches, and hidden files and folders are left out.
+    fit: what to do with an image that is not 256 x 256: "refuse" it, "resize" its central square, antialiased, or take each
+    of its complete "windows" of 256 as an image.
     """
 
     folder: Path
@@ -45,7 +45,7 @@ class ImageSet:
 
     @classmethod
     def open(cls, folder: Path, fit: str = "refuse") -> ImageSet:
-        """Raises MissingError when there is no image, InputError when two have one name."""
+        """List the images of a folder. Raises MissingError when there is none, InputError when two have the same name."""
         if not folder.is_dir():
             raise MissingError(f"no folder of images at {folder}")
         files: dict[str, Path] = {}
@@ -66,16 +66,16 @@ class ImageSet:
 
 
 class DecodedImage(NamedTuple):
-    """One file: its windows, uint8 (k, 256, 256, 3), and the format that it is in; or none, and why."""
+    """A file that was read: its windows, uint8 (k, 256, 256, 3), and its format; or what is wrong with it."""
 
     windows: np.ndarray | None
     format: str = ""
     wrong: str = ""
-    refused: bool = False  # readable, but of a size that was not asked for
+    refused: bool = False  # readable, but of a size that is refused
 
 
 class WindowDataset(Dataset):
-    """The windows of some files, for the workers of a loader: what is wrong with one is returned, not raised."""
+    """A data set of decoded files, for the workers of a loader: what is wrong with a file is returned, not raised."""
 
     def __init__(self, paths: Sequence[Path], fit: str):
         self.paths, self.fit = paths, fit
@@ -88,7 +88,7 @@ class WindowDataset(Dataset):
 
 
 def decode_image(path: Path, fit: str = "refuse") -> DecodedImage:
-    """Read one image whole and cut, or resize, it to windows."""
+    """Read an image and cut, or resize, it to windows; what is wrong with it is returned."""
     try:
         image = open_image(path, MAX_PIXELS)
     except InputError as error:
@@ -108,11 +108,11 @@ def decode_image(path: Path, fit: str = "refuse") -> DecodedImage:
     else:
         windows = _windows(np.array(image))
     in_jpeg = image.format == "TIFF" and image.info.get("compression") == "jpeg"
-    return DecodedImage(windows, "JPEG in TIFF" if in_jpeg else image.format)
+    return DecodedImage(windows, "JPEG in TIFF" if in_jpeg else image.format or "")
 
 
 def _center_square(image: Image.Image) -> Image.Image:
-    """The largest square in the middle."""
+    """Return the largest square in the middle."""
     width, height = image.size
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
@@ -120,11 +120,14 @@ def _center_square(image: Image.Image) -> Image.Image:
 
 
 def _windows(pixels: np.ndarray) -> np.ndarray:
-    """(H, W, 3) -> (k, 256, 256, 3), row-major; what is over at the right and below is left out."""
+    """Cut (H, W, 3) to (k, 256, 256, 3), row-major; incomplete windows at the right and below are left out."""
     images = torch.from_numpy(pixels).permute(2, 0, 1)[None]
     return cut_windows(images, WINDOW).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def load_window(path: Path, fit: str, number: int) -> Image.Image:
-    """One window of a file that can be read, as a picture to show."""
-    return Image.fromarray(decode_image(path, fit).windows[number])
+    """Return one window of a file as a picture to show. Raises InputError for a file that can no longer be read."""
+    decoded = decode_image(path, fit)
+    if decoded.windows is None:
+        raise InputError(f"{path} {decoded.wrong}")
+    return Image.fromarray(decoded.windows[number])

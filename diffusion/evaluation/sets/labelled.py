@@ -18,7 +18,7 @@ class LabelledEmbeddings:
 
     features: np.ndarray  # float32 (N, D)
     labels: np.ndarray  # (N,) numbers of the classes
-    groups: np.ndarray  # (N,) names of what belongs together: slides, or single images
+    groups: np.ndarray  # (N,) names of what is resampled together: slides, or single images
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -27,9 +27,9 @@ class LabelledEmbeddings:
     def from_features(
         cls, features: Features, classes: Sequence[str], per_class: int | None = None, seed: int = 0
     ) -> LabelledEmbeddings:
-        """The rows of all images or, of each class, of some drawn at random: a larger draw holds the smaller ones.
+        """Return the rows of all images or, of each class, of `per_class` drawn at random; a larger draw holds the smaller.
 
-        A class of `classes` may lack. Raises InputError for one of which no image could be read.
+        A class of `classes` may be missing. Raises InputError for a class of which no image could be read.
         """
         reasons = {class_of(name): reason for name, reason in features.bad.items()}
         for name in sorted(reasons.keys() - {class_of(row.name) for row in features.rows}):
@@ -41,6 +41,7 @@ class LabelledEmbeddings:
         return cls(features.take(numbers).numpy(), labels, np.array([bootstrap_group(name) for name in names]))
 
     def concat(self, other: LabelledEmbeddings) -> LabelledEmbeddings:
+        """Return the rows of this set, then those of another one."""
         return LabelledEmbeddings(
             np.concatenate([self.features, other.features]),
             np.concatenate([self.labels, other.labels]),
@@ -49,11 +50,11 @@ class LabelledEmbeddings:
 
 
 def draw_images(features: Features, classes: Sequence[str], per_class: int | None, seed: int) -> set[str]:
-    """The names of images to use: of each class all, or the first of a random order."""
+    """Return the names of images to use: all of each class, or the first of a random order."""
     names = sorted({row.name for row in features.rows})
     drawn: set[str] = set()
-    for i, of_class in enumerate(classes):
-        own = [name for name in names if class_of(name) == of_class]
+    for i, label in enumerate(classes):
+        own = [name for name in names if class_of(name) == label]
         order = np.random.default_rng((seed, i)).permutation(len(own))
         drawn |= {own[j] for j in order[:per_class]}
     return drawn

@@ -1,4 +1,4 @@
-"""What a reader of scores must know of how they came about: settings of the samples, versions of the packages."""
+"""The provenance of scores: the settings of the samples and the versions of packages."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 from diffusion.formats import SAMPLES_FILE
 from diffusion.utils.text import read_json
 
-HIDDEN_KEYS = ("checkpoint_time", "weights", "vae_weights")  # which tell weights apart, but nothing to a reader
+HIDDEN_KEYS = ("checkpoint_time", "weights", "vae_weights")  # they identify weights, and mean nothing to a reader
 PACKAGES = ("torch", "torchvision", "timm", "diffusers", "torch-fidelity", "numpy", "pillow")
 
 
 def read_sampling_settings(folder: Path) -> dict[str, str]:
-    """Read what `samples.json`, in or above a folder of samples, says of them: names to short texts; empty when there is none.
+    """Read `samples.json`, in or above a folder of samples: names of settings to short texts; empty when there is none.
 
     Raises InputError when it is damaged.
     """
@@ -27,7 +27,7 @@ def read_sampling_settings(folder: Path) -> dict[str, str]:
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested settings to one level; a long list to its length."""
+    """Flatten nested settings, and shorten a long list to its length."""
     flat: dict[str, str] = {}
     for key, value in settings.items():
         if isinstance(value, dict):
@@ -40,7 +40,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def package_versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """Python's version and those of the packages that are installed."""
+    """Return the versions of Python and of those packages that are installed."""
     import platform
     from importlib import metadata
 

@@ -1,4 +1,4 @@
-"""Windows of images, drawn at random, to reconstruct. Letters: B windows, S their side in pixels."""
+"""Windows drawn at random from images. Letters: B windows, S their side in pixels."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from diffusion.formats import PATCHES_DIR
 from diffusion.utils.errors import InputError
 from diffusion.utils.seeds import mix_seed
 
-MAX_UNUSABLE = 100  # images tried before none of a set counts as usable
+MAX_UNUSABLE = 100  # images in a row, from the first, after which a set counts as unusable
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Where the originals are: names of files below a folder, looked up one by one."""
+    """Image files below a folder; `name` gives the path of the i-th, so that an index of millions is not listed."""
 
     folder: Path
     count: int
@@ -32,13 +32,14 @@ class ImageFiles:
 
     @classmethod
     def from_folder(cls, folder: Path) -> ImageFiles:
-        """All images in a folder and those below it. Raises as `ImageSet.open`."""
+        """Take all images in a folder and those below it. Raises as `ImageSet.open`."""
         files = ImageSet.open(folder).files.values()
         names = [file.relative_to(folder).as_posix() for file in files]
         return cls(folder, len(names), names.__getitem__)
 
     @classmethod
     def from_index(cls, root: Path, index: PatchIndex) -> ImageFiles:
+        """Take the patches of an index."""
         return cls(root / PATCHES_DIR, len(index), index.name)
 
 
@@ -55,7 +56,7 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class RandomWindows:
-    """Squares of `size` pixels, in the order in which they were drawn. bad: why images were left out, by their names."""
+    """Squares of `size` pixels, in the order in which they were drawn. bad: images that were left out, and the reasons."""
 
     folder: Path
     size: int
@@ -66,23 +67,23 @@ class RandomWindows:
         return len(self.places)
 
     def read(self, numbers: Sequence[int]) -> torch.Tensor:
-        """The pixels of some windows, uint8 (B, 3, S, S). Raises MissingError or InputError for files that have changed."""
+        """Read some windows, uint8 (B, 3, S, S). Raises MissingError or InputError for files that have changed."""
         squares = []
         for name, left, top in (self.places[i] for i in numbers):
             squares.append(np.array(PlainImage(self.folder / name).read(left, top, self.size)))
         return torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2)
 
     def batches(self, batch_size: int) -> Iterator[range]:
-        """The numbers of all windows, so many at a time."""
+        """Yield the numbers of all windows in batches."""
         for first in range(0, len(self), batch_size):
             yield range(first, min(first + batch_size, len(self)))
 
 
 def draw_windows(images: ImageFiles, count: int, size: int, seed: int = 0, strict: bool = False) -> RandomWindows:
-    """At most `count` windows at random: one of each image, then, where there are too few images, more of each.
+    """Draw at most `count` windows: one of each image, then, where there are too few images, more of each.
 
     An image that cannot be read, is not RGB or is smaller than a window is left out, and another one takes its place;
-    strict: it is an error. Windows of one image lie side by side from its top-left corner.
+    if strict, it is an error. Windows of one image lie side by side from its top-left corner.
     Raises InputError for fewer than two windows, and when none of the first images can be used.
     """
     bad: dict[str, str] = {}
@@ -97,7 +98,8 @@ def draw_windows(images: ImageFiles, count: int, size: int, seed: int = 0, stric
 
 
 def _draw_in_rounds(images: ImageFiles, size: int, seed: int, strict: bool, bad: dict[str, str]) -> Iterator[Window]:
-    order, left = Permutation(images.count, seed), []
+    """Yield one window of each image in a random order, then a second of each, and so on; note unusable images in `bad`."""
+    order, remaining = Permutation(images.count, seed), []
     for i in map(order, range(images.count)):
         name = images.name(i)
         try:
@@ -106,18 +108,18 @@ def _draw_in_rounds(images: ImageFiles, size: int, seed: int, strict: bool, bad:
             if strict:
                 raise InputError(f"{error}; without --strict it would be left out and named") from None
             bad[name] = str(error)
-            if len(bad) >= MAX_UNUSABLE and not left:
+            if len(bad) >= MAX_UNUSABLE and not remaining:
                 raise InputError(f"none of the first {MAX_UNUSABLE} images can be used: {error}") from None
             continue
-        left.append(windows)
+        remaining.append(windows)
         yield windows.pop()
-    while any(left):
-        for windows in filter(None, left):
+    while any(remaining):
+        for windows in filter(None, remaining):
             yield windows.pop()
 
 
 def _shuffled_windows(path: Path, name: str, size: int, seed: int) -> list[Window]:
-    """All windows of an image in a random order."""
+    """Return all windows of an image in a random order. Raises InputError for one that is smaller than a window."""
     image = PlainImage(path)
     columns, rows = image.width // size, image.height // size
     if not columns * rows:
