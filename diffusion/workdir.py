@@ -1,4 +1,4 @@
-"""A finished (or running) run seen from outside: its settings, its network, its codec. The one door for sampling and scoring."""
+"""A finished (or running) run seen from outside: its settings and its network. The one door for sampling and scoring."""
 
 from __future__ import annotations
 
@@ -11,12 +11,8 @@ import torch
 
 from diffusion.config.files import read_config
 from diffusion.config.settings import Config, DataConfig
-from diffusion.data.batch import PatchItem
-from diffusion.data.datasets.pan_cancer import LARGE_PATCH, PanCancerData, SkipBad
-from diffusion.encoders.embedders import PatchEmbedder
-from diffusion.encoders.latents import LatentCodec, LatentScale
+from diffusion.data.datasets.pan_cancer import LARGE_PATCH
 from diffusion.encoders.networks import EMBEDDERS
-from diffusion.encoders.vae_files import EMBEDDED_CODECS, codec_folder
 from diffusion.formats import CONFIG_FILE, LAST_WEIGHTS, LATENT_FACTOR, PIPELINE_INDEX, SSL_PREFIX
 from diffusion.model.convert import Weights, check_told, load_into, load_weights, with_positions_of
 from diffusion.model.pixart import PixArt, build_model
@@ -30,7 +26,6 @@ from diffusion.utils.text import abbreviate, expand_path
 from diffusion.utils.weights import find_weights
 
 LOCK_FILE = ".lock"
-PROBES = 16  # samples tried before a data set counts as unreadable
 
 
 @dataclass(frozen=True)
@@ -48,9 +43,9 @@ class Run:
         return fingerprint_tensors(self.model.state_dict())
 
     @property
-    def null_tokens(self) -> torch.Tensor:
-        """The null condition (L, D)."""
-        return self.model.null_condition
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.model.null_condition.device
 
 
 def open_run(work_dir: str | Path, checkpoint: str | Path, device: torch.device, ema: bool = True) -> Run:
@@ -131,80 +126,3 @@ def check_work_dir(work_dir: Path) -> None:
         raise InputError(f"--work-dir {work_dir}: {error}") from None
     if is_locked(work_dir / LOCK_FILE):
         raise InputError(f"another process is at work here: it holds {work_dir / LOCK_FILE}; wait for it to end")
-
-
-def check_tokens(config: Config, dataset: PanCancerData | SkipBad) -> None:
-    """Read one sample and hold its tokens against the network's.
-
-    Raises InputError when they differ in number or width, or none of some samples can be read.
-    """
-    samples = (dataset[i * len(dataset) // PROBES] for i in range(PROBES))
-    item = next((sample for sample in samples if isinstance(sample, PatchItem)), None)
-    if item is None:
-        raise InputError(f"none of {PROBES} items can be read; the first: {dataset[0].reason}")
-    check_shape(config, item.tokens, item.name)
-
-
-def check_shape(config: Config, tokens: torch.Tensor, name: str) -> None:
-    """Raises InputError unless tokens are the network's (L, D); name: whose they are."""
-    wanted = (config.model_max_length, config.caption_channels)
-    if tuple(tokens.shape) != wanted:
-        raise InputError(
-            f"the tokens of {name} are {tuple(tokens.shape)}: the config expects {wanted}; "
-            "set caption_channels to the embedding width, or extract with the encoder it was meant for"
-        )
-
-
-def vae_location(vae: str, root: Path) -> str | Path:
-    """Return an embedded codec's name, or a folder: absolute, else below `root`, else below the current folder."""
-    if vae in EMBEDDED_CODECS:
-        return vae
-    vae = expand_path(vae)
-    places = [root / vae, Path(vae)]
-    for place in places:
-        if place.is_dir():
-            return place
-    names = ", ".join(EMBEDDED_CODECS)
-    raise MissingError(
-        f"no VAE folder {' or '.join(str(place) for place in dict.fromkeys(places))}; "
-        f"name another (--vae, or vae_pretrained of a config), embedded ones are: {names}"
-    )
-
-
-def load_codec(config: Config, device: torch.device, root: Path | None = None) -> LatentCodec:
-    """The codec of a run's latents. Raises MissingError, InputError (as `latent_scale`)."""
-    latent_scale(config, root)
-    return LatentCodec.load(vae_location(config.vae_pretrained, root or config.data_root), device)
-
-
-def load_embedder(
-    config: Config, device: torch.device, root: Path | None = None, encoder: str | None = None
-) -> PatchEmbedder:
-    """The embedder that a run's features came from, by their ending, or the one named. Raises MissingError, InputError."""
-    of_the_run = "uni2" if config.data.ssl_prefix == SSL_PREFIX else config.data.ssl_prefix
-    embedder = PatchEmbedder.load(encoder or of_the_run, device, root=root or config.data_root)
-    if embedder.width != config.caption_channels:
-        raise InputError(
-            f"{embedder.name} makes embeddings of {embedder.width} values, and the network takes {config.caption_channels}; "
-            "name the encoder that its features came from with --encoder"
-        )
-    return embedder
-
-
-def latent_scale(config: Config, root: Path | None = None) -> LatentScale:
-    """Scale and shift of a run's latents: the config's numbers, else those of its VAE's own config.json.
-
-    Raises InputError when both are there and differ.
-    """
-    given = None if config.scale_factor is None else LatentScale(config.scale_factor, config.shift_factor)
-    try:
-        own = LatentScale.from_folder(codec_folder(vae_location(config.vae_pretrained, root or config.data_root)))
-    except MissingError:
-        if given is None:
-            raise
-        return given
-    if given not in (None, own):
-        raise InputError(
-            f"scale_factor {given.scale}, shift_factor {given.shift} contradict {config.vae_pretrained}, which has {own.scale}, {own.shift}"
-        )
-    return own

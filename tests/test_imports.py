@@ -23,10 +23,11 @@ ALLOWED = {
     "evaluation": {"data", "encoders"},
     "model": {"condition"},
     "pipeline": {"condition", "model", "encoders", "sampling"},
+    "components": {"config", "data", "encoders"},
     "workdir": {"config", "data", "model", "encoders"},
-    "generation": {"condition", "data", "encoders", "guidance", "sampling", "panorama", "workdir"},
+    "generation": {"condition", "data", "encoders", "guidance", "sampling", "panorama", "components", "workdir"},
     "training": {
-        *("config", "data", "encoders", "model", "optim", "evaluation", "workdir"),
+        *("config", "data", "encoders", "model", "optim", "evaluation", "components", "workdir"),
         *("schedule", "timesteps", "objective", "guidance", "sampling"),
     },
     "tasks": {"encoders", "optim"},

@@ -77,11 +77,11 @@ def main() -> None:
 
 def find_codecs(named: list[str], root: Path) -> dict[str, str | Path]:
     """Where each codec is, by a short name: the last parts of its path that tell it from the others."""
+    from diffusion.components import resolve_vae
     from diffusion.encoders.vae_files import codec_folder
     from diffusion.utils.text import shortest_names
-    from diffusion.workdir import vae_location
 
-    locations = [vae_location(vae, root) for vae in named]
+    locations = [resolve_vae(vae, root) for vae in named]
     folders = [codec_folder(location).resolve() for location in locations]
     for i, folder in enumerate(folders):
         if folder in folders[:i]:

@@ -36,6 +36,7 @@ def main() -> int:
 
     from tqdm import tqdm
 
+    from diffusion.components import resolve_vae
     from diffusion.data.index.patch_index import PatchIndex, index_path
     from diffusion.encoders.embedders import PatchEmbedder
     from diffusion.encoders.latents import LatentCodec
@@ -43,13 +44,12 @@ def main() -> int:
     from diffusion.extraction import FeatureFiles, PatchDataset, choose_index_key, extract_features
     from diffusion.utils.hardware import torch_dtype
     from diffusion.utils.locks import file_lock
-    from diffusion.workdir import vae_location
 
     path = index_path(args.root, args.patch_names_file)
     key, patch_size = choose_index_key(path, args.dataset_name, args.size)
     index = PatchIndex(path, [key])
     state = start_processes(device)
-    location = vae_location(args.vae, args.root)
+    location = resolve_vae(args.vae, args.root)
     codec = LatentCodec.load(location, state.device, torch_dtype(args.vae_precision or args.precision))
     embedder = PatchEmbedder.load(
         args.encoder, state.device, torch_dtype(args.encoder_precision or args.precision), args.root

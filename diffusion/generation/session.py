@@ -13,6 +13,7 @@ import torch
 from accelerate import PartialState
 from tqdm import tqdm
 
+from diffusion.components import check_dataset_tokens, check_tokens, load_codec, load_embedder
 from diffusion.data.datasets.pan_cancer import PanCancerData
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import LatentCodec
@@ -29,7 +30,7 @@ from diffusion.utils.content import fingerprint_file
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.hardware import prepare_device, suggest_batch_size
 from diffusion.utils.launch import start_processes
-from diffusion.workdir import Run, check_shape, check_tokens, default_work_dir, load_codec, load_embedder, open_run
+from diffusion.workdir import Run, default_work_dir, open_run
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Session:
     @property
     def device(self) -> torch.device:
         """The device of the network."""
-        return self.run.null_tokens.device
+        return self.run.device
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -192,7 +193,7 @@ def open_index(session: Session, source: ConditionSource) -> PanCancerData:
     for name in ("patch_names_file", "features_dir"):
         arguments[name] = getattr(source, name) or arguments[name]
     dataset = open_condition_dataset(arguments, None if source.subset_keys is None else list(source.subset_keys))
-    check_tokens(config, dataset)
+    check_dataset_tokens(dataset, config.model_max_length, config.caption_channels)
     return dataset
 
 
@@ -214,7 +215,7 @@ def choose_conditions(
         else load_token_conditions(source.tokens, config.model_max_length)
     )
     for condition in conditions:
-        check_shape(config, condition.condition.tokens[0], condition.name)
+        check_tokens(condition.condition.tokens[0], config.model_max_length, config.caption_channels, condition.name)
     if not pixels:
         conditions = [dataclasses.replace(condition, pixels=None) for condition in conditions]
     return RepeatedConditions(conditions), origin

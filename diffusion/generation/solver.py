@@ -47,13 +47,13 @@ class Solver:
         condition: tokens (B, L, D) or a Condition. network: what predicts, where it is not the run's own model.
         Raises InputError when they are not finite.
         """
-        device, dtype = run.null_tokens.device, torch_dtype(self.precision)
+        device, dtype = run.device, torch_dtype(self.precision)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             latents = sample_latents(
                 network or run.model,
                 noise.to(device),
                 condition.to(device),
-                run.null_tokens,
+                run.model.null_condition,
                 steps=self.steps,
                 guidance=self.guidance,
                 algorithm=self.algorithm,

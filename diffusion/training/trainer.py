@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
+from diffusion.components import check_dataset_tokens, load_codec, resolve_latent_scale
 from diffusion.config.files import dump_config
 from diffusion.config.settings import Config
 from diffusion.data.datasets.pan_cancer import PanCancerData, SkipBad, build_dataset
@@ -62,7 +63,7 @@ from diffusion.utils.files import remove_temporary_files
 from diffusion.utils.hardware import describe_device
 from diffusion.utils.locks import file_lock
 from diffusion.utils.seeds import mix_seed
-from diffusion.workdir import LOCK_FILE, check_tokens, check_work_dir, latent_scale, load_codec
+from diffusion.workdir import LOCK_FILE, check_work_dir
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -230,12 +231,12 @@ def prepare(
 
     # ---- data
     dataset = build_dataset(**config.data_arguments, on_error=config.data.on_error)
-    check_tokens(config, dataset)
+    check_dataset_tokens(dataset, config.model_max_length, config.caption_channels)
     check_grid(config, dataset)
     plan = plan_run(config, len(dataset), processes or accelerator.num_processes)
     check_saves(config, plan)
     check_batch(config, accelerator.device)
-    scale = latent_scale(config)
+    scale = resolve_latent_scale(config)
 
     # ---- what it is measured by: loaded before its generators begin, from which a network that is built may draw
     validation = Validation(config, scale, accelerator) if config.validation.count else None

@@ -71,7 +71,7 @@ def casts(run: Run, steps: int) -> int:
             self.count += func is torch.ops.aten._to_copy.default
             return func(*args, **(kwargs or {}))
 
-    config, tokens = run.config, run.null_tokens.expand(2, -1, -1)
+    config, tokens = run.config, run.model.null_condition.expand(2, -1, -1)
     noise = torch.randn(2, run.model.config.in_channels, config.input_size, config.input_size)
     with Count() as counted:
         Solver(steps, precision="bf16").latents(run, noise, tokens, [torch.Generator() for _ in range(2)])
@@ -260,7 +260,10 @@ class TestRun:
         weights = torch.load(work_dir / "checkpoints/last_ema.ckpt", weights_only=True)
         assert equal(weights["state_dict"], read(work_dir, 30)["ema"]) and weights["step"] == 30
         run = open_run(work_dir, "checkpoints/last_ema.ckpt", torch.device("cpu"))
-        assert torch.equal(run.null_tokens, weights["state_dict"]["y_embedder.y_embedding"]) and not run.model.training
+        assert (
+            torch.equal(run.model.null_condition, weights["state_dict"]["y_embedder.y_embedding"])
+            and not run.model.training
+        )
         of_weights, (one, three) = len(list(run.model.parameters())), (casts(run, steps) for steps in (1, 3))
         assert one > of_weights and three - one < of_weights  # half-precision weights are kept from step to step
 

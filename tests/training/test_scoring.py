@@ -74,7 +74,7 @@ def test_scores_are_those_of_the_samples(feature_root, scored, mobilenet_weights
     for i in range(COUNT):  # one by one, where the run samples in batches of two
         item = held_out[Draw(i * 16 // COUNT, mix_seed(0, i))]
         noise = initial_noise([image_generator(0, i)], (16, 32, 32))
-        latents = sample_latents(run.model, noise, item.tokens[None], run.null_tokens, steps=2, guidance=1.5)
+        latents = sample_latents(run.model, noise, item.tokens[None], run.model.null_condition, steps=2, guidance=1.5)
         real.append(embedder.embed(item.image[None])[0])
         synthetic.append(embedder.embed(to_uint8(codec.decode(latents)))[0])
     real, synthetic = torch.stack(real), torch.stack(synthetic)

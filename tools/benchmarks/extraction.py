@@ -15,6 +15,7 @@ from torch import nn
 
 from benchmarks.clock import run_in_fresh_process
 from benchmarks.table import Row, rate_row
+from diffusion.components import resolve_vae
 from diffusion.data.features.loose import feature_path
 from diffusion.data.features.parts import LATENTS, TOKENS
 from diffusion.data.index.patch_index import PatchIndex, index_path, write_index
@@ -26,7 +27,6 @@ from diffusion.extraction import FeatureFiles, PatchDataset, choose_index_key, e
 from diffusion.formats import PATCHES_DIR
 from diffusion.utils.hardware import count_cores, prepare_device
 from diffusion.utils.windows import cut_windows, join_windows
-from diffusion.workdir import vae_location
 
 CROP, BATCH = 256, 16
 SYNTHETIC_SET = "made"  # name of the data set that is made where none is given
@@ -44,7 +44,7 @@ class Source:
 
     def load_networks(self) -> tuple[LatentCodec, PatchEmbedder]:
         """Return the codec and the embedder on the device."""
-        codec = LatentCodec.load(vae_location(self.vae, self.root), self.device)
+        codec = LatentCodec.load(resolve_vae(self.vae, self.root), self.device)
         if self.encoder:
             return codec, PatchEmbedder.load(self.encoder, self.device, root=self.root)
         spec = EMBEDDERS["mobilenetv2"]

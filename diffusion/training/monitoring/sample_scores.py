@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from diffusion.components import PROBES, check_dataset_tokens
 from diffusion.config.settings import Config
 from diffusion.data.batch import PatchItem
 from diffusion.data.datasets.pan_cancer import PanCancerData, SkipBad, build_dataset
@@ -23,7 +24,6 @@ from diffusion.sampling import image_generator, initial_noise, prepare_scheduler
 from diffusion.utils.errors import InputError
 from diffusion.utils.seeds import mix_seed
 from diffusion.utils.windows import cut_windows
-from diffusion.workdir import PROBES, check_tokens
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -154,7 +154,7 @@ def check_scoring(config: Config) -> PanCancerData | SkipBad:
     prepare_scheduler(DEFAULT_SOLVER, config.evaluation.steps)
     resolve_embedder(config.evaluation.encoder, config.data_root)
     dataset = build_dataset(**config.validation_arguments, on_error=config.data.on_error, return_img=True)
-    check_tokens(config, dataset)
+    check_dataset_tokens(dataset, config.model_max_length, config.caption_channels)
     if config.evaluation.count > len(dataset):
         raise InputError(f"evaluation.count {config.evaluation.count}: the set to score on has {len(dataset)} samples")
     return dataset

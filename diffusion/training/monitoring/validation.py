@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from diffusion.components import check_dataset_tokens
 from diffusion.config.settings import Config
 from diffusion.data.batch import collate
 from diffusion.data.datasets.pan_cancer import build_dataset
@@ -16,7 +17,6 @@ from diffusion.guidance import Network
 from diffusion.schedule import TIMESTEPS
 from diffusion.training.batch_losses import BatchLosses, Drawn, chance
 from diffusion.utils.seeds import mix_seed
-from diffusion.workdir import check_tokens
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -37,7 +37,7 @@ class Validation:
         self.accelerator, self.count, self.batch_size = accelerator, config.validation.count, config.train_batch_size
         self.losses = BatchLosses(scale, config.prediction_type, dropout=0.0)
         self.dataset = build_dataset(**config.validation_arguments)
-        check_tokens(config, self.dataset)
+        check_dataset_tokens(self.dataset, config.model_max_length, config.caption_channels)
 
     @torch.no_grad()
     def __call__(self, network: Network) -> dict[str, float]:
