@@ -18,7 +18,8 @@ from PIL import Image
 from diffusion.cli.parser import run
 from diffusion.data.features.loose import feature_path
 from diffusion.data.features.npy import write_feature
-from diffusion.data.index.patch_index import index_path, write_index
+from diffusion.data.index.patch_index import index_path
+from diffusion.data.index.writer import write_index
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 WIDTH = 8  # of the embeddings of `feature_root`

@@ -18,7 +18,8 @@ from conftest import REPOSITORY, command, in_process, texture
 
 from diffusion.data.features.npy import is_valid
 from diffusion.data.features.parts import LATENTS, TOKENS
-from diffusion.data.index.patch_index import index_path, write_index
+from diffusion.data.index.patch_index import index_path
+from diffusion.data.index.writer import write_index
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import LatentCodec
 from diffusion.extraction import embed_patches, encode_patches

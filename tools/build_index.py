@@ -53,7 +53,8 @@ def main() -> int:
 
 def build(out: Path, args: argparse.Namespace) -> None:
     """Write the names of the data sets asked for, beside what the index has of others."""
-    from diffusion.data.index.patch_index import index_keys, write_index
+    from diffusion.data.index.patch_index import index_keys
+    from diffusion.data.index.writer import write_index
 
     patches = args.root / PATCHES_DIR
     found = {}
@@ -107,7 +108,7 @@ def no_patches(folder: Path, size: int) -> MissingError:
 
 def listed(files: list[Path], dataset: str) -> Iterator[str]:
     """Yield the names in text files, one a line. Raises MissingError, or InputError for a line that is no patch of the data set."""
-    from diffusion.data.index.patch_index import name_fault
+    from diffusion.data.index.names import name_fault
 
     for file in files:
         if not file.is_file():
@@ -122,8 +123,9 @@ def listed(files: list[Path], dataset: str) -> Iterator[str]:
 
 def split(index: Path, share: float, by: str, seed: int) -> None:
     """Write the train and the test index beside `index`, both or none of them."""
-    from diffusion.data.index.patch_index import all_names, index_keys, write_index
+    from diffusion.data.index.patch_index import all_names, index_keys
     from diffusion.data.index.split import GROUPS, training_groups
+    from diffusion.data.index.writer import write_index
     from diffusion.utils.files import atomic_write
 
     group, keys = GROUPS[by], index_keys(index)
@@ -163,17 +165,11 @@ def verify(index: Path, args: argparse.Namespace) -> int:
     from diffusion.data.features.loose import LooseFeatures, features_folder
     from diffusion.data.features.parts import part_prefixes
     from diffusion.data.features.store import open_features, probes
-    from diffusion.data.index.patch_index import (
-        PatchIndex,
-        all_names,
-        index_keys,
-        name_hash,
-        names_without,
-        split_key,
-        write_index,
-    )
+    from diffusion.data.index.names import name_hash, names_without
+    from diffusion.data.index.patch_index import PatchIndex, all_names, index_keys, split_key
     from diffusion.data.index.verify import Check, usual_widths
     from diffusion.data.index.verify import verify as check_all
+    from diffusion.data.index.writer import write_index
     from diffusion.utils.files import atomic_write
 
     keys = [key for key in index_keys(index) if not args.dataset or split_key(key)[0] in args.dataset]
@@ -223,7 +219,7 @@ def verify(index: Path, args: argparse.Namespace) -> int:
 
 def each_once(names: Iterator[str]) -> Iterator[str]:
     """Yield every name once; takes some tens of bytes of memory for each."""
-    from diffusion.data.index.patch_index import name_hash
+    from diffusion.data.index.names import name_hash
 
     seen: set[int] = set()
     for name in names:

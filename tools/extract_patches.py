@@ -27,16 +27,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 from tqdm import tqdm
 
 from diffusion.cli.parser import output_folder, plain_name, positive_float, positive_int, run, tool_parser
-from diffusion.data.slides.cutting import (
-    REASONS,
-    WHOLE_SLIDE,
-    CutSettings,
-    Grid,
-    SlideRecord,
-    cut_slide,
-    finished_record,
-)
-from diffusion.data.slides.reader import find_slides
+from diffusion.data.slides.cutting import REASONS, cut_slide
+from diffusion.data.slides.discovery import find_slides
+from diffusion.data.slides.grid import WHOLE_SLIDE, Grid
+from diffusion.data.slides.records import CutSettings, SlideRecord, finished_record
 from diffusion.formats import METADATA_DIR, PATCHES_DIR
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import check_writable

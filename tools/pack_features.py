@@ -21,7 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from diffusion.cli.parser import output_folder, path_text, plain_name, positive_float, positive_int, run, tool_parser
-from diffusion.data.features import packed, packing
+from diffusion.data.features import packed_metadata, packing, shards
 from diffusion.data.features.loose import (
     LooseFeatures,
     feature_path,
@@ -29,9 +29,11 @@ from diffusion.data.features.loose import (
     read_made_by,
 )
 from diffusion.data.features.npy import is_valid, write_feature
-from diffusion.data.features.packed import PackedMetadata, PackedPatch
+from diffusion.data.features.packed_metadata import PackedMetadata
 from diffusion.data.features.parts import TOKENS, part_prefixes
+from diffusion.data.features.shards import PackedPatch
 from diffusion.data.features.store import open_features, probes
+from diffusion.data.features.table import TABLE, build_table, open_table, write_table
 from diffusion.data.index.patch_index import PatchIndex, all_names, index_path
 from diffusion.formats import DEFAULT_INDEX, PACKED_DIR, SSL_PREFIX, VAE_PREFIX
 from diffusion.utils.errors import InputError, MissingError
@@ -48,7 +50,7 @@ def main() -> int:
     args = parse_args()
     key = f"{args.dataset_name}_{args.size}"
     prefixes = part_prefixes(args.vae_prefix, args.ssl_prefix)
-    folder = packed.packed_folder(args.out or args.root / PACKED_DIR, key, prefixes)
+    folder = packed_metadata.packed_folder(args.out or args.root / PACKED_DIR, key, prefixes)
     if args.unpack:
         return unpack(folder, args)
     if args.verify:
@@ -68,7 +70,7 @@ def pack(folder: Path, key: str, prefixes: dict[str, str], args: argparse.Namesp
     metadata = PackedMetadata(key, args.size, first_width(loose, some), prefixes, made_by)
     packing.begin(folder, metadata)
     rows = max(1, int(args.shard_gb * 2**30 / metadata.patch_bytes))
-    there = packed.count(folder)
+    there = shards.count(folder)
     bar = tqdm(total=len(index), initial=there, unit="patch", desc=key)
     bad = 0
 
@@ -85,13 +87,13 @@ def pack(folder: Path, key: str, prefixes: dict[str, str], args: argparse.Namesp
                 tqdm.write(f"left out: {patch}", file=sys.stderr)
 
     names = packing.not_packed(folder, all_names(index_file, key))
-    number = max(packed.shards_of(folder), default=-1) + 1
+    number = max(shards.shards_of(folder), default=-1) + 1
     # closed here, not by the garbage collector: that may run in a thread being started, which the reading threads wait for
     with bar, closing(packing.read_patches(loose, names, metadata, args.workers)) as read:
         patches = sound(read)
         while packing.write_shard(folder, number, metadata, islice(patches, rows), rows):
             number += 1
-    total = packing.write_table(folder)
+    total = write_table(folder)
     print(f"{key}: {total} of {len(index)} patches packed in {number} shards, {total - there} of them now")
     print(f"in {folder}")
     if bad:
@@ -114,24 +116,22 @@ def verify(folder: Path, args: argparse.Namespace) -> int:
     against the shards. The exit code."""
     metadata = described(folder)
     loose = loose_beside(metadata, args)
-    table = packed.open_table(folder)
+    table = open_table(folder)
     sound, wrong = 0, []
-    for number in tqdm(packed.shards_of(folder), unit="shard"):
+    for number in tqdm(shards.shards_of(folder), unit="shard"):
         try:
             differing = 0
-            for patch in packed.read_shard(packed.shard_path(folder, number), metadata.prefixes):
+            for patch in shards.read_shard(shards.shard_path(folder, number), metadata.prefixes):
                 sound += 1
                 differing += loose is not None and differs(patch, loose)
             if differing:
-                where = packed.shard_path(folder, number)
+                where = shards.shard_path(folder, number)
                 wrong.append(f"{where}: {differing} patches differ from their loose files; delete it and pack again")
         except InputError as error:
             wrong.append(str(error))
     try:
-        if not np.array_equal(packing.build_table(folder), table):
-            wrong.append(
-                f"{folder / packed.TABLE} does not tell what the shards hold; run tools/pack_features.py again"
-            )
+        if not np.array_equal(build_table(folder), table):
+            wrong.append(f"{folder / TABLE} does not tell what the shards hold; run tools/pack_features.py again")
     except InputError as error:
         wrong.append(str(error))
     for line in dict.fromkeys(wrong):
@@ -169,9 +169,9 @@ def unpack(folder: Path, args: argparse.Namespace) -> int:
     metadata = described(folder)
     target = features_folder(args.root, args.features_dir)
     written, there, wrong = 0, 0, 0
-    for number in packed.shards_of(folder):
+    for number in shards.shards_of(folder):
         try:
-            shard = packed.read_shard(packed.shard_path(folder, number), metadata.prefixes)
+            shard = shards.read_shard(shards.shard_path(folder, number), metadata.prefixes)
             for patch in tqdm(shard, unit="patch", leave=False):
                 for part, array in patch.parts.items():
                     path = feature_path(target, patch.name, metadata.prefixes[part])
@@ -190,7 +190,7 @@ def unpack(folder: Path, args: argparse.Namespace) -> int:
 
 
 def described(folder: Path) -> PackedMetadata:
-    metadata = packed.read_metadata(folder)
+    metadata = packed_metadata.read_metadata(folder)
     if metadata is None:
         raise InputError(
             f"no packed features in {folder}; check --dataset_name, --size and the prefixes, or pack first"

@@ -19,9 +19,9 @@ from diffusion.data.datasets.pan_cancer import LARGE_PATCH, PanCancerData, PanCa
 from diffusion.data.features.parts import TOKENS
 from diffusion.data.index.patch_index import index_keys, index_path, split_key
 from diffusion.data.sampler import Draw, Permutation
-from diffusion.data.slides.cutting import places_apart
 from diffusion.data.slides.patches import neighbour
 from diffusion.data.slides.reader import PlainImage
+from diffusion.data.slides.records import places_apart
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.formats import PATCHES_DIR, WINDOW
 from diffusion.generation.regions import Region, embed_region

@@ -21,9 +21,10 @@ from diffusion.data.datasets.pan_cancer import PanCancerData, PanCancerDataLowRe
 from diffusion.data.features.loose import feature_path
 from diffusion.data.features.npy import is_valid, write_feature
 from diffusion.data.features.parts import LATENTS, TOKENS
-from diffusion.data.index import patch_index as index_module
-from diffusion.data.index.patch_index import PatchIndex, all_names, index_keys, index_path, split_key, write_index
+from diffusion.data.index import writer as index_writer
+from diffusion.data.index.patch_index import PatchIndex, all_names, index_keys, index_path, split_key
 from diffusion.data.index.split import patient_of, slide_of, training_groups
+from diffusion.data.index.writer import write_index
 from diffusion.data.loader import training_loader
 from diffusion.data.sampler import BatchStream, Draw, Permutation
 from diffusion.data.slides.patches import read_patch
@@ -147,7 +148,7 @@ class TestIndex:
         assert [file.name for file in path.parent.iterdir()] == [path.name]
 
     def test_names_come_from_generators_and_other_keys_stay(self, path, monkeypatch):
-        monkeypatch.setattr(index_module, "NAMES_AT_ONCE", 3)
+        monkeypatch.setattr(index_writer, "NAMES_AT_ONCE", 3)
         counts = write_index(path, {"a_1024": (f"a/{i}" for i in range(10)), "z_1024": iter(())}, before=path)
         assert counts == {"a_1024": 10, "z_1024": 0}
         assert list(all_names(path, "a_1024")) == [f"a/{i}" for i in range(10)]
@@ -156,7 +157,7 @@ class TestIndex:
     def test_a_killed_write_leaves_the_old_index(self, path):
         """Killed while it writes, with names on the disk already."""
         code = (
-            "import sys, time; from pathlib import Path; from diffusion.data.index.patch_index import write_index\n"
+            "import sys, time; from pathlib import Path; from diffusion.data.index.writer import write_index\n"
             "def names():\n"
             "    yield from (f'a/{i}' for i in range(70_000))\n"
             "    print('writing', flush=True); time.sleep(60)\n"
@@ -176,8 +177,8 @@ class TestIndex:
     @pytest.mark.parametrize("same", [False, True])
     def test_a_name_that_comes_twice_is_refused(self, path, monkeypatch, same):
         """Hashes that meet by chance are no reason; here all of them do."""
-        monkeypatch.setattr(index_module, "NAMES_AT_ONCE", 2)
-        monkeypatch.setattr(index_module, "name_hash", lambda name: 7)
+        monkeypatch.setattr(index_writer, "NAMES_AT_ONCE", 2)
+        monkeypatch.setattr(index_writer, "name_hash", lambda name: 7)
         names = ["a/0", "a/1", "a/2", "a/0" if same else "a/3"]
         if same:
             with pytest.raises(InputError, match="a/0 comes twice under a_1024"):

@@ -13,9 +13,12 @@ import pytest
 from PIL import Image
 
 from diffusion.data.features.loose import LooseFeatures, read_made_by
-from diffusion.data.features.packed import TABLE, hashes_of, open_shard, open_table, read_metadata, shard_path
+from diffusion.data.features.packed_metadata import read_metadata
+from diffusion.data.features.shards import hashes_of, open_shard, shard_path
+from diffusion.data.features.table import TABLE, open_table
 from diffusion.data.images import open_image
-from diffusion.data.index.patch_index import PatchIndex, all_names, index_keys, write_index
+from diffusion.data.index.patch_index import PatchIndex, all_names, index_keys
+from diffusion.data.index.writer import write_index
 from diffusion.data.slides.patches import list_patches, read_patch
 from diffusion.evaluation.sets.feature_files import read_feature_file
 from diffusion.evaluation.sets.images import ImageSet, decode_image

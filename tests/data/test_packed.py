@@ -16,14 +16,17 @@ from conftest import REPOSITORY, WIDTH, in_process
 
 from diffusion.data.crops import CropBox
 from diffusion.data.datasets.pan_cancer import PanCancerData, PanCancerDataLowRes, build_dataset
-from diffusion.data.features import packed, packing, parts
+from diffusion.data.features import packed, packed_metadata, packing, parts, shards
 from diffusion.data.features.loose import feature_path, made_by_file
 from diffusion.data.features.npy import write_feature
-from diffusion.data.features.packed import PackedFeatures, PackedMetadata
+from diffusion.data.features.packed import PackedFeatures
+from diffusion.data.features.packed_metadata import PackedMetadata
 from diffusion.data.features.parts import Moments, part_prefixes
 from diffusion.data.features.store import open_features
-from diffusion.data.index.patch_index import all_names, index_path, write_index
+from diffusion.data.features.table import write_table
+from diffusion.data.index.patch_index import all_names, index_path
 from diffusion.data.index.verify import Check
+from diffusion.data.index.writer import write_index
 from diffusion.data.loader import training_loader
 from diffusion.data.sampler import BatchStream, Draw
 from diffusion.utils.errors import InputError, MissingError
@@ -89,15 +92,15 @@ def test_a_third_part_is_loose_packed_read_and_verified(feature_root, tmp_path, 
     names, random = list(all_names(index_path(feature_root), "set_1024")), np.random.default_rng(1)
     for name in names:
         write_feature(feature_path(feature_root / "patches", name, "mask"), random.normal(size=(32, 128, 128)))
-    folder = packed.packed_folder(feature_root / "packed", "set_1024", prefixes)
+    folder = packed_metadata.packed_folder(feature_root / "packed", "set_1024", prefixes)
     assert folder.name == "sd3_vae-uni-mask"
     loose = open_features(feature_root, None, "set_1024", names, 1024, prefixes, packed=False)
     metadata = PackedMetadata("set_1024", 1024, WIDTH, prefixes)
     packing.begin(folder, metadata)
     patches = packing.read_patches(loose, names, metadata, workers=1)
-    assert packing.write_shard(folder, 0, metadata, patches, rows=3) == packing.write_table(folder) == 3
+    assert packing.write_shard(folder, 0, metadata, patches, rows=3) == write_table(folder) == 3
     together = open_features(feature_root, "packed", "set_1024", names, 1024, prefixes)
-    assert isinstance(together, PackedFeatures) and packed.read_metadata(folder) == metadata
+    assert isinstance(together, PackedFeatures) and packed_metadata.read_metadata(folder) == metadata
     for box in (None, CropBox(0, 0, 4), CropBox(2, 0, 2), CropBox(3, 1, 1)):
         one, other = loose.read(names[1], box), together.read(names[1], box)
         assert list(one) == list(other) == ["latents", "tokens", "control"] and together.present(names[1])["control"]
@@ -109,7 +112,7 @@ def test_a_third_part_is_loose_packed_read_and_verified(feature_root, tmp_path, 
     assert kinds == ["image missing", "control latents missing"]
     monkeypatch.setitem(parts.PARTS, "stain", Moments("stain", "stain_prefix", "stain latents"))
     with pytest.raises(InputError, match="shard_00000.hdf5 cannot be read .it has no data set stain"):
-        packed.open_shard(packed.shard_path(folder, 0), ["stain"])
+        shards.open_shard(shards.shard_path(folder, 0), ["stain"])
 
 
 def test_names_the_index_gains_go_to_further_shards(packed_root, folder):
@@ -164,7 +167,7 @@ def test_a_killed_run_loses_one_shard_at_most(feature_root, folder):
     arguments = [str(a) for a in (*PACK[1:], "--root", feature_root, *TWO_A_SHARD)]
     killed = subprocess.run([sys.executable, "-c", code, *arguments], cwd=REPOSITORY, capture_output=True, check=False)
     assert killed.returncode == -9
-    assert packed.shards_of(folder) == [0] and len(list(folder.glob(".shard*.tmp"))) == 1
+    assert shards.shards_of(folder) == [0] and len(list(folder.glob(".shard*.tmp"))) == 1
     with pytest.raises(InputError, match="packed in part"):
         PanCancerData(feature_root, 1024, features_dir="packed")
     first = (folder / "shard_00000.hdf5").stat().st_mtime_ns
@@ -262,7 +265,7 @@ def test_bad_features_are_not_packed(feature_root, folder):
     np.save(feature_path(feature_root / "patches", names[1], "sd3_vae"), np.full((32, 128, 128), np.nan, np.float16))
     done = in_process(*PACK, "--root", feature_root)
     assert done.returncode == 2 and "1_0_sd3_vae.npy" in done.stderr and "not finite" in done.stderr
-    assert not packed.shards_of(folder) and not list(folder.glob(".*"))
+    assert not shards.shards_of(folder) and not list(folder.glob(".*"))
     done = in_process(*PACK, "--root", feature_root, "--on_error", "skip")
     assert done.returncode == 1 and "1_0_sd3_vae.npy" in done.stderr
     assert "2 of 3 patches packed" in done.stdout and "1 left out" in done.stdout

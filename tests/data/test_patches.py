@@ -18,7 +18,9 @@ from diffusion.data.features.loose import feature_path
 from diffusion.data.features.npy import write_feature
 from diffusion.data.index.patch_index import PatchIndex, index_path
 from diffusion.data.slides import reader as slides
-from diffusion.data.slides.cutting import Grid
+from diffusion.data.slides.discovery import find_slides
+from diffusion.data.slides.grid import Grid
+from diffusion.data.slides.resolution import slide_mpp
 from diffusion.data.slides.tissue import SlideMap, blur
 from diffusion.utils.errors import InputError
 from diffusion.utils.folders import natural_key
@@ -134,7 +136,8 @@ def test_a_slide_that_was_killed_half_way_is_made_again(png, cut, tmp_path):
     """Its patches are in no one's sight: the folder comes with the last of them."""
     code = (
         "import os, sys, signal; from pathlib import Path\n"
-        "from diffusion.data.slides import cutting; from diffusion.data.slides.cutting import CutSettings, Grid\n"
+        "from diffusion.data.slides import cutting; from diffusion.data.slides.grid import Grid\n"
+        "from diffusion.data.slides.records import CutSettings\n"
         "save, count = cutting.save_patch, []\n"
         "def save_three(*arguments):\n"
         "    save(*arguments); count.append(1)\n"
@@ -268,7 +271,7 @@ def test_files_that_are_parts_of_a_slide_are_none(tmp_path):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    found = [path.relative_to(tmp_path).as_posix() for path in slides.find_slides([tmp_path]).paths]
+    found = [path.relative_to(tmp_path).as_posix() for path in find_slides([tmp_path]).paths]
     assert found == ["a/1.dcm", "a/1below/x.svs", "b/3.dcm", "c/slide.vms", "d/photo.jpg"]
 
 
@@ -283,7 +286,7 @@ def test_slides_in_folders_as_people_have_them(png, tmp_path, caplog):
         path.touch()
     (folder / "linked").symlink_to(elsewhere)
     Path(os.fsdecode(os.fsencode(folder) + b"/M\xfcller.svs")).touch()
-    found = slides.find_slides([folder])
+    found = find_slides([folder])
     assert [path.relative_to(folder).as_posix() for path in found.paths] == ["a.svs", "b.tif", "linked/f.ndpi"]
     assert list(found.refused) == [folder / "old" / "b.tif"] and "would share the folder b" in str(found.refused)
     for line in (
@@ -562,11 +565,11 @@ def test_a_slide_coarser_than_wanted_is_refused(pyramid, png):
 def test_a_slide_without_resolution_is_refused():
     mpp = {"openslide.mpp-x": "0.499", "openslide.mpp-y": "0.501"}
     with pytest.raises(InputError, match="give its microns per pixel with --image_mpp"):
-        slides.slide_mpp(Path("a.svs"), {})
-    assert slides.slide_mpp(Path("a.svs"), {}, 0.25) == slides.slide_mpp(Path("a.svs"), mpp, 0.25) == 0.25
+        slide_mpp(Path("a.svs"), {})
+    assert slide_mpp(Path("a.svs"), {}, 0.25) == slide_mpp(Path("a.svs"), mpp, 0.25) == 0.25
     with pytest.raises(InputError, match="only square"):
-        slides.slide_mpp(Path("a.svs"), {"openslide.mpp-x": "0.5", "openslide.mpp-y": "0.25"})
-    assert slides.slide_mpp(Path("a.svs"), mpp) == pytest.approx(0.5)
+        slide_mpp(Path("a.svs"), {"openslide.mpp-x": "0.5", "openslide.mpp-y": "0.25"})
+    assert slide_mpp(Path("a.svs"), mpp) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("mpp", ["352.8", "1000", "0.01", "0", "-1", "nan", "wide"])
@@ -574,8 +577,8 @@ def test_a_resolution_that_no_scanner_has_is_none(mpp):
     """72 dpi are 352.8 um/px, 10 pixels a centimetre 1000: what a TIFF says that a program wrote."""
     stated = {"openslide.mpp-x": mpp, "openslide.mpp-y": mpp, "openslide.objective-power": "40"}
     with pytest.raises(InputError, match="its objective is said to be 40x, which usually means 0.25 um/px"):
-        slides.slide_mpp(Path("a.tif"), stated)
-    assert slides.slide_mpp(Path("a.tif"), stated, 0.5) == 0.5
+        slide_mpp(Path("a.tif"), stated)
+    assert slide_mpp(Path("a.tif"), stated, 0.5) == 0.5
 
 
 def test_a_printers_resolution_is_overruled(png, cut, tmp_path):

@@ -18,9 +18,9 @@ from diffusion.data.datasets.pan_cancer import PanCancerData, PanCancerDataLowRe
 from diffusion.data.features.loose import feature_path
 from diffusion.data.features.npy import write_feature
 from diffusion.data.features.parts import TOKENS
-from diffusion.data.slides.cutting import places_apart
 from diffusion.data.slides.patches import neighbour
 from diffusion.data.slides.reader import PlainImage
+from diffusion.data.slides.records import places_apart
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.formats import LAST_WEIGHTS
 from diffusion.generation.conditions import neighbourhood, open_condition_dataset, slerp

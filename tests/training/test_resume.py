@@ -11,7 +11,8 @@ import torch
 from runs import equal, forget_processes, launch, logged, read, settings, train_for
 
 from diffusion.config.settings import DataConfig, OptimizerConfig, PowerEmaConfig, SampleGridConfig, ValidationConfig
-from diffusion.data.index.patch_index import index_path, write_index
+from diffusion.data.index.patch_index import index_path
+from diffusion.data.index.writer import write_index
 from diffusion.training import trainer
 from diffusion.training.checkpoints.checkpoint import save_file
 from diffusion.training.trainer import train

@@ -15,7 +15,8 @@ from runs import equal, forget_processes, launch, logged, read, settings
 
 from diffusion.config.settings import DataConfig, EvaluationConfig, ValidationConfig
 from diffusion.data.datasets.pan_cancer import build_dataset
-from diffusion.data.index.patch_index import index_path, write_index
+from diffusion.data.index.patch_index import index_path
+from diffusion.data.index.writer import write_index
 from diffusion.data.sampler import Draw
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import LatentCodec, to_uint8

@@ -20,7 +20,8 @@ from diffusion.config.files import dump_config
 from diffusion.config.settings import DataConfig, OptimizerConfig, PowerEmaConfig, TimestepConfig, ValidationConfig
 from diffusion.data.batch import collate
 from diffusion.data.datasets.pan_cancer import build_dataset
-from diffusion.data.index.patch_index import index_path, write_index
+from diffusion.data.index.patch_index import index_path
+from diffusion.data.index.writer import write_index
 from diffusion.data.sampler import Draw
 from diffusion.encoders.latents import LatentScale
 from diffusion.model.convert import load_weights

@@ -20,7 +20,8 @@ import torch
 from PIL import Image
 
 from diffusion.data.features.npy import write_feature
-from diffusion.data.index.patch_index import all_names, write_index
+from diffusion.data.index.patch_index import all_names
+from diffusion.data.index.writer import write_index
 from diffusion.generation.image_files import save_image, write_large_image
 from diffusion.model.convert import save_diffusers, save_official, save_safetensors
 from diffusion.model.pixart import PixArt
@@ -95,7 +96,7 @@ def test_an_index_stays_as_it_was(disk):
     code = f"""
 from pathlib import Path
 from diffusion.cli.parser import run
-from diffusion.data.index.patch_index import write_index
+from diffusion.data.index.writer import write_index
 index = Path({str(index)!r})
 run(lambda: write_index(index, {{"b_256": (f"b/slide/{{i}}.jpeg" for i in range(200_000))}}, before=index) and 0)
 """

@@ -18,7 +18,8 @@ from benchmarks.table import Row, rate_row
 from diffusion.components import resolve_vae
 from diffusion.data.features.loose import feature_path
 from diffusion.data.features.parts import LATENTS, TOKENS
-from diffusion.data.index.patch_index import PatchIndex, index_path, write_index
+from diffusion.data.index.patch_index import PatchIndex, index_path
+from diffusion.data.index.writer import write_index
 from diffusion.data.slides.patches import read_patch
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import LatentCodec, from_uint8

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from benchmarks.startup import time_in_fresh_process
 from benchmarks.table import Row
-from diffusion.data.index.patch_index import PatchIndex, write_index
+from diffusion.data.index.patch_index import PatchIndex
+from diffusion.data.index.writer import write_index
 from diffusion.data.sampler import BatchStream
 
 PUBLISHED_CROPS = 480_000_000

@@ -25,7 +25,8 @@ from diffusion.data.crops import crop_box
 from diffusion.data.datasets.pan_cancer import PanCancerDataLowRes
 from diffusion.data.features.loose import feature_path
 from diffusion.data.features.npy import write_feature
-from diffusion.data.index.patch_index import index_path, write_index
+from diffusion.data.index.patch_index import index_path
+from diffusion.data.index.writer import write_index
 from diffusion.data.loader import training_loader
 from diffusion.data.sampler import BatchStream, Draw
 from diffusion.formats import PATCHES_DIR, SSL_PREFIX, VAE_PREFIX

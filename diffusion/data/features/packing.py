@@ -1,4 +1,4 @@
-"""Packing: the shards and the table of diffusion.data.features.packed, from loose features."""
+"""Packing: the shards of a packed folder, written from loose features."""
 
 from __future__ import annotations
 
@@ -15,21 +15,17 @@ import h5py
 import numpy as np
 
 from diffusion.data.features.loose import LooseFeatures
-from diffusion.data.features.packed import (
-    METADATA,
-    ROW_BITS,
-    TABLE,
-    PackedMetadata,
+from diffusion.data.features.packed_metadata import METADATA, PackedMetadata, read_metadata
+from diffusion.data.features.parts import PARTS, Part
+from diffusion.data.features.shards import (
     PackedPatch,
     hashes_of,
-    read_metadata,
     read_shard,
     shard_path,
     shards_of,
 )
-from diffusion.data.features.parts import PARTS, Part
 from diffusion.data.hdf5 import create_hdf5
-from diffusion.data.index.patch_index import name_hash, names_without
+from diffusion.data.index.names import name_hash, names_without
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import atomic_write
 
@@ -117,30 +113,6 @@ def _create(file: h5py.File, part: Part, rows: int, metadata: PackedMetadata) ->
     width = metadata.embedding_width
     shape, chunks = (rows, *part.shape(metadata.patch_size, width)), (1, *part.chunk_shape(width))
     return file.create_dataset(part.name, shape, np.float16, maxshape=shape, chunks=chunks, fletcher32=True)
-
-
-def write_table(folder: Path) -> int:
-    """Write the sorted table of where every name is; the number of names. Raises as build_table does."""
-    table = build_table(folder)
-    with atomic_write(folder / TABLE) as temporary, open(temporary, "wb") as file:
-        np.save(file, table)
-    return table.shape[1]
-
-
-def build_table(folder: Path) -> np.ndarray:
-    """uint64 (2, n): where every name of the shards is, by their sorted hashes. Takes some 40 bytes of memory a name.
-
-    Raises InputError when two names share a hash, or one is packed twice.
-    """
-    parts = {number: hashes_of(folder, number) for number in shards_of(folder)}
-    hashes = np.concatenate([np.empty(0, np.uint64), *parts.values()])
-    rows = [(number << ROW_BITS) + np.arange(len(part), dtype=np.uint64) for number, part in parts.items()]
-    places = np.concatenate([np.empty(0, np.uint64), *rows])
-    order = np.argsort(hashes)
-    table = np.stack([hashes[order], places[order]])
-    if (table[0, 1:] == table[0, :-1]).any():
-        raise InputError(f"{folder}: two packed names are one, or share a hash; delete the last shard and pack again")
-    return table
 
 
 def _digest(patch: PackedPatch) -> bytes:

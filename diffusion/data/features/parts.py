@@ -91,6 +91,7 @@ class Tokens(Part):
 LATENTS = Moments("latents", "vae_prefix", "latents")
 TOKENS = Tokens("tokens", "ssl_prefix", "embeddings")
 PARTS: dict[str, Part] = {part.name: part for part in (LATENTS, TOKENS)}
+USUAL_PARTS = (LATENTS.name, TOKENS.name)  # that every set has
 
 
 def part_prefixes(vae_prefix: str, ssl_prefix: str) -> dict[str, str]:

@@ -10,7 +10,8 @@ import numpy as np
 
 from diffusion.data.crops import CropBox
 from diffusion.data.features.loose import LooseFeatures, feature_path, features_folder
-from diffusion.data.features.packed import PackedFeatures, packed_folder, read_metadata
+from diffusion.data.features.packed import PackedFeatures
+from diffusion.data.features.packed_metadata import packed_folder, read_metadata
 from diffusion.data.features.parts import Record
 from diffusion.data.index.patch_index import PatchIndex
 from diffusion.formats import FEATURES_DIR, PACKED_DIR

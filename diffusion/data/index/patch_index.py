@@ -1,36 +1,34 @@
 """The HDF5 index of patches: one 1-D data set of byte strings per `<dataset>_<size>`, each entry a path below ROOT/patches.
 
-Published sizes run to 30.8 million names, so nothing here holds a whole key: names are looked up one by one and written
-as they come.
+Published sizes run to 30.8 million names, so nothing here holds a whole key: names are looked up one by one.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from functools import cache
-from itertools import accumulate, islice
+from itertools import accumulate
 from pathlib import Path
 
 import h5py
 import numpy as np
 
-from diffusion.data.hdf5 import NewHDF5, create_hdf5, open_hdf5
+from diffusion.data.hdf5 import open_hdf5
+from diffusion.data.index.names import (
+    are_plain,
+    patch_name,
+)
 from diffusion.formats import DEFAULT_INDEX, METADATA_DIR, PATCHES_DIR
 from diffusion.utils.errors import InputError, MissingError
-from diffusion.utils.files import atomic_write
-from diffusion.utils.locks import file_lock
 from diffusion.utils.text import abbreviate, is_utf8, printable_name
 
 log = logging.getLogger(__name__)
-
 INDEX_FOLDER = Path(PATCHES_DIR, METADATA_DIR)
 NAMES_AT_ONCE = 65_536
-UNUSUAL = bytes({*range(32), 92} - {10})  # control characters but the line end, and the backslash
 
 
 def index_path(root: Path, patch_names_file: str | Path = DEFAULT_INDEX) -> Path:
@@ -113,6 +111,15 @@ class _Names:
         return patch_name(name[0], self._data)
 
 
+def open_index(path: Path) -> h5py.File:
+    """Open an index for reading. Raises MissingError or, for a file that is not HDF5, InputError."""
+    if not path.is_file():
+        raise MissingError(
+            f"no index at {path}; make one with tools/build_index.py, or name it with --root or patch_names_file"
+        )
+    return open_hdf5(path)
+
+
 def names_under(file: h5py.File, key: str) -> h5py.Dataset:
     """Return the data set of names under a key: one dimension of strings, of fixed or variable length.
 
@@ -125,6 +132,52 @@ def names_under(file: h5py.File, key: str) -> h5py.Dataset:
             "paths below patches/ in UTF-8; tools/build_index.py writes such an index"
         )
     return file[key]
+
+
+def all_names(path: Path, key: str) -> Iterator[str]:
+    """Yield the names under one key, in order, some thousands in memory at a time. Raises as PatchIndex.locate does."""
+    with open_index(path) as file:
+        data = names_under(file, key)
+        for names in iterate_chunks(data):
+            together = b"\n".join(names)
+            if are_plain(together, len(names)) and not isinstance(names[0], np.bytes_):
+                yield from together.decode("utf-8").split("\n")
+            else:
+                yield from (patch_name(name, data) for name in names)
+
+
+def iterate_chunks(data: h5py.Dataset) -> Iterator[np.ndarray]:
+    for start in range(0, len(data), NAMES_AT_ONCE):
+        try:
+            yield data[start : start + NAMES_AT_ONCE]
+        except (OSError, RuntimeError) as error:
+            raise _unreadable(data, error) from None
+
+
+def _unreadable(data: h5py.Dataset, error: Exception) -> InputError:
+    return InputError(
+        f"{data.file.filename}: the names under {data.name[1:]} cannot be read ({error}); build the index again"
+    )
+
+
+def index_keys(path: Path) -> list[str]:
+    """Return the keys of an index, `<dataset>_<size>` with lists of names; what else lies in the file is named in the log.
+
+    Raises as open_index does; InputError for an entry called `<dataset>_<size>` that holds no names.
+    """
+    with open_index(path) as file:
+        kinds = {key: _kind_of(file, key) for key in _entries(file)}
+        named = [key for key in kinds if is_utf8(key) and re.search(r"._\d+$", key)]
+        keys = [key for key in named if len(names_under(file, key))]
+    others = {
+        key: "without names" if key in named else kind or "strings" for key, kind in kinds.items() if key not in keys
+    }
+    _report_other_entries(path, tuple(f"{key}, {kind}" for key, kind in others.items()))
+    if not keys:
+        raise InputError(
+            f"{path} lists no patches: it has no <dataset>_<size> with names; make it with tools/build_index.py"
+        )
+    return keys
 
 
 def _entries(file: h5py.File) -> list[str]:
@@ -154,89 +207,6 @@ def _kind_of(file: h5py.File, key: str) -> str | None:
     return None if kind == "strings" else f"a data set of {len(entry)} {kind}"
 
 
-def patch_name(stored: bytes, data: h5py.Dataset) -> str:
-    """Check and decode a name as it is stored. Raises InputError for one that is no path below patches/."""
-    try:
-        fixed_length = isinstance(stored, np.bytes_)  # which Fortran pads with spaces
-        name = (stored.rstrip(b" ") if fixed_length else stored).decode("utf-8")
-        fault = name_fault(name)
-    except UnicodeDecodeError:
-        fault = "is not UTF-8"
-    if fault is None:
-        return name
-    raise InputError(
-        f"{data.file.filename}: the name {_shown(os.fsdecode(stored))} under {data.name[1:]} {fault}; expected a path below "
-        "patches/, such as mine/breast/single_1024/slide/3_4.jpeg: rename what is called so, and build the index again"
-    )
-
-
-def _shown(name: str) -> str:
-    """Quote a name for a message, with control characters and bytes that are not UTF-8 as escapes."""
-    return "'" + re.sub(r"[\x00-\x1f\x7f]", lambda match: ascii(match[0])[1:-1], printable_name(name)) + "'"
-
-
-def name_fault(name: str) -> str | None:
-    """Say why a name is no path below patches/; None for one that is."""
-    if not name or name[0] == "/" or (".." in name and ".." in name.split("/")):
-        return "leads out of patches/" if name else "is empty"
-    if not name.isprintable() and any(ord(character) < 32 for character in name):
-        return "has a line end or another control character"
-    if "\\" in name and "/" not in name:
-        return "has the separators of Windows"
-    return None
-
-
-def _unreadable(data: h5py.Dataset, error: Exception) -> InputError:
-    return InputError(
-        f"{data.file.filename}: the names under {data.name[1:]} cannot be read ({error}); build the index again"
-    )
-
-
-def name_hash(name: str | bytes) -> int:
-    """Return a 64-bit hash of a patch's name; among 30 million names two share one with a chance of 2 in 100,000."""
-    encoded = name.encode("utf-8") if isinstance(name, str) else name
-    return int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "little")
-
-
-def names_without(names: Iterable[str], hashes: np.ndarray) -> Iterator[str]:
-    """Yield the names whose hashes are none of these (uint64, in any order)."""
-    ordered = np.sort(hashes)
-    for name in names:
-        wanted = np.uint64(name_hash(name))
-        i = int(ordered.searchsorted(wanted))
-        if i == len(ordered) or ordered[i] != wanted:
-            yield name
-
-
-def open_index(path: Path) -> h5py.File:
-    """Open an index for reading. Raises MissingError or, for a file that is not HDF5, InputError."""
-    if not path.is_file():
-        raise MissingError(
-            f"no index at {path}; make one with tools/build_index.py, or name it with --root or patch_names_file"
-        )
-    return open_hdf5(path)
-
-
-def index_keys(path: Path) -> list[str]:
-    """Return the keys of an index, `<dataset>_<size>` with lists of names; what else lies in the file is named in the log.
-
-    Raises as open_index does; InputError for an entry called `<dataset>_<size>` that holds no names.
-    """
-    with open_index(path) as file:
-        kinds = {key: _kind_of(file, key) for key in _entries(file)}
-        named = [key for key in kinds if is_utf8(key) and re.search(r"._\d+$", key)]
-        keys = [key for key in named if len(names_under(file, key))]
-    others = {
-        key: "without names" if key in named else kind or "strings" for key, kind in kinds.items() if key not in keys
-    }
-    _report_other_entries(path, tuple(f"{key}, {kind}" for key, kind in others.items()))
-    if not keys:
-        raise InputError(
-            f"{path} lists no patches: it has no <dataset>_<size> with names; make it with tools/build_index.py"
-        )
-    return keys
-
-
 @cache
 def _report_other_entries(path: Path, entries: tuple[str, ...]) -> None:
     """Log once what an index holds beside its keys."""
@@ -246,97 +216,6 @@ def _report_other_entries(path: Path, entries: tuple[str, ...]) -> None:
             path,
             abbreviate([printable_name(e) for e in entries]),
         )
-
-
-def all_names(path: Path, key: str) -> Iterator[str]:
-    """Yield the names under one key, in order, some thousands in memory at a time. Raises as PatchIndex.locate does."""
-    with open_index(path) as file:
-        data = names_under(file, key)
-        for names in _parts(data):
-            together = b"\n".join(names)
-            if _are_plain(together, len(names)) and not isinstance(names[0], np.bytes_):
-                yield from together.decode("utf-8").split("\n")
-            else:
-                yield from (patch_name(name, data) for name in names)
-
-
-def write_index(path: Path, names_by_key: Mapping[str, Iterable[str]], before: Path | None = None) -> dict[str, int]:
-    """Write an index file, aside and then in place, so that a reader sees the old one or the new one whole.
-
-    Names may come from generators: some thousands are in memory at a time, and eight bytes of each for the check that
-    none comes twice. A key without names is left out. before: an index whose other keys are taken over.
-    Returns the number of names under each new key. Raises InputError for a name that comes twice, or when another
-    process writes the same index.
-    """
-    with file_lock(path.with_name(f".{path.name}.lock")):
-        for left in path.parent.glob(f".{path.name}.*.tmp"):  # gigabytes of a run that was killed
-            left.unlink()
-        return _write_index(path, names_by_key, before)
-
-
-def _write_index(path: Path, names_by_key: Mapping[str, Iterable[str]], before: Path | None) -> dict[str, int]:
-    with atomic_write(path) as temporary, create_hdf5(temporary) as file:
-        counts = {key: _write_names(file, key, names) for key, names in names_by_key.items()}
-        if before is not None:
-            with open_index(before) as old:
-                for key in old.keys() - names_by_key.keys():
-                    old.copy(key, file)
-    return counts
-
-
-def _write_names(file: NewHDF5, key: str, names: Iterable[str]) -> int:
-    split_key(key)
-    remaining, hashes = iter(names), []
-    data = file.create_dataset(key, shape=(0,), maxshape=(None,), chunks=(512,), dtype=h5py.string_dtype("ascii"))
-    while part := _encoded(list(islice(remaining, NAMES_AT_ONCE)), key):
-        data.resize(len(data) + len(part), axis=0)
-        data[-len(part) :] = part
-        file.check()
-        hashes.append(np.array([name_hash(name) for name in part], dtype=np.uint64))
-    if not hashes:
-        del file[key]
-        return 0
-    ordered = np.concatenate(hashes)
-    ordered.sort()
-    suspects = set(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
-    seen: set[bytes] = set()
-    for name in (name for part in (_parts(data) if suspects else ()) for name in part if name_hash(name) in suspects):
-        if name in seen:
-            raise InputError(f"{name.decode('utf-8')} comes twice under {key}; a patch is listed once")
-        seen.add(name)
-    return len(ordered)
-
-
-def _encoded(names: list[str], key: str) -> list[bytes]:
-    """Encode names to be stored. Raises InputError for one that is no path below patches/."""
-    together = "\n".join(names).encode("utf-8", "surrogateescape")
-    if names and _are_plain(together, len(names)):
-        return together.split(b"\n")
-    for name in names:
-        fault = name_fault(name) or (None if is_utf8(name) else "is not UTF-8")
-        if fault is not None:
-            raise InputError(f"{key}: the name {_shown(name)} {fault}; expected a path below patches/ in UTF-8")
-    return [name.encode("utf-8") for name in names]
-
-
-def _are_plain(together: bytes, count: int) -> bool:
-    """Tell whether `count` names, joined by line ends, are such that none needs a closer look: thousands of them at once."""
-    return (
-        together.isascii()
-        and together.count(b"\n") == count - 1
-        and not any(part in together for part in (b"..", b"\n/", b"\n\n"))
-        and not together.startswith((b"/", b"\n"))
-        and not together.endswith(b"\n")
-        and len(together.translate(None, UNUSUAL)) == len(together) > 0
-    )
-
-
-def _parts(data: h5py.Dataset) -> Iterator[np.ndarray]:
-    for start in range(0, len(data), NAMES_AT_ONCE):
-        try:
-            yield data[start : start + NAMES_AT_ONCE]
-        except (OSError, RuntimeError) as error:
-            raise _unreadable(data, error) from None
 
 
 def _choose_keys(path: Path, present: list[str], wanted: Iterable[str] | None, size: int | None) -> list[str]:

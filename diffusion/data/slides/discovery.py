@@ -1,0 +1,101 @@
+"""Finding the slides and images in the files, folders and lists that a user names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from diffusion.data.slides.reader import SLIDE_SUFFIXES
+from diffusion.utils.errors import MissingError
+from diffusion.utils.folders import SkippedEntries, walk_folders
+from diffusion.utils.text import expand_path, is_utf8, printable_name, read_lines
+
+IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp"))
+OTHER_SLIDES = frozenset(
+    (".isyntax", ".qptiff", ".vsi", ".ets", ".lif", ".jp2", ".kfb", ".sdpc", ".btf", ".zip", ".gz", ".part")
+)
+
+
+@dataclass
+class FoundSlides:
+    """The slides and images that a user names; refused: those that cannot be cut beside the others, and why."""
+
+    paths: list[Path] = field(default_factory=list)
+    refused: dict[Path, str] = field(default_factory=dict)
+
+
+def find_slides(paths: Iterable[Path]) -> FoundSlides:
+    """Find the files named, those that .txt lists name, and the slides and images in and below the folders named.
+
+    In natural order. Of a folder, an image with the name of a slide beside it is the slide's label or overview, and left out; of
+    other files of one name the first is taken and the others refused. Raises MissingError for a path that is not there and a
+    folder or list without slides, InputError for a list that cannot be read.
+    """
+    skipped, found = SkippedEntries(), FoundSlides()
+    taken: dict[str, Path] = {}
+    for path in dict.fromkeys(slide for place in paths for slide in _slides_at(place, skipped)):
+        if not is_utf8(str(path)):
+            found.refused[path] = f"{printable_name(path)}: this name is not UTF-8; rename it"
+        elif taken.setdefault(path.stem, path) != path:
+            found.refused[path] = (
+                f"{path} would share the folder {path.stem} with {taken[path.stem]}; extract it to another cohort"
+            )
+    skipped.report()
+    found.paths = list(taken.values())
+    return found
+
+
+def _slides_at(path: Path, skipped: SkippedEntries) -> Iterator[Path]:
+    if path.suffix.lower() == ".txt" and path.is_file():
+        yield from _listed(path, skipped)
+    elif path.is_file():
+        yield path
+    elif path.is_dir():
+        yield from _slides_below(path, skipped)
+    else:
+        raise MissingError(f"--slides: nothing at {path}")
+
+
+def _slides_below(root: Path, skipped: SkippedEntries) -> Iterator[Path]:
+    known, empty = SLIDE_SUFFIXES | IMAGE_SUFFIXES, True
+    for folder, names in walk_folders(root, skipped):
+        for name in _one_a_slide(folder, names, skipped):
+            if Path(name).suffix.lower() in known:
+                empty = False
+                yield folder / name
+    if empty:
+        skipped.report()
+        raise MissingError(f"--slides: no slide or image in {root}; known are {', '.join(sorted(known))}")
+
+
+def _one_a_slide(folder: Path, names: list[str], skipped: SkippedEntries) -> list[str]:
+    """Return those of the files in one folder that stand for a slide.
+
+    A DICOM slide has a file for each of its levels, of which OpenSlide finds the others; JPEGs beside a .vms or .vmu are its
+    tiles; an image with the name of a slide is its label or overview.
+    """
+    kinds = {name: Path(name).suffix.lower() for name in names}
+    dicom = sorted(name for name in names if kinds[name] == ".dcm")[1:]
+    tiles = {".jpg", ".jpeg"} if {".vms", ".vmu"} & set(kinds.values()) else set()
+    slides = {Path(name).stem for name in names if kinds[name] in SLIDE_SUFFIXES}
+    beside = [name for name in names if kinds[name] in IMAGE_SUFFIXES - tiles and Path(name).stem in slides]
+    for name in beside:
+        skipped.add("images with the name of a slide beside them", folder / name)
+    for name in names:
+        if kinds[name] in OTHER_SLIDES:
+            skipped.add("files that OpenSlide does not read", folder / name)
+    return [name for name in names if name not in dicom and name not in beside and kinds[name] not in tiles]
+
+
+def _listed(file: Path, skipped: SkippedEntries) -> Iterator[Path]:
+    """Yield the paths in a text file, one a line, relative to the current folder; each is a slide, an image or a folder of them."""
+    lines = [line for line in read_lines(file) if not line.startswith("#")]
+    if not lines:
+        raise MissingError(f"--slides: {file} lists nothing; expected one path a line")
+    for line in lines:
+        path = Path(expand_path(line) if line.startswith(("~", "$")) else line)
+        if path.is_dir():
+            yield from _slides_below(path, skipped)
+        else:
+            yield path
