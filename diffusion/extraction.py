@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from diffusion.data.crops import tokens_per_image
 from diffusion.data.datasets.pan_cancer import LARGE_PATCH
-from diffusion.data.features.loose import feature_path, features_folder, made_by_file, read_made_by
+from diffusion.data.features.loose import feature_path, features_folder, made_by_path, read_made_by
 from diffusion.data.features.npy import is_valid, write_feature
 from diffusion.data.features.parts import LATENTS
 from diffusion.data.index.patch_index import PatchIndex, index_keys
@@ -86,7 +86,7 @@ class FeatureFiles:
         The names of feature files say nothing of the window or the weights, and files of two kinds must not mix.
         Raises InputError naming the first difference.
         """
-        path, before = made_by_file(self.folder, key), read_made_by(self.folder, key)
+        path, before = made_by_path(self.folder, key), read_made_by(self.folder, key)
         for prefix, made in made_by.items():
             for what, value in made.items():
                 had = before.get(prefix, {}).get(what, value)

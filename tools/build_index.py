@@ -45,7 +45,7 @@ def main() -> int:
         return verify(index, args)
     build(index, args)
     if args.split is not None:
-        split(index, args.split, args.split_by, args.seed)
+        write_split(index, args.split, args.split_by, args.seed)
     elif index.with_name("patch_names_train.hdf5").is_file():
         print("patch_names_train.hdf5 and patch_names_test.hdf5 are as before; give --split to bring them up to date")
     return 0
@@ -59,13 +59,17 @@ def build(out: Path, args: argparse.Namespace) -> None:
     patches = args.root / PATCHES_DIR
     found = {}
     for dataset in args.dataset or datasets_in(patches):
-        names = listed(args.names, dataset) if args.names else scan(patches, dataset, args.size, bool(args.dataset))
+        names = (
+            read_name_lists(args.names, dataset)
+            if args.names
+            else scan_patches(patches, dataset, args.size, bool(args.dataset))
+        )
         first = next(names, None)
         if first is not None:  # names go on being read while they are written: there may be millions
             found[f"{dataset}_{args.size}"] = tqdm(chain([first], names), desc=dataset, unit="patch", leave=False)
     if not found:
         raise no_patches(patches, args.size)
-    for key, count in write_index(out, found, before=out if out.exists() else None).items():
+    for key, count in write_index(out, found, previous=out if out.exists() else None).items():
         print(f"{key}: {count} patches")
     kept = [key for key in index_keys(out) if key not in found]
     if kept:
@@ -84,7 +88,7 @@ def datasets_in(patches: Path) -> list[str]:
     return sorted(names, key=natural_key)
 
 
-def scan(patches: Path, dataset: str, size: int, named: bool) -> Iterator[str]:
+def scan_patches(patches: Path, dataset: str, size: int, named: bool) -> Iterator[str]:
     """The names of a data set's patches. One that the user named and that has none is an error, another is passed over."""
     from diffusion.data.slides.patches import list_patches
 
@@ -98,15 +102,15 @@ def scan(patches: Path, dataset: str, size: int, named: bool) -> Iterator[str]:
 
 def no_patches(folder: Path, size: int) -> MissingError:
     """Return the error for a folder without patches of a size, which names the sizes that there are."""
-    from diffusion.data.slides.patches import PATCH_SUFFIXES, sizes_below
+    from diffusion.data.slides.patches import PATCH_SUFFIXES, list_patch_sizes
 
     advice = "make patches with tools/extract_patches.py"
-    if sizes := sizes_below(folder):
+    if sizes := list_patch_sizes(folder):
         advice = f"there are patches of {', '.join(map(str, sizes))} pixels, so set --size"
     return MissingError(f"no single_{size}/ with images ({', '.join(PATCH_SUFFIXES)}) in {folder}; {advice}")
 
 
-def listed(files: list[Path], dataset: str) -> Iterator[str]:
+def read_name_lists(files: list[Path], dataset: str) -> Iterator[str]:
     """Yield the names in text files, one a line. Raises MissingError, or InputError for a line that is no patch of the data set."""
     from diffusion.data.index.names import name_fault
 
@@ -121,25 +125,25 @@ def listed(files: list[Path], dataset: str) -> Iterator[str]:
                 yield name
 
 
-def split(index: Path, share: float, by: str, seed: int) -> None:
+def write_split(index: Path, share: float, by: str, seed: int) -> None:
     """Write the train and the test index beside `index`, both or none of them."""
-    from diffusion.data.index.patch_index import all_names, index_keys
-    from diffusion.data.index.split import GROUPS, training_groups
+    from diffusion.data.index.patch_index import index_keys, iterate_names
+    from diffusion.data.index.split import GROUPINGS, choose_training_groups
     from diffusion.data.index.writer import write_index
     from diffusion.utils.files import atomic_write
 
-    group, keys = GROUPS[by], index_keys(index)
-    groups = {group(name) for key in keys for name in all_names(index, key)}
+    group, keys = GROUPINGS[by], index_keys(index)
+    groups = {group(name) for key in keys for name in iterate_names(index, key)}
     before = {
-        side: groups_in(index.with_name(f"patch_names_{side}.hdf5"), group) & groups for side in ("train", "test")
+        side: indexed_groups(index.with_name(f"patch_names_{side}.hdf5"), group) & groups for side in ("train", "test")
     }
-    training = training_groups(groups, share, seed, before["train"], before["test"])
+    training = choose_training_groups(groups, share, seed, before["train"], before["test"])
     sides = {"train": True, "test": False}
     with ExitStack() as together:
         for side, trains in sides.items():
             target = together.enter_context(atomic_write(index.with_name(f"patch_names_{side}.hdf5")))
             names = {
-                key: (name for name in all_names(index, key) if (group(name) in training) is trains) for key in keys
+                key: (name for name in iterate_names(index, key) if (group(name) in training) is trains) for key in keys
             }
             counts = write_index(target, names)
             print(f"{side}: " + ", ".join(f"{key} ({count})" for key, count in counts.items() if count))
@@ -151,24 +155,23 @@ def split(index: Path, share: float, by: str, seed: int) -> None:
         print(f"{slides} slides have no TCGA barcode, which would name their patient: they were split by slide")
 
 
-def groups_in(index: Path, group: Callable[[str], str]) -> frozenset[str]:
+def indexed_groups(index: Path, group: Callable[[str], str]) -> frozenset[str]:
     """The groups of the patches in one side of a split made before; none without one."""
-    from diffusion.data.index.patch_index import all_names, index_keys
+    from diffusion.data.index.patch_index import index_keys, iterate_names
 
     if not index.is_file():
         return frozenset()
-    return frozenset(group(name) for key in index_keys(index) for name in all_names(index, key))
+    return frozenset(group(name) for key in index_keys(index) for name in iterate_names(index, key))
 
 
 def verify(index: Path, args: argparse.Namespace) -> int:
     """Check all that the index lists, print a table, list the faults; the exit code."""
     from diffusion.data.features.loose import LooseFeatures, features_folder
     from diffusion.data.features.parts import part_prefixes
-    from diffusion.data.features.store import open_features, probes
-    from diffusion.data.index.names import name_hash, names_without
-    from diffusion.data.index.patch_index import PatchIndex, all_names, index_keys, split_key
-    from diffusion.data.index.verify import Check, usual_widths
-    from diffusion.data.index.verify import verify as check_all
+    from diffusion.data.features.store import open_features, probe_names
+    from diffusion.data.index.names import exclude_names, name_hash
+    from diffusion.data.index.patch_index import PatchIndex, index_keys, iterate_names, split_key
+    from diffusion.data.index.verify import PatchCheck, find_usual_widths, verify_patches
     from diffusion.data.index.writer import write_index
     from diffusion.utils.files import atomic_write
 
@@ -183,13 +186,13 @@ def verify(index: Path, args: argparse.Namespace) -> int:
             if not args.images_only:
                 where = (size, part_prefixes(args.vae_prefix, args.ssl_prefix))
                 try:
-                    features = open_features(args.root, args.features_dir, key, probes(patches, 0), *where)
+                    features = open_features(args.root, args.features_dir, key, probe_names(patches, 0), *where)
                 except MissingError:  # of some patches; others may have theirs
                     features = LooseFeatures(features_folder(args.root, args.features_dir), *where)
-            widths = {} if features is None else usual_widths(features, probes(patches, 0))
-            check = Check(args.root, size, features, widths)
+            widths = {} if features is None else find_usual_widths(features, probe_names(patches, 0))
+            check = PatchCheck(args.root, size, features, widths)
             wrong[key], seen, kinds = array("Q"), array("Q"), Counter()
-            with closing(check_all(all_names(index, key), check, args.workers)) as checked:
+            with closing(verify_patches(iterate_names(index, key), check, args.workers)) as checked:
                 for name, faults in tqdm(checked, total=len(patches), desc=key, unit="patch", leave=False):
                     seen.append(name_hash(name))
                     kinds.update(fault.kind for fault in faults)
@@ -211,13 +214,13 @@ def verify(index: Path, args: argparse.Namespace) -> int:
         return 0
     if args.prune:
         clean = index.with_name("patch_names_clean.hdf5")
-        sound = {key: names_without(all_names(index, key), np.array(wrong[key], dtype=np.uint64)) for key in keys}
-        counts = write_index(clean, {key: each_once(names) for key, names in sound.items()}, before=index)
+        sound = {key: exclude_names(iterate_names(index, key), np.array(wrong[key], dtype=np.uint64)) for key in keys}
+        counts = write_index(clean, {key: unique_names(names) for key, names in sound.items()}, previous=index)
         print(f"written: {clean}, {sum(counts.values())} patches")
     return 1
 
 
-def each_once(names: Iterator[str]) -> Iterator[str]:
+def unique_names(names: Iterator[str]) -> Iterator[str]:
     """Yield every name once; takes some tens of bytes of memory for each."""
     from diffusion.data.index.names import name_hash
 

@@ -30,7 +30,7 @@ from diffusion.cli.parser import output_folder, plain_name, positive_float, posi
 from diffusion.data.slides.cutting import REASONS, cut_slide
 from diffusion.data.slides.discovery import find_slides
 from diffusion.data.slides.grid import WHOLE_SLIDE, Grid
-from diffusion.data.slides.records import CutSettings, SlideRecord, finished_record
+from diffusion.data.slides.records import CutSettings, SlideRecord, find_record
 from diffusion.formats import METADATA_DIR, PATCHES_DIR
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import check_writable
@@ -41,7 +41,7 @@ EXAMPLES = """  python tools/extract_patches.py --slides slides/ --dataset tcga 
   python tools/extract_patches.py --slides list_of_slides.txt --dataset tcga --cohort brca
   python tools/extract_patches.py --slides nest.jpg --image_mpp 0.25 --dataset demo --cohort ovary --step 256 --area 0 0 0.75 1
 """
-ROWS = 40  # a table of more slides is for no one to read: their records are in files
+MAX_TABLE_ROWS = 40  # a table of more slides is for no one to read: their records are in files
 
 
 def main() -> int:
@@ -52,16 +52,18 @@ def main() -> int:
     paths = [*slides.paths, *slides.refused]
     cohort = (args.out or args.root / PATCHES_DIR) / args.dataset / args.cohort
     check_writable(cohort)
-    work = partial(cut, cohort=cohort, settings=settings, show=min(args.workers, len(paths)) == 1, parent=os.getpid())
+    work = partial(
+        cut_in_process, cohort=cohort, settings=settings, show=min(args.workers, len(paths)) == 1, parent=os.getpid()
+    )
     before: dict[Path, SlideRecord | InputError | None] = {
-        path: look_up(path, cohort, settings) for path in slides.paths
+        path: find_finished(path, cohort, settings) for path in slides.paths
     }
     before |= {path: InputError(reason) for path, reason in slides.refused.items()}
     waiting = [path for path in paths if before[path] is None]
     done = ((path, outcome) for path, outcome in before.items() if outcome is not None)
     records: dict[Path, SlideRecord] = {}
     failures: dict[Path, str] = {}
-    with closing(each_alone(work, waiting, args.workers)) as cut_now:
+    with closing(run_isolated(work, waiting, args.workers)) as cut_now:
         outcomes = tqdm(chain(done, cut_now), total=len(paths), unit="slide", disable=len(paths) == 1)
         for path, outcome in outcomes:
             if isinstance(outcome, SlideRecord):
@@ -79,15 +81,15 @@ def main() -> int:
     return 1 if failures else 0
 
 
-def look_up(path: Path, cohort: Path, settings: CutSettings) -> SlideRecord | InputError | None:
+def find_finished(path: Path, cohort: Path, settings: CutSettings) -> SlideRecord | InputError | None:
     """The record of a slide that is finished, or why it cannot go on; None for one to cut. No process is needed for that."""
     try:
-        return finished_record(path, cohort, settings)
+        return find_record(path, cohort, settings)
     except InputError as error:
         return error
 
 
-def leave_with(process: int) -> None:
+def exit_with_parent(process: int) -> None:
     """End this process when that one is gone: one that is killed cannot take its children along."""
     while True:
         time.sleep(1)
@@ -97,9 +99,11 @@ def leave_with(process: int) -> None:
             os._exit(1)
 
 
-def cut(path: Path, cohort: Path, settings: CutSettings, show: bool, parent: int) -> SlideRecord | InputError | OSError:
+def cut_in_process(
+    path: Path, cohort: Path, settings: CutSettings, show: bool, parent: int
+) -> SlideRecord | InputError | OSError:
     """One slide, in a process of its own; show: with a bar of its squares."""
-    threading.Thread(target=leave_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=exit_with_parent, args=(parent,), daemon=True).start()
     try:
         bar = partial(tqdm, desc=path.name, unit="square", leave=False, disable=not show)
         return cut_slide(path, cohort, settings, bar)
@@ -107,7 +111,7 @@ def cut(path: Path, cohort: Path, settings: CutSettings, show: bool, parent: int
         return InputError(str(error))
 
 
-def each_alone(work, paths: list[Path], workers: int) -> Iterator[tuple[Path, SlideRecord | Exception]]:
+def run_isolated(work, paths: list[Path], workers: int) -> Iterator[tuple[Path, SlideRecord | Exception]]:
     """Each path with what `work` makes of it, as they finish, `workers` at a time.
 
     Every path has a process of its own: slide readers are native code, and one that dies of a broken slide, or of too
@@ -138,12 +142,12 @@ def print_table(records: list[SlideRecord], failures: dict[Path, str]) -> None:
     """Slides with their patches, what was dropped and why, and seconds; totals; failures."""
     shown = [reason for reason in REASONS if any(record.dropped.get(reason) for record in records)]
     rows = [("slide", "patches", *shown, "seconds", "read at")]
-    for record in records if len(records) <= ROWS else ():
+    for record in records if len(records) <= MAX_TABLE_ROWS else ():
         dropped = [str(record.dropped.get(reason, 0)) for reason in shown]
-        note = record.note + ("; made before" if record.before else "")
+        note = record.note + ("; made before" if record.is_earlier else "")
         rows.append((record.slide, str(record.patches), *dropped, f"{record.seconds:.1f}", note))
     total: Counter = sum((Counter(record.dropped) for record in records), Counter())
-    before = sum(record.before for record in records)
+    before = sum(record.is_earlier for record in records)
     note = f"{before} of them made before" if before else ""
     seconds = sum(record.seconds for record in records)
     numbers = (str(sum(record.patches for record in records)), *(str(total[reason]) for reason in shown))

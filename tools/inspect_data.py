@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from diffusion.cli.parser import natural_int, output_file, path_text, plain_name, run, tool_parser
 from diffusion.data.features.parts import PARTS, part_prefixes
-from diffusion.data.features.store import open_features, probes
-from diffusion.data.index.patch_index import PatchIndex, all_names, index_keys, index_path, split_key
-from diffusion.data.index.survey import contact_sheet, count_cohorts, coverage
+from diffusion.data.features.store import open_features, probe_names
+from diffusion.data.index.patch_index import PatchIndex, index_keys, index_path, iterate_names, split_key
+from diffusion.data.index.survey import count_cohorts, count_coverage, render_patch_sheet
 from diffusion.formats import DEFAULT_INDEX, SSL_PREFIX, VAE_PREFIX
 from diffusion.utils.errors import MissingError
 from diffusion.utils.files import atomic_write
@@ -37,33 +37,33 @@ def main() -> None:
     lines, pictures = [], []
     for key in index_keys(path):
         index = PatchIndex(path, [key])
-        names = tqdm(all_names(path, key), total=len(index), desc=key, unit="patch", leave=False)
+        names = tqdm(iterate_names(path, key), total=len(index), desc=key, unit="patch", leave=False)
         counts = count_cohorts(names)
         rows += [(key, cohort, f"{count.patches:,}", f"{count.slides:,}") for cohort, count in counts.items()]
         whole = args.sample == 0 or args.sample >= len(index)
         chosen = range(len(index)) if whole else sorted(draw.sample(range(len(index)), args.sample))
-        lines.append(f"{key}: {covered(args, key, index, chosen, whole)}")
+        lines.append(f"{key}: {describe_coverage(args, key, index, chosen, whole)}")
         pictures += [index.name(i) for i in draw.sample(range(len(index)), min(args.pictures, len(index)))]
     print(format_table(rows, "llr"))
     print("\n".join(lines))
     if not args.pictures:
         return
     chosen = sorted(draw.sample(pictures, min(args.pictures, len(pictures))))
-    sheet, wrong = contact_sheet(args.root, chosen, columns=min(8, len(chosen)))
+    sheet, wrong = render_patch_sheet(args.root, chosen, columns=min(8, len(chosen)))
     target = args.sheet or path.with_name("contact_sheet.png")
     with atomic_write(target) as temporary:
         sheet.save(temporary, "PNG")
     print(f"pictures: {target}" + (f"; {len(wrong)} cannot be read, such as {wrong[0]}" if wrong else ""))
 
 
-def covered(args: argparse.Namespace, key: str, index: PatchIndex, chosen, whole: bool) -> str:
+def describe_coverage(args: argparse.Namespace, key: str, index: PatchIndex, chosen, whole: bool) -> str:
     """How many patches of a key have their files, in words."""
     prefixes = part_prefixes(args.vae_prefix, args.ssl_prefix)
     try:
-        features = open_features(args.root, args.features_dir, key, probes(index, 0), split_key(key)[1], prefixes)
+        features = open_features(args.root, args.features_dir, key, probe_names(index, 0), split_key(key)[1], prefixes)
     except MissingError:
         features = None
-    found = coverage(args.root, [index.name(i) for i in tqdm(chosen, desc=key, leave=False)], features, prefixes)
+    found = count_coverage(args.root, [index.name(i) for i in tqdm(chosen, desc=key, leave=False)], features, prefixes)
     parts = {"images": found.images} | {PARTS[part].label: count for part, count in found.parts.items()}
     of = f"all {found.patches:,}" if whole else f"{found.patches:,} drawn at random"
     return ", ".join(f"{100 * n / found.patches:.4g} % {what}" for what, n in parts.items()) + f" (of {of})"

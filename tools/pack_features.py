@@ -32,9 +32,9 @@ from diffusion.data.features.npy import is_valid, write_feature
 from diffusion.data.features.packed_metadata import PackedMetadata
 from diffusion.data.features.parts import TOKENS, part_prefixes
 from diffusion.data.features.shards import PackedPatch
-from diffusion.data.features.store import open_features, probes
+from diffusion.data.features.store import open_features, probe_names
 from diffusion.data.features.table import TABLE, build_table, open_table, write_table
-from diffusion.data.index.patch_index import PatchIndex, all_names, index_path
+from diffusion.data.index.patch_index import PatchIndex, index_path, iterate_names
 from diffusion.formats import DEFAULT_INDEX, PACKED_DIR, SSL_PREFIX, VAE_PREFIX
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.locks import file_lock
@@ -63,18 +63,18 @@ def pack(folder: Path, key: str, prefixes: dict[str, str], args: argparse.Namesp
     """Pack what is not packed yet; the exit code: 1 when a patch had to be left out."""
     index_file = index_path(args.root, args.patch_names_file)
     index = PatchIndex(index_file, [key])
-    some = probes(index, 0)
-    loose = open_features(args.root, args.features_dir, key, some, args.size, prefixes, packed=False)
+    probed = probe_names(index, 0)
+    loose = open_features(args.root, args.features_dir, key, probed, args.size, prefixes, packed=False)
     noted = read_made_by(loose.folder, key)
     made_by = {prefix: noted[prefix] for prefix in prefixes.values() if prefix in noted}
-    metadata = PackedMetadata(key, args.size, first_width(loose, some), prefixes, made_by)
-    packing.begin(folder, metadata)
+    metadata = PackedMetadata(key, args.size, find_width(loose, probed), prefixes, made_by)
+    packing.init_folder(folder, metadata)
     rows = max(1, int(args.shard_gb * 2**30 / metadata.patch_bytes))
-    there = shards.count(folder)
+    there = shards.count_patches(folder)
     bar = tqdm(total=len(index), initial=there, unit="patch", desc=key)
     bad = 0
 
-    def sound(patches: Iterable[PackedPatch | InputError]) -> Iterator[PackedPatch]:
+    def keep_readable(patches: Iterable[PackedPatch | InputError]) -> Iterator[PackedPatch]:
         nonlocal bad
         for patch in patches:
             bar.update()
@@ -86,11 +86,11 @@ def pack(folder: Path, key: str, prefixes: dict[str, str], args: argparse.Namesp
                 bad += 1
                 tqdm.write(f"left out: {patch}", file=sys.stderr)
 
-    names = packing.not_packed(folder, all_names(index_file, key))
-    number = max(shards.shards_of(folder), default=-1) + 1
+    names = packing.missing_names(folder, iterate_names(index_file, key))
+    number = max(shards.list_shards(folder), default=-1) + 1
     # closed here, not by the garbage collector: that may run in a thread being started, which the reading threads wait for
     with bar, closing(packing.read_patches(loose, names, metadata, args.workers)) as read:
-        patches = sound(read)
+        patches = keep_readable(read)
         while packing.write_shard(folder, number, metadata, islice(patches, rows), rows):
             number += 1
     total = write_table(folder)
@@ -101,7 +101,7 @@ def pack(folder: Path, key: str, prefixes: dict[str, str], args: argparse.Namesp
     return 1 if bad else 0
 
 
-def first_width(loose: LooseFeatures, names: list[str]) -> int:
+def find_width(loose: LooseFeatures, names: list[str]) -> int:
     """Width of the embeddings, of the first patch that has sound ones. Raises InputError when none of `names` has."""
     for name in names:
         try:
@@ -114,11 +114,11 @@ def first_width(loose: LooseFeatures, names: list[str]) -> int:
 def verify(folder: Path, args: argparse.Namespace) -> int:
     """Read every chunk of every shard against its checksum and, where they are there, the loose files; and the table
     against the shards. The exit code."""
-    metadata = described(folder)
-    loose = loose_beside(metadata, args)
+    metadata = require_metadata(folder)
+    loose = open_loose(metadata, args)
     table = open_table(folder)
     sound, wrong = 0, []
-    for number in tqdm(shards.shards_of(folder), unit="shard"):
+    for number in tqdm(shards.list_shards(folder), unit="shard"):
         try:
             differing = 0
             for patch in shards.read_shard(shards.shard_path(folder, number), metadata.prefixes):
@@ -140,12 +140,12 @@ def verify(folder: Path, args: argparse.Namespace) -> int:
     return 1 if wrong else 0
 
 
-def loose_beside(metadata: PackedMetadata, args: argparse.Namespace) -> LooseFeatures | None:
+def open_loose(metadata: PackedMetadata, args: argparse.Namespace) -> LooseFeatures | None:
     """The loose features of what is packed, or None."""
     key, where = metadata.key, (metadata.patch_size, metadata.prefixes)
     try:
         index = PatchIndex(index_path(args.root, args.patch_names_file), [key])
-        return open_features(args.root, args.features_dir, key, probes(index, 0), *where, packed=False)
+        return open_features(args.root, args.features_dir, key, probe_names(index, 0), *where, packed=False)
     except MissingError:
         return None
 
@@ -166,10 +166,10 @@ def unpack(folder: Path, args: argparse.Namespace) -> int:
 
     A damaged shard gives what can be read of it before the damage; the exit code is then 1.
     """
-    metadata = described(folder)
+    metadata = require_metadata(folder)
     target = features_folder(args.root, args.features_dir)
     written, there, wrong = 0, 0, 0
-    for number in shards.shards_of(folder):
+    for number in shards.list_shards(folder):
         try:
             shard = shards.read_shard(shards.shard_path(folder, number), metadata.prefixes)
             for patch in tqdm(shard, unit="patch", leave=False):
@@ -189,7 +189,7 @@ def unpack(folder: Path, args: argparse.Namespace) -> int:
     return 1 if wrong else 0
 
 
-def described(folder: Path) -> PackedMetadata:
+def require_metadata(folder: Path) -> PackedMetadata:
     metadata = packed_metadata.read_metadata(folder)
     if metadata is None:
         raise InputError(

@@ -57,14 +57,14 @@ class PatchBatch:
 def collate(items: Sequence[PatchItem | BadItem]) -> PatchBatch:
     """A batch of the items that could be read. Raises InputError when none could: there is nothing to compute."""
     bad = [item for item in items if isinstance(item, BadItem)]
-    sound = [item for item in items if isinstance(item, PatchItem)]
-    if not sound:
+    readable = [item for item in items if isinstance(item, PatchItem)]
+    if not readable:
         raise InputError(f"none of the {len(bad)} items of a batch can be read; the first: {bad[0].reason}")
     return PatchBatch(
         # in a worker, default_collate stacks into the memory that is shared with the trainer; torch.stack needs a copy more
-        latents=default_collate([item.latent for item in sound]),
-        tokens=default_collate([item.tokens for item in sound]),
-        names=[item.name for item in sound],
-        seeds=[item.seed for item in sound],
+        latents=default_collate([item.latent for item in readable]),
+        tokens=default_collate([item.tokens for item in readable]),
+        names=[item.name for item in readable],
+        seeds=[item.seed for item in readable],
         bad=bad,
     )

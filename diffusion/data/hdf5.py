@@ -30,18 +30,18 @@ def open_hdf5(path: Path, **options: Any) -> h5py.File:
 
 
 @contextlib.contextmanager
-def create_hdf5(path: Path, **options: Any) -> Iterator[NewHDF5]:
+def create_hdf5(path: Path, **options: Any) -> Iterator[HDF5Writer]:
     """Create a file to write to; options are h5py's. Raises OSError at the end when the disk took less than was written."""
     with _ForgivingFile(path, "w+") as sink:
         try:
-            with NewHDF5(sink, **options) as file:
+            with HDF5Writer(sink, **options) as file:
                 yield file
         finally:
             if sink.error is not None:
                 raise sink.error
 
 
-class NewHDF5(h5py.File):
+class HDF5Writer(h5py.File):
     """An HDF5 file that is being written."""
 
     def __init__(self, sink: _ForgivingFile, **options: Any):
@@ -63,17 +63,17 @@ class _ForgivingFile(io.FileIO):
         rest = memoryview(content).cast("B")
         size = len(rest)
         while self.error is None and len(rest):  # the system may take a part
-            with self._kept():
+            with self._record_error():
                 rest = rest[super().write(rest) :]
         return size
 
     def truncate(self, size: int | None = None) -> int:
-        with self._kept():
+        with self._record_error():
             super().truncate(size)
         return size or 0
 
     @contextlib.contextmanager
-    def _kept(self) -> Iterator[None]:
+    def _record_error(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:

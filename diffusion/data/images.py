@@ -15,21 +15,21 @@ from diffusion.utils.errors import InputError, MissingError
 
 def open_image(
     path: Path,
-    most_pixels: int | None = None,
+    max_pixels: int | None = None,
     draft: int | None = None,
     fault: str = "is not a readable image",
     too_large: str = "make it smaller",
 ) -> Image.Image:
     """Read an image into memory, turned as its EXIF orientation says, as viewers show it.
 
-    most_pixels: the largest image to read, instead of Pillow's limit; draft: pixels a side that are enough, which a JPEG
+    max_pixels: the largest image to read, instead of Pillow's limit; draft: pixels a side that are enough, which a JPEG
     is decoded to faster; fault: what to say of a file that is no image; too_large: what to do with one
     of too many pixels. Raises MissingError, or InputError for what cannot be read.
     """
     if not path.is_file():
         raise MissingError(f"no image {path}")
     try:
-        with _size_limit(most_pixels), Image.open(path) as image:
+        with _size_limit(max_pixels), Image.open(path) as image:
             if draft is not None:
                 image.draft("RGB", (draft, draft))
             image.load()
@@ -45,12 +45,12 @@ def open_image(
 
 
 @contextlib.contextmanager
-def _size_limit(most_pixels: int | None) -> Iterator[None]:
+def _size_limit(max_pixels: int | None) -> Iterator[None]:
     """Set the number of pixels from which Pillow refuses images, or leave its own."""
-    if most_pixels is None:
+    if max_pixels is None:
         yield
         return
-    usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, most_pixels // 2  # it refuses twice as many
+    usual, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels // 2  # it refuses twice as many
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)

@@ -14,7 +14,7 @@ from diffusion.utils.errors import InputError
 from diffusion.utils.memory import keep_freed_memory
 
 
-def batches_of(loader: DataLoader) -> Iterator[PatchBatch]:
+def iterate_batches(loader: DataLoader) -> Iterator[PatchBatch]:
     """The loader's batches; a worker's InputError as the one line it was, without the traceback that torch adds."""
     batches = iter(loader)
     while True:
@@ -24,7 +24,7 @@ def batches_of(loader: DataLoader) -> Iterator[PatchBatch]:
             raise type(error)(str(error).strip().split("InputError: ")[-1].split("MissingError: ")[-1]) from None
 
 
-def start_worker(number: int) -> None:
+def init_worker(number: int) -> None:
     """Workers allocate the same few arrays for every sample, and are a tenth faster when that memory stays theirs.
 
     Signals that stop a run are sent to its whole process group. Workers leave it, because the trainer still needs
@@ -44,6 +44,6 @@ def training_loader(dataset: Dataset, batches: BatchStream, num_workers: int, pi
         collate_fn=collate,
         pin_memory=pin_memory and torch.cuda.is_available(),
         persistent_workers=num_workers > 0,
-        worker_init_fn=start_worker,
+        worker_init_fn=init_worker,
         generator=torch.Generator(),  # else starting it draws from the generator that training goes on with
     )

@@ -19,9 +19,9 @@ from diffusion.data.datasets.pan_cancer import LARGE_PATCH, PanCancerData, PanCa
 from diffusion.data.features.parts import TOKENS
 from diffusion.data.index.patch_index import index_keys, index_path, split_key
 from diffusion.data.sampler import Draw, Permutation
-from diffusion.data.slides.patches import neighbour
+from diffusion.data.slides.patches import neighbour_name
 from diffusion.data.slides.reader import PlainImage
-from diffusion.data.slides.records import places_apart
+from diffusion.data.slides.records import grid_stride
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.formats import PATCHES_DIR, WINDOW
 from diffusion.generation.regions import Region, embed_region
@@ -71,7 +71,7 @@ class IndexConditions:
 
     def has_pixels(self, i: int) -> bool:
         """Tell whether condition `i` carries its tissue: features condition as well without images."""
-        return self.pixels and (self.dataset.root / PATCHES_DIR / self.dataset.name_of(self._sample(i))).is_file()
+        return self.pixels and (self.dataset.root / PATCHES_DIR / self.dataset.sample_name(self._sample(i))).is_file()
 
     def _sample(self, i: int) -> int:
         round_, place = divmod(i, len(self))
@@ -178,7 +178,7 @@ def neighbourhood(dataset: PanCancerData, i: int, seed: int, rows: int, columns:
     patches = len(dataset.index)
     which, name = dataset.index.locate(Permutation(patches, mix_seed(seed, i // patches))(i % patches))
     features, side = dataset.features[which], dataset.patch_size // WINDOW
-    apart = places_apart(dataset.root / PATCHES_DIR, name, dataset.patch_size)
+    apart = grid_stride(dataset.root / PATCHES_DIR, name, dataset.patch_size)
 
     def tokens_of(patch: str) -> torch.Tensor:
         return torch.from_numpy(features.read_part(TOKENS.name, patch)).float().unflatten(0, (side, side))
@@ -188,7 +188,7 @@ def neighbourhood(dataset: PanCancerData, i: int, seed: int, rows: int, columns:
     for down in range(-(-rows // side)):
         band = []
         for right in range(-(-columns // side)):
-            other = neighbour(name, apart * right, apart * down) if apart and (right or down) else None
+            other = neighbour_name(name, apart * right, apart * down) if apart and (right or down) else None
             if other is not None and all(features.present(other).values()):
                 band.append(tokens_of(other))
             else:

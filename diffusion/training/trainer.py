@@ -20,7 +20,7 @@ from diffusion.components import check_dataset_tokens, load_codec, resolve_laten
 from diffusion.config.files import dump_config
 from diffusion.config.settings import Config
 from diffusion.data.datasets.pan_cancer import PanCancerData, SkipBad, build_dataset
-from diffusion.data.loader import batches_of, training_loader
+from diffusion.data.loader import iterate_batches, training_loader
 from diffusion.data.sampler import BatchStream
 from diffusion.formats import CHECKPOINTS_DIR, CONFIG_FILE
 from diffusion.optim.build import build_lr_schedule, build_optimizer
@@ -303,7 +303,7 @@ def start_prefetcher(
     index, count = accelerator.process_index, accelerator.num_processes
     stream = BatchStream(len(dataset), config.train_batch_size, config.seed, index, count, position)
     loader = training_loader(dataset, stream, config.num_workers, pin_memory=accelerator.device.type == "cuda")
-    return DevicePrefetcher(batches_of(loader), accelerator.device)
+    return DevicePrefetcher(iterate_batches(loader), accelerator.device)
 
 
 def dry_run(

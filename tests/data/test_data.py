@@ -22,8 +22,8 @@ from diffusion.data.features.loose import feature_path
 from diffusion.data.features.npy import is_valid, write_feature
 from diffusion.data.features.parts import LATENTS, TOKENS
 from diffusion.data.index import writer as index_writer
-from diffusion.data.index.patch_index import PatchIndex, all_names, index_keys, index_path, split_key
-from diffusion.data.index.split import patient_of, slide_of, training_groups
+from diffusion.data.index.patch_index import PatchIndex, index_keys, index_path, iterate_names, split_key
+from diffusion.data.index.split import choose_training_groups, patient_name, slide_name
 from diffusion.data.index.writer import write_index
 from diffusion.data.loader import training_loader
 from diffusion.data.sampler import BatchStream, Draw, Permutation
@@ -149,10 +149,10 @@ class TestIndex:
 
     def test_names_come_from_generators_and_other_keys_stay(self, path, monkeypatch):
         monkeypatch.setattr(index_writer, "NAMES_AT_ONCE", 3)
-        counts = write_index(path, {"a_1024": (f"a/{i}" for i in range(10)), "z_1024": iter(())}, before=path)
+        counts = write_index(path, {"a_1024": (f"a/{i}" for i in range(10)), "z_1024": iter(())}, previous=path)
         assert counts == {"a_1024": 10, "z_1024": 0}
-        assert list(all_names(path, "a_1024")) == [f"a/{i}" for i in range(10)]
-        assert index_keys(path) == ["a_1024", "b_1024", "c_256"] and list(all_names(path, "b_1024")) == ["b/é"]
+        assert list(iterate_names(path, "a_1024")) == [f"a/{i}" for i in range(10)]
+        assert index_keys(path) == ["a_1024", "b_1024", "c_256"] and list(iterate_names(path, "b_1024")) == ["b/é"]
 
     def test_a_killed_write_leaves_the_old_index(self, path):
         """Killed while it writes, with names on the disk already."""
@@ -161,7 +161,7 @@ class TestIndex:
             "def names():\n"
             "    yield from (f'a/{i}' for i in range(70_000))\n"
             "    print('writing', flush=True); time.sleep(60)\n"
-            "write_index(Path(sys.argv[1]), {'a_1024': names()}, before=Path(sys.argv[1]))"
+            "write_index(Path(sys.argv[1]), {'a_1024': names()}, previous=Path(sys.argv[1]))"
         )
         before = path.read_bytes()
         with subprocess.Popen(
@@ -170,8 +170,8 @@ class TestIndex:
             assert writer.stdout.readline() == b"writing\n"
             assert [file for file in path.parent.iterdir() if file != path]  # half a file, under another name
             writer.kill()
-        assert path.read_bytes() == before and list(all_names(path, "a_1024")) == ["a/0", "a/1"]
-        assert write_index(path, {"a_1024": ["a/2"]}, before=path) == {"a_1024": 1}
+        assert path.read_bytes() == before and list(iterate_names(path, "a_1024")) == ["a/0", "a/1"]
+        assert write_index(path, {"a_1024": ["a/2"]}, previous=path) == {"a_1024": 1}
         assert list(path.parent.iterdir()) == [path]  # the half file is gone with it
 
     @pytest.mark.parametrize("same", [False, True])
@@ -183,24 +183,24 @@ class TestIndex:
         if same:
             with pytest.raises(InputError, match="a/0 comes twice under a_1024"):
                 write_index(path, {"a_1024": names})
-            assert list(all_names(path, "a_1024")) == ["a/0", "a/1"]
+            assert list(iterate_names(path, "a_1024")) == ["a/0", "a/1"]
         else:
             assert write_index(path, {"a_1024": names}) == {"a_1024": 4}
 
     def test_a_split_by_slide_or_patient(self):
         names = [f"tcga/brca/single_1024/TCGA-02-{i // 2:04d}-01Z-{i}/0_0.jpeg" for i in range(40)]
-        assert slide_of(names[3]) == "TCGA-02-0001-01Z-3" and patient_of(names[3]) == "TCGA-02-0001"
-        assert patient_of("set/any/single_1024/CMU-1/0_0.jpeg") == "CMU-1"
-        patients = {patient_of(name) for name in names}
-        training = training_groups(map(patient_of, names), 0.8, seed=0)
+        assert slide_name(names[3]) == "TCGA-02-0001-01Z-3" and patient_name(names[3]) == "TCGA-02-0001"
+        assert patient_name("set/any/single_1024/CMU-1/0_0.jpeg") == "CMU-1"
+        patients = {patient_name(name) for name in names}
+        training = choose_training_groups(map(patient_name, names), 0.8, seed=0)
         assert len(training) == 16 and training < patients
-        assert training != training_groups(patients, 0.8, seed=1)
+        assert training != choose_training_groups(patients, 0.8, seed=1)
         # more patients move few of those that were there
-        later = training_groups(patients | {f"TCGA-03-{i:04d}" for i in range(2)}, 0.8, seed=0)
+        later = choose_training_groups(patients | {f"TCGA-03-{i:04d}" for i in range(2)}, 0.8, seed=0)
         assert len(training - later) <= 2
-        assert len(training_groups(["a", "b"], 0.99, 0)) == len(training_groups(["a", "b"], 0.01, 0)) == 1
+        assert len(choose_training_groups(["a", "b"], 0.99, 0)) == len(choose_training_groups(["a", "b"], 0.01, 0)) == 1
         with pytest.raises(InputError, match="at least two slides or patients, got a"):
-            training_groups(["a", "a"], 0.5, 0)
+            choose_training_groups(["a", "a"], 0.5, 0)
 
 
 class TestOrder:

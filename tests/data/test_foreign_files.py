@@ -14,10 +14,10 @@ from PIL import Image
 
 from diffusion.data.features.loose import LooseFeatures, read_made_by
 from diffusion.data.features.packed_metadata import read_metadata
-from diffusion.data.features.shards import hashes_of, open_shard, shard_path
+from diffusion.data.features.shards import open_shard, read_hashes, shard_path
 from diffusion.data.features.table import TABLE, open_table
 from diffusion.data.images import open_image
-from diffusion.data.index.patch_index import PatchIndex, all_names, index_keys
+from diffusion.data.index.patch_index import PatchIndex, index_keys, iterate_names
 from diffusion.data.index.writer import write_index
 from diffusion.data.slides.patches import list_patches, read_patch
 from diffusion.evaluation.sets.feature_files import read_feature_file
@@ -60,8 +60,8 @@ def index(folder: Path, **entries) -> Path:
 def test_names_of_any_string_type_are_read(tmp_path, entry):
     path = index(tmp_path, set_256=entry)
     patches = PatchIndex(path)
-    assert [patches.name(i) for i in range(3)] == list(all_names(path, "set_256")) == NAMES
-    write_index(tmp_path / "copy.hdf5", {"other_256": NAMES}, before=path)
+    assert [patches.name(i) for i in range(3)] == list(iterate_names(path, "set_256")) == NAMES
+    write_index(tmp_path / "copy.hdf5", {"other_256": NAMES}, previous=path)
     assert index_keys(tmp_path / "copy.hdf5") == ["other_256", "set_256"]
 
 
@@ -77,7 +77,7 @@ def test_names_of_any_string_type_are_read(tmp_path, entry):
 ])  # fmt: skip
 def test_what_is_no_list_of_names_is_named(tmp_path, entry, found):
     path = index(tmp_path, set_256=entry)
-    for read in (index_keys, PatchIndex, lambda path: list(all_names(path, "set_256"))):
+    for read in (index_keys, PatchIndex, lambda path: list(iterate_names(path, "set_256"))):
         with pytest.raises(InputError, match=f"set_256 is {found}.*expected a list of patch names"):
             read(path)
 
@@ -113,7 +113,7 @@ def test_names_that_are_no_paths_below_patches_are_refused(tmp_path, name, fault
     path = index(tmp_path, set_256=dict(data=[ENCODED[0], name], dtype=STRINGS))
     patches = PatchIndex(path)
     assert patches.name(0) == NAMES[0]
-    for read in (lambda: patches.name(1), lambda: list(all_names(path, "set_256"))):
+    for read in (lambda: patches.name(1), lambda: list(iterate_names(path, "set_256"))):
         with pytest.raises(InputError, match=fault):
             read()
     if b"\xfc" not in name:
@@ -183,7 +183,7 @@ READERS = {
     "index": lambda path: PatchIndex(path),
     "index_keys": index_keys,
     "shard": open_shard,
-    "shard_hashes": lambda path: hashes_of(path.parent, 0),
+    "shard_hashes": lambda path: read_hashes(path.parent, 0),
     "moments": lambda path: LooseFeatures(path.parent, 256, {"latents": "x"}).read("a.png"),
     "tokens": lambda path: LooseFeatures(path.parent, 1024, {"tokens": "x"}).read("a.png"),
     "table": lambda path: open_table(path.parent),

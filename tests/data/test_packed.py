@@ -17,15 +17,15 @@ from conftest import REPOSITORY, WIDTH, in_process
 from diffusion.data.crops import CropBox
 from diffusion.data.datasets.pan_cancer import PanCancerData, PanCancerDataLowRes, build_dataset
 from diffusion.data.features import packed, packed_metadata, packing, parts, shards
-from diffusion.data.features.loose import feature_path, made_by_file
+from diffusion.data.features.loose import feature_path, made_by_path
 from diffusion.data.features.npy import write_feature
 from diffusion.data.features.packed import PackedFeatures
 from diffusion.data.features.packed_metadata import PackedMetadata
 from diffusion.data.features.parts import Moments, part_prefixes
 from diffusion.data.features.store import open_features
 from diffusion.data.features.table import write_table
-from diffusion.data.index.patch_index import all_names, index_path
-from diffusion.data.index.verify import Check
+from diffusion.data.index.patch_index import index_path, iterate_names
+from diffusion.data.index.verify import PatchCheck
 from diffusion.data.index.writer import write_index
 from diffusion.data.loader import training_loader
 from diffusion.data.sampler import BatchStream, Draw
@@ -89,14 +89,14 @@ def test_a_third_part_is_loose_packed_read_and_verified(feature_root, tmp_path, 
     control = Moments("control", "control_prefix", "control latents")
     monkeypatch.setitem(parts.PARTS, "control", control)
     prefixes = {**part_prefixes("sd3_vae", "uni"), "control": "mask"}
-    names, random = list(all_names(index_path(feature_root), "set_1024")), np.random.default_rng(1)
+    names, random = list(iterate_names(index_path(feature_root), "set_1024")), np.random.default_rng(1)
     for name in names:
         write_feature(feature_path(feature_root / "patches", name, "mask"), random.normal(size=(32, 128, 128)))
     folder = packed_metadata.packed_folder(feature_root / "packed", "set_1024", prefixes)
     assert folder.name == "sd3_vae-uni-mask"
     loose = open_features(feature_root, None, "set_1024", names, 1024, prefixes, packed=False)
     metadata = PackedMetadata("set_1024", 1024, WIDTH, prefixes)
-    packing.begin(folder, metadata)
+    packing.init_folder(folder, metadata)
     patches = packing.read_patches(loose, names, metadata, workers=1)
     assert packing.write_shard(folder, 0, metadata, patches, rows=3) == write_table(folder) == 3
     together = open_features(feature_root, "packed", "set_1024", names, 1024, prefixes)
@@ -108,7 +108,7 @@ def test_a_third_part_is_loose_packed_read_and_verified(feature_root, tmp_path, 
         assert one["control"].shape == one["latents"].shape and not np.array_equal(one["control"], one["latents"])
         assert np.array_equal(together.read_part("control", names[1], box), one["control"])
     feature_path(feature_root / "patches", names[0], "mask").unlink()
-    kinds = [fault.kind for fault in Check(feature_root, 1024, loose).faults(names[0])]
+    kinds = [fault.kind for fault in PatchCheck(feature_root, 1024, loose).find_faults(names[0])]
     assert kinds == ["image missing", "control latents missing"]
     monkeypatch.setitem(parts.PARTS, "stain", Moments("stain", "stain_prefix", "stain latents"))
     with pytest.raises(InputError, match="shard_00000.hdf5 cannot be read .it has no data set stain"):
@@ -118,7 +118,7 @@ def test_a_third_part_is_loose_packed_read_and_verified(feature_root, tmp_path, 
 def test_names_the_index_gains_go_to_further_shards(packed_root, folder):
     before = {path.name: path.read_bytes() for path in folder.glob("shard*")}
     new = "set/brca/single_1024/slide_0/5_5.jpeg"  # in the index between two packed ones
-    names = list(all_names(index_path(packed_root), "set_1024"))
+    names = list(iterate_names(index_path(packed_root), "set_1024"))
     write_index(index_path(packed_root), {"set_1024": [names[0], new, *names[1:]]})
     write_feature(feature_path(packed_root / "patches", new, "sd3_vae"), np.ones((32, 128, 128)))
     write_feature(feature_path(packed_root / "patches", new, "uni"), np.ones((16, WIDTH)))
@@ -132,7 +132,7 @@ def test_names_the_index_gains_go_to_further_shards(packed_root, folder):
 
 
 def test_a_packed_set_that_is_not_complete_is_refused_at_once(packed_root):
-    names = list(all_names(index_path(packed_root), "set_1024"))
+    names = list(iterate_names(index_path(packed_root), "set_1024"))
     write_index(index_path(packed_root), {"set_1024": [*names, "set/brca/single_1024/slide_9/0_0.jpeg"]})
     arguments = {"root": packed_root, "resolution": 256, "features_dir": "packed"}
     with pytest.raises(InputError, match="set_1024 has 4 patches, and .* only 3; run tools/pack_features.py"):
@@ -142,7 +142,7 @@ def test_a_packed_set_that_is_not_complete_is_refused_at_once(packed_root):
 
 def test_loose_files_that_changed_since_are_found(packed_root):
     verify = (*PACK, "--root", packed_root, "--verify")
-    name = next(all_names(index_path(packed_root), "set_1024"))
+    name = next(iterate_names(index_path(packed_root), "set_1024"))
     write_feature(feature_path(packed_root / "patches", name, "uni"), np.ones((16, WIDTH)))
     done = in_process(*verify)
     assert done.returncode == 1 and "shard_00000.hdf5: 1 patches differ from their loose files" in done.stderr
@@ -167,7 +167,7 @@ def test_a_killed_run_loses_one_shard_at_most(feature_root, folder):
     arguments = [str(a) for a in (*PACK[1:], "--root", feature_root, *TWO_A_SHARD)]
     killed = subprocess.run([sys.executable, "-c", code, *arguments], cwd=REPOSITORY, capture_output=True, check=False)
     assert killed.returncode == -9
-    assert shards.shards_of(folder) == [0] and len(list(folder.glob(".shard*.tmp"))) == 1
+    assert shards.list_shards(folder) == [0] and len(list(folder.glob(".shard*.tmp"))) == 1
     with pytest.raises(InputError, match="packed in part"):
         PanCancerData(feature_root, 1024, features_dir="packed")
     first = (folder / "shard_00000.hdf5").stat().st_mtime_ns
@@ -216,7 +216,7 @@ def test_damage_is_found(packed_root, folder):
 
 def test_a_shard_written_anew_is_not_read_by_an_older_table(packed_root, folder):
     """The last shard is deleted and packed again, with another patch first; the run is killed before the table."""
-    names = list(all_names(index_path(packed_root), "set_1024"))
+    names = list(iterate_names(index_path(packed_root), "set_1024"))
     new = "set/brca/single_1024/slide_0/5_5.jpeg"
     table = (folder / "table.npy").read_bytes()
     write_index(index_path(packed_root), {"set_1024": [new, *names]})
@@ -245,7 +245,7 @@ def test_two_do_not_pack_one_folder(packed_root, folder):
 
 def test_features_made_by_other_weights_are_not_added(packed_root, folder):
     """Extraction notes by what a set was made; one packed before by something else is refused."""
-    record = made_by_file(packed_root / "patches", "set_1024")
+    record = made_by_path(packed_root / "patches", "set_1024")
     record.parent.mkdir(exist_ok=True)
     record.write_text('{"uni": {"weights": "other"}}')
     done = in_process(*PACK, "--root", packed_root)
@@ -261,11 +261,11 @@ def test_few_files_are_open_at_once(packed_root, monkeypatch):
 
 
 def test_bad_features_are_not_packed(feature_root, folder):
-    names = list(all_names(index_path(feature_root), "set_1024"))
+    names = list(iterate_names(index_path(feature_root), "set_1024"))
     np.save(feature_path(feature_root / "patches", names[1], "sd3_vae"), np.full((32, 128, 128), np.nan, np.float16))
     done = in_process(*PACK, "--root", feature_root)
     assert done.returncode == 2 and "1_0_sd3_vae.npy" in done.stderr and "not finite" in done.stderr
-    assert not shards.shards_of(folder) and not list(folder.glob(".*"))
+    assert not shards.list_shards(folder) and not list(folder.glob(".*"))
     done = in_process(*PACK, "--root", feature_root, "--on_error", "skip")
     assert done.returncode == 1 and "1_0_sd3_vae.npy" in done.stderr
     assert "2 of 3 patches packed" in done.stdout and "1 left out" in done.stdout
@@ -275,7 +275,7 @@ def test_what_cannot_be_packed_together(packed_root, folder, tmp_path):
     shutil.rmtree(packed_root / "patches/set")
     done = in_process(*PACK, "--root", packed_root)
     assert done.returncode == 2 and "no features at" in done.stderr
-    for name in all_names(index_path(packed_root), "set_1024"):
+    for name in iterate_names(index_path(packed_root), "set_1024"):
         write_feature(feature_path(packed_root / "patches", name, "sd3_vae"), np.ones((32, 128, 128)))
         write_feature(feature_path(packed_root / "patches", name, "uni"), np.ones((16, WIDTH + 1)))
     done = in_process(*PACK, "--root", packed_root)

@@ -21,7 +21,7 @@ from diffusion.data.slides import reader as slides
 from diffusion.data.slides.discovery import find_slides
 from diffusion.data.slides.grid import Grid
 from diffusion.data.slides.resolution import slide_mpp
-from diffusion.data.slides.tissue import SlideMap, blur
+from diffusion.data.slides.tissue import SlideMap, blur_score
 from diffusion.utils.errors import InputError
 from diffusion.utils.folders import natural_key
 from diffusion.utils.locks import file_lock
@@ -170,9 +170,9 @@ def test_a_broken_slide_does_not_stop_the_others(png, cut, tmp_path):
 
 
 def test_a_process_that_dies_takes_no_other_slide_along():
-    from tools.extract_patches import each_alone
+    from tools.extract_patches import run_isolated
 
-    outcomes = dict(each_alone(die_of_odd, list(range(5)), 2))
+    outcomes = dict(run_isolated(die_of_odd, list(range(5)), 2))
     assert [outcomes[i] for i in (0, 2, 4)] == [0, 2, 4]
     assert all("the process that read it died" in str(outcomes[i]) for i in (1, 3))
 
@@ -182,9 +182,9 @@ def die_of_odd(number: int) -> int:
 
 
 def test_nor_does_one_that_raises():
-    from tools.extract_patches import each_alone
+    from tools.extract_patches import run_isolated
 
-    outcomes = dict(each_alone(half_of, [2, 0, 4], 1))
+    outcomes = dict(run_isolated(half_of, [2, 0, 4], 1))
     assert outcomes[2] == 1 and outcomes[4] == 2 and "0: ZeroDivisionError" in str(outcomes[0])
 
 
@@ -204,7 +204,7 @@ def test_workers_end_with_the_run_that_is_killed(tmp_path):
         "import time; from functools import partial; from tools import extract_patches\n"
         "from test_patches import sleep_long\n"
         "if __name__ == '__main__':\n"
-        "    import os; list(extract_patches.each_alone(partial(sleep_long, parent=os.getpid()), [1, 2], 2))"
+        "    import os; list(extract_patches.run_isolated(partial(sleep_long, parent=os.getpid()), [1, 2], 2))"
     )
     script = tmp_path / "run.py"
     script.write_text(code)
@@ -223,9 +223,9 @@ def test_workers_end_with_the_run_that_is_killed(tmp_path):
 
 
 def sleep_long(number: int, parent: int) -> None:
-    from tools.extract_patches import leave_with
+    from tools.extract_patches import exit_with_parent
 
-    threading.Thread(target=leave_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=exit_with_parent, args=(parent,), daemon=True).start()
     (Path(os.environ["SLEEPERS"]) / f"{os.getpid()}.pid").touch()
     time.sleep(60)
 
@@ -254,7 +254,7 @@ def test_image_mpp_overrules_files(png, pyramid, cut, tmp_path):
         run = cut(path, "--image_mpp", 0.5)
         assert run.returncode == 1 and "cut with image_mpp None before, and now 0.5" in run.stdout
     slide = slides.open_slide(pyramid, mpp=0.5, image_mpp=0.4)  # it says 0.25
-    assert (slide.width, slide.height, slide.told) == (1280, 960, True)
+    assert (slide.width, slide.height, slide.mpp_given) == (1280, 960, True)
     assert slide.note == "0.5 um/px; 0.4 um/px of the file by --image_mpp, it says 0.25"
 
 
@@ -349,7 +349,7 @@ def test_the_real_slide(cut, tmp_path):
     assert run.returncode == 0 and record["note"] == "2220x2967, 0.499 um/px"
     assert record["patches"] == 31 and record["dropped"] == {"blank": 32, "little tissue": 24, "pen": 1}
     patch = Image.open(tmp_path / "patches/toy/all/single_256/cmu_small_region/4_8.jpeg")
-    sharpness = [blur(patch.filter(ImageFilter.GaussianBlur(sigma))) for sigma in (0, 1, 2, 4)]
+    sharpness = [blur_score(patch.filter(ImageFilter.GaussianBlur(sigma))) for sigma in (0, 1, 2, 4)]
     assert sharpness == sorted(sharpness) and sharpness[1] < 0.68 < sharpness[3]
 
 
@@ -545,7 +545,7 @@ def test_pyramid_resamples_the_next_finer_level(pyramid):
 
 def test_a_large_level_becomes_a_thumbnail_strip_by_strip(pyramid, monkeypatch):
     whole = np.asarray(slides.open_slide(pyramid, mpp=0.5).thumbnail(100)).astype(int)
-    monkeypatch.setattr(slides, "LARGE_LEVEL", 20_000)  # the smallest level has 400 x 300
+    monkeypatch.setattr(slides, "MAX_LEVEL_PIXELS", 20_000)  # the smallest level has 400 x 300
     strips = np.asarray(slides.open_slide(pyramid, mpp=0.5).thumbnail(100)).astype(int)
     assert strips.shape == whole.shape == (75, 100, 3) and np.abs(strips - whole).max() < 12
 
@@ -612,7 +612,7 @@ def test_one_kind_of_picture_is_of_one_kind(level, expected):
     low = value * (1 - np.clip(level + spread, 0, 1))
     image = np.stack([np.full_like(low, value), low, low], axis=-1).round().astype(np.uint8)
     image[:2] = 240
-    found = SlideMap.of(Image.fromarray(image), 64, 64)
+    found = SlideMap.from_thumbnail(Image.fromarray(image), 64, 64)
     assert found.tissue[2:].mean() == expected and not found.ink.any() and not found.black.any()
 
 

@@ -18,9 +18,9 @@ from diffusion.data.datasets.pan_cancer import PanCancerData, PanCancerDataLowRe
 from diffusion.data.features.loose import feature_path
 from diffusion.data.features.npy import write_feature
 from diffusion.data.features.parts import TOKENS
-from diffusion.data.slides.patches import neighbour
+from diffusion.data.slides.patches import neighbour_name
 from diffusion.data.slides.reader import PlainImage
-from diffusion.data.slides.records import places_apart
+from diffusion.data.slides.records import grid_stride
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.formats import LAST_WEIGHTS
 from diffusion.generation.conditions import neighbourhood, open_condition_dataset, slerp
@@ -363,12 +363,12 @@ class TestSample4k:
         record.parent.mkdir()
         for text, apart in (('{"settings": {"step": 512}}', 2), ('{"settings": {"step": 600}}', None)):
             record.write_text(text)
-            assert places_apart(patches, "set/brca/single_1024/slide_0/0_0.jpeg", 1024) == apart
+            assert grid_stride(patches, "set/brca/single_1024/slide_0/0_0.jpeg", 1024) == apart
         record.write_text('{"settings')
         with pytest.raises(InputError, match="is no record of a slide"):
-            places_apart(patches, "set/brca/single_1024/slide_0/0_0.jpeg", 1024)
-        assert neighbour("a/single_1024/s/3_4.jpeg", 2, 1) == "a/single_1024/s/5_5.jpeg"
-        assert neighbour("a/single_1024/s/tile_one.jpeg", 2, 1) is None
+            grid_stride(patches, "set/brca/single_1024/slide_0/0_0.jpeg", 1024)
+        assert neighbour_name("a/single_1024/s/3_4.jpeg", 2, 1) == "a/single_1024/s/5_5.jpeg"
+        assert neighbour_name("a/single_1024/s/tile_one.jpeg", 2, 1) is None
 
 
 class TestVary:

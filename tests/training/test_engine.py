@@ -553,7 +553,7 @@ class TestBadItems:
         draws = [Draw(i, seed=i) for i in (22, 23, 24)]
         batch, expected = collate([lenient[draw] for draw in draws]), collate([strict[draws[0]], strict[draws[2]]])
         assert torch.equal(batch.latents, expected.latents) and torch.equal(batch.tokens, expected.tokens)
-        assert batch.names == expected.names and [item.name for item in batch.bad] == [strict.name_of(23)]
+        assert batch.names == expected.names and [item.name for item in batch.bad] == [strict.sample_name(23)]
         with pytest.raises(InputError, match="none of the 1 items of a batch can be read; the first: .*not finite"):
             collate([lenient[draws[1]]])
 

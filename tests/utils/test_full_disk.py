@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from diffusion.data.features.npy import write_feature
-from diffusion.data.index.patch_index import all_names
+from diffusion.data.index.patch_index import iterate_names
 from diffusion.data.index.writer import write_index
 from diffusion.generation.image_files import save_image, write_large_image
 from diffusion.model.convert import save_diffusers, save_official, save_safetensors
@@ -98,10 +98,10 @@ from pathlib import Path
 from diffusion.cli.parser import run
 from diffusion.data.index.writer import write_index
 index = Path({str(index)!r})
-run(lambda: write_index(index, {{"b_256": (f"b/slide/{{i}}.jpeg" for i in range(200_000))}}, before=index) and 0)
+run(lambda: write_index(index, {{"b_256": (f"b/slide/{{i}}.jpeg" for i in range(200_000))}}, previous=index) and 0)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.returncode == 2, done
     assert done.stderr == f"error: [Errno 28] No space left on device: '{index}'\n"
-    assert len(list(all_names(index, "a_256"))) == 1000 and os.listdir(disk) == ["index.hdf5"]
+    assert len(list(iterate_names(index, "a_256"))) == 1000 and os.listdir(disk) == ["index.hdf5"]
     index.unlink()

@@ -15,7 +15,7 @@ from diffusion.data.batch import BadItem, PatchItem
 from diffusion.data.crops import CropBox, crop_box, crops_per_side
 from diffusion.data.features.packed import PackedFeatures
 from diffusion.data.features.parts import LATENTS, TOKENS, part_prefixes
-from diffusion.data.features.store import FeatureStore, open_features, probes
+from diffusion.data.features.store import FeatureStore, open_features, probe_names
 from diffusion.data.index.patch_index import PatchIndex, index_keys, index_path
 from diffusion.data.sampler import Draw
 from diffusion.data.slides.patches import read_patch
@@ -23,10 +23,10 @@ from diffusion.formats import DEFAULT_INDEX, PATCHES_DIR, SSL_PREFIX, VAE_PREFIX
 from diffusion.utils.errors import InputError
 
 LARGE_PATCH = 1024  # pixels of the patches that low-resolution stages crop
-PROBED_NAMES = 256  # that stand for all names of an index: reading 30 million takes minutes
+IDENTITY_NAMES = 256  # that stand for all names of an index: reading 30 million takes minutes
 
 
-class Crop(NamedTuple):
+class CropLocation(NamedTuple):
     """Which part of which patch a sample is, where its features are, and the seed of its draw."""
 
     features: FeatureStore
@@ -66,27 +66,27 @@ class PanCancerData(Dataset):
         )
         prefixes = part_prefixes(vae_prefix, ssl_prefix)
         self.features = [
-            open_features(self.root, features_dir, key, probes(self.index, i), self.patch_size, prefixes)
+            open_features(self.root, features_dir, key, probe_names(self.index, i), self.patch_size, prefixes)
             for i, key in enumerate(self.index.keys)
         ]
 
     def __len__(self) -> int:
         return len(self.index) * self.crops_per_side**2
 
-    def name_of(self, index: int) -> str:
+    def sample_name(self, index: int) -> str:
         """Return the name of the patch that sample `index` is of."""
         return self.index.name(index // self.crops_per_side**2)
 
     def describe(self, index: int) -> str:
         """Return what to call sample `index` in messages: its patch, by its number where its name cannot be read."""
         try:
-            return self.name_of(index)
+            return self.sample_name(index)
         except InputError:
             return f"patch {index // self.crops_per_side**2} of {self.index.path}"
 
     def identity(self) -> dict[str, Any]:
         """Return what tells these samples and their order from others', wherever they lie: plain values."""
-        names = "\n".join(self.name_of(i * len(self) // PROBED_NAMES) for i in range(PROBED_NAMES))
+        names = "\n".join(self.sample_name(i * len(self) // IDENTITY_NAMES) for i in range(IDENTITY_NAMES))
         return {
             "patches": dict(zip(self.index.keys, self.index.lengths, strict=True)),
             "names": hashlib.sha256(names.encode()).hexdigest()[:16],
@@ -113,13 +113,15 @@ class PanCancerData(Dataset):
             for crop, latent, some, image in zip(crops, latents, tokens, images, strict=True)
         ]
 
-    def _locate(self, key: int | Draw) -> Crop:
+    def _locate(self, key: int | Draw) -> CropLocation:
         index, seed = key if isinstance(key, tuple) else (key, None)
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         patch, number = divmod(index, self.crops_per_side**2)
         which, name = self.index.locate(patch)
-        return Crop(self.features[which], name, number, crop_box(number, self.crops_per_side, self.resolution), seed)
+        return CropLocation(
+            self.features[which], name, number, crop_box(number, self.crops_per_side, self.resolution), seed
+        )
 
     def image(self, name: str, crop: int) -> torch.Tensor:
         """Read the pixels of a sample, uint8 (3, S, S). Raises MissingError, or InputError as read_patch does."""

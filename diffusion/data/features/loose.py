@@ -51,14 +51,14 @@ def features_folder(root: Path, features_dir: str | Path | None) -> Path:
     return root / PATCHES_DIR if features_dir is None else root / features_dir
 
 
-def made_by_file(folder: Path, key: str) -> Path:
+def made_by_path(folder: Path, key: str) -> Path:
     """Return the file that records how the features of an index key in `folder` were made."""
     return folder / METADATA_DIR / f"features_{key}.json"
 
 
 def read_made_by(folder: Path, key: str) -> dict[str, dict[str, Any]]:
     """Read weights and window by prefix, as extraction noted them; nothing where it noted nothing. Raises InputError."""
-    path = made_by_file(folder, key)
+    path = made_by_path(folder, key)
     try:
         noted = read_json(path, "record of features", "delete it")
     except MissingError:

@@ -20,7 +20,7 @@ from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.files import atomic_write
 
 Shape = tuple[int | None, ...]  # None: any length
-FIRST_READ = 128  # bytes: the whole header of a file that numpy wrote
+HEADER_BYTES = 128  # bytes: the whole header of a file that numpy wrote
 EXPONENT = 0x7C00  # of a float16: all ones in what is infinite or NaN
 CHECKED_AT_ONCE = 32_768  # values
 
@@ -104,7 +104,7 @@ def _opened(path: Path, shape: Shape) -> Iterator[tuple[int, tuple[int, ...], in
         raise InputError(f"{path} cannot be read ({error})") from error
     try:
         try:
-            header, size = os.read(file, FIRST_READ), os.fstat(file).st_size
+            header, size = os.read(file, HEADER_BYTES), os.fstat(file).st_size
             found, dtype, offset = _parse_header(header)
         except OSError as error:  # a folder, or a network drive
             raise InputError(f"{path} cannot be read ({error})") from error

@@ -19,18 +19,18 @@ from diffusion.data.features.packed_metadata import METADATA, PackedMetadata, re
 from diffusion.data.features.parts import PARTS, Part
 from diffusion.data.features.shards import (
     PackedPatch,
-    hashes_of,
+    list_shards,
+    read_hashes,
     read_shard,
     shard_path,
-    shards_of,
 )
 from diffusion.data.hdf5 import create_hdf5
-from diffusion.data.index.names import name_hash, names_without
+from diffusion.data.index.names import exclude_names, name_hash
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import atomic_write
 
 
-def begin(folder: Path, metadata: PackedMetadata) -> None:
+def init_folder(folder: Path, metadata: PackedMetadata) -> None:
     """Write what a folder will hold, and clear what a killed run left there. Raises InputError when it holds something else already."""
     before = read_metadata(folder)
     if before is not None and before != metadata:
@@ -43,10 +43,10 @@ def begin(folder: Path, metadata: PackedMetadata) -> None:
         temporary.write_text(json.dumps(metadata.to_json(), indent=1))
 
 
-def not_packed(folder: Path, names: Iterable[str]) -> Iterator[str]:
+def missing_names(folder: Path, names: Iterable[str]) -> Iterator[str]:
     """Of some names those that no shard holds yet; eight bytes of memory for each that one does."""
-    packed = [hashes_of(folder, number) for number in shards_of(folder)]
-    return names_without(names, np.concatenate([np.empty(0, np.uint64), *packed]))
+    packed = [read_hashes(folder, number) for number in list_shards(folder)]
+    return exclude_names(names, np.concatenate([np.empty(0, np.uint64), *packed]))
 
 
 def read_patches(

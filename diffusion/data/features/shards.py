@@ -46,7 +46,7 @@ def shard_path(folder: Path, number: int) -> Path:
     return folder / f"shard_{number:05d}.hdf5"
 
 
-def shards_of(folder: Path) -> list[int]:
+def list_shards(folder: Path) -> list[int]:
     """List the numbers of the whole shards in a folder, in order."""
     found = (re.fullmatch(r"shard_(\d+)\.hdf5", path.name) for path in folder.glob("shard_*.hdf5"))
     return sorted(int(match[1]) for match in found if match)
@@ -86,12 +86,12 @@ def _check_layout(file: h5py.File, path: Path, parts: Collection[str]) -> None:
         raise _unreadable(path, f"its data sets have {' and '.join(map(str, lengths))} rows, expected one number")
 
 
-def count(folder: Path) -> int:
+def count_patches(folder: Path) -> int:
     """How many patches the whole shards of a folder hold."""
-    return sum(len(hashes_of(folder, number)) for number in shards_of(folder))
+    return sum(len(read_hashes(folder, number)) for number in list_shards(folder))
 
 
-def hashes_of(folder: Path, number: int) -> np.ndarray:
+def read_hashes(folder: Path, number: int) -> np.ndarray:
     """The hashes, uint64 (n,), of the names in a shard, in row order."""
     path = shard_path(folder, number)
     with open_shard(path) as file:

@@ -17,7 +17,7 @@ from diffusion.data.index.patch_index import PatchIndex
 from diffusion.formats import FEATURES_DIR, PACKED_DIR
 from diffusion.utils.errors import MissingError
 
-PROBES = 16  # patches looked at to find a key's features: the first may be the one that failed
+PROBE_COUNT = 16  # patches looked at to find a key's features: the first may be the one that failed
 
 
 class FeatureStore(Protocol):
@@ -80,7 +80,9 @@ def open_features(
     )
 
 
-def probes(index: PatchIndex, which: int) -> list[str]:
+def probe_names(index: PatchIndex, which: int) -> list[str]:
     """Names spread over one key of an index."""
     start, count = sum(index.lengths[:which]), index.lengths[which]
-    return [index.name(start + i) for i in sorted({n * count // PROBES for n in range(PROBES)} if count else ())]
+    return [
+        index.name(start + i) for i in sorted({n * count // PROBE_COUNT for n in range(PROBE_COUNT)} if count else ())
+    ]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from diffusion.data.features.shards import hashes_of, shards_of
+from diffusion.data.features.shards import list_shards, read_hashes
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import atomic_write
 
@@ -46,7 +46,7 @@ def build_table(folder: Path) -> np.ndarray:
 
     Raises InputError when two names share a hash, or one is packed twice.
     """
-    parts = {number: hashes_of(folder, number) for number in shards_of(folder)}
+    parts = {number: read_hashes(folder, number) for number in list_shards(folder)}
     hashes = np.concatenate([np.empty(0, np.uint64), *parts.values()])
     rows = [(number << ROW_BITS) + np.arange(len(part), dtype=np.uint64) for number, part in parts.items()]
     places = np.concatenate([np.empty(0, np.uint64), *rows])

@@ -13,7 +13,7 @@ import numpy as np
 from diffusion.utils.errors import InputError
 from diffusion.utils.text import is_utf8, printable_name
 
-UNUSUAL = bytes({*range(32), 92} - {10})  # control characters but the line end, and the backslash
+UNUSUAL_BYTES = bytes({*range(32), 92} - {10})  # control characters but the line end, and the backslash
 
 
 def name_fault(name: str) -> str | None:
@@ -27,7 +27,7 @@ def name_fault(name: str) -> str | None:
     return None
 
 
-def patch_name(stored: bytes, data: h5py.Dataset) -> str:
+def decode_name(stored: bytes, data: h5py.Dataset) -> str:
     """Check and decode a name as it is stored. Raises InputError for one that is no path below patches/."""
     try:
         fixed_length = isinstance(stored, np.bytes_)  # which Fortran pads with spaces
@@ -63,7 +63,7 @@ def are_plain(together: bytes, count: int) -> bool:
         and not any(part in together for part in (b"..", b"\n/", b"\n\n"))
         and not together.startswith((b"/", b"\n"))
         and not together.endswith(b"\n")
-        and len(together.translate(None, UNUSUAL)) == len(together) > 0
+        and len(together.translate(None, UNUSUAL_BYTES)) == len(together) > 0
     )
 
 
@@ -78,7 +78,7 @@ def name_hash(name: str | bytes) -> int:
     return int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "little")
 
 
-def names_without(names: Iterable[str], hashes: np.ndarray) -> Iterator[str]:
+def exclude_names(names: Iterable[str], hashes: np.ndarray) -> Iterator[str]:
     """Yield the names whose hashes are none of these (uint64, in any order)."""
     ordered = np.sort(hashes)
     for name in names:

@@ -20,7 +20,7 @@ import numpy as np
 from diffusion.data.hdf5 import open_hdf5
 from diffusion.data.index.names import (
     are_plain,
-    patch_name,
+    decode_name,
 )
 from diffusion.formats import DEFAULT_INDEX, METADATA_DIR, PATCHES_DIR
 from diffusion.utils.errors import InputError, MissingError
@@ -58,11 +58,11 @@ class PatchIndex:
         key is left or none holds a name.
         """
         self.path = Path(path)
-        self._names: list[_Names] = []  # under the keys; they keep their file open
+        self._names: list[_NameReader] = []  # under the keys; they keep their file open
         self._owner = -1
         with open_index(self.path) as file:
-            self.keys = _choose_keys(self.path, _entries(file), keys, size)
-            self.lengths = [len(names_under(file, key)) for key in self.keys]
+            self.keys = _choose_keys(self.path, _list_entries(file), keys, size)
+            self.lengths = [len(names_dataset(file, key)) for key in self.keys]
         self._ends = list(accumulate(self.lengths))
         if len(self) == 0:
             raise InputError(f"{self.path}: no names under {', '.join(self.keys)}")
@@ -82,17 +82,17 @@ class PatchIndex:
         start = self._ends[which] - self.lengths[which]
         return which, self._open()[which].get(i - start)
 
-    def _open(self) -> list[_Names]:
+    def _open(self) -> list[_NameReader]:
         if self._owner != os.getpid():
             file = open_index(self.path)
-            self._names, self._owner = [_Names(names_under(file, key)) for key in self.keys], os.getpid()
+            self._names, self._owner = [_NameReader(names_dataset(file, key)) for key in self.keys], os.getpid()
         return self._names
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_names": [], "_owner": -1}
 
 
-class _Names:
+class _NameReader:
     """One name at a time from an HDF5 data set: the calls below h5py's indexing, which take a third of its time."""
 
     def __init__(self, data: h5py.Dataset):
@@ -108,7 +108,7 @@ class _Names:
             self._data.id.read(self._one, self._source, name, self._kind)
         except (OSError, RuntimeError) as error:
             raise _unreadable(self._data, error) from None
-        return patch_name(name[0], self._data)
+        return decode_name(name[0], self._data)
 
 
 def open_index(path: Path) -> h5py.File:
@@ -120,12 +120,12 @@ def open_index(path: Path) -> h5py.File:
     return open_hdf5(path)
 
 
-def names_under(file: h5py.File, key: str) -> h5py.Dataset:
+def names_dataset(file: h5py.File, key: str) -> h5py.Dataset:
     """Return the data set of names under a key: one dimension of strings, of fixed or variable length.
 
     Raises InputError saying what is there instead.
     """
-    found = _kind_of(file, key)
+    found = _describe_entry(file, key)
     if found is not None:
         raise InputError(
             f"{file.filename}: {key} is {found}, expected a list of patch names: one dimension of strings, "
@@ -134,16 +134,16 @@ def names_under(file: h5py.File, key: str) -> h5py.Dataset:
     return file[key]
 
 
-def all_names(path: Path, key: str) -> Iterator[str]:
+def iterate_names(path: Path, key: str) -> Iterator[str]:
     """Yield the names under one key, in order, some thousands in memory at a time. Raises as PatchIndex.locate does."""
     with open_index(path) as file:
-        data = names_under(file, key)
+        data = names_dataset(file, key)
         for names in iterate_chunks(data):
             together = b"\n".join(names)
             if are_plain(together, len(names)) and not isinstance(names[0], np.bytes_):
                 yield from together.decode("utf-8").split("\n")
             else:
-                yield from (patch_name(name, data) for name in names)
+                yield from (decode_name(name, data) for name in names)
 
 
 def iterate_chunks(data: h5py.Dataset) -> Iterator[np.ndarray]:
@@ -166,13 +166,13 @@ def index_keys(path: Path) -> list[str]:
     Raises as open_index does; InputError for an entry called `<dataset>_<size>` that holds no names.
     """
     with open_index(path) as file:
-        kinds = {key: _kind_of(file, key) for key in _entries(file)}
+        kinds = {key: _describe_entry(file, key) for key in _list_entries(file)}
         named = [key for key in kinds if is_utf8(key) and re.search(r"._\d+$", key)]
-        keys = [key for key in named if len(names_under(file, key))]
+        keys = [key for key in named if len(names_dataset(file, key))]
     others = {
         key: "without names" if key in named else kind or "strings" for key, kind in kinds.items() if key not in keys
     }
-    _report_other_entries(path, tuple(f"{key}, {kind}" for key, kind in others.items()))
+    _warn_of_other_entries(path, tuple(f"{key}, {kind}" for key, kind in others.items()))
     if not keys:
         raise InputError(
             f"{path} lists no patches: it has no <dataset>_<size> with names; make it with tools/build_index.py"
@@ -180,7 +180,7 @@ def index_keys(path: Path) -> list[str]:
     return keys
 
 
-def _entries(file: h5py.File) -> list[str]:
+def _list_entries(file: h5py.File) -> list[str]:
     """List the entries of a file; names that are not UTF-8, which h5py gives as bytes, with lone surrogates."""
     try:
         return [os.fsdecode(name) if isinstance(name, bytes) else name for name in file]
@@ -188,7 +188,7 @@ def _entries(file: h5py.File) -> list[str]:
         raise InputError(f"{file.filename} is damaged ({error}); build the index again") from None
 
 
-def _kind_of(file: h5py.File, key: str) -> str | None:
+def _describe_entry(file: h5py.File, key: str) -> str | None:
     """Say what an entry of a file is; None for a list of names."""
     if not is_utf8(key):
         return "whose name is not UTF-8"
@@ -208,7 +208,7 @@ def _kind_of(file: h5py.File, key: str) -> str | None:
 
 
 @cache
-def _report_other_entries(path: Path, entries: tuple[str, ...]) -> None:
+def _warn_of_other_entries(path: Path, entries: tuple[str, ...]) -> None:
     """Log once what an index holds beside its keys."""
     if entries:
         log.warning(

@@ -11,27 +11,27 @@ from diffusion.utils.errors import InputError
 TCGA_PATIENT = 12  # characters of a TCGA barcode that name the patient: TCGA-02-0001
 
 
-def slide_of(name: str) -> str:
+def slide_name(name: str) -> str:
     """The slide of a patch: `<dataset>/<cohort>/single_<size>/<slide>/<column>_<row>.jpeg`."""
     return PurePosixPath(name).parent.name
 
 
-def cohort_of(name: str) -> str:
+def cohort_name(name: str) -> str:
     """The cohort of a patch, the folder below its data set; "" for a patch without one."""
     parts = PurePosixPath(name).parts
     return parts[1] if len(parts) > 2 else ""
 
 
-def patient_of(name: str) -> str:
+def patient_name(name: str) -> str:
     """The patient of a TCGA patch; of another, whose slide does not tell, the slide."""
-    slide = slide_of(name)
+    slide = slide_name(name)
     return slide[:TCGA_PATIENT] if slide.startswith("TCGA-") else slide
 
 
-GROUPS: dict[str, Callable[[str], str]] = {"slide": slide_of, "patient": patient_of}
+GROUPINGS: dict[str, Callable[[str], str]] = {"slide": slide_name, "patient": patient_name}
 
 
-def training_groups(
+def choose_training_groups(
     groups: Iterable[str],
     share: float,
     seed: int,

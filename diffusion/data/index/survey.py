@@ -11,29 +11,29 @@ from PIL import Image, ImageDraw, ImageFont
 
 from diffusion.data.features.store import FeatureStore
 from diffusion.data.images import open_image
-from diffusion.data.index.split import cohort_of, slide_of
+from diffusion.data.index.split import cohort_name, slide_name
 from diffusion.formats import PATCHES_DIR
 from diffusion.utils.errors import InputError
 
 LABEL_HEIGHT = 18
 
 
-class Count(NamedTuple):
+class CohortCount(NamedTuple):
     """Patches and slides of one cohort."""
 
     patches: int
     slides: int
 
 
-def count_cohorts(names: Iterable[str]) -> dict[str, Count]:
+def count_cohorts(names: Iterable[str]) -> dict[str, CohortCount]:
     """The cohorts among some names, in their order; memory for the names of slides alone."""
     patches: Counter[str] = Counter()
     slides: dict[str, set[str]] = {}
     for name in names:
-        cohort = cohort_of(name)
+        cohort = cohort_name(name)
         patches[cohort] += 1
-        slides.setdefault(cohort, set()).add(slide_of(name))
-    return {cohort: Count(count, len(slides[cohort])) for cohort, count in patches.items()}
+        slides.setdefault(cohort, set()).add(slide_name(name))
+    return {cohort: CohortCount(count, len(slides[cohort])) for cohort, count in patches.items()}
 
 
 class Coverage(NamedTuple):
@@ -44,14 +44,16 @@ class Coverage(NamedTuple):
     parts: dict[str, int]
 
 
-def coverage(root: Path, names: Sequence[str], features: FeatureStore | None, parts: Iterable[str]) -> Coverage:
+def count_coverage(root: Path, names: Sequence[str], features: FeatureStore | None, parts: Iterable[str]) -> Coverage:
     """Look for the files of some patches. features: None when a key has none at all."""
     images = sum((root / PATCHES_DIR / name).is_file() for name in names)
     found = [features.present(name) for name in names] if features is not None else []
     return Coverage(len(names), images, {part: sum(each[part] for each in found) for part in parts})
 
 
-def contact_sheet(root: Path, names: Sequence[str], columns: int, side: int = 160) -> tuple[Image.Image, list[str]]:
+def render_patch_sheet(
+    root: Path, names: Sequence[str], columns: int, side: int = 160
+) -> tuple[Image.Image, list[str]]:
     """Small pictures of patches in rows, each with its cohort below; and what could not be read."""
     rows = -(-len(names) // columns)
     sheet = Image.new("RGB", (columns * side, rows * (side + LABEL_HEIGHT)), "white")
@@ -59,13 +61,13 @@ def contact_sheet(root: Path, names: Sequence[str], columns: int, side: int = 16
     for i, name in enumerate(names):
         left, top = i % columns * side, i // columns * (side + LABEL_HEIGHT)
         try:
-            sheet.paste(_small(root / PATCHES_DIR / name, side - 4), (left + 2, top + 2))
+            sheet.paste(_read_thumbnail(root / PATCHES_DIR / name, side - 4), (left + 2, top + 2))
         except InputError as error:
             wrong.append(str(error))
             draw.rectangle((left + 2, top + 2, left + side - 3, top + side - 3), outline="red", width=2)
-        draw.text((left + 2, top + side), f"{cohort_of(name)} / {slide_of(name)}"[:26], fill="black", font=font)
+        draw.text((left + 2, top + side), f"{cohort_name(name)} / {slide_name(name)}"[:26], fill="black", font=font)
     return sheet, wrong
 
 
-def _small(path: Path, side: int) -> Image.Image:
+def _read_thumbnail(path: Path, side: int) -> Image.Image:
     return open_image(path, draft=side).convert("RGB").resize((side, side), Image.Resampling.BOX)

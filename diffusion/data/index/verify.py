@@ -29,7 +29,7 @@ class Fault(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Check:
+class PatchCheck:
     """What every patch of one index key must have.
 
     features: None to look at the images alone; widths: of the parts whose width must be the same in every patch.
@@ -40,7 +40,7 @@ class Check:
     features: FeatureStore | None
     widths: Mapping[str, int] = field(default_factory=dict)
 
-    def faults(self, name: str) -> list[Fault]:
+    def find_faults(self, name: str) -> list[Fault]:
         """What is wrong with a patch: images are decoded, features read whole, every value of them."""
         readers = {"image": lambda: read_patch(self.root / PATCHES_DIR / name, self.patch_size)}
         if self.features is not None:
@@ -61,7 +61,7 @@ class Check:
             raise InputError(f"{name} has {label} of width {width}, others of {usual}; extract it again")
 
 
-def usual_widths(features: FeatureStore, names: Iterable[str]) -> dict[str, int]:
+def find_usual_widths(features: FeatureStore, names: Iterable[str]) -> dict[str, int]:
     """Return, for each part of a free width, that which most of some patches have; parts that cannot be read are left out."""
     free = [part for part in features.prefixes if PARTS[part].shape(WINDOW)[-1] is None]
     widths: dict[str, Counter[int]] = {part: Counter() for part in free}
@@ -72,21 +72,21 @@ def usual_widths(features: FeatureStore, names: Iterable[str]) -> dict[str, int]
     return {part: counts.most_common(1)[0][0] for part, counts in widths.items() if counts}
 
 
-def verify(names: Iterable[str], check: Check, workers: int) -> Iterator[tuple[str, list[Fault]]]:
+def verify_patches(names: Iterable[str], check: PatchCheck, workers: int) -> Iterator[tuple[str, list[Fault]]]:
     """Every name with its faults, in order; `workers` processes read, one of them without starting any."""
     if workers == 1:
-        yield from ((name, check.faults(name)) for name in names)
+        yield from ((name, check.find_faults(name)) for name in names)
         return
     remaining = iter(names)
-    with ProcessPoolExecutor(workers, initializer=_start, initargs=(check,)) as pool:
+    with ProcessPoolExecutor(workers, initializer=_init_worker, initargs=(check,)) as pool:
         while part := list(islice(remaining, NAMES_AT_ONCE)):
-            yield from zip(part, pool.map(_faults, part, chunksize=16), strict=True)
+            yield from zip(part, pool.map(_find_worker_faults, part, chunksize=16), strict=True)
 
 
-def _start(check: Check) -> None:
+def _init_worker(check: PatchCheck) -> None:
     global _check  # of this worker: its open files serve all names
     _check = check
 
 
-def _faults(name: str) -> list[Fault]:
-    return _check.faults(name)
+def _find_worker_faults(name: str) -> list[Fault]:
+    return _check.find_faults(name)

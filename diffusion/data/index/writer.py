@@ -9,7 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from diffusion.data.hdf5 import NewHDF5, create_hdf5
+from diffusion.data.hdf5 import HDF5Writer, create_hdf5
 from diffusion.data.index.names import (
     encode_names,
     name_hash,
@@ -20,31 +20,31 @@ from diffusion.utils.files import atomic_write
 from diffusion.utils.locks import file_lock
 
 
-def write_index(path: Path, names_by_key: Mapping[str, Iterable[str]], before: Path | None = None) -> dict[str, int]:
+def write_index(path: Path, names_by_key: Mapping[str, Iterable[str]], previous: Path | None = None) -> dict[str, int]:
     """Write an index file, aside and then in place, so that a reader sees the old one or the new one whole.
 
     Names may come from generators: some thousands are in memory at a time, and eight bytes of each for the check that
-    none comes twice. A key without names is left out. before: an index whose other keys are taken over.
+    none comes twice. A key without names is left out. previous: an index whose other keys are taken over.
     Returns the number of names under each new key. Raises InputError for a name that comes twice, or when another
     process writes the same index.
     """
     with file_lock(path.with_name(f".{path.name}.lock")):
         for left in path.parent.glob(f".{path.name}.*.tmp"):  # gigabytes of a run that was killed
             left.unlink()
-        return _write_index(path, names_by_key, before)
+        return _write_index(path, names_by_key, previous)
 
 
-def _write_index(path: Path, names_by_key: Mapping[str, Iterable[str]], before: Path | None) -> dict[str, int]:
+def _write_index(path: Path, names_by_key: Mapping[str, Iterable[str]], previous: Path | None) -> dict[str, int]:
     with atomic_write(path) as temporary, create_hdf5(temporary) as file:
         counts = {key: _write_names(file, key, names) for key, names in names_by_key.items()}
-        if before is not None:
-            with open_index(before) as old:
+        if previous is not None:
+            with open_index(previous) as old:
                 for key in old.keys() - names_by_key.keys():
                     old.copy(key, file)
     return counts
 
 
-def _write_names(file: NewHDF5, key: str, names: Iterable[str]) -> int:
+def _write_names(file: HDF5Writer, key: str, names: Iterable[str]) -> int:
     split_key(key)
     remaining, hashes = iter(names), []
     data = file.create_dataset(key, shape=(0,), maxshape=(None,), chunks=(512,), dtype=h5py.string_dtype("ascii"))

@@ -10,20 +10,19 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from diffusion.data.slides.grid import Cell
-from diffusion.data.slides.overview import draw_overview
-from diffusion.data.slides.patches import patch_file, save_patch
+from diffusion.data.slides.grid import Cell, Grid
+from diffusion.data.slides.overview import render_overview
+from diffusion.data.slides.patches import patch_path, save_patch
 from diffusion.data.slides.reader import Slide, open_slide
-from diffusion.data.slides.records import CutSettings, SlideRecord, finished_record, folders, settings_json
-from diffusion.data.slides.tissue import MASK_SIDE, SlideMap, blur
+from diffusion.data.slides.records import CutSettings, SlideRecord, find_record, settings_json, slide_folders
+from diffusion.data.slides.tissue import THUMBNAIL_SIDE, SlideMap, blur_score
 from diffusion.utils.files import atomic_write
 from diffusion.utils.locks import file_lock
 
@@ -44,68 +43,75 @@ def cut_slide(path: Path, cohort: Path, settings: CutSettings, show: Callable[[I
     Raises InputError for a slide that cannot be read, was cut with other settings, or is being cut by another process;
     nothing of it is left then.
     """
-    folder, about = folders(path, cohort, settings)
-    with file_lock(about / f".{path.stem}.lock"):
-        return finished_record(path, cohort, settings) or _cut_slide(path, folder, about, settings, show)
+    folder, records = slide_folders(path, cohort, settings)
+    with file_lock(records / f".{path.stem}.lock"):
+        return find_record(path, cohort, settings) or _cut_slide(path, folder, records, settings, show)
 
 
 def _cut_slide(
-    path: Path, folder: Path, about: Path, settings: CutSettings, show: Callable[[Iterable], Iterable]
+    path: Path, folder: Path, records: Path, settings: CutSettings, show: Callable[[Iterable], Iterable]
 ) -> SlideRecord:
-    began, size = time.perf_counter(), settings.grid.size
-    aside = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(aside, ignore_errors=True)  # of a run that was killed
+    began = time.perf_counter()
+    unfinished = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed
     try:
         with closing(open_slide(path, settings.mpp, settings.image_mpp)) as slide:
-            thumbnail = slide.thumbnail(MASK_SIDE)
-            fates = _cut(slide, SlideMap.of(thumbnail, slide.width, slide.height), aside, settings, show)
-            width, height, note, told = slide.width, slide.height, slide.note, slide.told
-        about.mkdir(parents=True, exist_ok=True)
-        scale = thumbnail.width / width
-        squares = [((cell.x * scale, cell.y * scale), fate) for cell, fate in fates.items()]
-        with atomic_write(about / f"{path.stem}.png") as temporary:
-            step = min(size, settings.grid.step)
-            draw_overview(thumbnail, squares, size * scale, step * scale, REASONS).save(temporary, "PNG")
-        dropped = Counter(fate for fate in fates.values() if fate is not None)
-        fits = "" if fates else f"; no patch of {size} fits"
+            thumbnail = slide.thumbnail(THUMBNAIL_SIDE)
+            slide_map = SlideMap.from_thumbnail(thumbnail, slide.width, slide.height)
+            outcomes = _write_patches(slide, slide_map, unfinished, settings, show)
+        records.mkdir(parents=True, exist_ok=True)
+        with atomic_write(records / f"{path.stem}.png") as temporary:
+            _render_outcomes(thumbnail, slide.width, outcomes, settings.grid).save(temporary, "PNG")
+        dropped = Counter(outcome for outcome in outcomes.values() if outcome is not None)
+        fits = "" if outcomes else f"; no patch of {settings.grid.size} fits"
         record = SlideRecord(
-            path.name,
-            path.stat().st_size,
-            settings_json(settings),
-            told,
-            f"{width}x{height}, {note}{fits}",
-            len(fates) - dropped.total(),
-            dict(dropped),
-            round(time.perf_counter() - began, 2),
+            slide=path.name,
+            bytes=path.stat().st_size,
+            settings=settings_json(settings),
+            mpp_given=slide.mpp_given,
+            note=f"{slide.width}x{slide.height}, {slide.note}{fits}",
+            patches=len(outcomes) - dropped.total(),
+            dropped=dict(dropped),
+            seconds=round(time.perf_counter() - began, 2),
         )
-        with atomic_write(about / f"{path.stem}.json") as temporary:
-            temporary.write_text(json.dumps(asdict(record), indent=1))
-        if aside.exists():
-            aside.rename(folder)
+        with atomic_write(records / f"{path.stem}.json") as temporary:
+            temporary.write_text(json.dumps(record.to_json(), indent=1))
+        if unfinished.exists():
+            unfinished.rename(folder)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
     return record
 
 
-def _cut(
-    slide: Slide, where: SlideMap, folder: Path, settings: CutSettings, show: Callable[[Iterable], Iterable]
+def _render_outcomes(
+    thumbnail: Image.Image, slide_width: int, outcomes: Mapping[Cell, str | None], grid: Grid
+) -> Image.Image:
+    """Return the picture of a slide with the squares that were kept and dropped."""
+    scale = thumbnail.width / slide_width
+    squares = [((cell.x * scale, cell.y * scale), outcome) for cell, outcome in outcomes.items()]
+    return render_overview(thumbnail, squares, grid.size * scale, min(grid.size, grid.step) * scale, REASONS)
+
+
+def _write_patches(
+    slide: Slide, slide_map: SlideMap, folder: Path, settings: CutSettings, show: Callable[[Iterable], Iterable]
 ) -> dict[Cell, str | None]:
-    """Write the patches; the fate of every square: None for a patch, else the reason why it is none."""
-    fates: dict[Cell, str | None] = {}
+    """Write the patches; return the outcome of every square: None for a patch, else the reason why it is none."""
+    outcomes: dict[Cell, str | None] = {}
     size = settings.grid.size
     for cell in show(settings.grid.cells(slide.width, slide.height)):
-        fate, patch = _fate_at_a_glance(where, cell, size, settings.tissue_threshold), None
-        if fate is None:
+        outcome = _judge_thumbnail(slide_map, cell, size, settings.tissue_threshold)
+        if outcome is None:
             patch = slide.read(cell.x, cell.y, size)
-            fate = _fate_of_pixels(patch, settings.max_blur)
-        if fate is None:
-            save_patch(patch, patch_file(folder, cell.column, cell.row), settings.quality)
-        fates[cell] = fate
-    return fates
+            outcome = _judge_pixels(patch, settings.max_blur)
+            if outcome is None:
+                save_patch(patch, patch_path(folder, cell.column, cell.row), settings.quality)
+        outcomes[cell] = outcome
+    return outcomes
 
 
-def _fate_at_a_glance(where: SlideMap, cell: Cell, size: int, tissue_threshold: float) -> str | None:
-    shares = where.shares(cell.x, cell.y, size)
+def _judge_thumbnail(slide_map: SlideMap, cell: Cell, size: int, tissue_threshold: float) -> str | None:
+    """Return why a square is no patch, by what the small picture of its slide shows; None where it does not say."""
+    shares = slide_map.measure_square(cell.x, cell.y, size)
     if shares.black > BLACK_LIMIT:
         return BLACK
     if shares.ink > INK_LIMIT:
@@ -115,8 +121,9 @@ def _fate_at_a_glance(where: SlideMap, cell: Cell, size: int, tissue_threshold: 
     return BLANK if shares.tissue < BLANK_TISSUE else LITTLE_TISSUE
 
 
-def _fate_of_pixels(patch: Image.Image, max_blur: float) -> str | None:
+def _judge_pixels(patch: Image.Image, max_blur: float) -> str | None:
+    """Return why a square is no patch, by its own pixels; None for a patch."""
     grey = np.asarray(patch.convert("L"))
     if grey.std() < BLANK_SPREAD:
         return BLACK if grey.mean() < 64 else BLANK
-    return OUT_OF_FOCUS if blur(patch) > max_blur else None
+    return OUT_OF_FOCUS if blur_score(patch) > max_blur else None

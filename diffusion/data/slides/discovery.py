@@ -12,7 +12,7 @@ from diffusion.utils.folders import SkippedEntries, walk_folders
 from diffusion.utils.text import expand_path, is_utf8, printable_name, read_lines
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp"))
-OTHER_SLIDES = frozenset(
+UNREADABLE_SUFFIXES = frozenset(
     (".isyntax", ".qptiff", ".vsi", ".ets", ".lif", ".jp2", ".kfb", ".sdpc", ".btf", ".zip", ".gz", ".part")
 )
 
@@ -34,7 +34,7 @@ def find_slides(paths: Iterable[Path]) -> FoundSlides:
     """
     skipped, found = SkippedEntries(), FoundSlides()
     taken: dict[str, Path] = {}
-    for path in dict.fromkeys(slide for place in paths for slide in _slides_at(place, skipped)):
+    for path in dict.fromkeys(slide for place in paths for slide in _iterate_slides(place, skipped)):
         if not is_utf8(str(path)):
             found.refused[path] = f"{printable_name(path)}: this name is not UTF-8; rename it"
         elif taken.setdefault(path.stem, path) != path:
@@ -46,21 +46,21 @@ def find_slides(paths: Iterable[Path]) -> FoundSlides:
     return found
 
 
-def _slides_at(path: Path, skipped: SkippedEntries) -> Iterator[Path]:
+def _iterate_slides(path: Path, skipped: SkippedEntries) -> Iterator[Path]:
     if path.suffix.lower() == ".txt" and path.is_file():
-        yield from _listed(path, skipped)
+        yield from _iterate_list(path, skipped)
     elif path.is_file():
         yield path
     elif path.is_dir():
-        yield from _slides_below(path, skipped)
+        yield from _iterate_folder(path, skipped)
     else:
         raise MissingError(f"--slides: nothing at {path}")
 
 
-def _slides_below(root: Path, skipped: SkippedEntries) -> Iterator[Path]:
+def _iterate_folder(root: Path, skipped: SkippedEntries) -> Iterator[Path]:
     known, empty = SLIDE_SUFFIXES | IMAGE_SUFFIXES, True
     for folder, names in walk_folders(root, skipped):
-        for name in _one_a_slide(folder, names, skipped):
+        for name in _filter_slide_files(folder, names, skipped):
             if Path(name).suffix.lower() in known:
                 empty = False
                 yield folder / name
@@ -69,7 +69,7 @@ def _slides_below(root: Path, skipped: SkippedEntries) -> Iterator[Path]:
         raise MissingError(f"--slides: no slide or image in {root}; known are {', '.join(sorted(known))}")
 
 
-def _one_a_slide(folder: Path, names: list[str], skipped: SkippedEntries) -> list[str]:
+def _filter_slide_files(folder: Path, names: list[str], skipped: SkippedEntries) -> list[str]:
     """Return those of the files in one folder that stand for a slide.
 
     A DICOM slide has a file for each of its levels, of which OpenSlide finds the others; JPEGs beside a .vms or .vmu are its
@@ -83,12 +83,12 @@ def _one_a_slide(folder: Path, names: list[str], skipped: SkippedEntries) -> lis
     for name in beside:
         skipped.add("images with the name of a slide beside them", folder / name)
     for name in names:
-        if kinds[name] in OTHER_SLIDES:
+        if kinds[name] in UNREADABLE_SUFFIXES:
             skipped.add("files that OpenSlide does not read", folder / name)
     return [name for name in names if name not in dicom and name not in beside and kinds[name] not in tiles]
 
 
-def _listed(file: Path, skipped: SkippedEntries) -> Iterator[Path]:
+def _iterate_list(file: Path, skipped: SkippedEntries) -> Iterator[Path]:
     """Yield the paths in a text file, one a line, relative to the current folder; each is a slide, an image or a folder of them."""
     lines = [line for line in read_lines(file) if not line.startswith("#")]
     if not lines:
@@ -96,6 +96,6 @@ def _listed(file: Path, skipped: SkippedEntries) -> Iterator[Path]:
     for line in lines:
         path = Path(expand_path(line) if line.startswith(("~", "$")) else line)
         if path.is_dir():
-            yield from _slides_below(path, skipped)
+            yield from _iterate_folder(path, skipped)
         else:
             yield path

@@ -12,7 +12,7 @@ COLOURS = ((190, 190, 190), (235, 165, 0), (0, 110, 255), (0, 0, 0), (220, 0, 13
 LEGEND_HEIGHT = 40
 
 
-def draw_overview(
+def render_overview(
     thumbnail: Image.Image,
     squares: Sequence[tuple[tuple[float, float], str | None]],
     side: float,

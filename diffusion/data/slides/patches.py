@@ -20,21 +20,21 @@ from diffusion.utils.files import atomic_write
 from diffusion.utils.folders import SkippedEntries, walk_folders
 
 PATCH_SUFFIXES = (".jpeg", ".jpg", ".png")
-OTHER_IMAGES = frozenset((".bmp", ".gif", ".jp2", ".jpe", ".tif", ".tiff", ".webp"))  # which patches cannot be
+UNSUPPORTED_SUFFIXES = frozenset((".bmp", ".gif", ".jp2", ".jpe", ".tif", ".tiff", ".webp"))  # which patches cannot be
 SIZE_FOLDER = re.compile(r"single_(\d+)")
 
 
-def patch_file(folder: Path, column: int, row: int) -> Path:
+def patch_path(folder: Path, column: int, row: int) -> Path:
     return folder / f"{column}_{row}.jpeg"
 
 
-def neighbour(name: str, right: int, down: int) -> str | None:
+def neighbour_name(name: str, right: int, down: int) -> str | None:
     """Return the name of the patch so many places of the grid further right and down; None where names are no places."""
     path = Path(name)
     place = re.fullmatch(r"(\d+)_(\d+)", path.stem)
     if place is None:
         return None
-    return patch_file(path.parent, int(place[1]) + right, int(place[2]) + down).with_suffix(path.suffix).as_posix()
+    return patch_path(path.parent, int(place[1]) + right, int(place[2]) + down).with_suffix(path.suffix).as_posix()
 
 
 def list_patches(patches: Path, dataset: str, size: int) -> Iterator[str]:
@@ -52,17 +52,17 @@ def list_patches(patches: Path, dataset: str, size: int) -> Iterator[str]:
     for folder, names in walk_folders(patches / dataset, skipped, enter):
         place = folder.relative_to(patches)
         if wanted in place.parts:
-            yield from _patches_among(names, place.as_posix(), skipped)
+            yield from _filter_patches(names, place.as_posix(), skipped)
     skipped.report()
 
 
-def _patches_among(names: list[str], folder: str, skipped: SkippedEntries) -> Iterator[str]:
+def _filter_patches(names: list[str], folder: str, skipped: SkippedEntries) -> Iterator[str]:
     """Yield the patches among the files of one folder."""
     stems = set()
     for name in names:
         stem, suffix = os.path.splitext(name)
         suffix = suffix.lower()
-        if suffix in OTHER_IMAGES:
+        if suffix in UNSUPPORTED_SUFFIXES:
             skipped.add(f"images that are not {', '.join(PATCH_SUFFIXES)}", f"{folder}/{name}")
         elif suffix in PATCH_SUFFIXES and stem in stems:  # its features would be the same files
             skipped.add("images with the name of another beside them", f"{folder}/{name}")
@@ -71,7 +71,7 @@ def _patches_among(names: list[str], folder: str, skipped: SkippedEntries) -> It
             yield f"{folder}/{name}"
 
 
-def sizes_below(folder: Path) -> list[int]:
+def list_patch_sizes(folder: Path) -> list[int]:
     """Return the sizes of patches, in pixels, for which there are folders, of ROOT/patches or of a data set in it."""
     levels = ("single_*", "*/single_*", "*/*/single_*")
     found = (SIZE_FOLDER.fullmatch(path.name) for level in levels for path in folder.glob(level))

@@ -12,14 +12,14 @@ from typing import Protocol
 from PIL import Image
 
 from diffusion.data.images import open_image
-from diffusion.data.slides.resolution import SAME_RESOLUTION, override_note, shrink_factor, slide_mpp, snap_ratio
+from diffusion.data.slides.resolution import RESOLUTION_TOLERANCE, override_note, shrink_factor, slide_mpp, snap_ratio
 from diffusion.utils.content import recognise_placeholder
 from diffusion.utils.errors import InputError, MissingError
 
 SLIDE_SUFFIXES = frozenset(
     (".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".czi", ".dcm")
 )
-LARGE_LEVEL = 64_000_000  # pixels of a level that is not read at once, 256 MB
+MAX_LEVEL_PIXELS = 64_000_000  # pixels of a level that is not read at once, 256 MB
 
 
 class Slide(Protocol):
@@ -28,7 +28,7 @@ class Slide(Protocol):
     width: int
     height: int
     note: str  # which resolution was read, in words
-    told: bool  # whether the resolution is the user's, not the file's
+    mpp_given: bool  # whether the resolution is the user's, not the file's
     factor: float  # pixels of the file's finest level to one here, a side
 
     def read(self, x: int, y: int, size: int) -> Image.Image:
@@ -76,7 +76,7 @@ def _is_image(path: Path) -> bool:
 class PlainImage:
     """An image that Pillow reads, held in memory."""
 
-    told = True
+    mpp_given = True
 
     def __init__(self, path: Path, mpp: float = 0.0, image_mpp: float | None = None):
         image = open_image(
@@ -126,14 +126,14 @@ class PyramidSlide:
         except openslide.OpenSlideError as error:
             raise InputError(f"{path} cannot be opened ({error})") from error
         self._path = path
-        self.told = own_mpp is not None
+        self.mpp_given = own_mpp is not None
         native = slide_mpp(path, self._slide.properties, own_mpp)
         wanted = shrink_factor(path, native, mpp)
         # The coarsest level that is not coarser than wanted, give or take what counts as the same.
         self._level = max(
             i
             for i, down in enumerate(self._slide.level_downsamples)
-            if i == 0 or down <= wanted * (1 + SAME_RESOLUTION)
+            if i == 0 or down <= wanted * (1 + RESOLUTION_TOLERANCE)
         )
         level_factor = self._slide.level_downsamples[self._level]
         self._per_level = snap_ratio(wanted / level_factor)  # level pixels per patch pixel
@@ -152,7 +152,7 @@ class PyramidSlide:
         import openslide
 
         try:
-            return _on_white(self._slide.read_region(corner, self._level, (side, side)))
+            return _flatten_on_white(self._slide.read_region(corner, self._level, (side, side)))
         except openslide.OpenSlideError as error:
             raise InputError(f"{self._path} is broken at {corner} ({error})") from error
 
@@ -161,7 +161,7 @@ class PyramidSlide:
 
         width, height = self._slide.level_dimensions[-1]
         try:
-            if width * height <= LARGE_LEVEL:
+            if width * height <= MAX_LEVEL_PIXELS:
                 return self._slide.get_thumbnail((side, side)).convert("RGB")
             return self._thumbnail_in_strips(side, width, height)
         except openslide.OpenSlideError as error:
@@ -172,19 +172,19 @@ class PyramidSlide:
         factor = max(width, height) / side
         small = Image.new("RGB", (max(1, round(width / factor)), max(1, round(height / factor))))
         down, level = self._slide.level_downsamples[-1], self._slide.level_count - 1
-        rows = max(1, int(LARGE_LEVEL / width / factor))  # of the small picture, in a strip
+        rows = max(1, int(MAX_LEVEL_PIXELS / width / factor))  # of the small picture, in a strip
         for top in range(0, small.height, rows):
             bottom = min(top + rows, small.height)
             first, last = round(top * height / small.height), round(bottom * height / small.height)
             strip = self._slide.read_region((0, round(first * down)), level, (width, last - first))
-            small.paste(_on_white(strip).resize((small.width, bottom - top), Image.Resampling.BOX), (0, top))
+            small.paste(_flatten_on_white(strip).resize((small.width, bottom - top), Image.Resampling.BOX), (0, top))
         return small
 
     def close(self) -> None:
         self._slide.close()
 
 
-def _on_white(image: Image.Image) -> Image.Image:
+def _flatten_on_white(image: Image.Image) -> Image.Image:
     """RGBA to RGB; what the scanner left out is white, as glass is."""
     canvas = Image.new("RGB", image.size, "white")
     canvas.paste(image, mask=image.getchannel("A"))

@@ -9,10 +9,13 @@ import dataclasses
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from diffusion.data.slides.grid import Grid
 from diffusion.utils.errors import InputError
 from diffusion.utils.text import read_json
+
+JSON_KEYS = {"mpp_given": "told", "is_earlier": "before"}  # of a record's file, where they differ
 
 
 @dataclass(frozen=True)
@@ -34,37 +37,47 @@ class SlideRecord:
     slide: str
     bytes: int  # of its file
     settings: dict
-    told: bool  # whether image_mpp counts: for plain images, and for slides where it was given
+    mpp_given: bool  # whether image_mpp counts: for plain images, and for slides where it was given
     note: str  # which pixels were read, in words
     patches: int
     dropped: dict[str, int] = field(default_factory=dict)  # by reason
     seconds: float = 0.0
-    before: bool = False  # made by a run before this one
+    is_earlier: bool = False  # made by a run before this one
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of the record's file, whose keys are older than the names here."""
+        return {JSON_KEYS.get(name, name): value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> SlideRecord:
+        """Return the record in a file. Raises TypeError for keys that are missing or unknown."""
+        names = {key: name for name, key in JSON_KEYS.items()}
+        return cls(**{names.get(key, key): value for key, value in values.items()})
 
 
-def folders(path: Path, cohort: Path, settings: CutSettings) -> tuple[Path, Path]:
+def slide_folders(path: Path, cohort: Path, settings: CutSettings) -> tuple[Path, Path]:
     """Return where the patches of a slide go, and where its picture and record do."""
     size = settings.grid.size
     return cohort / f"single_{size}" / path.stem, cohort / f"slides_{size}"
 
 
-def finished_record(path: Path, cohort: Path, settings: CutSettings) -> SlideRecord | None:
+def find_record(path: Path, cohort: Path, settings: CutSettings) -> SlideRecord | None:
     """Return the record of a slide that is cut already, else None. Raises InputError when it was cut otherwise."""
-    folder, about = folders(path, cohort, settings)
-    file = about / f"{path.stem}.json"
+    folder, records = slide_folders(path, cohort, settings)
+    file = records / f"{path.stem}.json"
     if not file.is_file():
         if folder.is_dir():
             raise InputError(f"{folder} has patches, but no record of how they were cut; take another --cohort")
         return None
     try:
-        record = SlideRecord(**read_json(file, "record of a slide", f"delete it and {folder}"))
+        record = SlideRecord.from_json(read_json(file, "record of a slide", f"delete it and {folder}"))
         had = {**record.settings, "bytes": record.bytes}
     except TypeError as error:
         raise InputError(f"{file} is no record of a slide ({error}); delete it and {folder}") from error
     if record.patches and not folder.is_dir():  # killed between the two
         return None
     asked = {**settings_json(settings), "bytes": path.stat().st_size if path.is_file() else record.bytes}
-    if not record.told:  # it was cut by what the file says
+    if not record.mpp_given:  # it was cut by what the file says
         had["image_mpp"] = None
     for name in asked:
         if asked[name] != had.get(name):
@@ -72,13 +85,13 @@ def finished_record(path: Path, cohort: Path, settings: CutSettings) -> SlideRec
                 f"{path.name} was cut with {name} {had.get(name)} before, and now {asked[name]} is asked for; "
                 f"take another --cohort, or delete {folder}, {file}, and what was extracted or packed from them"
             )
-    return dataclasses.replace(record, before=True)
+    return dataclasses.replace(record, is_earlier=True)
 
 
-def places_apart(patches: Path, name: str, size: int) -> int | None:
+def grid_stride(patches: Path, name: str, size: int) -> int | None:
     """Return how many places of its slide's grid lie from one patch to the next that does not overlap it.
 
-    One, but where the slide's record tells of a step of another length; None where no patch begins at the end of another.
+    One, unless the slide's record has a step of another length; None where no patch begins at the end of another.
     Raises InputError for a damaged record.
     """
     folder = (patches / name).parent
@@ -95,6 +108,6 @@ def places_apart(patches: Path, name: str, size: int) -> int | None:
 
 
 def settings_json(settings: CutSettings) -> dict:
-    """The settings as JSON gives them back, one level deep."""
+    """Return settings as JSON gives them back, one level deep."""
     values = asdict(settings)
     return json.loads(json.dumps({**values.pop("grid"), **values}))

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from diffusion.utils.errors import InputError
 
-MPP_OF_SCANNERS = (0.05, 20.0)  # um/px; what a file says beyond is a printer's resolution, or a guess
+SCANNER_MPP_RANGE = (0.05, 20.0)  # um/px; what a file says beyond is a printer's resolution, or a guess
 MPP_AT_1X = 10.0  # um/px times objective power: 0.5 at 20x, 0.25 at 40x
-SAME_RESOLUTION = 0.05  # resolutions nearer than this are one: microscopes differ by as much, and resampling blurs
+RESOLUTION_TOLERANCE = 0.05  # resolutions nearer than this are one: microscopes differ by as much, and resampling blurs
 
 
 def slide_mpp(path: Path, properties: Mapping[str, str], given: float | None = None) -> float:
@@ -21,9 +21,9 @@ def slide_mpp(path: Path, properties: Mapping[str, str], given: float | None = N
         return given
     stated = stated_mpp(properties)
     if stated is None:
-        raise InputError(f"{path} {_instead(properties)}; give its microns per pixel with --image_mpp")
+        raise InputError(f"{path} {_describe_statement(properties)}; give its microns per pixel with --image_mpp")
     across, down = stated
-    if not _same(across / down):
+    if not _is_same(across / down):
         raise InputError(
             f"{path} has pixels of {across:.4g} x {down:.4g} um, and only square ones can be used; if that is not so, give "
             "their microns with --image_mpp"
@@ -33,15 +33,15 @@ def slide_mpp(path: Path, properties: Mapping[str, str], given: float | None = N
 
 def stated_mpp(properties: Mapping[str, str]) -> tuple[float, float] | None:
     """Return the microns per pixel, across and down, that a file says; None without any that a scanner could have."""
-    least, most = MPP_OF_SCANNERS
-    stated = tuple(map(_number, (properties.get("openslide.mpp-x"), properties.get("openslide.mpp-y"))))
+    least, most = SCANNER_MPP_RANGE
+    stated = tuple(map(_parse_number, (properties.get("openslide.mpp-x"), properties.get("openslide.mpp-y"))))
     return stated if all(least <= each <= most for each in stated) else None
 
 
 def override_note(properties: Mapping[str, str], given: float | None) -> str:
     """Say that a user's resolution stands in place of the file's, where they differ."""
     stated = stated_mpp(properties)
-    if given is None or stated is None or _same(sum(stated) / 2 / given):
+    if given is None or stated is None or _is_same(sum(stated) / 2 / given):
         return ""
     return f"; {given:.3g} um/px of the file by --image_mpp, it says {sum(stated) / 2:.3g}"
 
@@ -61,28 +61,28 @@ def shrink_factor(path: Path, native_mpp: float, mpp: float) -> float:
 
 
 def snap_ratio(ratio: float) -> float:
-    return 1.0 if _same(ratio) else ratio
+    return 1.0 if _is_same(ratio) else ratio
 
 
-def _same(ratio: float) -> bool:
-    return abs(ratio - 1) <= SAME_RESOLUTION
+def _is_same(ratio: float) -> bool:
+    return abs(ratio - 1) <= RESOLUTION_TOLERANCE
 
 
-def _instead(properties: Mapping[str, str]) -> str:
-    """Say what a file tells in place of a resolution that could be used: one of printers, the objective's power."""
+def _describe_statement(properties: Mapping[str, str]) -> str:
+    """Say what a file states in place of a resolution that could be used: one of printers, the objective's power."""
     across, down, power = (
-        _number(properties.get(f"openslide.{name}")) for name in ("mpp-x", "mpp-y", "objective-power")
+        _parse_number(properties.get(f"openslide.{name}")) for name in ("mpp-x", "mpp-y", "objective-power")
     )
-    said = "does not say its resolution (openslide.mpp-x and -y)"
+    statement = "does not say its resolution (openslide.mpp-x and -y)"
     if across == across and down == down:
         value = f"{across:.4g}" if across == down else f"{across:.4g} x {down:.4g}"
-        said = f"says that it has {value} um/px, which no scanner has"
+        statement = f"says that it has {value} um/px, which no scanner has"
     if 1 <= power <= 200:
-        said += f"; its objective is said to be {power:g}x, which usually means {MPP_AT_1X / power:.3g} um/px"
-    return said
+        statement += f"; its objective is said to be {power:g}x, which usually means {MPP_AT_1X / power:.3g} um/px"
+    return statement
 
 
-def _number(text: str | None) -> float:
+def _parse_number(text: str | None) -> float:
     try:
         return float(text or "nan")
     except ValueError:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-MASK_SIDE = 2048  # longest side, in pixels, of the small picture
+THUMBNAIL_SIDE = 2048  # longest side, in pixels, of the small picture
 # Glass has a saturation of 0.01 to 0.04 and pale stroma 0.08. Otsu's threshold would fall between the two stains of a slide
 # that is all tissue, and in the noise of one that is all glass; held between these it does neither.
 SATURATION_RANGE = (0.05, 0.08)
@@ -45,12 +45,12 @@ class SlideMap:
     height: int
 
     @classmethod
-    def of(cls, picture: Image.Image, width: int, height: int) -> SlideMap:
+    def from_thumbnail(cls, picture: Image.Image, width: int, height: int) -> SlideMap:
         """Tell apart what `picture`, a whole slide in RGB and small, shows."""
         from skimage.filters import threshold_otsu
 
         hue, saturation, value = (
-            np.asarray(channel, dtype=np.float32) / 255 for channel in balanced(picture).convert("HSV").split()
+            np.asarray(channel, dtype=np.float32) / 255 for channel in balance_white(picture).convert("HSV").split()
         )
         threshold = float(np.clip(threshold_otsu(saturation), *SATURATION_RANGE))
         stained = saturation > threshold
@@ -62,7 +62,7 @@ class SlideMap:
         ink = (cold | red) & ~black
         return cls(stained & ~ink & ~black, ink, black, width, height)
 
-    def shares(self, x: int, y: int, size: int) -> Shares:
+    def measure_square(self, x: int, y: int, size: int) -> Shares:
         """What the square with top-left pixel x, y holds."""
         across, down = self.tissue.shape[1] / self.width, self.tissue.shape[0] / self.height
         rows = slice(math.floor(y * down), math.ceil((y + size) * down))
@@ -70,7 +70,7 @@ class SlideMap:
         return Shares(*(float(mask[rows, columns].mean()) for mask in (self.tissue, self.ink, self.black)))
 
 
-def balanced(picture: Image.Image) -> Image.Image:
+def balance_white(picture: Image.Image) -> Image.Image:
     """The picture with its glass made neutral: the lamp's colour is that of the brightest pixels, unless they are stained."""
     pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
     value = pixels.max(axis=-1)
@@ -82,7 +82,7 @@ def balanced(picture: Image.Image) -> Image.Image:
     return Image.fromarray(np.clip(pixels * (lamp.max() / lamp), 0, 255).round().astype(np.uint8))
 
 
-def blur(patch: Image.Image) -> float:
+def blur_score(patch: Image.Image) -> float:
     """How blurred a patch is, 0 to 1: Crete-Roffet's measure (Proc. SPIE 6492, 2007), which compares it with its own blur."""
     from skimage.measure import blur_effect
 
