@@ -1,4 +1,4 @@
-"""Extraction of features: images are decoded in workers, windows of several images share a pass, a thread writes.
+"""Extraction of features: workers decode images, windows of several images are one batch, threads write files.
 
 Letters: P patches of one group, S pixels a side, k windows a side, W pixels a window.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +30,11 @@ from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.files import atomic_write
 from diffusion.utils.windows import cut_windows, join_windows
 
-WRITERS = 4  # threads; on a network drive one would wait for every file
+WRITERS = 4  # threads; on a network drive, one thread would wait for every file
 
 
 def choose_index_key(index: Path, dataset: str, size: int) -> tuple[str, int]:
-    """The index key to extract and the size of its patches: patches of `size` if indexed, else 1024 ones in windows.
+    """Return the index key to extract and the size of its patches: `size` if such are indexed, else 1024 in windows.
 
     Raises MissingError when the index has neither, InputError when such windows do not tile a patch.
     """
@@ -52,7 +52,7 @@ def choose_index_key(index: Path, dataset: str, size: int) -> tuple[str, int]:
 
 @dataclass(frozen=True)
 class FeatureFiles:
-    """Where the two feature files of every patch of one index key go, and what they must hold."""
+    """The two feature files of every patch of one index key: their paths, and what they must contain."""
 
     root: Path
     features_dir: str | None
@@ -63,13 +63,15 @@ class FeatureFiles:
 
     @property
     def folder(self) -> Path:
+        """The folder of the features."""
         return features_folder(self.root, self.features_dir)
 
     def paths(self, name: str) -> tuple[Path, Path]:
+        """Return the files of latents and of tokens of a patch."""
         return feature_path(self.folder, name, self.vae_prefix), feature_path(self.folder, name, self.ssl_prefix)
 
     def is_complete(self, name: str) -> bool:
-        """Whether both files are there and whole: of the right shape and type, every value finite."""
+        """Tell whether both files exist with the right shape and type, and every value is finite."""
         latents, tokens = self.paths(name)
         width = (tokens_per_image(self.patch_size), self.embedding_width)
         return is_valid(latents, LATENTS.shape(self.patch_size)) and is_valid(tokens, width)
@@ -81,18 +83,18 @@ class FeatureFiles:
         write_feature(tokens_path, tokens.cpu().numpy())
 
     def check_or_write_record(self, key: str, made_by: dict[str, dict[str, Any]]) -> None:
-        """Hold how the features of each prefix are made against the record of earlier runs, and add to it.
+        """Compare how the features of each prefix are made with the record of earlier runs, and add to the record.
 
-        The names of feature files say nothing of the window or the weights, and files of two kinds must not mix.
+        The names of feature files tell neither window nor weights, and files of two kinds must not be mixed.
         Raises InputError naming the first difference.
         """
         path, before = made_by_path(self.folder, key), read_made_by(self.folder, key)
         for prefix, made in made_by.items():
             for what, value in made.items():
-                had = before.get(prefix, {}).get(what, value)
-                if had != value:
+                previous = before.get(prefix, {}).get(what, value)
+                if previous != value:
                     raise InputError(
-                        f"*_{prefix}.npy of {key} were made with {what} {had}, and now {value} is asked for; "
+                        f"*_{prefix}.npy of {key} were made with {what} {previous}, and now {value} is asked for; "
                         "give other endings (--vae_prefix, --ssl_prefix) or another --features_dir, "
                         f"or delete those files and {path}"
                     )
@@ -101,7 +103,7 @@ class FeatureFiles:
 
 
 class DecodedPatch(NamedTuple):
-    """One patch as a worker read it: uint8 (3, S, S); None when its features are there, or when `wrong` says why not."""
+    """One patch as a worker read it: uint8 (3, S, S); None when it has features already, or when there is an error."""
 
     name: str
     pixels: torch.Tensor | None
@@ -109,7 +111,7 @@ class DecodedPatch(NamedTuple):
 
 
 class PatchDataset(Dataset):
-    """Every world_size-th patch of an index, from the rank-th on: one process's share."""
+    """The patches of one process: every world_size-th of an index, from the rank-th on."""
 
     def __init__(self, index: PatchIndex, files: FeatureFiles, rank: int, world_size: int):
         self.index, self.files = index, files
@@ -132,7 +134,7 @@ class PatchDataset(Dataset):
 
 
 class Outcome(NamedTuple):
-    """What became of one patch: written now, there before, or wrong."""
+    """What became of one patch: written now, complete before, or an error."""
 
     name: str
     written: bool
@@ -141,8 +143,10 @@ class Outcome(NamedTuple):
 
 def extract_features(
     patches: PatchDataset, codec: LatentCodec, embedder: PatchEmbedder, window: int, batch_size: int, workers: int
-) -> Iterator[Outcome]:
-    """Compute and write the features that patches lack, and say what became of every patch; in order but for those there.
+) -> Generator[Outcome, None, None]:
+    """Compute and write missing features, and yield the outcome of every patch.
+
+    Outcomes come in order, except that those of complete patches come early.
 
     window: W, pixels that the VAE encodes at once; batch_size: windows in a pass of a network.
     """
@@ -150,12 +154,14 @@ def extract_features(
     loader = DataLoader(patches, batch_size=None, num_workers=workers, pin_memory=device.type == "cuda")
     waiting: deque[Future] = deque()
     at_once = max(1, batch_size // tokens_per_image(patches.files.patch_size))
-    with ThreadPoolExecutor(WRITERS) as writer:  # the device goes on while files are written
+    with ThreadPoolExecutor(WRITERS) as writer:  # the device computes while files are written
         for group in group_patches(loader, at_once):
             if not isinstance(group, list):
                 yield group
                 continue
-            pixels = torch.stack([patch.pixels for patch in group]).to(device, non_blocking=True)
+            pixels = torch.stack([patch.pixels for patch in group if patch.pixels is not None]).to(
+                device, non_blocking=True
+            )
             moments = encode_patches(pixels, codec, window, batch_size).half()
             tokens = embed_patches(pixels, embedder, batch_size).half()
             names = [patch.name for patch in group]
@@ -167,7 +173,7 @@ def extract_features(
 
 
 def group_patches(patches: Iterable[DecodedPatch], at_once: int) -> Iterator[list[DecodedPatch] | Outcome]:
-    """Patches to compute, some at once; the others by what became of them, as they come."""
+    """Yield groups of patches to compute, and the outcomes of all others as they come."""
     group: list[DecodedPatch] = []
     for patch in patches:
         if patch.pixels is None:
@@ -182,7 +188,7 @@ def group_patches(patches: Iterable[DecodedPatch], at_once: int) -> Iterator[lis
 
 
 def write_group(files: FeatureFiles, names: list[str], moments: torch.Tensor, tokens: torch.Tensor) -> list[Outcome]:
-    """Write a group's features; one that is not finite is not written, but named."""
+    """Write a group's features; those with NaN or infinity become errors."""
     moments, tokens = moments.cpu(), tokens.cpu()
     outcomes = []
     for name, patch_moments, patch_tokens in zip(names, moments, tokens, strict=True):
@@ -195,13 +201,13 @@ def write_group(files: FeatureFiles, names: list[str], moments: torch.Tensor, to
 
 
 def encode_patches(pixels: torch.Tensor, codec: LatentCodec, window: int, batch_size: int) -> torch.Tensor:
-    """Posterior mean and std (P, 32, S/8, S/8), float32, of uint8 pixels (P, 3, S, S), encoded in windows of W pixels."""
+    """Return posterior mean and std (P, 32, S/8, S/8), float32, of uint8 pixels (P, 3, S, S), encoded in windows of W pixels."""
     per_side = pixels.shape[-1] // window
     windows = cut_windows(pixels, window).split(batch_size)
     return join_windows(torch.cat([codec.moments(from_uint8(part)) for part in windows]), per_side)
 
 
 def embed_patches(pixels: torch.Tensor, embedder: PatchEmbedder, batch_size: int) -> torch.Tensor:
-    """Embeddings (P, n, D), float32, of the 256-pixel windows of uint8 pixels (P, 3, S, S), row-major."""
+    """Return embeddings (P, n, D), float32, of the 256-pixel windows of uint8 pixels (P, 3, S, S), row by row."""
     embeddings = torch.cat([embedder.embed(part) for part in cut_windows(pixels, WINDOW).split(batch_size)])
     return embeddings.unflatten(0, (len(pixels), -1))

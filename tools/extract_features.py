@@ -49,10 +49,11 @@ def main() -> int:
     key, patch_size = choose_index_key(path, args.dataset_name, args.size)
     index = PatchIndex(path, [key])
     state = start_processes(device)
+    device = state.device or device
     location = resolve_vae(args.vae, args.root)
-    codec = LatentCodec.load(location, state.device, torch_dtype(args.vae_precision or args.precision))
+    codec = LatentCodec.load(location, device, torch_dtype(args.vae_precision or args.precision))
     embedder = PatchEmbedder.load(
-        args.encoder, state.device, torch_dtype(args.encoder_precision or args.precision), args.root
+        args.encoder, device, torch_dtype(args.encoder_precision or args.precision), args.root
     )
     # features of one codec or encoder must never pass for those of another
     embedded = [name for name, folder in EMBEDDED_CODECS.items() if codec_folder(location).resolve() == folder]
@@ -76,21 +77,21 @@ def main() -> int:
     ours = path.with_name(f".features_{path.stem}_{key}_{vae_prefix}_{ssl_prefix}.lock")
     with closing(outcomes), file_lock(ours) if state.is_main_process else nullcontext():
         progress = tqdm(outcomes, total=len(patches), unit="patch", disable=not state.is_main_process)
-        written, wrong = collect(progress, args.on_error)
+        written, wrong = collect_outcomes(progress, args.on_error)
         state.wait_for_everyone()
 
-    totals = gathered([(written, len(patches), wrong)])
+    totals = gather_objects([(written, len(patches), wrong)])
     wrong = [each for _, _, part in totals for each in part]
     written, there = sum(part[0] for part in totals), sum(part[1] for part in totals) - len(wrong)
     state.print(f"{written} patches written, {there - written} were there, {len(wrong)} left out")
     state.print(f"in {files.folder}: *_{vae_prefix}.npy, *_{ssl_prefix}.npy")
     if state.is_main_process:
-        list_wrong(path.with_name(f"features_wrong_{key}_{vae_prefix}_{ssl_prefix}.txt"), wrong)
+        write_errors(path.with_name(f"features_wrong_{key}_{vae_prefix}_{ssl_prefix}.txt"), wrong)
     return 1 if wrong else 0
 
 
-def collect(outcomes: Iterable[Outcome], on_error: str) -> tuple[int, list[tuple[str, str]]]:
-    """How many patches were written, and those that could not be, each with the reason.
+def collect_outcomes(outcomes: Iterable[Outcome], on_error: str) -> tuple[int, list[tuple[str, str]]]:
+    """Return how many patches were written, and those that could not be, each with the reason.
 
     Raises InputError at the first of these when on_error is "raise".
     """
@@ -110,15 +111,15 @@ def collect(outcomes: Iterable[Outcome], on_error: str) -> tuple[int, list[tuple
     return written, wrong
 
 
-def gathered(values: list) -> list:
-    """The values of all processes together, in all of them."""
+def gather_objects(values: list) -> list:
+    """Return the values of all processes, in each of them."""
     from accelerate.utils import gather_object
 
     return gather_object(values)
 
 
-def list_wrong(path: Path, wrong: list[tuple[str, str]]) -> None:
-    """Write what could not be extracted, a name and a reason a line; remove the list of a run before when all could."""
+def write_errors(path: Path, wrong: list[tuple[str, str]]) -> None:
+    """Write which patches could not be extracted, one a line with the reason; without any, remove an earlier list."""
     from diffusion.utils.files import atomic_write
 
     if not wrong:
@@ -130,7 +131,7 @@ def list_wrong(path: Path, wrong: list[tuple[str, str]]) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = tool_parser(__doc__, EXAMPLES, draws=False)
+    parser = tool_parser(__doc__ or "", EXAMPLES, draws=False)
     add = parser.add_argument
     add(
         "--dataset_name",

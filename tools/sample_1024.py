@@ -21,7 +21,7 @@ EXAMPLES = """  python tools/sample_1024.py --workdir output/1024 --out_dir samp
 
 
 def main() -> None:
-    args = patch_sampler_parser(__doc__, EXAMPLES, "samples_1024", count=100, batch_size=4).parse_args()
+    args = patch_sampler_parser(__doc__ or "", EXAMPLES, "samples_1024", count=100, batch_size=4).parse_args()
 
     from diffusion.generation.output_folder import OutputFolder
     from diffusion.generation.sample_patches import sample_patches

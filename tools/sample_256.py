@@ -22,7 +22,7 @@ EXAMPLES = """  python tools/sample_256.py --workdir output/256 --checkpoint che
 
 
 def main() -> None:
-    args = patch_sampler_parser(__doc__, EXAMPLES, "samples_256", count=5000, batch_size=16).parse_args()
+    args = patch_sampler_parser(__doc__ or "", EXAMPLES, "samples_256", count=5000, batch_size=16).parse_args()
 
     from diffusion.generation.output_folder import OutputFolder
     from diffusion.generation.sample_patches import sample_patches

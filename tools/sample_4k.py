@@ -31,7 +31,7 @@ EXAMPLES = """  python tools/sample_4k.py --output_dir samples_4k --num_samples 
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = sampler_parser(__doc__, EXAMPLES, (None, "windows"), "samples_4k")
+    parser = sampler_parser(__doc__ or "", EXAMPLES, (None, "windows"), "samples_4k")
     add = parser.add_argument
     add("--n_images", "--num_samples", type=positive_int, default=1, help="how many")
     add("--height", type=token_multiple, default=4096, help=f"of the picture in pixels, a multiple of {WINDOW}")

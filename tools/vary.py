@@ -17,7 +17,7 @@ EXAMPLES = """  python tools/vary.py tissue.png --workdir output/256 --variation
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = sampler_parser(__doc__, EXAMPLES, batch=(4, "images"))
+    parser = sampler_parser(__doc__ or "", EXAMPLES, batch=(4, "images"))
     add = parser.add_argument
     add("images", type=Path, nargs="+", help="image files; of those larger than the network's size, the middle")
     add("--out", type=output_file, default="variations.png", help="the picture to write")

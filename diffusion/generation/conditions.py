@@ -1,4 +1,4 @@
-"""What pictures are made for: the tokens of indexed patches, of image files, of a region of a slide, or of a file.
+"""Conditions of samples: tokens of indexed patches, of image files, of neighbouring patches, or from .npy files.
 
 Letters: L tokens of an image, D their width, S its side in pixels, R x K tokens of a large picture.
 """
@@ -28,7 +28,7 @@ from diffusion.generation.regions import Region, embed_region
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.seeds import mix_seed
 
-SMALLEST_ANGLE = 1e-4  # radians between tokens below which there is no arc to go along
+SMALLEST_ANGLE = 1e-4  # radians between tokens, below which they count as parallel
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class IndexConditions:
         return NamedCondition(f"{stem.parent.name}_{stem.stem}_{item.crop}", Condition(item.tokens[None]), image)
 
     def has_pixels(self, i: int) -> bool:
-        """Tell whether condition `i` carries its tissue: features condition as well without images."""
+        """Tell whether condition `i` carries its tissue; features without images condition as well."""
         return self.pixels and (self.dataset.root / PATCHES_DIR / self.dataset.sample_name(self._sample(i))).is_file()
 
     def _sample(self, i: int) -> int:
@@ -98,9 +98,9 @@ class RepeatedConditions:
 def open_condition_dataset(arguments: dict[str, Any], keys: list[str] | None) -> PanCancerData:
     """Open the patches that conditions come from.
 
-    arguments: of the data set in a run's config. keys replace its index keys; they may hold patches of the image's own
-    size or, cropped, of 1024 pixels. Without any, patches are taken as in training, or else in the way that the index
-    allows. Raises InputError for keys of both kinds or another size.
+    arguments: of the data set in a run's config. keys: index keys instead of the config's, all of patches of the image's
+    own size or all of 1024 pixels, which are cropped. Without keys, patches are taken as in training if the index has
+    such, and else in the other way. Raises InputError for keys of both kinds or of another size.
     """
     arguments = dict(arguments)
     low_resolution, size = arguments.pop("type") == "PanCancerDataLowRes", arguments["resolution"]
@@ -120,9 +120,9 @@ def open_condition_dataset(arguments: dict[str, Any], keys: list[str] | None) ->
 
 
 def load_image_conditions(paths: Sequence[Path], embedder: PatchEmbedder, size: int) -> list[NamedCondition]:
-    """Images embedded now, of larger ones the square of `size` pixels in their middle.
+    """Embed image files, of larger ones the square of `size` pixels in their middle.
 
-    Raises MissingError, or InputError for what is no RGB image or too small.
+    Raises MissingError, or InputError for files that are not RGB images or too small.
     """
     conditions = []
     for path in paths:
@@ -137,7 +137,7 @@ def load_image_conditions(paths: Sequence[Path], embedder: PatchEmbedder, size: 
 
 
 def load_token_conditions(paths: Sequence[Path], tokens: int) -> list[NamedCondition]:
-    """Embeddings in .npy files, (L, D) for one image or (n, L, D) for several. Raises MissingError, InputError."""
+    """Load embeddings from .npy files, (L, D) for one image or (n, L, D) for several. Raises MissingError, InputError."""
     conditions = []
     for path in paths:
         values = read_tokens_file(path)
@@ -152,7 +152,7 @@ def load_token_conditions(paths: Sequence[Path], tokens: int) -> list[NamedCondi
 
 
 def read_tokens_file(path: Path) -> torch.Tensor:
-    """The numbers of an .npy file in float32. Raises MissingError, or InputError for one that is damaged or not finite."""
+    """Read an .npy file as float32. Raises MissingError, or InputError for one that is damaged or has NaN or infinity."""
     if not path.is_file():
         raise MissingError(f"no file of tokens at {path}")
     try:
@@ -171,9 +171,9 @@ def read_tokens_file(path: Path) -> torch.Tensor:
 
 
 def neighbourhood(dataset: PanCancerData, i: int, seed: int, rows: int, columns: int) -> NamedCondition:
-    """A grid of tokens (rows, columns, D) of a random patch and, to its right and below it, those of the patches there.
+    """Return a grid of tokens (1, rows, columns, D) of a random patch and the patches to its right and below it.
 
-    The index lists only tissue: where a slide has no neighbour, the patch itself is mirrored into its place.
+    The index lists only tissue: where a patch has no neighbour, it is mirrored into the neighbour's place.
     """
     patches = len(dataset.index)
     which, name = dataset.index.locate(Permutation(patches, mix_seed(seed, i // patches))(i % patches))
@@ -188,9 +188,9 @@ def neighbourhood(dataset: PanCancerData, i: int, seed: int, rows: int, columns:
     for down in range(-(-rows // side)):
         band = []
         for right in range(-(-columns // side)):
-            other = neighbour_name(name, apart * right, apart * down) if apart and (right or down) else None
-            if other is not None and all(features.present(other).values()):
-                band.append(tokens_of(other))
+            adjacent = neighbour_name(name, apart * right, apart * down) if apart and (right or down) else None
+            if adjacent is not None and all(features.present(adjacent).values()):
+                band.append(tokens_of(adjacent))
             else:
                 band.append(first.flip([axis for axis, places in ((0, down), (1, right)) if places % 2]))
         bands.append(torch.cat(band, dim=1))
@@ -199,15 +199,15 @@ def neighbourhood(dataset: PanCancerData, i: int, seed: int, rows: int, columns:
 
 
 def slerp(first: torch.Tensor, second: torch.Tensor, part: float) -> torch.Tensor:
-    """Tokens (L, D) between two others: each turned along the arc (Shoemake 1985), its length interpolated linearly.
+    """Interpolate tokens (..., L, D) spherically: directions along the arc (Shoemake 1985), lengths linearly.
 
-    Embeddings lie in a shell about the origin; on the straight line between two the length would sag.
+    Embeddings lie in a shell about the origin; on the straight line between two of them the length would be too small.
     """
     lengths = torch.lerp(first.norm(dim=-1, keepdim=True), second.norm(dim=-1, keepdim=True), part)
     a, b = F.normalize(first, dim=-1), F.normalize(second, dim=-1)
     angle = torch.arccos((a * b).sum(-1, keepdim=True).clamp(-1, 1))
     if (angle > SMALLEST_ANGLE).logical_and(angle < torch.pi - SMALLEST_ANGLE).all():
         direction = (torch.sin((1 - part) * angle) * a + torch.sin(part * angle) * b) / torch.sin(angle)
-    else:  # some have no arc between them, or no one arc
+    else:  # some are parallel, so that there is no arc or no unique one
         direction = F.normalize(torch.lerp(a, b, part), dim=-1)
     return lengths * direction

@@ -26,9 +26,9 @@ FORMATS = {"png": {"compress_level": 3}, "jpeg": {}}
 
 @dataclass(frozen=True)
 class OutputFolder:
-    """An output folder: `syn/` and, where there is tissue to compare with, `real/` with the same file names.
+    """A folder of samples: `syn/` and, where there is tissue to compare with, `real/` with the same file names.
 
-    tissue: another folder for the latter, which several may share.
+    tissue: another folder than `real/`, which several output folders may share.
     """
 
     path: Path
@@ -36,9 +36,9 @@ class OutputFolder:
     tissue: Path | None = None
 
     def check_or_write_settings(self, settings: dict[str, Any], places: dict[str, Any]) -> None:
-        """Write the settings, or compare with those that samples were made with, so that one folder never mixes two.
+        """Write the settings, or compare them with those of the samples in the folder, which all share one set.
 
-        settings: what tells samples from others, by content; places: where weights and data lie, which may move.
+        settings: what identifies samples by content; places: where weights and data are, which may move.
         Raises InputError naming the first setting that differs.
         """
         settings, places = json.loads(json.dumps(settings)), json.loads(json.dumps(places))
@@ -46,7 +46,7 @@ class OutputFolder:
         if file.is_file() and samples.is_dir() and any(name[0] != "." for name in os.listdir(samples)):
             advice = "name another folder for the output, or delete it with the samples beside it"
             before = read_json(file, "record of samples", advice)
-            if not before.keys() & FINGERPRINTS:  # of a version that went by places alone
+            if not before.keys() & FINGERPRINTS:  # written by a version that compared places alone
                 settings = {name: value for name, value in settings.items() if name not in FINGERPRINTS} | places
             else:
                 before = {name: value for name, value in before.items() if name not in places}
@@ -60,16 +60,17 @@ class OutputFolder:
         atomic_write_bytes(file, (json.dumps({**settings, **places}, indent=2) + "\n").encode())
 
     def list_missing(self, count: int, has_real: Callable[[int], bool] = lambda i: False) -> list[int]:
-        """List which of `count` images are not there yet, in `syn` and, where they have tissue, `real`.
+        """Return the numbers of the images, of `count`, that are not yet in `syn` and, where they have tissue, in `real`.
 
-        A file is there whole or not at all. Raises InputError when there are more than `count`, or files that are no samples.
+        Files are written atomically, so one that exists is complete.
+        Raises InputError when there are more than `count`, or files that are not samples.
         """
         folder = self.path / SYNTHETIC_DIR
         names = [name for name in os.listdir(folder) if not is_hidden(name)] if folder.is_dir() else []
-        strangers = [name for name in names if not re.match(r"\d{6,}_", name)]
-        if strangers:
+        foreign = [name for name in names if not re.match(r"\d{6,}_", name)]
+        if foreign:
             raise InputError(
-                f"{folder} holds {printable_name(strangers[0])}, which is no sample; name another folder for the output"
+                f"{folder} holds {printable_name(foreign[0])}, which is no sample; name another folder for the output"
             )
         present = {int(name.split("_")[0]): name for name in names}
         if any(i >= count for i in present):
@@ -80,19 +81,20 @@ class OutputFolder:
         return [i for i in range(count) if i not in complete]
 
     def image_path(self, part: str, i: int, name: str) -> Path:
-        """The file of image i, in `real` or `syn`."""
+        """Return the path of image i; part: `syn` or `real`."""
         folder = self.real_folder if part == REAL_DIR else self.path / part
         return folder / f"{i:06d}_{name}.{self.extension}"
 
     @property
     def real_folder(self) -> Path:
+        """The folder of the tissue that conditions."""
         return self.tissue or self.path / REAL_DIR
 
     def write_images(self, i: int, condition: NamedCondition, synthetic: torch.Tensor, note: dict[str, Any]) -> None:
-        """Image i, uint8 (3, S, S), with a note of how it was made, and the condition's own pixels if it has some."""
+        """Write image i, uint8 (3, S, S), with a note of how it was made, and the condition's own pixels if it has some."""
         pictures = [(SYNTHETIC_DIR, synthetic, {**note, "condition": condition.name})]
         if condition.pixels is not None:
-            # after the sample: while there is none, a folder takes other settings, and must hold nothing of these
+            # after the sample: a folder without samples accepts other settings, and must not hold tissue of these
             pictures.append((REAL_DIR, condition.pixels, {"condition": condition.name}))
         for part, pixels, about in pictures:
             save_image(self.image_path(part, i, condition.name), pixels, about, **FORMATS[self.extension])

@@ -18,21 +18,21 @@ from diffusion.formats import WINDOW
 
 
 class Region(NamedTuple):
-    """A part of a slide from pixel x, y on."""
+    """A part of a slide, whose top left corner is pixel x, y."""
 
     slide: Slide
     x: int
     y: int
 
     def window(self, row: int, column: int) -> np.ndarray:
-        """One of its 256-pixel windows, uint8 (256, 256, 3)."""
+        """Read one of its 256-pixel windows, uint8 (256, 256, 3)."""
         return np.asarray(self.slide.read(self.x + WINDOW * column, self.y + WINDOW * row, WINDOW))
 
 
 def embed_region(
     region: Region, rows: int, columns: int, embedder: PatchEmbedder, batch_size: int = 64
 ) -> torch.Tensor:
-    """Tokens (rows, columns, D), float32 on the CPU, of a region's windows."""
+    """Return the tokens (rows, columns, D) of a region's windows, float32 on the CPU."""
     places = list(product(range(rows), range(columns)))
     tokens = []
     for first in range(0, len(places), batch_size):
@@ -42,7 +42,7 @@ def embed_region(
 
 
 def region_bands(region: Region, rows: int, columns: int) -> Iterator[torch.Tensor]:
-    """The pixels of a region from the top down, in bands (3, 256, 256 * columns), uint8."""
+    """Yield the pixels of a region from the top down, in bands (3, 256, 256 * columns), uint8."""
     for row in range(rows):
         band = np.concatenate([region.window(row, column) for column in range(columns)], axis=1)
         yield torch.from_numpy(band).permute(2, 0, 1)

@@ -1,4 +1,4 @@
-"""A folder filled with images of a network's own size, which goes on where it was left."""
+"""Filling a folder with images of a network's own size; a folder that was begun is completed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def sample_patches(
     with_real: bool = True,
     needs_real: bool = False,
 ) -> int:
-    """Fill a folder with images of the network's own size, which must be one of `sizes`; go on where one was left.
+    """Fill a folder with images of the network's own size, which must be one of `sizes`; write only what is missing.
 
     count: how many; None: one for each file that conditions, or of an index `index_count`. batch_size: in one pass.
     with_real: whether the tissue that conditions is written, too; needs_real: whether to refuse conditions without.
@@ -71,7 +71,7 @@ def sample_patches(
 
 
 def print_summary(samples: Path, real: Path, conditions: IndexConditions | RepeatedConditions, count: int) -> None:
-    """Print how many images there are, and of how many the tissue is there to compare with."""
+    """Print how many images there are, and for how many there is tissue to compare with."""
     names = set(os.listdir(samples))
     tissue = len(names & set(os.listdir(real))) if real.is_dir() else 0
     of_them = "them" if tissue == count else f"{tissue} of them"

@@ -58,7 +58,7 @@ class Session:
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """What every image of a folder has in common, wherever weights and data lie."""
+        """What all images of a folder have in common, independent of where weights and data are stored."""
         solver = self.solver
         return {
             "seed": self.seed,
@@ -75,7 +75,7 @@ class Session:
 
     @property
     def locations(self) -> dict[str, Any]:
-        """Where codec and weights are now: for readers of the settings, and to recognise folders of older versions by."""
+        """Where codec and weights are stored: for readers, and to recognise folders written by older versions."""
         checkpoint = self.run.checkpoint
         time = checkpoint.stat().st_mtime_ns
         return {"vae": self.codec.name, "checkpoint": str(checkpoint.resolve()), "checkpoint_time": time}
@@ -156,7 +156,7 @@ def open_session(
 
 @dataclass(frozen=True)
 class ConditionSource:
-    """Where conditions come from: image files, files of tokens, or else an index, by default the run's.
+    """Where conditions come from: image files, files of tokens, or else an index, by default that of the run.
 
     data_root, patch_names_file, features_dir, subset_keys: of another index than the run's, as the options call them.
     Raises InputError when both images and tokens are given.
@@ -180,7 +180,7 @@ class ConditionSource:
 
 
 class Origin(NamedTuple):
-    """What identifies conditions wherever they lie, and where they lie."""
+    """What identifies conditions by content, and where they are stored."""
 
     content: dict[str, Any]
     locations: dict[str, Any]
@@ -232,7 +232,7 @@ def files_origin(session: Session, source: ConditionSource) -> Origin:
 
 
 def index_origin(dataset: PanCancerData) -> Origin:
-    """Tell the conditions of one index from those of another."""
+    """Return what identifies the conditions of an index."""
     places = {
         "index": str(dataset.index.path.resolve()),
         "keys": dataset.index.keys,
