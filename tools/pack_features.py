@@ -23,7 +23,6 @@ from tqdm import tqdm
 from diffusion.cli.parser import output_folder, path_text, plain_name, positive_float, positive_int, run, tool_parser
 from diffusion.data.features import packed_metadata, packing, shards
 from diffusion.data.features.loose import (
-    LooseFeatures,
     feature_path,
     features_folder,
     read_made_by,
@@ -32,7 +31,7 @@ from diffusion.data.features.npy import is_valid, write_feature
 from diffusion.data.features.packed_metadata import PackedMetadata
 from diffusion.data.features.parts import TOKENS, part_prefixes
 from diffusion.data.features.shards import PackedPatch
-from diffusion.data.features.store import open_features, probe_names
+from diffusion.data.features.store import FeatureStore, open_features, probe_names
 from diffusion.data.features.table import TABLE, build_table, open_table, write_table
 from diffusion.data.index.patch_index import PatchIndex, index_path, iterate_names
 from diffusion.formats import DEFAULT_INDEX, PACKED_DIR, SSL_PREFIX, VAE_PREFIX
@@ -60,7 +59,7 @@ def main() -> int:
 
 
 def pack(folder: Path, key: str, prefixes: dict[str, str], args: argparse.Namespace) -> int:
-    """Pack what is not packed yet; the exit code: 1 when a patch had to be left out."""
+    """Pack what is not packed yet; return the exit code: 1 when a patch had to be left out."""
     index_file = index_path(args.root, args.patch_names_file)
     index = PatchIndex(index_file, [key])
     probed = probe_names(index, 0)
@@ -101,28 +100,31 @@ def pack(folder: Path, key: str, prefixes: dict[str, str], args: argparse.Namesp
     return 1 if bad else 0
 
 
-def find_width(loose: LooseFeatures, names: list[str]) -> int:
-    """Width of the embeddings, of the first patch that has sound ones. Raises InputError when none of `names` has."""
+def find_width(features: FeatureStore, names: list[str]) -> int:
+    """Return the width of the embeddings of the first patch that has readable ones. Raises InputError when none has."""
+    failure = InputError("no patch to pack")
     for name in names:
         try:
-            return loose.read_part(TOKENS.name, name).shape[1]
+            return features.read_part(TOKENS.name, name).shape[1]
         except InputError as error:
-            last = error
-    raise last
+            failure = error
+    raise failure
 
 
 def verify(folder: Path, args: argparse.Namespace) -> int:
-    """Read every chunk of every shard against its checksum and, where they are there, the loose files; and the table
-    against the shards. The exit code."""
+    """Read every chunk of every shard, testing its checksum; compare the loose files that are there, and the table.
+
+    Return the exit code.
+    """
     metadata = require_metadata(folder)
     loose = open_loose(metadata, args)
     table = open_table(folder)
-    sound, wrong = 0, []
+    count, wrong = 0, []
     for number in tqdm(shards.list_shards(folder), unit="shard"):
         try:
             differing = 0
             for patch in shards.read_shard(shards.shard_path(folder, number), metadata.prefixes):
-                sound += 1
+                count += 1
                 differing += loose is not None and differs(patch, loose)
             if differing:
                 where = shards.shard_path(folder, number)
@@ -136,12 +138,12 @@ def verify(folder: Path, args: argparse.Namespace) -> int:
         wrong.append(str(error))
     for line in dict.fromkeys(wrong):
         print(line, file=sys.stderr)
-    print(f"{sound} patches read in {folder}; {'all sound' if not wrong else 'damaged'}")
+    print(f"{count} patches read in {folder}; {'all sound' if not wrong else 'damaged'}")
     return 1 if wrong else 0
 
 
-def open_loose(metadata: PackedMetadata, args: argparse.Namespace) -> LooseFeatures | None:
-    """The loose features of what is packed, or None."""
+def open_loose(metadata: PackedMetadata, args: argparse.Namespace) -> FeatureStore | None:
+    """Open the loose features of what is packed; None where there are none."""
     key, where = metadata.key, (metadata.patch_size, metadata.prefixes)
     try:
         index = PatchIndex(index_path(args.root, args.patch_names_file), [key])
@@ -150,8 +152,8 @@ def open_loose(metadata: PackedMetadata, args: argparse.Namespace) -> LooseFeatu
         return None
 
 
-def differs(patch: PackedPatch, loose: LooseFeatures) -> bool:
-    """Whether a patch has loose files of other values; one without them has not."""
+def differs(patch: PackedPatch, loose: FeatureStore) -> bool:
+    """Tell whether a patch has loose files of other values; one without them has not."""
     try:
         record = loose.read(patch.name)
     except MissingError:
@@ -190,6 +192,7 @@ def unpack(folder: Path, args: argparse.Namespace) -> int:
 
 
 def require_metadata(folder: Path) -> PackedMetadata:
+    """Read what lies packed in a folder. Raises InputError where nothing does."""
     metadata = packed_metadata.read_metadata(folder)
     if metadata is None:
         raise InputError(
@@ -199,7 +202,7 @@ def require_metadata(folder: Path) -> PackedMetadata:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = tool_parser(__doc__, EXAMPLES, networks=False, draws=False)
+    parser = tool_parser(__doc__ or "", EXAMPLES, networks=False, draws=False)
     add = parser.add_argument
     add("--dataset_name", required=True, help="data set of the index: its key <dataset_name>_<size>")
     add("--size", type=positive_int, default=1024, help="pixels a side of its patches [%(default)s]")

@@ -1,4 +1,4 @@
-"""What a data set gives and what the trainer takes."""
+"""Samples, as data sets return them, and batches, as the trainer takes them."""
 
 from __future__ import annotations
 
@@ -51,11 +51,12 @@ class PatchBatch:
         return replace(self, **{name: part.to(device, non_blocking=part.is_pinned()) for name, part in parts.items()})
 
     def pin_memory(self) -> PatchBatch:
+        """Copy to pinned memory, as DataLoader asks for."""
         return replace(self, latents=self.latents.pin_memory(), tokens=self.tokens.pin_memory())
 
 
 def collate(items: Sequence[PatchItem | BadItem]) -> PatchBatch:
-    """A batch of the items that could be read. Raises InputError when none could: there is nothing to compute."""
+    """Return a batch of the items that could be read. Raises InputError when none could: there is nothing to compute."""
     bad = [item for item in items if isinstance(item, BadItem)]
     readable = [item for item in items if isinstance(item, PatchItem)]
     if not readable:

@@ -21,7 +21,7 @@ from diffusion.utils.errors import InputError
 
 
 def open_hdf5(path: Path, **options: Any) -> h5py.File:
-    """Open a file for reading, without locks; options are h5py's. Raises InputError for one that is not whole HDF5."""
+    """Open a file for reading, without locks; options are h5py's. Raises InputError for one that is not complete HDF5."""
     try:
         return h5py.File(path, "r", locking=False, **options)
     except OSError as error:

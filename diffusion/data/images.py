@@ -1,4 +1,4 @@
-"""Image files, read whole: the one place that opens them."""
+"""Reading image files: the one place that opens them."""
 
 from __future__ import annotations
 

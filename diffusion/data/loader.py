@@ -1,4 +1,4 @@
-"""From a data set to batches in memory."""
+"""Data loaders: from a data set to batches in memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from diffusion.utils.memory import keep_freed_memory
 
 
 def iterate_batches(loader: DataLoader) -> Iterator[PatchBatch]:
-    """The loader's batches; a worker's InputError as the one line it was, without the traceback that torch adds."""
+    """Yield the loader's batches; a worker's InputError is raised as the one line it was, without torch's traceback."""
     batches = iter(loader)
     while True:
         try:
@@ -25,10 +25,11 @@ def iterate_batches(loader: DataLoader) -> Iterator[PatchBatch]:
 
 
 def init_worker(number: int) -> None:
-    """Workers allocate the same few arrays for every sample, and are a tenth faster when that memory stays theirs.
+    """Set up a worker process: keep its freed memory, and leave the process group.
 
-    Signals that stop a run are sent to its whole process group. Workers leave it, because the trainer still needs
-    batches until its step is done; they end with the trainer, whatever it ends of.
+    Workers allocate the same arrays for every sample, and are a tenth faster when that memory stays theirs. Signals that
+    stop a run are sent to its whole process group. Workers leave it, because the trainer still needs batches until its
+    step is done; they end with the trainer, however it ends.
     """
     keep_freed_memory()
     if hasattr(os, "setpgid"):
@@ -36,7 +37,7 @@ def init_worker(number: int) -> None:
 
 
 def training_loader(dataset: Dataset, batches: BatchStream, num_workers: int, pin_memory: bool) -> DataLoader:
-    """An endless loader of this process's batches, in the order of the stream whatever the number of workers."""
+    """Return an endless loader of this process's batches, in the order of the stream whatever the number of workers."""
     return DataLoader(
         dataset,
         batch_sampler=batches,

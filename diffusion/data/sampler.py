@@ -17,9 +17,9 @@ MASK64 = 2**64 - 1
 
 
 class Draw(NamedTuple):
-    """Which sample, and the seed of what is random about it (its draw from the posterior)."""
+    """One draw: the index of a sample, and the seed of what is random about it (its draw from the posterior)."""
 
-    index: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride] - a tuple's method of this name is not used
     seed: int
 
 
@@ -32,7 +32,7 @@ class Permutation:
         self.keys = [mix_seed(seed, i) for i in range(ROUNDS)]
 
     def __call__(self, i: int) -> int:
-        """Where position i goes; fewer than 4 walks are expected, since the domain is under 4 times the length."""
+        """Return where position i goes; fewer than 4 walks are expected, since the domain is under 4 times the length."""
         i = self._encrypt(i)
         while i >= self.length:
             i = self._encrypt(i)
@@ -61,7 +61,8 @@ class BatchStream:
 
     def __iter__(self) -> Iterator[list[Draw]]:
         start = self.position + self.rank * self.batch_size
-        epoch, permutation = -1, None
+        epoch = start // self.length
+        permutation = Permutation(self.length, mix_seed(self.seed, epoch))
         while True:
             batch = []
             for p in range(start, start + self.batch_size):
@@ -74,7 +75,7 @@ class BatchStream:
 
 
 def _scramble(x: int) -> int:
-    """The finalizer of splitmix64: every input bit reaches every output bit."""
+    """Return the finalizer of splitmix64: every input bit reaches every output bit."""
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9 & MASK64
     x = (x ^ (x >> 27)) * 0x94D049BB133111EB & MASK64
     return x ^ (x >> 31)

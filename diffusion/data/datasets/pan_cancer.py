@@ -85,7 +85,7 @@ class PanCancerData(Dataset):
             return f"patch {index // self.crops_per_side**2} of {self.index.path}"
 
     def identity(self) -> dict[str, Any]:
-        """Return what tells these samples and their order from others', wherever they lie: plain values."""
+        """Return plain values that differ for other samples or another order, and not for another place on disk."""
         names = "\n".join(self.sample_name(i * len(self) // IDENTITY_NAMES) for i in range(IDENTITY_NAMES))
         return {
             "patches": dict(zip(self.index.keys, self.index.lengths, strict=True)),
@@ -96,12 +96,15 @@ class PanCancerData(Dataset):
         }
 
     def __getitem__(self, key: int | Draw) -> PatchItem:
-        """Sample `key`; a Draw also says the seed of its posterior draw, a plain number takes torch's own generator."""
+        """Return sample `key`; a Draw has the seed of its posterior draw, a plain number takes torch's own generator."""
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: Sequence[int | Draw]) -> list[PatchItem]:
-        """Several samples, as loaders ask for them. Each step is done for all before the next: a quarter faster than
-        sample by sample, whose steps push each other out of the processor's cache."""
+        """Return several samples, as loaders ask for them.
+
+        Each step is done for all before the next: a quarter faster than sample by sample, whose steps push each other out
+        of the processor's cache.
+        """
         crops = [self._locate(key) for key in keys]
         # all parts of a crop together: of thousands of shards, few are open
         records = [crop.features.read(crop.name, crop.box) for crop in crops]
@@ -109,8 +112,8 @@ class PanCancerData(Dataset):
         tokens = [torch.from_numpy(record[TOKENS.name]).float() for record in records]
         images = [self.image(crop.name, crop.number) if self.return_img else None for crop in crops]
         return [
-            PatchItem(latent=latent, tokens=some, name=crop.name, crop=crop.number, image=image, seed=crop.seed)
-            for crop, latent, some, image in zip(crops, latents, tokens, images, strict=True)
+            PatchItem(latent=latent, tokens=embeddings, name=crop.name, crop=crop.number, image=image, seed=crop.seed)
+            for crop, latent, embeddings, image in zip(crops, latents, tokens, images, strict=True)
         ]
 
     def _locate(self, key: int | Draw) -> CropLocation:
@@ -147,7 +150,7 @@ def _open_index(path: Path, keys: Sequence[str] | None, patch_size: int, resolut
 
 
 def draw_latents(moments: Sequence[np.ndarray], seeds: Sequence[int | None]) -> torch.Tensor:
-    """Draws from posteriors: float16 moments (32, h, w) each -> float32 (B, 16, h, w); seed None takes torch's generator."""
+    """Return draws from posteriors, float32 (B, 16, h, w), of float16 moments (32, h, w); seed None takes torch's generator."""
     mean, std = torch.from_numpy(np.stack(moments)).float().chunk(2, dim=1)
     noise = torch.empty(mean.shape)
     for part, seed in zip(noise, seeds, strict=True):
@@ -172,6 +175,7 @@ class SkipBad(Dataset):
         return len(self.dataset)
 
     def identity(self) -> dict[str, Any]:
+        """Return the identity of the data set below."""
         return self.dataset.identity()
 
     def __getitem__(self, key: int | Draw) -> PatchItem | BadItem:

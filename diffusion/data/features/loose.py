@@ -22,7 +22,7 @@ from diffusion.utils.text import read_json
 
 @dataclass(frozen=True)
 class LooseFeatures:
-    """Reads the features of patches of `patch_size` pixels in `folder`; prefixes: of each part's files."""
+    """Loose feature files, in `folder`, of patches of `patch_size` pixels; prefixes: of each part's files."""
 
     folder: Path
     patch_size: int

@@ -142,7 +142,7 @@ def _parse_header(start: bytes) -> tuple[tuple[int, ...], np.dtype, int]:
 
 def _read_into(path: Path, file: int, array: np.ndarray, offset: int) -> None:
     try:
-        count = os.preadv(file, [array], offset)
+        count = os.preadv(file, [array.data], offset)
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error})") from error
     if count != array.nbytes:

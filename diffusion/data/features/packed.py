@@ -26,6 +26,7 @@ from diffusion.data.features.shards import (
     read_chunk,
     read_file_hashes,
     read_row,
+    shard_dataset,
     shard_path,
 )
 from diffusion.data.features.table import ROW_BITS, TABLE, open_table
@@ -40,9 +41,9 @@ OPEN_SHARDS = 256
 
 @dataclass
 class PackedFeatures:
-    """Reads a packed folder; the counterpart of LooseFeatures.
+    """A packed folder that is read; the counterpart of LooseFeatures.
 
-    Files are opened by the process that reads, at its first look, and never carried over a fork or a pickle.
+    Files are opened by the process that reads, at its first read, and never carried over a fork or a pickle.
     """
 
     folder: Path
@@ -98,17 +99,18 @@ class PackedFeatures:
         if box is None or box.side * WINDOW == self.patch_size:
             array = read_row(shard, data, row)
         else:
-            array = np.empty(layout.shape(box.side * WINDOW, width), dtype=np.float16)
+            array = np.empty(layout.packed_shape(box.side * WINDOW, width), dtype=np.float16)
             chunk = layout.chunk_shape(width)
             for offset, place in layout.window_places(box, self.patch_size):
                 array[place] = read_chunk(shard, data, (row, *offset), chunk)
         return check_finite(f"{shard.path}, {name}", array)
 
     def _find(self, name: str) -> tuple[Shard, int]:
-        """The shard and row of a patch."""
+        """Return the shard and row of a patch. Raises MissingError for one that is not packed."""
         if self._owner != os.getpid():
             self._shards, self._table, self._owner = OrderedDict(), open_table(self.folder), os.getpid()
             self._known = set()
+        assert self._table is not None
         hashes, places = self._table
         wanted = np.uint64(name_hash(name))
         i = int(hashes.searchsorted(wanted))
@@ -124,10 +126,10 @@ class PackedFeatures:
             file = open_shard(path, self.prefixes, number in self._known)
             self._known.add(number)
             self._shards[number] = Shard(
-                file, path, read_file_hashes(file, path), {part: file[part] for part in self.prefixes}
+                file, path, read_file_hashes(file, path), {part: shard_dataset(file, part) for part in self.prefixes}
             )
         shard = self._shards[number]
-        if row >= len(shard.hashes) or shard.hashes[row] != wanted:  # a shard was deleted and written anew
+        if row >= len(shard.hashes) or shard.hashes[row] != wanted:  # a shard was deleted and written again
             raise InputError(f"{self.folder / TABLE} is older than {shard.path}; run tools/pack_features.py to its end")
         return shard, row
 
@@ -137,7 +139,7 @@ class PackedFeatures:
 
 @lru_cache(maxsize=1)
 def _open_at_once() -> int:
-    """How many shards to keep open: fewer where a process may not open many files."""
+    """Return how many shards to keep open: fewer where a process may not open many files."""
     try:
         import resource
 

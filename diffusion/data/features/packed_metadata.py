@@ -36,9 +36,9 @@ class PackedMetadata:
 
     @property
     def patch_bytes(self) -> int:
-        """Bytes of one patch, all parts."""
-        shapes = [PARTS[part].shape(self.patch_size, self.embedding_width) for part in self.prefixes]
-        return 2 * sum(math.prod(n or 1 for n in shape) for shape in shapes)
+        """The bytes of one patch, all parts."""
+        shapes = [PARTS[part].packed_shape(self.patch_size, self.embedding_width) for part in self.prefixes]
+        return 2 * sum(map(math.prod, shapes))
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of packed.json."""

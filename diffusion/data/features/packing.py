@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, islice
 from pathlib import Path
@@ -14,7 +14,6 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from diffusion.data.features.loose import LooseFeatures
 from diffusion.data.features.packed_metadata import METADATA, PackedMetadata, read_metadata
 from diffusion.data.features.parts import PARTS, Part
 from diffusion.data.features.shards import (
@@ -24,6 +23,7 @@ from diffusion.data.features.shards import (
     read_shard,
     shard_path,
 )
+from diffusion.data.features.store import FeatureStore
 from diffusion.data.hdf5 import create_hdf5
 from diffusion.data.index.names import exclude_names, name_hash
 from diffusion.utils.errors import InputError
@@ -31,7 +31,10 @@ from diffusion.utils.files import atomic_write
 
 
 def init_folder(folder: Path, metadata: PackedMetadata) -> None:
-    """Write what a folder will hold, and clear what a killed run left there. Raises InputError when it holds something else already."""
+    """Write the metadata of a folder, and remove what a killed run left there.
+
+    Raises InputError when it holds other features already.
+    """
     before = read_metadata(folder)
     if before is not None and before != metadata:
         had = before.to_json()
@@ -44,23 +47,23 @@ def init_folder(folder: Path, metadata: PackedMetadata) -> None:
 
 
 def missing_names(folder: Path, names: Iterable[str]) -> Iterator[str]:
-    """Of some names those that no shard holds yet; eight bytes of memory for each that one does."""
+    """Yield the names that no shard holds yet; takes eight bytes of memory for each packed name."""
     packed = [read_hashes(folder, number) for number in list_shards(folder)]
     return exclude_names(names, np.concatenate([np.empty(0, np.uint64), *packed]))
 
 
 def read_patches(
-    loose: LooseFeatures, names: Iterable[str], metadata: PackedMetadata, workers: int
-) -> Iterator[PackedPatch | InputError]:
-    """The features of every name, in order, or what is wrong with them; `workers` threads read a few names ahead."""
+    features: FeatureStore, names: Iterable[str], metadata: PackedMetadata, workers: int
+) -> Generator[PackedPatch | InputError]:
+    """Yield the features of every name, in order, or the error of reading them; `workers` threads read names ahead."""
 
     def read(name: str) -> PackedPatch | InputError:
         try:
-            parts = loose.read(name)
+            parts = features.read(name)
         except InputError as error:
             return error
         for part, array in parts.items():
-            expected = PARTS[part].shape(metadata.patch_size, metadata.embedding_width)
+            expected = PARTS[part].packed_shape(metadata.patch_size, metadata.embedding_width)
             if array.shape != expected:
                 return InputError(f"{name} has {PARTS[part].label} of width {array.shape[-1]}, expected {expected[-1]}")
         return PackedPatch(name, parts)
@@ -74,9 +77,9 @@ def read_patches(
 
 
 def write_shard(folder: Path, number: int, metadata: PackedMetadata, patches: Iterator[PackedPatch], rows: int) -> int:
-    """Write a shard of at most `rows` patches aside, read it back, compare, and put it in place; how many they were.
+    """Write a shard of at most `rows` patches atomically, once it was read back and compared; return how many they were.
 
-    No patch, no shard. Raises InputError when the disk gives back anything but what was written.
+    Without patches no shard is written. Raises InputError when the disk gives back anything but what was written.
     """
     first = next(patches, None)
     if first is None:
@@ -111,12 +114,12 @@ def _create(file: h5py.File, part: Part, rows: int, metadata: PackedMetadata) ->
     Latents hardly compress, so nothing is compressed.
     """
     width = metadata.embedding_width
-    shape, chunks = (rows, *part.shape(metadata.patch_size, width)), (1, *part.chunk_shape(width))
+    shape, chunks = (rows, *part.packed_shape(metadata.patch_size, width)), (1, *part.chunk_shape(width))
     return file.create_dataset(part.name, shape, np.float16, maxshape=shape, chunks=chunks, fletcher32=True)
 
 
 def _digest(patch: PackedPatch) -> bytes:
     digest = hashlib.blake2b(patch.name.encode("utf-8"), digest_size=16)
     for array in patch.parts.values():
-        digest.update(np.ascontiguousarray(array))
+        digest.update(np.ascontiguousarray(array).data)
     return digest.digest()

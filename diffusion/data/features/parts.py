@@ -33,8 +33,12 @@ class Part(ABC):
     label: str  # in messages
 
     @abstractmethod
-    def shape(self, size: int, width: int | None = None) -> Shape:
-        """Return its shape for an image of `size` pixels; width: of embeddings, None for any."""
+    def shape(self, size: int) -> Shape:
+        """Return its shape for an image of `size` pixels; None for a length that may be any."""
+
+    def packed_shape(self, size: int, width: int) -> tuple[int, ...]:
+        """Return its shape in a set whose embeddings have one width."""
+        return tuple(width if length is None else length for length in self.shape(size))
 
     @abstractmethod
     def chunk_shape(self, width: int) -> tuple[int, ...]:
@@ -52,7 +56,7 @@ class Part(ABC):
 class Moments(Part):
     """Latents on the VAE's scale, (32, S/8, S/8): 16 channels of posterior mean, then 16 of posterior standard deviation."""
 
-    def shape(self, size: int, width: int | None = None) -> tuple[int, int, int]:
+    def shape(self, size: int) -> tuple[int, int, int]:
         side = size // LATENT_FACTOR
         return 2 * LATENT_CHANNELS, side, side
 
@@ -73,8 +77,8 @@ class Moments(Part):
 class Tokens(Part):
     """Embeddings (n, D), one for each 256-pixel window, row-major."""
 
-    def shape(self, size: int, width: int | None = None) -> Shape:
-        return tokens_per_image(size), width
+    def shape(self, size: int) -> Shape:
+        return tokens_per_image(size), None
 
     def chunk_shape(self, width: int) -> tuple[int, ...]:
         return 1, width

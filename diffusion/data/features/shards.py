@@ -43,11 +43,12 @@ class PackedPatch(NamedTuple):
 
 
 def shard_path(folder: Path, number: int) -> Path:
+    """Return the file of shard `number`."""
     return folder / f"shard_{number:05d}.hdf5"
 
 
 def list_shards(folder: Path) -> list[int]:
-    """List the numbers of the whole shards in a folder, in order."""
+    """Return the numbers of the complete shards in a folder, in order."""
     found = (re.fullmatch(r"shard_(\d+)\.hdf5", path.name) for path in folder.glob("shard_*.hdf5"))
     return sorted(int(match[1]) for match in found if match)
 
@@ -81,26 +82,34 @@ def _check_layout(file: h5py.File, path: Path, parts: Collection[str]) -> None:
         if data.ndim != ndim or data.dtype != dtype:
             found = f"{data.dtype} of {data.ndim} dimensions"
             raise _unreadable(path, f"{name} is {found}, expected {dtype} of {ndim} dimensions")
-    lengths = sorted({len(file[name]) for name in layout})
+    lengths = sorted({len(shard_dataset(file, name)) for name in layout})
     if len(lengths) > 1:
         raise _unreadable(path, f"its data sets have {' and '.join(map(str, lengths))} rows, expected one number")
 
 
+def shard_dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    """Return a data set of a shard whose layout was checked."""
+    data = file[name]
+    assert isinstance(data, h5py.Dataset)
+    return data
+
+
 def count_patches(folder: Path) -> int:
-    """How many patches the whole shards of a folder hold."""
+    """Return how many patches the complete shards of a folder hold."""
     return sum(len(read_hashes(folder, number)) for number in list_shards(folder))
 
 
 def read_hashes(folder: Path, number: int) -> np.ndarray:
-    """The hashes, uint64 (n,), of the names in a shard, in row order."""
+    """Read the hashes, uint64 (n,), of the names in a shard, in row order."""
     path = shard_path(folder, number)
     with open_shard(path) as file:
         return read_file_hashes(file, path)
 
 
 def read_file_hashes(file: h5py.File, path: Path) -> np.ndarray:
+    """Read the hashes in a shard that is open. Raises InputError for a damaged one."""
     try:
-        return file["hashes"][:]
+        return shard_dataset(file, "hashes")[:]
     except (OSError, RuntimeError) as error:
         raise _unreadable(path, error) from error
 
@@ -109,17 +118,18 @@ def read_shard(path: Path, parts: Collection[str] = USUAL_PARTS) -> Iterator[Pac
     """Yield every patch of a shard, whole, with the checksum of every chunk tested. Raises InputError for a damaged one."""
     with open_shard(path, parts) as file:
         try:
-            names, hashes = file["names"].asstr()[:], file["hashes"][:]
+            names, hashes = shard_dataset(file, "names").asstr()[:], shard_dataset(file, "hashes")[:]
+            data = {part: shard_dataset(file, part) for part in parts}
             for row, (name, hashed) in enumerate(zip(names, hashes, strict=True)):
                 if name_hash(name) != int(hashed):
                     raise OSError(f"the name of row {row} is not the one that was packed")
-                yield PackedPatch(name, {part: file[part][row] for part in parts})
+                yield PackedPatch(name, {part: each[row] for part, each in data.items()})
         except (OSError, RuntimeError, ValueError) as error:  # UnicodeDecodeError is a ValueError
             raise _unreadable(path, error) from error
 
 
 def read_row(shard: Shard, data: h5py.Dataset, row: int) -> np.ndarray:
-    """All of a patch, the checksum of every chunk tested."""
+    """Read a part of a patch, testing the checksum of every chunk."""
     try:
         return data[row]
     except (OSError, RuntimeError) as error:
@@ -127,7 +137,7 @@ def read_row(shard: Shard, data: h5py.Dataset, row: int) -> np.ndarray:
 
 
 def read_chunk(shard: Shard, data: h5py.Dataset, offset: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
-    """One chunk as it lies in the file, without its checksum: half the time of a read through HDF5's filters."""
+    """Read one chunk as it lies in the file, without its checksum: half the time of a read through HDF5's filters."""
     try:
         _, content = data.id.read_direct_chunk(offset)
         return np.frombuffer(content, np.float16, math.prod(shape)).reshape(shape)

@@ -21,7 +21,7 @@ PROBE_COUNT = 16  # patches looked at to find a key's features: the first may be
 
 
 class FeatureStore(Protocol):
-    """Reads the features of patches by name, from loose files (LooseFeatures) or shards (PackedFeatures)."""
+    """What reads the features of patches by name: loose files (LooseFeatures) or shards (PackedFeatures)."""
 
     @property
     def folder(self) -> Path:
@@ -55,9 +55,10 @@ def open_features(
     prefixes: Mapping[str, str],
     packed: bool = True,
 ) -> FeatureStore:
-    """The features of an index key: in the folder named, else beside the images, else in ROOT/features, else in ROOT/packed.
+    """Open the features of an index key: in the folder named, else beside the images, in ROOT/features, or in ROOT/packed.
 
-    Decided once for a key, by some of its `names`. packed: False to look for loose files only.
+    names: of some patches of the key, by which that is decided; prefixes: of the files of each part to read;
+    packed: False to look for loose files only.
     Raises MissingError naming every place looked at.
     """
     names = list(names)
@@ -81,7 +82,7 @@ def open_features(
 
 
 def probe_names(index: PatchIndex, which: int) -> list[str]:
-    """Names spread over one key of an index."""
+    """Return names spread over one key of an index, by which open_features finds its features."""
     start, count = sum(index.lengths[:which]), index.lengths[which]
     return [
         index.name(start + i) for i in sorted({n * count // PROBE_COUNT for n in range(PROBE_COUNT)} if count else ())

@@ -19,7 +19,10 @@ ROW_BITS = 32  # of a place: the row; the bits above are the shard
 
 
 def open_table(folder: Path) -> np.ndarray:
-    """Open the table, mapped: a look-up touches a few pages of it, which all processes share. Raises InputError without one."""
+    """Open the table of a folder, mapped: a look-up touches a few pages of it, which all processes share.
+
+    Raises InputError where there is none, or a damaged one.
+    """
     if not (folder / TABLE).is_file():
         raise InputError(f"{folder} is packed in part; run tools/pack_features.py to its end")
     try:
@@ -34,7 +37,7 @@ def open_table(folder: Path) -> np.ndarray:
 
 
 def write_table(folder: Path) -> int:
-    """Write the sorted table of where every name is; the number of names. Raises as build_table does."""
+    """Write the table of a folder; return the number of names. Raises as build_table does."""
     table = build_table(folder)
     with atomic_write(folder / TABLE) as temporary, open(temporary, "wb") as file:
         np.save(file, table)
@@ -42,7 +45,7 @@ def write_table(folder: Path) -> int:
 
 
 def build_table(folder: Path) -> np.ndarray:
-    """uint64 (2, n): where every name of the shards is, by their sorted hashes. Takes some 40 bytes of memory a name.
+    """Return the table, uint64 (2, n), of the shards in a folder. Takes some 40 bytes of memory a name.
 
     Raises InputError when two names share a hash, or one is packed twice.
     """

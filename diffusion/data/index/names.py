@@ -34,13 +34,18 @@ def decode_name(stored: bytes, data: h5py.Dataset) -> str:
         name = (stored.rstrip(b" ") if fixed_length else stored).decode("utf-8")
         fault = name_fault(name)
     except UnicodeDecodeError:
-        fault = "is not UTF-8"
+        name, fault = "", "is not UTF-8"
     if fault is None:
         return name
     raise InputError(
-        f"{data.file.filename}: the name {quote_name(os.fsdecode(stored))} under {data.name[1:]} {fault}; expected a path below "
+        f"{data.file.filename}: the name {quote_name(os.fsdecode(stored))} under {dataset_key(data)} {fault}; expected a path below "
         "patches/, such as mine/breast/single_1024/slide/3_4.jpeg: rename what is called so, and build the index again"
     )
+
+
+def dataset_key(data: h5py.Dataset) -> str:
+    """Return the name of a data set that lies at the top of its file."""
+    return (data.name or "/")[1:]
 
 
 def encode_names(names: list[str], key: str) -> list[bytes]:

@@ -20,6 +20,7 @@ import numpy as np
 from diffusion.data.hdf5 import open_hdf5
 from diffusion.data.index.names import (
     are_plain,
+    dataset_key,
     decode_name,
 )
 from diffusion.formats import DEFAULT_INDEX, METADATA_DIR, PATCHES_DIR
@@ -32,12 +33,15 @@ NAMES_AT_ONCE = 65_536
 
 
 def index_path(root: Path, patch_names_file: str | Path = DEFAULT_INDEX) -> Path:
-    """ROOT/patches/metadata/<file>; an absolute file is taken as it is."""
+    """Return ROOT/patches/metadata/<file>; an absolute file is taken as it is."""
     return Path(root) / INDEX_FOLDER / patch_names_file
 
 
 def split_key(key: str) -> tuple[str, int]:
-    """`tcga_diagnostic_1024` -> (`tcga_diagnostic`, 1024). Raises InputError when no size ends the key."""
+    """Return data set and size of a key: `tcga_diagnostic_1024` is (`tcga_diagnostic`, 1024).
+
+    Raises InputError when no size ends the key.
+    """
     dataset, _, size = key.rpartition("_")
     if not dataset or not size.isdigit():
         raise InputError(f"index key {key!r}: expected <dataset>_<size>, such as tcga_diagnostic_1024")
@@ -131,7 +135,9 @@ def names_dataset(file: h5py.File, key: str) -> h5py.Dataset:
             f"{file.filename}: {key} is {found}, expected a list of patch names: one dimension of strings, "
             "paths below patches/ in UTF-8; tools/build_index.py writes such an index"
         )
-    return file[key]
+    data = file[key]
+    assert isinstance(data, h5py.Dataset)
+    return data
 
 
 def iterate_names(path: Path, key: str) -> Iterator[str]:
@@ -147,6 +153,7 @@ def iterate_names(path: Path, key: str) -> Iterator[str]:
 
 
 def iterate_chunks(data: h5py.Dataset) -> Iterator[np.ndarray]:
+    """Yield the names of a data set as they are stored, some thousands at a time. Raises InputError for a damaged one."""
     for start in range(0, len(data), NAMES_AT_ONCE):
         try:
             yield data[start : start + NAMES_AT_ONCE]
@@ -156,7 +163,7 @@ def iterate_chunks(data: h5py.Dataset) -> Iterator[np.ndarray]:
 
 def _unreadable(data: h5py.Dataset, error: Exception) -> InputError:
     return InputError(
-        f"{data.file.filename}: the names under {data.name[1:]} cannot be read ({error}); build the index again"
+        f"{data.file.filename}: the names under {dataset_key(data)} cannot be read ({error}); build the index again"
     )
 
 
@@ -169,10 +176,10 @@ def index_keys(path: Path) -> list[str]:
         kinds = {key: _describe_entry(file, key) for key in _list_entries(file)}
         named = [key for key in kinds if is_utf8(key) and re.search(r"._\d+$", key)]
         keys = [key for key in named if len(names_dataset(file, key))]
-    others = {
+    skipped = {
         key: "without names" if key in named else kind or "strings" for key, kind in kinds.items() if key not in keys
     }
-    _warn_of_other_entries(path, tuple(f"{key}, {kind}" for key, kind in others.items()))
+    _warn_of_other_entries(path, tuple(f"{key}, {kind}" for key, kind in skipped.items()))
     if not keys:
         raise InputError(
             f"{path} lists no patches: it has no <dataset>_<size> with names; make it with tools/build_index.py"
@@ -183,7 +190,7 @@ def index_keys(path: Path) -> list[str]:
 def _list_entries(file: h5py.File) -> list[str]:
     """List the entries of a file; names that are not UTF-8, which h5py gives as bytes, with lone surrogates."""
     try:
-        return [os.fsdecode(name) if isinstance(name, bytes) else name for name in file]
+        return [os.fsdecode(name) if isinstance(name, bytes) else str(name) for name in file]
     except (OSError, RuntimeError) as error:
         raise InputError(f"{file.filename} is damaged ({error}); build the index again") from None
 

@@ -1,4 +1,4 @@
-"""Which patches train and which test, so that no slide, or no patient, is on both sides."""
+"""Splits into training and test patches, so that no slide, or no patient, is on both sides."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ TCGA_PATIENT = 12  # characters of a TCGA barcode that name the patient: TCGA-02
 
 
 def slide_name(name: str) -> str:
-    """The slide of a patch: `<dataset>/<cohort>/single_<size>/<slide>/<column>_<row>.jpeg`."""
+    """Return the slide of a patch: `<dataset>/<cohort>/single_<size>/<slide>/<column>_<row>.jpeg`."""
     return PurePosixPath(name).parent.name
 
 
 def cohort_name(name: str) -> str:
-    """The cohort of a patch, the folder below its data set; "" for a patch without one."""
+    """Return the cohort of a patch, the folder below its data set; "" for a patch without one."""
     parts = PurePosixPath(name).parts
     return parts[1] if len(parts) > 2 else ""
 
 
 def patient_name(name: str) -> str:
-    """The patient of a TCGA patch; of another, whose slide does not tell, the slide."""
+    """Return the patient of a TCGA patch, from the barcode of its slide; the slide of any other."""
     slide = slide_name(name)
     return slide[:TCGA_PATIENT] if slide.startswith("TCGA-") else slide
 
@@ -38,10 +38,10 @@ def choose_training_groups(
     trained: frozenset[str] = frozenset(),
     tested: frozenset[str] = frozenset(),
 ) -> frozenset[str]:
-    """The groups that train: `share` of them, at least one, and at least one left out.
+    """Return the groups that train: `share` of them, at least one, and at least one left out.
 
     trained, tested: groups that are on a side already, and stay there: what was trained on must not become a test. The
-    others are shared out in the order of a seeded hash. share is between 0 and 1.
+    rest is divided in the order of a seeded hash. share is between 0 and 1.
     Raises InputError for less than two groups, and for groups that are on both sides.
     """
     ordered = sorted(set(groups), key=lambda group: hashlib.blake2b(f"{seed}/{group}".encode(), digest_size=8).digest())

@@ -1,4 +1,4 @@
-"""What an index holds at a glance: patches and slides by cohort, how much of it has features, and some of its pictures."""
+"""A survey of an index: patches and slides by cohort, how many patches have features, and a sheet of pictures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class CohortCount(NamedTuple):
 
 
 def count_cohorts(names: Iterable[str]) -> dict[str, CohortCount]:
-    """The cohorts among some names, in their order; memory for the names of slides alone."""
+    """Count patches and slides of each cohort, in the order of the names; keeps the names of slides alone in memory."""
     patches: Counter[str] = Counter()
     slides: dict[str, set[str]] = {}
     for name in names:
@@ -45,7 +45,7 @@ class Coverage(NamedTuple):
 
 
 def count_coverage(root: Path, names: Sequence[str], features: FeatureStore | None, parts: Iterable[str]) -> Coverage:
-    """Look for the files of some patches. features: None when a key has none at all."""
+    """Count the patches that have their files; parts: of features to count; features: None when a key has none at all."""
     images = sum((root / PATCHES_DIR / name).is_file() for name in names)
     found = [features.present(name) for name in names] if features is not None else []
     return Coverage(len(names), images, {part: sum(each[part] for each in found) for part in parts})
@@ -54,7 +54,7 @@ def count_coverage(root: Path, names: Sequence[str], features: FeatureStore | No
 def render_patch_sheet(
     root: Path, names: Sequence[str], columns: int, side: int = 160
 ) -> tuple[Image.Image, list[str]]:
-    """Small pictures of patches in rows, each with its cohort below; and what could not be read."""
+    """Return small pictures of patches in rows, each with its cohort below; and the errors of those that cannot be read."""
     rows = -(-len(names) // columns)
     sheet = Image.new("RGB", (columns * side, rows * (side + LABEL_HEIGHT)), "white")
     draw, font, wrong = ImageDraw.Draw(sheet), ImageFont.load_default(11), []

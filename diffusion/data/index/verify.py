@@ -1,10 +1,10 @@
-"""Whether what an index lists is there and whole: every patch's image, latents and embeddings."""
+"""Verification of what an index lists: every patch's image, latents and embeddings are read."""
 
 from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -41,8 +41,10 @@ class PatchCheck:
     widths: Mapping[str, int] = field(default_factory=dict)
 
     def find_faults(self, name: str) -> list[Fault]:
-        """What is wrong with a patch: images are decoded, features read whole, every value of them."""
-        readers = {"image": lambda: read_patch(self.root / PATCHES_DIR / name, self.patch_size)}
+        """Return what is wrong with a patch; its image is decoded, and every value of its features read."""
+        readers: dict[str, Callable[[], object]] = {
+            "image": lambda: read_patch(self.root / PATCHES_DIR / name, self.patch_size)
+        }
         if self.features is not None:
             for part in self.features.prefixes:
                 readers[PARTS[part].label] = partial(self._read_part, self.features, part, name)
@@ -62,7 +64,7 @@ class PatchCheck:
 
 
 def find_usual_widths(features: FeatureStore, names: Iterable[str]) -> dict[str, int]:
-    """Return, for each part of a free width, that which most of some patches have; parts that cannot be read are left out."""
+    """Return the commonest width of each part whose width is free; a part that no patch has is left out."""
     free = [part for part in features.prefixes if PARTS[part].shape(WINDOW)[-1] is None]
     widths: dict[str, Counter[int]] = {part: Counter() for part in free}
     for name in names:
@@ -72,8 +74,8 @@ def find_usual_widths(features: FeatureStore, names: Iterable[str]) -> dict[str,
     return {part: counts.most_common(1)[0][0] for part, counts in widths.items() if counts}
 
 
-def verify_patches(names: Iterable[str], check: PatchCheck, workers: int) -> Iterator[tuple[str, list[Fault]]]:
-    """Every name with its faults, in order; `workers` processes read, one of them without starting any."""
+def verify_patches(names: Iterable[str], check: PatchCheck, workers: int) -> Generator[tuple[str, list[Fault]]]:
+    """Yield every name with its faults, in order; `workers` processes read; with one, this process itself does."""
     if workers == 1:
         yield from ((name, check.find_faults(name)) for name in names)
         return

@@ -21,7 +21,7 @@ from diffusion.utils.locks import file_lock
 
 
 def write_index(path: Path, names_by_key: Mapping[str, Iterable[str]], previous: Path | None = None) -> dict[str, int]:
-    """Write an index file, aside and then in place, so that a reader sees the old one or the new one whole.
+    """Write an index file atomically: a reader sees the old one or the new one.
 
     Names may come from generators: some thousands are in memory at a time, and eight bytes of each for the check that
     none comes twice. A key without names is left out. previous: an index whose other keys are taken over.

@@ -1,4 +1,4 @@
-"""The picture of a slide with the squares that were kept and dropped, so that a person sees what was taken."""
+"""The picture of a slide with the squares that were kept and dropped, so that a user sees what was taken."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def render_overview(
     step: float,
     reasons: Sequence[str],
 ) -> Image.Image:
-    """The thumbnail, pale where no patch was taken, with every square of the grid outlined and a legend with counts above.
+    """Return the thumbnail, pale where no patch was taken, with every square outlined and a legend with counts above.
 
     squares: top-left corner in thumbnail pixels, and why it was dropped, None for a kept one; side: theirs, in pixels;
     step: from one to the next. Where they overlap, only their middles are outlined, `step` wide.

@@ -25,6 +25,7 @@ SIZE_FOLDER = re.compile(r"single_(\d+)")
 
 
 def patch_path(folder: Path, column: int, row: int) -> Path:
+    """Return the file of the patch at a place of the grid, in a slide's folder."""
     return folder / f"{column}_{row}.jpeg"
 
 
@@ -79,7 +80,7 @@ def list_patch_sizes(folder: Path) -> list[int]:
 
 
 def save_patch(image: Image.Image, path: Path, quality: int) -> None:
-    """Write a JPEG without colour subsampling, aside and then in place, so that a patch that is there is whole."""
+    """Write a JPEG without colour subsampling, atomically: a patch that is there is complete."""
     with atomic_write(path) as temporary:
         image.save(temporary, format="JPEG", quality=quality, subsampling=0)
 

@@ -32,12 +32,15 @@ class Slide(Protocol):
     factor: float  # pixels of the file's finest level to one here, a side
 
     def read(self, x: int, y: int, size: int) -> Image.Image:
-        """The RGB square with top-left pixel x, y; beyond the slide it is white, as glass is."""
+        """Read the RGB square with top-left pixel x, y; beyond the slide it is white, as glass is."""
+        ...
 
     def thumbnail(self, side: int) -> Image.Image:
-        """The whole slide in RGB, its longest side at most `side` pixels."""
+        """Return the slide in RGB, its longest side at most `side` pixels."""
+        ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Close the file."""
 
 
 def open_slide(path: Path, mpp: float, image_mpp: float | None = None) -> Slide:
@@ -168,7 +171,7 @@ class PyramidSlide:
             raise InputError(f"{self._path} cannot be read ({error})") from error
 
     def _thumbnail_in_strips(self, side: int, width: int, height: int) -> Image.Image:
-        """Of a slide without a small level: strips of the smallest one, shrunk one by one; whole, it might fill the memory."""
+        """Return the thumbnail of a slide without a small level, shrunk strip by strip: at once, it might fill the memory."""
         factor = max(width, height) / side
         small = Image.new("RGB", (max(1, round(width / factor)), max(1, round(height / factor))))
         down, level = self._slide.level_downsamples[-1], self._slide.level_count - 1
@@ -185,7 +188,7 @@ class PyramidSlide:
 
 
 def _flatten_on_white(image: Image.Image) -> Image.Image:
-    """RGBA to RGB; what the scanner left out is white, as glass is."""
+    """Return RGB of RGBA; what the scanner left out is white, as glass is."""
     canvas = Image.new("RGB", image.size, "white")
     canvas.paste(image, mask=image.getchannel("A"))
     return canvas

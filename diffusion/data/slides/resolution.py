@@ -34,8 +34,8 @@ def slide_mpp(path: Path, properties: Mapping[str, str], given: float | None = N
 def stated_mpp(properties: Mapping[str, str]) -> tuple[float, float] | None:
     """Return the microns per pixel, across and down, that a file says; None without any that a scanner could have."""
     least, most = SCANNER_MPP_RANGE
-    stated = tuple(map(_parse_number, (properties.get("openslide.mpp-x"), properties.get("openslide.mpp-y"))))
-    return stated if all(least <= each <= most for each in stated) else None
+    across, down = _parse_number(properties.get("openslide.mpp-x")), _parse_number(properties.get("openslide.mpp-y"))
+    return (across, down) if least <= across <= most and least <= down <= most else None
 
 
 def override_note(properties: Mapping[str, str], given: float | None) -> str:
@@ -61,6 +61,7 @@ def shrink_factor(path: Path, native_mpp: float, mpp: float) -> float:
 
 
 def snap_ratio(ratio: float) -> float:
+    """Return 1 for a ratio of resolutions that count as the same, else the ratio itself."""
     return 1.0 if _is_same(ratio) else ratio
 
 

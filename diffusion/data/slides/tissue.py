@@ -1,6 +1,6 @@
 """What a slide shows where: tissue, glass, pen ink, black; and whether a patch is in focus.
 
-Told apart by hue, saturation and value on a small picture of the slide, and by sharpness on the patch itself.
+These are distinguished by hue, saturation and value on a small picture of the slide, and by sharpness on the patch itself.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from PIL import Image
 
 THUMBNAIL_SIDE = 2048  # longest side, in pixels, of the small picture
 # Glass has a saturation of 0.01 to 0.04 and pale stroma 0.08. Otsu's threshold would fall between the two stains of a slide
-# that is all tissue, and in the noise of one that is all glass; held between these it does neither.
+# that is all tissue, and in the noise of one that is all glass; clipped to this range it does neither.
 SATURATION_RANGE = (0.05, 0.08)
-TINT = 0.12  # saturation that glass may have under a coloured lamp; balanced out before anything is told apart
+TINT = 0.12  # saturation that glass may have under a coloured lamp; balanced out first
 # Haematoxylin and eosin lie between 254 and 327 degrees (1st and 99th percentile of two images); blue to green ink does not.
 INK_HUES = (70, 240)
-# Red ink is told from eosin and blood by its saturation alone; the 99th percentile of three images, of all hues, is 0.66,
+# Red ink differs from eosin and blood by its saturation alone; the 99th percentile of three images, of all hues, is 0.66,
 # 0.73 and 0.91.
 RED_INK_HUES, RED_INK_SATURATION, RED_INK_VALUE = (345, 15), 0.85, 0.5
 # Black pen, dust, and what a scanner left out: dark and grey. Dark keratin and pigment are as dark, but reddish.
@@ -36,7 +36,7 @@ class Shares(NamedTuple):
 
 @dataclass(frozen=True)
 class SlideMap:
-    """Bool arrays (h, w) over a whole slide of `width` x `height` pixels."""
+    """Bool arrays (h, w) over a slide of `width` x `height` pixels."""
 
     tissue: np.ndarray
     ink: np.ndarray
@@ -46,7 +46,7 @@ class SlideMap:
 
     @classmethod
     def from_thumbnail(cls, picture: Image.Image, width: int, height: int) -> SlideMap:
-        """Tell apart what `picture`, a whole slide in RGB and small, shows."""
+        """Classify the pixels of `picture`, a small picture of a slide in RGB."""
         from skimage.filters import threshold_otsu
 
         hue, saturation, value = (
@@ -63,7 +63,7 @@ class SlideMap:
         return cls(stained & ~ink & ~black, ink, black, width, height)
 
     def measure_square(self, x: int, y: int, size: int) -> Shares:
-        """What the square with top-left pixel x, y holds."""
+        """Return the shares of the square with top-left pixel x, y."""
         across, down = self.tissue.shape[1] / self.width, self.tissue.shape[0] / self.height
         rows = slice(math.floor(y * down), math.ceil((y + size) * down))
         columns = slice(math.floor(x * across), math.ceil((x + size) * across))
@@ -71,7 +71,7 @@ class SlideMap:
 
 
 def balance_white(picture: Image.Image) -> Image.Image:
-    """The picture with its glass made neutral: the lamp's colour is that of the brightest pixels, unless they are stained."""
+    """Return the picture with its glass made neutral: the lamp's colour is that of the brightest pixels, unless they are stained."""
     pixels = np.asarray(picture.convert("RGB"), dtype=np.float32)
     value = pixels.max(axis=-1)
     saturation = 1 - pixels.min(axis=-1) / np.maximum(value, 1)
@@ -83,7 +83,7 @@ def balance_white(picture: Image.Image) -> Image.Image:
 
 
 def blur_score(patch: Image.Image) -> float:
-    """How blurred a patch is, 0 to 1: Crete-Roffet's measure (Proc. SPIE 6492, 2007), which compares it with its own blur."""
+    """Return how blurred a patch is, 0 to 1: Crete-Roffet's measure (Proc. SPIE 6492, 2007), which compares it with its own blur."""
     from skimage.measure import blur_effect
 
-    return float(blur_effect(np.asarray(patch.convert("L"))))
+    return float(np.asarray(blur_effect(np.asarray(patch.convert("L")))))
