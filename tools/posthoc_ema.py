@@ -16,7 +16,7 @@ from diffusion.utils.errors import InputError
 EXAMPLES = """  python tools/posthoc_ema.py output/256 --length 0.07 --out output/256/checkpoints/ema_0.070.ckpt
   python tools/posthoc_ema.py output/256 --length 0.15 --step 60000 --out ema.ckpt
   python tools/sample_256.py --workdir output/256 --checkpoint checkpoints/ema_0.070.ckpt --out_dir samples_0.070"""
-ROUGH = 0.05  # of the profile's norm: beyond, what is written is an average, but hardly the one asked for
+MAX_MISFIT = 0.05  # of the profile's norm: beyond, what is written is an average, but hardly the one asked for
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -47,7 +47,7 @@ def main() -> None:
     from diffusion.training.checkpoints.posthoc_ema import find_mix, find_snapshots, mix_weights
 
     mix = find_mix(find_snapshots(args.workdir), args.length, args.step)
-    if not mix.misfit <= ROUGH:
+    if not mix.misfit <= MAX_MISFIT:
         lengths = ", ".join(f"{length:g}" for length in sorted({snapshot.length for snapshot in mix.snapshots}))
         print(
             f"warning: {len(mix.snapshots)} snapshots of length {lengths} make length {args.length:g} only roughly",

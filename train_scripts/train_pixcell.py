@@ -15,7 +15,7 @@ from diffusion.cli.parser import DEVICES, Parser, positive_float, positive_int, 
 from diffusion.config.files import load_config, parse_override
 from diffusion.config.settings import Config
 from diffusion.training.parallel.preemption import CODE_FILE, EXIT_CODE
-from diffusion.utils.files import atomic_write
+from diffusion.utils.files import atomic_write_bytes
 from diffusion.utils.hardware import prepare_device
 from diffusion.utils.launch import start_processes
 
@@ -25,7 +25,7 @@ EXAMPLES = """  accelerate launch train_scripts/train_pixcell.py configs/pan_can
   python train_scripts/train_pixcell.py configs/demo/demo_256.py --device cpu --set max_steps=10 optimizer.lr=1e-4"""
 
 
-LONGEST_WAIT = timedelta(minutes=30)  # of a process for another: a lost machine is found out after so long
+LONGEST_WAIT = timedelta(minutes=30)  # of a process for another: a lost machine is noticed after so long
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -81,8 +81,8 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def read_settings(args: argparse.Namespace) -> Config:
-    """The config file with what the command line says on top."""
-    named = {
+    """Return the settings of the config file, with those of the command line on top."""
+    options = {
         "work_dir": args.work_dir,
         "root": args.root,
         "data.root": args.root,
@@ -92,7 +92,7 @@ def read_settings(args: argparse.Namespace) -> Config:
         "report_to": args.report_to,
         "seed": args.seed,
     }
-    overrides = {key: value for key, value in named.items() if value is not None}
+    overrides = {key: value for key, value in options.items() if value is not None}
     return load_config(args.config, overrides | dict(parse_override(text) for text in args.set))
 
 
@@ -102,7 +102,9 @@ def main() -> int:
     state = start_processes(device, LONGEST_WAIT)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("diffusion").setLevel(logging.INFO if state.is_main_process else logging.ERROR)
-    with state.main_process_first():  # mmengine's yapf, imported first, writes a cache that others must not read half
+    with (
+        state.main_process_first()
+    ):  # yapf, of mmengine, writes a cache when first imported; nobody may read half of it
         config = read_settings(args)
     work_dir = Path(config.work_dir or Path("output") / args.config.stem)
 
@@ -121,8 +123,7 @@ def main() -> int:
     state.destroy_process_group()
     code = 0 if finished else EXIT_CODE
     if CODE_FILE in os.environ:
-        with atomic_write(Path(os.environ[CODE_FILE])) as temporary:
-            temporary.write_text(f"{code}\n")
+        atomic_write_bytes(Path(os.environ[CODE_FILE]), f"{code}\n".encode())
     return code
 
 

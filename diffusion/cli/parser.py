@@ -7,9 +7,9 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import check_writable
@@ -20,7 +20,7 @@ from diffusion.utils.values import MAX_FLOAT, is_plain_name
 limit_spinning()  # every command line imports this module before anything that loads torch
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
-# What a system refuses, rather than a mistake of ours: full and read-only disks, rights, files in the way of folders, ...
+# Errors of the system rather than of this program: full and read-only disks, rights, files in the way of folders ...
 SYSTEM_ERRORS = frozenset(
     (
         *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE),
@@ -38,7 +38,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(description=description, epilog=epilog, formatter_class=_HelpFormatter)
         self.register("type", Path, user_path)  # of every option with type=Path
 
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None):
+    def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:  # pyright: ignore[reportIncompatibleMethodOverride]  # argparse has overloads
+        """Parse as argparse does. Exits with an error for an argument that is not UTF-8."""
         arguments = sys.argv[1:] if args is None else list(args)
         for text in arguments:
             if not is_utf8(text):
@@ -46,28 +47,32 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(arguments, namespace)
 
     def error(self, message: str) -> NoReturn:
+        """Print one line and exit with code 2."""
         print(f"error: {message}; {self.prog} --help shows what there is", file=sys.stderr)
         sys.exit(2)
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    def _get_help_string(self, action: argparse.Action) -> str:
-        shown = action.default not in (None, "", argparse.SUPPRESS, []) and action.option_strings and action.nargs != 0
-        return f"{action.help} (default: %(default)s)" if shown and "[" not in action.help else action.help
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        text = action.help or ""
+        has_default = action.default not in (None, "", argparse.SUPPRESS, [])
+        if has_default and action.option_strings and action.nargs != 0 and "[" not in text:
+            return f"{text} (default: %(default)s)"
+        return action.help
 
 
 def tool_parser(
-    description: str,
+    description: str | None,
     examples: str = "",
     seed: int | None = 0,
     networks: bool = True,
     draws: bool = True,
     root_of_run: bool = False,
 ) -> Parser:
-    """Make a parser with the options that every tool has, so that one set of them serves a script of many: --root, --device, --seed.
+    """Return a parser with the options of every tool: --root, --device, --seed, so that one set of them serves many calls.
 
-    networks, draws: False for a tool that runs none, or draws nothing at random, and takes the option all the same.
-    root_of_run: --root is None unless given, and the tool then takes that of the run it opens; seed None likewise.
+    networks, draws: False for a tool that runs no network, or draws nothing at random, but accepts the option.
+    root_of_run: --root defaults to that of the run that the tool opens. seed: the default; None: that of the run.
     """
     parser = Parser(description, examples)
     fallback = "the run's" if root_of_run else "$PIXCELL_ROOT, else the current folder"
@@ -141,7 +146,7 @@ def _parse_number(text: str, kind: type[Number]) -> Number:
 
 
 def user_path(text: str) -> Path:
-    """Convert an argument to a path, with ~ and variables expanded as in a shell: `--root=~/x` comes unexpanded."""
+    """Convert an argument to a path, with ~ and variables expanded: a shell leaves `--root=~/x` as it is."""
     try:
         return Path(expand_path(text))
     except InputError as error:
@@ -149,7 +154,7 @@ def user_path(text: str) -> Path:
 
 
 def path_text(text: str) -> str:
-    """Convert an argument to a path in text, expanded likewise: of names that are looked up below another folder."""
+    """Convert an argument to the text of an expanded path, for names that are looked up below another folder."""
     return str(user_path(text))
 
 
@@ -179,7 +184,7 @@ def output_file(text: str) -> Path:
 
 
 def output_name(text: str) -> Path:
-    """Convert an argument to a file or folder to write, whose own folder is there or can be made."""
+    """Convert an argument to a file or folder to write, whose parent is there or can be made."""
     path = user_path(text)
     output_folder(str(path.absolute().parent))
     return path
@@ -188,12 +193,12 @@ def output_name(text: str) -> Path:
 def run(main: Callable[[], int | None]) -> None:
     """Call `main` and exit with its code; an InputError becomes one line on stderr and code 2, Ctrl-C code 130.
 
-    So does what the system refuses: a full disk, a folder that may not be written. What is written, others may not
-    change, whatever the umask.
+    An OSError of SYSTEM_ERRORS becomes one line and code 2, too. Other users may not write to new files, whatever the
+    umask.
     """
     os.umask(os.umask(0o022) | 0o002)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal of another encoding must not end long work
+        if isinstance(stream, io.TextIOWrapper):  # text that a terminal cannot show must not end long work
             stream.reconfigure(errors="backslashreplace")
     try:
         sys.exit(main() or 0)

@@ -1,4 +1,4 @@
-"""The options that the tools which sample have in common."""
+"""The options that all tools which sample share."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ OPTION_GROUPS = ("sampling", "conditions")  # of the options
 
 
 def sampler_parser(
-    description: str, examples: str, batch: tuple[int | None, str], out_dir: str | None = None
+    description: str | None, examples: str, batch: tuple[int | None, str], out_dir: str | None = None
 ) -> Parser:
-    """A parser with the options that every tool that samples has, under the original project's names for them, too.
+    """Return a parser with the options of every tool that samples, with the original project's names for them, too.
 
-    batch: how many in one pass, None for as many as the tool finds best, and of what; out_dir: the folder it fills, by
-    default, if it fills one.
+    batch: how many in one pass (None: as many as the tool finds best), and of what. out_dir: the default of the folder
+    for samples; None for a tool that has none.
     """
     parser = tool_parser(description, examples, root_of_run=True)
     add = parser.add_argument_group(OPTION_GROUPS[0]).add_argument
@@ -74,8 +74,10 @@ def sampler_parser(
     return parser
 
 
-def patch_sampler_parser(description: str, examples: str, out_dir: str | None, count: int, batch_size: int) -> Parser:
-    """A parser for tools that sample images of the network's own size, `count` of them unless told."""
+def patch_sampler_parser(
+    description: str | None, examples: str, out_dir: str | None, count: int, batch_size: int
+) -> Parser:
+    """Return a parser for tools that sample images of the network's own size, `count` of them by default."""
     parser = sampler_parser(description, examples, (batch_size, "images"), out_dir)
     parser.set_defaults(count=count)
     add = parser.add_argument_group(OPTION_GROUPS[1]).add_argument
@@ -95,7 +97,7 @@ def patch_sampler_parser(description: str, examples: str, out_dir: str | None, c
 
 
 def training_data_notes(args: argparse.Namespace) -> list[str]:
-    """What to know of scores when no other conditions are named than those that the run learned from, in sentences."""
+    """Return sentences to print with scores when the conditions are those that the run was trained on."""
     if args.images or args.tokens or args.patch_names_file or args.subset_keys or args.data_root:
         return []
     return [

@@ -89,7 +89,7 @@ def _comment(doc: str, indent: str = "") -> list[str]:
 
 
 def _takes_dict(hint: Any) -> bool:
-    return dict in map(typing.get_origin, (hint, *typing.get_args(hint)))
+    return dict in [typing.get_origin(option) for option in (hint, *typing.get_args(hint))]
 
 
 def _literal(value: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +36,10 @@ def recognise_placeholder(path: Path) -> str | None:
 
 def fingerprint_file(path: Path) -> str:
     """Return a hash of a file's content, which tells weights apart whatever their names; about a second a gigabyte."""
-    return _hashed(path, hashlib.blake2b(digest_size=16))
+    digest = hashlib.blake2b(digest_size=16)
+    for part in _read_parts(path):
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def fingerprint_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -46,17 +49,19 @@ def fingerprint_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def sha256_file(path: Path) -> str:
     """Return the SHA-256 of a file's content, as it is published beside downloads."""
-    return _hashed(path, hashlib.sha256())
+    digest = hashlib.sha256()
+    for part in _read_parts(path):
+        digest.update(part)
+    return digest.hexdigest()
 
 
-def _hashed(path: Path, digest: hashlib._Hash) -> str:
+def _read_parts(path: Path) -> Iterator[bytes]:
     with open(path, "rb") as file:
         while part := file.read(2**20):
-            digest.update(part)
-    return digest.hexdigest()
+            yield part

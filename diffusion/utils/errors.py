@@ -1,6 +1,6 @@
-"""Mistakes that a user can mend.
+"""Errors that a user can correct.
 
-Library code raises these with one sentence: what was got, what was expected, what to do.
+Library code raises them with one sentence: what was found, what was expected, what to do.
 `diffusion.cli.parser.run` prints that sentence and exits with 2; anything else keeps its traceback, because it is our bug.
 """
 

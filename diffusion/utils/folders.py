@@ -1,7 +1,7 @@
-"""Walking the folders of users: one way for all tools.
+"""Walks through the folders of users, the same way for all tools.
 
-Hidden entries and those that systems put there are passed over in silence. Links are followed, but no folder is entered
-twice. Everything else that cannot be used is counted, named in the log, and never ends the walk.
+Hidden entries and those that systems put there are ignored. Links are followed, but no folder is entered twice.
+Everything else that cannot be used is counted and named in the log, and never ends the walk.
 """
 
 from __future__ import annotations
@@ -16,38 +16,39 @@ from diffusion.utils.text import abbreviate, is_utf8, printable_name
 
 log = logging.getLogger(__name__)
 
-# What Synology, QNAP, NetApp, Windows, macOS and ext4 put beside people's files; the names that begin with a dot are hidden anyway.
+# What Synology, QNAP, NetApp, Windows, macOS and ext4 put beside files; names that begin with a dot are hidden anyway.
 SYSTEM_ENTRIES = frozenset(
     (
         *("@eaDir", "@Recycle", "#recycle", "#snapshot", "~snapshot", "$RECYCLE.BIN", "System Volume Information"),
         *("RECYCLER", "__MACOSX", "lost+found", "Thumbs.db", "desktop.ini", "__pycache__"),
     )
 )
-NAMED_ENTRIES = 3  # of the entries left out, by reason
+NAMED_ENTRIES = 3  # of the skipped entries, by reason
 
 
 class SkippedEntries:
-    """What was passed over, counted by reason; a few names of each are kept."""
+    """Entries that a walk skipped, counted by reason, with a few names of each."""
 
     def __init__(self) -> None:
         self._counts: dict[str, int] = {}
         self._names: dict[str, list[str]] = {}
 
     def add(self, reason: str, path: str | Path) -> None:
+        """Count an entry under a reason."""
         self._counts[reason] = self._counts.get(reason, 0) + 1
         names = self._names.setdefault(reason, [])
         if len(names) < NAMED_ENTRIES:
             names.append(printable_name(path))
 
     def lines(self) -> list[str]:
-        """Return a line for each reason: why, how many, and which."""
+        """Return a line for each reason, with the number of entries and the first names."""
         return [
             f"left out: {reason} ({count}): {abbreviate(self._names[reason])}{' ...' if count > NAMED_ENTRIES else ''}"
             for reason, count in self._counts.items()
         ]
 
     def report(self) -> None:
-        """Log what was left out."""
+        """Log the lines as warnings."""
         for line in self.lines():
             log.warning("%s", line)
 
@@ -68,15 +69,17 @@ def walk_files(
 def walk_folders(
     folder: Path, skipped: SkippedEntries, enter: Callable[[str], bool] = lambda name: True
 ) -> Iterator[tuple[Path, list[str]]]:
-    """Yield a folder and those below it, each with the names of its files, before its own folders; all in natural order.
+    """Yield a folder and those below it, each with the names of its files, parents first, in natural order.
 
-    No more than one folder's entries are in memory. enter: whether to go into a folder of that name. Paths are `folder`
+    Only one folder's entries are in memory at a time. enter: whether to go into a folder of that name. Paths are `folder`
     joined with the names on the way, links among them.
     """
     yield from _Walk(folder, skipped, enter).folders(folder)
 
 
 class _Walk:
+    """The state of a walk: which folders were entered, and whether a link was followed."""
+
     def __init__(self, root: Path, skipped: SkippedEntries, enter: Callable[[str], bool]):
         self.root, self.skipped, self.enter = Path(os.path.realpath(root)), skipped, enter
         self._entered: set[tuple[int, int]] = set()
@@ -143,7 +146,7 @@ class _Walk:
 
 
 def natural_key(name: str) -> tuple:
-    """Sort paths folder by folder, and the numbers in them as numbers; paths alike in that come in plain order."""
+    """Return a key that sorts paths folder by folder, and the numbers in them as numbers; equal ones in plain order."""
     return tuple(_natural_parts(part) for part in name.split("/")), name
 
 

@@ -1,7 +1,7 @@
-"""Processes that work together: what launchers say of them in the environment, and how they find each other.
+"""Processes that work together: the environment variables of launchers, and the rendezvous.
 
-accelerate and torch take any part of a launcher's variables for the whole. What another launcher left, or started without
-them, would wait for ever, or be several processes that write over each other; here it is refused.
+accelerate and torch take any part of a launcher's variables for a complete set. Processes with the variables of another
+launch, or without any, would wait for ever or write over each other; here they are refused.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from diffusion.utils.errors import InputError
 if TYPE_CHECKING:
     import torch
     from accelerate import PartialState
-    from torch.distributed import Store
+    from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]  # documented, not in __all__
 
 RENDEZVOUS_LIMIT = timedelta(minutes=10)  # slow disks take minutes to give a hundred processes their imports
 NOTICE_SECONDS = 5.0  # of waiting; then a line says for whom
@@ -43,7 +43,7 @@ TRUE_WORDS = ("1", "true", "t", "yes", "y", "on")
 
 @dataclass(frozen=True)
 class Launch:
-    """One of several processes that a launcher started, and where they meet."""
+    """One of several processes that a launcher started, and the address where they meet."""
 
     processes: int
     rank: int
@@ -61,14 +61,14 @@ def is_set(name: str) -> bool:
 
 
 def accelerate_variables() -> str:
-    """Return the variables that accelerate may have read, with their values, for messages."""
+    """Return the variables that accelerate may have read, with their values, as text."""
     prefixes = ("ACCELERATE_", "FSDP_", "PARALLELISM_CONFIG_", "FORK_LAUNCHED", "USE_TORCH_XLA")
     names = sorted(name for name in os.environ if name.startswith(prefixes))
     return _format_variables(names) or "none"
 
 
 def check_launcher() -> None:
-    """Raise InputError for ways to train that accelerate's launcher offers and this project does not serve."""
+    """Check that accelerate's launcher asks for nothing that this project does not support. Raises InputError."""
     for name, what in UNSUPPORTED.items():
         if is_set(name):
             raise InputError(
@@ -83,10 +83,10 @@ def check_launcher() -> None:
 
 
 def read_launch(on_cpu: bool) -> Launch | None:
-    """Read from the environment which of several processes this is; None for one that works alone.
+    """Read from the environment which of several processes this is; None for a single process.
 
     Raises InputError for variables that are incomplete or contradict each other, and for processes that srun or mpirun
-    started without saying how they find each other.
+    started without an address to meet at.
     """
     size, rank, local_rank = (_read_number(name) for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"))
     if local_rank is not None or (size or 0) > 1:
@@ -101,13 +101,14 @@ def read_launch(on_cpu: bool) -> Launch | None:
 
 
 def connect(launch: Launch, limit: timedelta = RENDEZVOUS_LIMIT) -> Store:
-    """Meet the other processes, and return the store that they share. A line says for whom it is waited, if it is long.
+    """Meet the other processes, and return the store that they share; a long wait is announced in a line.
 
     Raises InputError when they do not come within the limit, or the address cannot be used.
     """
-    from torch.distributed import HashStore, PrefixStore, rendezvous
+    from torch.distributed import HashStore, PrefixStore  # pyright: ignore[reportPrivateImportUsage]  # as above
+    from torch.distributed.rendezvous import rendezvous
 
-    if launch.processes == 1:  # there is nobody to meet, wherever
+    if launch.processes == 1:  # nobody to meet, whatever the address
         return HashStore()
     os.environ.setdefault("MASTER_PORT", launch.port)
     notice = f"process {launch.rank} waits for all of {launch}, for {limit.total_seconds() / 60:g} minutes at most"
@@ -178,10 +179,11 @@ def _torch_launch(size: int | None, rank: int | None, local_rank: int | None, on
         raise InputError(
             f"{_format_variables(found)} without {', '.join(absent)}: a part of a launcher's variables. {_advice(found)}"
         )
-    local_size, port = _read_number("LOCAL_WORLD_SIZE"), _read_number("MASTER_PORT")
-    if not 0 <= rank < size or (local_size is not None and (local_rank or 0) >= local_size):
+    local_size, port_number = _read_number("LOCAL_WORLD_SIZE"), _read_number("MASTER_PORT")
+    too_large = local_size is not None and (local_rank or 0) >= local_size
+    if size is None or rank is None or rank >= size or too_large:
         raise _contradiction_error(TORCH_VARIABLES[:4], "processes are numbered from 0 to one less than their number")
-    if port is not None and port >= 2**16:
+    if port_number is not None and port_number >= 2**16:
         raise _contradiction_error(("MASTER_PORT",), "ports go to 65535")
     address, port = os.environ["MASTER_ADDR"], os.environ.get("MASTER_PORT", DEFAULT_PORT)
     return Launch(size, rank, address, port, _defined_variables(TORCH_VARIABLES))
@@ -191,7 +193,7 @@ def _mpi_launch(size: int | None, on_cpu: bool) -> Launch | None:
     """Return the launch of mpirun, whose variables accelerate reads on a CPU only."""
     for name, number in MPI_VARIABLES.items():
         processes, rank = _read_number(name), _read_number(number)
-        if (processes or 1) == 1:
+        if processes is None or processes <= 1:
             continue
         found = _defined_variables((name, number, "WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT"))
         address = os.environ.get("MASTER_ADDR")
@@ -207,7 +209,7 @@ def _mpi_launch(size: int | None, on_cpu: bool) -> Launch | None:
 
 
 def _check_single_process() -> None:
-    """Raise InputError when srun started several processes that all think they are alone.
+    """Check that srun has not started several processes without telling them of each other. Raises InputError.
 
     In a batch script SLURM_NTASKS is what the job may start, and its own number is 0; `srun --pty` leaves one process.
     """

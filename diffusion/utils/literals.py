@@ -1,4 +1,4 @@
-"""Python files that are read as data: assignments of literals, of which nothing is executed."""
+"""Python files read as data: assignments of literals, of which nothing is executed."""
 
 from __future__ import annotations
 
@@ -50,19 +50,25 @@ def read_assignments(path: Path) -> dict[str, Any]:
 
 
 class _NotLiteral(ValueError):
-    pass
+    """A part of a file that is no assignment of literals."""
 
 
 def _assign(statement: ast.stmt, text: str, values: dict[str, Any]) -> None:
     """Put what one statement assigns into `values`. Raises ValueError for any other statement but a docstring."""
-    if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
-        return
-    targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
-    is_assignment = isinstance(statement, (ast.Assign, ast.AnnAssign)) and statement.value is not None
-    if not is_assignment or not all(isinstance(target, ast.Name) for target in targets):
+    match statement:
+        case ast.Expr(value=ast.Constant()):
+            return
+        case ast.Assign(targets=targets, value=expression):
+            pass
+        case ast.AnnAssign(target=target, value=ast.expr() as expression):
+            targets = [target]
+        case _:
+            targets, expression = [], ast.Constant(None)
+    names = [target.id for target in targets if isinstance(target, ast.Name)]
+    if not names or len(names) < len(targets):
         raise _NotLiteral(f"line {statement.lineno}: {_source_of(statement, text)} is not `name = literal`")
-    value = _evaluate(statement.value, text, values)
-    values.update((target.id, value) for target in targets)
+    value = _evaluate(expression, text, values)
+    values.update((name, value) for name in names)
 
 
 def _evaluate(node: ast.expr, text: str, names: Mapping[str, Any]) -> Any:
@@ -84,7 +90,7 @@ def _evaluate(node: ast.expr, text: str, names: Mapping[str, Any]) -> Any:
             case ast.Set():
                 return {value_of(part) for part in node.elts}
             case ast.Dict() if None not in node.keys:
-                return {value_of(key): value_of(part) for key, part in zip(node.keys, node.values, strict=True)}
+                return {value_of(key): value_of(part) for key, part in zip(node.keys, node.values, strict=True) if key}
             case ast.Call() if isinstance(node.func, ast.Name) and node.func.id in CALLS:
                 keywords = [value_of(part.value) if part.arg is None else {part.arg: value_of(part.value)}
                             for part in node.keywords]  # fmt: skip

@@ -24,7 +24,7 @@ STATUS = Path("/proc/self/status")
 def keep_freed_memory() -> bool:
     """Have the C library keep freed memory for the next array, and return whether it does.
 
-    glibc gives arrays above 32 MB, and whatever is free at its heap's end, back to the system at once. A network's
+    glibc returns arrays above 32 MB, and whatever is free at the end of its heap, to the system at once. A network's
     activations are such arrays: on a CPU every layer then waits for fresh pages (measured: extraction 1.4 times faster
     without). Costs memory only in that a process keeps what it needed at its peak.
     """

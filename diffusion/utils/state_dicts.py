@@ -1,4 +1,4 @@
-"""Where in a checkpoint a network's state dict lies: under which keys, behind which prefixes, averaged or raw."""
+"""Finds a network's state dict in a checkpoint: under which keys, behind which prefixes, averaged or raw."""
 
 from __future__ import annotations
 
@@ -25,14 +25,12 @@ SETTINGS = frozenset(("decay", "rate", "step", "steps", "start", "every", "confi
 WRAPPERS = frozenset(
     ("_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module", "_fpw_module")
 )
-COUNTERS = frozenset(
-    ("n_averaged", "initted", "step", "decay", "num_updates")
-)  # tensors that averages keep of themselves
+COUNTERS = frozenset(("n_averaged", "initted", "step", "decay", "num_updates"))  # tensors of averages themselves
 FLAT_AVERAGE = "model_ema."  # of CompVis' LitEma, whose names have no dots after this
 
 
 class Candidate(NamedTuple):
-    """A state dict in a checkpoint: where it lies, whether it is an average, its tensors, and names beside them."""
+    """A state dict in a checkpoint: its place, whether it is an average, its tensors, and the names beside it."""
 
     place: str
     averaged: bool
@@ -49,7 +47,7 @@ def find_state_dict(
     constants: Collection[str] = (),
     advice: str = "",
 ) -> dict[str, torch.Tensor]:
-    """Return a network's tensors in a checkpoint, their names without what wraps them.
+    """Return a network's tensors in a checkpoint, without the components of wrappers in their names.
 
     They may lie under keys of up to three levels, or behind prefixes such as `model.`; anchors: names that show where
     the network's own begin. ema: take averaged weights where there are some, and say so where there are others, too;
@@ -203,13 +201,13 @@ def _only_candidate(candidates: list[Candidate], source: str | Path) -> Candidat
 
 
 def _add_constants(average: Candidate, raw: Sequence[Candidate], constants: Collection[str]) -> Candidate:
-    """Give averages of parameters alone what is never trained from the raw weights beside them."""
+    """Add to averages of parameters alone the constants of the raw weights beside them."""
     absent = [name for name in constants if name in raw[0].tensors and name not in average.tensors]
     return average._replace(tensors={**average.tensors, **{name: raw[0].tensors[name] for name in absent}})
 
 
 def _report_absent(content: Any, source: str | Path, averages: Collection[str], raw: Sequence[Candidate]) -> None:
-    """Say that the place of averages is empty. Raises InputError for averages in a list, which have no names."""
+    """Warn that the place of averages is empty. Raises InputError for averages in a list, which have no names."""
     for key, value in content.items() if isinstance(content, Mapping) else ():
         if not isinstance(key, str) or not _is_average((key,), averages) or _words(key) & SETTINGS:
             continue
@@ -226,7 +224,7 @@ def _report_absent(content: Any, source: str | Path, averages: Collection[str], 
 
 
 def _describe_content(content: Any, source: str | Path) -> str:
-    """Say what a file holds instead of a state dict."""
+    """Return a message about what a file holds instead of a state dict."""
     if not isinstance(content, Mapping):
         found = f"a {type(content).__name__}"
     elif "param_groups" in content:

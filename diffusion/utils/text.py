@@ -38,7 +38,7 @@ def read_lines(path: Path) -> list[str]:
 
 def iterate_lines(path: Path) -> Iterator[str]:
     """Yield the lines of a text file, which may be larger than memory, each with its newline. Raises as read_text does."""
-    number = 0  # of lines that were read
+    number, encoding = 0, "utf-8"  # of lines that were read, and how
     try:
         with open(path, "rb") as file:
             start = file.read(4)
@@ -98,7 +98,7 @@ def default_root() -> Path:
 
 
 def is_utf8(name: str) -> bool:
-    """Tell whether a file name from the system can be written as UTF-8; Python keeps other bytes as lone surrogates."""
+    """Return whether a file name from the system can be written as UTF-8; Python keeps other bytes as lone surrogates."""
     if name.isascii():
         return True
     try:
@@ -114,7 +114,7 @@ def printable_name(name: str | Path) -> str:
 
 
 def abbreviate(names: Collection[str], limit: int = 3) -> str:
-    """Return `a, b, c and 17 more`; `none` for no names."""
+    """Return the first names and how many more there are, as `a, b, c and 17 more`; `none` for no names."""
     first = ", ".join(list(names)[:limit])
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return first + rest or "none"

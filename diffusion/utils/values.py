@@ -1,4 +1,4 @@
-"""Types of settings with their ranges, and the one check that holds a value against them.
+"""Types of settings with their ranges, and the one function that checks values against them.
 
 A hint is an ordinary annotation; `Annotated[int, Range(least=1)]` adds a range to it. Numbers are finite everywhere.
 """
@@ -19,7 +19,7 @@ from diffusion.utils.errors import InputError
 MAX_INT = 2**63 - 1  # of torch's whole numbers
 MAX_FLOAT = 3.4e38  # of 32 bits, in which networks compute
 
-_repr = reprlib.Repr()  # values in messages: a config may be nested as deep, or as long, as anybody writes it
+_repr = reprlib.Repr()  # of values in messages: a config may be arbitrarily deep, or long
 _repr.maxstring = _repr.maxother = 200
 _repr.maxlong = 30
 
@@ -39,6 +39,7 @@ class Range:
     why: str = ""
 
     def holds(self, value: float) -> bool:
+        """Return whether a number is in the range."""
         return (
             (self.least is None or value >= self.least)
             and (self.most is None or value <= self.most)
@@ -63,6 +64,7 @@ class NotEmpty:
     expected: str = "a name that is not empty"
 
     def holds(self, value: str | tuple) -> bool:
+        """Return whether there is more than blanks, or an item."""
         return bool(value.strip() if isinstance(value, str) else value)
 
     def __str__(self) -> str:
@@ -74,6 +76,7 @@ class PlainName:
     """A part of a file's name, which leads to no other folder."""
 
     def holds(self, value: str) -> bool:
+        """Return whether the text is such a part."""
         return is_plain_name(value)
 
     def __str__(self) -> str:
@@ -81,9 +84,10 @@ class PlainName:
 
 
 class Distinct:
-    """Items of which none is there twice."""
+    """Items that are all different."""
 
     def holds(self, value: tuple) -> bool:
+        """Return whether no item is there twice."""
         return len(set(value)) == len(value)
 
     def __str__(self) -> str:
@@ -91,13 +95,13 @@ class Distinct:
 
 
 def is_plain_name(text: str) -> bool:
-    """Tell whether a text can be a part of a file's name, or name one folder."""
+    """Return whether a text can be a part of a file's name, or name one folder."""
     return bool(text.strip()) and text not in (".", "..") and not any(mark in text for mark in "/\\\0\n")
 
 
 PositiveInt = Annotated[int, Range(least=1)]
 NaturalInt = Annotated[int, Range(least=0)]
-Count = Annotated[int, Range(least=1, most=2**20)]  # of what is held in memory at once
+Count = Annotated[int, Range(least=1, most=2**20)]  # of things that are in memory together
 Positive = Annotated[float, Range(above=0)]
 NotNegative = Annotated[float, Range(least=0)]
 Seed = Annotated[int, Range(least=0, most=MAX_INT)]
@@ -106,10 +110,11 @@ FilePart = Annotated[str, PlainName()]
 Names = Annotated[tuple[Name, ...], NotEmpty("at least one name"), Distinct()]
 
 
+@dataclass(frozen=True)
 class Section:
-    """A dataclass whose fields are converted to their types and checked, however it is made.
+    """A dataclass whose fields are converted to their types and checked when it is made.
 
-    Subclasses check in `check` what one field alone does not show. Raises InputError naming key, value and range.
+    Subclasses override `check` for conditions between fields. Raises InputError naming key, value and range.
     """
 
     PREFIX: typing.ClassVar[str] = ""  # of its keys, such as "data."
@@ -121,7 +126,7 @@ class Section:
         self.check()
 
     def check(self) -> None:
-        """Hold fields against each other. Raises InputError."""
+        """Check the fields against each other. Raises InputError."""
 
 
 @functools.cache
@@ -161,7 +166,7 @@ def _union_options(hint: Any) -> tuple[Any, ...]:
 
 
 def _has_kind(value: Any, kind: Any) -> bool:
-    """Tell whether a value is of a type, or stands for one: True and False are no numbers."""
+    """Return whether a value is of a type, or can stand for one; True and False are not numbers."""
     base = typing.get_origin(kind) or kind
     if base is Any:
         return True

@@ -1,4 +1,4 @@
-"""Weights files, read as data and never unpickled: which files hold them, and what is in these."""
+"""Weights files, read as data and never unpickled: which files they are, and their content."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ log = logging.getLogger(__name__)
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # of the files that diffusers and transformers write
 SUFFIXES = (".safetensors", ".bin")
 SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(.*\.(?:safetensors|bin))")
-MAX_HEADER_BYTES = 10**8  # bytes, of safetensors
+MAX_HEADER_BYTES = 10**8  # of safetensors
 
 
 class StoredWeights(NamedTuple):
-    """What weights files hold: `content` as it was saved, and the files themselves."""
+    """The content of weights files as it was saved, and the files."""
 
     content: Any
     files: list[Path]
@@ -82,7 +82,7 @@ def is_safetensors(path: Path) -> bool:
     """Tell safetensors from torch files by their first bytes; by the suffix where those are of neither."""
     with open(path, "rb") as file:
         start = file.read(9)
-    if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= MAX_HEADER_BYTES:  # its length, and it is JSON
+    if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= MAX_HEADER_BYTES:  # the length of a header in JSON
         return True
     return path.suffix == ".safetensors" and not start.startswith((b"PK\x03\x04", b"\x80"))
 

@@ -141,7 +141,7 @@ def test_a_changed_config_and_an_older_start_are_refused(configs, tmp_path):
     wrong_order = in_process(main, *configs[::-1], "--work-dir", work)
     assert wrong_order.returncode == 2 and "expected the smaller first" in wrong_order.stderr
     skipped = Stage(configs[2], work, Stage(configs[0], work))
-    assert skipped.changed({"large": Stage(configs[2], work, Stage(configs[1], work)).entry}) == ["the stage before it"]
+    assert skipped.changes({"large": Stage(configs[2], work, Stage(configs[1], work)).entry}) == ["the stage before it"]
     (work / "stages.json").write_text("{")
     assert "no record of stages" in in_process(main, *configs, "--work-dir", work).stderr
     (work / "stages.json").unlink()
