@@ -119,6 +119,18 @@ def texture(size: int, seed: int) -> Image.Image:
     return Image.fromarray((grey * [120, 60, 140] + (1 - grey) * [235, 170, 200]).astype(np.uint8))
 
 
+def save_texture(path: Path, height: int, width: int, seed: int = 0) -> Path:
+    """Write blobs of a size as an image file."""
+    texture(1024, seed).resize((width, height)).save(path)
+    return path
+
+
+def read_pixels(path: Path) -> np.ndarray:
+    """Return the pixels (H, W, 3) of an image file."""
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
 def in_process(main: Callable[[], int | None], *arguments: str | Path) -> subprocess.CompletedProcess:
     """Call a tool's `main` here, as `diffusion.cli.parser.run` would: starting a process with its imports takes seconds."""
     out, err = io.StringIO(), io.StringIO()

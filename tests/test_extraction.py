@@ -64,7 +64,7 @@ def features(root: Path, kind: str = "*") -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob(f"*_{kind}.npy"))}
 
 
-def test_a_group_of_images_is_encoded_as_its_images_alone(mobilenet_weights):
+def test_a_group_of_images_is_encoded_as_each_alone(mobilenet_weights):
     """Against the codec and the embedder called on one window after the other."""
     pixels = torch.stack([torch.tensor(np.asarray(texture(512, seed))).permute(2, 0, 1) for seed in range(2)])
     codec, embedder = LatentCodec.load("tiny"), PatchEmbedder.load(mobilenet_weights)
@@ -115,7 +115,7 @@ def test_two_processes_and_one_write_the_same_files(root, options):
     assert whole and all(path.stat().st_mtime_ns == kept[path] for path in whole)
 
 
-def test_killed_at_any_moment_no_file_is_torn_and_the_next_run_ends_it(root, options):
+def test_killed_runs_leave_no_partial_files_and_are_completed(root, options):
     """Killed twice by SIGKILL, at the first and at the seventh patch on the disk."""
     assert in_process(main, *options).returncode == 0
     expected = features(root)
@@ -145,7 +145,7 @@ def test_killed_at_any_moment_no_file_is_torn_and_the_next_run_ends_it(root, opt
         assert np.abs(now.astype(np.float32) - then).max() <= rounding * np.abs(then).max()
 
 
-def test_two_runs_at_once_are_refused(root, options):
+def test_a_second_run_at_once_raises(root, options):
     with file_lock(root / "patches/metadata/.features_patch_names_all_small_256_tiny_vae_mobilenetv2.lock"):
         done = in_process(main, *options)
     assert done.returncode == 2 and "another process is at work here" in done.stderr and not features(root)
@@ -164,7 +164,7 @@ def spoilt_features(root: Path) -> dict[str, bytes]:
     return before
 
 
-def test_what_is_there_but_not_whole_is_made_again(root, options):
+def test_damaged_features_are_extracted_again(root, options):
     assert in_process(main, *options).returncode == 0
     before = spoilt_features(root)
     done = in_process(main, *options)
@@ -174,7 +174,7 @@ def test_what_is_there_but_not_whole_is_made_again(root, options):
     assert all(is_valid(path, (1, 1280)) for path in root.rglob("*_mobilenetv2.npy"))
 
 
-def test_bad_images_are_listed_and_the_others_go_on(root, options):
+def test_bad_images_are_listed_and_the_rest_extracted(root, options):
     folder = root / "patches/small/any/single_256"
     texture(256, 0).convert("L").save(folder / "slide_0/0_0.jpeg")
     (folder / "slide_1/1_0.jpeg").write_bytes((folder / "slide_1/1_0.jpeg").read_bytes()[:900])
@@ -212,7 +212,7 @@ def test_features_that_are_not_finite_are_not_written(root, options, tmp_path):
     assert f"0 patches written, 0 were there, {COUNT} left out" in done.stdout and not features(root)
 
 
-def test_features_of_another_kind_do_not_pass_for_these(root, options, tmp_path):
+def test_features_of_other_weights_raise(root, options, tmp_path):
     """Other weights or another window under the names that are taken; a size of the same patches is one."""
     assert in_process(main, *options).returncode == 0
     before = features(root)
@@ -229,7 +229,7 @@ def test_features_of_another_kind_do_not_pass_for_these(root, options, tmp_path)
     assert done.returncode == 0 and len(features(root, "other_vae")) == COUNT
 
 
-def test_another_window_is_refused(tissue_root, mobilenet_weights, tmp_path):
+def test_another_window_raises(tissue_root, mobilenet_weights, tmp_path):
     shutil.copytree(tissue_root / "patches", tmp_path / "patches", ignore=shutil.ignore_patterns("*.npy", "*.json"))
     options = ("--dataset_name", "toy", "--root", tmp_path, "--vae", "tiny", "--encoder", mobilenet_weights)
     done = in_process(main, *options, "--size", 512)

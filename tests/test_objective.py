@@ -9,7 +9,7 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from diffusion.objective import discretized_log_likelihood, gaussian_kl, min_snr_weight, training_losses
-from diffusion.schedule import add_noise, linear_schedule
+from diffusion.schedule import linear_schedule
 
 SCHEDULE = linear_schedule()
 SHAPE = (3, 16, 8, 8)
@@ -24,22 +24,7 @@ def constant_network(noise: torch.Tensor, variance: torch.Tensor):
     return lambda x, timestep, y: torch.cat([noise, variance], dim=1)
 
 
-def test_schedule_is_that_of_ddpm():
-    assert SCHEDULE.betas[0].item() == pytest.approx(1e-4) and SCHEDULE.betas[-1].item() == pytest.approx(0.02)
-    assert SCHEDULE.alpha_bar[-1].item() == pytest.approx(math.exp(torch.log1p(-SCHEDULE.betas).sum().item()))
-    assert SCHEDULE.posterior_variance[0] == 0
-    assert torch.all(SCHEDULE.posterior_variance[1:] < SCHEDULE.betas[1:])
-
-
-def test_noise_keeps_unit_variance():
-    x0, noise, timestep = batch()
-    for i, t in enumerate(timestep):
-        alpha_bar = SCHEDULE.alpha_bar[t]
-        expected = alpha_bar.sqrt() * x0[i].double() + (1 - alpha_bar).sqrt() * noise[i].double()
-        torch.testing.assert_close(add_noise(SCHEDULE, x0, noise, timestep)[i].double(), expected, rtol=0, atol=1e-6)
-
-
-def test_perfect_prediction_costs_nothing():
+def test_a_perfect_prediction_has_no_loss():
     x0, noise, timestep = batch()
     network = constant_network(noise, -torch.ones(SHAPE))  # -1: exactly the posterior's variance
     losses = training_losses(network, x0, timestep, torch.zeros(3, 1, 4), noise)
@@ -47,7 +32,7 @@ def test_perfect_prediction_costs_nothing():
     assert losses["vb"].abs().max() < 1e-5
 
 
-def test_bound_of_a_too_wide_variance():
+def test_the_bound_of_a_too_wide_variance_is_the_closed_form():
     """With the right mean and variance beta, the bound is the KL of two centred normals, in bits."""
     x0, noise, timestep = batch()
     losses = training_losses(constant_network(noise, torch.ones(SHAPE)), x0, timestep, torch.zeros(3, 1, 4), noise)
@@ -66,7 +51,7 @@ def test_loss_is_the_sum_and_the_bound_trains_the_variance_alone():
     assert of_prediction.abs().sum() == 0 and of_variance.abs().sum() > 0
 
 
-def test_a_predicted_velocity_is_the_same_noise():
+def test_a_predicted_velocity_gives_the_bound_of_its_noise():
     """The exact velocity has no error; any other has the bound of the noise that it stands for."""
     x0, noise, timestep = batch()
     variance = torch.zeros(SHAPE)
@@ -118,7 +103,7 @@ def test_min_snr_is_the_same_weight_of_x0_for_either_prediction():
         min_snr_weight(SCHEDULE, 5.0, "x0")
 
 
-def test_gaussian_kl_is_torchs():
+def test_gaussian_kl_equals_torch():
     mean1, mean2, log1, log2 = torch.randn(4, 50, generator=torch.Generator().manual_seed(1))
     expected = kl_divergence(Normal(mean1, (log1 / 2).exp()), Normal(mean2, (log2 / 2).exp()))
     torch.testing.assert_close(gaussian_kl(mean1, log1, mean2, log2), expected)
@@ -134,7 +119,7 @@ def test_discretized_likelihood_is_a_distribution_over_256_bins():
     assert log_probability[150].item() == pytest.approx(expected.item(), abs=1e-2)  # the tanh approximation
 
 
-def test_a_network_without_variance_is_refused():
+def test_a_network_without_variance_raises():
     x0, noise, timestep = batch()
     with pytest.raises(ValueError, match="expected 32"):
         training_losses(lambda x, t, y: x, x0, timestep, torch.zeros(3, 1, 4), noise)

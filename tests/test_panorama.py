@@ -55,7 +55,7 @@ def test_windows_cover_and_their_weights_cancel(height, width, stride):
 
 @torch.no_grad()
 @pytest.mark.parametrize("batch_size", [1, 5, 64])
-def test_it_is_the_plain_loop_in_fewer_calls(network, batch_size):
+def test_batched_windows_equal_a_loop_over_windows(network, batch_size):
     """One window at a time and two passes a window, blended in the same way, written out anew."""
     windows, calls = Windows(16, 20, SIDE, 4), []
     x, timestep = torch.randn(2, 16, 16, 20), torch.tensor([700, 30])
@@ -82,7 +82,7 @@ def test_it_is_the_plain_loop_in_fewer_calls(network, batch_size):
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_where_the_score_is_constant_a_panorama_is_one_window(algorithm):
+def test_for_a_constant_score_a_panorama_equals_one_window(algorithm):
     """Every solver, its noise on the way and its last step included."""
 
     def constant(x, timestep, y):
@@ -98,7 +98,7 @@ def test_where_the_score_is_constant_a_panorama_is_one_window(algorithm):
     torch.testing.assert_close(panorama, sample(constant, torch.zeros(1, 1, 1)), rtol=1e-4, atol=1e-4)
 
 
-def test_no_seams():
+def test_overlapping_windows_leave_no_seams():
     """Windows that each want a tone and a slope of their own: where one ends the picture is no rougher than elsewhere."""
 
     def tones(x, timestep, y):
@@ -120,7 +120,7 @@ def test_no_seams():
     assert ratios[8] > 10, ratios  # the measure sees seams where there are some
 
 
-def test_tokens_of_windows():
+def test_tokens_of_windows_are_cut_and_interpolated():
     grid = torch.arange(4 * 6 * 2, dtype=torch.float32).view(4, 6, 2)
     windows = Windows(16, 24, SIDE, 4)
     tokens = window_tokens(grid, windows, per_side=2)
@@ -134,14 +134,14 @@ def test_tokens_of_windows():
         window_tokens(grid[:3], windows, per_side=2)
 
 
-def test_bad_windows():
+def test_windows_with_gaps_or_without_room_raise():
     with pytest.raises(InputError, match="expected 1 to 8"):
         Windows(16, 16, SIDE, 9)
     with pytest.raises(InputError, match="no room for windows of 8"):
         Windows(16, 7, SIDE, 4)
 
 
-def test_tiles_are_decoded_to_the_whole():
+def test_decoded_tiles_equal_the_whole():
     """A decoder that looks at one cell only gives the same picture in tiles, and no tile is larger than asked."""
     sizes = []
 
@@ -176,7 +176,7 @@ def test_tiles_of_the_real_codec_have_no_seams():
 @pytest.mark.parametrize(
     ("algorithm", "left"), [("dpm-solver", 0.0101), ("ddim", 0.01), ("sa-solver", 0.01), ("iddpm", 0)]
 )
-def test_what_noise_the_last_step_leaves(algorithm, left):
+def test_the_last_step_leaves_the_lowest_noise_level(algorithm, left):
     """With a network that knows the picture: the lowest noise level of the schedule, or with iddpm none."""
     windows, target = Windows(16, 24, SIDE, 4), torch.randn(1, 16, 1, 1)
 

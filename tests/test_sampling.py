@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from diffusion.formats import SOLVERS
-from diffusion.guidance import guided_prediction
 from diffusion.sampling import (
     ALGORITHMS,
     check_guidance_interval,
@@ -60,7 +59,7 @@ def test_ddim_is_the_closed_form():
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_a_network_of_velocities_samples_alike(algorithm):
+def test_a_network_of_velocities_samples_the_same(algorithm):
     def velocities(x, timestep, y):
         noise, variance = gaussian_network(x, timestep, y).chunk(2, dim=1)
         alpha_bar = ALPHA_BAR[timestep].view(-1, 1, 1, 1)
@@ -85,27 +84,8 @@ def test_generators_differ_between_seeds_and_images():
     assert len(draws) == 9
 
 
-def test_guidance_covers_all_channels_and_skips_the_null_pass_at_one():
-    calls = []
-
-    def network(x, timestep, y):
-        calls.append(len(x))
-        return y[:, :1, :1, None].expand(-1, 32, *x.shape[2:]).clone()
-
-    x, timestep = torch.zeros(2, 16, 4, 4), torch.zeros(2, dtype=torch.int64)
-    y, null = torch.full((2, 1, 4), 3.0), torch.full((1, 4), 1.0)
-    noise, variance = guided_prediction(network, x, timestep, y, null, guidance=2.5)
-    assert torch.all(noise == 1 + 2.5 * (3 - 1)) and noise.shape == x.shape
-    assert torch.all(variance == 3)  # that of the conditional pass
-    noise, _ = guided_prediction(network, x, timestep, y, None, guidance=1.0)
-    assert torch.all(noise == 3)
-    assert calls == [4, 2]
-    with pytest.raises(ValueError, match="null condition"):
-        guided_prediction(network, x, timestep, y, None, guidance=2.0)
-
-
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_guidance_in_an_interval(algorithm):
+def test_guidance_is_limited_to_an_interval_of_noise_levels(algorithm):
     """Inside it the null pass is run and counts, outside it is not run; everywhere is the same as no interval."""
     levels, calls = linear_schedule().noise_levels, []
 
@@ -128,7 +108,7 @@ def test_guidance_in_an_interval(algorithm):
     assert (inside - everywhere).abs().min() > 1e-3 and (inside - nowhere).abs().min() > 1e-3
 
 
-def test_what_is_seen_on_the_way_may_be_changed():
+def test_on_step_sees_every_step_and_may_replace_latents():
     seen = []
 
     def watch(i, t, x):
@@ -140,13 +120,6 @@ def test_what_is_seen_on_the_way_may_be_changed():
     )
     assert [i for i, _ in seen] == [0, 1, 2, 3, 4] and sorted(seen, key=lambda each: -each[1]) == seen
     assert torch.all(latents == 0)
-
-
-def test_noise_levels():
-    """sigma = sqrt((1 - alpha_bar) / alpha_bar): 0.01 at the first step, and at the last the noise alone is left."""
-    levels = linear_schedule().noise_levels
-    assert levels[0] == pytest.approx(0.01, rel=1e-3) and levels[-1] == pytest.approx(157.4, rel=1e-2)
-    assert torch.all(levels.diff() > 0)
 
 
 def test_schedulers_have_the_betas_of_training():
@@ -169,7 +142,7 @@ def test_iddpm_uses_the_learned_variance():
 
 
 @pytest.mark.parametrize("interval", [(5.0, 0.3), (-1.0, 2.0), (200.0, 300.0), (0.001, 0.002)])
-def test_intervals_without_a_step_are_refused(interval):
+def test_intervals_without_noise_levels_raise(interval):
     with pytest.raises(InputError, match="there are those from 0.01 to 157"):
         check_guidance_interval(interval)
 
@@ -178,7 +151,7 @@ def test_every_solver_that_the_command_line_offers_can_be_built():
     assert tuple(ALGORITHMS) == SOLVERS
 
 
-def test_bad_requests():
+def test_unknown_algorithms_and_impossible_steps_raise():
     with pytest.raises(InputError, match="known are dpm-solver"):
         prepare_scheduler("euler", 20)
     with pytest.raises(InputError, match="expected 1 to 1000"):

@@ -37,7 +37,7 @@ def warm_sampler(seed: int = 0) -> LossAware:
     return sampler
 
 
-def test_uniform():
+def test_uniform_timesteps_are_equally_frequent():
     timestep, weight = Uniform()(torch.tensor([0.0, 0.0009, 0.001, 0.5, 0.9999]))
     assert timestep.tolist() == [0, 0, 1, 500, 999] and timestep.dtype == torch.int64
     assert weight.tolist() == [1.0] * 5 and weight.dtype == torch.float32
@@ -58,7 +58,7 @@ def test_logit_normal_has_its_distribution(mean, std):
     assert LogitNormal(mean, std)(EDGES)[0].tolist()[::2] == [0, 999]
 
 
-def test_noise_and_signal_are_equal_where_the_text_says():
+def test_noise_and_signal_are_equal_at_step_259():
     median = LogitNormal(-1.05)(torch.tensor([0.5]))[0]
     assert linear_schedule().noise_levels[median].item() == pytest.approx(1, abs=0.01)
 
@@ -93,7 +93,7 @@ class TestLossAware:
         )
         assert sampler(EDGES)[0].tolist() == [0, 999, 999]
 
-    def test_it_keeps_the_last_ten_as_a_loop_would(self):
+    def test_the_last_ten_losses_are_kept_as_by_a_loop(self):
         sampler, kept = LossAware(), {t: [] for t in range(1000)}
         generator = torch.Generator().manual_seed(3)
         for size in (1, 50, 300, 5):
@@ -106,7 +106,7 @@ class TestLossAware:
             assert sorted(sampler.losses[t].tolist()) == sorted(kept[t])
         assert sampler.seen[:7].sum() == 356 and torch.all(sampler.losses[7:] == 0)
 
-    def test_one_call_is_as_many_as_its_parts(self):
+    def test_one_update_equals_several_of_its_parts(self):
         one, many = LossAware(), LossAware()
         timestep = torch.randint(1000, (5000,), generator=torch.Generator().manual_seed(0))
         loss = torch.arange(5000.0)
@@ -115,7 +115,7 @@ class TestLossAware:
             many.update(some_timesteps, some_losses)
         assert torch.equal(one.losses, many.losses) and torch.equal(one.seen, many.seen)
 
-    def test_what_is_no_number_is_left_out(self):
+    def test_nan_and_infinite_losses_are_ignored(self):
         sampler, other = warm_sampler(), warm_sampler()
         loss = torch.tensor([float("nan"), 2.0, float("inf")])
         sampler.update(torch.tensor([3, 4, 4]), loss)
@@ -127,7 +127,7 @@ class TestLossAware:
         sampler.update(torch.arange(1000).repeat(10), torch.zeros(10_000))
         torch.testing.assert_close(sampler.probabilities(), torch.full((1000,), 1e-3, dtype=torch.float64))
 
-    def test_a_resumed_one_goes_on_to_the_bit(self, tmp_path):
+    def test_a_resumed_sampler_continues_bit_equal(self, tmp_path):
         sampler, resumed = warm_sampler(), LossAware()
         torch.save(sampler.state_dict(), tmp_path / "state")
         resumed.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
@@ -143,7 +143,7 @@ class TestLossAware:
             resumed.load_state_dict({**state, "losses": torch.zeros(1000, 5)})
 
 
-def test_samplers_by_name():
+def test_samplers_are_built_by_name():
     assert type(build_timestep_sampler()) is Uniform
     logit_normal = build_timestep_sampler("logit_normal", -0.5, 0.8)
     assert (logit_normal.mean, logit_normal.std) == (-0.5, 0.8)

@@ -10,25 +10,13 @@ import numpy as np
 import openslide
 import pytest
 import torch
-from conftest import WIDTH, in_process, texture
+from conftest import WIDTH, in_process, read_pixels, save_texture, texture
 from PIL import Image
 from runs import save_run
 
-from diffusion.data.datasets.pan_cancer import PanCancerData, PanCancerDataLowRes
-from diffusion.data.features.loose import feature_path
-from diffusion.data.features.npy import write_feature
-from diffusion.data.features.parts import TOKENS
-from diffusion.data.slides.patches import neighbour_name
-from diffusion.data.slides.reader import PlainImage
-from diffusion.data.slides.records import grid_stride
-from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.formats import LAST_WEIGHTS
-from diffusion.generation.conditions import neighbourhood, open_condition_dataset, slerp
-from diffusion.generation.output_folder import OutputFolder
-from diffusion.generation.regions import Region, embed_region
 from diffusion.model import PixArt
 from diffusion.model.convert import load_weights, save_diffusers, save_official
-from diffusion.utils.errors import InputError
 from tools.sample_4k import main as sample_4k
 from tools.sample_1024 import main as sample_1024
 from tools.vary import main as vary
@@ -49,22 +37,12 @@ def embedding_run(tissue_root, mobilenet_weights, tmp_path_factory) -> tuple[Pat
     return folder, mobilenet_weights
 
 
-def picture(path: Path, height: int, width: int, seed: int = 0) -> Path:
-    texture(1024, seed).resize((width, height)).save(path)
-    return path
-
-
-def read(path: Path) -> np.ndarray:
-    with Image.open(path) as image:
-        return np.asarray(image)
-
-
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
 class TestSample1024:
-    def test_from_token_files(self, run_dir, tmp_path):
+    def test_token_files_condition(self, run_dir, tmp_path):
         np.save(tmp_path / "one.npy", np.ones((16, WIDTH), dtype=np.float16))
         np.save(tmp_path / "two.npy", np.random.default_rng(0).normal(size=(2, 16, WIDTH)))
         tokens = ("--tokens", tmp_path / "one.npy", tmp_path / "two.npy")
@@ -73,13 +51,13 @@ class TestSample1024:
         assert done.returncode == 0, done.stderr
         assert names(out) == ["samples.json", "syn"]
         assert names(out / "syn") == ["000000_one.png", "000001_two_0.png", "000002_two_1.png"]
-        assert read(out / "syn" / "000000_one.png").shape == (1024, 1024, 3)
+        assert read_pixels(out / "syn" / "000000_one.png").shape == (1024, 1024, 3)
         with Image.open(out / "syn" / "000002_two_1.png") as image:
             note = json.loads(image.info["pixcell"])
         assert (note["condition"], note["number"], note["run"], note["guidance_strength"]) == ("two_1", 2, "run", 2.0)
         assert note["guidance_interval"] is None and str(tmp_path) not in json.dumps(note)
 
-    def test_from_the_features_of_patches(self, run_dir, feature_root, tmp_path):
+    def test_indexed_features_condition_beside_their_tissue(self, run_dir, feature_root, tmp_path):
         """feature_root has no images: what the tool pairs with samples must be there."""
         for patch in (feature_root / "patches").rglob("*_uni.npy"):
             texture(1024, seed=1).save(patch.with_name(patch.name.replace("_uni.npy", ".jpeg")), quality=95)
@@ -97,7 +75,7 @@ class TestSample1024:
         backwards = in_process(sample_1024, *arguments[:-2], 5, 0.5, *QUICK)
         assert backwards.returncode == 2 and "0 <= LO < HI" in backwards.stderr
 
-    def test_what_is_moved_goes_on_where_it_was(self, run_dir, feature_root, tmp_path):
+    def test_a_folder_is_completed_after_weights_and_data_moved(self, run_dir, feature_root, tmp_path):
         """Weights and data are known by their content; features condition without images, which are made up for later."""
         common = ("--out_dir", tmp_path / "out", *QUICK)
         done = in_process(sample_1024, "--workdir", run_dir, "--n_images", 1, *common)
@@ -119,39 +97,18 @@ class TestSample1024:
         done = in_process(sample_1024, *arguments)
         assert done.returncode == 2 and "holds samples with weights" in done.stderr
 
-    def test_a_folder_of_an_older_version_goes_by_places(self, tmp_path):
-        folder = OutputFolder(tmp_path, "png")
-        (tmp_path / "syn").mkdir()
-        (tmp_path / "syn" / "000000_a.png").touch()
-        older = {"seed": 0, "checkpoint": "a.ckpt", "checkpoint_time": 1}
-        (tmp_path / "samples.json").write_text(json.dumps(older))
-        folder.check_or_write_settings({"seed": 0, "weights": "0f"}, {"checkpoint": "a.ckpt", "checkpoint_time": 1})
-        with pytest.raises(InputError, match="holds samples with checkpoint a.ckpt, not b.ckpt"):
-            folder.check_or_write_settings({"seed": 0, "weights": "0f"}, {"checkpoint": "b.ckpt", "checkpoint_time": 1})
-
-    def test_conditions_are_taken_in_the_way_that_the_index_allows(self, feature_root):
-        """Released weights of 256 pixels with an index of 1024: crops. In training it is a setting, and named."""
-        arguments = dict(root=feature_root, resolution=256, patch_names_file="patch_names_all.hdf5")
-        for kind in ("PanCancerData", "PanCancerDataLowRes"):
-            dataset = open_condition_dataset({**arguments, "type": kind, "train_subset_keys": None}, None)
-            assert isinstance(dataset, PanCancerDataLowRes) and len(dataset) == 3 * 16
-        with pytest.raises(
-            InputError, match="no patches of 256 pixels, but of 1024: set data.type=PanCancerDataLowRes"
-        ):
-            PanCancerData(**arguments)
-
-    def test_from_images_embedded_now(self, embedding_run, tmp_path):
+    def test_image_files_condition(self, embedding_run, tmp_path):
         run, weights = embedding_run
-        image = picture(tmp_path / "tissue.png", 600, 700)
+        image = save_texture(tmp_path / "tissue.png", 600, 700)
         arguments = ("--workdir", run, "--images", image, "--encoder", weights, "--out_dir", tmp_path / "out")
         done = in_process(sample_1024, *arguments, "--n_images", 2, *QUICK)
         assert done.returncode == 0, done.stderr
         assert names(tmp_path / "out/syn") == ["000000_tissue.png", "000001_tissue.png"]
-        assert np.array_equal(read(tmp_path / "out/real/000000_tissue.png"), read(image)[44:556, 94:606])
-        first, second = (read(tmp_path / f"out/syn/00000{i}_tissue.png") for i in (0, 1))
+        assert np.array_equal(read_pixels(tmp_path / "out/real/000000_tissue.png"), read_pixels(image)[44:556, 94:606])
+        first, second = (read_pixels(tmp_path / f"out/syn/00000{i}_tissue.png") for i in (0, 1))
         assert first.shape == (512, 512, 3) and not np.array_equal(first, second)
 
-    def test_compiled(self, run_dir, tmp_path, monkeypatch):
+    def test_compiled_images_equal_eager_ones_but_for_rounding(self, run_dir, tmp_path, monkeypatch):
         """As without, but for rounding, and never in one folder; the back end that only traces takes no compiler."""
         compiled = torch.nn.Module.compile
         calls = []
@@ -163,12 +120,12 @@ class TestSample1024:
             assert done.returncode == 0, done.stderr
             assert bool(calls) == (out == "compiled")
         for name in names(tmp_path / "eager/syn"):
-            eager, fused = (read(tmp_path / out / "syn" / name).astype(int) for out in ("eager", "compiled"))
+            eager, fused = (read_pixels(tmp_path / out / "syn" / name).astype(int) for out in ("eager", "compiled"))
             assert np.abs(eager - fused).max() <= 1
         done = in_process(sample_1024, *arguments, "--out_dir", tmp_path / "compiled")
         assert done.returncode == 2 and "compiled True, not None" in done.stderr
 
-    def test_one_folder_holds_pictures_of_one_kind(self, run_dir, tmp_path):
+    def test_other_settings_in_one_folder_raise(self, run_dir, tmp_path):
         """Other conditions under the same name, another kind of picture, and damaged settings are refused."""
         out, file = tmp_path / "out", tmp_path / "grid.npy"
         arguments = ("--workdir", run_dir, "--tokens", file, "--out_dir", out, "--sampling_steps", 1)
@@ -186,7 +143,7 @@ class TestSample1024:
         assert names(out / "syn") == ["000000_grid.png"]
 
     @pytest.mark.parametrize("form", ["official", "diffusers", "pipeline"])
-    def test_released_weights_are_a_work_dir(self, run_dir, tmp_path, form):
+    def test_released_weights_sample_as_their_run(self, run_dir, tmp_path, form):
         """A checkpoint or a folder as downloaded, with codec and embedder of the released networks."""
         weights = load_weights(run_dir / "checkpoints" / "last_ema.ckpt")
         model = PixArt(**weights.architecture)
@@ -204,17 +161,17 @@ class TestSample1024:
                 sample_1024, "--workdir", workdir, "--tokens", tmp_path / "one.npy", "--out_dir", out, *QUICK
             )
             assert done.returncode == 0, done.stderr
-            pictures.append(read(out / "syn/000000_one.png"))
+            pictures.append(read_pixels(out / "syn/000000_one.png"))
         assert np.array_equal(*pictures)
         nowhere = in_process(sample_1024, "--workdir", source, "--root", tmp_path, "--out_dir", tmp_path / "x")
         assert nowhere.returncode == 2 and "sd-3.5-vae" in nowhere.stderr
 
-    def test_what_is_refused(self, run_dir, embedding_run, tmp_path):
+    def test_bad_conditions_and_options_raise(self, run_dir, embedding_run, tmp_path):
         np.save(tmp_path / "few.npy", np.ones((4, WIDTH)))
         np.save(tmp_path / "wide.npy", np.ones((16, 5)))
         np.save(tmp_path / "empty.npy", np.zeros((0, 16, WIDTH)))
         np.save(tmp_path / "object.npy", np.array([{}]), allow_pickle=True)
-        small = picture(tmp_path / "small.png", 500, 600)
+        small = save_texture(tmp_path / "small.png", 500, 600)
         run, weights = embedding_run
         for arguments, message in (
             (("--workdir", run_dir, "--tokens", tmp_path / "few.npy"), "expected (16, D), or several as (n, 16, D)"),
@@ -236,7 +193,7 @@ class TestSample1024:
 class TestSample4k:
     COMMAND = ("--num_timesteps", "2", "--guidance_scale", "2", "--sliding_window_size", "64", "--gpu_id", "0")
 
-    def test_the_command_as_the_readme_has_it(self, run_dir, feature_root, tmp_path, monkeypatch):
+    def test_the_documented_command_finds_the_newest_run(self, run_dir, feature_root, tmp_path, monkeypatch):
         """Without --workdir: the newest run below ./output, or $PIXCELL_WORKDIR; conditions from its index."""
         monkeypatch.chdir(tmp_path)
         monkeypatch.delenv("PIXCELL_WORKDIR", raising=False)
@@ -245,7 +202,7 @@ class TestSample4k:
         assert done.returncode == 0, done.stderr
         assert "1280 x 1536 pixels, 4 windows" in done.stdout and "seams" not in done.stdout
         assert len(names(tmp_path / "samples_4k/syn")) == 2 and not (tmp_path / "samples_4k/real").exists()
-        assert read(next((tmp_path / "samples_4k/syn").iterdir())).shape == (1280, 1536, 3)
+        assert read_pixels(next((tmp_path / "samples_4k/syn").iterdir())).shape == (1280, 1536, 3)
         again = in_process(sample_4k, *self.COMMAND, *size)
         assert again.returncode == 0 and "written" not in again.stdout
 
@@ -255,7 +212,7 @@ class TestSample4k:
         monkeypatch.chdir(feature_root / "patches")
         assert "no run in ./output" in in_process(sample_4k, *self.COMMAND, *size).stderr
 
-    def test_a_picture_depends_on_neither_batch_nor_tiles(self, run_dir, tmp_path):
+    def test_a_large_image_depends_on_neither_batch_nor_tiles(self, run_dir, tmp_path):
         np.save(tmp_path / "grid.npy", np.random.default_rng(0).normal(size=(5, 6, WIDTH)))
         pictures = []
         for batch, tile, out in ((1, 160, "a"), (7, 96, "b")):
@@ -263,28 +220,28 @@ class TestSample4k:
             size = ("--height", 1280, "--width", 1536, "--tokens", tmp_path / "grid.npy", *several)
             done = in_process(sample_4k, "--workdir", run_dir, *size, "--out_dir", tmp_path / out, *QUICK)
             assert done.returncode == 0, done.stderr
-            pictures.append(read(tmp_path / out / "syn/000000_grid.png").astype(int))
+            pictures.append(read_pixels(tmp_path / out / "syn/000000_grid.png").astype(int))
         difference = np.abs(pictures[0] - pictures[1])
         assert np.percentile(difference, 70) <= 1 and difference.mean() < 2 and pictures[0].std() > 20  # tiles see less
 
-    def test_windows_that_hardly_overlap_are_told_of(self, embedding_run, tmp_path):
+    def test_windows_that_hardly_overlap_print_a_warning(self, embedding_run, tmp_path):
         run, _ = embedding_run
         np.save(tmp_path / "grid.npy", np.random.default_rng(0).normal(size=(2, 4, 1280)))
         size = ("--height", 512, "--width", 1024, "--tokens", tmp_path / "grid.npy", "--sliding_window_size", 64)
         done = in_process(sample_4k, "--workdir", run, *size, "--out_dir", tmp_path / "out", *QUICK)
         assert done.returncode == 0 and "seams will show; 32 apart they do not" in done.stdout
 
-    def test_small_pictures_and_small_strides(self, run_dir, tmp_path):
+    def test_images_smaller_than_a_window_and_small_strides(self, run_dir, tmp_path):
         np.save(tmp_path / "grid.npy", np.random.default_rng(0).normal(size=(1, 5, WIDTH)))
         size = ("--height", 256, "--width", 1280, "--tokens", tmp_path / "grid.npy", "--sliding_window_size", 20)
         done = in_process(sample_4k, "--workdir", run_dir, *size, "--out_dir", tmp_path / "out", *QUICK)
         assert done.returncode == 0, done.stderr
-        assert read(tmp_path / "out/syn/000000_grid.png").shape == (256, 1280, 3)
+        assert read_pixels(tmp_path / "out/syn/000000_grid.png").shape == (256, 1280, 3)
 
-    def test_from_a_reference_and_as_a_slide(self, embedding_run, tmp_path):
+    def test_references_and_slides_condition_and_results_open_as_slides(self, embedding_run, tmp_path):
         """The tissue that conditions lies beside; the result is a TIFF that OpenSlide opens, and may condition in turn."""
         run, weights = embedding_run
-        image = picture(tmp_path / "tissue.png", 800, 1100)
+        image = save_texture(tmp_path / "tissue.png", 800, 1100)
         arguments = ("--workdir", run, "--encoder", weights, *QUICK)
         out = tmp_path / "out"
         size = ("--height", 768, "--width", 1024)
@@ -294,7 +251,7 @@ class TestSample4k:
         assert done.returncode == 0, done.stderr
         with openslide.OpenSlide(out / "real/000000_tissue.tiff") as slide:
             real = np.asarray(slide.read_region((0, 0), 0, (1024, 768)).convert("RGB"))
-        assert np.array_equal(real, read(image)[:768, :1024])
+        assert np.array_equal(real, read_pixels(image)[:768, :1024])
         made = out / "syn/000000_tissue.tiff"
         with openslide.OpenSlide(made) as slide:
             assert slide.dimensions == (1024, 768) and float(slide.properties["openslide.mpp-x"]) == pytest.approx(0.25)
@@ -303,22 +260,24 @@ class TestSample4k:
         region = ("--slide", made, "--mpp", 0.5, "--x", 20, "--y", 40, "--height", 256, "--width", 256)
         again = in_process(sample_4k, *arguments, *region, "--out_dir", tmp_path / "again")
         assert again.returncode == 0, again.stderr
-        real = read(tmp_path / "again/real" / f"000000_{made.stem}_20_40.png")  # half the resolution, from x 20, y 40
+        real = read_pixels(
+            tmp_path / "again/real" / f"000000_{made.stem}_20_40.png"
+        )  # half the resolution, from x 20, y 40
         shrunk = pixels[40:552, 20:532].reshape(256, 2, 256, 2, 3).mean(axis=(1, 3))
         assert np.abs(real - shrunk).mean() < 3
 
-    def test_beyond_the_edge_lies_glass(self, embedding_run, tmp_path):
+    def test_beyond_the_edge_of_a_reference_is_white(self, embedding_run, tmp_path):
         run, weights = embedding_run
-        image = picture(tmp_path / "tissue.png", 800, 1100)
+        image = save_texture(tmp_path / "tissue.png", 800, 1100)
         arguments = ("--workdir", run, "--encoder", weights, "--reference", image, "--out_dir", tmp_path / "out")
         done = in_process(sample_4k, *arguments, "--height", 1024, "--width", 1024, *QUICK)
         assert done.returncode == 0 and "ends 224 pixels before the picture" in done.stdout
-        real = read(tmp_path / "out/real/000000_tissue.png")
-        assert np.array_equal(real[:800], read(image)[:, :1024]) and np.all(real[800:] == 255)
+        real = read_pixels(tmp_path / "out/real/000000_tissue.png")
+        assert np.array_equal(real[:800], read_pixels(image)[:, :1024]) and np.all(real[800:] == 255)
 
-    def test_what_is_refused(self, run_dir, embedding_run, tmp_path):
+    def test_bad_sizes_and_regions_raise(self, run_dir, embedding_run, tmp_path):
         np.save(tmp_path / "grid.npy", np.ones((4, 4, WIDTH)))
-        image = picture(tmp_path / "tissue.png", 800, 1100)
+        image = save_texture(tmp_path / "tissue.png", 800, 1100)
         run, weights = embedding_run
         size = ("--height", 1280, "--width", 1280)
         for arguments, message in (
@@ -335,51 +294,16 @@ class TestSample4k:
             assert done.returncode == 2 and message in done.stderr, (arguments, done.stderr)
             assert done.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
 
-    def test_neighbours_on_the_slide_fill_the_grid(self, run_dir, feature_root, tmp_path):
-        """Patches i_0 lie on slides of their own; give one a neighbour on its right, of which its tokens then come."""
-        patches = feature_root / "patches"
-        for i in range(3):
-            for prefix, shape in (("uni", (16, WIDTH)), ("sd3_vae", (32, 128, 128))):
-                name = f"set/brca/single_1024/slide_{i}/{i + 1}_0.jpeg"
-                write_feature(feature_path(patches, name, prefix), np.full(shape, i + 1.0))
-        dataset = PanCancerData(feature_root, 1024)
-        seen = set()
-        for i in range(3):
-            condition = neighbourhood(dataset, i, 0, rows=5, columns=8)
-            slide = int(condition.name.split("_")[1])
-            seen.add(slide)
-            own = TOKENS.read_file(
-                feature_path(patches, f"set/brca/single_1024/slide_{slide}/{slide}_0.jpeg", "uni"), 1024
-            )
-            own = torch.from_numpy(own).float().unflatten(0, (4, 4))
-            (grid,) = condition.condition.tokens
-            assert grid.shape == (5, 8, WIDTH)
-            assert torch.equal(grid[:4, :4], own) and torch.all(grid[:4, 4:] == slide + 1)
-            assert torch.equal(grid[4, :4], own[3])  # none below: mirrored
-            assert torch.equal(grid[4, 4:], own[3].flip(0))  # neither there, and mirrored in both ways
-        assert seen == {0, 1, 2}
-
-        record = patches / "set/brca/slides_1024/slide_0.json"
-        record.parent.mkdir()
-        for text, apart in (('{"settings": {"step": 512}}', 2), ('{"settings": {"step": 600}}', None)):
-            record.write_text(text)
-            assert grid_stride(patches, "set/brca/single_1024/slide_0/0_0.jpeg", 1024) == apart
-        record.write_text('{"settings')
-        with pytest.raises(InputError, match="is no record of a slide"):
-            grid_stride(patches, "set/brca/single_1024/slide_0/0_0.jpeg", 1024)
-        assert neighbour_name("a/single_1024/s/3_4.jpeg", 2, 1) == "a/single_1024/s/5_5.jpeg"
-        assert neighbour_name("a/single_1024/s/tile_one.jpeg", 2, 1) is None
-
 
 class TestVary:
-    def test_variations_and_the_way_between(self, embedding_run, tmp_path):
+    def test_variations_and_interpolations_form_one_image(self, embedding_run, tmp_path):
         run, weights = embedding_run
-        images = [picture(tmp_path / f"{name}.png", 512, 512, seed) for seed, name in enumerate("ab")]
+        images = [save_texture(tmp_path / f"{name}.png", 512, 512, seed) for seed, name in enumerate("ab")]
         out = tmp_path / "grid.png"
         arguments = ("--workdir", run, "--encoder", weights, "--variations", 2, "--between", 3, "--out", out)
         done = in_process(vary, *images, *arguments, *QUICK)
         assert done.returncode == 0, done.stderr
-        sheet = read(out)
+        sheet = read_pixels(out)
         assert sheet.shape == (3 * (512 + 30) + 8, 3 * (512 + 8) + 8, 3)
 
         def cell(row: int, column: int) -> np.ndarray:
@@ -387,12 +311,12 @@ class TestVary:
             return sheet[top : top + 512, left : left + 512].astype(int)
 
         for row, image in enumerate(images):
-            assert np.array_equal(cell(row, 0), read(image))
+            assert np.array_equal(cell(row, 0), read_pixels(image))
         # the way begins at the first variation of the first image and ends at that of the second: the same noise
         assert np.abs(cell(2, 0) - cell(0, 1)).max() <= 1 and np.abs(cell(2, 2) - cell(1, 1)).max() <= 1
         assert np.abs(cell(2, 1) - cell(2, 0)).mean() > 0.1 and np.abs(cell(0, 1) - cell(0, 2)).mean() > 1
 
-    def test_what_is_refused(self, run_dir, tmp_path):
+    def test_bad_options_of_variations_raise(self, run_dir, tmp_path):
         image = tmp_path / "a.png"
         for arguments, message in (
             ((image, "--variations", 0), "nothing to sample"),
@@ -402,29 +326,3 @@ class TestVary:
         ):
             done = in_process(vary, *arguments)
             assert done.returncode == 2 and message in done.stderr, done.stderr
-
-
-def test_slerp():
-    """On the unit circle it is the angle; lengths go in between; at its ends it is the ends."""
-    angles = torch.tensor([0.2, 1.4])
-    first, second = (
-        length * torch.stack([angle.cos(), angle.sin()])[None] for length, angle in zip((1, 3), angles, strict=True)
-    )
-    middle = slerp(first, second, 0.25)
-    expected = 1.5 * torch.tensor([[torch.cos(torch.tensor(0.5)), torch.sin(torch.tensor(0.5))]])
-    torch.testing.assert_close(middle, expected)
-    torch.testing.assert_close(slerp(first, second, 0.0), first)
-    torch.testing.assert_close(slerp(first, second, 1.0), second)
-    torch.testing.assert_close(slerp(first, 2 * first, 0.5), 1.5 * first)
-
-
-def test_a_region_is_embedded_like_its_patches(mobilenet_weights, tmp_path):
-    """Window by window, in reading order."""
-    path = picture(tmp_path / "a.png", 600, 900)
-    embedder = PatchEmbedder.load(mobilenet_weights)
-    tokens = embed_region(Region(PlainImage(path), 10, 20), 2, 3, embedder, batch_size=4)
-    pixels = torch.from_numpy(read(path).copy()).permute(2, 0, 1)
-    for row in range(2):
-        for column in range(3):
-            window = pixels[:, 20 + 256 * row : 276 + 256 * row, 10 + 256 * column : 266 + 256 * column]
-            torch.testing.assert_close(tokens[row, column], embedder.embed(window[None])[0], rtol=1e-3, atol=1e-3)

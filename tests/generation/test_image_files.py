@@ -28,7 +28,7 @@ def bands(picture: torch.Tensor, rows: int = 500):
     yield from picture.split(rows, dim=1)
 
 
-def test_png_in_bands(tmp_path):
+def test_a_png_written_in_bands_equals_the_image(tmp_path):
     path = tmp_path / "new" / "a.png"
     write_large_image(path, bands(pixels(300, 200), 64), 300, 200, 0.5, {"seed": 3})
     with Image.open(path) as image:
@@ -37,7 +37,7 @@ def test_png_in_bands(tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["a.png"]
 
 
-def test_a_tiff_is_a_slide_in_several_levels(tmp_path):
+def test_a_tiff_opens_as_a_slide_with_levels(tmp_path):
     """OpenSlide opens it; its levels are means of the one before, and it knows its resolution."""
     write_large_image(tmp_path / "a.tiff", bands(pixels()), HEIGHT, WIDTH, 0.25, {"seed": 3})
     with openslide.OpenSlide(tmp_path / "a.tiff") as slide:
@@ -53,7 +53,7 @@ def test_a_tiff_is_a_slide_in_several_levels(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["a.tiff"]
 
 
-def test_memory_does_not_grow_with_the_picture(tmp_path):
+def test_memory_does_not_grow_with_the_image(tmp_path):
     """108 MB of pixels: what numpy and Python allocate stays at a few bands."""
     size = 6000
 
@@ -75,7 +75,7 @@ def test_memory_does_not_grow_with_the_picture(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["png", "tiff"])
-def test_what_fails_leaves_nothing(tmp_path, suffix):
+def test_a_failed_write_leaves_no_file(tmp_path, suffix):
     def broken():
         yield pixels()[:, :100]
         raise RuntimeError("no more")
@@ -86,14 +86,14 @@ def test_what_fails_leaves_nothing(tmp_path, suffix):
 
 
 @pytest.mark.parametrize(("suffix", "key"), [("png", "pixcell"), ("jpeg", "comment")])
-def test_small_images_say_how_they_were_made(tmp_path, suffix, key):
+def test_images_keep_their_metadata(tmp_path, suffix, key):
     save_image(tmp_path / f"a.{suffix}", pixels(32, 48), {"guidance_strength": 2.0, "guidance_interval": [0.2, 5.0]})
     with Image.open(tmp_path / f"a.{suffix}") as image:
         assert image.size == (48, 32)
         assert json.loads(image.info[key]) == {"guidance_strength": 2.0, "guidance_interval": [0.2, 5.0]}
 
 
-def test_other_suffixes_are_refused(tmp_path):
+def test_other_suffixes_raise(tmp_path):
     save_image(tmp_path / "a.PNG", pixels(8, 8), {})
     with Image.open(tmp_path / "a.PNG") as image:
         assert image.format == "PNG"
@@ -103,7 +103,7 @@ def test_other_suffixes_are_refused(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_rounding():
+def test_pixels_are_rounded_to_8_bits():
     assert to_uint8(torch.tensor([-2.0, -1.0, 0.0, 1 / 255, 1.0, 3.0])).tolist() == [0, 0, 128, 128, 255, 255]
     levels = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(to_uint8(from_uint8(levels)), levels)

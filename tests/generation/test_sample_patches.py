@@ -1,0 +1,64 @@
+"""Sampling from Python, without a command line: a session, a source of conditions, a folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import WIDTH
+from runs import save_run
+
+from diffusion.generation.output_folder import OutputFolder
+from diffusion.generation.sample_patches import sample_patches
+from diffusion.generation.session import ConditionSource, Session, find_origin, open_session
+from diffusion.generation.solver import Solver
+from diffusion.utils.errors import InputError
+
+
+@pytest.fixture
+def session(tmp_path) -> Session:
+    folder = save_run(tmp_path / "run", tmp_path, WIDTH, image_size=256)
+    return open_session(folder, solver=Solver(steps=2, guidance=1.5), seed=7, device="cpu")
+
+
+@pytest.fixture
+def source(tmp_path) -> ConditionSource:
+    np.save(tmp_path / "two.npy", np.random.default_rng(0).normal(size=(2, 1, WIDTH)))
+    return ConditionSource(tokens=[tmp_path / "two.npy"])
+
+
+def test_a_session_describes_its_images(session):
+    assert session.settings["seed"] == 7 and session.settings["sampling_steps"] == 2
+    assert session.settings["weights"] == session.run.fingerprint and session.device.type == "cpu"
+    metadata = session.image_metadata(3)
+    assert metadata["number"] == 3 and metadata["run"] == "run" and metadata["vae"] == "tiny"
+    assert not any(str(Path.cwd()) in str(value) for value in metadata.values())
+
+
+def test_a_folder_is_filled_and_completed(session, source, tmp_path, capsys):
+    folder = OutputFolder(tmp_path / "out", "png")
+    assert sample_patches(session, source, folder, (256,), None, 100, batch_size=2) == 256
+    first = {path.name: path.read_bytes() for path in (tmp_path / "out/syn").iterdir()}
+    assert sorted(first) == ["000000_two_0.png", "000001_two_1.png"]
+    settings = json.loads((tmp_path / "out/samples.json").read_text())
+    assert (
+        settings["pictures"] == "patches"
+        and settings["conditions"] == find_origin(session, source).content["conditions"]
+    )
+    (tmp_path / "out/syn/000000_two_0.png").unlink()
+    sample_patches(session, source, folder, (256,), 3, 100, batch_size=1)
+    again = {path.name: path.read_bytes() for path in (tmp_path / "out/syn").iterdir()}
+    assert {name: again[name] for name in first} == first and len(again) == 3
+    assert "1 of 3 images are there; sampling 2" in capsys.readouterr().out
+
+
+def test_a_network_of_another_size_raises(session, source, tmp_path):
+    with pytest.raises(InputError, match="was trained at 256 pixels: this tool samples 512 and 1024"):
+        sample_patches(session, source, OutputFolder(tmp_path / "out", "png"), (512, 1024), None, 1, 1)
+
+
+def test_conditions_come_from_images_or_from_tokens():
+    with pytest.raises(InputError, match="one of them conditions"):
+        ConditionSource(images=[Path("a.png")], tokens=[Path("a.npy")])
