@@ -1,7 +1,8 @@
-# make demo: the whole chain on real tissue. make test: lint and tests. VENV=... reuses an environment.
+# make demo: the whole chain on real tissue. make test: lint and tests, on two cores. VENV=... reuses an environment.
 VENV ?= .venv
 PYTHON ?= python3
 RUN := $(VENV)/bin/python
+WORKERS ?= 2
 CORES := $(shell getconf _NPROCESSORS_ONLN)
 LAUNCH = $(RUN) -m accelerate.commands.launch --num_cpu_threads_per_process $(CORES)
 READY := $(VENV)/.pixcell-ready
@@ -39,9 +40,10 @@ demo: $(READY)
 lint: $(READY)
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m pyright --pythonpath $(RUN)
 
 test: lint
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(WORKERS) --dist worksteal --durations 15
 
 test-faults: $(READY)
 	$(RUN) -m pytest tests/fault --kills 25

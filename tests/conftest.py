@@ -7,7 +7,7 @@ import io
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,16 @@ ON_CPU = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}  # several process
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=3, help="how many faults tests/fault inflicts on a run")
     parser.addoption("--fault-seed", type=int, default=0, help="of their kinds' moments")
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate() -> Iterator[None]:
+    """Have the tests that share a process share no state of accelerate."""
+    yield
+    if "accelerate" in sys.modules:
+        from runs import forget_processes
+
+        forget_processes()
 
 
 @pytest.fixture

@@ -4,12 +4,15 @@ The script and the package are imported by each fork, the libraries (LIBRARIES) 
 starts is a fork again: `accelerate launch`, say, is the launcher itself with its workers, without three times the imports.
 Tests of variables that libraries read when imported, or of what a command imports, take a real interpreter instead.
 multiprocessing's fork server, on which this rests, ends with the process of the tests that uses it.
+
+python tests/server.py ARGUMENTS does without it: it imports the libraries and becomes `python ARGUMENTS` itself.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib
 import inspect
 import multiprocessing
 import multiprocessing.forkserver
@@ -105,7 +108,6 @@ def _serve(
         with open(path, "ab") as file:
             os.dup2(file.fileno(), descriptor)
     multiprocessing.set_start_method(None, force=True)  # as where no server has set it
-    subprocess.Popen._execute_child = _fork_or_execute
     _become(command, folder, environment, new_session)
 
 
@@ -138,6 +140,7 @@ def _fork_or_execute(self: subprocess.Popen, *given) -> None:
 def _become(command: list[str], folder: Path | str, environment: dict[str, str], new_session: bool) -> NoReturn:
     """Run a command of Python in this process, in the state that exec would leave, and end as the interpreter does."""
     code = 1
+    subprocess.Popen._execute_child = _fork_or_execute
     try:
         if new_session:
             os.setsid()
@@ -192,3 +195,9 @@ def _execute(command: list[str]) -> int:
         sys.excepthook(*sys.exc_info())
         return 1
     return 0
+
+
+if __name__ == "__main__":
+    for library in LIBRARIES:
+        importlib.import_module(library)
+    _become(sys.argv[1:], Path.cwd(), dict(os.environ), new_session=False)

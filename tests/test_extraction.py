@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import server
 import torch
 from conftest import REPOSITORY, command, in_process, texture
 
@@ -123,12 +124,13 @@ def test_killed_runs_leave_no_partial_files_and_are_completed(root, options):
         path.unlink()
     there = 0
     for target in (1, 7):
-        arguments = [sys.executable, EXTRACT, *map(str, options), "--batch_size", "1"]
-        with subprocess.Popen(arguments, cwd=REPOSITORY, stderr=subprocess.DEVNULL, start_new_session=True) as process:
-            until = time.monotonic() + 120
-            while len(list(root.rglob("*_mobilenetv2.npy"))) < target and time.monotonic() < until:
-                time.sleep(0.005)
-            os.killpg(process.pid, signal.SIGKILL)  # its decoding workers too
+        arguments, output = (EXTRACT, *options, "--batch_size", "1"), root / "output"
+        process = server.start(arguments, REPOSITORY, dict(os.environ), (output, output), new_session=True)
+        until = time.monotonic() + 120
+        while len(list(root.rglob("*_mobilenetv2.npy"))) < target and time.monotonic() < until:
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGKILL)  # its decoding workers too
+        process.join()
         for path in root.rglob("*_tiny_vae.npy"):
             assert is_valid(path, (32, 32, 32)), path
         for path in root.rglob("*_mobilenetv2.npy"):

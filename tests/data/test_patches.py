@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from conftest import texture
+from conftest import command, texture
 from PIL import Image, ImageFilter
 
 from diffusion.data.features.loose import feature_path
@@ -31,8 +31,7 @@ DEMO_SLIDE = TOOLS.parent / "data/demo/source/cmu_small_region.svs"
 
 
 def tool(name: str, *arguments) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(TOOLS / name), *map(str, arguments)]
-    return subprocess.run(command, check=False, capture_output=True, text=True)
+    return command(TOOLS / name, *arguments)
 
 
 def picture(width: int, height: int, tissue_from: int = 0) -> Image.Image:
@@ -208,7 +207,11 @@ def test_workers_end_with_the_run_that_is_killed(tmp_path):
     )
     script = tmp_path / "run.py"
     script.write_text(code)
-    environment = {**os.environ, "PYTHONPATH": f"{TOOLS.parent}:{TOOLS.parent / 'tests'}", "SLEEPERS": str(tmp_path)}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{TOOLS.parent}:{Path(__file__).parent}:{TOOLS.parent / 'tests'}",
+        "SLEEPERS": str(tmp_path),
+    }
     with subprocess.Popen([sys.executable, script], env=environment) as process:
         until = time.monotonic() + 60
         while len(list(tmp_path.glob("*.pid"))) < 2 and time.monotonic() < until:

@@ -13,13 +13,14 @@ import random
 import re
 import resource
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import psutil
+import server
 from conftest import ON_CPU, REPOSITORY, launcher
 from runs import settings
 
@@ -91,13 +92,11 @@ class Driver:
     def run(self, fault: str | None = None) -> Attempt:
         """Start the run, inflict the fault some steps later, and wait for its end; without a fault, for its own."""
         output = self.work_dir.with_suffix(".out")
-        with open(output, "w") as file:
-            process = subprocess.Popen(
-                [*launcher(PROCESSES), "train_scripts/train_pixcell.py", self.config, "--work-dir", self.work_dir,
-                 "--device", "cpu"],
-                cwd=REPOSITORY, env={**os.environ, **ON_CPU}, stdout=file, stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )  # fmt: skip
+        output.write_text("")
+        trainer = ["train_scripts/train_pixcell.py", self.config, "--work-dir", self.work_dir, "--device", "cpu"]
+        process = server.start(
+            [*launcher(PROCESSES)[1:], *trainer], REPOSITORY, os.environ | ON_CPU, (output, output), new_session=True
+        )
         launched = psutil.Process(process.pid)
         in_save, family = False, [launched]
         try:
@@ -109,7 +108,9 @@ class Driver:
                 family += launched.children(recursive=True)
                 self.faults[fault](launched)
                 in_save = bool(unfinished(self.work_dir))
-            code = process.wait(PATIENCE)
+            process.join(PATIENCE)
+            code = process.exitcode
+            assert code is not None, f"it goes on:\n{output.read_text(errors='replace')}"
         finally:
             kill(family)
             self.kill_all(launched)
@@ -121,7 +122,7 @@ class Driver:
         self.attempts.append(attempt)
         return attempt
 
-    def started(self, process: subprocess.Popen, output: Path) -> int:
+    def started(self, process: BaseProcess, output: Path) -> int:
         wait_for(lambda: first_step(output.read_text(errors="replace")) >= 0, process, output)
         return first_step(output.read_text(errors="replace"))
 
@@ -171,7 +172,7 @@ def kill(processes: list[psutil.Process]) -> None:
 
 def ranks(launched: psutil.Process) -> list[psutil.Process]:
     """The training processes, without their workers."""
-    return [process for process in launched.children() if "train_pixcell.py" in " ".join(process.cmdline())]
+    return launched.children()
 
 
 def unfinished(work_dir: Path) -> list[str]:
@@ -193,10 +194,10 @@ def last_step(output: Path) -> int:
     return int(steps[-1]) if steps else -1
 
 
-def wait_for(happens: Callable[[], bool], process: subprocess.Popen, output: Path) -> None:
+def wait_for(happens: Callable[[], bool], process: BaseProcess, output: Path) -> None:
     deadline = time.monotonic() + PATIENCE
     while not happens():
-        assert process.poll() is None, f"ended by itself:\n{output.read_text(errors='replace')}"
+        assert process.exitcode is None, f"ended by itself:\n{output.read_text(errors='replace')}"
         assert time.monotonic() < deadline, f"nothing happens:\n{output.read_text(errors='replace')}"
         time.sleep(0.002)
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import server
 import torch
-from conftest import ON_CPU, REPOSITORY, write_features
+from conftest import ON_CPU, PATIENCE, REPOSITORY, write_features
 from PIL import Image
 from runs import equal, forget_processes, launch, logged, read, settings, train_for
 
@@ -108,11 +107,9 @@ class TestSharding:
         text = (REPOSITORY / "docs/accelerate/8_gpus_fsdp.yaml").read_text()
         (tmp_path / "two.yaml").write_text(text.replace("num_processes: 8", "num_processes: 2"))
         dump_config(settings(feature_root, report_to="tensorboard"), tmp_path / "config.py")
-        launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", tmp_path / "two.yaml"]
+        launcher = ["-m", server.LAUNCHER, "--config_file", tmp_path / "two.yaml"]
         script = ["train_scripts/train_pixcell.py", tmp_path / "config.py", "--work-dir", tmp_path / "run"]
-        environment = {**os.environ, **ON_CPU}
-        done = subprocess.run([*launcher, *script, "--device", "cpu"], cwd=REPOSITORY, env=environment,
-                              capture_output=True, text=True, timeout=300)  # fmt: skip
+        done = server.run([*launcher, *script, "--device", "cpu"], REPOSITORY, os.environ | ON_CPU, PATIENCE)
         assert done.returncode == 0, done.stderr
         assert "x 2 processes, sharded" in done.stderr and read(tmp_path / "run", 4)["step"] == 4
 
