@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
     from diffusion.encoders.latents import LatentCodec
+    from diffusion.evaluation.metrics.intervals import Value
     from diffusion.evaluation.reconstruction import CodecQuality
     from diffusion.evaluation.sets.random_windows import ImageFiles, RandomWindows
 
@@ -76,7 +77,7 @@ def main() -> None:
 
 
 def find_codecs(named: list[str], root: Path) -> dict[str, str | Path]:
-    """Where each codec is, by a short name: the last parts of its path that tell it from the others."""
+    """Return the place of each codec by a short name, the last parts of its path that no other has. Raises InputError for duplicates."""
     from diffusion.components import resolve_vae
     from diffusion.encoders.vae_files import codec_folder
     from diffusion.utils.text import shortest_names
@@ -90,7 +91,7 @@ def find_codecs(named: list[str], root: Path) -> dict[str, str | Path]:
 
 
 def open_images(args: argparse.Namespace) -> ImageFiles:
-    """The images of --images, else those of the index."""
+    """Return the images of --images, else those of the index."""
     from diffusion.data.index.patch_index import PatchIndex, index_path
     from diffusion.evaluation.sets.random_windows import ImageFiles
 
@@ -104,7 +105,7 @@ def open_images(args: argparse.Namespace) -> ImageFiles:
 
 
 def warn_unusable(windows: RandomWindows, wanted: int) -> None:
-    """Name on stderr what was left out."""
+    """Print to stderr which images were left out, and whether there are fewer windows than wanted."""
     for reason in windows.bad.values():
         print(f"left out: {reason}", file=sys.stderr)
     if windows.bad:
@@ -120,7 +121,7 @@ def write_sheet(
     qualities: list[CodecQuality],
     about: dict[str, Any],
 ) -> None:
-    """The picture; without one that of an earlier run is removed, for it would belong to other numbers."""
+    """Write the picture; without --pictures remove that of an earlier run, which would not fit the new scores."""
     import torch
 
     from diffusion.evaluation.reconstruction import reconstruct
@@ -134,26 +135,27 @@ def write_sheet(
     kinds = choose_examples(qualities[0].per_window["psnr"], args.pictures)
     pictures = windows.read(list(kinds))
 
-    def made(codec: LatentCodec) -> torch.Tensor:
+    def reconstruct_all(codec: LatentCodec) -> torch.Tensor:
         return torch.cat([reconstruct(codec, part) for part in pictures.split(args.batch_size)])
 
-    rows = build_sheet_rows(windows, kinds, {name: made(codec) for name, codec in codecs.items()}, qualities)
+    rows = build_sheet_rows(windows, kinds, {name: reconstruct_all(codec) for name, codec in codecs.items()}, qualities)
     save_image(path, labelled_grid(rows), about)
 
 
 def write_scores(
     out: Path, qualities: list[CodecQuality], weights: dict[str, str], windows: RandomWindows, about: dict[str, Any]
 ) -> None:
+    """Write scores.csv and scores.json."""
     from diffusion.evaluation.reconstruction import NOTES
 
-    rows = [quality.row() for quality in qualities]
+    rows = [quality.to_row() for quality in qualities]
     with atomic_write(out / "scores.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, rows[0].keys())
         table.writeheader()
         table.writerows(rows)
     scores = {
         **about,
-        "codecs": {each.codec: {"weights": weights[each.codec], **each.record()} for each in qualities},
+        "codecs": {each.codec: {"weights": weights[each.codec], **each.to_dict()} for each in qualities},
         "less_the_first": {
             each.codec: {name: value._asdict() for name, value in each.difference_to(qualities[0]).items()}
             for each in qualities[1:]
@@ -166,7 +168,7 @@ def write_scores(
 
 
 def print_summary(qualities: list[CodecQuality], windows: RandomWindows) -> None:
-    """The table on the terminal, and how the other codecs differ from the first."""
+    """Print the table of scores, and the differences of the other codecs to the first."""
     from diffusion.evaluation.reconstruction import QUALITY_LABELS
 
     print(f"{len(windows)} windows of {windows.size} pixels, {windows.folder}; means with 95 % intervals")
@@ -181,13 +183,14 @@ def print_summary(qualities: list[CodecQuality], windows: RandomWindows) -> None
         differences = [each.difference_to(qualities[0]).values() for each in qualities[1:]]
         names = [each.codec for each in qualities[1:]]
         cells = [
-            (name, *(format_interval(value, "+") for value in of)) for name, of in zip(names, differences, strict=True)
+            (name, *(format_interval(value, "+") for value in values))
+            for name, values in zip(names, differences, strict=True)
         ]
         print(format_table([("codec", *QUALITY_LABELS.values()), *cells]))
 
 
-def format_interval(value: tuple[float, float, float], sign: str = "") -> str:
-    """A value and its interval, as 0.9243 [0.9128, 0.9346]; sign "+": positive ones with theirs."""
+def format_interval(value: Value, sign: str = "") -> str:
+    """Return a value with its interval, such as `0.9243 [0.9128, 0.9346]`; sign: "+" to show that of positive numbers, too."""
     mean, low, high = value
     return f"{mean:{sign}.4g} [{low:{sign}.4g}, {high:{sign}.4g}]"
 

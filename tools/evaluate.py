@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def sample_run(args: argparse.Namespace) -> list[str]:
-    """Fill OUT/samples from the run, and have it scored; return what is to be known of it, in sentences."""
+    """Sample the run into OUT/samples and set these to be scored; return notes on them, in sentences."""
     from diffusion.generation.output_folder import OutputFolder
     from diffusion.generation.sample_patches import sample_patches
     from diffusion.generation.session import ConditionSource, open_session
@@ -111,7 +111,11 @@ def print_summary(measured: list[EncoderScores], notes: list[str], timing: Timin
     for part in measured:
         print(f"{part.scores.encoder}:")
         for name, value in part.scores.values.items():
-            interval = "" if value.low is None else f"  ({format_number(value.low)} to {format_number(value.high)})"
+            interval = (
+                ""
+                if value.low is None or value.high is None
+                else f"  ({format_number(value.low)} to {format_number(value.high)})"
+            )
             compared = part.untrained.values.get(name) if part.untrained else None
             beside = "" if compared is None else f"  untrained {format_number(compared.value)}"
             print(f"  {QUANTITIES[name].title}: {format_number(value.value)}{interval}{beside}")
@@ -154,7 +158,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def refuse_sampling_options(parser: Parser, args: argparse.Namespace) -> None:
-    """Nothing is sampled: an option for it is a mistake, --encoder for --encoders above all."""
+    """Refuse options of sampling where nothing is sampled: they are a mistake, such as --encoder for --encoders."""
     for group in parser._action_groups:
         for action in group._group_actions if group.title in OPTION_GROUPS else ():
             if action.dest != "batch_size" and str(getattr(args, action.dest)) != str(action.default):

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import harmonic_mean
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
@@ -21,6 +22,9 @@ from diffusion.cli.parser import natural_int, output_file, run, tool_parser
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import atomic_write
 from diffusion.utils.text import format_number, format_table, shortest_names
+
+if TYPE_CHECKING:
+    from diffusion.evaluation.reports.curves import Curve
 
 EXAMPLES = """  python tools/plot_run.py output/256
   python tools/plot_run.py output/256 output/256_muon --from_step 1000 --log --out compared.png
@@ -36,7 +40,9 @@ def main() -> None:
     if args.out.suffix.lower() != ".png":
         raise InputError(f"--out {args.out}: expected the name of a PNG file")
     names = shortest_names(args.workdirs)
-    with tqdm(args.workdirs, unit="run", leave=False, disable=len(names) == 1) as paths:  # gone before an error is told
+    with tqdm(
+        args.workdirs, unit="run", leave=False, disable=len(names) == 1
+    ) as paths:  # gone before an error is printed
         runs = {name: load_curves(path, args.from_step) for name, path in zip(names, paths, strict=True)}
     panels = choose_panels(runs, args.tags, args.log)
     with atomic_write(args.out) as temporary:
@@ -45,25 +51,25 @@ def main() -> None:
     print(f"written: {args.out}")
 
 
-def load_curves(workdir: Path, from_step: int) -> dict:
-    """The curves of a run from a step on, by tag.
+def load_curves(workdir: Path, from_step: int) -> dict[str, Curve]:
+    """Read the curves of a run from a step on, by tag.
 
     Raises InputError when nothing is left.
     """
     from diffusion.evaluation.reports.curves import read_curves
 
-    whole = read_curves(workdir)
-    if not whole:
+    complete = read_curves(workdir)
+    if not complete:
         raise InputError(f"{workdir} has TensorBoard files but no curve in them: nothing was logged yet; leave it out")
-    last = max(curve.steps[-1] for curve in whole.values())
+    last = max(curve.steps[-1] for curve in complete.values())
     if last < from_step:
         raise InputError(f"--from_step {from_step}: {workdir} ends at step {last}; take a smaller step or leave it out")
-    curves = {tag: curve.tail(from_step) for tag, curve in whole.items()}
+    curves = {tag: curve.tail(from_step) for tag, curve in complete.items()}
     return {tag: curve for tag, curve in curves.items() if curve.steps}
 
 
-def summary_row(name: str, curves: Mapping) -> tuple[str, ...]:
-    """What the table tells of a run; a dash for what was not logged."""
+def summary_row(name: str, curves: Mapping[str, Curve]) -> tuple[str, ...]:
+    """Return a run's row of the table, with a dash for what was not logged."""
     losses = curves["train/loss"].values if "train/loss" in curves else []
     last = format_number(losses[-1]) if losses else "-"
     best, at = "-", "-"

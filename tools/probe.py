@@ -77,7 +77,7 @@ def main() -> None:
 def embed_sets(
     images: Mapping[str, ImageSet], args: argparse.Namespace, state: PartialState
 ) -> dict[str, dict[str, Features]]:
-    """The features of every set by the name of the encoder."""
+    """Return the features of every set, by the name of the encoder."""
     from diffusion.encoders.embedders import PatchEmbedder
     from diffusion.evaluation.sets.embedding import embed_set
 
@@ -98,7 +98,7 @@ def run_all_probes(
     classes: Sequence[str],
     args: argparse.Namespace,
 ) -> tuple[dict[str, list[ProbeResult]], list[str]]:
-    """The probes of each encoder, and what a reader of their scores must know."""
+    """Return the results of each encoder's probes, and sentences on what a reader of their scores must know."""
     from functools import reduce
 
     from tqdm import tqdm
@@ -108,23 +108,26 @@ def run_all_probes(
     from diffusion.evaluation.sets.labelled import LabelledEmbeddings
 
     results: dict[str, list[ProbeResult]] = {}
+    notes: list[str] = []
     total = len(features) * len(trainings) * len(PROBES)
     with tqdm(total=total, unit="probe", leave=False) as bar:
-        for encoder, of_sets in features.items():
+        for encoder, features_of_sets in features.items():
             bar.set_description(encoder)
-            test = LabelledEmbeddings.from_features(of_sets["test"], classes)
+            test = LabelledEmbeddings.from_features(features_of_sets["test"], classes)
             parts = {
                 name: LabelledEmbeddings.from_features(each, classes, args.per_class, args.seed)
-                for name, each in of_sets.items()
+                for name, each in features_of_sets.items()
                 if name != "test"
             }
             sets = {
-                name: reduce(LabelledEmbeddings.concat, [parts[part] for part in of]) for name, of in trainings.items()
+                name: reduce(LabelledEmbeddings.concat, [parts[part] for part in names])
+                for name, names in trainings.items()
             }
             results[encoder] = run_probes(sets, test, classes, args.k, args.seed, bar.update)
-    notes = interval_notes(test, classes)
-    if (k := limit_k(args.k, sets.values(), classes)) < args.k:
-        notes.append(f"k is {k} and not {args.k}: a class has no more training images on average.")
+            if not notes:  # they are the same for all encoders
+                notes += interval_notes(test, classes)
+                if (k := limit_k(args.k, sets.values(), classes)) < args.k:
+                    notes.append(f"k is {k} and not {args.k}: a class has no more training images on average.")
     for encoder, probed in results.items():
         notes += [
             f"{encoder}, {PROBES[each.probe]} on {each.training}: {note}" for each in probed for note in each.notes
@@ -133,7 +136,7 @@ def run_all_probes(
 
 
 def describe_unreadable(name: str, images: ImageSet, wrong: Mapping[str, str]) -> str:
-    """Which images could not be used, in a sentence."""
+    """Return a sentence on the images of a set that could not be used."""
     first, reason = next(iter(wrong.items()))
     return f"{len(wrong)} of {len(images.files)} {name} images left out, such as {images.files[first]}: {reason}."
 
@@ -155,6 +158,7 @@ def write_results(out: Path, about: Mapping[str, Any], results: Mapping[str, Seq
 
 
 def print_summary(about: Mapping[str, Any], results: Mapping[str, Sequence[ProbeResult]]) -> None:
+    """Print the tables of scores and differences, notes and warnings."""
     from diffusion.evaluation.reports.probe_report import difference_rows, score_rows
 
     print(format_table(score_rows(results)))

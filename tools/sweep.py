@@ -90,7 +90,7 @@ def main() -> None:
 
 
 def check_or_write_settings(args: argparse.Namespace, checkpoint: Path) -> None:
-    """Have a folder be of one sweep: its points share conditions and tissue. Raises InputError naming what differs."""
+    """Write which conditions a folder's points share, or check them. Raises InputError that names what differs."""
     from diffusion.generation.session import ConditionSource, find_origin, open_session
     from diffusion.generation.solver import Solver
 
@@ -110,22 +110,22 @@ def check_or_write_settings(args: argparse.Namespace, checkpoint: Path) -> None:
 
 
 def find_weights(args: argparse.Namespace, state: PartialState) -> dict[str, Path]:
-    """Names of the weights to sample from and their files; averages of other lengths are made of the run's snapshots.
+    """Return the files of the weights to sample from, by name; averages of other lengths are made of the run's snapshots.
 
-    Raises InputError for two of one name.
+    Raises InputError for two files of the same name.
     """
     from diffusion.training.checkpoints.checkpoint import save_file
     from diffusion.training.checkpoints.posthoc_ema import find_mix, find_snapshots, mix_weights
 
-    named = args.checkpoints or ([] if args.ema_lengths else [args.checkpoint])
-    found = {path.stem: (args.workdir / path).resolve() for path in named}
+    checkpoints = args.checkpoints or ([] if args.ema_lengths else [args.checkpoint])
+    found = {path.stem: (args.workdir / path).resolve() for path in checkpoints}
     for length in args.ema_lengths:
         mix = find_mix(find_snapshots(args.workdir), length)
         file = (args.out / "weights" / f"ema_{length:.4g}_step_{mix.step}.ckpt").resolve()  # the run may go on
         if state.is_main_process and not file.is_file():
             save_file(mix_weights(mix), file)
         found[file.stem] = file
-    if len(found) < len(named) + len(args.ema_lengths):
+    if len(found) < len(checkpoints) + len(args.ema_lengths):
         raise InputError("--checkpoints or --ema_lengths: two have one name, and so would their points")
     state.wait_for_everyone()
     return found
@@ -134,7 +134,7 @@ def find_weights(args: argparse.Namespace, state: PartialState) -> dict[str, Pat
 def score_point(
     point: Point, checkpoint: Path, args: argparse.Namespace, embedders: list[PatchEmbedder], state: PartialState
 ) -> None:
-    """Sample and score a point, unless its folder has the scores of just these samples."""
+    """Sample and score a point, unless its folder already has the scores of exactly these samples."""
     from diffusion.evaluation.measure import REAL, SYNTHETIC, ScoringOptions, score_sets, scores_by_encoder
     from diffusion.evaluation.sets.embedding import Timing
     from diffusion.evaluation.sets.images import ImageSet
@@ -147,7 +147,7 @@ def score_point(
     has_real = args.real is not None or count_files(real) >= args.n_images
     if has_real and is_done(folder, point, checkpoint, args, embedders):
         return
-    state.wait_for_everyone()  # all have looked before one of them writes
+    state.wait_for_everyone()  # all have checked before one of them writes
     source = ConditionSource(**condition_arguments(args))
     solver = Solver(point.steps, point.guidance, point.solver, point.interval, args.precision)
     session = open_session(**{**session_arguments(args), "checkpoint": checkpoint}, solver=solver)
@@ -167,7 +167,8 @@ def score_point(
     sources = {REAL: ImageSet.open(real, fit), SYNTHETIC: ImageSet.open(folder / SYNTHETIC_DIR, fit)}
     options = ScoringOptions(METRICS, args.seed, args.bootstrap, args.batch_size, args.workers, args.strict)
     cache = args.cache or args.out / "features"
-    measured = [score_sets(sources, embedder, cache, state, options, Timing()) for embedder in embedders]
+    parts = [score_sets(sources, embedder, cache, state, options, Timing()) for embedder in embedders]
+    measured = [part for part in parts if part is not None]  # all in the main process, none in the others
     if state.is_main_process:
         record = {"about": point_settings(folder, point, checkpoint, args, embedders), "point": asdict(point)}
         record["encoders"] = scores_by_encoder(measured)
@@ -178,17 +179,18 @@ def score_point(
 def is_done(
     folder: Path, point: Point, checkpoint: Path, args: argparse.Namespace, embedders: list[PatchEmbedder]
 ) -> bool:
-    """Tell whether a point was scored, and nothing has changed since: weights, samples, real images, how it is scored."""
+    """Return whether a point was scored with the same weights, samples, real images and settings."""
     file = folder / "scores.json"
     if not file.is_file():
         return False
-    before = read_json(file, "record of scores", "delete it").get("about")
-    return before == point_settings(folder, point, checkpoint, args, embedders)
+    stored = read_json(file, "record of scores", "delete it").get("about")
+    return stored == point_settings(folder, point, checkpoint, args, embedders)
 
 
 def point_settings(
     folder: Path, point: Point, checkpoint: Path, args: argparse.Namespace, embedders: list[PatchEmbedder]
 ) -> dict[str, Any]:
+    """Return everything that the scores of a point depend on."""
     return {
         **scoring_settings(args, embedders),
         "weights": [args.weights, weights_fingerprint(checkpoint)],
@@ -204,7 +206,7 @@ def weights_fingerprint(checkpoint: Path) -> str:
 
 
 def scoring_settings(args: argparse.Namespace, embedders: list[PatchEmbedder]) -> dict[str, Any]:
-    """What all points of one table have in common."""
+    """Return the settings that all points of one table have in common."""
     return {
         "n_images": args.n_images,
         "real": hash_folder(args.real or args.out / REAL_DIR),
@@ -215,7 +217,7 @@ def scoring_settings(args: argparse.Namespace, embedders: list[PatchEmbedder]) -
 
 
 def hash_folder(folder: Path) -> str:
-    """What tells a folder of images from what it may become: their names, sizes and times of change, hashed."""
+    """Hash the names, sizes and times of change of a folder's images; empty for a folder that is missing or empty."""
     from diffusion.evaluation.sets.cache import hash_files
     from diffusion.evaluation.sets.images import ImageSet
 
@@ -223,11 +225,12 @@ def hash_folder(folder: Path) -> str:
 
 
 def count_files(folder: Path) -> int:
+    """Return the number of entries of a folder that are not hidden; 0 for a folder that is missing."""
     return sum(path.name[0] != "." for path in folder.iterdir()) if folder.is_dir() else 0
 
 
 def print_summary(scored: dict[Point, dict[str, Any]], best: Point, args: argparse.Namespace) -> None:
-    """Print every point's score, how far its Frechet distance is from the best point's, and what is to be known."""
+    """Print every point's score, how far its Frechet distance is above that of the best point, and the notes."""
     from diffusion.evaluation.metrics.scores import QUANTITIES
     from diffusion.evaluation.sweep import difference_to_best
     from diffusion.utils.text import format_number
@@ -238,14 +241,14 @@ def print_summary(scored: dict[Point, dict[str, Any]], best: Point, args: argpar
         value = record[encoder]["values"].get(args.by)
         line = f"{point.name}: {args.by} {format_number(value['value'])}" if value else f"{point.name}: no {args.by}"
         if point in differences:
-            above, low, high = (format_number(part) for part in differences[point])
+            above, low, high = (format_number(part) for part in differences[point] if part is not None)
             line += f", {above} above the best ({low} to {high})"
         print(line)
     for note in scored[best][encoder]["notes"]:
         print(f"note: {note}")
-    alike = [point.name for point, value in differences.items() if value.low <= 0]
-    if alike:
-        print(f"note: the best is not told apart from {', '.join(alike)}; more images would tell.")
+    equal = [point.name for point, value in differences.items() if value.low is not None and value.low <= 0]
+    if equal:
+        print(f"note: the best is not told apart from {', '.join(equal)}; more images would tell.")
     if len(scored) > 1:
         print(f"best by {QUANTITIES[args.by].title} ({encoder}): {best.name}")
     print(f"written: {args.out / 'sweep.csv'}")

@@ -1,4 +1,4 @@
-"""The options that the tools which score have in common."""
+"""The options that all scoring tools have in common."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ENCODERS = (
 
 
 def add_scoring_options(parser: ArgumentParser, out: str, encoders: Sequence[str] = ("mobilenetv2",)) -> None:
-    """Add what features are taken with, of which images, and where everything goes; out: the folder by default."""
+    """Add the options of encoders, images, cache and output. out: the default folder; encoders: the default ones."""
     add = parser.add_argument
     add("--encoders", nargs="+", default=list(encoders), metavar="ENCODER", help=f"{ENCODERS} [mobilenetv2]")
     add(

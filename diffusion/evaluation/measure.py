@@ -1,4 +1,4 @@
-"""Sets of images or files of features, scored by one encoder after the other."""
+"""Scoring of sets of images, or of files of features, by one encoder after the other."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
 REAL, SYNTHETIC, UNTRAINED, TRAINING = ("real", "synthetic", "untrained", "training")
-UNTRAINED_METRICS = ("fd", "kid", "prdc", "similarity")  # metrics of the untrained network's set, to compare with
+UNTRAINED_METRICS = ("fd", "kid", "prdc", "similarity")  # scores of the untrained network's set, to compare with
 
 
 @dataclass(frozen=True)
 class ScoringOptions:
-    """How sets are measured; configs and command lines say the same words."""
+    """How sets are scored; the names are those of the command lines."""
 
     metrics: tuple[str, ...] = METRICS
     seed: int = 0
@@ -40,9 +40,9 @@ class ScoringOptions:
 
 @dataclass
 class EncoderScores:
-    """One encoder's scores, the untrained network's beside them, and the features that they are of.
+    """The scores by one encoder, those of an untrained network to compare with, and the features that they were taken from.
 
-    weights: the encoder's, by their fingerprint; empty of features that were given.
+    weights: fingerprint of the encoder's weights; empty where features were read from files.
     """
 
     scores: Scores
@@ -56,7 +56,7 @@ Source = ImageSet | Features
 
 
 def open_sources(places: Mapping[str, Path | None], fit: str) -> dict[str, Source]:
-    """What is at some places, by kind: folders of images, or files of features.
+    """Open the places of each kind of set: folders of images, or files of features.
 
     Raises MissingError, or InputError when some are files and others folders.
     """
@@ -71,11 +71,11 @@ def open_sources(places: Mapping[str, Path | None], fit: str) -> dict[str, Sourc
 
 
 def _unpair_numbered_rows(sources: dict[str, Features]) -> dict[str, Source]:
-    """Rows that have but numbers for names are pairs where there are as many real as synthetic ones, and else none."""
+    """Rename real rows that only have numbers where there are not as many synthetic ones: their numbers pair nothing."""
     real, synthetic = sources[REAL], sources[SYNTHETIC]
     if len(real) != len(synthetic) and real.rows[-1].name == str(len(real) - 1):
-        sources[REAL] = replace(real, rows=[Row(f"real {row.name}") for row in real.rows])
-    return sources
+        real = replace(real, rows=[Row(f"real {row.name}") for row in real.rows])
+    return {**sources, REAL: real}
 
 
 def score_sets(
@@ -86,43 +86,46 @@ def score_sets(
     options: ScoringOptions,
     timing: Timing,
 ) -> EncoderScores | None:
-    """Embed all sets, processes together, and score them in the main one; None in the others.
+    """Embed all sets, by all processes together, and score them in the main process; return None in the others.
 
-    embedder: None when the sources are features. Raises InputError for sets that cannot be scored.
+    embedder: may be None when the sources are features. Raises InputError for sets that cannot be scored.
     """
-    features = {
-        kind: source
-        if isinstance(source, Features)
-        else embed_set(source, embedder, cache, state, options.batch_size, options.workers, options.strict, timing)
-        for kind, source in sources.items()
-    }
+    features: dict[str, Features] = {}
+    reading = (options.batch_size, options.workers, options.strict, timing)
+    for kind, source in sources.items():
+        if isinstance(source, Features):
+            features[kind] = source
+        else:
+            assert embedder is not None, f"images of {source.folder} and no embedder"
+            features[kind] = embed_set(source, embedder, cache, state, *reading)
     if not state.is_main_process:
         return None
     device = torch.device("cuda") if embedder is not None and embedder.device.type == "cuda" else torch.device("cpu")
     real = features[REAL]
     if options.strict:
         _check_paired(real, features[SYNTHETIC])
-    settings = dict(seed=options.seed, replicates=options.replicates, device=device)
-    scores = score(real, features[SYNTHETIC], options.metrics, features.get(TRAINING), **settings)
+    settings = (options.seed, options.replicates, device)
+    scores = score(real, features[SYNTHETIC], options.metrics, features.get(TRAINING), *settings)
     untrained = None
     if UNTRAINED in features:
         metrics = [metric for metric in options.metrics if metric in UNTRAINED_METRICS]
-        untrained = score(real, features[UNTRAINED], metrics, **settings)
+        untrained = score(real, features[UNTRAINED], metrics, None, *settings)
     weights = "" if embedder is None else embedder.fingerprint
     return EncoderScores(scores, features, untrained, describe_sets(sources, features), weights)
 
 
 def _check_paired(real: Features, synthetic: Features) -> None:
-    alone = sorted(set(real.rows) ^ set(synthetic.rows))
-    if alone:
+    """Raise InputError when an image of one set has no partner in the other."""
+    unpaired = sorted(set(real.rows) ^ set(synthetic.rows))
+    if unpaired:
         raise InputError(
-            f"{len(alone)} images without a partner, the first {alone[0].name}: --strict wants as many real as synthetic "
+            f"{len(unpaired)} images without a partner, the first {unpaired[0].name}: --strict wants as many real as synthetic "
             "ones, of the same names"
         )
 
 
 def describe_sets(sources: Mapping[str, Source], features: Mapping[str, Features]) -> list[str]:
-    """What a reader must know of the sets themselves, in sentences."""
+    """Return sentences on what a reader must know of the sets themselves."""
     notes = []
     compared = {kind: len(features[kind]) for kind in (REAL, SYNTHETIC, UNTRAINED) if kind in features}
     if len(set(compared.values())) > 1:
@@ -146,15 +149,15 @@ def describe_sets(sources: Mapping[str, Source], features: Mapping[str, Features
 
 
 def count_phrase(number: int, kind: str) -> str:
-    """`1 real image is`, `3 real images are`."""
+    """Return `1 real image is` or `3 real images are`."""
     return f"{number} {kind} {'image is' if number == 1 else 'images are'}"
 
 
 def scores_by_encoder(measured: Sequence[EncoderScores]) -> dict[str, dict]:
-    """Scores by encoder, as JSON has them."""
+    """Return the scores of each encoder for JSON."""
     found = {}
     for part in measured:
-        found[part.scores.encoder] = {"weights": part.weights, **part.scores.record()}
+        found[part.scores.encoder] = {"weights": part.weights, **part.scores.to_dict()}
         if part.untrained is not None:
-            found[part.scores.encoder]["untrained"] = part.untrained.record()["values"]
+            found[part.scores.encoder]["untrained"] = part.untrained.to_dict()["values"]
     return found

@@ -1,4 +1,4 @@
-"""How well latent codecs reconstruct patches: in pixels (PSNR, SSIM) and in an encoder's features.
+"""Reconstruction by latent codecs, measured in pixels (PSNR, SSIM) and in the features of an encoder.
 
 Pictures are compared as they would be saved, in 8 bits, and are decoded from the posterior's mean: what a codec loses,
 without the noise of a draw.
@@ -29,7 +29,7 @@ from diffusion.formats import WINDOW
 from diffusion.utils.errors import InputError
 from diffusion.utils.windows import cut_windows
 
-SEED = 0  # of the bootstrap and of random pairs: which windows are drawn is all that a user's seed decides
+SEED = 0  # of the bootstrap and of random pairs; the user's seed draws the windows alone
 QUALITY_LABELS = {"psnr": "PSNR, dB", "ssim": "SSIM", "cosine": "cosine distance", "distance": "feature distance"}
 NOTES = (
     "Decoded from the posterior's mean, and compared in 8 bits.",
@@ -42,14 +42,14 @@ NOTES = (
 
 
 def check_window_size(size: int, factor: int) -> None:
-    """Raises InputError for windows that a codec of so many pixels a latent, or SSIM, cannot take."""
+    """Raise InputError for windows that SSIM, or a codec of `factor` pixels a latent, cannot take."""
     if size % factor or size < SSIM_SIDE:
         least = -(-SSIM_SIDE // factor) * factor
         raise InputError(f"--size {size}: expected a multiple of {factor} (pixels a latent) of at least {least}")
 
 
 def reconstruct(codec: LatentCodec, originals: torch.Tensor) -> torch.Tensor:
-    """Encode and decode pictures, uint8 (B, 3, S, S) -> the same on the CPU, from the posterior's mean.
+    """Encode pictures, uint8 (B, 3, S, S), and decode the posterior's mean, to the same type and shape on the CPU.
 
     Raises InputError when a codec's numbers overflow.
     """
@@ -57,14 +57,14 @@ def reconstruct(codec: LatentCodec, originals: torch.Tensor) -> torch.Tensor:
 
 
 def embed_tiles(pictures: torch.Tensor, embedder: PatchEmbedder, batch_size: int) -> torch.Tensor:
-    """Features (B * k, D) of the tiles of pictures, on the CPU."""
+    """Return the features (B * k, D) of the tiles of pictures, on the CPU."""
     return torch.cat([embedder.embed(part).cpu() for part in cut_tiles(pictures).split(batch_size)])
 
 
 def cut_tiles(pictures: torch.Tensor) -> torch.Tensor:
-    """What an embedder sees of pictures, uint8 (B, 3, S, S) -> (B * k, 3, 256, 256).
+    """Cut pictures, uint8 (B, 3, S, S), to the tiles that an embedder takes, (B * k, 3, 256, 256).
 
-    Their whole tiles of 256 pixels, row by row; of smaller pictures an enlarged one (k = 1).
+    These are the complete tiles of 256 pixels, row by row; smaller pictures are enlarged (k = 1).
     """
     if pictures.shape[-1] < WINDOW:
         return resize(pictures, WINDOW, WINDOW).to(torch.uint8)
@@ -72,7 +72,7 @@ def cut_tiles(pictures: torch.Tensor) -> torch.Tensor:
 
 
 def embed_originals(windows: RandomWindows, embedder: PatchEmbedder, batch_size: int) -> Features:
-    """The features of all windows, (P * k, D)."""
+    """Return the features of all windows, (P * k, D)."""
     batches = tqdm(list(windows.batches(batch_size)), desc=f"originals, {embedder.name}", unit="batch", leave=False)
     parts = [embed_tiles(windows.read(numbers), embedder, batch_size) for numbers in batches]
     return Features.from_tensor(torch.cat(parts), embedder.name)
@@ -92,26 +92,26 @@ class CodecQuality:
 
     @cached_property
     def means(self) -> dict[str, Value]:
-        """Over windows, with their intervals."""
+        """The means over windows, with their intervals."""
         return {name: mean_value(values, SEED) for name, values in self.per_window.items()}
 
     def difference_to(self, other: CodecQuality) -> dict[str, Value]:
-        """Means of the differences to another codec, window by window.
+        """Return the means of the differences to another codec, window by window.
 
-        Their intervals are far narrower than those of the means: that some windows are hard is common to both codecs.
+        Their intervals are far narrower than those of the means, since some windows are hard for both codecs.
         """
         return {name: mean_value(values - other.per_window[name], SEED) for name, values in self.per_window.items()}
 
-    def record(self) -> dict[str, Any]:
-        """As JSON has it."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the measurements for JSON."""
         means = {name: value._asdict() for name, value in self.means.items()}
         rest = ("frechet", "identical", "latents_per_pixel", "seconds", "parameters")
         return means | {name: getattr(self, name) for name in rest}
 
-    def row(self) -> dict[str, Any]:
-        """As a table has it."""
+    def to_row(self) -> dict[str, Any]:
+        """Return the measurements for a row of a table."""
         row: dict[str, Any] = {"codec": self.codec, "windows": len(self.per_window["psnr"])}
-        for name, value in self.record().items():
+        for name, value in self.to_dict().items():
             row |= {f"{name}_{part}": x for part, x in value.items()} if isinstance(value, dict) else {name: value}
         return {name.removesuffix("_value"): value for name, value in row.items()}
 
@@ -124,25 +124,26 @@ def measure_codec(
     embedder: PatchEmbedder,
     batch_size: int = 8,
 ) -> CodecQuality:
-    """Reconstruct all windows and compare. originals: their features, from the same embedder.
+    """Reconstruct all windows and compare them with their originals, whose features come from the same embedder.
 
     Raises InputError as `reconstruct` and `RandomWindows.read`.
     """
     psnrs, ssims, features, seconds, identical = [], [], [], [], 0
     for numbers in tqdm(list(windows.batches(batch_size)), desc=name, unit="batch", leave=False):
         pictures = windows.read(numbers)
-        begun = time.perf_counter()
-        made = reconstruct(codec, pictures)  # is on the CPU when it returns, so that no device is still at work
-        seconds.append((time.perf_counter() - begun) / len(numbers))
-        features.append(embed_tiles(made, embedder, batch_size))
-        for pair in zip(pictures, made, strict=True):
+        started = time.perf_counter()
+        reconstructed = reconstruct(codec, pictures)  # on the CPU, so that no device is still at work
+        seconds.append((time.perf_counter() - started) / len(numbers))
+        features.append(embed_tiles(reconstructed, embedder, batch_size))
+        for pair in zip(pictures, reconstructed, strict=True):
             original, reconstruction = (picture.permute(1, 2, 0).numpy() for picture in pair)
             psnrs.append(psnr(original, reconstruction))
             ssims.append(ssim(original, reconstruction))
             identical += np.array_equal(original, reconstruction)
     reconstructions = Features.from_tensor(torch.cat(features), embedder.name)
-    pairs = compare_pairs(originals, reconstructions, SEED)  # of tiles, whose means are their windows' values
-    cosine, distance = (of.reshape(len(windows), -1).mean(1) for of in (1 - pairs.similarity, pairs.distance))
+    pairs = compare_pairs(originals, reconstructions, SEED)  # of tiles; a window's value is the mean of its tiles
+    assert pairs is not None, "two windows or more have two tiles or more"
+    cosine, distance = (values.reshape(len(windows), -1).mean(1) for values in (1 - pairs.similarity, pairs.distance))
     return CodecQuality(
         codec=name,
         per_window={"psnr": np.array(psnrs), "ssim": np.array(ssims), "cosine": cosine, "distance": distance},

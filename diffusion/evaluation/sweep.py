@@ -1,4 +1,4 @@
-"""Sweeps over the settings of a sampler: which points there are, and what is told of their scores.
+"""Sweeps over the settings of a sampler: the points, their scores as tables and plots, and the best point.
 
 A point is one choice of every setting, an axis is one setting that has several values.
 """
@@ -36,7 +36,7 @@ PLOTTED = ("fd", "kid", "precision", "recall", "similarity", "above_random")
 
 @dataclass(frozen=True)
 class Point:
-    """What is sampled at a point; weights: a name of them. interval: None guides at every noise level."""
+    """The settings of a point. weights: their name. interval: None guides at every noise level."""
 
     weights: str
     solver: str
@@ -46,11 +46,12 @@ class Point:
 
     @property
     def name(self) -> str:
-        """Of its folder: like `last_ema-dpm-solver-20-g1.5`, and the interval at the end, if there is one."""
+        """The name of the point's folder, such as `last_ema-dpm-solver-20-g1.5`, with the interval at the end, if there is one."""
         ends = "" if self.interval is None else f"-i{self.interval[0]:g}-{self.interval[1]:g}"
         return f"{self.weights}-{self.solver}-{self.steps}-g{self.guidance:g}{ends}"
 
-    def shown(self, axis: str) -> str:
+    def label(self, axis: str) -> str:
+        """Return the value of a setting, for tables and plots."""
         value = getattr(self, axis)
         if axis == "interval":
             return "all" if value is None else f"{value[0]:g} to {value[1]:g}"
@@ -58,13 +59,13 @@ class Point:
 
 
 def make_grid(values: Mapping[str, Sequence[Any]]) -> list[Point]:
-    """Every combination of the axes' values, each but once: without guidance there is no interval to tell apart."""
+    """Return every combination of the axes' values once; without guidance, points that differ by interval alone are the same."""
     points = (Point(**dict(zip(values, choice, strict=True))) for choice in product(*values.values()))
     return list(dict.fromkeys(replace(point, interval=None) if point.guidance == 1 else point for point in points))
 
 
 def parse_interval(text: str) -> tuple[float, float] | None:
-    """`LO:HI`, or `all`. Raises InputError for anything else."""
+    """Parse `LO:HI`, or `all`, which is None. Raises InputError for anything else."""
     if text == "all":
         return None
     try:
@@ -75,7 +76,7 @@ def parse_interval(text: str) -> tuple[float, float] | None:
 
 
 def read_points(folder: Path, about: Mapping[str, Any]) -> dict[Point, dict[str, Any]]:
-    """The points that lie in a folder and were scored in one way: `about` is in what their scores.json says of it."""
+    """Read the scores of those points in a folder that were scored in one way: their scores.json agree with `about`."""
     found = {}
     for file in sorted(folder.glob("*/scores.json")):
         record = read_json(file, "record of scores", "delete it")
@@ -88,17 +89,17 @@ def read_points(folder: Path, about: Mapping[str, Any]) -> dict[Point, dict[str,
     return found
 
 
-ScoredPoints = Mapping[Point, Mapping[str, Any]]  # of each point `encoders` as scores.json has them
+ScoredPoints = Mapping[Point, Mapping[str, Any]]  # point -> `encoders` of its scores.json
 
 
 def best_point(scored: ScoredPoints, by: str, encoder: str) -> Point:
-    """The point with the best score. Raises InputError when no point has it."""
+    """Return the point with the best score of a name. Raises InputError when no point has such a score."""
     values = {point: _value(record, encoder, by) for point, record in scored.items()}
-    there = {point: value["value"] for point, value in values.items() if value is not None}
-    if not there:
+    known_values = {point: value["value"] for point, value in values.items() if value is not None}
+    if not known_values:
         known = ", ".join(next(iter(scored.values()))[encoder]["values"])
         raise InputError(f"--by {by}: there is no such score; there are {known}")
-    return (max if QUANTITIES[by].more_is_better else min)(there, key=there.__getitem__)
+    return (max if QUANTITIES[by].more_is_better else min)(known_values, key=known_values.__getitem__)
 
 
 def _value(record: Mapping[str, Any], encoder: str, name: str) -> Mapping[str, Any] | None:
@@ -106,21 +107,26 @@ def _value(record: Mapping[str, Any], encoder: str, name: str) -> Mapping[str, A
 
 
 def difference_to_best(scored: ScoredPoints, best: Point, encoder: str) -> dict[Point, Value]:
-    """How far each point's Frechet distance is above the best point's, where the same draws tell it of both."""
+    """Return how far each point's Frechet distance is above that of the best point, where both have deviations of the same draws."""
     found = {}
-    of_best = scored[best][encoder]
+    best_record = scored[best][encoder]
     for point, record in scored.items():
         values, deviations = record[encoder]["values"], record[encoder]["deviations"]
-        if point == best or "fd" not in values or len(deviations) < 2 or len(deviations) != len(of_best["deviations"]):
+        if (
+            point == best
+            or "fd" not in values
+            or len(deviations) < 2
+            or len(deviations) != len(best_record["deviations"])
+        ):
             continue
-        difference = values["fd"]["value"] - of_best["values"]["fd"]["value"]
-        error = np.std(np.subtract(deviations, of_best["deviations"]), ddof=1)
+        difference = values["fd"]["value"] - best_record["values"]["fd"]["value"]
+        error = np.std(np.subtract(deviations, best_record["deviations"]), ddof=1)
         found[point] = Value(difference, *intervals.normal_ci(difference, float(error)))
     return found
 
 
 def write_sweep(out: Path, scored: ScoredPoints, by: str, about: Mapping[str, Any]) -> Point:
-    """Write sweep.csv, sweep.json and a plot of each axis that has several values; returns the best point."""
+    """Write sweep.csv, sweep.json and a plot of each axis that has several values; return the best point."""
     encoder = next(iter(next(iter(scored.values()))))
     best = best_point(scored, by, encoder)
     record = {**about, "by": by, "encoder": encoder, "best": best.name,
@@ -131,17 +137,17 @@ def write_sweep(out: Path, scored: ScoredPoints, by: str, about: Mapping[str, An
         if axis in varied_axes(scored):
             atomic_write_bytes(out / f"{axis}.png", plot_axis(scored, axis, encoder))
         else:
-            (out / f"{axis}.png").unlink(missing_ok=True)  # of points that are no more
+            (out / f"{axis}.png").unlink(missing_ok=True)  # a plot of earlier points
     return best
 
 
 def varied_axes(points: ScoredPoints) -> list[str]:
-    """The axes on which points differ."""
+    """Return the axes on which points differ."""
     return [axis for axis in AXES if len({getattr(point, axis) for point in points}) > 1]
 
 
 def points_csv(scored: ScoredPoints, best: Point) -> str:
-    """A row for each point: its settings, each encoder's scores with the ends of their intervals, and which is best."""
+    """Return a CSV table: for each point its settings, each encoder's scores with their intervals, and a mark at the best."""
     first = next(iter(scored.values()))
     names = [(encoder, name) for encoder in first for name in first[encoder]["values"]]
     text = io.StringIO()
@@ -156,20 +162,20 @@ def points_csv(scored: ScoredPoints, best: Point) -> str:
         cells = [value.get(part) for value in values for part in ("value", "low", "high")]
         shown = ["" if cell is None else f"{cell:.6g}" for cell in cells]
         less = [f"{part:.6g}" for part in differences[point]] if point in differences else ["", "", ""]
-        rows.writerow([*(point.shown(axis) for axis in AXES), *shown, "best" if point == best else "", *less])
+        rows.writerow([*(point.label(axis) for axis in AXES), *shown, "best" if point == best else "", *less])
     return text.getvalue()
 
 
 def plot_axis(scored: ScoredPoints, axis: str, encoder: str) -> bytes:
-    """Each score over one axis, a line for each choice of the others; words stand at the places 0, 1, ..."""
-    shown = {getattr(point, axis): point.shown(axis) for point in scored}
-    numeric = all(isinstance(choice, (int, float)) for choice in shown)
-    choices = sorted(shown) if numeric else list(shown)
+    """Plot each score over one axis, a line for each choice of the other settings; words are at the places 0, 1, ..."""
+    labels = {getattr(point, axis): point.label(axis) for point in scored}
+    numeric = all(isinstance(choice, (int, float)) for choice in labels)
+    choices = sorted(labels) if numeric else list(labels)
     places = {choice: choice if numeric else i for i, choice in enumerate(choices)}
-    others = [other for other in varied_axes(scored) if other != axis]
+    other_axes = [other for other in varied_axes(scored) if other != axis]
     groups: dict[str, list[Point]] = {}
     for point in sorted(scored, key=lambda point: places[getattr(point, axis)]):
-        label = ", ".join(f"{other} {point.shown(other)}" for other in others)
+        label = ", ".join(f"{other} {point.label(other)}" for other in other_axes)
         groups.setdefault(label, []).append(point)
     panels = []
     for name in PLOTTED:
@@ -177,7 +183,7 @@ def plot_axis(scored: ScoredPoints, axis: str, encoder: str) -> bytes:
         lines = [line for line in lines if line.places]
         if lines:
             panels.append(ScorePanel(QUANTITIES[name].title, QUANTITIES[name].more_is_better, lines))
-    ticks = {shown[choice]: places[choice] for choice in choices}
+    ticks = {labels[choice]: places[choice] for choice in choices}
     return plot_score_panels(panels, f"{AXES[axis]}; scores by {encoder}", ticks)
 
 
@@ -190,8 +196,8 @@ def _build_line(
     encoder: str,
     name: str,
 ) -> ScoreLine:
-    there = [(point, _value(scored[point], encoder, name)) for point in points]
-    there = [(point, value) for point, value in there if value is not None]
-    ends = [None if value["low"] is None else (value["low"], value["high"]) for _, value in there]
-    at = [places[getattr(point, axis)] for point, _ in there]
-    return ScoreLine(label, at, [value["value"] for _, value in there], ends)
+    """Return the values of a score at those points that have it."""
+    values = [(point, _value(scored[point], encoder, name)) for point in points]
+    known = [(places[getattr(point, axis)], value) for point, value in values if value is not None]
+    bounds = [None if value["low"] is None else (value["low"], value["high"]) for _, value in known]
+    return ScoreLine(label, [place for place, _ in known], [value["value"] for _, value in known], bounds)

@@ -180,7 +180,7 @@ class TestCodecs:
         assert torch.equal(torch.cat(codec.seen), windows.read(range(6)).float() / 127.5 - 1)
         assert quality.per_window["cosine"].max() > 0 and quality.frechet > 0
         assert quality.latents_per_pixel == 0.25 and quality.parameters == 10 and quality.identical == 0
-        row = quality.row()
+        row = quality.to_row()
         assert row["psnr"] == row["psnr_low"] == pytest.approx(38.588, abs=1e-3) and row["windows"] == 6
 
     def test_features_are_compared_window_by_window(self, folder, embedder):
@@ -210,7 +210,7 @@ class TestCodecs:
         assert quality.identical == 5 and np.all(quality.per_window["ssim"] == 1)
         assert np.abs(quality.per_window["cosine"]).max() < 1e-6 and quality.per_window["distance"].max() == 0
         assert quality.frechet < 1e-6 * originals.take(range(5)).double().var(0).sum().item()
-        assert all(np.isfinite(value) for value in quality.row().values() if not isinstance(value, str))
+        assert all(np.isfinite(value) for value in quality.to_row().values() if not isinstance(value, str))
 
     def test_a_difference_is_surer_than_means(self, folder, embedder):
         windows = draw_windows(ImageFiles.from_folder(folder), 7, 64)

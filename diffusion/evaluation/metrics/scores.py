@@ -1,4 +1,4 @@
-"""Everything that is measured of a synthetic set against a real one, in one encoder's features."""
+"""All scores of a synthetic set against a real one, in the features of one encoder."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ from diffusion.evaluation.sets.features import Features
 from diffusion.formats import METRICS
 from diffusion.utils.errors import InputError
 
-REPLICATES = 50  # of the bootstrap of a Frechet distance: it tells the standard error to a tenth
-# rows of a set that are held at once, for what cannot be summed up batch by batch
+REPLICATES = 50  # of the bootstrap of a Frechet distance: enough to know the standard error to a tenth
+# rows of a set that are in memory at once, for scores that cannot be accumulated batch by batch
 HALVED_ROWS, PRDC_ROWS, MAX_ROWS = 10_000, 10_000, 50_000
-DUPLICATE_COSINE = 0.99999  # cosine from which two images are taken for one
-EXTRAPOLATION_SAMPLES = 2 * SAMPLES_PER_FEATURE  # samples for each number of a feature
+DUPLICATE_COSINE = 0.99999  # of features from which on two images are taken for the same
+EXTRAPOLATION_SAMPLES = 2 * SAMPLES_PER_FEATURE  # samples / width from which on a distance is extrapolated
 
 
 class Quantity(NamedTuple):
-    """What a value is called, and whether more of it is better; None of what others are only compared with."""
+    """The title and meaning of a score; more_is_better: None for one that is only compared with others."""
 
     title: str
     more_is_better: bool | None
@@ -65,9 +65,9 @@ QUANTITIES = {
 
 @dataclass
 class Scores:
-    """What one encoder says of a synthetic set; `notes`: what a reader of its values must know, in sentences.
+    """The scores of a synthetic set by one encoder.
 
-    deviations: of the Frechet distance, as `FidEstimate` has them.
+    notes: what a reader of the values must know, in sentences. deviations: of the Frechet distance, as in `FidEstimate`.
     """
 
     encoder: str
@@ -80,8 +80,8 @@ class Scores:
     extrapolation: FidExtrapolation | None = None
     deviations: np.ndarray = field(default_factory=lambda: np.zeros(0))
 
-    def record(self) -> dict[str, Any]:
-        """As JSON has it."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the scores for JSON."""
         values = {name: value._asdict() for name, value in self.values.items()}
         record = {"width": self.width, "counts": self.counts, "values": values, "notes": self.notes}
         return record | {"deviations": [float(f"{deviation:.6g}") for deviation in self.deviations]}
@@ -96,9 +96,11 @@ def score(
     replicates: int = REPLICATES,
     device: torch.device | str = "cpu",
 ) -> Scores:
-    """Measure a synthetic set against a real one. device: where sums are taken; it must know float64.
+    """Score a synthetic set against a real one.
 
-    Raises InputError for a metric that is none, widths that differ, and fewer than two rows on a side.
+    training: the set among which the nearest image of each row is looked up. replicates: of the bootstrap of the Frechet
+    distance; 0 for no interval. device: for the sums, which are in float64.
+    Raises InputError for an unknown metric, widths that differ, and fewer than two rows on a side.
     """
     unknown = [metric for metric in metrics if metric not in METRICS]
     if unknown:
@@ -116,19 +118,9 @@ def score(
     if fewest < 2:
         raise InputError(f"got {len(real)} real and {len(synthetic)} synthetic images, expected at least 2 of each")
     if "fd" in metrics:
-        found = estimate_fid(real, synthetic, seed, replicates, device)
-        scores.deviations = found.deviations
-        bounds = intervals.normal_ci(found.value, found.error, least=0.0) if len(found.deviations) else (None, None)
-        scores.values["fd"] = Value(found.value, *bounds)
-        scores.notes += bias_notes(real, fewest, seed, device)
-    if "fd_infinity" in metrics and fewest < EXTRAPOLATION_SAMPLES * real.width:
-        scores.notes.append(
-            f"The Fréchet distance is extrapolated to infinitely many images from {EXTRAPOLATION_SAMPLES * real.width} on."
-        )
-    elif "fd_infinity" in metrics:
-        rows = [part.sample(MAX_ROWS, seed).to(device) for part in (real, synthetic)]
-        scores.extrapolation = extrapolate_fid(*rows, seed=seed)
-        scores.values["fd_infinity"] = Value(scores.extrapolation.value)
+        add_fid(scores, real, synthetic, seed, replicates, device)
+    if "fd_infinity" in metrics:
+        add_extrapolation(scores, real, synthetic, seed, device)
     if "kid" in metrics:
         rows = [part.sample(MAX_ROWS, seed).to(device) for part in (real, synthetic)]
         value, error = compute_kid(*rows, seed=seed)
@@ -138,22 +130,39 @@ def score(
     if "similarity" in metrics:
         add_pairs(scores, real, synthetic, seed)
     if "neighbours" in metrics and training is not None:
-        scores.neighbours = find_nearest(synthetic, training, device)
-        of_real = find_nearest(real, training, device)
-        for name, found in (("nearest_training", scores.neighbours), ("nearest_training_of_real", of_real)):
-            scores.values[name] = mean_value(found.similarity, seed)
-        there = int((of_real.similarity > DUPLICATE_COSINE).sum())
-        if there:
-            scores.notes.append(
-                f"{there} real images are among those of training, too: the nearest is the image itself."
-            )
+        add_neighbours(scores, real, synthetic, training, seed, device)
     return scores
 
 
-class FidEstimate(NamedTuple):
-    """A Frechet distance, its standard error, and deviations of it over sets drawn again (replicates,).
+def add_fid(
+    scores: Scores, real: Features, synthetic: Features, seed: int, replicates: int, device: torch.device | str
+) -> None:
+    """Add the Frechet distance with its interval and deviations, if there are replicates, and notes on its bias."""
+    found = estimate_fid(real, synthetic, seed, replicates, device)
+    scores.deviations = found.deviations
+    bounds = intervals.normal_ci(found.value, found.error, least=0.0) if len(found.deviations) else (None, None)
+    scores.values["fd"] = Value(found.value, *bounds)
+    scores.notes += bias_notes(real, min(len(real), len(synthetic)), seed, device)
 
-    Deviations of two distances whose sets have as many rows are of the same draws: what both share falls out of their difference.
+
+def add_extrapolation(
+    scores: Scores, real: Features, synthetic: Features, seed: int, device: torch.device | str
+) -> None:
+    """Add the Frechet distance extrapolated to infinitely many images, or a note that there are too few of them."""
+    needed = EXTRAPOLATION_SAMPLES * real.width
+    if min(len(real), len(synthetic)) < needed:
+        scores.notes.append(f"The Fréchet distance is extrapolated to infinitely many images from {needed} on.")
+        return
+    rows = [part.sample(MAX_ROWS, seed).to(device) for part in (real, synthetic)]
+    scores.extrapolation = extrapolate_fid(*rows, seed=seed)
+    scores.values["fd_infinity"] = Value(scores.extrapolation.value)
+
+
+class FidEstimate(NamedTuple):
+    """A Frechet distance, its standard error, and its deviations over resamples of the sets, (replicates,).
+
+    Deviations of two distances are over the same draws, where their sets have as many rows: in the difference of the
+    distances, the deviation that both share cancels out.
     """
 
     value: float
@@ -164,31 +173,35 @@ class FidEstimate(NamedTuple):
 def estimate_fid(
     real: Features, synthetic: Features, seed: int = 0, replicates: int = 0, device: torch.device | str = "cpu"
 ) -> FidEstimate:
-    """The Frechet distance of two sets, part by part; how sure it is by the bootstrap or, of more rows than columns, where
-    that takes long and is far too wide, by its derivative. Without replicates no error is taken."""
-    nothing = np.zeros(0)
+    """Return the Frechet distance of two sets, read part by part, with its error and deviations if there are replicates.
+
+    Of more rows than columns they are by the derivative of the distance, since the bootstrap takes long, else by the bootstrap.
+    """
+    none = np.zeros(0)
     if max(len(real), len(synthetic)) <= real.width:
-        rows = [part.take(range(len(part))).to(device) for part in (real, synthetic)]
+        rows = (real.take(range(len(real))).to(device), synthetic.take(range(len(synthetic))).to(device))
         value = compute_fid(*rows)
-        again = intervals.bootstrap_deviations(compute_fid, *rows, replicates, seed) if replicates > 1 else nothing
-        return FidEstimate(value, float(again.std(ddof=1)) if len(again) else 0.0, again)
-    both = (real, synthetic)
-    gaussians = [fit_gaussian(part, device) for part in both]
+        deviations = intervals.bootstrap_deviations(compute_fid, *rows, replicates, seed) if replicates > 1 else none
+        return FidEstimate(value, float(deviations.std(ddof=1)) if len(deviations) else 0.0, deviations)
+    gaussians = [fit_gaussian(rows, device) for rows in (real, synthetic)]
     value = fid_of_gaussians(*gaussians)
     if replicates < 2 or min(len(real), len(synthetic)) <= real.width:
-        return FidEstimate(value, 0.0, nothing)
-    moves = []
-    for part, own, other in zip(both, gaussians, reversed(gaussians), strict=True):
+        return FidEstimate(value, 0.0, none)
+    influences = []
+    for features, own, other in zip((real, synthetic), gaussians, reversed(gaussians), strict=True):
         influence = fid_influence(own, other)
-        moves.append(torch.cat([influence(rows).cpu() for rows in part]).numpy())
-    error = sum(move.var(ddof=1) / len(move) for move in moves) ** 0.5
-    picks = intervals.draw_resamples([len(move) for move in moves], replicates, seed)
-    again = [sum(move[own].mean() for move, own in zip(moves, pick, strict=True)) for pick in picks]
-    return FidEstimate(value, float(error), np.array(again))
+        influences.append(torch.cat([influence(rows).cpu() for rows in features]).numpy())
+    error = sum(influence.var(ddof=1) / len(influence) for influence in influences) ** 0.5
+    resamples = intervals.draw_resamples([len(influence) for influence in influences], replicates, seed)
+    deviations = [
+        sum(influence[rows].mean() for influence, rows in zip(influences, numbers, strict=True))
+        for numbers in resamples
+    ]
+    return FidEstimate(value, float(error), np.array(deviations))
 
 
 def bias_notes(real: Features, fewest: int, seed: int, device: torch.device | str) -> list[str]:
-    """How far the number of images alone moves a Frechet distance."""
+    """Return sentences on how far the number of images alone moves a Frechet distance."""
     notes = []
     if fewest <= real.width:
         notes.append(
@@ -197,45 +210,67 @@ def bias_notes(real: Features, fewest: int, seed: int, device: torch.device | st
         )
     if len(real) >= 4:
         rows = real.sample(HALVED_ROWS, seed).to(device)
-        apart = split_half_fid(rows, seed)
+        distance = split_half_fid(rows, seed)
         notes.append(
-            f"Two random halves of the real images ({len(rows) // 2} each) have a Fréchet distance of {apart:.4g}, although "
+            f"Two random halves of the real images ({len(rows) // 2} each) have a Fréchet distance of {distance:.4g}, although "
             "they are of one kind: that much is bias at their number, which falls slowly as there are more."
         )
     return notes
 
 
 def add_prdc(scores: Scores, real: Features, synthetic: Features, seed: int, device: torch.device | str) -> None:
-    rows = [part.sample(PRDC_ROWS, seed).to(device) for part in (real, synthetic)]
-    if min(map(len, rows)) <= PRDC_NEIGHBOURS:
+    """Add precision, recall, density and coverage with their intervals, or a note that there are too few images."""
+    rows_real, rows_synthetic = (features.sample(PRDC_ROWS, seed).to(device) for features in (real, synthetic))
+    if min(len(rows_real), len(rows_synthetic)) <= PRDC_NEIGHBOURS:
         scores.notes.append(
             f"Precision, recall, density and coverage need more than {PRDC_NEIGHBOURS} images of each kind."
         )
         return
-    if len(rows[0]) < len(real) or len(rows[1]) < len(synthetic):
+    if len(rows_real) < len(real) or len(rows_synthetic) < len(synthetic):
         scores.notes.append(
             f"Precision, recall, density and coverage are taken from {PRDC_ROWS} random images of a set."
         )
-    for name, of_each in compute_prdc(*rows)._asdict().items():
-        if name == "density":  # which counts, where the others ask whether
-            counts = of_each.cpu().numpy()
-            # where all are the same, as in no neighbourhood at all, they say nothing of others
+    for name, values in compute_prdc(rows_real, rows_synthetic)._asdict().items():
+        if name == "density":  # a mean of counts, where the others are shares
+            counts = values.cpu().numpy()
+            # where all are equal, such as all in no neighbourhood, their spread says nothing
             scores.values[name] = mean_value(counts, seed) if np.ptp(counts) else Value(float(counts[0]))
         else:
-            share, hits = float(of_each.mean()), int(of_each.sum())
-            scores.values[name] = Value(share, *intervals.wilson_ci(hits, len(of_each)))
+            share, hits = float(values.mean()), int(values.sum())
+            scores.values[name] = Value(share, *intervals.wilson_ci(hits, len(values)))
 
 
 def add_pairs(scores: Scores, real: Features, synthetic: Features, seed: int) -> None:
+    """Add the similarity of pairs and what it is compared with, or a note that there are no pairs."""
     pairs = compare_pairs(real, synthetic, seed)
     if pairs is None:
         scores.notes.append("No pairs: fewer than two names are in both sets.")
         return
     scores.pairs = pairs
-    alone = len(real) + len(synthetic) - 2 * len(pairs.rows)
-    if alone:
-        scores.notes.append(f"Images without a partner of their name: {alone}; they are in no pair.")
+    unpaired = len(real) + len(synthetic) - 2 * len(pairs.rows)
+    if unpaired:
+        scores.notes.append(f"Images without a partner of their name: {unpaired}; they are in no pair.")
     scores.values["similarity"] = mean_value(pairs.similarity, seed)
     scores.values["random_similarity"] = mean_value(pairs.random, seed)
     scores.values["above_random"] = mean_value(pairs.above_random, seed)
     scores.values["feature_distance"] = mean_value(pairs.distance, seed)
+
+
+def add_neighbours(
+    scores: Scores,
+    real: Features,
+    synthetic: Features,
+    training: Features,
+    seed: int,
+    device: torch.device | str,
+) -> None:
+    """Add the similarity of each row, synthetic and real, to its nearest training image."""
+    scores.neighbours = find_nearest(synthetic, training, device)
+    neighbours_of_real = find_nearest(real, training, device)
+    for name, found in (("nearest_training", scores.neighbours), ("nearest_training_of_real", neighbours_of_real)):
+        scores.values[name] = mean_value(found.similarity, seed)
+    duplicates = int((neighbours_of_real.similarity > DUPLICATE_COSINE).sum())
+    if duplicates:
+        scores.notes.append(
+            f"{duplicates} real images are among those of training, too: the nearest is the image itself."
+        )

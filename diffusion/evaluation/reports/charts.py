@@ -1,4 +1,4 @@
-"""Plots of a report, as PNG on no ground of their own: they read on a light page and on a dark one."""
+"""Plots of a report as transparent PNG, which are readable on a light page and on a dark one, and of a sweep on white."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DODGE = 0.008  # of a plot's width, between the intervals of two lines
 
 
 def new_chart(width: float = 8, height: float = 3.2) -> tuple[Figure, Axes]:
-    """An empty plot of so many inches."""
+    """Return an empty plot of this size in inches."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -33,6 +33,7 @@ def new_chart(width: float = 8, height: float = 3.2) -> tuple[Figure, Axes]:
 
 
 def finish_chart(figure: Figure, axes: Axes, x: str, y: str, legend: bool = True) -> bytes:
+    """Label a plot and return it as PNG."""
     axes.set_xlabel(x, color=NEUTRAL)
     axes.set_ylabel(y, color=NEUTRAL)
     if legend:
@@ -41,7 +42,7 @@ def finish_chart(figure: Figure, axes: Axes, x: str, y: str, legend: bool = True
 
 
 def plot_losses(training: Curve, validation: Curve | None = None) -> bytes:
-    """A run's training loss, each logged value and smoothed; and its loss on held-out samples, if it took one."""
+    """Plot a run's training loss, each logged value and smoothed, and its loss on held-out samples, if there is one."""
     figure, axes = new_chart()
     axes.plot(training.steps, training.values, color=NEUTRAL, alpha=0.45, linewidth=0.8, label="each logged step")
     axes.plot(training.steps, training.smoothed(), color=BLUE, linewidth=1.8, label="smoothed")
@@ -53,7 +54,7 @@ def plot_losses(training: Curve, validation: Curve | None = None) -> bytes:
 
 
 def plot_similarity(pairs: Pairs) -> bytes:
-    """How similar pairs are, beside pairs put together at random."""
+    """Plot the distribution of the similarity of pairs, beside that of random pairs."""
     import numpy as np
 
     figure, axes = new_chart()
@@ -68,7 +69,7 @@ def plot_similarity(pairs: Pairs) -> bytes:
 
 
 def plot_extrapolation(extrapolation: FidExtrapolation, count: int) -> bytes:
-    """Distances over one by the number of images, and the line through them to infinitely many."""
+    """Plot distances over 1 / number of images, and the line through them to infinitely many."""
     figure, axes = new_chart()
     inverse = [1 / (share * count) for share in extrapolation.shares]
     axes.plot(inverse, extrapolation.distances, "o", color=BLUE, markersize=4, label="at shares of the images")
@@ -84,7 +85,7 @@ def plot_extrapolation(extrapolation: FidExtrapolation, count: int) -> bytes:
 
 @dataclass(frozen=True)
 class ScoreLine:
-    """A score over one setting, the others as `label` says: places on the axis, values, and intervals where known."""
+    """A score over one setting, the others fixed as `label` says: places on the axis, values, and intervals where known."""
 
     label: str
     places: list[float]
@@ -94,21 +95,21 @@ class ScoreLine:
 
 @dataclass(frozen=True)
 class ScorePanel:
-    """One score; its lines, and whether more of it is better."""
+    """The plot of one score: its lines, and whether more of it is better (None: neither)."""
 
     title: str
-    more_is_better: bool
+    more_is_better: bool | None
     lines: list[ScoreLine]
 
     @property
     def best(self) -> tuple[float, float]:
-        """Place and value of the best point of all lines."""
+        """The place and the value of the best point of all lines."""
         points = [point for line in self.lines for point in zip(line.places, line.values, strict=True)]
         return (max if self.more_is_better else min)(points, key=lambda point: point[1])
 
 
 def plot_score_panels(panels: Sequence[ScorePanel], xlabel: str, ticks: Mapping[str, float]) -> bytes:
-    """Scores over one setting, a panel each, on white; ticks: what the setting's values are called, and their places."""
+    """Plot scores over one setting, a panel each, on white. ticks: the labels of the setting's values, and their places."""
     from matplotlib.figure import Figure
 
     columns = min(2, len(panels))
@@ -118,7 +119,7 @@ def plot_score_panels(panels: Sequence[ScorePanel], xlabel: str, ticks: Mapping[
         axes = figure.add_subplot(rows, columns, i + 1)
         width = max(ticks.values()) - min(ticks.values())
         for j, line in enumerate(panel.lines):
-            _plot_line(axes, line, f"C{j % 10}", aside=width * DODGE * (j - (len(panel.lines) - 1) / 2))
+            _plot_line(axes, line, f"C{j % 10}", offset=width * DODGE * (j - (len(panel.lines) - 1) / 2))
         axes.set_title(panel.title, loc="left", fontsize=11)
         if len({value for line in panel.lines for value in line.values}) > 1:
             place, value = panel.best
@@ -135,9 +136,9 @@ def plot_score_panels(panels: Sequence[ScorePanel], xlabel: str, ticks: Mapping[
     return figure_png(figure, dpi=110)
 
 
-def _plot_line(axes: Axes, line: ScoreLine, colour: str, aside: float) -> None:
-    """aside: how far intervals stand from their place, so that those of several lines are told apart."""
+def _plot_line(axes: Axes, line: ScoreLine, colour: str, offset: float) -> None:
+    """Plot one line. offset: of its intervals from their places, so that those of several lines do not overlap."""
     axes.plot(line.places, line.values, "o-", color=colour, markersize=4, label=line.label)
     for place, interval in zip(line.places, line.intervals, strict=True):
         if interval is not None:
-            axes.vlines(place + aside, *interval, color=colour, alpha=0.45)
+            axes.vlines(place + offset, *interval, color=colour, alpha=0.45)

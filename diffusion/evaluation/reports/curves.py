@@ -1,4 +1,4 @@
-"""The curves that a training run leaves in its TensorBoard files."""
+"""Curves of a training run, read from its TensorBoard files."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ EVENTS = "events.out.tfevents.*"
 
 @dataclass(frozen=True)
 class Curve:
-    """One value per step, steps rising. A value may be infinite or not a number."""
+    """One value per step, in the order of steps. A value may be infinite or NaN."""
 
     steps: list[int]
     values: list[float]
 
     def smoothed(self) -> list[float]:
-        """The mean of about a fifteenth of the curve around each point; of what there is of it near the ends.
+        """Return the mean of about a fifteenth of the curve around each point, or of the part of it that exists at the ends.
 
-        Values that are not finite are left out of the means; where there is no other, the mean is not a number.
+        Values that are NaN or infinite are left out of the means; where there is no other value, the mean is NaN.
         """
         values = np.asarray(self.values, dtype=np.float64)
         finite = np.isfinite(values)
         window = np.ones(2 * (len(values) // 30) + 1)
-        # A sum for each window: differences of running sums would lose all digits behind a value that is huge.
+        # A sum for each window: differences of running sums would lose all digits after a huge value.
         counts = np.convolve(finite, window, mode="same")
         sums = np.convolve(np.where(finite, values, 0), window, mode="same")
         return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan).tolist()
 
     def tail(self, step: int) -> Curve:
-        """The part from `step` on."""
+        """Return the part from `step` on."""
         kept = [point for point in zip(self.steps, self.values, strict=True) if point[0] >= step]
         return Curve([step for step, _ in kept], [value for _, value in kept])
 
 
 def read_curves(workdir: Path) -> dict[str, Curve]:
-    """Every scalar of a run by its tag, in name order; where a resumed run repeated a step, the later value.
+    """Read every scalar of a run, by its tag, in name order; where a resumed run repeated a step, the later value counts.
 
     Raises MissingError when there is no TensorBoard file, InputError when there are those of several runs.
     """
@@ -50,7 +50,7 @@ def read_curves(workdir: Path) -> dict[str, Curve]:
 
     points: dict[str, list[tuple[float, int, float]]] = defaultdict(list)
     for file in find_event_files(workdir):
-        # 0: keep every point; of the pictures one is enough, they are not looked at.
+        # 0: keep every point; one picture is enough, since pictures are not used.
         events = EventAccumulator(str(file), size_guidance={"scalars": 0, "images": 1}).Reload()
         for tag in events.Tags()["scalars"]:
             points[tag] += [(event.wall_time, event.step, event.value) for event in events.Scalars(tag)]
@@ -58,7 +58,7 @@ def read_curves(workdir: Path) -> dict[str, Curve]:
 
 
 def _in_order(points: list[tuple[float, int, float]]) -> Curve:
-    """The curve of points (time of writing, step, value)."""
+    """Return the curve of points (time of writing, step, value)."""
     by_step = {step: value for _, step, value in sorted(points, key=itemgetter(0))}
     steps = sorted(by_step)
     return Curve(steps, [by_step[step] for step in steps])
@@ -67,13 +67,13 @@ def _in_order(points: list[tuple[float, int, float]]) -> Curve:
 def find_event_files(workdir: Path) -> list[Path]:
     """Find the TensorBoard files of a run: those in `tensorboard/` of its work dir, else all that lie in one folder below.
 
-    Raises MissingError when there is none, InputError when they lie in several folders: one run does not leave that.
+    Raises MissingError when there is none, InputError when they lie in several folders, so belong to several runs.
     """
     if not workdir.is_dir():
         raise MissingError(f"no work dir at {workdir}; expected the folder that a run was trained in")
     files = sorted((workdir / "tensorboard").glob(EVENTS))
+    skipped = SkippedEntries()
     if not files:
-        skipped = SkippedEntries()
         files = [path for path in walk_files(workdir, skipped) if path.match(EVENTS)]
     if not files:
         skipped.report()

@@ -1,4 +1,4 @@
-"""The report: scores, plots, pairs and contact sheets, as one HTML file that needs no other and no network."""
+"""The parts of the report's page, one HTML file without network: pairs of pictures, contact sheets, and the template."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from diffusion.utils.text import format_number
 PAIRS_SHOWN = 6  # pairs of each of best, median and worst; nearest neighbours
 SHEET_COLUMNS, SHEET_ROWS, SHEET_CELL = 8, 6, 128  # of a contact sheet; pixels
 GRID_COLUMNS, GRID_PAIRS, GRID_CELL = 8, 16, 104  # of the picture of pairs, which fits a README
-QUALITY = 90  # of the copies shown, JPEG, so that the page stays small; scores are taken from the files
+QUALITY = 90  # of the JPEG copies on the page, which keep it small; scores are taken from the files
 
 
 class ImagePair(NamedTuple):
-    """Two pictures side by side, as data URIs, and what is said of them."""
+    """Two pictures that are shown together, as data URIs, with their name, cosine similarity and group."""
 
     name: str
     first: str
@@ -35,7 +35,7 @@ class ImagePair(NamedTuple):
 
 
 def choose_ranked(similarity: np.ndarray, each: int = PAIRS_SHOWN) -> list[tuple[str, int]]:
-    """Numbers of the most similar, of those about the median, and of the least similar, each but once, with their group."""
+    """Return group and number of the most similar, those around the median and the least similar pairs, each once."""
     order = np.argsort(-similarity, kind="stable")
     count = len(order)
     middle = max(0, (count - each) // 2)
@@ -48,7 +48,7 @@ def choose_ranked(similarity: np.ndarray, each: int = PAIRS_SHOWN) -> list[tuple
 
 
 def build_ranked_pairs(pairs: Pairs, real: ImageSet, synthetic: ImageSet) -> list[ImagePair]:
-    """The best, median and worst pairs, most similar first."""
+    """Return the best, median and worst pairs, the most similar first."""
     return [
         ImagePair(
             row_title(pairs.rows[i]),
@@ -64,29 +64,32 @@ def build_ranked_pairs(pairs: Pairs, real: ImageSet, synthetic: ImageSet) -> lis
 def build_nearest_pairs(
     found: NearestNeighbours, rows: Sequence[Row], synthetic: ImageSet, training_rows: Sequence[Row], training: ImageSet
 ) -> list[ImagePair]:
-    """The samples that are nearest to a training image, beside that image; the nearest first."""
+    """Return the samples that are nearest to a training image, with that image, the nearest first."""
     order = np.argsort(-found.similarity, kind="stable")[:PAIRS_SHOWN].tolist()
+    partners = {i: training_rows[int(found.number[i])] for i in order}
     return [
         ImagePair(
-            row_title(training_rows[found.number[i]]),
+            row_title(partner),
             window_uri(synthetic, rows[i]),
-            window_uri(training, training_rows[found.number[i]]),
+            window_uri(training, partner),
             float(found.similarity[i]),
         )
-        for i in order
+        for i, partner in partners.items()
     ]
 
 
 def row_title(row: Row) -> str:
+    """Return the name of an image and, from the second window on, the number of the window."""
     return f"{row.name}, window {row.window}" if row.window else row.name
 
 
 def window_uri(images: ImageSet, row: Row) -> str:
+    """Return one window of an image as a data URI."""
     return jpeg_uri(load_window(images.files[row.name], images.fit, row.window))
 
 
 def contact_sheet_uri(images: ImageSet, rows: Sequence[Row], seed: int) -> str:
-    """Some of a set, drawn by `seed`, as one picture."""
+    """Return images of a set, drawn by `seed`, as one picture in a data URI."""
     count = min(SHEET_COLUMNS * SHEET_ROWS, len(rows))
     chosen = sorted(random.Random(seed).sample(range(len(rows)), count))
     size = (min(SHEET_COLUMNS, count) * SHEET_CELL, math.ceil(count / SHEET_COLUMNS) * SHEET_CELL)
@@ -99,12 +102,12 @@ def contact_sheet_uri(images: ImageSet, rows: Sequence[Row], seed: int) -> str:
 
 
 def draw_pairs(pairs: Pairs, seed: int, count: int = GRID_PAIRS) -> list[Row]:
-    """At most `count` pairs, drawn by `seed`, in name order."""
+    """Draw at most `count` pairs; return them in name order."""
     return sorted(random.Random(seed).sample(pairs.rows, min(count, len(pairs.rows))))
 
 
 def pairs_grid(real: Sequence[Image.Image], synthetic: Sequence[Image.Image]) -> Image.Image:
-    """A picture of pairs: a row of real images above the row of their synthetic ones, 8 to a row."""
+    """Return a picture of pairs, 8 in a row: a row of real images above the row of their synthetic ones."""
     cell, gap, margin = GRID_CELL, GRID_CELL // 32, GRID_CELL // 6
     columns = min(GRID_COLUMNS, len(real))
     bands = math.ceil(len(real) / columns)
@@ -123,7 +126,7 @@ def pairs_grid(real: Sequence[Image.Image], synthetic: Sequence[Image.Image]) ->
 
 
 def _vertical_label(word: str, length: int, thickness: int) -> Image.Image:
-    """A word reading upwards, in a strip of thickness x length."""
+    """Return a word that reads upwards, in a strip of thickness x length pixels."""
     strip = Image.new("RGB", (length, thickness), "white")
     font = ImageFont.load_default(thickness * 0.6)
     ImageDraw.Draw(strip).text((length / 2, thickness / 2), word, fill="black", anchor="mm", font=font)
@@ -131,27 +134,30 @@ def _vertical_label(word: str, length: int, thickness: int) -> Image.Image:
 
 
 def png_uri(content: bytes) -> str:
+    """Return the content of a PNG file as a data URI."""
     return f"data:image/png;base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def jpeg_uri(image: Image.Image) -> str:
+    """Return a picture as a data URI of a JPEG."""
     picture = io.BytesIO()
     image.save(picture, format="JPEG", quality=QUALITY, subsampling=0)
     return f"data:image/jpeg;base64,{base64.b64encode(picture.getvalue()).decode('ascii')}"
 
 
 def png_bytes(image: Image.Image) -> bytes:
+    """Return a picture as the content of a PNG file."""
     picture = io.BytesIO()
     image.save(picture, format="PNG", optimize=True)
     return picture.getvalue()
 
 
 def render_page(template: Path, fields: Mapping[str, Any]) -> bytes:
-    """The page of a jinja2 template, every value in it escaped."""
+    """Fill a jinja2 template, escaping every value; return the page in UTF-8."""
     import jinja2
 
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["short"] = format_number
+    environment.filters["format_number"] = format_number
     return environment.from_string(template.read_text(encoding="utf-8")).render(**fields).encode("utf-8")

@@ -1,4 +1,4 @@
-"""What a comparison of probes leaves: rows of a table, and a picture of scores with their intervals."""
+"""The results of probes as tables, JSON, CSV, and a plot of scores with their intervals."""
 
 from __future__ import annotations
 
@@ -18,11 +18,15 @@ if TYPE_CHECKING:
 ProbeResults = Mapping[str, Sequence[ProbeResult]]  # name of an encoder -> its probes
 MARKERS = dict(zip(PROBES, "os", strict=True))
 DIFFERENCES = (("both", "real"), ("synthetic", "real"))
-PANEL_WIDTH, ROW, MARGIN = 350, 68, 62  # pixels: of a panel, of a training set in it, of its title and axis
+PANEL_WIDTH, ROW, MARGIN = (
+    350,
+    68,
+    62,
+)  # pixels: width of a panel, height of a training set in it, of its title and axis
 
 
 def differences(probed: Sequence[ProbeResult]) -> Iterator[tuple[str, str, dict[str, Value]]]:
-    """For each probe what training on more, or on other images changes: probe, `both - real`, values by metric."""
+    """Yield what training on more or on other images changes, for each probe: probe, `both - real`, values by metric."""
     found = {(each.probe, each.training): each for each in probed}
     for kind in PROBES:
         for one, other in DIFFERENCES:
@@ -31,7 +35,7 @@ def differences(probed: Sequence[ProbeResult]) -> Iterator[tuple[str, str, dict[
 
 
 def results_to_dict(results: ProbeResults) -> dict[str, Any]:
-    """All scores and differences, as JSON has them."""
+    """Return all scores and differences for JSON."""
     return {
         encoder: {
             "scores": [{"probe": each.probe, "training": each.training, **each.to_dict()} for each in probed],
@@ -45,13 +49,13 @@ def results_to_dict(results: ProbeResults) -> dict[str, Any]:
 
 
 def format_value(value: Value, sign: str = "") -> str:
-    """`0.912 [0.851, 0.958]`."""
+    """Return `0.912 [0.851, 0.958]`; sign: "+" to show that of positive numbers, too."""
     bounds = "" if value.low is None else f" [{value.low:{sign}.3f}, {value.high:{sign}.3f}]"
     return f"{value.value:{sign}.3f}{bounds}"
 
 
 def score_rows(results: ProbeResults) -> list[tuple[str, ...]]:
-    """A table of all scores, its head first."""
+    """Return a table of all scores, its head first."""
     rows = [("encoder", "probe", "trained on", "images", *(title.lower() for title in CLASSIFICATION_METRICS.values()))]
     for encoder, probed in results.items():
         for each in probed:
@@ -61,7 +65,7 @@ def score_rows(results: ProbeResults) -> list[tuple[str, ...]]:
 
 
 def difference_rows(results: ProbeResults) -> list[tuple[str, ...]]:
-    """A table of the differences between training sets, its head first; empty when there is none."""
+    """Return a table of the differences between training sets, its head first; it is empty when there is none."""
     rows = [
         (encoder, PROBES[kind], what, *(format_value(value, "+") for value in values.values()))
         for encoder, probed in results.items()
@@ -72,7 +76,7 @@ def difference_rows(results: ProbeResults) -> list[tuple[str, ...]]:
 
 
 def format_csv(results: ProbeResults) -> str:
-    """One row per encoder, probe and training set; of each metric its value and the two ends of its interval."""
+    """Return a CSV row per encoder, probe and training set; each metric has its value and the two ends of its interval."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     metrics = [f"{metric}{end}" for metric in CLASSIFICATION_METRICS for end in ("", "_low", "_high")]
@@ -85,17 +89,17 @@ def format_csv(results: ProbeResults) -> str:
 
 
 def plot_probes(results: ProbeResults, chance: Mapping[str, float]) -> bytes:
-    """A panel for each encoder (down) and metric (across), with the intervals of each training set, as PNG.
+    """Plot a panel for each encoder (down) and metric (across), with the intervals of each training set, as PNG.
 
-    chance: the scores of guessing, by metric, drawn as dashed lines.
+    chance: the scores of guessing, by metric, plotted as dashed lines.
     """
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.lines import Line2D
 
     trainings = list(dict.fromkeys(each.training for probed in results.values() for each in probed))
     size = len(CLASSIFICATION_METRICS) * PANEL_WIDTH / DPI, (len(results) * (len(trainings) * ROW + MARGIN) + 40) / DPI
-    figure = Figure(figsize=size, dpi=DPI, layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
+    figure = Figure(figsize=size, dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08), facecolor="white")
     grid = figure.subplots(len(results), len(CLASSIFICATION_METRICS), sharex="col", sharey=True, squeeze=False)
     for row, (encoder, probed) in enumerate(results.items()):
         for axes, metric in zip(grid[row], CLASSIFICATION_METRICS, strict=True):
@@ -119,7 +123,7 @@ def _plot_panel(
         i = list(PROBES).index(each.probe)
         side = 2 * i - 1  # the linear probe and its number above the middle, k-NN below
         place, value = trainings.index(each.training) + 0.13 * side, each.values[metric]
-        if value.low is not None:
+        if value.low is not None and value.high is not None:
             axes.plot([value.low, value.high], [place, place], color=COLOURS[i], linewidth=2, solid_capstyle="round")
         axes.plot(value.value, place, MARKERS[each.probe], color=COLOURS[i], markersize=7)
         axes.annotate(

@@ -1,4 +1,4 @@
-"""What is written of scores: scores.json, pairs.csv, a picture of pairs, and the page that shows it all."""
+"""The files of a report: scores.json, pairs.csv, a picture of pairs, and the page that shows everything."""
 
 from __future__ import annotations
 
@@ -11,12 +11,15 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from diffusion.evaluation.measure import REAL, SYNTHETIC, TRAINING, EncoderScores, Source, scores_by_encoder
 from diffusion.evaluation.metrics.intervals import Value
 from diffusion.evaluation.metrics.scores import QUANTITIES
 from diffusion.evaluation.reports import charts, page
 from diffusion.evaluation.reports.curves import Curve, read_curves
 from diffusion.evaluation.sets.embedding import Timing
+from diffusion.evaluation.sets.features import Row
 from diffusion.evaluation.sets.images import ImageSet, load_window
 from diffusion.evaluation.sets.provenance import package_versions
 from diffusion.utils.errors import InputError
@@ -36,7 +39,7 @@ class Losses:
 
 
 def read_losses(workdir: Path) -> Losses:
-    """From the TensorBoard files in a work dir. Raises MissingError when there are none, InputError without a loss."""
+    """Read the losses of a work dir from its TensorBoard files. Raises MissingError when there are none, InputError without a loss."""
     curves = read_curves(workdir)
     if LOSS not in curves:
         raise InputError(f"no scalar {LOSS} in {workdir}; there are {', '.join(curves) or 'none'}")
@@ -45,7 +48,7 @@ def read_losses(workdir: Path) -> Losses:
 
 @dataclass(frozen=True)
 class ReportInfo:
-    """What a report says beside the scores. measured: how they were taken, by names; settings: of the samples."""
+    """What a report shows beside the scores. measured: how these were taken, by names; settings: of the samples."""
 
     note: str = ""
     seed: int = 0
@@ -59,13 +62,14 @@ class ReportInfo:
 def write_report(
     out: Path, measured: Sequence[EncoderScores], sources: Mapping[str, Source], about: ReportInfo
 ) -> list[str]:
-    """Write everything into a folder, the page last; returns the notes that the page has."""
+    """Write everything into a folder, the page last; return the notes on the page."""
     pairs = measured[0].scores.pairs
     notes = [*about.notes, *gather_notes(measured)]
     grid = None
-    if pairs is not None and isinstance(sources[REAL], ImageSet):
+    images = image_sets(sources)
+    if pairs is not None and images:
         chosen = page.draw_pairs(pairs, about.seed)
-        windows = [[_window(sources[kind], row) for row in chosen] for kind in (REAL, SYNTHETIC)]
+        windows = [[_window(images[kind], row) for row in chosen] for kind in (REAL, SYNTHETIC)]
         grid = page.png_bytes(page.pairs_grid(*windows))
     content = page.render_page(TEMPLATE, page_fields(measured, sources, about, notes))
     record = {"encoders": scores_by_encoder(measured), "notes": notes, "note": about.note, "seed": about.seed,
@@ -87,8 +91,13 @@ def write_report(
     return notes
 
 
+def image_sets(sources: Mapping[str, Source]) -> dict[str, ImageSet]:
+    """Return those sources that are images, by kind: all of them, or none where features were read from files."""
+    return {kind: source for kind, source in sources.items() if isinstance(source, ImageSet)}
+
+
 def gather_notes(measured: Sequence[EncoderScores]) -> list[str]:
-    """Those of the sets once, and those of each encoder, named where there are several."""
+    """Return the notes on the sets, and those of each encoder, which is named where there are several."""
     notes = list(measured[0].notes)
     for part in measured:
         name = f"{part.scores.encoder}: " if len(measured) > 1 else ""
@@ -97,14 +106,14 @@ def gather_notes(measured: Sequence[EncoderScores]) -> list[str]:
 
 
 def pairs_table(measured: Sequence[EncoderScores]) -> bytes | None:
-    """Every pair with its similarity by each encoder, as CSV; None when there are no pairs."""
+    """Return every pair with its similarity by each encoder, as CSV; None when there are no pairs."""
     pairs = measured[0].scores.pairs
     if pairs is None:
         return None
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["name", "window", *(part.scores.encoder for part in measured)])
-    by_encoder = [part.scores.pairs.similarity.tolist() for part in measured]
+    by_encoder = [part.scores.pairs.similarity.tolist() for part in measured if part.scores.pairs is not None]
     for row, *similarities in zip(pairs.rows, *by_encoder, strict=True):
         table.writerow([row.name, row.window, *(f"{similarity:.6f}" for similarity in similarities)])
     return text.getvalue().encode("utf-8")
@@ -113,8 +122,8 @@ def pairs_table(measured: Sequence[EncoderScores]) -> bytes | None:
 def page_fields(
     measured: Sequence[EncoderScores], sources: Mapping[str, Source], about: ReportInfo, notes: Sequence[str]
 ) -> dict[str, Any]:
-    """What the template shows."""
-    first, pictures = measured[0], isinstance(sources[REAL], ImageSet)
+    """Return the fields of the template."""
+    first, images = measured[0], image_sets(sources)
     names = [name for name in QUANTITIES if any(name in part.scores.values for part in measured)]
     fields: dict[str, Any] = {
         "note": about.note,
@@ -134,17 +143,18 @@ def page_fields(
     fields["tables"].append(("Scoring", {**about.measured, **weights, "made": date.today().isoformat()}))
     fields["tables"] += [("Time", _timing_fields(about.timing))] if about.timing.images else []
     fields["tables"].append(("Versions", package_versions()))
-    if pictures and first.scores.pairs is not None:
-        fields["pairs"] = page.build_ranked_pairs(first.scores.pairs, sources[REAL], sources[SYNTHETIC])
-    if pictures and first.scores.neighbours is not None:
+    if images and first.scores.pairs is not None:
+        fields["pairs"] = page.build_ranked_pairs(first.scores.pairs, images[REAL], images[SYNTHETIC])
+    if images and first.scores.neighbours is not None:
         rows, training = first.features[SYNTHETIC].rows, first.features[TRAINING].rows
-        looked_up = (first.scores.neighbours, rows, sources[SYNTHETIC], training, sources[TRAINING])
-        fields["neighbours"] = page.build_nearest_pairs(*looked_up)
-    if pictures:
+        fields["neighbours"] = page.build_nearest_pairs(
+            first.scores.neighbours, rows, images[SYNTHETIC], training, images[TRAINING]
+        )
+    if images:
         fields["sheets"] = [
             {
                 "title": f"{kind.capitalize()} images",
-                "src": page.contact_sheet_uri(sources[kind], part.rows, about.seed),
+                "src": page.contact_sheet_uri(images[kind], part.rows, about.seed),
             }
             for kind, part in first.features.items()
             if kind != TRAINING
@@ -152,7 +162,7 @@ def page_fields(
     return fields
 
 
-def _window(images: ImageSet, row: Any) -> Any:
+def _window(images: ImageSet, row: Row) -> Image.Image:
     return load_window(images.files[row.name], images.fit, row.window)
 
 

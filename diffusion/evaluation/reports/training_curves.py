@@ -122,12 +122,17 @@ def plot_curves(runs: Runs, panels: Sequence[CurvePanel]) -> bytes:
     """Return the picture of all panels, as PNG."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.lines import Line2D
 
     width, height = picture_size(list(runs), panels)
     columns = min(COLUMNS, len(panels))
-    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
+    figure = Figure(
+        figsize=(width / DPI, height / DPI),
+        dpi=DPI,
+        layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1),
+        facecolor="white",
+    )
     many = [colormaps["turbo"](0.05 + 0.9 * i / max(len(runs) - 1, 1)) for i in range(len(runs))]
     colours = dict(zip(runs, COLOURS if len(runs) <= len(COLOURS) else many, strict=False))
     steps = [step for curves in runs.values() for panel in panels for tag in panel.tags if tag in curves
@@ -140,8 +145,14 @@ def plot_curves(runs: Runs, panels: Sequence[CurvePanel]) -> bytes:
         if i + columns >= len(panels):  # nothing is below
             axes.set_xlabel("step", color=SOFT)
     handles = [Line2D([], [], color=colour, linewidth=2.5, label=name) for name, colour in colours.items()]
-    layout = dict(loc="outside upper left", ncols=_legend_columns(list(runs), columns), fontsize=11)
-    figure.legend(handles=handles, frameon=False, labelcolor=INK, **layout)
+    figure.legend(
+        handles=handles,
+        loc="outside upper left",
+        ncols=_legend_columns(list(runs), columns),
+        frameon=False,
+        labelcolor=INK,
+        fontsize=11,
+    )
     return figure_png(figure)
 
 
@@ -184,8 +195,8 @@ def _plot_curve(
             values = Curve(curve.steps, values).smoothed()
     marked = len(curve.steps) == 1 or (style.sparse and len(curve.steps) <= MARKED_POINTS)
     width = (1.2 if dashed else 1.8) + wider
-    line = dict(linestyle=(0, (4, 2)) if dashed else "-", linewidth=width, markersize=2 + width)
-    axes.plot(curve.steps, values, color=colour, marker="o" if marked else None, **line)
+    line, marker = (0, (4, 2)) if dashed else "-", "o" if marked else None
+    axes.plot(curve.steps, values, color=colour, linestyle=line, linewidth=width, marker=marker, markersize=2 + width)
     lost = [step for step, value in zip(curve.steps, curve.values, strict=True) if not math.isfinite(value)]
     if lost:  # at the top of the panel, since they have no place on the axis
         axes.plot(lost, [0.97] * len(lost), "x", color=colour, markersize=5, transform=axes.get_xaxis_transform())
