@@ -48,9 +48,13 @@ class Condition:
         return len(self.tokens)
 
     def __getitem__(self, index: int | slice | list[int] | torch.Tensor) -> Condition:
-        """Return the conditions of some of the samples; an int gives a batch of one. Raises IndexError."""
+        """Return the conditions of some of the samples; an int gives a batch of one.
+
+        Views of the tensors for an int or a slice, as of tensors. Raises IndexError.
+        """
         if isinstance(index, int):
-            index = [range(len(self))[index]]
+            first = range(len(self))[index]
+            index = slice(first, first + 1)
         if self.control is None or self.weight is None:
             return Condition(self.tokens[index])
         return Condition(self.tokens[index], self.control[index], self.weight[index])
