@@ -88,10 +88,10 @@ class FeatureFiles:
         The names of feature files tell neither window nor weights, and files of two kinds must not be mixed.
         Raises InputError naming the first difference.
         """
-        path, before = made_by_path(self.folder, key), read_made_by(self.folder, key)
+        path, recorded = made_by_path(self.folder, key), read_made_by(self.folder, key)
         for prefix, made in made_by.items():
             for what, value in made.items():
-                previous = before.get(prefix, {}).get(what, value)
+                previous = recorded.get(prefix, {}).get(what, value)
                 if previous != value:
                     raise InputError(
                         f"*_{prefix}.npy of {key} were made with {what} {previous}, and now {value} is asked for; "
@@ -99,7 +99,7 @@ class FeatureFiles:
                         f"or delete those files and {path}"
                     )
         with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps({**before, **made_by}, indent=1))
+            temporary.write_text(json.dumps({**recorded, **made_by}, indent=1))
 
 
 class DecodedPatch(NamedTuple):

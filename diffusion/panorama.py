@@ -104,12 +104,12 @@ class WindowedNetwork:
         blended: torch.Tensor | None = None
         jobs = list(product(range(len(x)), enumerate(self.windows.corners)))
         for first in range(0, len(jobs), self.batch_size):
-            some = jobs[first : first + self.batch_size]
-            places = [(b, slice(None), slice(row, row + side), slice(col, col + side)) for b, (_, (row, col)) in some]
-            parts = Condition.cat([condition[b].window(n, *corner, side) for b, (n, corner) in some])
+            batch = jobs[first : first + self.batch_size]
+            places = [(b, slice(None), slice(row, row + side), slice(col, col + side)) for b, (_, (row, col)) in batch]
+            parts = Condition.cat([condition[b].window(n, *corner, side) for b, (n, corner) in batch])
             predicted = self.model(
                 torch.stack([x[place] for place in places]),
-                timestep[[b for b, _ in some]],
+                timestep[[b for b, _ in batch]],
                 parts if isinstance(y, Condition) else parts.tokens,
             )
             if blended is None:

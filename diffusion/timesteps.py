@@ -114,9 +114,9 @@ class LossAware(TimestepSampler):
         timestep, order = timestep[finite].sort(stable=True)
         loss = loss[finite][order]
         count = timestep.bincount(minlength=TIMESTEPS)
-        before = torch.arange(len(timestep)) - (count.cumsum(0) - count)[timestep]  # of the same timestep, in this call
-        last = before >= count[timestep] - self.HISTORY  # no slot is written twice
-        slot = (self.seen[timestep] + before) % self.HISTORY
+        rank = torch.arange(len(timestep)) - (count.cumsum(0) - count)[timestep]  # of the same timestep, in this call
+        last = rank >= count[timestep] - self.HISTORY  # no slot is written twice
+        slot = (self.seen[timestep] + rank) % self.HISTORY
         self.losses[timestep[last], slot[last]] = loss[last]
         self.seen += count
 
@@ -125,9 +125,9 @@ class LossAware(TimestepSampler):
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Resume from a state; an empty one, of a run with another sampler, resets. Raises InputError for other shapes."""
-        own = self.state_dict()
+        current = self.state_dict()
         shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
-        expected = {name: tuple(tensor.shape) for name, tensor in own.items()}
+        expected = {name: tuple(tensor.shape) for name, tensor in current.items()}
         if state and shapes != expected:
             raise InputError(f"the timestep sampler's state has {shapes}: expected {expected}")
         for name, tensor in (state or LossAware().state_dict()).items():

@@ -162,9 +162,9 @@ def test_tiles_of_the_real_codec_have_no_seams():
     codec = LatentCodec.load("tiny")
     latents = torch.randn(1, 16, 48, 48, generator=torch.Generator().manual_seed(0))
     latents = F.interpolate(F.avg_pool2d(latents, 4), scale_factor=4, mode="bilinear")  # as smooth as tissue's
-    whole = codec.decode(latents)[0]
+    full = codec.decode(latents)[0]
     tiled = torch.cat(list(decode_bands(codec.decode, latents, tile=32, overlap=8)), dim=1)
-    assert (tiled - whole).abs().mean() < 0.02
+    assert (tiled - full).abs().mean() < 0.02
     step = (tiled.diff(dim=2) ** 2).mean(dim=(0, 1))
     for column in (16, 32):  # tiles begin at 0 and 16, and end at 32 and 48
         assert step[8 * column - 1] < 1.5 * step.mean()

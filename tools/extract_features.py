@@ -82,8 +82,8 @@ def main() -> int:
 
     totals = gather_objects([(written, len(patches), wrong)])
     wrong = [each for _, _, part in totals for each in part]
-    written, there = sum(part[0] for part in totals), sum(part[1] for part in totals) - len(wrong)
-    state.print(f"{written} patches written, {there - written} were there, {len(wrong)} left out")
+    written, present = sum(part[0] for part in totals), sum(part[1] for part in totals) - len(wrong)
+    state.print(f"{written} patches written, {present - written} were there, {len(wrong)} left out")
     state.print(f"in {files.folder}: *_{vae_prefix}.npy, *_{ssl_prefix}.npy")
     if state.is_main_process:
         write_errors(path.with_name(f"features_wrong_{key}_{vae_prefix}_{ssl_prefix}.txt"), wrong)

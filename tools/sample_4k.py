@@ -122,9 +122,9 @@ def main() -> None:
         todo = folder.list_missing(args.n_images, has_real=lambda i: region is not None)
         if state.is_main_process:
             size = {"height": args.height, "width": args.width, "stride": stride, "mpp": args.mpp}
-            about = {"decode_tile": args.decode_tile, "format": folder.extension, **origin.content}
+            details = {"decode_tile": args.decode_tile, "format": folder.extension, **origin.content}
             folder.check_or_write_settings(
-                {"pictures": "large", **session.settings, **size, **about}, {**session.locations, **origin.locations}
+                {"pictures": "large", **session.settings, **size, **details}, {**session.locations, **origin.locations}
             )
         state.wait_for_everyone()  # every process has looked before one of them writes
         for i in todo[state.process_index :: state.num_processes]:

@@ -56,8 +56,8 @@ def main() -> None:
     sampled: list[torch.Tensor] = []
     with tqdm(total=len(jobs), unit="image") as progress:
         for start in range(0, len(jobs), args.batch_size):
-            some = range(start, min(start + args.batch_size, len(jobs)))
-            for _, _, pixels in make.images(list(some), noises=[jobs[i][2] for i in some]):
+            batch = range(start, min(start + args.batch_size, len(jobs)))
+            for _, _, pixels in make.images(list(batch), noises=[jobs[i][2] for i in batch]):
                 sampled.append(pixels)
                 progress.update()
 

@@ -160,12 +160,12 @@ def _build_timm(network: str, arguments: dict[str, Any]) -> tuple[nn.Module, tup
             model: Any = timm.create_model(network, pretrained=False, num_classes=0, **arguments)
     except Exception as error:  # each network has errors of its own for arguments that it does not take
         raise InputError(f"timm cannot make {network} with {arguments} ({error})") from error
-    about = resolve_model_data_config(model)
+    data_config = resolve_model_data_config(model)
     classifier = model.default_cfg.get("classifier") or ()
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    interpolation = "bicubic" if about["interpolation"] == "bicubic" else "bilinear"
-    side = arguments.get("img_size", about["input_size"][-1])
-    view = View(side, interpolation, tuple(about["mean"]), tuple(about["std"]))
+    interpolation = "bicubic" if data_config["interpolation"] == "bicubic" else "bilinear"
+    side = arguments.get("img_size", data_config["input_size"][-1])
+    view = View(side, interpolation, tuple(data_config["mean"]), tuple(data_config["std"]))
     return model, tuple(f"{head}." for head in heads), view
 
 
@@ -180,6 +180,6 @@ def _build_torchvision(network: str) -> tuple[nn.Module, tuple[str, ...], View]:
     head = next(head for head in HEADS if hasattr(model, head))
     setattr(model, head, nn.Identity())
     weights: Any = models.get_model_weights(network)
-    about = weights.DEFAULT.transforms()
-    view = View(about.crop_size[0], about.interpolation.value, tuple(about.mean), tuple(about.std))
+    transform = weights.DEFAULT.transforms()
+    view = View(transform.crop_size[0], transform.interpolation.value, tuple(transform.mean), tuple(transform.std))
     return model, (f"{head}.",), view

@@ -58,12 +58,12 @@ def read_vae(path: Path, config: dict[str, Any], dtype: torch.dtype) -> Autoenco
     except Exception as error:  # whatever diffusers says of a config or names that it does not know
         reason = str(error).strip().split("\n")[0]
         raise InputError(f"{path} is not whole, or does not fit its config.json ({reason})") from None
-    own = vae.state_dict()
-    mismatched = [*(own.keys() - tensors.keys()), *(tensors.keys() - own.keys())]
-    mismatched += [name for name in own if name in tensors and own[name].shape != tensors[name].shape]
+    expected = vae.state_dict()
+    mismatched = [*(expected.keys() - tensors.keys()), *(tensors.keys() - expected.keys())]
+    mismatched += [name for name in expected if name in tensors and expected[name].shape != tensors[name].shape]
     if mismatched:
         raise InputError(f"{path} does not fit its config.json, at {len(mismatched)} weights such as {min(mismatched)}")
-    check_types(own, tensors, path)
+    check_types(expected, tensors, path)
     vae.load_state_dict(tensors, assign=True)
     return vae.to(dtype).eval()
 

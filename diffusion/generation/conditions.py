@@ -178,7 +178,7 @@ def neighbourhood(dataset: PanCancerData, i: int, seed: int, rows: int, columns:
     patches = len(dataset.index)
     which, name = dataset.index.locate(Permutation(patches, mix_seed(seed, i // patches))(i % patches))
     features, side = dataset.features[which], dataset.patch_size // WINDOW
-    apart = grid_stride(dataset.root / PATCHES_DIR, name, dataset.patch_size)
+    stride = grid_stride(dataset.root / PATCHES_DIR, name, dataset.patch_size)
 
     def tokens_of(patch: str) -> torch.Tensor:
         return torch.from_numpy(features.read_part(TOKENS.name, patch)).float().unflatten(0, (side, side))
@@ -188,7 +188,7 @@ def neighbourhood(dataset: PanCancerData, i: int, seed: int, rows: int, columns:
     for down in range(-(-rows // side)):
         band = []
         for right in range(-(-columns // side)):
-            adjacent = neighbour_name(name, apart * right, apart * down) if apart and (right or down) else None
+            adjacent = neighbour_name(name, stride * right, stride * down) if stride and (right or down) else None
             if adjacent is not None and all(features.present(adjacent).values()):
                 band.append(tokens_of(adjacent))
             else:

@@ -38,9 +38,9 @@ def save_image(path: Path, pixels: torch.Tensor, note: dict[str, Any], **options
     """
     kind = image_kind(path)
     if kind == "PNG":
-        about = PngImagePlugin.PngInfo()
-        about.add_text(NOTE, json.dumps(note))
-        options = {**options, "pnginfo": about}
+        info = PngImagePlugin.PngInfo()
+        info.add_text(NOTE, json.dumps(note))
+        options = {**options, "pnginfo": info}
     else:
         options = {"quality": 95, "subsampling": 0, **options, "comment": json.dumps(note)}
     with atomic_write(path) as temporary:

@@ -45,15 +45,15 @@ class OutputFolder:
         file, samples = self.path / SAMPLES_FILE, self.path / SYNTHETIC_DIR
         if file.is_file() and samples.is_dir() and any(name[0] != "." for name in os.listdir(samples)):
             advice = "name another folder for the output, or delete it with the samples beside it"
-            before = read_json(file, "record of samples", advice)
-            if not before.keys() & FINGERPRINTS:  # written by a version that compared places alone
+            recorded = read_json(file, "record of samples", advice)
+            if not recorded.keys() & FINGERPRINTS:  # written by a version that compared places alone
                 settings = {name: value for name, value in settings.items() if name not in FINGERPRINTS} | places
             else:
-                before = {name: value for name, value in before.items() if name not in places}
-            for name in {**settings, **before}:
-                if before.get(name) != settings.get(name):
+                recorded = {name: value for name, value in recorded.items() if name not in places}
+            for name in {**settings, **recorded}:
+                if recorded.get(name) != settings.get(name):
                     raise InputError(
-                        f"{self.path} holds samples with {name} {before.get(name)}, not {settings.get(name)}; "
+                        f"{self.path} holds samples with {name} {recorded.get(name)}, not {settings.get(name)}; "
                         "name another folder for the output"
                     )
             return
@@ -96,5 +96,5 @@ class OutputFolder:
         if condition.pixels is not None:
             # after the sample: a folder without samples accepts other settings, and must not hold tissue of these
             pictures.append((REAL_DIR, condition.pixels, {"condition": condition.name}))
-        for part, pixels, about in pictures:
-            save_image(self.image_path(part, i, condition.name), pixels, about, **FORMATS[self.extension])
+        for part, pixels, metadata in pictures:
+            save_image(self.image_path(part, i, condition.name), pixels, metadata, **FORMATS[self.extension])

@@ -105,8 +105,8 @@ class Session:
         """
         for path in paths:
             if not path.is_file():
-                there = "is a folder: name the files in it" if path.is_dir() else "is not there"
-                raise MissingError(f"no file {path} to condition on: it {there}")
+                problem = "is a folder: name the files in it" if path.is_dir() else "is not there"
+                raise MissingError(f"no file {path} to condition on: it {problem}")
         content = {"conditions": [[path.name, fingerprint_file(path)] for path in paths]}
         return {**content, "encoder": [self.embedder.name, self.embedder.fingerprint]} if embedded else content
 

@@ -38,12 +38,12 @@ def test_embeddings_do_not_depend_on_the_batch(mobilenet_weights, windows):
 def test_mobilenetv2_pools_the_last_features(mobilenet_weights, windows):
     from torchvision.models import mobilenet_v2
 
-    whole = mobilenet_v2(weights=None).eval()
-    whole.load_state_dict(torch.load(mobilenet_weights, weights_only=True))
+    classifier_model = mobilenet_v2(weights=None).eval()
+    classifier_model.load_state_dict(torch.load(mobilenet_weights, weights_only=True))
     embedder = PatchEmbedder.load(mobilenet_weights)
     with torch.no_grad():
-        logits = whole(embedder.transform(windows))
-        torch.testing.assert_close(whole.classifier(embedder.embed(windows)), logits, rtol=1e-4, atol=1e-5)
+        logits = classifier_model(embedder.transform(windows))
+        torch.testing.assert_close(classifier_model.classifier(embedder.embed(windows)), logits, rtol=1e-4, atol=1e-5)
 
 
 def test_low_precision_embeddings_come_out_in_float32(mobilenet_weights, windows):

@@ -39,19 +39,19 @@ def test_library_networks_embed_as_their_library_without_classifier(tmp_path, wi
     torch.manual_seed(0)
     library, _, network = name.partition("/")
     if library == "timm":
-        whole = timm.create_model(network, pretrained=False).eval()
-        head = whole.get_classifier()
+        classifier_model = timm.create_model(network, pretrained=False).eval()
+        head = classifier_model.get_classifier()
     else:
-        whole = torchvision.models.get_model(network, weights=None).eval()
-        head = whole.fc
+        classifier_model = torchvision.models.get_model(network, weights=None).eval()
+        head = classifier_model.fc
     path = tmp_path / "weights.pth"
-    torch.save(whole.state_dict(), path)
+    torch.save(classifier_model.state_dict(), path)
     embedder = PatchEmbedder.load(f"{name}={path}")
     assert embedder.name == network and embedder.fingerprint
     features = embedder.embed(windows)
     assert features.shape == (2, embedder.width)
     with torch.no_grad():
-        torch.testing.assert_close(head(features), whole(embedder.transform(windows)), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(head(features), classifier_model(embedder.transform(windows)), rtol=1e-4, atol=1e-5)
 
 
 def test_arguments_after_a_question_mark_reach_timm(tmp_path, windows):
@@ -60,13 +60,13 @@ def test_arguments_after_a_question_mark_reach_timm(tmp_path, windows):
 
     torch.manual_seed(0)
     arguments = dict(init_values=1e-5, img_size=112, reg_tokens=2, global_pool="avg")
-    whole = timm.create_model("vit_tiny_patch16_224", num_classes=0, **arguments).eval()
-    torch.save(whole.state_dict(), tmp_path / "w.pth")
+    classifier_model = timm.create_model("vit_tiny_patch16_224", num_classes=0, **arguments).eval()
+    torch.save(classifier_model.state_dict(), tmp_path / "w.pth")
     name = "timm/vit_tiny_patch16_224?init_values=1e-5&img_size=112&reg_tokens=2&global_pool=avg"
     embedder = PatchEmbedder.load(f"{name}={tmp_path / 'w.pth'}")
     assert embedder.view.size == 112 and embedder.name == "vit_tiny_patch16_224"
     with torch.no_grad():
-        expected = whole(embedder.transform(windows))
+        expected = classifier_model(embedder.transform(windows))
     torch.testing.assert_close(embedder.embed(windows), expected, rtol=1e-4, atol=1e-5)
     for wrong, message in (("?depht=3", "timm cannot make vit_tiny"), ("?depth", "expected NAME=VALUE")):
         with pytest.raises(InputError, match=message):

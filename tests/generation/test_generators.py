@@ -102,5 +102,5 @@ def test_a_small_image_is_the_corner_of_a_window():
     assert filled.control is not None and filled.control.shape == (1, 1, SIDE, SIDE)
     assert torch.equal(filled.control[:, :, :TOKEN_CELLS], control)
     assert torch.equal(filled.control[0, 0, -1], control[0, 0, -1])
-    whole = Condition(torch.rand(1, 2, 2, 1))
-    assert torch.equal(fill_window(whole, windows).tokens, whole.tokens)
+    full_size = Condition(torch.rand(1, 2, 2, 1))
+    assert torch.equal(fill_window(full_size, windows).tokens, full_size.tokens)
