@@ -76,6 +76,8 @@ evaluation = dict(
 )
 
 # --- start and work dir ---
+# What is trained: "denoising" (the diffusion transformer) or "codec" (a small latent codec, with settings of its own).
+task = "denoising"
 load_from = None  # Weights to start from: of a stage before, or released ones.
 # Weights of load_from to leave out. What follows from the stage (positions, null condition) is initialised in any case.
 ignore_keys = ()

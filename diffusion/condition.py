@@ -67,6 +67,19 @@ class Condition:
         control = self.control.to(*args, **kwargs)
         return Condition(tokens, control, self.weight.to(control.device))
 
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return the tensors that are there, by name."""
+        parts = {"tokens": self.tokens, "control": self.control, "weight": self.weight}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def pin_memory(self) -> Condition:
+        """Copy to pinned memory, from which a GPU reads while it computes."""
+        return Condition(**{name: part.pin_memory() for name, part in self.tensors().items()})
+
+    def is_pinned(self) -> bool:
+        """Tell whether all of it is in pinned memory."""
+        return all(part.is_pinned() for part in self.tensors().values())
+
     def repeat_interleave(self, times: int) -> Condition:
         """Return every sample so many times in a row."""
         return self[torch.arange(len(self)).repeat_interleave(times)]

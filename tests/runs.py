@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -27,9 +27,13 @@ from diffusion.config.settings import (
     SampleGridConfig,
     ScheduleConfig,
     TimestepConfig,
+    TrainingConfig,
     ValidationConfig,
 )
 from diffusion.training.checkpoints.checkpoint import checkpoint_path
+
+if TYPE_CHECKING:
+    from diffusion.training.task import Task
 
 KINDS = dict(
     sample_grid=SampleGridConfig,
@@ -126,24 +130,41 @@ def forget_processes() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def train_for(config: Config, work_dir: Path, steps: int) -> None:
+def train(config: TrainingConfig, work_dir: Path, **options: Any) -> bool:
+    """Train the task of a config."""
+    from diffusion.tasks.registry import build_task
+    from diffusion.training import trainer
+
+    return trainer.train(config, build_task(config), work_dir, **options)
+
+
+def dry_run(config: TrainingConfig, work_dir: Path, *arguments: Any, **options: Any) -> str:
+    """Prepare the task of a config, and write nothing."""
+    from diffusion.tasks.registry import build_task
+    from diffusion.training import trainer
+
+    return trainer.dry_run(config, build_task(config), work_dir, *arguments, **options)
+
+
+def train_for(config: TrainingConfig, work_dir: Path, steps: int, task: Task | None = None) -> None:
     """Train, and be stopped by a signal in the step that is the last of so many."""
+    from diffusion.tasks.registry import build_task
     from diffusion.training import trainer
 
     class StopsLater(trainer.PreemptionHandler):
-        left = steps
+        steps_left = steps
 
         def poll(self) -> int:
-            self.left -= 1
-            if not self.left:
+            self.steps_left -= 1
+            if not self.steps_left:
                 signal.raise_signal(signal.SIGTERM)
             return super().poll()
 
-    given, trainer.PreemptionHandler = trainer.PreemptionHandler, StopsLater
+    original, trainer.PreemptionHandler = trainer.PreemptionHandler, StopsLater
     try:
-        finished = trainer.train(config, work_dir, cpu=True)
+        finished = trainer.train(config, task or build_task(config), work_dir, cpu=True)
     finally:
-        trainer.PreemptionHandler = given
+        trainer.PreemptionHandler = original
     assert not finished
 
 
@@ -171,9 +192,9 @@ def launch(
 
 def spoil_step(process: int, step: int) -> None:
     """Have the loss of one step be no number in one of the processes."""
-    from diffusion.training.batch_losses import BatchLosses
+    from diffusion.tasks.denoising.losses import BatchLosses
 
-    given, calls = BatchLosses.given, [-1]  # the first call is before the first step
+    given, calls = BatchLosses.losses_at, [-1]  # the first call is before the first step
 
     def spoilt(self, *arguments):
         losses = given(self, *arguments)
@@ -181,12 +202,10 @@ def spoil_step(process: int, step: int) -> None:
         bad = calls[0] == step and int(os.environ["RANK"]) == process
         return {name: loss * torch.nan for name, loss in losses.items()} if bad else losses
 
-    BatchLosses.given = spoilt
+    BatchLosses.losses_at = spoilt
 
 
 def main() -> None:
-    from diffusion.training.trainer import train
-
     for run in json.loads(Path(sys.argv[1]).read_text()):
         changes = run["changes"]
         changes = {name: KINDS[name](**value) if name in KINDS else value for name, value in changes.items()}

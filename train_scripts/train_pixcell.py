@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 
 from diffusion.cli.parser import DEVICES, Parser, positive_float, positive_int, run, seed_int
 from diffusion.config.files import load_config, parse_override
-from diffusion.config.settings import Config
+from diffusion.config.settings import TrainingConfig
 from diffusion.training.parallel.preemption import CODE_FILE, EXIT_CODE
 from diffusion.utils.files import atomic_write_bytes
 from diffusion.utils.hardware import prepare_device
@@ -80,7 +81,7 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def read_settings(args: argparse.Namespace) -> Config:
+def read_settings(args: argparse.Namespace, kinds: Mapping[str, type[TrainingConfig]]) -> TrainingConfig:
     """Return the settings of the config file, with those of the command line on top."""
     options = {
         "work_dir": args.work_dir,
@@ -93,7 +94,7 @@ def read_settings(args: argparse.Namespace) -> Config:
         "seed": args.seed,
     }
     overrides = {key: value for key, value in options.items() if value is not None}
-    return load_config(args.config, overrides | dict(parse_override(text) for text in args.set))
+    return load_config(args.config, overrides | dict(parse_override(text) for text in args.set), kinds)
 
 
 def main() -> int:
@@ -102,10 +103,10 @@ def main() -> int:
     state = start_processes(device, LONGEST_WAIT)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("diffusion").setLevel(logging.INFO if state.is_main_process else logging.ERROR)
-    with (
-        state.main_process_first()
-    ):  # yapf, of mmengine, writes a cache when first imported; nobody may read half of it
-        config = read_settings(args)
+    with state.main_process_first():  # yapf, of mmengine, writes a cache when first imported
+        from diffusion.tasks.registry import CONFIGS, build_task
+
+        config = read_settings(args, CONFIGS)
     work_dir = Path(config.work_dir or Path("output") / args.config.stem)
 
     from tqdm.contrib.logging import logging_redirect_tqdm
@@ -114,12 +115,14 @@ def main() -> int:
 
     cpu = device.type == "cpu"
     if args.dry_run:
-        state.print(dry_run(config, work_dir, state.num_processes, cpu, args.fresh, args.accept_changes))
+        state.print(
+            dry_run(config, build_task(config), work_dir, state.num_processes, cpu, args.fresh, args.accept_changes)
+        )
         state.print(f"would write to {work_dir}; nothing was written")
         state.destroy_process_group()
         return 0
     with logging_redirect_tqdm():
-        finished = train(config, work_dir, cpu, args.fresh, args.accept_changes, args.time_limit)
+        finished = train(config, build_task(config), work_dir, cpu, args.fresh, args.accept_changes, args.time_limit)
     state.destroy_process_group()
     code = 0 if finished else EXIT_CODE
     if CODE_FILE in os.environ:

@@ -1,29 +1,43 @@
 """Train the small latent codec of asset/tiny_vae: 16 channels at an eighth of the resolution, an hour on one core.
 
 It learns from the upper three quarters of each demo image and is scored on the bottom quarters, which no crop touches.
+Stopped, the same command goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
 from diffusion.cli.parser import positive_int, run, tool_parser
+from diffusion.training.parallel.preemption import EXIT_CODE
 from diffusion.utils.hardware import prepare_device
 
 
-def main() -> None:
+def main() -> int:
     args = parse_args()
     device = prepare_device(args.device)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("diffusion").setLevel(logging.INFO)
 
-    from diffusion.tasks.codec import train_codec
+    from diffusion.tasks.codec.task import CodecConfig, train_codec
 
-    source = args.source or args.root / "data/demo/source"
-    for line in train_codec(source, args.out, args.steps, args.batch, args.crop, args.seed, device, args.init):
-        print(line)
+    config = CodecConfig(
+        source=str(args.source or args.root / "data/demo/source"),
+        load_from=None if args.init is None else str(args.init),
+        max_steps=args.steps,
+        train_batch_size=args.batch,
+        crop=args.crop,
+        seed=args.seed,
+    )
+    work_dir = args.work_dir or args.out.with_name(f"{args.out.name}.run")
+    lines = list(train_codec(config, work_dir, args.out, device))
+    print("\n".join(lines))
+    return 0 if lines else EXIT_CODE
 
 
 def parse_args() -> argparse.Namespace:
@@ -32,6 +46,7 @@ def parse_args() -> argparse.Namespace:
         "--source", type=Path, help="folder that tools/fetch_demo_data.py filled [ROOT/data/demo/source]"
     )
     parser.add_argument("--out", type=Path, default=Path("asset/tiny_vae"), help="diffusers folder to write")
+    parser.add_argument("--work-dir", type=Path, help="where checkpoints and curves go [OUT with .run appended]")
     parser.add_argument("--steps", type=positive_int, default=7500, help="optimizer steps")
     parser.add_argument("--init", type=Path, help="a folder of such weights to go on from, with another --seed")
     parser.add_argument("--batch", type=positive_int, default=8, help="crops per step")

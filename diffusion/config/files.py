@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 TRAINING_KEYS = frozenset(field.name for field in fields(TrainingConfig)) | {
     *("sample_grid", "validation", "evaluation", "timestep_sampling", "min_snr_gamma"),
 }
+DENOISING_ONLY: Mapping[str, type[TrainingConfig]] = {"denoising": Config}
 ENCODER_KEY = "evaluation.encoder"  # NAME=FILE, or a name
 PATH_KEYS = (
     *("root", "vae_pretrained", "load_from", "resume_from", "work_dir"),
@@ -36,8 +37,14 @@ PATH_KEYS = (
 )
 
 
-def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
+def load_config(
+    path: str | Path,
+    overrides: Mapping[str, Any] | None = None,
+    kinds: Mapping[str, type[TrainingConfig]] = DENOISING_ONLY,
+) -> TrainingConfig:
     """Execute a config file and check its values; `overrides` are flat or dotted keys that win (`optimizer.lr`).
+
+    kinds: the settings of each task that the key `task` may name.
 
     Raises MissingError when there is no such file, InputError when it is not Python or has an unknown key or value.
     """
@@ -57,7 +64,7 @@ def load_config(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     values = file.to_dict()
     for key, value in (overrides or {}).items():
         _override(values, key, value)
-    return parse_config(values, path)
+    return parse_config(values, path, kinds=kinds)
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -74,14 +81,22 @@ def parse_override(text: str) -> tuple[str, Any]:
         return key, value
 
 
-def parse_config(values: Mapping[str, Any], source: Path, expand: bool = True) -> Config:
+def parse_config(
+    values: Mapping[str, Any],
+    source: Path,
+    expand: bool = True,
+    kinds: Mapping[str, type[TrainingConfig]] = DENOISING_ONLY,
+) -> TrainingConfig:
     """Return checked settings from plain values, with paths expanded as by a shell (`expand`: False for saved ones).
 
     `source` is named in errors and in the one warning about keys without effect. Raises InputError.
     """
     values = modernise(values, source)
     values["auto_lr"] = values.get("auto_lr") or None  # the base file's is empty: mmengine merges a dict into no None
-    return _build(Config, _expand_paths(values, source) if expand else values, str(source))
+    task = values.get("task", "denoising")
+    if task not in kinds:
+        raise InputError(f"{source}: task {task!r}: expected {' or '.join(kinds)}")
+    return _build(kinds[task], _expand_paths(values, source) if expand else values, str(source))
 
 
 def dump_config(config: TrainingConfig, path: Path) -> None:
@@ -111,7 +126,9 @@ def read_config(path: Path) -> Config:
         except InputError as error:
             log.warning("%s; it counts in training alone, and is left out here", error)
             del values[key]
-    return parse_config(values, path, expand=False)
+    config = parse_config(values, path, expand=False)
+    assert isinstance(config, Config)
+    return config
 
 
 def _override(values: dict[str, Any], key: str, value: Any) -> None:

@@ -107,6 +107,8 @@ class TrainingConfig(Section):
     """The keys that the trainer reads, whatever it trains. Raises InputError for values that are out of their range."""
 
     # start and work dir
+    task: Name = "denoising"
+    """What is trained: "denoising" (the diffusion transformer) or "codec" (a small latent codec, with settings of its own)."""
     load_from: Name | None = None
     """Weights to start from: of a stage before, or released ones."""
     ignore_keys: tuple[Name, ...] = ()

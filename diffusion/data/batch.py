@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch.utils.data import default_collate
 
+from diffusion.condition import Condition
 from diffusion.utils.errors import InputError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass(frozen=True)
@@ -35,24 +40,47 @@ class BadItem:
     reason: str
 
 
-@dataclass(frozen=True)
-class PatchBatch:
-    """A batch: latents (B, 16, h, w), tokens (B, L, D), which patches they are, their seeds, and which had to be left out."""
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What every batch has: the names and seeds of its B samples, and those that had to be left out.
 
-    latents: torch.Tensor
-    tokens: torch.Tensor
+    Subclasses add fields of tensors whose first axis is B, and of Conditions.
+    """
+
     names: list[str]
     seeds: list[int | None]
     bad: list[BadItem] = field(default_factory=list)
 
-    def to(self, device: torch.device) -> PatchBatch:
-        """Copy to a device, overlapping with computation when the memory is pinned."""
-        parts = {name: getattr(self, name) for name in ("latents", "tokens")}
-        return replace(self, **{name: part.to(device, non_blocking=part.is_pinned()) for name, part in parts.items()})
+    def __len__(self) -> int:
+        return len(self.names)
 
-    def pin_memory(self) -> PatchBatch:
-        """Copy to pinned memory, as DataLoader asks for."""
-        return replace(self, latents=self.latents.pin_memory(), tokens=self.tokens.pin_memory())
+    def to(self, device: torch.device) -> Self:
+        """Copy to a device, overlapping with computation when the memory is pinned."""
+        parts = {name: part.to(device, non_blocking=part.is_pinned()) for name, part in self._parts().items()}
+        return replace(self, **parts)
+
+    def pin_memory(self) -> Self:
+        """Copy to pinned memory, from which a GPU reads while it computes."""
+        return replace(self, **{name: part.pin_memory() for name, part in self._parts().items()})
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return all tensors by name, those of conditions among them."""
+        found: dict[str, torch.Tensor] = {}
+        for name, part in self._parts().items():
+            found |= part.tensors() if isinstance(part, Condition) else {name: part}
+        return found
+
+    def _parts(self) -> dict[str, torch.Tensor | Condition]:
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, (torch.Tensor, Condition))}
+
+
+@dataclass(frozen=True)
+class PatchBatch(Batch):
+    """A batch of patches: latents (B, 16, h, w) and the condition of each, tokens (B, L, D)."""
+
+    latents: torch.Tensor
+    condition: Condition
 
 
 def collate(items: Sequence[PatchItem | BadItem]) -> PatchBatch:
@@ -64,7 +92,7 @@ def collate(items: Sequence[PatchItem | BadItem]) -> PatchBatch:
     return PatchBatch(
         # in a worker, default_collate stacks into the memory that is shared with the trainer; torch.stack needs a copy more
         latents=default_collate([item.latent for item in readable]),
-        tokens=default_collate([item.tokens for item in readable]),
+        condition=Condition(default_collate([item.tokens for item in readable])),
         names=[item.name for item in readable],
         seeds=[item.seed for item in readable],
         bad=bad,

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from diffusion.data.batch import PatchBatch, collate
+from diffusion.data.batch import Batch
 from diffusion.data.sampler import BatchStream
 from diffusion.utils.errors import InputError
 from diffusion.utils.memory import keep_freed_memory
 
 
-def iterate_batches(loader: DataLoader) -> Iterator[PatchBatch]:
+def iterate_batches(loader: DataLoader) -> Iterator[Batch]:
     """Yield the loader's batches; a worker's InputError is raised as the one line it was, without torch's traceback."""
     batches = iter(loader)
     while True:
@@ -36,7 +37,13 @@ def init_worker(number: int) -> None:
         os.setpgid(0, 0)
 
 
-def training_loader(dataset: Dataset, batches: BatchStream, num_workers: int, pin_memory: bool) -> DataLoader:
+def training_loader(
+    dataset: Dataset,
+    collate: Callable[[Sequence[Any]], Batch],
+    batches: BatchStream,
+    num_workers: int,
+    pin_memory: bool,
+) -> DataLoader:
     """Return an endless loader of this process's batches, in the order of the stream whatever the number of workers."""
     return DataLoader(
         dataset,

@@ -17,10 +17,11 @@ MASK64 = 2**64 - 1
 
 
 class Draw(NamedTuple):
-    """One draw: the index of a sample, and the seed of what is random about it (its draw from the posterior)."""
+    """One draw: a sample's index, the seed of what is random about it (its draw from the posterior), and its position in the stream."""
 
     index: int  # pyright: ignore[reportIncompatibleMethodOverride] - a tuple's method of this name is not used
     seed: int
+    position: int = 0
 
 
 class Permutation:
@@ -69,7 +70,7 @@ class BatchStream:
                 if p // self.length != epoch:
                     epoch = p // self.length
                     permutation = Permutation(self.length, mix_seed(self.seed, epoch))
-                batch.append(Draw(permutation(p % self.length), mix_seed(self.seed, epoch, p)))
+                batch.append(Draw(permutation(p % self.length), mix_seed(self.seed, epoch, p), p))
             yield batch
             start += self.world_size * self.batch_size
 

@@ -9,21 +9,21 @@ import numpy as np
 import torch
 from torch import nn
 
-from diffusion.training.parallel.fsdp import local_shard, shard_like
 from diffusion.utils.errors import InputError
+from diffusion.utils.sharded import local_shard, shard_like
 
 LONGEST = 12**-0.5  # relative length of the plain mean over all steps, which has gamma 0
 
 
 class EMA:
-    """Averages every floating-point parameter of a network and copies its buffers: all that its state dict holds.
+    """The average of every trained parameter of a network, and a copy of its buffers: its state dict without frozen weights.
 
     The null condition is a buffer: an average without it would guide against another network's null.
     """
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
-        self.tensors = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        self.tensors = {name: tensor.detach().clone() for name, tensor in trained_state(model).items()}
 
     def update(self, model: nn.Module) -> None:
         """average += (1 - decay) * (weights - average)."""
@@ -32,12 +32,12 @@ class EMA:
     @torch.no_grad()
     def move(self, model: nn.Module, share: float) -> None:
         """Go this share of the way to the network's weights; in one fused call for all parameters."""
-        current = model.state_dict()
+        current = trained_state(model)
         if current.keys() != self.tensors.keys():
             raise RuntimeError(
                 "the network's tensors are not those of its average; it was changed after the average was made"
             )
-        averaged = [name for name, _ in model.named_parameters()]
+        averaged = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         own, new = ([local_shard(tensors[name]) for name in averaged] for tensors in (self.tensors, current))
         torch._foreach_lerp_(own, new, share)
         for name in current.keys() - set(averaged):
@@ -57,6 +57,12 @@ class EMA:
             kept = theirs.clone()
             theirs.copy_(mine)
             mine.copy_(kept)
+
+
+def trained_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return a network's state dict without the parameters that require no gradient."""
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
 
 
 class PowerEMA:

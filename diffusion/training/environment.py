@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
-from diffusion.config.settings import Config
+from diffusion.config.settings import TrainingConfig
 from diffusion.training.parallel.fsdp import is_sharding_requested, sharding_arguments
 from diffusion.utils.errors import InputError
 from diffusion.utils.launch import accelerate_variables, check_launcher
@@ -27,8 +28,10 @@ NUMERIC_VARIABLES = (
 DETERMINISTIC_WORKSPACES = (":4096:8", ":16:8")  # what cuBLAS asks for
 
 
-def start_accelerator(config: Config, cpu: bool) -> Accelerator:
+def start_accelerator(config: TrainingConfig, cpu: bool, sharded_layers: Sequence[str] = ()) -> Accelerator:
     """Return an Accelerator with the config's settings; every one that accelerate else reads from variables is given.
+
+    sharded_layers: class names of the layers that FSDP shards one by one.
 
     Raises InputError for variables that ask for what is not served, or that accelerate cannot read.
     """
@@ -49,7 +52,7 @@ def start_accelerator(config: Config, cpu: bool) -> Accelerator:
             ),
             # the only buffers are constants, equal in all processes from the start
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-            **sharding_arguments(config, cpu),
+            **sharding_arguments(config, cpu, sharded_layers),
         )
     except InputError:
         raise
@@ -59,7 +62,7 @@ def start_accelerator(config: Config, cpu: bool) -> Accelerator:
     return accelerator
 
 
-def check_accelerator(accelerator: Accelerator, config: Config, cpu: bool) -> None:
+def check_accelerator(accelerator: Accelerator, config: TrainingConfig, cpu: bool) -> None:
     """Hold what the Accelerator has become against the config. Raises InputError naming the first difference."""
     became = {
         "gradient_accumulation_steps": (accelerator.gradient_accumulation_steps, config.gradient_accumulation_steps),
@@ -78,12 +81,12 @@ def check_accelerator(accelerator: Accelerator, config: Config, cpu: bool) -> No
         raise InputError(f"{accelerator.distributed_type.value} is not served; launch with a file of docs/accelerate")
 
 
-def environment_notes(config: Config) -> list[str]:
+def environment_notes(config: TrainingConfig) -> list[str]:
     """Return lines about variables that have no effect against the config, and about those that change numbers."""
     overruled = {
         "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("gradient_accumulation_steps", config.gradient_accumulation_steps),
         "ACCELERATE_DYNAMO_BACKEND": ("compile", config.compile),
-        "FSDP_ACTIVATION_CHECKPOINTING": ("grad_checkpointing", config.grad_checkpointing),
+        "FSDP_ACTIVATION_CHECKPOINTING": ("grad_checkpointing", getattr(config, "grad_checkpointing", False)),
     }
     idle = ("no", "false", "")  # what accelerate launch sets unasked
     notes = [
@@ -102,7 +105,7 @@ def environment_notes(config: Config) -> list[str]:
     return notes
 
 
-def _settle_determinism(config: Config, cpu: bool) -> None:
+def _settle_determinism(config: TrainingConfig, cpu: bool) -> None:
     """Have torch take deterministic kernels, or any. Raises InputError for a cuBLAS workspace that rules them out."""
     if config.deterministic:
         workspace = os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", DETERMINISTIC_WORKSPACES[0])

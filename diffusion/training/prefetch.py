@@ -1,23 +1,22 @@
-"""Training batches on their way to the network: read, sent to the device, given their chance; on a GPU one ahead."""
+"""Prefetching: training batches read, sent to the device and given their randomness; on a GPU one ahead."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 
-from diffusion.data.batch import PatchBatch
-from diffusion.training.batch_losses import Chance, chance
+from diffusion.data.batch import Batch
 from diffusion.utils.errors import InputError
 
 
 class PrefetchedBatch(NamedTuple):
-    """A batch on the device, what is random about it, and for how many seconds the device had nothing to do but wait."""
+    """A batch on the device, its randomness, and for how many seconds the device waited for it with nothing to do."""
 
-    batch: PatchBatch
-    chance: Chance
+    batch: Batch
+    randomness: Any
     idle_seconds: float
 
 
@@ -25,16 +24,16 @@ class DevicePrefetcher:
     """This process's batches on a device, in order.
 
     A GPU computes while the host goes on. The host waits for it once a step; what it has to do for the next batch, it
-    does before that, in `look_ahead`, so that afterwards the GPU does not wait for the host.
+    does before that, in `prefetch`, so that afterwards the GPU does not wait for the host.
     """
 
-    def __init__(self, batches: Iterator[PatchBatch], device: torch.device):
-        self._batches, self._device = batches, device
+    def __init__(self, batches: Iterator[Batch], device: torch.device, draw: Callable[[Any], Any]):
+        self._batches, self._device, self._draw = batches, device, draw
         self.is_asynchronous = device.type != "cpu"  # which cannot compute meanwhile
         self._next: PrefetchedBatch | InputError | None = None
 
-    def take(self) -> PrefetchedBatch:
-        """The next batch. Raises InputError for one that cannot be read."""
+    def next(self) -> PrefetchedBatch:
+        """Return the next batch. Raises InputError for one that cannot be read."""
         prefetched, self._next = self._next, None
         if isinstance(prefetched, InputError):
             raise prefetched
@@ -54,11 +53,11 @@ class DevicePrefetcher:
         batch = next(self._batches)
         idle_seconds = time.perf_counter() - requested if computed is None else seconds_idle(computed)
         batch = batch.to(self._device)
-        return PrefetchedBatch(batch, chance(batch.seeds, batch.latents.shape[1:], self._device), idle_seconds)
+        return PrefetchedBatch(batch, self._draw(batch), idle_seconds)
 
 
 def record_event(device: torch.device) -> torch.cuda.Event | None:
-    """What happens on a GPU once it has done all that it was told so far."""
+    """Record an event that a GPU reaches once it has done all its work so far; None on another device."""
     if device.type != "cuda":
         return None
     event = torch.cuda.Event(enable_timing=True)
@@ -67,7 +66,7 @@ def record_event(device: torch.device) -> torch.cuda.Event | None:
 
 
 def seconds_idle(event: torch.cuda.Event) -> float:
-    """Seconds that a GPU has had nothing to do since; 0 while it still computes, which is not waited for."""
+    """Return the seconds that a GPU has been idle since an event; 0 while it still computes, which is not waited for."""
     if not event.query():
         return 0.0
     now = torch.cuda.Event(enable_timing=True)

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from diffusion.config.settings import Config
-from diffusion.model.pixart import PixArt
-from diffusion.optim.ema import EMA, PowerEMA
-from diffusion.timesteps import TimestepSampler
-from diffusion.training.monitoring.run_log import BadItems, Meter, redistribute_meters
-from diffusion.training.parallel.fsdp import gather_full, shard_optimizer_state
+from diffusion.config.settings import TrainingConfig
+from diffusion.optim.build import group_parameters
+from diffusion.optim.ema import EMA, PowerEMA, trained_state
+from diffusion.training.frozen import FrozenNetwork, FrozenWeights, describe_frozen_networks
+from diffusion.training.monitoring.meters import BadItems, Meter, redistribute_meters
+from diffusion.training.task import Task
 from diffusion.utils.errors import InputError
+from diffusion.utils.sharded import gather_full, shard_optimizer_state
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -26,23 +29,25 @@ if TYPE_CHECKING:
 
 @dataclass
 class RunState:
-    """What a run is made of, and how far it has come.
+    """The parts of a run, and how far it has come.
 
     step: optimizer steps, skipped ones too. position: samples taken from the stream by all processes together; epoch
     and place in its permutation follow from it, as does every sample's noise. skipped: steps without an update.
     """
 
-    config: Config
-    data: dict[str, Any]  # what tells its data set from another
-    model: PixArt
+    config: TrainingConfig
+    task: Task
+    data: Mapping[str, Any]  # the identity of its data set
+    model: nn.Module
     ema: EMA
     optimizer: Optimizer
     lr_schedule: LRScheduler
     accelerator: Accelerator
     meter: Meter
     bad_items: BadItems
-    timesteps: TimestepSampler
     power_ema: PowerEMA
+    frozen: FrozenWeights
+    frozen_networks: Mapping[str, FrozenNetwork]
     step: int = 0
     position: int = 0
     skipped: int = 0
@@ -74,21 +79,23 @@ class RunState:
         return self.accelerator.scaler is not None and self.accelerator.scaler.get_scale() > 1
 
     def state_dict(self) -> dict[str, Any]:
-        """The state as whole tensors and plain values: one file serves all processes, and any number of them.
+        """Return the state as full tensors and plain values: one file serves all processes, and any number of them.
 
         To be called by all, who then agree on the bad items; of a sharded network the main process alone gets the tensors.
         """
         from accelerate.utils import gather_object
 
-        self.bad_items.settle()
+        self.bad_items.synchronise()
         scaler, keep = self.accelerator.scaler, self.accelerator.is_main_process
         return {
-            "model": gather_full(self.model.state_dict(), keep),
+            "task": self.task.name,
+            "model": gather_full(trained_state(self.model), keep),
             "ema": gather_full(self.ema.tensors, keep),
             "power_ema": gather_full(self.power_ema.state_dict(), keep),
-            "timesteps": self.timesteps.state_dict(),
-            "architecture": self.model.config.to_dict(),
-            "prediction_type": self.config.prediction_type,
+            "frozen": self.frozen.describe(),
+            "frozen_networks": describe_frozen_networks(self.frozen_networks),
+            **self.task.state_dict(),
+            **self.metadata(),
             "optimizer_type": self.config.optimizer.type,
             "optimizer": gather_full(self.optimizer.state_dict(), keep),
             "lr_schedule": self.lr_schedule.state_dict(),
@@ -103,17 +110,43 @@ class RunState:
             "processes": gather_object([self._process_state()]),
         }
 
+    def metadata(self) -> dict[str, Any]:
+        """Return what files of weights say of the network."""
+        return self.task.metadata(self.model)
+
+    def export(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the content of a file of averaged weights to use, from a state of this run."""
+        weights = {**self.frozen.tensors, **state["ema"]}
+        return self.task.export(weights, {**self.metadata(), "step": state["step"]})
+
     def load(self, saved: dict[str, Any]) -> None:
-        """Put a state back; the network's weights, which decide what the rest is built on, are loaded already.
+        """Restore a state; the network's weights, from which the rest is built, are loaded already.
 
         The optimizer's settings, its learning rate among them, stay those it was built with: a run can go on with others.
         """
         self.ema.load(saved["ema"])
         self.power_ema.load_state_dict(saved["power_ema"])
-        self.timesteps.load_state_dict(saved["timesteps"])
+        self.task.load_state_dict(saved)
+        self._load_optimizer(saved["optimizer"])
+        self._load_lr_schedule(saved["lr_schedule"])
+        if self.accelerator.scaler is not None and saved["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(saved["scaler"])
+        self.step, self.position, self.skipped = saved["step"], saved["position"], saved["skipped"]
+        given_up = saved["skipped_in_a_row"] >= saved["config"]["max_bad_steps"]
+        self.skipped_in_a_row = 0 if given_up else saved["skipped_in_a_row"]  # the report has been read since
+        self.bad_items.load_state_dict(saved["bad_items"])
+        processes, count = saved["processes"], self.accelerator.num_processes
+        if len(processes) == count:
+            own = processes[self.accelerator.process_index]
+            self.meter.load_state_dict(own["meter"])
+            set_random_state(own["random"], self.accelerator.device)
+        else:  # their losses are redistributed; their generators, which training does not draw from, are dropped
+            self.meter.load_state_dict(redistribute_meters([process["meter"] for process in processes], count))
+
+    def _load_optimizer(self, saved: dict[str, Any]) -> None:
         settings = [{key: group[key] for key in group if key != "params"} for group in self.optimizer.param_groups]
         try:
-            state = shard_optimizer_state(saved["optimizer"], self.optimizer)
+            state = shard_optimizer_state(self._select_trained(saved), self.optimizer)
             if len(state["param_groups"]) != len(settings):
                 raise ValueError(f"{len(state['param_groups'])} groups instead of {len(settings)}")
             # ours must be in it: by `fused` torch decides whether its counts of steps go to the GPU
@@ -123,20 +156,25 @@ class RunState:
             raise InputError(
                 f"the checkpoint's optimizer groups other parameters than this one ({error}); start a new run"
             ) from None
-        self._load_lr_schedule(saved["lr_schedule"])
-        if self.accelerator.scaler is not None and saved["scaler"] is not None:
-            self.accelerator.scaler.load_state_dict(saved["scaler"])
-        self.step, self.position, self.skipped = saved["step"], saved["position"], saved["skipped"]
-        given_up = saved["skipped_in_a_row"] >= saved["config"]["max_bad_steps"]
-        self.skipped_in_a_row = 0 if given_up else saved["skipped_in_a_row"]  # a person has read the report since
-        self.bad_items.load_state_dict(saved["bad_items"])
-        processes, count = saved["processes"], self.accelerator.num_processes
-        if len(processes) == count:
-            own = processes[self.accelerator.process_index]
-            self.meter.load_state_dict(own["meter"])
-            set_random_state(own["random"], self.accelerator.device)
-        else:  # their losses are shared out; their generators, which training does not draw from, have no heirs
-            self.meter.load_state_dict(redistribute_meters([process["meter"] for process in processes], count))
+
+    def _select_trained(self, saved: dict[str, Any]) -> dict[str, Any]:
+        """Drop the frozen parameters from an optimizer's state, where older versions kept them."""
+        everything = group_parameters(self.model, self.config.optimizer.type, self.task.select_matrices(self.model))
+        groups = saved["param_groups"]
+        if [len(group["params"]) for group in groups] != [len(parameters) for parameters in everything]:
+            return saved
+        numbers = [
+            [number for number, parameter in zip(group["params"], parameters, strict=True) if parameter.requires_grad]
+            for group, parameters in zip(groups, everything, strict=True)
+        ]
+        renumbered = {old: new for new, old in enumerate(number for group in numbers for number in group)}
+        return {
+            "state": {renumbered[old]: state for old, state in saved["state"].items() if old in renumbered},
+            "param_groups": [
+                {**group, "params": [renumbered[old] for old in kept]}
+                for group, kept in zip(groups, numbers, strict=True)
+            ],
+        }
 
     def _load_lr_schedule(self, saved: dict[str, Any]) -> None:
         peak_rates = list(self.lr_schedule.base_lrs)  # of the config; loading puts the checkpoint's in their place

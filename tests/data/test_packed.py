@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import REPOSITORY, WIDTH, in_process
 
+from diffusion.data.batch import collate
 from diffusion.data.crops import CropBox
 from diffusion.data.datasets.pan_cancer import PanCancerData, PanCancerDataLowRes, build_dataset
 from diffusion.data.features import packed, packed_metadata, packing, parts, shards
@@ -78,7 +79,9 @@ def test_packed_features_are_found_where_no_loose_ones_are(packed_root):
     data = PanCancerDataLowRes(packed_root, 256)
     assert torch.equal(data[Draw(17, 1)].latent, expected)
     assert torch.equal(pickle.loads(pickle.dumps(data))[Draw(17, 1)].latent, expected)
-    batches = [next(iter(training_loader(data, BatchStream(len(data), 8, 1), workers, False))) for workers in (0, 2)]
+    batches = [
+        next(iter(training_loader(data, collate, BatchStream(len(data), 8, 1), workers, False))) for workers in (0, 2)
+    ]
     assert torch.equal(batches[0].latents, batches[1].latents)  # opened here, then in two processes
     with pytest.raises(MissingError, match="or .*packed/set_1024/other-uni"):
         PanCancerDataLowRes(packed_root, 256, vae_prefix="other")

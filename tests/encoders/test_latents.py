@@ -13,7 +13,7 @@ from conftest import REPOSITORY, texture
 from diffusion.encoders.latents import SD3_SCALE, LatentCodec, LatentScale, build_sd3_vae
 from diffusion.encoders.vae_files import EMBEDDED_CODECS
 from diffusion.formats import DIFFUSERS_WEIGHTS
-from diffusion.tasks import codec as tiny_vae
+from diffusion.tasks.codec import units
 from diffusion.utils.errors import InputError
 
 DEMO_IMAGE = REPOSITORY / "data" / "demo" / "source" / "hgsc_nest.jpg"
@@ -155,7 +155,7 @@ def test_change_of_units_keeps_the_pictures_and_orders_the_channels():
     pixels = torch.from_numpy(picture.copy()).permute(2, 0, 1)[None] / 127.5 - 1
     with torch.no_grad():
         before = vae.decode(vae.encode(pixels).latent_dist.mean).sample
-        tiny_vae.change_units(vae, [picture])
+        units.change_units(vae, [picture])
         latents = vae.encode(pixels).latent_dist.mean
         after = vae.decode(latents).sample
     torch.testing.assert_close(after[..., 64:-64, 64:-64], before[..., 64:-64, 64:-64], rtol=0, atol=2e-3)
@@ -167,5 +167,5 @@ def test_change_of_units_keeps_the_pictures_and_orders_the_channels():
     assert off_diagonal.abs().max() < 0.05
     # a channel's variance is the root of its effect on pixels, variance times sensitivity
     with torch.no_grad():
-        ratio = tiny_vae.sensitivity(vae, latents).diagonal() / variances
+        ratio = units.sensitivity(vae, latents).diagonal() / variances
     assert ratio.max() < 1.1 * ratio.min()

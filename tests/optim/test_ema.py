@@ -195,17 +195,17 @@ def run_dir(tmp_path) -> tuple[Path, PowerEMA]:
     torch.manual_seed(0)
     model = PixArt(**ARGUMENTS)
     for parameter in model.final_layer.parameters():
-        torch.nn.init.normal_(parameter).requires_grad_(False)
+        torch.nn.init.normal_(parameter)
     kept, direct = PowerEMA(model, (0.05, 0.1)), PowerEMA(model, (0.07,))
     for step in range(1, STEPS + 1):
-        for parameter in model.parameters():
-            if parameter.requires_grad:
+        for name, parameter in model.named_parameters():
+            if not name.startswith("final_layer."):
                 parameter.data.add_(0.02 * torch.randn_like(parameter))
         kept.update(model, step)
         direct.update(model, step)
         if step % EVERY == 0:
-            told = dict(architecture=model.config.to_dict(), prediction_type="v_prediction")
-            save_snapshots(dict(power_ema=kept.state_dict(), **told), tmp_path / "run")
+            metadata = dict(architecture=model.config.to_dict(), prediction_type="v_prediction")
+            save_snapshots(kept.state_dict(), metadata, {}, tmp_path / "run")
     return tmp_path / "run", direct
 
 

@@ -7,12 +7,12 @@ from itertools import pairwise
 
 import pytest
 import torch
-from runs import equal, forget_processes, launch, logged, read, settings
+from runs import equal, forget_processes, launch, logged, read, settings, train
 
 from diffusion.config.settings import OptimizerConfig, TimestepConfig
+from diffusion.tasks.denoising import task as denoising
+from diffusion.tasks.denoising.losses import BatchLosses
 from diffusion.training import state, trainer
-from diffusion.training.batch_losses import BatchLosses
-from diffusion.training.trainer import train
 from diffusion.utils.errors import InputError
 
 
@@ -24,7 +24,7 @@ def fresh_accelerate():
 
 def spoil_steps(monkeypatch: pytest.MonkeyPatch, *bad: int) -> list[list[str]]:
     """Make the losses of some optimizer steps, counted from 1, no numbers; their patches' names."""
-    given, met, names = BatchLosses.given, [], []
+    given, met, names = BatchLosses.losses_at, [], []
 
     def spoilt(self, network, batch, drawn):
         losses = given(self, network, batch, drawn)
@@ -34,7 +34,7 @@ def spoil_steps(monkeypatch: pytest.MonkeyPatch, *bad: int) -> list[list[str]]:
             losses["loss"] = losses["loss"] * torch.tensor(float("nan"))
         return losses
 
-    monkeypatch.setattr(BatchLosses, "given", spoilt)
+    monkeypatch.setattr(BatchLosses, "losses_at", spoilt)
     return names
 
 
@@ -78,14 +78,14 @@ def test_too_many_end_with_a_saved_state_and_a_report(feature_root, tmp_path):
 
 
 def test_weights_gone_bad_are_told(feature_root, tmp_path, monkeypatch):
-    build = trainer.build_network
+    build = denoising.build_network
 
     def spoilt(*arguments):
         model, origin = build(*arguments)
         model.blocks[0].mlp.fc1.bias.data[3] = float("inf")
         return model, origin
 
-    monkeypatch.setattr(trainer, "build_network", spoilt)
+    monkeypatch.setattr(denoising, "build_network", spoilt)
     with pytest.raises(InputError, match="1 steps in a row"):
         train(settings(feature_root, max_bad_steps=1), tmp_path, cpu=True)
     report = (tmp_path / "bad_steps.txt").read_text()
@@ -109,14 +109,14 @@ def test_a_bad_gradient_is_told_from_good_ones(feature_root, tmp_path):
 
 def test_the_report_is_of_the_timesteps_that_were_drawn(feature_root, tmp_path, monkeypatch):
     """Also when a sampler has learnt from them since."""
-    given, seen = BatchLosses.given, []
+    given, seen = BatchLosses.losses_at, []
 
     def spoilt(self, network, batch, drawn):
         losses = given(self, network, batch, drawn)
         seen.append(drawn.timestep.tolist())
         return losses | {"loss": losses["loss"] * torch.nan} if len(seen) > 2 else losses
 
-    monkeypatch.setattr(BatchLosses, "given", spoilt)
+    monkeypatch.setattr(BatchLosses, "losses_at", spoilt)
     warm = lambda self: True  # noqa: E731
     monkeypatch.setattr("diffusion.timesteps.LossAware.is_warm", property(warm))
     with pytest.raises(InputError, match="1 steps in a row"):
@@ -197,14 +197,14 @@ class TestScaler:
 
     def test_a_loss_gone_bad_by_itself_changes_no_weight(self, feature_root, tmp_path, monkeypatch):
         """Infinite, with a gradient that is finite: the scaler sees nothing wrong."""
-        given, calls = BatchLosses.given, []
+        given, calls = BatchLosses.losses_at, []
 
         def spoilt(self, network, batch, drawn):
             losses = given(self, network, batch, drawn)
             calls.append(1)
             return losses | {"loss": losses["loss"] + torch.inf} if len(calls) == 17 else losses
 
-        monkeypatch.setattr(BatchLosses, "given", spoilt)
+        monkeypatch.setattr(BatchLosses, "losses_at", spoilt)
         train(settings(feature_root, max_steps=18, save_model_steps=1), tmp_path, cpu=True)
         before, after, later = (read(tmp_path, step) for step in (16, 17, 18))
         assert after["skipped"] == before["skipped"] + 1

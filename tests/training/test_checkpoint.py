@@ -33,7 +33,8 @@ from diffusion.training.checkpoints.checkpoint import (
     save_file,
     write_checkpoint,
 )
-from diffusion.training.initial import choose_checkpoint, resume_origin
+from diffusion.training.frozen import FrozenWeights
+from diffusion.training.resume import choose_checkpoint, resume_origin
 from diffusion.utils.errors import InputError, MissingError
 
 
@@ -55,19 +56,28 @@ def state(step: int) -> dict:
 
 def write(content: dict, folder: Path) -> Path:
     """What a save does."""
-    path = write_checkpoint(content, folder)
+    path = write_checkpoint(content, folder, export(content))
     mark_latest(path, NO_ORIGIN)
     return path
 
 
+def export(content: dict) -> dict:
+    return {"state_dict": content["ema"], "step": content["step"]}
+
+
 class Run:
     """A state that goes on changing."""
+
+    frozen = FrozenWeights()
 
     def __init__(self, step: int):
         self.current = state(step)
 
     def state_dict(self) -> dict:
         return self.current
+
+    def export(self, content: dict) -> dict:
+        return export(content)
 
 
 @contextlib.contextmanager
@@ -130,7 +140,7 @@ def test_a_named_checkpoint_is_known_by_its_content(tmp_path):
     """A run goes on from where it has come, also when what it was begun from lies elsewhere now; not from another one."""
     other, moved = write(state(2), tmp_path / "other"), tmp_path / "moved" / "step_00000002.ckpt"
     named = resume_origin(Config(resume_from=str(other)), other, False, {})
-    own = write_checkpoint(state(3), tmp_path / "run")
+    own = write_checkpoint(state(3), tmp_path / "run", export(state(3)))
     mark_latest(own, named)
     shutil.move(other.parent, moved.parent)
     assert choose_checkpoint(Config(resume_from=str(moved)), tmp_path / "run", fresh=False) == (own, True)

@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import WIDTH
-from runs import equal, forget_processes, read, settings
+from runs import dry_run, equal, forget_processes, read, settings, train
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from diffusion.condition import Condition
 from diffusion.config.files import read_config
 from diffusion.config.settings import (
     Config,
     DataConfig,
     OptimizerConfig,
     SampleGridConfig,
-    ScheduleConfig,
     ValidationConfig,
 )
 from diffusion.data.batch import PatchBatch, collate
@@ -37,16 +37,15 @@ from diffusion.generation.solver import Solver
 from diffusion.model import PixArt
 from diffusion.model.convert import load_weights
 from diffusion.optim import came
-from diffusion.optim.build import build_lr_schedule, build_optimizer, learning_rate
+from diffusion.optim.build import build_optimizer
 from diffusion.optim.came import CAME
 from diffusion.optim.ema import EMA
-from diffusion.training import batch_losses as losses
-from diffusion.training import prefetch as supply_module
+from diffusion.optim.lr_schedule import build_lr_schedule, scale_learning_rate
+from diffusion.tasks.denoising import losses as losses_module
+from diffusion.tasks.denoising.losses import SampleRandomness, draw_randomness
 from diffusion.training import trainer
-from diffusion.training.batch_losses import chance
 from diffusion.training.plan import plan_run, save_steps
 from diffusion.training.prefetch import DevicePrefetcher
-from diffusion.training.trainer import dry_run, train
 from diffusion.utils.errors import InputError
 from diffusion.utils.hardware import has_bf16
 from diffusion.utils.locks import file_lock
@@ -148,7 +147,12 @@ class TestOptimizer:
         torch.manual_seed(0)
         model, twin = self.network(), self.network()
         twin.load_state_dict(model.state_dict())
-        muon = build_optimizer(model, OptimizerConfig("Muon", betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1), lr=1e-2)
+        muon = build_optimizer(
+            model,
+            OptimizerConfig("Muon", betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1),
+            1e-2,
+            [model.blocks[0].weight],
+        )
         adam = torch.optim.AdamW(twin.head.parameters(), lr=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
         for _ in range(3):
             before = model.blocks[0].weight.detach().clone()
@@ -221,9 +225,8 @@ class TestOptimizer:
 
     def test_warm_up_then_constant_or_cosine(self):
         for kind, end in (("constant", 1.0), ("cosine", 0.5 * (1 + math.cos(math.pi * 5 / 6)))):
-            config = Config(lr_schedule=kind, lr_schedule_args=ScheduleConfig(4))
             optimizer = torch.optim.SGD(self.network().parameters(), lr=8.0)
-            schedule = build_lr_schedule(optimizer, config, total_steps=10)
+            schedule = build_lr_schedule(optimizer, kind, warmup=4, total_steps=10)
             rates = []
             for _ in range(10):
                 rates.append(schedule.get_last_lr()[0])
@@ -233,10 +236,11 @@ class TestOptimizer:
             assert rates[9] == pytest.approx(8 * end)
 
     def test_auto_lr(self):
-        assert learning_rate(Config(optimizer=OptimizerConfig(lr=1.0)), 1024) == 1.0
-        assert learning_rate(Config(optimizer=OptimizerConfig(lr=1.0), auto_lr={"rule": "sqrt"}), 1024) == 2.0
+        assert scale_learning_rate(1.0, None, 1024) == 1.0
+        assert scale_learning_rate(1.0, "sqrt", 1024) == 2.0
+        assert plan_run(Config(optimizer=OptimizerConfig(lr=1.0), auto_lr={"rule": "linear"}), 1, 8).lr == 1.0
         with pytest.raises(InputError, match="rule='sqrt'"):
-            learning_rate(Config(auto_lr={"rule": "cubic"}), 1024)
+            Config(auto_lr={"rule": "cubic"})
 
 
 def test_plan_counts_optimizer_steps(tmp_path):
@@ -344,9 +348,9 @@ class TestRun:
     def test_a_network_of_velocities_trains_and_draws_as_one(self, feature_root, tmp_path, monkeypatch):
         """A new network predicts zeros: as noise they blow the samples up, as velocities they leave them noise."""
         seen = []
-        given = losses.training_losses
+        given = losses_module.training_losses
         monkeypatch.setattr(
-            losses, "training_losses", lambda *a, **k: seen.append(k["prediction_type"]) or given(*a, **k)
+            losses_module, "training_losses", lambda *a, **k: seen.append(k["prediction_type"]) or given(*a, **k)
         )
 
         class Codec:
@@ -359,7 +363,7 @@ class TestRun:
             seen.clear()
             config = settings(feature_root, prediction_type=prediction_type, max_steps=1)
             config = dataclasses.replace(config, sample_grid=SampleGridConfig(count=1, steps=10, guidance=1.0))
-            monkeypatch.setattr(trainer, "load_codec", lambda *a: Codec)
+            monkeypatch.setattr("diffusion.tasks.denoising.task.load_codec", lambda *a: Codec)
             train(config, tmp_path / prediction_type, cpu=True)
             in_grid, trained_for = seen[:2]
             assert trained_for == prediction_type
@@ -379,12 +383,12 @@ class TestRun:
         train(settings(feature_root, freeze=("y_embedder.y_proj", "blocks.0.attn")), tmp_path, cpu=True)
         before, after = read(tmp_path, 0)["model"], read(tmp_path, 4)["model"]
         still = {name for name in before if torch.equal(before[name], after[name])}
-        named = {name for name in before if name.startswith(("y_embedder.y_proj", "blocks.0.attn"))}
-        assert named <= still and "final_layer.linear.weight" not in still
+        assert {"pos_embed", "y_embedder.y_embedding"} <= still and "final_layer.linear.weight" not in still
+        assert not [name for name in before if name.startswith(("y_embedder.y_proj", "blocks.0.attn"))]  # stored once
         for freeze, said in ((("y_proj",), "freeze 'y_proj'"), (("blocks.1",), "'blocks.1'")):
             with pytest.raises(InputError, match=said):
                 train(settings(feature_root, freeze=freeze), tmp_path / "none", cpu=True)
-        every = tuple(before.keys() - {"pos_embed", "y_embedder.y_embedding"})
+        every = (*(before.keys() - {"pos_embed", "y_embedder.y_embedding"}), "y_embedder.y_proj", "blocks.0.attn")
         with pytest.raises(InputError, match="nothing is left to train"):
             train(settings(feature_root, freeze=every), tmp_path / "none", cpu=True)
         assert not (tmp_path / "none").exists()
@@ -434,7 +438,11 @@ class TestRun:
         assert "\n" not in str(error.value)
 
 
-class TestSupply:
+def draw_on_cpu(batch: PatchBatch) -> SampleRandomness:
+    return draw_randomness(batch.seeds, batch.latents.shape[1:], CPU)
+
+
+class TestDevicePrefetcher:
     """What a GPU's host prepares while the GPU computes; here on the CPU, told that it is another device."""
 
     @pytest.fixture
@@ -449,17 +457,17 @@ class TestSupply:
                 read.append(i)
                 if i == 3:
                     raise InputError("torn")
-                yield PatchBatch(torch.full((2, 16, 4, 4), float(i)), torch.zeros(2, 1, 8), ["a", "b"], [i, i + 1])
+                latents, condition = torch.full((2, 16, 4, 4), float(i)), Condition(torch.zeros(2, 1, 8))
+                yield PatchBatch(latents, condition, names=["a", "b"], seeds=[i, i + 1])
 
         monkeypatch.setattr(PatchBatch, "to", lambda batch, device: batch)
-        monkeypatch.setattr(supply_module, "chance", lambda seeds, shape, device: chance(seeds, shape, CPU))
-        return DevicePrefetcher(batches(), torch.device("meta"))
+        return DevicePrefetcher(batches(), torch.device("meta"), draw_on_cpu)
 
     def test_one_ahead_and_in_order(self, supply, read):
         for i in range(3):
-            batch, of_batch, waited = supply.take()
-            assert (batch.latents == i).all() and waited >= 0
-            assert of_batch.noise.equal(chance([i, i + 1], (16, 4, 4), CPU).noise)
+            batch, randomness, idle_seconds = supply.next()
+            assert (batch.latents == i).all() and idle_seconds >= 0
+            assert randomness.noise.equal(draw_randomness([i, i + 1], (16, 4, 4), CPU).noise)
             assert read == list(range(i + 1))
             for _ in range(2):
                 supply.prefetch()
@@ -467,10 +475,10 @@ class TestSupply:
 
     def test_a_batch_that_cannot_be_read_stops_its_own_step(self, supply, read):
         for _ in range(3):
-            supply.take()
+            supply.next()
             supply.prefetch()  # the last meets the torn one
         with pytest.raises(InputError, match="torn"):
-            supply.take()
+            supply.next()
 
     def test_a_run_is_the_same_stopped_or_not(self, feature_root, tmp_path, monkeypatch):
         config = settings(feature_root, gradient_accumulation_steps=2)
@@ -481,7 +489,7 @@ class TestSupply:
                 super().__init__(*arguments)
                 self.is_asynchronous = True
 
-        monkeypatch.setattr(trainer, "Supply", Ahead)
+        monkeypatch.setattr(trainer, "DevicePrefetcher", Ahead)
         for steps in (1, 3, 4):
             train(dataclasses.replace(config, max_steps=steps), tmp_path / "ahead", cpu=True)
         assert equal(read(tmp_path / "ahead", 4), read(tmp_path / "plain", 4))
@@ -506,11 +514,11 @@ class TestSupply:
 
         monkeypatch.setattr(torch.cuda, "Event", Event)
         supply._device = torch.device("cuda")
-        assert supply.take().waited == (0.0 if computing else 0.005)
+        assert supply.next().idle_seconds == (0.0 if computing else 0.005)
 
     def test_a_cpu_reads_nothing_ahead(self, supply, read):
-        on_cpu = DevicePrefetcher(supply._batches, CPU)
-        on_cpu.take()
+        on_cpu = DevicePrefetcher(supply._batches, CPU, draw_on_cpu)
+        on_cpu.next()
         on_cpu.prefetch()
         assert read == [0]
 
@@ -552,7 +560,9 @@ class TestBadItems:
                            for mode in ("raise", "skip"))  # fmt: skip
         draws = [Draw(i, seed=i) for i in (22, 23, 24)]
         batch, expected = collate([lenient[draw] for draw in draws]), collate([strict[draws[0]], strict[draws[2]]])
-        assert torch.equal(batch.latents, expected.latents) and torch.equal(batch.tokens, expected.tokens)
+        assert torch.equal(batch.latents, expected.latents) and torch.equal(
+            batch.condition.tokens, expected.condition.tokens
+        )
         assert batch.names == expected.names and [item.name for item in batch.bad] == [strict.sample_name(23)]
         with pytest.raises(InputError, match="none of the 1 items of a batch can be read; the first: .*not finite"):
             collate([lenient[draws[1]]])
@@ -667,7 +677,7 @@ class TestDryRun:
         monkeypatch.setattr(
             "diffusion.encoders.embedder_files.REPOSITORY", tmp_path
         )  # where a demo may have put weights
-        monkeypatch.setattr("diffusion.training.plan.total_bytes", lambda device: 24 * 2**30)
+        monkeypatch.setattr("diffusion.tasks.denoising.task.total_bytes", lambda device: 24 * 2**30)
         monkeypatch.chdir(tmp_path)
         with pytest.raises(InputError, match=message):
             start(settings(feature_root, **changes), tmp_path / "run", cpu=True)

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import equal, forget_processes, launch, logged, read, settings, train_for
+from runs import equal, forget_processes, launch, logged, read, settings, train, train_for
 
 from diffusion.config.settings import DataConfig, OptimizerConfig, PowerEmaConfig, SampleGridConfig, ValidationConfig
 from diffusion.data.index.patch_index import index_path
 from diffusion.data.index.writer import write_index
 from diffusion.training import trainer
 from diffusion.training.checkpoints.checkpoint import save_file
-from diffusion.training.trainer import train
 from diffusion.utils.errors import InputError
 
 STEPS, STOP = 7, 3  # of 48 samples: epochs begin and stops fall anywhere in them

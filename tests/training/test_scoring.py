@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import texture
 from PIL import Image
-from runs import equal, forget_processes, launch, logged, read, settings
+from runs import equal, forget_processes, launch, logged, read, settings, train
 
 from diffusion.config.settings import DataConfig, EvaluationConfig, ValidationConfig
 from diffusion.data.datasets.pan_cancer import build_dataset
@@ -23,9 +23,8 @@ from diffusion.encoders.latents import LatentCodec, to_uint8
 from diffusion.evaluation.metrics.distances import compute_fid, compute_kid
 from diffusion.evaluation.reports.curves import read_curves
 from diffusion.sampling import image_generator, initial_noise, sample_latents
-from diffusion.training.monitoring.sample_scores import SampleScores, score_steps
+from diffusion.tasks.denoising.sample_scores import SampleScores, score_steps
 from diffusion.training.plan import plan_run
-from diffusion.training.trainer import train
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.seeds import mix_seed
 from diffusion.workdir import open_run
@@ -124,7 +123,7 @@ def test_pictures_are_read_once_and_bad_ones_are_passed_over(feature_root, score
     with pytest.raises(InputError, match="is not a readable image"):
         train(settings(feature_root, **scored | dict(evaluation=evaluation)), tmp_path / "strict", cpu=True)
     forget_processes()
-    monkeypatch.setattr("diffusion.training.monitoring.sample_scores.PROBES", 17)  # a patch has 16 crops
+    monkeypatch.setattr("diffusion.tasks.denoising.sample_scores.PROBES", 17)  # a patch has 16 crops
     train(settings(feature_root, **scored | forgiving | dict(evaluation=evaluation)), tmp_path / "run", cpu=True)
     assert list(logged(tmp_path / "run", "evaluation/fd")) == [0, 2, 3]
     assert "not scored: set/brca" in caplog.text
@@ -138,7 +137,7 @@ def test_samples_that_are_not_finite_have_no_score(feature_root, scored, tmp_pat
     def nothing(network, noise, *arguments, **settings):
         return torch.full_like(noise, torch.nan)
 
-    monkeypatch.setattr("diffusion.training.monitoring.sample_scores.sample_latents", nothing)
+    monkeypatch.setattr("diffusion.tasks.denoising.sample_scores.sample_latents", nothing)
     train(settings(feature_root, **scored), tmp_path / "run", cpu=True)
     assert "5 samples, by" in log_of(tmp_path / "run") and "not finite" in log_of(tmp_path / "run")
     assert "evaluation/fd" not in read_curves(tmp_path / "run")

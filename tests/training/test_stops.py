@@ -12,12 +12,11 @@ import sys
 import pytest
 import torch
 from conftest import REPOSITORY, command
-from runs import forget_processes, read, settings
+from runs import forget_processes, read, settings, train
 
 from diffusion.training import trainer
 from diffusion.training.parallel.distributed import on_main, user_errors
 from diffusion.training.parallel.preemption import EXIT_CODE, SIGNALS, PreemptionHandler, StopReason
-from diffusion.training.trainer import train
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.locks import file_lock
 
@@ -29,7 +28,7 @@ def fresh_accelerate():
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_is_a_wish_and_no_more(number):
+def test_a_signal_is_noted_and_changes_nothing_else(number):
     before = signal.getsignal(number)
     with PreemptionHandler() as stops:
         stops.before_first_step = False
@@ -165,5 +164,5 @@ def test_others_may_not_change_what_is_written(feature_root, tmp_path):
 
 
 def test_a_stop_in_the_last_step_is_its_end(feature_root, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer.PreemptionHandler, "wish", lambda self: StopReason.SIGNAL)
+    monkeypatch.setattr(trainer.PreemptionHandler, "poll", lambda self: StopReason.SIGNAL)
     assert train(settings(feature_root, max_steps=1), tmp_path, cpu=True) is True

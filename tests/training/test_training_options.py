@@ -13,7 +13,7 @@ import server
 import torch
 from conftest import ON_CPU, PATIENCE, REPOSITORY, write_features
 from PIL import Image
-from runs import equal, forget_processes, launch, logged, read, settings, train_for
+from runs import equal, forget_processes, launch, logged, read, settings, train, train_for
 
 from diffusion.config.files import dump_config
 from diffusion.config.settings import DataConfig, OptimizerConfig, PowerEmaConfig, TimestepConfig, ValidationConfig
@@ -26,8 +26,7 @@ from diffusion.encoders.latents import LatentScale
 from diffusion.model.convert import load_weights
 from diffusion.model.pixart import build_model
 from diffusion.objective import training_losses
-from diffusion.training.batch_losses import BatchLosses, chance
-from diffusion.training.trainer import train
+from diffusion.tasks.denoising.losses import BatchLosses, draw_randomness
 from diffusion.utils.errors import InputError
 from diffusion.utils.seeds import mix_seed
 from diffusion.workdir import open_run
@@ -214,8 +213,9 @@ class TestLearning:
             return torch.zeros(len(x), 32, *x.shape[2:])
 
         scale, kind = LatentScale(1.0, 0.0), "epsilon"
-        values = BatchLosses(scale, kind, 0.0, Doubled(), min_snr_gamma=5.0)(network, batch)
-        noise = chance(batch.seeds, (16, 32, 32), CPU).noise
+        losses = BatchLosses(scale, kind, 0.0, Doubled(), min_snr_gamma=5.0)
+        randomness = draw_randomness(batch.seeds, (16, 32, 32), CPU)
+        values, noise = losses.losses_at(network, batch, losses.draw_noise(randomness)), randomness.noise
         alpha_bar = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64).neg().add(1).cumprod(0)[100].item()
         snr = alpha_bar / (1 - alpha_bar)
         assert snr > 5
@@ -244,7 +244,7 @@ class TestValidation:
         for i in range(6):
             seed = mix_seed(0, i)
             item = dataset[Draw(i * 16 // 6, seed)]
-            noise = chance([seed], (16, 32, 32), CPU).noise
+            noise = draw_randomness([seed], (16, 32, 32), CPU).noise
             timestep = torch.tensor([1 + int(i * (5**0.5 - 1) / 2 % 1 * 999)])
             with torch.no_grad():
                 losses += training_losses(model, item.latent[None], timestep, item.tokens[None], noise)["loss"].tolist()

@@ -7,10 +7,9 @@ import socket
 from datetime import timedelta
 
 import pytest
-from runs import forget_processes, settings
+from runs import dry_run, forget_processes, settings
 
 from diffusion.training.environment import check_accelerator, environment_notes, start_accelerator
-from diffusion.training.trainer import dry_run
 from diffusion.utils import launch
 from diffusion.utils.errors import InputError
 from diffusion.utils.hardware import prepare_device

@@ -17,7 +17,7 @@ from diffusion.config.files import dump_config
 from diffusion.model import PixArt, build_model
 from diffusion.model.convert import load_weights, save_diffusers, save_official, with_positions_of
 from diffusion.model.names import to_diffusers
-from diffusion.training.initial import build_network
+from diffusion.tasks.denoising.network import build_network
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.state_dicts import find_state_dict
 from diffusion.utils.weights import find_weights, read_weights

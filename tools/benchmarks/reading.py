@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.startup import REPOSITORY
 from benchmarks.table import Row, compare_row, rate_row
-from diffusion.data.batch import PatchItem
+from diffusion.data.batch import PatchItem, collate
 from diffusion.data.crops import crop_box
 from diffusion.data.datasets.pan_cancer import PanCancerDataLowRes
 from diffusion.data.features.loose import feature_path
@@ -136,7 +136,7 @@ def read_crops(dataset: Any, root: Path, workers: int, cache: str, seconds: floa
         for path in root.rglob("*.*"):
             if path.is_file():
                 path.read_bytes()
-    loader = training_loader(dataset, BatchStream(len(dataset), BATCH, 0), workers, pin_memory=False)
+    loader = training_loader(dataset, collate, BatchStream(len(dataset), BATCH, 0), workers, pin_memory=False)
     batches = iter(loader)
     if cache == "warm":
         next(batches)  # workers start, files open

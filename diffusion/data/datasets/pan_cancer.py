@@ -117,7 +117,7 @@ class PanCancerData(Dataset):
         ]
 
     def _locate(self, key: int | Draw) -> CropLocation:
-        index, seed = key if isinstance(key, tuple) else (key, None)
+        index, seed = key[:2] if isinstance(key, tuple) else (key, None)
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         patch, number = divmod(index, self.crops_per_side**2)

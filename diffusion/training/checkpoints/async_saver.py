@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from diffusion.formats import CHECKPOINTS_DIR
 from diffusion.training.checkpoints.checkpoint import NO_ORIGIN, mark_latest, rotate, write_checkpoint
 from diffusion.training.checkpoints.posthoc_ema import save_snapshots
 from diffusion.training.parallel.distributed import on_main
@@ -91,7 +92,7 @@ class Saver:
         if self.accelerator.is_main_process:
             copied = self._host_copy(state)
             self.pause = time.perf_counter() - begun
-            self._thread = threading.Thread(target=self._write, args=(copied,), name="checkpoint")
+            self._thread = threading.Thread(target=self._write, args=(copied, run), name="checkpoint")
             self._thread.start()
 
     def wait(self) -> None:
@@ -114,15 +115,16 @@ class Saver:
                 "Make room or mend the disk, and start the same command again: it goes on from there"
             ) from error
 
-    def _write(self, state: dict[str, Any]) -> None:
+    def _write(self, state: dict[str, Any], run: RunState) -> None:
         begun = time.perf_counter()
         try:
-            path = write_checkpoint(state, self.work_dir)
+            run.frozen.save(self.work_dir / CHECKPOINTS_DIR)
+            path = write_checkpoint(state, self.work_dir, run.export(state))
             if state["step"] in self.snapshots:
-                save_snapshots(state, self.work_dir)
+                save_snapshots(state["power_ema"], run.metadata(), run.frozen.tensors, self.work_dir)
             mark_latest(path, self.named)
             rotate(self.work_dir, state["step"], self.keep_last, self.keep_every)
-        except Exception as error:  # told by wait(); a thread has nobody to raise to
+        except Exception as error:  # raised by wait(): nobody catches a thread's own
             self._error = error
             return
         log.info(

@@ -37,7 +37,7 @@ NO_ORIGIN = {"named": None}  # by --resume-from
 SNAPSHOTS = "power_ema"  # folder of averages for later choice
 STATE_KEYS = frozenset(  # what makes a checkpoint a state to go on from
     (
-        *("model", "ema", "power_ema", "timesteps", "optimizer", "optimizer_type", "lr_schedule", "scaler", "step"),
+        *("model", "ema", "power_ema", "optimizer", "optimizer_type", "lr_schedule", "scaler", "step"),
         *("position", "skipped", "skipped_in_a_row", "bad_items", "config", "data", "processes"),
     )
 )
@@ -51,12 +51,11 @@ def manifest_path(checkpoint: Path) -> Path:
     return checkpoint.with_suffix(".json")
 
 
-def write_checkpoint(state: dict[str, Any], work_dir: Path) -> Path:
-    """Write a run's state and its averaged weights. `name_last` then makes it the last. Raises OSError, InputError."""
+def write_checkpoint(state: dict[str, Any], work_dir: Path, export: Mapping[str, Any]) -> Path:
+    """Write a run's state, and `export`, its averaged weights for use. `name_last` then makes it the last. Raises OSError, InputError."""
     path = checkpoint_path(work_dir, state["step"])
     save_file(state, path, with_manifest=True)
-    manifest = {name: state[name] for name in ("architecture", "prediction_type", "step")}
-    save_file({"state_dict": state["ema"], **manifest}, path.with_name(LAST_EMA))
+    save_file(dict(export), path.with_name(LAST_EMA))
     return path
 
 

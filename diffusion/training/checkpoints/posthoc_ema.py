@@ -52,12 +52,13 @@ def snapshot_path(work_dir: Path, step: int, length: float) -> Path:
     return work_dir / CHECKPOINTS_DIR / SNAPSHOTS / f"step_{step:08d}_{length:.3f}.ckpt"
 
 
-def save_snapshots(state: Mapping[str, Any], work_dir: Path) -> None:
-    """Write one snapshot of each length that a run's state has averages of."""
-    metadata = {name: state[name] for name in NETWORK_KEYS}
-    step = state["power_ema"]["step"]
-    for length, tensors in state["power_ema"]["averages"].items():
-        content = {"state_dict": tensors, **metadata, "step": step, "sigma_rel": length}
+def save_snapshots(
+    state: Mapping[str, Any], metadata: Mapping[str, Any], frozen: Mapping[str, torch.Tensor], work_dir: Path
+) -> None:
+    """Write one snapshot of each length that there are averages of; state: a PowerEMA's, frozen: weights not in it."""
+    step = state["step"]
+    for length, tensors in state["averages"].items():
+        content = {"state_dict": {**frozen, **tensors}, **metadata, "step": step, "sigma_rel": length}
         save_file(content, snapshot_path(work_dir, step, length))
 
 

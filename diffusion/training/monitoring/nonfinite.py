@@ -1,4 +1,4 @@
-"""Steps whose numbers went bad: which patches were in them, and where in the network the first bad number appeared."""
+"""Steps whose numbers are not finite: which samples were in them, and where in the network the first one appeared."""
 
 from __future__ import annotations
 
@@ -10,29 +10,27 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffusion.data.batch import PatchBatch
-from diffusion.training.batch_losses import BatchLosses, Drawn
-from diffusion.training.parallel.fsdp import local_shard
+from diffusion.data.batch import Batch
+from diffusion.training.task import Task
+from diffusion.utils.sharded import local_shard
 from diffusion.utils.text import abbreviate
 
 SHOWN = 8  # names, layers or parameters in a report
 
 
-def report(
-    network: nn.Module, model: nn.Module, losses: BatchLosses, batches: Sequence[tuple[PatchBatch, Drawn]]
-) -> str:
-    """What this process can tell of a step that it cannot take; called before its gradients are cleared.
+def report_nonfinite(network: nn.Module, model: nn.Module, task: Task, batches: Sequence[tuple[Batch, Any]]) -> str:
+    """Report where the numbers of a step stopped being finite; called before its gradients are cleared.
 
     The forward passes run again on what was drawn for the batches. network: what computes the losses; model: the
-    PixArt in it. To be called by all processes, which may hold parts of one network.
+    network in it. To be called by all processes, which may hold parts of one network.
     """
     lines = []
     for batch, noise in batches:
         with torch.no_grad(), first_bad_layer(model) as found:
-            values = losses.given(network, batch, noise)["loss"]
+            values = task.compute_losses(network, batch, noise)[task.losses[0]]
         lines += [f"first layer with bad numbers: {found[0] if found else 'none; the loss itself, or the inputs'}"]
-        timesteps = noise.timestep.tolist()
-        lines += [_of_sample(batch, i, values[i].item(), timesteps[i]) for i in worst(values)]
+        timesteps = getattr(noise, "timestep", None)
+        lines += [_describe_sample(batch, i, values[i].item(), timesteps) for i in worst(values)]
     spoiled = [
         name for name, weight in model.named_parameters() if weight.grad is not None and not _is_finite(weight.grad)
     ]
@@ -71,9 +69,10 @@ def worst(values: torch.Tensor) -> list[int]:
     return (bad or values.argsort(descending=True).tolist())[:SHOWN]
 
 
-def _of_sample(batch: PatchBatch, i: int, loss: float, timestep: int) -> str:
-    parts = [f"{name} {_range(getattr(batch, name)[i])}" for name in ("latents", "tokens")]
-    return f"{batch.names[i]}: loss {loss:g}, timestep {timestep}, {', '.join(parts)}"
+def _describe_sample(batch: Batch, i: int, loss: float, timesteps: torch.Tensor | None) -> str:
+    parts = [f"{name} {_range(tensor[i])}" for name, tensor in batch.tensors().items()]
+    timestep = "" if timesteps is None else f"timestep {timesteps[i].item()}, "
+    return f"{batch.names[i]}: loss {loss:g}, {timestep}{', '.join(parts)}"
 
 
 def _range(tensor: torch.Tensor) -> str:

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map_only
 
-from diffusion.config.settings import Config
+from diffusion.config.settings import TrainingConfig
 from diffusion.utils.errors import InputError
 
 
-def sharding_arguments(config: Config, cpu: bool) -> dict[str, Any]:
+def sharding_arguments(config: TrainingConfig, cpu: bool, layers: Sequence[str]) -> dict[str, Any]:
     """Return accelerate's arguments for FSDP2, by `use_fsdp` or the launcher's own settings; none without, or for one process.
 
     Raises InputError for FSDP 1, and for an optimizer that does not shard.
@@ -36,7 +36,7 @@ def sharding_arguments(config: Config, cpu: bool) -> dict[str, Any]:
     plugin = FullyShardedDataParallelPlugin(  # what is not said here comes from the launcher
         fsdp_version=2,
         auto_wrap_policy="transformer_based_wrap",
-        transformer_cls_names_to_wrap=["PixArtBlock"],
+        transformer_cls_names_to_wrap=list(layers),
         activation_checkpointing=False,  # the config's grad_checkpointing does it, and keeps the names of weights
         cpu_ram_efficient_loading=False,  # every process has the weights; accelerate's way fails at buffers among them
         # autocast alone decides what is computed in half precision, as without FSDP
@@ -48,7 +48,7 @@ def sharding_arguments(config: Config, cpu: bool) -> dict[str, Any]:
     return {"fsdp_plugin": plugin, "parallelism_config": mesh}
 
 
-def check_shardable(config: Config) -> None:
+def check_shardable(config: TrainingConfig) -> None:
     """Raise InputError for a run that is to be sharded and cannot be."""
     if not is_sharding_requested(config):
         return
@@ -67,57 +67,10 @@ def check_shardable(config: Config) -> None:
         )
 
 
-def is_sharding_requested(config: Config) -> bool:
+def is_sharding_requested(config: TrainingConfig) -> bool:
     """Tell whether a run is to be sharded, by its config or by accelerate's launcher."""
     return config.use_fsdp or _by_launcher()
 
 
 def _by_launcher() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-
-
-def is_sharded(tensor: Any) -> bool:
-    return hasattr(tensor, "full_tensor")
-
-
-def local_shard(tensor: torch.Tensor) -> torch.Tensor:
-    """This process's part of a sharded tensor, in the same memory; any other tensor as it is."""
-    return tensor.to_local() if is_sharded(tensor) else tensor
-
-
-def gather_full(tree: Any, keep: bool) -> Any:
-    """A tree with its sharded tensors gathered on the CPU, or None for them where not kept. All processes call it."""
-
-    def gather(tensor: torch.Tensor) -> torch.Tensor | None:
-        if not is_sharded(tensor):
-            return tensor
-        tensor = tensor.full_tensor()  # one at a time: never the whole network on a GPU
-        return tensor.cpu() if keep else None
-
-    return tree_map_only(torch.Tensor, gather, tree)
-
-
-def shard_like(full: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
-    """A whole tensor, which every process has, sharded as another is; without communication."""
-    if not is_sharded(tensor):
-        return full
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(full.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None)
-
-
-def shard_optimizer_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """A whole optimizer state, each tensor of its parameter's shape sharded as the parameter is.
-
-    Raises ValueError for a state of other parameters.
-    """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    indices = [index for group in state["param_groups"] for index in group["params"]]
-    of = dict(zip(indices, parameters, strict=True))
-
-    def part(index: int, value: Any) -> Any:
-        fits = isinstance(value, torch.Tensor) and value.shape == of[index].shape
-        return shard_like(value, of[index]) if fits else value
-
-    parts = {i: {name: part(i, value) for name, value in own.items()} for i, own in state["state"].items()}
-    return {**state, "state": parts}

@@ -28,6 +28,8 @@ from diffusion.utils.windows import cut_windows
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from diffusion.training.monitoring.run_log import RunLogger
+
 log = logging.getLogger(__name__)
 
 SEED = 0  # of all runs, whatever theirs
@@ -44,14 +46,15 @@ class SampleScoreResult(NamedTuple):
 
 
 class SampleScores:
-    """Frechet and kernel distance, and similarity of pairs, of `config.evaluation.count` samples and the tissue of their conditions.
+    """An evaluation: distances, and similarity of pairs, of `config.evaluation.count` samples and their conditions' tissue.
 
     Patches are spread evenly over the held-out set, or over the training set where nothing is held out; pictures larger
     than 256 pixels are scored by their windows of 256. The same functions as in tools/evaluate.py take the scores.
     Raises MissingError, InputError for a set, its images or an encoder that are not there.
     """
 
-    def __init__(self, config: Config, codec: LatentCodec, accelerator: Accelerator):
+    def __init__(self, config: Config, codec: LatentCodec, accelerator: Accelerator, total_steps: int):
+        self.steps = score_steps(config.eval_steps, total_steps)
         self.config, self.settings, self.codec, self.accelerator = config, config.evaluation, codec, accelerator
         dataset = check_scoring(config)
         self.embedder = PatchEmbedder.load(self.settings.encoder, accelerator.device, root=config.data_root)
@@ -67,8 +70,18 @@ class SampleScores:
             self._gathered([self._features(item.image) for item in items]), self.embedder.name
         )
 
+    def __call__(self, network: PixArt, logger: RunLogger, step: int) -> None:
+        """Sample with a network in eval mode, score, and log scores and picture."""
+        result = self.compute(network)
+        if result is None:
+            return
+        values = ", ".join(f"{name} {value:.4g}" for name, value in result.values.items()) or "not finite"
+        log.info("step %d: %d samples, by %s: %s", step, self.settings.count, self.embedder.name, values)
+        logger.curves("evaluation", result.values, step)
+        logger.picture("evaluation", result.picture, step)
+
     @torch.no_grad()
-    def __call__(self, network: PixArt) -> SampleScoreResult | None:
+    def compute(self, network: PixArt) -> SampleScoreResult | None:
         """Sample with a network in eval mode, and score; for all processes together. None but in the main one.
 
         Scores are none when a sample is not finite.
@@ -142,9 +155,8 @@ def first_readable_item(dataset: PanCancerData | SkipBad, number: int, count: in
     raise InputError(f"none of {PROBES} items in a row can be read to score samples against; the last: {item.reason}")
 
 
-def score_steps(config: Config, total_steps: int) -> set[int]:
+def score_steps(every: int | None, total_steps: int) -> set[int]:
     """The optimizer steps after which to score samples, the first and the last among them; none when it is not asked for."""
-    every = config.eval_steps
     return set() if every is None else {*range(0, total_steps, every), total_steps}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import TYPE_CHECKING
 
@@ -15,23 +16,29 @@ from diffusion.data.sampler import Draw
 from diffusion.encoders.latents import LatentScale
 from diffusion.guidance import Network
 from diffusion.schedule import TIMESTEPS
-from diffusion.training.batch_losses import BatchLosses, Drawn, chance
+from diffusion.tasks.denoising.losses import BatchLosses, BatchNoise, draw_randomness
 from diffusion.utils.seeds import mix_seed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+    from diffusion.training.monitoring.run_log import RunLogger
+
+log = logging.getLogger(__name__)
 
 SEED = 0  # of all runs, whatever theirs
 GOLDEN = (math.sqrt(5) - 1) / 2  # multiples of it, modulo 1, spread evenly however many there are
 
 
 class Validation:
-    """Mean losses of `config.validation.count` samples spread evenly over the held-out set.
+    """An evaluation: mean losses of `config.validation.count` samples spread evenly over the held-out set.
 
     Sample i has noise of its own seed and timestep 1 + 999 * (i * golden ratio mod 1), without timestep 0, whose bound is
     many times as large; no condition is dropped, nothing weighted.
     Raises MissingError, InputError for a set that is not there, or not as the network takes it.
     """
+
+    steps = None
 
     def __init__(self, config: Config, scale: LatentScale, accelerator: Accelerator):
         self.accelerator, self.count, self.batch_size = accelerator, config.validation.count, config.train_batch_size
@@ -39,14 +46,20 @@ class Validation:
         self.dataset = build_dataset(**config.validation_arguments)
         check_dataset_tokens(self.dataset, config.model_max_length, config.caption_channels)
 
+    def __call__(self, network: Network, logger: RunLogger, step: int) -> None:
+        """Compute the losses of a network in eval mode, and log them."""
+        losses = self.compute(network)
+        log.info("step %d: validation %s", step, logger.format_losses(losses))
+        logger.curves("validation", losses, step)
+
     @torch.no_grad()
-    def __call__(self, network: Network) -> dict[str, float]:
-        """The losses of a network in eval mode; all processes share the samples, and call this together."""
+    def compute(self, network: Network) -> dict[str, float]:
+        """Return the losses of a network in eval mode; all processes share the samples, and call this together."""
         sums: dict[str, torch.Tensor] = {}
         for numbers in self._shares():
-            for name, loss in self._of(network, numbers).items():
-                held = torch.tensor([number < self.count for number in numbers], device=loss.device)
-                sums[name] = sums.get(name, 0) + torch.where(held, loss, 0).sum()
+            for name, loss in self._losses(network, numbers).items():
+                is_counted = torch.tensor([number < self.count for number in numbers], device=loss.device)
+                sums[name] = sums.get(name, 0) + torch.where(is_counted, loss, 0).sum()
         totals = self.accelerator.reduce(torch.stack(list(sums.values())), "sum") / self.count
         return dict(zip(sums, totals.tolist(), strict=True))
 
@@ -57,15 +70,17 @@ class Validation:
         own = list(range(first, first + each))
         return [own[i : i + self.batch_size] for i in range(0, each, self.batch_size)]
 
-    def _of(self, network: Network, numbers: list[int]) -> dict[str, torch.Tensor]:
+    def _losses(self, network: Network, numbers: list[int]) -> dict[str, torch.Tensor]:
         device, length = self.accelerator.device, len(self.dataset)
         seeds = [mix_seed(SEED, number) for number in numbers]
         places = [number % self.count * length // self.count for number in numbers]
         batch = collate([self.dataset[Draw(*pair)] for pair in zip(places, seeds, strict=True)]).to(device)
         spread = torch.tensor([number * GOLDEN % 1 for number in numbers], dtype=torch.float64)
         timestep = 1 + (spread * (TIMESTEPS - 1)).long().to(device)
-        noise = chance(seeds, batch.latents.shape[1:], torch.device("cpu")).noise.to(device)  # the same on any device
+        noise = draw_randomness(seeds, batch.latents.shape[1:], torch.device("cpu")).noise.to(
+            device
+        )  # the same on any device
         dropped = torch.zeros(len(numbers), dtype=torch.bool, device=device)
-        return self.losses.given(
-            network, batch, Drawn(timestep, torch.ones(len(numbers), device=device), dropped, noise)
+        return self.losses.losses_at(
+            network, batch, BatchNoise(timestep, torch.ones(len(numbers), device=device), dropped, noise)
         )

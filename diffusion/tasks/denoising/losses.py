@@ -22,7 +22,7 @@ from diffusion.utils.seeds import mix_seed
 UNIFORM_STREAM, NOISE_STREAM = 1, 2  # parts of mixed seeds; the seed itself is that of the draw from the posterior
 
 
-class Chance(NamedTuple):
+class SampleRandomness(NamedTuple):
     """What is random about B samples: two uniform numbers in [0, 1), (B,) float64 on the CPU; normal noise (B, C, H, W)."""
 
     timestep_uniform: torch.Tensor
@@ -30,8 +30,8 @@ class Chance(NamedTuple):
     noise: torch.Tensor
 
 
-class Drawn(NamedTuple):
-    """What chance made of a batch: timestep (B,) and its weight (B,), which conditions are dropped (B,), noise (B, C, H, W)."""
+class BatchNoise(NamedTuple):
+    """The noise of B samples: timestep (B,) and its weight (B,), which conditions are dropped (B,), noise (B, C, H, W)."""
 
     timestep: torch.Tensor
     weight: torch.Tensor
@@ -39,15 +39,15 @@ class Drawn(NamedTuple):
     noise: torch.Tensor
 
 
-def chance(seeds: Sequence[int], shape: Sequence[int], device: torch.device) -> Chance:
-    """Chance of samples (C, H, W) by their seeds; the noise is drawn on the device, where it costs nothing."""
+def draw_randomness(seeds: Sequence[int], shape: Sequence[int], device: torch.device) -> SampleRandomness:
+    """Draw the randomness of samples (C, H, W) from their seeds; the noise on the device, where it costs nothing."""
     host, generator = torch.Generator(), torch.Generator(device)
     uniform = torch.empty(len(seeds), 2, dtype=torch.float64)
     noise = torch.empty(len(seeds), *shape, device=device)
     for seed, pair, part in zip(seeds, uniform, noise, strict=True):
         torch.rand(2, generator=host.manual_seed(mix_seed(seed, UNIFORM_STREAM)), out=pair)
         torch.randn(part.shape, generator=generator.manual_seed(mix_seed(seed, NOISE_STREAM)), device=device, out=part)
-    return Chance(uniform[:, 0], uniform[:, 1], noise)
+    return SampleRandomness(uniform[:, 0], uniform[:, 1], noise)
 
 
 @dataclass(frozen=True)
@@ -63,27 +63,24 @@ class BatchLosses:
     timesteps: TimestepSampler = field(default_factory=Uniform)
     min_snr_gamma: float | None = None
 
-    def __call__(self, network: torch.nn.Module, batch: PatchBatch) -> dict[str, torch.Tensor]:
-        """Losses (B,) of a batch on the network's device."""
-        of_batch = chance(batch.seeds, batch.latents.shape[1:], batch.latents.device)
-        return self.given(network, batch, self.draw(of_batch))
+    def draw_noise(self, randomness: SampleRandomness) -> BatchNoise:
+        """Choose timesteps and dropped conditions from a batch's randomness, on the device of the noise."""
+        device = randomness.noise.device
+        timestep, weight = self.timesteps(randomness.timestep_uniform)
+        dropped = randomness.dropout_uniform < self.dropout
+        return BatchNoise(
+            to_device(timestep, device), to_device(weight, device), to_device(dropped, device), randomness.noise
+        )
 
-    def draw(self, of_batch: Chance) -> Drawn:
-        """What its chance makes of a batch, on the device of the noise."""
-        device = of_batch.noise.device
-        timestep, weight = self.timesteps(of_batch.timestep_uniform)
-        dropped = of_batch.dropout_uniform < self.dropout
-        return Drawn(to_device(timestep, device), to_device(weight, device), to_device(dropped, device), of_batch.noise)
-
-    def given(self, network: torch.nn.Module, batch: PatchBatch, drawn: Drawn) -> dict[str, torch.Tensor]:
-        """Losses (B,) of a batch at what was drawn for it."""
+    def losses_at(self, network: torch.nn.Module, batch: PatchBatch, noise: BatchNoise) -> dict[str, torch.Tensor]:
+        """Compute the losses (B,) of a batch with the noise that was drawn for it."""
         losses = training_losses(
-            lambda x, t, y: network(x, t, y, drawn.dropped),
+            lambda x, t, y: network(x, t, y, noise.dropped),
             self.scale.to_network(batch.latents),
-            drawn.timestep,
-            batch.tokens,
-            noise=drawn.noise,
+            noise.timestep,
+            batch.condition,
+            noise=noise.noise,
             prediction_type=self.prediction_type,
             min_snr_gamma=self.min_snr_gamma,
         )
-        return {name: drawn.weight * loss for name, loss in losses.items()}
+        return {name: noise.weight * loss for name, loss in losses.items()}

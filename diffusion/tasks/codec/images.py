@@ -1,0 +1,169 @@
+"""The images that the small codec learns from: training and held-out regions, and augmented crops."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from diffusion.data.batch import Batch
+from diffusion.data.sampler import Draw
+from diffusion.utils.errors import MissingError
+
+TRAINING_HEIGHT = 0.75  # of each image's height, from the top; the rest is held out
+TILE = 256  # px, of scoring and of the final statistics
+MIN_TISSUE = 0.25  # share of tissue in a tile that counts
+
+
+@dataclass(frozen=True)
+class CropBatch(Batch):
+    """Crops (B, 3, S, S) in [-1, 1]."""
+
+    pixels: torch.Tensor
+
+
+@dataclass(frozen=True)
+class CropItem:
+    """A crop (3, S, S) in [-1, 1], the image it is of, and the seed of what is random about it."""
+
+    pixels: torch.Tensor
+    name: str
+    seed: int
+
+
+class CropDataset:
+    """Augmented crops of the images' training regions, which are drawn in proportion to their areas.
+
+    wide_from: the position of the stream from which crops have twice the side, and batches a quarter of them: the same
+    cost, but context that reaches further.
+    """
+
+    def __init__(self, images: dict[str, np.ndarray], crop: int, wide_from: int):
+        self.names, self.regions = list(images), [training_region(image) for image in images.values()]
+        self.crop, self.wide_from = crop, wide_from
+        areas = np.array([region.shape[0] * region.shape[1] for region in self.regions])
+        self.shares, self.count = areas / areas.sum(), max(1, int(areas.sum()) // crop**2)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def identity(self) -> dict[str, Any]:
+        """Return the images' names and sizes, and the crops' side."""
+        sizes = [list(region.shape[:2]) for region in self.regions]
+        return {"images": dict(zip(self.names, sizes, strict=True)), "crop": self.crop}
+
+    def __getitem__(self, key: Draw) -> CropItem:
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[Draw]) -> list[CropItem]:
+        """Return a batch's crops, fewer and larger ones late in the stream."""
+        if keys[0].position < self.wide_from:
+            return [self.draw_crop(key.seed, self.crop) for key in keys]
+        return [self.draw_crop(key.seed, 2 * self.crop) for key in keys[: max(1, len(keys) // 4)]]
+
+    def draw_crop(self, seed: int, side: int) -> CropItem:
+        """Draw an augmented crop from a seed."""
+        rng = np.random.default_rng(seed)
+        number = rng.choice(len(self.regions), p=self.shares)
+        pixels = recolour(resharpen(random_crop(self.regions[number], side, rng), rng), rng) * 2 - 1
+        return CropItem(pixels[0], self.names[number], seed)
+
+
+def collate_crops(items: Sequence[CropItem]) -> CropBatch:
+    """Make a batch of crops of one size."""
+    pixels = torch.stack([item.pixels for item in items])
+    return CropBatch(pixels, names=[item.name for item in items], seeds=[item.seed for item in items])
+
+
+def read_image(path: Path) -> np.ndarray:
+    """A whole image or slide at full resolution, uint8 (H, W, 3)."""
+    if not path.is_file():
+        raise MissingError(f"no {path}: run tools/fetch_demo_data.py first, or give its folder with --source")
+    if path.suffix != ".svs":
+        return np.asarray(Image.open(path).convert("RGB"))
+    import openslide
+
+    with openslide.OpenSlide(str(path)) as slide:
+        return np.asarray(slide.read_region((0, 0), 0, slide.dimensions).convert("RGB"))
+
+
+def training_region(image: np.ndarray) -> np.ndarray:
+    return image[: int(image.shape[0] * TRAINING_HEIGHT)]
+
+
+def held_out_region(image: np.ndarray) -> np.ndarray:
+    return image[int(image.shape[0] * TRAINING_HEIGHT) :]
+
+
+def tissue_share(image: np.ndarray) -> float:
+    """Share of pixels that are coloured, as stain is and glass is not."""
+    return float((np.ptp(image, axis=-1) > 20).mean())
+
+
+def tissue_tiles(region: np.ndarray) -> list[torch.Tensor]:
+    """The grid tiles of a region with enough tissue, each (1, 3, TILE, TILE) in [-1, 1]."""
+    corners = [
+        (y, x) for y in range(0, region.shape[0] - TILE + 1, TILE) for x in range(0, region.shape[1] - TILE + 1, TILE)
+    ]
+    tiles = [region[y : y + TILE, x : x + TILE] for y, x in corners]
+    return [to_unit(tile) * 2 - 1 for tile in tiles if tissue_share(tile) >= MIN_TISSUE]
+
+
+def to_unit(image: np.ndarray) -> torch.Tensor:
+    """uint8 (H, W, 3) -> float (1, 3, H, W) in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255
+
+
+def random_crop(region: np.ndarray, size: int, rng: np.random.Generator) -> torch.Tensor:
+    """One crop in [0, 1], (1, 3, size, size): two in five rescaled by 0.5x to 2x, all flipped and turned."""
+    scale = 2 ** rng.uniform(-1, 1) if rng.random() < 0.4 else 1.0
+    side = round(size / scale)
+    for _ in range(8):  # glass is easy: look for tissue, but take what comes in the end
+        y, x = rng.integers(region.shape[0] - side + 1), rng.integers(region.shape[1] - side + 1)
+        crop = region[y : y + side, x : x + side]
+        if tissue_share(crop[::4, ::4]) >= MIN_TISSUE:
+            break
+    crop = np.rot90(crop[:, ::-1] if rng.random() < 0.5 else crop, rng.integers(4))
+    pixels = to_unit(crop)
+    if side == size:
+        return pixels
+    return F.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
+
+
+def resharpen(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Blur or sharpen two crops in five, by an unsharp mask of random sign; pixels (B, 3, H, W) in [0, 1]."""
+    taps = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
+    kernel = (taps[:, None] * taps).expand(3, 1, 5, 5)
+    blurred = F.conv2d(F.pad(pixels, (2, 2, 2, 2), mode="reflect"), kernel, groups=3)
+    amount = uniform(rng, len(pixels), 1, -0.8, 0.8) * chosen(rng, len(pixels), 0.4)
+    return (pixels + amount * (pixels - blurred)).clamp(0, 1)
+
+
+def recolour(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Change stain strength, hue, saturation, white point and brightness of three crops in five; in and out [0, 1]."""
+    batch, on = len(pixels), chosen(rng, len(pixels), 0.6)
+    # A power per colour scales optical densities: other stain strengths and hues, and glass stays white.
+    power = torch.exp(on * (0.25 * normal(rng, batch, 1) + 0.15 * normal(rng, batch, 3)))
+    pixels = pixels.clamp_min(1e-3) ** power
+    grey = pixels.mean(dim=1, keepdim=True)
+    pixels = grey + (pixels - grey) * torch.exp(0.3 * on * normal(rng, batch, 1))
+    white = 1 - on * uniform(rng, batch, 3, 0, 0.15)
+    return (pixels * white + 0.05 * on * normal(rng, batch, 1)).clamp(0, 1)
+
+
+def chosen(rng: np.random.Generator, batch: int, share: float) -> torch.Tensor:
+    return torch.from_numpy(rng.random((batch, 1, 1, 1)) < share).float()
+
+
+def uniform(rng: np.random.Generator, batch: int, channels: int, low: float, high: float) -> torch.Tensor:
+    return torch.from_numpy(rng.uniform(low, high, (batch, channels, 1, 1))).float()
+
+
+def normal(rng: np.random.Generator, batch: int, channels: int) -> torch.Tensor:
+    return torch.from_numpy(rng.standard_normal((batch, channels, 1, 1))).float()

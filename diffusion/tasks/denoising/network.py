@@ -1,0 +1,59 @@
+"""The network that a denoising run begins with: new, or from weights, with parts of it frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from diffusion.config.settings import Config
+from diffusion.formats import LATENT_CHANNELS
+from diffusion.model.convert import check_told, load_weights
+from diffusion.model.initial_weights import start_from
+from diffusion.model.local_attention_init import look_at_neighbours
+from diffusion.model.pixart import PixArt, build_model
+from diffusion.model.pixart_config import check_arguments
+from diffusion.utils.errors import InputError
+
+# in what the network of one stage may differ from the weights of the stage before
+STAGE_ARGUMENTS = frozenset({"input_size", "pe_interpolation", "model_max_length", "use_cond_pos_embed"})
+
+
+def build_network(config: Config, load_from: str | None) -> tuple[PixArt, str]:
+    """A new network, or one that starts from weights, without the config's `ignore_keys` of them; and where it is from.
+
+    Raises InputError when a part to freeze is not there, or none is left to train.
+    """
+    kwargs = check_arguments(config.model_kwargs, "model_kwargs.")
+    if kwargs.get("in_channels", LATENT_CHANNELS) != LATENT_CHANNELS:
+        raise InputError(f"model_kwargs.in_channels {kwargs['in_channels']}: latents have {LATENT_CHANNELS} channels")
+    model = build_model(config.model, **config.model_arguments)
+    model.grad_checkpointing = config.grad_checkpointing
+    for part in config.freeze:
+        frozen = [weight for name, weight in model.named_parameters() if f"{name}.".startswith(f"{part}.")]
+        if not frozen:
+            raise InputError(f"freeze {part!r}: {config.model} has no part of that name with weights")
+        for weight in frozen:
+            weight.requires_grad_(False)
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise InputError(f"freeze {config.freeze}: nothing is left to train")
+    if config.local_start:
+        look_at_neighbours(model)
+    if load_from is not None:
+        weights = load_weights(load_from, positions=False)  # which follow from the config
+        check_told(weights.told, model, config.prediction_type, load_from, but=STAGE_ARGUMENTS)
+        check_span(config, weights.architecture, load_from)
+        return model, f"{load_from}:\n{start_from(model, weights.state_dict, config.ignore_keys, load_from)}"
+    return model, f"seed {config.seed}"
+
+
+def check_span(config: Config, architecture: Mapping[str, Any], source: str) -> None:
+    """Raises InputError unless positions span what they spanned for the weights: else those would see another scale."""
+    if "pe_interpolation" not in architecture:
+        return
+    before = architecture["input_size"] / architecture["pe_interpolation"] / architecture["patch_size"]
+    now = config.input_size / config.pe_interpolation / architecture["patch_size"]
+    if abs(before / now - 1) > 0.01:
+        right = config.pe_interpolation * now / before
+        raise InputError(
+            f"the positions of {source} span 0 to {before:g}, those of the config 0 to {now:g}; set pe_interpolation={right:g}"
+        )

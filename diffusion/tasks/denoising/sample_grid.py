@@ -1,0 +1,81 @@
+"""Grids of samples while a run learns: the same conditions and the same noise every time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from diffusion.config.settings import SampleGridConfig
+from diffusion.data.batch import PatchBatch, collate
+from diffusion.data.datasets.pan_cancer import PanCancerData, SkipBad
+from diffusion.data.sampler import Draw
+from diffusion.formats import DEFAULT_SOLVER
+from diffusion.model.pixart import PixArt
+from diffusion.sampling import image_generator, initial_noise, prepare_scheduler, sample_latents
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from diffusion.encoders.latents import LatentCodec
+    from diffusion.training.monitoring.run_log import RunLogger
+
+
+class SampleGrid:
+    """An evaluation: samples for conditions spread evenly over the data set, as a picture beside every save."""
+
+    steps = None
+
+    def __init__(
+        self,
+        dataset: PanCancerData | SkipBad,
+        codec: LatentCodec | None,
+        settings: SampleGridConfig,
+        seed: int,
+        prediction_type: str,
+        accelerator: Accelerator,
+    ):
+        self.dataset, self.settings, self.seed = dataset, settings, seed
+        self.codec, self.prediction_type, self.accelerator = codec, prediction_type, accelerator
+
+    def __call__(self, network: PixArt, logger: RunLogger, step: int) -> None:
+        """Sample, in all processes when they share the network, and log the picture in the main one."""
+        main = self.accelerator.is_main_process
+        if main or self.accelerator.is_fsdp2:
+            pixels = self.sample(network, self.codec if main else None)
+            if pixels is not None:
+                logger.picture("samples", pixels, step)
+
+    def sample(self, network: PixArt, codec: LatentCodec | None) -> torch.Tensor | None:
+        """Return a picture (3, H, W) in [0, 1]; None without a codec, for processes that only share the network."""
+        from torchvision.utils import make_grid
+
+        null_tokens, count = network.null_condition, self.settings.count
+        batch = read_grid_batch(self.dataset, count, self.seed)
+        noise = initial_noise([image_generator(self.seed, i) for i in range(count)], tuple(batch.latents.shape[1:]))
+        latents = sample_latents(
+            network,
+            noise.to(null_tokens.device),
+            batch.condition.to(null_tokens.device),
+            null_tokens,
+            steps=self.settings.steps,
+            guidance=self.settings.guidance,
+            algorithm=DEFAULT_SOLVER,
+            prediction_type=self.prediction_type,
+        )
+        if codec is None:
+            return None
+        pixels = [codec.decode(latent[None]) for latent in latents]  # one by one: a large VAE's activations are large
+        return make_grid((torch.cat(pixels).cpu() + 1) / 2, nrow=4)
+
+
+def check_sample_grid(dataset: PanCancerData | SkipBad, settings: SampleGridConfig, seed: int) -> None:
+    """Raise InputError for steps that the sample grids' solver cannot take, and conditions that cannot be read."""
+    if settings.count:
+        prepare_scheduler(DEFAULT_SOLVER, settings.steps)
+        read_grid_batch(dataset, settings.count, seed)
+
+
+def read_grid_batch(dataset: PanCancerData | SkipBad, count: int, seed: int) -> PatchBatch:
+    """Read the conditions of the sample grids: spread evenly over the data set."""
+    return collate([dataset[Draw(i * len(dataset) // count, seed)] for i in range(count)])

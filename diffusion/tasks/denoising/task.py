@@ -1,0 +1,166 @@
+"""Denoising: train the diffusion transformer on latents of patches, conditioned on their embeddings."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from diffusion.components import check_dataset_tokens, load_codec, resolve_latent_scale
+from diffusion.condition import Condition
+from diffusion.config.settings import Config
+from diffusion.data.batch import BadItem, PatchBatch, PatchItem, collate
+from diffusion.data.datasets.pan_cancer import PanCancerData, SkipBad, build_dataset
+from diffusion.encoders.vae_files import EMBEDDED_CODECS
+from diffusion.formats import LATENT_CHANNELS
+from diffusion.model.convert import check_told, load_into, told_by
+from diffusion.model.pixart import PixArt
+from diffusion.tasks.denoising.losses import BatchLosses, BatchNoise, SampleRandomness, draw_randomness
+from diffusion.tasks.denoising.network import build_network
+from diffusion.tasks.denoising.sample_grid import SampleGrid, check_sample_grid
+from diffusion.tasks.denoising.sample_scores import SampleScores
+from diffusion.tasks.denoising.validation import Validation
+from diffusion.timesteps import build_timestep_sampler
+from diffusion.training.task import Evaluation, Task
+from diffusion.utils.errors import InputError
+from diffusion.utils.memory import total_bytes
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+class Denoising(Task[Config]):
+    """Minimise the error of the predicted noise (or velocity) and the bound of its variance: diffusion/objective.py."""
+
+    name = "denoising"
+    losses = ("loss", "mse", "vb")
+    sharded_layers = ("PixArtBlock",)
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        self.timesteps = build_timestep_sampler(**vars(config.timestep_sampling))
+        self.max_bad_fraction = config.data.max_bad_fraction
+
+    def build_dataset(self) -> PanCancerData | SkipBad:
+        """Open the patches. Raises InputError for tokens that the network does not take."""
+        config = self.config
+        dataset = build_dataset(**config.data_arguments, on_error=config.data.on_error)
+        check_dataset_tokens(dataset, config.model_max_length, config.caption_channels)
+        check_sample_grid(dataset, config.sample_grid, config.seed)
+        return dataset
+
+    def collate(self, items: Sequence[PatchItem | BadItem]) -> PatchBatch:
+        """Make a batch of the patches that could be read."""
+        return collate(items)
+
+    def build_evaluations(
+        self, accelerator: Accelerator, dataset: PanCancerData | SkipBad, total_steps: int
+    ) -> list[Evaluation]:
+        """Build validation, sample grids and sample scores, as far as the config asks for them."""
+        config, main = self.config, accelerator.is_main_process
+        self.batch_losses = BatchLosses(
+            *(resolve_latent_scale(config), config.prediction_type, config.class_dropout_prob),
+            *(self.timesteps, config.min_snr_gamma),
+        )
+        evaluations: list[Evaluation] = []
+        if config.validation.count:
+            evaluations.append(Validation(config, self.batch_losses.scale, accelerator))
+        needs_codec = config.eval_steps or (main and config.sample_grid.count)
+        codec = load_codec(config, accelerator.device) if needs_codec else None
+        if config.sample_grid.count:
+            grid = SampleGrid(dataset, codec, config.sample_grid, config.seed, config.prediction_type, accelerator)
+            evaluations.append(grid)
+        if config.eval_steps and codec is not None:
+            evaluations.append(SampleScores(config, codec, accelerator, total_steps))
+        return evaluations
+
+    def build_network(self, load_from: str | None) -> tuple[PixArt, str]:
+        """Build the config's transformer: new, or from weights, with the config's parts frozen."""
+        return build_network(self.config, load_from)
+
+    def draw_randomness(self, batch: PatchBatch) -> SampleRandomness:
+        """Draw the noise of a batch, and uniform numbers that choose timesteps and dropped conditions."""
+        return draw_randomness(batch.seeds, batch.latents.shape[1:], batch.latents.device)
+
+    def draw_noise(self, randomness: SampleRandomness) -> BatchNoise:
+        """Choose timesteps, by what the sampler has learned, and dropped conditions."""
+        return self.batch_losses.draw_noise(randomness)
+
+    def compute_losses(self, network: nn.Module, batch: PatchBatch, noise: BatchNoise) -> dict[str, torch.Tensor]:
+        """Compute loss, squared error and bound of every sample, (B,) each."""
+        return self.batch_losses.losses_at(network, batch, noise)
+
+    def update(self, steps: Sequence[tuple[BatchNoise, dict[str, torch.Tensor]]], accelerator: Accelerator) -> None:
+        """Update a loss-aware timestep sampler with all processes' unweighted losses."""
+        if not self.timesteps.needs_losses:
+            return
+        pairs = [torch.stack([noise.timestep, losses["loss"].detach() / noise.weight], 1) for noise, losses in steps]
+        # batches without their bad items are not equally long; NaN losses count for nothing
+        padded = accelerator.pad_across_processes(torch.cat(pairs), pad_index=math.nan)
+        gathered = accelerator.gather(padded).cpu()
+        self.timesteps.update(gathered[:, 0].nan_to_num().long(), gathered[:, 1])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the timestep sampler's state."""
+        return {"timesteps": self.timesteps.state_dict()}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Load the timestep sampler's state."""
+        self.timesteps.load_state_dict(saved["timesteps"])
+
+    def metadata(self, network: PixArt) -> dict[str, Any]:
+        """Return the network's architecture, and what it predicts."""
+        return {"architecture": network.config.to_dict(), "prediction_type": self.config.prediction_type}
+
+    def load_weights(self, network: PixArt, saved: Mapping[str, Any], source: Path) -> None:
+        """Load a checkpoint's weights. Raises InputError for those of another architecture, or another prediction."""
+        check_told(told_by(saved), network, self.config.prediction_type, source)
+        load_into(network, saved["model"], source)
+
+    def select_matrices(self, network: PixArt) -> list[nn.Parameter]:
+        """Return the linear maps of the blocks and of the condition's embedder."""
+        hidden = [module for part in (network.blocks, network.y_embedder) for module in part.modules()]
+        return [module.weight for module in hidden if isinstance(module, nn.Linear)]
+
+    def compile(self, network: PixArt) -> None:
+        """Compile the blocks, which share one graph."""
+        network.compile_blocks()
+
+    def build_warm_up_batch(self, dataset: PanCancerData | SkipBad, count: int) -> PatchBatch:
+        """Return zeros, for which nothing is read."""
+        config = self.config
+        latents = torch.zeros(count, LATENT_CHANNELS, config.input_size, config.input_size)
+        condition = Condition(torch.zeros(count, config.model_max_length, config.caption_channels))
+        return PatchBatch(latents, condition, names=[""] * count, seeds=[0] * count)
+
+    def check_memory(self, device: torch.device) -> None:
+        """Raise InputError for a batch whose latents alone, noisy, predicted and as they are, fill more than all memory."""
+        config = self.config
+        values = 5 * LATENT_CHANNELS * config.input_size**2 + config.model_max_length * config.caption_channels
+        needed, there = 4 * values * config.train_batch_size, total_bytes(device)
+        if there is not None and needed > there:
+            raise InputError(
+                f"train_batch_size {config.train_batch_size}: its latents alone take {needed / 2**30:.0f} GiB, and {device.type} "
+                f"has {there / 2**30:.0f}; set a smaller one, and gradient_accumulation_steps to keep the global batch"
+            )
+
+    def resolve_config(self, work_dir: Path) -> Config:
+        """Return the config with absolute paths, so that the run can be opened from any folder."""
+        config = self.config
+        root, vae = str(config.data_root.resolve()), config.vae_pretrained
+        is_below_root = (config.data_root / vae).is_dir()  # then it moves with the data
+        if vae not in EMBEDDED_CODECS and not is_below_root and Path(vae).is_dir():
+            vae = str(Path(vae).resolve())
+        data = dataclasses.replace(config.data, root=root)
+        return dataclasses.replace(config, work_dir=str(work_dir.resolve()), root=root, data=data, vae_pretrained=vae)
+
+    @property
+    def description(self) -> tuple[str, str, str]:
+        """Return the network's preset, the size of the samples, and what is predicted."""
+        config = self.config
+        return config.model, f"samples of {config.image_size} pixels", config.prediction_type
