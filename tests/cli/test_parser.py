@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import subprocess
 import sys
@@ -12,7 +11,6 @@ import pytest
 
 from diffusion.cli.parser import Parser, output_file, output_folder, path_text, run
 from diffusion.utils.text import default_root
-from diffusion.utils.threads import WAIT_SETTINGS, limit_spinning
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted([*REPOSITORY.glob("tools/*.py"), *REPOSITORY.glob("train_scripts/*.py")])
@@ -75,28 +73,3 @@ def test_a_terminal_of_another_encoding_ends_nothing():
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, env=environment)
     assert done.returncode == 0 and done.stdout == "M\\xfcller \\udcfc\n", done.stderr
-
-
-@pytest.mark.parametrize("users", [{}, {"OMP_WAIT_POLICY": "ACTIVE"}, {"GOMP_SPINCOUNT": "0"}])
-def test_threads_give_way_unless_the_user_has_said_how(monkeypatch, users):
-    environment = dict(users)
-    monkeypatch.setattr(os, "environ", environment)
-    limit_spinning()
-    assert environment == (users or WAIT_SETTINGS)
-
-
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_nothing_loads_torch_before_threads_are_told(script):
-    """The runtime reads its settings when torch is loaded: diffusion.cli.parser, which makes them, is imported before."""
-    imports = [node for node in ast.parse(script.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom)]
-    modules = [node.module if isinstance(node, ast.ImportFrom) else node.names[0].name for node in imports]
-    before = modules[: modules.index("diffusion.cli.parser")]
-    assert not {name.split(".")[0] for name in before} & {
-        "torch",
-        "torchvision",
-        "diffusers",
-        "timm",
-        "accelerate",
-        "sklearn",
-    }
-    assert not any(name.startswith("diffusion.") for name in before)

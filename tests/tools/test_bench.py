@@ -20,7 +20,6 @@ from diffusion.data.sampler import Draw
 from diffusion.model import pixart
 from diffusion.model.names import to_diffusers
 from diffusion.model.pixart import build_model
-from diffusion.utils import memory
 from tools import bench as bench_tool
 from tools.bench import main
 
@@ -96,15 +95,6 @@ def test_peak_memory_is_that_of_the_function_alone():
     before = torch.ones(2**26)
     grown = clock.measure_peak_memory(torch.ones, 2**24) / 2**20
     assert 50 < grown < 150 < before.nbytes / 2**20
-
-
-def test_peak_memory_where_the_system_does_not_say_it(tmp_path, monkeypatch):
-    """A sandbox's status may lack it; what the process used so far is told all the same."""
-    (tmp_path / "status").write_text("Name:\tpython\n")
-    monkeypatch.setattr(memory, "STATUS", tmp_path / "status")
-    assert memory.peak_bytes() > 2**20
-    monkeypatch.setattr(memory, "resource", None)
-    assert memory.peak_bytes() == 0
 
 
 def test_rows_of_train(tmp_path):

@@ -163,13 +163,6 @@ class TestTrain:
             and not (tmp_path / "w").exists()
         )
 
-    def test_settings_from_the_command_line(self, monkeypatch):
-        monkeypatch.syspath_prepend(REPOSITORY / "train_scripts")
-        from train_pixcell import parse_setting
-
-        texts = ("a=1e-4", "a.b=(0.9, 0.99)", "a=~/x", "a={[]: 1}", "a=" + "[" * 10**5)
-        assert [parse_setting(text)[1] for text in texts] == [1e-4, (0.9, 0.99), "~/x", "{[]: 1}", "[" * 10**5]
-
     def test_bad_input(self, root, config_file, tmp_path):
         work_dir = tmp_path / "w"
         (tmp_path / "typo.py").write_text("train_batchsize = 3")

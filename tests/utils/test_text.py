@@ -6,7 +6,6 @@ import json
 
 import pytest
 
-from diffusion.utils.content import recognise_placeholder
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.text import abbreviate, expand_path, format_table, printable_name, read_json, read_lines, read_text
 
@@ -62,22 +61,6 @@ def test_names_in_messages():
     assert abbreviate("abcd") == "a, b, c and 1 more"
     assert abbreviate("ab") == "a, b"
     assert abbreviate([]) == "none"
-
-
-def test_what_lies_in_the_place_of_a_file(tmp_path):
-    contents = {
-        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n": "Git LFS pointer",
-        b"\n<!DOCTYPE html>\n<html>": "HTML page",
-        b"\xef\xbb\xbf<HTML lang=en>": "HTML page",
-        b"": "is empty",
-        b"PK\x03\x04": None,
-        b"<htmlish": None,
-    }
-    for content, found in contents.items():
-        (tmp_path / "file").write_bytes(content)
-        said = recognise_placeholder(tmp_path / "file")
-        assert (said is None) if found is None else (found in said), content
-    assert recognise_placeholder(tmp_path) is None
 
 
 def test_a_table_aligns_its_columns():
