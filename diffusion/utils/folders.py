@@ -110,16 +110,16 @@ class _Walk:
         try:
             status = os.stat(folder)
             with os.scandir(folder) as entries:
-                kept = [entry for entry in entries if not is_hidden(entry.name)]
+                visible = [entry for entry in entries if not is_hidden(entry.name)]
         except OSError as error:
             self.skipped.add(f"folders that cannot be read ({error.strerror})", folder)
             return []
         if status.st_ino:  # some network drives number nothing
             self._entered.add((status.st_dev, status.st_ino))
-        for entry in kept:
+        for entry in visible:
             if not is_utf8(entry.name):
                 self.skipped.add("entries whose names are not UTF-8 (rename them)", entry.path)
-        return sorted((entry for entry in kept if is_utf8(entry.name)), key=lambda entry: natural_key(entry.name))
+        return sorted((entry for entry in visible if is_utf8(entry.name)), key=lambda entry: natural_key(entry.name))
 
     def _is_new(self, entry: os.DirEntry) -> bool:
         """Tell whether a folder is to be entered; a link to one that is, or was, entered otherwise is not."""

@@ -23,7 +23,7 @@ def count_cores() -> int:
 def pick_device(name: str) -> torch.device:
     """Return the torch device for a --device value.
 
-    Raises InputError when the device asked for is not on this machine, or accelerate's launcher was told another.
+    Raises InputError when the device asked for is not on this machine, or accelerate's launcher names another.
     """
     import torch
 
@@ -36,7 +36,7 @@ def pick_device(name: str) -> torch.device:
 
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        name = next(kind for kind, there in available.items() if there)
+        name = next(kind for kind, is_there in available.items() if is_there)
     if not available[name]:
         raise InputError(f"--device {name}: this machine has none that torch can use; take --device auto or cpu")
     return torch.device(name)

@@ -128,7 +128,7 @@ def weights_files(path: Path) -> list[Path]:
 
 
 def read_weights(path: Path) -> StoredWeights:
-    """Read weights of any kind; safetensors and torch files are told apart by content, shards are put together.
+    """Read weights of any kind; safetensors and torch files are distinguished by content, shards are put together.
 
     Raises MissingError, or InputError for what is damaged, needs unpickling, or has one name in two shards.
     """

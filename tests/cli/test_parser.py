@@ -42,7 +42,7 @@ def test_paths_expand_as_in_a_shell(monkeypatch):
     (["--file={file}/x.png"], "file.txt is a file, expected a folder, or a new name"),
     (["--root=M\udcfcller"], "M\\xfcller: this is not UTF-8; rename what is called so"),
 ])  # fmt: skip
-def test_what_cannot_be_is_told_at_the_start(tmp_path, capsys, monkeypatch, arguments, message):
+def test_invalid_arguments_are_refused_in_one_line(tmp_path, capsys, monkeypatch, arguments, message):
     monkeypatch.setattr(os, "access", lambda path, mode: str(path) != "/proc")  # root may write anywhere
     (tmp_path / "file.txt").touch()
     with pytest.raises(SystemExit) as exit_:
@@ -51,7 +51,7 @@ def test_what_cannot_be_is_told_at_the_start(tmp_path, capsys, monkeypatch, argu
     assert exit_.value.code == 2 and message in error and error.count("\n") == 1
 
 
-def test_new_outputs_are_taken(tmp_path):
+def test_outputs_that_can_be_made_are_accepted(tmp_path):
     args = parser().parse_args([f"--out={tmp_path}/a/b", f"--file={tmp_path}/c/d.png"])
     assert (args.out, args.file) == (tmp_path / "a/b", tmp_path / "c/d.png") and not list(tmp_path.iterdir())
 
@@ -59,7 +59,7 @@ def test_new_outputs_are_taken(tmp_path):
 @pytest.mark.parametrize(
     "error", [OSError(28, "No space left on device", "x"), NotADirectoryError(20, "Not a directory", "x")]
 )
-def test_what_the_system_refuses_is_one_line(capsys, error):
+def test_errors_of_the_system_are_one_line(capsys, error):
     def main() -> None:
         raise error
 
@@ -68,7 +68,7 @@ def test_what_the_system_refuses_is_one_line(capsys, error):
     assert exit_.value.code == 2 and capsys.readouterr().err == f"error: [Errno {error.errno}] {error.strerror}: 'x'\n"
 
 
-def test_a_terminal_of_another_encoding_ends_nothing():
+def test_text_that_the_terminal_cannot_show_is_escaped():
     code = "from diffusion.cli.parser import run; run(lambda: print('M\\u00fcller \\udcfc'))"
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, env=environment)

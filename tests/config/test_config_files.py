@@ -106,7 +106,7 @@ def test_a_saved_config_is_never_executed(tmp_path, text):
     ],
     ids=range(10),
 )
-def test_saved_configs_that_are_refused(tmp_path, content, message):
+def test_invalid_saved_configs_are_refused(tmp_path, content, message):
     (tmp_path / "config.py").write_bytes(content)
     with pytest.raises(InputError, match=message):
         read_config(tmp_path / "config.py")

@@ -21,7 +21,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
         ("pixart_20x_1024_pos_embed", 1024, 16, 2.0, 32 * 12),
     ],
 )
-def test_the_published_recipe(name, size, tokens, interpolation, batch):
+def test_the_published_recipe_is_shipped(name, size, tokens, interpolation, batch):
     config = load_config(CONFIGS / "pan_cancer" / f"{name}.py")
     processes = {256: 16, 512: 24, 1024: 32}[size]
     assert config.train_batch_size * config.gradient_accumulation_steps * processes == batch
@@ -101,7 +101,7 @@ def test_the_published_recipe(name, size, tokens, interpolation, batch):
         ("raise RuntimeError('boo')", "RuntimeError: boo"),
     ],
 )
-def test_values_that_are_refused(write_config, text, message):
+def test_invalid_values_are_refused(write_config, text, message):
     with pytest.raises(InputError) as error:
         load_config(write_config(text))
     assert message in str(error.value)

@@ -47,7 +47,7 @@ def configs(tmp_path: Path) -> list[Path]:
     return paths
 
 
-def test_three_stages_in_a_row_with_a_stop_between(feature_root, configs, tmp_path):
+def test_stages_resume_after_a_stop(feature_root, configs, tmp_path):
     work = tmp_path / "work"
     arguments = (*configs, "--work-dir", work, "--root", feature_root, "--device", "cpu", "--train", "--report_to none")
     whole = configs[2].read_text()
@@ -84,7 +84,7 @@ def test_three_stages_in_a_row_with_a_stop_between(feature_root, configs, tmp_pa
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs process groups")
-def test_a_signal_stops_the_trainer_too_and_the_stage_goes_on(feature_root, configs, tmp_path):
+def test_a_signal_stops_the_trainer_and_the_stage_resumes(feature_root, configs, tmp_path):
     work = tmp_path / "work"
     whole = configs[0].read_text()
     configs[0].write_text(whole + "max_steps = 100_000\nsave_model_steps = 2\n")
@@ -116,7 +116,7 @@ def test_a_signal_stops_the_trainer_too_and_the_stage_goes_on(feature_root, conf
     assert f"from step {last} to {last + 2}" in (work / "small/train_log.log").read_text()
 
 
-def test_mistakes_show_before_anything_is_trained(configs, tmp_path):
+def test_mistakes_in_any_stage_are_found_before_training(configs, tmp_path):
     configs[2].write_text(configs[2].read_text() + "image_sice = 3\n")
     wrong = in_process(main, *configs, "--work-dir", tmp_path / "work")
     assert wrong.returncode == 2 and "image_sice" in wrong.stderr and not (tmp_path / "work").exists()
@@ -124,7 +124,7 @@ def test_mistakes_show_before_anything_is_trained(configs, tmp_path):
     assert twice.returncode == 2 and "names of their own" in twice.stderr
 
 
-def test_a_changed_config_and_an_older_start_are_refused(configs, tmp_path):
+def test_changed_configs_and_stages_begun_too_early_are_refused(configs, tmp_path):
     work = tmp_path / "work"
     base = tmp_path / "base.py"
     base.write_text(configs[0].read_text())

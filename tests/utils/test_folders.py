@@ -30,7 +30,7 @@ def tree(tmp_path):
     return tmp_path / "tree"
 
 
-def test_hidden_entries_are_passed_over_in_silence(tree):
+def test_hidden_entries_are_ignored(tree):
     (tree / ".hidden.png").touch()
     skipped = SkippedEntries()
     assert found(tree, skipped) == ["a.png", "b/9.png", "b/10.png"]
@@ -58,7 +58,7 @@ def test_links_are_followed_once(tree):
     ]
 
 
-def test_names_and_kinds_that_cannot_be_used(tree):
+def test_entries_that_cannot_be_used_are_counted(tree):
     os.mkfifo(tree / "pipe.png")
     for i in range(4):
         Path(os.fsdecode(os.fsencode(tree) + b"/M\xfc" + str(i).encode())).touch()
@@ -74,11 +74,11 @@ def test_names_and_kinds_that_cannot_be_used(tree):
     assert names.endswith(" ...")
 
 
-def test_folders_that_are_not_to_be_entered(tree):
+def test_excluded_folders_are_not_entered(tree):
     assert found(tree, SkippedEntries(), enter=lambda name: name != "b") == ["a.png"]
 
 
-def test_a_folder_that_cannot_be_read_ends_nothing(tree, monkeypatch):
+def test_an_unreadable_folder_does_not_end_the_walk(tree, monkeypatch):
     scandir = os.scandir
 
     def refuse(folder):

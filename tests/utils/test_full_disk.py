@@ -75,21 +75,21 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_one_error_and_nothing_left(disk, model, name):
+def test_a_full_disk_is_one_error_and_leaves_no_file(disk, model, name):
     with pytest.raises(OSError, match="No space left on device") as raised:
         WRITERS[name](disk / name, model)
     assert raised.value.errno == errno.ENOSPC and name in str(raised.value)
     assert os.listdir(disk) == []
 
 
-def test_another_error_stays_what_it_is(tmp_path):
+def test_other_errors_are_raised_unchanged(tmp_path):
     with pytest.raises(RuntimeError, match="not the disk"), atomic_write(tmp_path / "x") as temporary:
         temporary.write_bytes(b"half")
         raise RuntimeError("not the disk")
     assert os.listdir(tmp_path) == []
 
 
-def test_an_index_stays_as_it_was(disk):
+def test_an_index_is_unchanged_after_a_failed_write(disk):
     """In a process of its own: the HDF5 library would end it by a segmentation fault, at the latest at its exit."""
     index = disk / "index.hdf5"
     write_index(index, {"a_256": [f"a/{i}.jpeg" for i in range(1000)]})

@@ -7,23 +7,14 @@ import socket
 from datetime import timedelta
 
 import pytest
-from runs import dry_run, forget_processes, settings
+from runs import forget_processes
 
-from diffusion.training.environment import check_accelerator, environment_notes, start_accelerator
 from diffusion.utils import launch
 from diffusion.utils.errors import InputError
 from diffusion.utils.hardware import prepare_device
 from diffusion.utils.launch import Launch, connect, read_launch, start_processes
 
 COMPLETE = dict(WORLD_SIZE="2", RANK="1", LOCAL_RANK="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29512")
-
-OVERRULING = dict(
-    ACCELERATE_GRADIENT_ACCUMULATION_STEPS="4",
-    ACCELERATE_MIXED_PRECISION="bf16",
-    ACCELERATE_DYNAMO_BACKEND="inductor",
-    ACCELERATE_DYNAMO_USE_FULLGRAPH="true",
-    ACCELERATE_GRADIENT_CLIPPING="0.5",
-)
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +51,7 @@ def put(monkeypatch, variables: dict[str, str]) -> None:
     ],
     ids=str,
 )  # fmt: skip
-def test_parts_of_a_launch_are_refused(monkeypatch, variables, message):
+def test_incomplete_variables_of_a_launch_are_refused(monkeypatch, variables, message):
     put(monkeypatch, variables)
     with pytest.raises(InputError, match=message):
         read_launch(on_cpu=True)
@@ -79,12 +70,12 @@ def test_parts_of_a_launch_are_refused(monkeypatch, variables, message):
     ],
     ids=str,
 )
-def test_what_says_nothing_of_others_is_a_process_alone(monkeypatch, variables):
+def test_variables_of_no_launch_make_a_single_process(monkeypatch, variables):
     put(monkeypatch, variables)
     assert read_launch(on_cpu=True) is None and read_launch(on_cpu=False) is None
 
 
-def test_launches(monkeypatch):
+def test_launches_are_read_from_their_variables(monkeypatch):
     put(monkeypatch, COMPLETE | dict(PMI_SIZE="16", PMI_RANK="3", SLURM_STEP_NUM_TASKS="16"))  # srun, one a node
     found = read_launch(on_cpu=False)
     assert (found.processes, found.rank, found.address, found.port) == (2, 1, "127.0.0.1", "29512")
@@ -94,7 +85,7 @@ def test_launches(monkeypatch):
         read_launch(on_cpu=False)
 
 
-def test_mpirun_is_heard_of_on_a_cpu(monkeypatch):
+def test_variables_of_mpirun_count_on_a_cpu(monkeypatch):
     put(monkeypatch, dict(PMI_SIZE="4", PMI_RANK="3", MASTER_ADDR="head"))
     found = read_launch(on_cpu=True)
     assert (found.processes, found.rank, found.address, found.port) == (4, 3, "head", launch.DEFAULT_PORT)
@@ -103,7 +94,7 @@ def test_mpirun_is_heard_of_on_a_cpu(monkeypatch):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_processes_that_do_not_come(monkeypatch, capsys, rank):
+def test_missing_processes_are_an_error_after_the_limit(monkeypatch, capsys, rank):
     """A line says for whom it is waited, and another that they have not come."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -118,7 +109,7 @@ def test_processes_that_do_not_come(monkeypatch, capsys, rank):
     )
 
 
-def test_an_address_in_use():
+def test_an_address_in_use_is_an_error():
     with socket.socket() as other:
         other.bind(("", 0))
         other.listen()
@@ -141,50 +132,12 @@ def test_an_address_in_use():
         ("ACCELERATE_DEBUG_MODE", "perhaps", "does not start .*ACCELERATE_DEBUG_MODE=perhaps"),
     ],
 )
-def test_what_is_not_served(monkeypatch, name, value, message):
+def test_unsupported_launchers_are_refused(monkeypatch, name, value, message):
     monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=message):
         start_processes(prepare_device("cpu"))
 
 
-class TestAccelerator:
-    """The config holds, whatever variables accelerate reads."""
-
-    def test_it_is_as_the_config_has_it(self, feature_root, monkeypatch):
-        put(monkeypatch, OVERRULING)
-        accelerator = start_accelerator(settings(feature_root, gradient_accumulation_steps=3), cpu=True)
-        assert (accelerator.gradient_accumulation_steps, accelerator.mixed_precision) == (3, "no")
-        assert accelerator.state.dynamo_plugin.backend.value == "NO"
-
-    def test_what_it_has_become_is_held_against_the_config(self, feature_root):
-        config = settings(feature_root)
-        accelerator = start_accelerator(config, cpu=True)
-        accelerator.gradient_state.plugin_kwargs["num_steps"] = 4
-        with pytest.raises(InputError, match="gradient_accumulation_steps 4, and the config 1; its variables: none"):
-            check_accelerator(accelerator, config, cpu=True)
-
-    def test_the_first_lines_say_what_is_set(self, feature_root, tmp_path, monkeypatch):
-        config = settings(feature_root)
-        put(
-            monkeypatch,
-            dict(ACCELERATE_MIXED_PRECISION="bf16", ACCELERATE_DYNAMO_BACKEND="NO", ACCELERATE_USE_CPU="False"),
-        )
-        assert environment_notes(config) == []  # what accelerate launch sets with a file of docs/accelerate
-        put(monkeypatch, OVERRULING | dict(NVIDIA_TF32_OVERRIDE="0"))
-        first, second, third, *_ = dry_run(config, tmp_path / "run", cpu=True).splitlines()
-        assert (
-            first
-            == "ACCELERATE_GRADIENT_ACCUMULATION_STEPS=4 has no effect: the config's gradient_accumulation_steps=1 holds"
-        )
-        assert second == "ACCELERATE_DYNAMO_BACKEND=inductor has no effect: the config's compile=False holds"
-        assert third == "the environment changes how numbers are computed: NVIDIA_TF32_OVERRIDE=0"
-
-    def test_parts_that_would_not_be_sharded(self, feature_root, monkeypatch):
-        put(monkeypatch, dict(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2", FSDP_IGNORED_MODULES="blocks.0"))
-        with pytest.raises(InputError, match="FSDP_IGNORED_MODULES=blocks.0: .*`unset FSDP_IGNORED_MODULES`"):
-            start_accelerator(settings(feature_root), cpu=True)
-
-
-def test_one_process_meets_nobody():
+def test_a_launch_of_one_process_needs_no_rendezvous():
     """Variables of a launch of one, left by a machine that is gone, are waited for by no one."""
     assert connect(Launch(1, 0, "gone.invalid", "1", ("WORLD_SIZE",))).num_keys() == 0

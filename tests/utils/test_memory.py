@@ -8,7 +8,7 @@ from diffusion.utils import memory
 
 
 def test_peak_memory_where_the_system_does_not_say_it(tmp_path, monkeypatch):
-    """A sandbox's status may lack it; what the process used so far is told all the same."""
+    """A sandbox's status may lack it; the peak so far is known all the same."""
     (tmp_path / "status").write_text("Name:\tpython\n")
     monkeypatch.setattr(memory, "STATUS", tmp_path / "status")
     assert memory.peak_bytes() > 2**20

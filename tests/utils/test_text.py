@@ -56,7 +56,7 @@ def test_paths_expand_as_in_a_shell(tmp_path, monkeypatch):
         expand_path("~nobody-of-this-name/x")
 
 
-def test_names_in_messages():
+def test_names_in_messages_are_printable_and_few():
     assert printable_name("M\udcfcller") == "M\\xfcller"
     assert abbreviate("abcd") == "a, b, c and 1 more"
     assert abbreviate("ab") == "a, b"

@@ -99,7 +99,7 @@ BOTH = {
 
 
 @pytest.mark.parametrize("trainer", BOTH)
-def test_the_average_is_taken_and_the_other_can_be(average, raw, tmp_path, caplog, trainer):
+def test_averages_come_first_and_raw_weights_on_request(average, raw, tmp_path, caplog, trainer):
     torch.save(BOTH[trainer](raw, average), tmp_path / "a.pth")
     if trainer == "diffusers names":
         save_diffusers(network(), tmp_path / "folder")
@@ -112,7 +112,7 @@ def test_the_average_is_taken_and_the_other_can_be(average, raw, tmp_path, caplo
     assert not any("averaged" in record.message for record in caplog.records)
 
 
-def test_the_line_names_both_places(average, raw, caplog):
+def test_the_log_names_the_places_of_both(average, raw, caplog):
     find_state_dict(
         {"state_dict": raw, "state_dict_ema": average}, "f.pth", ("x_embedder.proj.weight",), advice="--raw"
     )
@@ -123,7 +123,7 @@ def test_the_line_names_both_places(average, raw, caplog):
 
 
 @pytest.mark.parametrize("empty", [None, {}, []])
-def test_a_place_of_averages_that_is_empty_is_named(average, tmp_path, caplog, empty):
+def test_an_empty_place_of_averages_is_named(average, tmp_path, caplog, empty):
     torch.save({"state_dict": average, "state_dict_ema": empty, "ema_rate": None}, tmp_path / "a.pth")
     assert same(load_weights(tmp_path / "a.pth").state_dict, average)
     assert [m.partition(": ")[2] for m in caplog.messages] == [
@@ -131,13 +131,13 @@ def test_a_place_of_averages_that_is_empty_is_named(average, tmp_path, caplog, e
     ]
 
 
-def test_raw_weights_alone_are_taken_without_a_word(average, tmp_path, caplog):
+def test_raw_weights_alone_are_loaded_without_a_warning(average, tmp_path, caplog):
     for content in (average, {"state_dict": average}, {"non_ema": average}, {"model": average, "state_dict": average}):
         torch.save(content, tmp_path / "a.pth")
         assert same(load_weights(tmp_path / "a.pth").state_dict, average) and not caplog.messages
 
 
-def test_averages_that_cannot_be_had(average, raw, tmp_path):
+def test_averages_without_names_are_refused(average, raw, tmp_path):
     torch.save({"model_ema": average}, tmp_path / "a.pth")
     with pytest.raises(InputError, match="holds averaged weights only, under model_ema"):
         load_weights(tmp_path / "a.pth", ema=False)
@@ -167,7 +167,7 @@ WRAPPED = {
 
 @pytest.mark.parametrize("kind", ["torch", "safetensors", "diffusers"])
 @pytest.mark.parametrize("wrap", WRAPPED)
-def test_wrapped_names(average, tmp_path, wrap, kind):
+def test_components_of_wrappers_are_removed_from_names(average, tmp_path, wrap, kind):
     path = tmp_path / ("a.ckpt" if kind == "torch" else WEIGHTS)
     if kind == "diffusers":
         save_diffusers(network(), tmp_path / "folder")
@@ -180,7 +180,7 @@ def test_wrapped_names(average, tmp_path, wrap, kind):
     assert same(load_weights(path).state_dict, average)
 
 
-def test_names_that_become_one_and_names_that_are_unknown(average, tmp_path):
+def test_colliding_and_unknown_names_are_refused(average, tmp_path):
     torch.save({**average, "module.final_layer.linear.bias": torch.zeros(128)}, tmp_path / "a.pth")
     with pytest.raises(InputError, match=r"both final_layer.linear.bias and module.final_layer.linear.bias"):
         load_weights(tmp_path / "a.pth")
@@ -213,14 +213,14 @@ def write_shards(
 @pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
 @pytest.mark.parametrize("index", [True, False])
 @pytest.mark.parametrize("variant", ["", ".fp16"])
-def test_shards(average, tmp_path, suffix, index, variant):
+def test_shards_are_put_together(average, tmp_path, suffix, index, variant):
     """By the folder, the index, or one of the shards."""
     shards = write_shards(average, tmp_path, suffix, index, variant)
     for path in (tmp_path, *shards, *tmp_path.glob("*.json")):
         assert same(load_weights(path).state_dict, average), path
 
 
-def test_shards_of_diffusers_names(tmp_path):
+def test_shards_with_names_of_diffusers_are_put_together(tmp_path):
     model = network(512)
     save_diffusers(model, tmp_path / "folder")
     tensors = load_file(tmp_path / "folder" / WEIGHTS)
@@ -246,7 +246,7 @@ def test_shards_of_diffusers_names(tmp_path):
         (lambda d: index_of(d, "diffusion_pytorch_model-00001-of-00002.safetensors"), "which its shards lack"),
     ],
 )
-def test_damaged_shards(average, tmp_path, change, message):
+def test_damaged_shards_are_refused(average, tmp_path, change, message):
     write_shards(average, tmp_path)
     change(tmp_path)
     with pytest.raises(InputError, match=message) as error:
@@ -258,14 +258,14 @@ def index_of(folder: Path, shard: object) -> None:
     (folder / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": {"pos_embed": shard, "more": shard}}))
 
 
-def test_one_name_in_two_shards(average, tmp_path):
+def test_a_name_in_two_shards_is_refused(average, tmp_path):
     shards = write_shards(average, tmp_path, index=False)
     save_file(average, shards[0])
     with pytest.raises(InputError, match="two shards hold"):
         load_weights(shards[1])
 
 
-def test_usual_names_and_content_before_suffix(average, tmp_path):
+def test_usual_names_are_found_and_content_counts_before_the_suffix(average, tmp_path):
     for name in ("model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.fp16.safetensors", WEIGHTS):
         (tmp_path / name).write_bytes(b"")
     order = [WEIGHTS, "model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.fp16.safetensors"]
@@ -278,7 +278,7 @@ def test_usual_names_and_content_before_suffix(average, tmp_path):
         assert same(load_weights(tmp_path / name).state_dict, average)
 
 
-def test_the_folder_of_an_original_run(average, raw, tmp_path):
+def test_the_newest_checkpoint_of_an_original_run_is_found(average, raw, tmp_path):
     (tmp_path / "checkpoints").mkdir()
     for step, shift in ((9, 1), (10, 0)):
         content = {"state_dict": raw, "state_dict_ema": {name: tensor + shift for name, tensor in average.items()}}
@@ -291,7 +291,7 @@ class TestPositions:
     """A file without them: from what it says, from the network, or as published."""
 
     @pytest.mark.parametrize("stage", STAGES)
-    def test_as_published(self, tmp_path, caplog, stage):
+    def test_positions_as_published_are_recognised(self, tmp_path, caplog, stage):
         model = network(stage)
         torch.save({n: t for n, t in model.state_dict().items() if "pos_embed" not in n}, tmp_path / "a.pth")
         weights = load_weights(tmp_path / "a.pth")
@@ -299,14 +299,14 @@ class TestPositions:
         assert {name: weights.architecture[name] for name in STAGES[stage]} == STAGES[stage]
         assert len(caplog.messages) == 1 and f"pe_interpolation={stage / 512:g}" in caplog.messages[0]
 
-    def test_as_the_file_says(self, tmp_path, caplog):
+    def test_positions_follow_the_architecture_in_the_file(self, tmp_path, caplog):
         model = network(512, pe_interpolation=1.5, input_size=48, use_cond_pos_embed=False)
-        told = {"input_size": 48, "pe_interpolation": 1.5, "use_cond_pos_embed": False}
-        torch.save({"state_dict": {n: t for n, t in model.state_dict().items() if n != "pos_embed"}, "architecture": told},
+        arguments = {"input_size": 48, "pe_interpolation": 1.5, "use_cond_pos_embed": False}
+        torch.save({"state_dict": {n: t for n, t in model.state_dict().items() if n != "pos_embed"}, "architecture": arguments},
                    tmp_path / "a.pth")  # fmt: skip
         assert same(load_weights(tmp_path / "a.pth").state_dict, model.state_dict()) and not caplog.messages
 
-    def test_as_the_network_has_them(self, tmp_path, caplog):
+    def test_positions_follow_the_network(self, tmp_path, caplog):
         model = network(512, pe_interpolation=1.5)
         torch.save({n: t for n, t in model.state_dict().items() if "pos_embed" not in n}, tmp_path / "a.pth")
         weights = load_weights(tmp_path / "a.pth", positions=False)
@@ -324,12 +324,12 @@ class TestPositions:
             assert weights.architecture["use_cond_pos_embed"] is has and same(weights.state_dict, model.state_dict())
         assert "use_cond_pos_embed" not in json.loads((tmp_path / "with/config.json").read_text())
 
-    def test_in_half_precision(self, tmp_path):
+    def test_positions_in_half_precision_are_recognised(self, tmp_path):
         model = network(512).half()
         torch.save({n: t for n, t in model.state_dict().items() if "pos_embed" not in n}, tmp_path / "a.pth")
         assert same(load_weights(tmp_path / "a.pth").state_dict, model.state_dict())
 
-    def test_that_cannot_be(self, tmp_path):
+    def test_positions_that_contradict_are_refused(self, tmp_path):
         model = network(model_max_length=3)
         torch.save({n: t for n, t in model.state_dict().items() if n != "pos_embed"}, tmp_path / "a.pth")
         with pytest.raises(InputError, match="does not say its input_size: 3 tokens make no square"):
@@ -350,7 +350,7 @@ class TestInAWorkDir:
     def weights(self, config) -> dict[str, torch.Tensor]:
         return build_model(config.model, **config.model_arguments).state_dict()
 
-    def test_stripped_weights(self, config, weights, tmp_path, caplog):
+    def test_weights_without_settings_take_those_of_the_config(self, config, weights, tmp_path, caplog):
         del (stripped := dict(weights))["pos_embed"]
         raw = {name: tensor + 1 if tensor.ndim == 1 else tensor for name, tensor in stripped.items()}
         torch.save({"state_dict": raw, "state_dict_ema": stripped}, tmp_path / "checkpoints/last_ema.ckpt")
@@ -361,14 +361,14 @@ class TestInAWorkDir:
         build_network(config, str(tmp_path / "checkpoints/last_ema.ckpt"))  # whatever span the published networks have
         assert not any("as published" in message for message in caplog.messages)
 
-    def test_raw_ones_are_asked_for_on_the_command_line(self, config, weights, tmp_path):
-        told = {"architecture": {"hidden_size": 16}}
-        torch.save({"state_dict": weights, **told}, tmp_path / "checkpoints/last_ema.ckpt")
+    def test_the_command_line_can_ask_for_raw_weights(self, config, weights, tmp_path):
+        metadata = {"architecture": {"hidden_size": 16}}
+        torch.save({"state_dict": weights, **metadata}, tmp_path / "checkpoints/last_ema.ckpt")
         done = in_process(sample_256, "--workdir", tmp_path, "--weights", "raw", "--device", "cpu")
         assert done.returncode == 2
         assert "last_ema.ckpt holds averaged weights only; the weights themselves are in a step_<n>.ckpt" in done.stderr
 
-    def test_what_else_is_there_is_named(self, config, weights, tmp_path):
+    def test_other_weights_in_the_folder_are_named(self, config, weights, tmp_path):
         torch.save(weights, tmp_path / "checkpoints/epoch_1_step_2.pth")
         with pytest.raises(MissingError, match="last_ema.ckpt; there are epoch_1_step_2.pth in that folder"):
             open_run(tmp_path, "checkpoints/last_ema.ckpt", CPU)
@@ -417,7 +417,7 @@ def lora(average: dict) -> dict:
         (lambda s: {"a": s, "b": {n: t + 1 for n, t in s.items()}}, "holds several networks, under a, b"),
     ],
 )
-def test_other_content_is_one_line(average, tmp_path, content, message):
+def test_content_that_is_no_weights_is_refused_in_one_line(average, tmp_path, content, message):
     torch.save(content(average), tmp_path / "a.pth")
     with pytest.raises(InputError, match=message) as error:
         load_weights(tmp_path / "a.pth")
@@ -433,7 +433,7 @@ def test_other_content_is_one_line(average, tmp_path, content, message):
         (torch.tensor(1.0), r"of another shape: final_layer.linear.bias \(\) instead of \(128,\)"),
     ],
 )
-def test_tensors_of_other_kinds(average, tmp_path, tensor, message):
+def test_tensors_that_are_no_floats_are_refused(average, tmp_path, tensor, message):
     from diffusion.model.convert import load_into
 
     torch.save({**average, "final_layer.linear.bias": tensor}, tmp_path / "a.pth")
@@ -449,7 +449,7 @@ def test_tensors_of_other_kinds(average, tmp_path, tensor, message):
         (b"", "is empty"),
     ],
 )
-def test_placeholders_are_called_so(tmp_path, text, message):
+def test_placeholders_are_refused_as_such(tmp_path, text, message):
     for name in ("a.ckpt", "a.safetensors", "folder/config.json", f"folder2/{WEIGHTS}"):
         path = tmp_path / name
         if path.parent != tmp_path:
@@ -459,7 +459,7 @@ def test_placeholders_are_called_so(tmp_path, text, message):
             load_weights(path.parent if path.parent != tmp_path else path)
 
 
-def test_what_is_damaged_or_not_there(tmp_path):
+def test_damaged_and_missing_files_are_refused(tmp_path):
     (tmp_path / "a.ckpt").write_bytes(b"\x80")
     with pytest.raises(InputError, match="is not a whole torch file"):
         read_weights(tmp_path / "a.ckpt")
@@ -467,7 +467,7 @@ def test_what_is_damaged_or_not_there(tmp_path):
         read_weights(tmp_path / "a-00001-of-00002.safetensors")
 
 
-def test_averages_in_a_list_beside_a_command_line(average, tmp_path):
+def test_a_saved_command_line_beside_averages_in_a_list_is_read(average, tmp_path):
     """Some trainers keep several averages, and their arguments as a Namespace, which holds nothing but values."""
     raw = {name: tensor + 1 for name, tensor in average.items()}
     torch.save({"model": raw, "ema": [average], "args": argparse.Namespace(lr=1.0)}, tmp_path / "a.pth")

@@ -72,8 +72,8 @@ def time_steps(case: Case, steps: int, waiting: bool) -> float:
 
 def build_environment(waiting: bool) -> dict[str, str]:
     """Return this process's environment, with our settings of how threads wait, or with none."""
-    kept = {name: value for name, value in os.environ.items() if name not in USER_SETTINGS}
-    return kept | WAIT_SETTINGS if waiting else kept
+    inherited = {name: value for name, value in os.environ.items() if name not in USER_SETTINGS}
+    return inherited | WAIT_SETTINGS if waiting else inherited
 
 
 def main(arguments: Sequence[str]) -> None:
