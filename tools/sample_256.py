@@ -26,8 +26,9 @@ def main() -> None:
 
     from diffusion.generation.output_folder import OutputFolder
     from diffusion.generation.sample_patches import sample_patches
-    from diffusion.generation.session import ConditionSource, open_session
+    from diffusion.generation.session import open_session
     from diffusion.generation.solver import Solver
+    from diffusion.generation.sources import ConditionSource
 
     source = ConditionSource(**condition_arguments(args))
     session = open_session(**session_arguments(args), solver=Solver(**solver_arguments(args)))

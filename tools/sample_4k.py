@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from diffusion.generation.conditions import NamedCondition
     from diffusion.generation.regions import Region
-    from diffusion.generation.session import Origin, Session
+    from diffusion.generation.session import Session
+    from diffusion.generation.sources import Origin
 
 EXAMPLES = """  python tools/sample_4k.py --output_dir samples_4k --num_samples 100 --num_timesteps 20 --guidance_scale 2 \\
       --sliding_window_size 64 --gpu_id 0
@@ -183,13 +184,13 @@ def choose_conditions(
     from diffusion.condition import Condition
     from diffusion.generation.conditions import NamedCondition, neighbourhood, read_tokens_file
     from diffusion.generation.regions import embed_region
-    from diffusion.generation.session import ConditionSource, Origin, index_origin, open_index
+    from diffusion.generation.sources import ConditionSource, Origin, identify_files, index_origin, open_index
 
     if region is None and args.tokens is None:
         dataset = open_index(session, ConditionSource())
         return lambda i: neighbourhood(dataset, i, args.seed, rows, columns), index_origin(dataset)
     path = args.tokens or args.slide or args.reference
-    origin = session.identify_files([path], embedded=region is not None)
+    origin = identify_files(session, [path], embedded=region is not None)
     if region is not None:
         place = {"x": args.x, "y": args.y, "image_mpp": args.image_mpp}
         name = f"{path.stem}_{args.x}_{args.y}" if args.slide else path.stem

@@ -91,8 +91,9 @@ def main() -> None:
 
 def check_or_write_settings(args: argparse.Namespace, checkpoint: Path) -> None:
     """Write which conditions a folder's points share, or check them. Raises InputError that names what differs."""
-    from diffusion.generation.session import ConditionSource, find_origin, open_session
+    from diffusion.generation.session import open_session
     from diffusion.generation.solver import Solver
+    from diffusion.generation.sources import ConditionSource, find_origin
 
     source = ConditionSource(**condition_arguments(args))
     solver = Solver(**solver_arguments(args))
@@ -140,8 +141,9 @@ def score_point(
     from diffusion.evaluation.sets.images import ImageSet
     from diffusion.generation.output_folder import OutputFolder
     from diffusion.generation.sample_patches import sample_patches
-    from diffusion.generation.session import ConditionSource, open_session
+    from diffusion.generation.session import open_session
     from diffusion.generation.solver import Solver
+    from diffusion.generation.sources import ConditionSource
 
     folder, real = args.out / "points" / point.name, args.real or args.out / REAL_DIR
     has_real = args.real is not None or count_files(real) >= args.n_images

@@ -128,7 +128,7 @@ def session_arguments(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def condition_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the arguments of `generation.session.ConditionSource` that the options of patch samplers give."""
+    """Return the arguments of `generation.sources.ConditionSource` that the options of patch samplers give."""
     index = ("data_root", "patch_names_file", "features_dir", "subset_keys")
     return {
         "images": args.images or (),

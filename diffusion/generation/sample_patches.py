@@ -12,7 +12,8 @@ from diffusion.formats import SYNTHETIC_DIR
 from diffusion.generation.conditions import IndexConditions, RepeatedConditions
 from diffusion.generation.generators import ImageMaker
 from diffusion.generation.output_folder import OutputFolder
-from diffusion.generation.session import ConditionSource, Session, choose_conditions
+from diffusion.generation.session import Session
+from diffusion.generation.sources import ConditionSource, choose_conditions
 from diffusion.utils.errors import InputError
 from diffusion.utils.hardware import describe_device
 

@@ -12,8 +12,9 @@ from runs import save_run
 
 from diffusion.generation.output_folder import OutputFolder
 from diffusion.generation.sample_patches import sample_patches
-from diffusion.generation.session import ConditionSource, Session, find_origin, open_session
+from diffusion.generation.session import Session, open_session
 from diffusion.generation.solver import Solver
+from diffusion.generation.sources import ConditionSource, find_origin
 from diffusion.utils.errors import InputError
 
 
