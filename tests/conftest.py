@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import server
 from PIL import Image
+from slide_files import cut, png, pyramid  # noqa: F401 - fixtures
 
 from diffusion.cli.parser import run
 from diffusion.data.features.loose import feature_path

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion.utils.folders import SkippedEntries, walk_files
+from diffusion.utils.folders import SkippedEntries, natural_key, walk_files
 
 
 def found(folder: Path, skipped: SkippedEntries, **options) -> list[str]:
@@ -90,3 +90,9 @@ def test_an_unreadable_folder_does_not_end_the_walk(tree, monkeypatch):
     skipped = SkippedEntries()
     assert found(tree, skipped) == ["a.png"]
     assert skipped.lines() == [f"left out: folders that cannot be read (Permission denied) (1): {tree}/b"]
+
+
+def test_natural_order():
+    shuffled = ["a/1024_0", "a/128_1024", "b/2", "a/128_0", "a10/1", "a9/1", "a/128_128"]
+    expected = ["a/128_0", "a/128_128", "a/128_1024", "a/1024_0", "a9/1", "a10/1", "b/2"]
+    assert sorted(shuffled, key=natural_key) == expected
