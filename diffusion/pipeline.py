@@ -20,8 +20,9 @@ from diffusion.condition import Condition
 from diffusion.encoders.latents import LatentScale
 from diffusion.encoders.vae_files import codec_folder, load_vae
 from diffusion.formats import DEFAULT_SOLVER, LATENT_FACTOR, PIPELINE_INDEX
-from diffusion.model.architecture import diffusers_config
-from diffusion.model.convert import load_into, load_weights, save_diffusers
+from diffusion.model.convert import load_weights, save_diffusers
+from diffusion.model.diffusers_layout import diffusers_config
+from diffusion.model.matching import load_into
 from diffusion.model.pixart import PixArt
 from diffusion.sampling import build_scheduler, denoise
 from diffusion.utils.errors import InputError, MissingError

@@ -14,7 +14,8 @@ from diffusion.config.settings import Config, DataConfig
 from diffusion.data.datasets.pan_cancer import LARGE_PATCH
 from diffusion.encoders.networks import EMBEDDERS
 from diffusion.formats import CONFIG_FILE, LAST_WEIGHTS, LATENT_FACTOR, PIPELINE_INDEX, SSL_PREFIX
-from diffusion.model.convert import Weights, check_told, load_into, load_weights, with_positions_of
+from diffusion.model.convert import Weights, load_weights
+from diffusion.model.matching import check_told, load_into, with_positions_of
 from diffusion.model.pixart import PixArt, build_model
 from diffusion.model.pixart_config import PixArtConfig
 from diffusion.utils.content import fingerprint_tensors

@@ -41,7 +41,8 @@ def main() -> None:
         wanted = f"a {' or '.join(own)} file" if own else "a folder"
         raise InputError(f"{args.target}: --to {args.to} writes {wanted}; name one")
 
-    from diffusion.model.convert import check_fit, load_weights, save_diffusers, save_official, save_safetensors
+    from diffusion.model.convert import load_weights, save_diffusers, save_official, save_safetensors
+    from diffusion.model.matching import check_fit
     from diffusion.model.pixart import PixArt
 
     weights = load_weights(args.source, ema=args.weights == "ema")

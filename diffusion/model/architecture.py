@@ -1,4 +1,4 @@
-"""What a network's tensors say of its architecture, and what an architecture says of a network."""
+"""The architecture of foreign files, which do not store it: what their tensors show, and what all published networks have."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import torch
 
 from diffusion.formats import LATENT_FACTOR, WINDOW
 from diffusion.model.embed import image_positions, token_grid
-from diffusion.model.names import DIFFUSERS_CLASS
-from diffusion.model.pixart_config import PRESETS, PixArtConfig
+from diffusion.model.pixart_config import PRESETS
 from diffusion.utils.errors import InputError
 
 PREDICTION_TYPE = "prediction_type"  # of checkpoints: epsilon or v_prediction
@@ -57,38 +56,6 @@ def infer_architecture(tensors: Mapping[str, torch.Tensor], source: str | Path =
     if width in heads:
         architecture["num_heads"] = heads[width]
     return architecture
-
-
-def diffusers_config(config: PixArtConfig, prediction_type: str = "epsilon") -> dict[str, Any]:
-    """Return the config.json of a network, with the keys of the released ones."""
-    return {
-        "_class_name": DIFFUSERS_CLASS,
-        "activation_fn": "gelu-approximate",
-        "attention_bias": True,
-        "attention_head_dim": config.hidden_size // config.num_heads,
-        "attention_type": "default",
-        "caption_channels": config.caption_channels,
-        "caption_num_tokens": config.model_max_length,
-        "cross_attention_dim": config.hidden_size,
-        "dropout": 0.0,
-        "in_channels": config.in_channels,
-        "interpolation_scale": config.pe_interpolation,
-        "norm_elementwise_affine": False,
-        "norm_eps": 1e-06,
-        "norm_num_groups": 32,
-        "norm_type": "ada_norm_single",
-        "num_attention_heads": config.num_heads,
-        "num_embeds_ada_norm": 1000,
-        "num_layers": config.depth,
-        "out_channels": config.out_channels,
-        "patch_size": config.patch_size,
-        "sample_size": config.input_size,
-        "upcast_attention": False,
-        "use_additional_conditions": False,
-        **({"qk_norm": "layer_norm_across_heads"} if config.qk_norm else {}),
-        **({PREDICTION_TYPE: prediction_type} if prediction_type != "epsilon" else {}),
-        **({COND_POSITIONS: False} if config.model_max_length > 1 and not config.use_cond_pos_embed else {}),
-    }
 
 
 def published_positions(architecture: Mapping[str, Any], source: str | Path) -> dict[str, Any]:

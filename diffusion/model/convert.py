@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,28 +18,25 @@ from diffusion.formats import CHECKPOINT_PATTERN, CHECKPOINTS_DIR, DIFFUSERS_WEI
 from diffusion.model.architecture import (
     COND_POSITIONS,
     PREDICTION_TYPE,
-    diffusers_config,
     has_cond_positions,
     infer_architecture,
     position_grid,
     published_positions,
     token_positions,
 )
-from diffusion.model.names import DIFFUSERS_CLASS, from_diffusers, to_diffusers
+from diffusion.model.diffusers_layout import diffusers_config, from_diffusers, read_diffusers_config, to_diffusers
+from diffusion.model.matching import POSITIONS
 from diffusion.model.pixart import PixArt
 from diffusion.model.pixart_config import ARGUMENTS, PixArtConfig, check_arguments
-from diffusion.utils.content import recognise_placeholder
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.files import atomic_write
-from diffusion.utils.state_dicts import check_types, find_state_dict
-from diffusion.utils.text import abbreviate, read_json
+from diffusion.utils.state_dicts import find_state_dict
 from diffusion.utils.weights import StoredWeights, find_weights, is_safetensors, read_weights
 
 log = logging.getLogger(__name__)
 
 TOLD = "pixcell"  # key of the metadata of safetensors files
 ANCHOR, DIFFUSERS_ANCHOR = "x_embedder.proj.weight", "pos_embed.proj.weight"  # tensors that every network has
-POSITIONS = ("pos_embed", "y_pos_embed")  # constants that follow from the architecture
 CONSTANTS = (*POSITIONS, "y_embedder.y_embedding", "caption_projection.uncond_embedding")  # which are never trained
 SHAPING = (
     frozenset(ARGUMENTS) - PixArtConfig.TRAINING_ONLY
@@ -78,7 +75,7 @@ def load_weights(path: str | Path, ema: bool = True, positions: bool = True) -> 
     tensors, settings = _network_of(stored, path, ema), _settings_of(stored)
     of_diffusers = DIFFUSERS_ANCHOR in tensors
     if of_diffusers:
-        settings = settings or _diffusers_settings(file.with_name("config.json"))
+        settings = settings or read_diffusers_config(file.with_name("config.json"))
         tensors = _official_names(tensors, path)
     arguments = {name: value for name, value in settings.items() if name != PREDICTION_TYPE}
     if not arguments.keys() >= SHAPING:  # a foreign file, whose tensors have to show it
@@ -95,56 +92,6 @@ def load_weights(path: str | Path, ema: bool = True, positions: bool = True) -> 
     if positions:
         tensors, architecture = _with_positions(tensors, architecture, path)
     return Weights(tensors, architecture, settings)
-
-
-def load_into(model: PixArt, weights: Mapping[str, torch.Tensor], source: str | Path) -> None:
-    """Load strictly. Raises InputError naming the tensors that are missing, unknown, or of another shape."""
-    check_fit(model.state_dict(), weights, source)
-    model.load_state_dict(weights)
-
-
-def with_positions_of(model: PixArt, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return weights with the positions of the network that they are for, where they have none."""
-    own = model.state_dict()
-    return {**weights, **{name: own[name] for name in POSITIONS if name in own and name not in weights}}
-
-
-def check_fit(own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], source: str | Path) -> None:
-    """Compare names, shapes and types of weights with a network's own. Raises InputError naming those that differ."""
-    missing = sorted(own.keys() - weights.keys())
-    unknown = sorted(weights.keys() - own.keys())
-    shapes = [
-        f"{name} {tuple(weights[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in own
-        if name in weights and own[name].shape != weights[name].shape
-    ]
-    complaints = [
-        f"{what}: {abbreviate(names, 4)}"
-        for what, names in (("missing", missing), ("unknown", unknown), ("of another shape", shapes))
-        if names
-    ]
-    if complaints:
-        raise InputError(f"{source} is of another architecture than the network ({'; '.join(complaints)})")
-    check_types(own, weights, source)
-
-
-def check_told(
-    told: Mapping[str, Any], model: PixArt, prediction_type: str, source: str | Path, but: Container[str] = ()
-) -> None:
-    """Hold what a file tells of its network, where it does, against the one it is for, `but` for some arguments.
-
-    Tensors alone show neither the heads, nor where the positions came from, nor what is predicted: weights that do
-    not tell predict noise, as the released ones. Raises InputError naming the first difference.
-    """
-    own = {**model.config.to_dict(), PREDICTION_TYPE: prediction_type}
-    for name, value in {PREDICTION_TYPE: "epsilon", **told}.items():
-        if name in but or name in PixArtConfig.TRAINING_ONLY or own.get(name, value) == value:
-            continue
-        if name == "mlp_ratio" and abs(model.config.hidden_size * value - model.config.mlp_width) < 0.5:
-            continue  # the ratio that older versions read off the tensors
-        raise InputError(
-            f"{source} is of another architecture than the network ({name} {value} instead of {own[name]})"
-        )
 
 
 def save_diffusers(model: PixArt, folder: str | Path, prediction_type: str = "epsilon") -> None:
@@ -269,30 +216,6 @@ def _with_positions(
         values = ", ".join(f"{name}={value:g}" for name, value in assumed.items())
         log.warning("%s lacks %s; computed as published networks have it: %s", path, " and ".join(absent), values)
     return tensors | computed, architecture
-
-
-def _diffusers_settings(path: Path) -> dict[str, Any]:
-    """Return what a config.json of the released layout says of the architecture beyond the tensors."""
-    if not path.is_file():
-        raise MissingError(f"no {path}, which says what the tensors beside it are")
-    placeholder = recognise_placeholder(path)
-    if placeholder:
-        raise InputError(f"{path} {placeholder}")
-    try:
-        settings = read_json(path)
-    except InputError as error:
-        raise InputError(f"{path} is not the config of a {DIFFUSERS_CLASS} ({error})") from None
-    try:
-        if settings["_class_name"] != DIFFUSERS_CLASS:
-            raise InputError(f"{path} is the config of a {settings['_class_name']}: expected a {DIFFUSERS_CLASS}")
-        return {
-            "input_size": settings["sample_size"],
-            "num_heads": settings["num_attention_heads"],
-            "pe_interpolation": settings["interpolation_scale"],
-            **{key: settings[key] for key in (PREDICTION_TYPE, COND_POSITIONS) if key in settings},
-        }
-    except KeyError as error:
-        raise InputError(f"{path} is not the config of a {DIFFUSERS_CLASS} ({error!r})") from None
 
 
 def _settings_of(stored: StoredWeights) -> dict[str, Any]:

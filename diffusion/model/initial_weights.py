@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from diffusion.model.convert import check_fit
+from diffusion.model.matching import check_fit
 from diffusion.model.pixart import PixArt
 from diffusion.utils.errors import InputError
 

@@ -10,7 +10,8 @@ import torch
 from safetensors import safe_open
 
 from diffusion.model import PixArt
-from diffusion.model.convert import load_into, load_weights
+from diffusion.model.convert import load_weights
+from diffusion.model.matching import load_into
 from diffusion.objective import training_losses
 from diffusion.sampling import sample_latents
 

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffusion.data.datasets.pan_cancer import PanCancerDataLowRes
 from diffusion.data.sampler import Draw
 from diffusion.model import pixart
-from diffusion.model.names import to_diffusers
+from diffusion.model.diffusers_layout import to_diffusers
 from diffusion.model.pixart import build_model
 from tools import bench as bench_tool
 from tools.bench import main

@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 
 from diffusion.config.files import dump_config
 from diffusion.model import PixArt, build_model
-from diffusion.model.convert import load_weights, save_diffusers, save_official, with_positions_of
-from diffusion.model.names import to_diffusers
+from diffusion.model.convert import load_weights, save_diffusers, save_official
+from diffusion.model.diffusers_layout import to_diffusers
+from diffusion.model.matching import with_positions_of
 from diffusion.tasks.denoising.network import build_network
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.state_dicts import find_state_dict
@@ -188,7 +189,7 @@ def test_colliding_and_unknown_names_are_refused(average, tmp_path):
     with pytest.raises(InputError, match="does not say enough"):
         open_run(tmp_path / "a.pth", "", CPU)
     with pytest.raises(InputError, match=r"\(unknown: blocks.1.extra\)"):
-        from diffusion.model.convert import load_into
+        from diffusion.model.matching import load_into
 
         load_into(network(), load_weights(tmp_path / "a.pth").state_dict, "a.pth")
 
@@ -434,7 +435,7 @@ def test_content_that_is_no_weights_is_refused_in_one_line(average, tmp_path, co
     ],
 )
 def test_tensors_that_are_no_floats_are_refused(average, tmp_path, tensor, message):
-    from diffusion.model.convert import load_into
+    from diffusion.model.matching import load_into
 
     torch.save({**average, "final_layer.linear.bias": tensor}, tmp_path / "a.pth")
     with pytest.raises(InputError, match=message):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel
 from torch import nn
 
-from diffusion.model.names import to_diffusers
+from diffusion.model.diffusers_layout import to_diffusers
 from diffusion.model.pixart import PixArt
 from diffusion.panorama import Windows
 

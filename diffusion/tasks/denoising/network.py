@@ -7,9 +7,10 @@ from typing import Any
 
 from diffusion.config.settings import Config
 from diffusion.formats import LATENT_CHANNELS
-from diffusion.model.convert import check_told, load_weights
+from diffusion.model.convert import load_weights
 from diffusion.model.initial_weights import start_from
 from diffusion.model.local_attention_init import look_at_neighbours
+from diffusion.model.matching import check_told
 from diffusion.model.pixart import PixArt, build_model
 from diffusion.model.pixart_config import check_arguments
 from diffusion.utils.errors import InputError

@@ -18,7 +18,8 @@ from diffusion.data.batch import BadItem, PatchBatch, PatchItem, collate
 from diffusion.data.datasets.pan_cancer import PanCancerData, SkipBad, build_dataset
 from diffusion.encoders.vae_files import EMBEDDED_CODECS
 from diffusion.formats import LATENT_CHANNELS
-from diffusion.model.convert import check_told, load_into, told_by
+from diffusion.model.convert import told_by
+from diffusion.model.matching import check_told, load_into
 from diffusion.model.pixart import PixArt
 from diffusion.tasks.denoising.losses import BatchLosses, BatchNoise, SampleRandomness, draw_randomness
 from diffusion.tasks.denoising.network import build_network

@@ -17,7 +17,7 @@ import torch
 
 from diffusion.formats import CHECKPOINTS_DIR
 from diffusion.model.architecture import PREDICTION_TYPE
-from diffusion.model.convert import check_fit
+from diffusion.model.matching import check_fit
 from diffusion.model.pixart import PixArt
 from diffusion.model.pixart_config import PixArtConfig, check_arguments
 from diffusion.optim.ema import gamma_from_length

@@ -1,13 +1,19 @@
-"""The names of PixArt's tensors: official ones <-> those of the diffusers layout."""
+"""The layout of a diffusers folder, as PixCell is released: names of its tensors <-> official ones, and its config.json."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from diffusion.utils.errors import InputError
+from diffusion.model.architecture import COND_POSITIONS, PREDICTION_TYPE
+from diffusion.model.pixart_config import PixArtConfig
+from diffusion.utils.content import recognise_placeholder
+from diffusion.utils.errors import InputError, MissingError
+from diffusion.utils.text import read_json
 
 DIFFUSERS_CLASS = "PixCellTransformer2DModel"
 
@@ -87,6 +93,62 @@ def from_diffusers(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
         else:
             raise InputError(f"{name!r} is no tensor of a {DIFFUSERS_CLASS}")
     return converted
+
+
+def diffusers_config(config: PixArtConfig, prediction_type: str = "epsilon") -> dict[str, Any]:
+    """Return the config.json of a network, with the keys of the released ones."""
+    return {
+        "_class_name": DIFFUSERS_CLASS,
+        "activation_fn": "gelu-approximate",
+        "attention_bias": True,
+        "attention_head_dim": config.hidden_size // config.num_heads,
+        "attention_type": "default",
+        "caption_channels": config.caption_channels,
+        "caption_num_tokens": config.model_max_length,
+        "cross_attention_dim": config.hidden_size,
+        "dropout": 0.0,
+        "in_channels": config.in_channels,
+        "interpolation_scale": config.pe_interpolation,
+        "norm_elementwise_affine": False,
+        "norm_eps": 1e-06,
+        "norm_num_groups": 32,
+        "norm_type": "ada_norm_single",
+        "num_attention_heads": config.num_heads,
+        "num_embeds_ada_norm": 1000,
+        "num_layers": config.depth,
+        "out_channels": config.out_channels,
+        "patch_size": config.patch_size,
+        "sample_size": config.input_size,
+        "upcast_attention": False,
+        "use_additional_conditions": False,
+        **({"qk_norm": "layer_norm_across_heads"} if config.qk_norm else {}),
+        **({PREDICTION_TYPE: prediction_type} if prediction_type != "epsilon" else {}),
+        **({COND_POSITIONS: False} if config.model_max_length > 1 and not config.use_cond_pos_embed else {}),
+    }
+
+
+def read_diffusers_config(path: Path) -> dict[str, Any]:
+    """Return what a config.json of the released layout says of the architecture beyond the tensors."""
+    if not path.is_file():
+        raise MissingError(f"no {path}, which says what the tensors beside it are")
+    placeholder = recognise_placeholder(path)
+    if placeholder:
+        raise InputError(f"{path} {placeholder}")
+    try:
+        settings = read_json(path)
+    except InputError as error:
+        raise InputError(f"{path} is not the config of a {DIFFUSERS_CLASS} ({error})") from None
+    try:
+        if settings["_class_name"] != DIFFUSERS_CLASS:
+            raise InputError(f"{path} is the config of a {settings['_class_name']}: expected a {DIFFUSERS_CLASS}")
+        return {
+            "input_size": settings["sample_size"],
+            "num_heads": settings["num_attention_heads"],
+            "pe_interpolation": settings["interpolation_scale"],
+            **{key: settings[key] for key in (PREDICTION_TYPE, COND_POSITIONS) if key in settings},
+        }
+    except KeyError as error:
+        raise InputError(f"{path} is not the config of a {DIFFUSERS_CLASS} ({error!r})") from None
 
 
 def _parts(name: str, blocks: str) -> tuple[str | None, str, str]:

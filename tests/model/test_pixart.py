@@ -1,18 +1,16 @@
-"""The network: shapes, parts against naive forms, options that must not change the numbers, real size."""
+"""The network: shapes, options that must not change the numbers, residuals, real size."""
 
 from __future__ import annotations
 
-import math
 import resource
 
 import pytest
 import torch
 
 from diffusion.model import PixArt, build_model
-from diffusion.model.blocks import CrossAttention, SelfAttention
-from diffusion.model.convert import load_into, load_weights
-from diffusion.model.embed import ConditionEmbedder, TimestepEmbedder, sincos_2d
-from diffusion.model.local_attention_init import NEIGHBOURS, look_at_neighbours
+from diffusion.model.convert import load_weights
+from diffusion.model.embed import sincos_2d
+from diffusion.model.matching import load_into
 from diffusion.objective import training_losses
 from diffusion.utils.errors import InputError
 
@@ -39,35 +37,6 @@ def inputs(rows: int = 16, columns: int = 16, batch: int = 2) -> tuple[torch.Ten
 @torch.no_grad()
 def test_any_grid_that_the_patch_divides(rows, columns):
     assert small()(*inputs(rows, columns)).shape == (2, 32, rows, columns)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("timestep", [100, 900])
-def test_a_local_start_looks_at_neighbours(timestep):
-    """In the network at work, on noise: each head's strongest look, away from the border, is at the neighbour meant for it."""
-    arguments = {**SMALL, "input_size": 32, "hidden_size": 192, "depth": 3, "num_heads": 6}
-    model = PixArt(**arguments, pe_interpolation=0.5, qk_norm=True).eval()
-    look_at_neighbours(model)
-    looks = []
-
-    def look(attention: SelfAttention, inputs: tuple[torch.Tensor]) -> None:
-        q, k, _ = attention.qkv(inputs[0]).chunk(3, dim=-1)
-        q, k = (part.unflatten(-1, (6, -1)).transpose(1, 2) for part in (attention.q_norm(q), attention.k_norm(k)))
-        weights = (q @ k.mT / 32**0.5).softmax(-1).mean(0)  # (heads, 256, 256)
-        looks.append(weights.unflatten(1, (16, 16)).unflatten(3, (16, 16))[:, 8, 8])  # from one cell
-
-    for block in model.blocks:
-        block.attn.register_forward_pre_hook(look)
-    model(torch.randn(8, 16, 32, 32), torch.full((8,), timestep), torch.randn(8, 4, 12))
-    assert len(looks) == 3
-    for number, from_cell in enumerate(looks):
-        for head in range(6):
-            rows, columns = NEIGHBOURS[(6 * number + head) % 8]
-            assert divmod(from_cell[head].argmax().item(), 16) == (8 + rows, 8 + columns)
-            assert from_cell[head].max() > 0.4 and from_cell[head, 6:11, 6:11].sum() > 0.7
-    for wrong in (dict(qk_norm=False), dict(num_heads=32)):
-        with pytest.raises(InputError, match="local_start needs"):
-            look_at_neighbours(PixArt(**{**arguments, "qk_norm": True, **wrong}))
 
 
 def test_inputs_that_do_not_fit():
@@ -119,16 +88,6 @@ def test_unpatchify_puts_every_token_where_its_patch_was():
             assert torch.equal(picture[0, :, row, column], tokens[0, token].reshape(4, 32)[cell])
 
 
-def test_position_embedding_is_the_formula():
-    rows, columns = torch.tensor([0.0, 1.5]), torch.tensor([0.0, 0.5, 2.0])
-    grid = sincos_2d(8, rows, columns)
-    frequencies = [1.0, 10000 ** (-1 / 2)]
-    for i, row in enumerate(rows.tolist()):
-        for j, column in enumerate(columns.tolist()):
-            expected = [f(c * w) for c in (column, row) for f in (math.sin, math.cos) for w in frequencies]
-            assert grid[3 * i + j].tolist() == pytest.approx(expected, abs=1e-6)
-
-
 @pytest.mark.parametrize(("size", "interpolation"), [(32, 0.5), (64, 1.0), (128, 2.0)])
 def test_all_stages_span_the_same_positions(size, interpolation):
     model = PixArt(**{**SMALL, "input_size": size, "pe_interpolation": interpolation})
@@ -145,31 +104,6 @@ def test_condition_tokens_sit_at_the_centres_of_their_windows(size, tokens, inte
     model = PixArt(**arguments, use_cond_pos_embed=True)
     expected = sincos_2d(12, torch.tensor(centres), torch.tensor(centres))
     torch.testing.assert_close(model.y_pos_embed[0], expected)
-
-
-def test_timestep_features():
-    embedder = TimestepEmbedder(4)
-    embedder.mlp = torch.nn.Sequential(torch.nn.Linear(256, 256))
-    torch.nn.init.eye_(embedder.mlp[0].weight)
-    torch.nn.init.zeros_(embedder.mlp[0].bias)
-    features = embedder(torch.tensor([7]))[0]
-    assert features[1].item() == pytest.approx(math.cos(7 * 10000 ** (-1 / 128)), abs=1e-5)
-    assert features[130].item() == pytest.approx(math.sin(7 * 10000 ** (-2 / 128)), abs=1e-5)
-
-
-@torch.no_grad()
-def test_attention_is_the_formula_with_norms_over_the_whole_width():
-    torch.manual_seed(0)
-    attention = SelfAttention(12, heads=3, qk_norm=True, in_fp32=False)
-    torch.nn.init.normal_(attention.q_norm.weight)
-    x = torch.randn(1, 5, 12)
-    q, k, v = attention.qkv(x)[0].split(12, dim=1)
-    q, k = attention.q_norm(q), attention.k_norm(k)
-    heads = []
-    for part in (slice(0, 4), slice(4, 8), slice(8, 12)):
-        weights = (q[:, part] @ k[:, part].T / 2).softmax(dim=1)
-        heads.append(weights @ v[:, part])
-    torch.testing.assert_close(attention(x)[0], attention.proj(torch.cat(heads, dim=1)))
 
 
 @pytest.mark.parametrize("length", [1, 4])
@@ -234,18 +168,6 @@ def test_fp32_attention_is_more_exact_under_autocast():
     assert torch.equal(small(fp32_attention=True)(*inputs()), exact)
 
 
-def test_condition_dropout_replaces_whole_samples_in_training_only():
-    embedder = ConditionEmbedder(channels=6, width=4, dropout=0.25, tokens=3)
-    y = torch.randn(4000, 3, 6)
-    torch.manual_seed(0)
-    dropped = (embedder.drop(y) == embedder.y_embedding).flatten(1)
-    assert torch.equal(dropped.any(1), dropped.all(1))
-    assert dropped.all(1).float().mean().item() == pytest.approx(0.25, abs=0.03)
-    assert torch.equal(embedder.eval().drop(y), y)
-    chosen = torch.arange(len(y)) % 3 == 0  # named, they are dropped whatever the mode
-    assert torch.equal(embedder.drop(y, chosen), torch.where(chosen[:, None, None], embedder.y_embedding, y))
-
-
 @torch.no_grad()
 def test_null_tokens_have_positions_too():
     model = small(use_cond_pos_embed=True)
@@ -285,22 +207,6 @@ def test_the_published_network(tmp_path):
     optimizer.step()
     assert not torch.equal(model.final_layer.linear.weight, before)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20 < 16
-
-
-def test_one_condition_token_needs_no_query():
-    """The shortcut for L = 1 gives what attention over one key gives, in values and gradients."""
-    torch.manual_seed(0)
-    cross = CrossAttention(32, 4, in_fp32=False)
-    x, y = torch.randn(2, 9, 32, requires_grad=True), torch.randn(2, 1, 32, requires_grad=True)
-    short = cross(x, y)
-    long = cross(x, torch.cat([y, y], dim=1))  # two equal keys share what one has
-    torch.testing.assert_close(short.expand_as(long), long)
-    parameters = [*cross.parameters(), y]
-    of_short, of_long = (torch.autograd.grad(out.expand(2, 9, 32).square().sum(), parameters) for out in (short, long))
-    for one, other in zip(of_short, of_long, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
-    for name, gradient in zip([name for name, _ in cross.named_parameters()], of_short[:-1], strict=True):
-        assert (gradient == 0).all() == name.startswith("q_linear")
 
 
 def test_tokens_lie_together_in_memory():

@@ -1,0 +1,57 @@
+"""Weights compared with the network that they are for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffusion.model import PixArt
+from diffusion.model.convert import load_weights
+from diffusion.model.matching import check_fit, check_told, load_into, with_positions_of
+from diffusion.utils.errors import InputError
+
+REFERENCE = Path(__file__).parents[1] / "reference"
+ARGUMENTS = dict(
+    input_size=64, hidden_size=48, depth=3, num_heads=4, caption_channels=20, model_max_length=4,
+    pe_interpolation=1.0, use_cond_pos_embed=True, qk_norm=True, mlp_ratio=2.0,
+)  # fmt: skip
+
+
+@pytest.fixture
+def model() -> PixArt:
+    torch.manual_seed(0)
+    return PixArt(**ARGUMENTS)
+
+
+def test_another_architecture_is_named(model, tmp_path):
+    torch.save({"state_dict": PixArt(**{**ARGUMENTS, "hidden_size": 32, "depth": 4}).state_dict()}, tmp_path / "a.ckpt")
+    with pytest.raises(InputError, match="unknown: blocks.3.*of another shape: pos_embed") as error:
+        load_into(model, load_weights(tmp_path / "a.ckpt").state_dict, tmp_path / "a.ckpt")
+    assert "\n" not in str(error.value)
+
+
+def test_files_are_compared_in_what_they_say_and_in_what_shapes_the_network(model):
+    check_told({}, model, "epsilon", "a.ckpt")
+    check_told({"class_dropout_prob": 0.5, "fp32_attention": True, "mlp_ratio": 2.009}, model, "epsilon", "a.ckpt")
+    for told, message in (
+        ({"num_heads": 2}, "num_heads 2 instead of 4"),
+        ({"mlp_ratio": 2.1}, "mlp_ratio 2.1 instead of 2.0"),
+        ({"mlp_ratio": float("nan")}, "mlp_ratio nan instead of 2.0"),
+        ({"prediction_type": "v_prediction"}, "prediction_type v_prediction instead of epsilon"),
+    ):
+        with pytest.raises(InputError, match=message):
+            check_told(told, model, "epsilon", "a.ckpt")
+        check_told(told, model, "epsilon", "a.ckpt", but=told)
+
+
+def test_weights_without_positions_get_those_of_the_network(model):
+    stripped = {name: tensor for name, tensor in model.state_dict().items() if "pos_embed" not in name}
+    completed = with_positions_of(model, stripped)
+    check_fit(model.state_dict(), completed, "w")
+    assert completed.keys() == model.state_dict().keys() and torch.equal(completed["pos_embed"], model.pos_embed)
+    with pytest.raises(
+        InputError, match="w is of another architecture than the network .missing: pos_embed, y_pos_embed"
+    ):
+        check_fit(model.state_dict(), stripped, "w")
