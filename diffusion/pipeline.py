@@ -28,7 +28,7 @@ from diffusion.sampling import build_scheduler, denoise
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.text import read_json
 
-OF_THE_HUB = ("revision", "cache_dir", "token", "local_files_only")  # arguments for what is downloaded
+HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only")  # arguments for what is downloaded
 
 
 class PixCellTransformer2DModel(ModelMixin, ConfigMixin):
@@ -53,7 +53,7 @@ class PixCellTransformer2DModel(ModelMixin, ConfigMixin):
         network = PixArt(**weights.architecture)
         load_into(network, weights.state_dict, source)
         network.to(torch_dtype or weights.state_dict["x_embedder.proj.weight"].dtype)
-        return cls(network, weights.told.get("prediction_type", "epsilon")).eval()
+        return cls(network, weights.prediction_type).eval()
 
     def save_pretrained(self, save_directory: str | Path, variant: str | None = None, **_: Any) -> None:
         """Write a folder of the released layout. Raises InputError when it is already there, and for a variant."""
@@ -109,7 +109,7 @@ class PixCellPipeline(DiffusionPipeline):
         .json and .safetensors files are downloaded, and nothing in it is executed. options: revision, cache_dir, token,
         local_files_only, for a repository. Raises MissingError, InputError.
         """
-        folder = _local(path, {name: options.pop(name) for name in OF_THE_HUB if name in options})
+        folder = _local(path, {name: options.pop(name) for name in HUB_OPTIONS if name in options})
         unknown = sorted(options.keys() - {"trust_remote_code", "custom_pipeline", "use_safetensors"})
         if unknown:
             raise InputError(f"PixCellPipeline.from_pretrained takes no {', '.join(unknown)}")
@@ -196,7 +196,7 @@ class PixCellPipeline(DiffusionPipeline):
             raise InputError(
                 f"callback_on_step_end_tensor_inputs {callback_on_step_end_tensor_inputs}: there is latents alone"
             )
-        scheduler, device = self._checked_scheduler(), self._execution_device
+        scheduler, device = self._compatible_scheduler(), self._execution_device
         tokens, null = self._conditions(uni_embeds, negative_uni_embeds, num_images_per_prompt)
         latents = self._noise(len(tokens), height, width, latents, generator)
         scheduler.set_timesteps(num_inference_steps, device=device)
@@ -218,7 +218,7 @@ class PixCellPipeline(DiffusionPipeline):
                 generator,
                 on_step,
             )
-        images = latents if output_type == "latent" else self._decoded(latents, output_type)
+        images = latents if output_type == "latent" else self._decode(latents, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -262,7 +262,7 @@ class PixCellPipeline(DiffusionPipeline):
             raise InputError(f"latents {tuple(latents.shape)}: expected {shape}")
         return latents
 
-    def _checked_scheduler(self) -> SchedulerMixin:
+    def _compatible_scheduler(self) -> SchedulerMixin:
         """The scheduler, if it can follow this network; of other kinds than DDPM without the learned variance, which they
         take for channels of a picture."""
         scheduler, predicts = self.scheduler, self.transformer.prediction_type
@@ -286,7 +286,7 @@ class PixCellPipeline(DiffusionPipeline):
         if tokens.ndim != 3 or tuple(tokens.shape[1:]) != wanted:
             raise InputError(f"{name} of shape {tuple(tokens.shape)}: expected (B, {wanted[0]}, {wanted[1]})")
 
-    def _decoded(self, latents: torch.Tensor, output_type: str) -> Any:
+    def _decode(self, latents: torch.Tensor, output_type: str) -> Any:
         scale = LatentScale(self.vae.config.scaling_factor, self.vae.config.shift_factor or 0.0)
         pixels = self.vae.decode(scale.to_raw(latents).to(self.vae.dtype), return_dict=False)[0]
         return self.image_processor.postprocess(pixels.float().clamp(-1, 1), output_type=output_type)

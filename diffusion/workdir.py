@@ -15,7 +15,7 @@ from diffusion.data.datasets.pan_cancer import LARGE_PATCH
 from diffusion.encoders.networks import EMBEDDERS
 from diffusion.formats import CONFIG_FILE, LAST_WEIGHTS, LATENT_FACTOR, PIPELINE_INDEX, SSL_PREFIX
 from diffusion.model.convert import Weights, load_weights
-from diffusion.model.matching import check_told, load_into, with_positions_of
+from diffusion.model.matching import add_positions, check_metadata, load_into
 from diffusion.model.pixart import PixArt, build_model
 from diffusion.model.pixart_config import PixArtConfig
 from diffusion.utils.content import fingerprint_tensors
@@ -78,8 +78,8 @@ def _is_weights(path: Path) -> bool:
 
 def _opened(folder: Path, path: Path, config: Config, weights: Weights, device: torch.device) -> Run:
     model = build_model(config.model, **config.model_arguments)
-    check_told(weights.told, model, config.prediction_type, path)
-    load_into(model, with_positions_of(model, weights.state_dict), path)
+    check_metadata(weights.metadata, model, config.prediction_type, path)
+    load_into(model, add_positions(model, weights.state_dict), path)
     # requires_grad stays on: autocast keeps half-precision copies of such weights alone, and casts others at every step
     return Run(folder, path, config, model.eval().to(device))
 
@@ -99,7 +99,7 @@ def _config_of(weights: Weights, source: Path) -> Config:
     return Config(
         image_size=size,
         data=DataConfig(type=data, ssl_prefix=SSL_PREFIX if embedder == "uni2" else embedder),
-        prediction_type=weights.told.get("prediction_type", "epsilon"),
+        prediction_type=weights.prediction_type,
         **{name: own.pop(name) for name in keys},
         model_kwargs=own,
     )

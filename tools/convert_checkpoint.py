@@ -48,8 +48,10 @@ def main() -> None:
     weights = load_weights(args.source, ema=args.weights == "ema")
     architecture = dict(weights.architecture)
     if args.num_heads is not None:
-        if weights.told.get("num_heads", args.num_heads) != args.num_heads:
-            raise InputError(f"{args.source} says that it has {weights.told['num_heads']} heads, not {args.num_heads}")
+        if weights.metadata.get("num_heads", args.num_heads) != args.num_heads:
+            raise InputError(
+                f"{args.source} says that it has {weights.metadata['num_heads']} heads, not {args.num_heads}"
+            )
         architecture["num_heads"] = args.num_heads
     if "num_heads" not in architecture:
         width = architecture["hidden_size"]
@@ -58,7 +60,7 @@ def main() -> None:
     check_fit(model.state_dict(), weights.state_dict, args.source)
     model.load_state_dict(weights.state_dict, assign=True)  # the very tensors, whatever the type of each
     save = {"official": save_official, "safetensors": save_safetensors, "diffusers": save_diffusers}[args.to]
-    prediction_type = weights.told.get("prediction_type", "epsilon")
+    prediction_type = weights.prediction_type
     save(model, args.target, prediction_type)
     count = sum(tensor.numel() for tensor in weights.state_dict.values())
     print(

@@ -35,13 +35,13 @@ from diffusion.utils.weights import StoredWeights, find_weights, is_safetensors,
 
 log = logging.getLogger(__name__)
 
-TOLD = "pixcell"  # key of the metadata of safetensors files
+METADATA_KEY = "pixcell"  # under which a safetensors file of ours stores its network's config
 ANCHOR, DIFFUSERS_ANCHOR = "x_embedder.proj.weight", "pos_embed.proj.weight"  # tensors that every network has
 CONSTANTS = (*POSITIONS, "y_embedder.y_embedding", "caption_projection.uncond_embedding")  # which are never trained
 SHAPING = (
     frozenset(ARGUMENTS) - PixArtConfig.TRAINING_ONLY
 )  # what a file must store for its tensors not to be looked at
-OTHER_NETWORKS = {  # parts of names, and whose they are
+FOREIGN_NETWORKS = {  # parts of names, and whose they are
     "lora": "a LoRA, which changes a network; give the network's own weights",
     "controlnet": "a ControlNet; give the network that it steers",
     ".encoder.conv_in.": "an autoencoder, which belongs at --vae",
@@ -51,14 +51,19 @@ OTHER_NETWORKS = {  # parts of names, and whose they are
 
 
 class Weights(NamedTuple):
-    """A state dict in official names, the PixArt arguments that its names and shapes (or its file) imply, and those told.
+    """A state dict in official names, the PixArt arguments that its file stores or its tensors show, and the metadata.
 
-    told: what the file itself says, of the PixArt arguments and of `prediction_type`; nothing for released checkpoints.
+    metadata: what the file itself says: PixArt arguments and `prediction_type`; empty for released checkpoints.
     """
 
     state_dict: dict[str, torch.Tensor]
     architecture: dict[str, Any]
-    told: dict[str, Any]
+    metadata: dict[str, Any]
+
+    @property
+    def prediction_type(self) -> str:
+        """What the network predicts: epsilon unless the file says v_prediction."""
+        return self.metadata.get(PREDICTION_TYPE, "epsilon")
 
 
 def load_weights(path: str | Path, ema: bool = True, positions: bool = True) -> Weights:
@@ -72,17 +77,17 @@ def load_weights(path: str | Path, ema: bool = True, positions: bool = True) -> 
     path = Path(path)
     file = _find_file(path, ema) if path.is_dir() else path
     stored = read_weights(file)
-    tensors, settings = _network_of(stored, path, ema), _settings_of(stored)
-    of_diffusers = DIFFUSERS_ANCHOR in tensors
-    if of_diffusers:
-        settings = settings or read_diffusers_config(file.with_name("config.json"))
+    tensors, metadata = _select_network(stored, path, ema), _read_metadata(stored)
+    is_diffusers = DIFFUSERS_ANCHOR in tensors
+    if is_diffusers:
+        metadata = metadata or read_diffusers_config(file.with_name("config.json"))
         tensors = _official_names(tensors, path)
-    arguments = {name: value for name, value in settings.items() if name != PREDICTION_TYPE}
+    arguments = {name: value for name, value in metadata.items() if name != PREDICTION_TYPE}
     if not arguments.keys() >= SHAPING:  # a foreign file, whose tensors have to show it
         inferred = infer_architecture(tensors, path)
-        if (of_diffusers or "pos_embed" not in tensors) and has_cond_positions(inferred):
+        if (is_diffusers or "pos_embed" not in tensors) and has_cond_positions(inferred):
             inferred[COND_POSITIONS] = True  # where nothing says otherwise
-            if of_diffusers and COND_POSITIONS not in settings:
+            if is_diffusers and COND_POSITIONS not in metadata:
                 log.warning(
                     "%s has no y_pos_embed: the positions of its conditions are computed, as the released class does",
                     path,
@@ -91,7 +96,7 @@ def load_weights(path: str | Path, ema: bool = True, positions: bool = True) -> 
     architecture = check_arguments(arguments, f"{path}: ")
     if positions:
         tensors, architecture = _with_positions(tensors, architecture, path)
-    return Weights(tensors, architecture, settings)
+    return Weights(tensors, architecture, metadata)
 
 
 def save_diffusers(model: PixArt, folder: str | Path, prediction_type: str = "epsilon") -> None:
@@ -126,8 +131,8 @@ def save_diffusers(model: PixArt, folder: str | Path, prediction_type: str = "ep
 def save_official(model: PixArt, path: str | Path, prediction_type: str = "epsilon") -> None:
     """Write a torch file with the official names under `state_dict`, and beside it what tensors do not show."""
     with atomic_write(_new_file(path)) as temporary:
-        told = {"architecture": model.config.to_dict(), PREDICTION_TYPE: prediction_type}
-        torch.save({"state_dict": model.state_dict(), **told}, temporary)
+        metadata = {"architecture": model.config.to_dict(), PREDICTION_TYPE: prediction_type}
+        torch.save({"state_dict": model.state_dict(), **metadata}, temporary)
 
 
 def save_safetensors(model: PixArt, path: str | Path, prediction_type: str = "epsilon") -> None:
@@ -135,9 +140,9 @@ def save_safetensors(model: PixArt, path: str | Path, prediction_type: str = "ep
     from safetensors.torch import save_file
 
     with atomic_write(_new_file(path)) as temporary:
-        told = json.dumps({**model.config.to_dict(), PREDICTION_TYPE: prediction_type})
+        metadata = json.dumps({**model.config.to_dict(), PREDICTION_TYPE: prediction_type})
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-        save_file(tensors, temporary, metadata={"format": "pt", TOLD: told})
+        save_file(tensors, temporary, metadata={"format": "pt", METADATA_KEY: metadata})
 
 
 def _new_file(path: str | Path) -> Path:
@@ -171,7 +176,7 @@ def _step_of(path: Path) -> int:
     return int(match[1]) if match else 0
 
 
-def _network_of(stored: StoredWeights, path: Path, ema: bool) -> dict[str, torch.Tensor]:
+def _select_network(stored: StoredWeights, path: Path, ema: bool) -> dict[str, torch.Tensor]:
     """Return a network's tensors. Raises InputError for averages where raw ones are asked for, and for other content."""
     content = stored.content
     ours = isinstance(content, Mapping) and isinstance(content.get("architecture"), Mapping)
@@ -179,7 +184,7 @@ def _network_of(stored: StoredWeights, path: Path, ema: bool) -> dict[str, torch
         raise InputError(f"{path} holds averaged weights only; the weights themselves are in a step_<n>.ckpt")
     advice = "--weights raw, of the tools that sample and of tools/convert_checkpoint.py,"
     tensors = find_state_dict(content, path, (ANCHOR, DIFFUSERS_ANCHOR), ema, constants=CONSTANTS, advice=advice)
-    kind = next((kind for part, kind in OTHER_NETWORKS.items() if any(part in f".{name}" for name in tensors)), "")
+    kind = next((kind for part, kind in FOREIGN_NETWORKS.items() if any(part in f".{name}" for name in tensors)), "")
     if kind or not tensors.keys() & {ANCHOR, DIFFUSERS_ANCHOR}:
         raise InputError(
             f"{path} holds no PixArt network: "
@@ -218,27 +223,27 @@ def _with_positions(
     return tensors | computed, architecture
 
 
-def _settings_of(stored: StoredWeights) -> dict[str, Any]:
+def _read_metadata(stored: StoredWeights) -> dict[str, Any]:
     """Return what a file of this project says of its network; nothing for files of others."""
     if len(stored.files) == 1 and is_safetensors(stored.files[0]):
-        return _told_by_safetensors(stored.files[0])
-    return told_by(stored.content) if isinstance(stored.content, Mapping) else {}
+        return _read_safetensors_metadata(stored.files[0])
+    return read_metadata(stored.content) if isinstance(stored.content, Mapping) else {}
 
 
-def _told_by_safetensors(path: Path) -> dict[str, Any]:
+def _read_safetensors_metadata(path: Path) -> dict[str, Any]:
     """Return what save_safetensors noted of a file's network; nothing for files of others."""
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
-        noted = (file.metadata() or {}).get(TOLD)
+        stored = (file.metadata() or {}).get(METADATA_KEY)
     try:
-        return dict(json.loads(noted)) if noted else {}
+        return dict(json.loads(stored)) if stored else {}
     except (ValueError, TypeError) as error:
         raise InputError(f"{path}: the note on its network is damaged ({error})") from None
 
 
-def told_by(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+def read_metadata(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a checkpoint of this project says of its network."""
     architecture = checkpoint.get("architecture")
-    told = dict(architecture) if isinstance(architecture, Mapping) else {}
-    return told | {name: checkpoint[name] for name in (PREDICTION_TYPE,) if name in checkpoint}
+    metadata = dict(architecture) if isinstance(architecture, Mapping) else {}
+    return metadata | {name: checkpoint[name] for name in (PREDICTION_TYPE,) if name in checkpoint}

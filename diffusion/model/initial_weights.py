@@ -48,9 +48,9 @@ def plan_transfer(
     Positions follow from the architecture; the null condition is new where the number of tokens is. ignore: names not
     to take over, whatever their shapes. Raises InputError naming what is missing, unknown, or of another shape.
     """
-    strangers = sorted(set(ignore) - own.keys() - weights.keys())
-    if strangers:
-        raise InputError(f"ignore_keys {', '.join(strangers)}: neither the network nor {source} has such a tensor")
+    unknown = sorted(set(ignore) - own.keys() - weights.keys())
+    if unknown:
+        raise InputError(f"ignore_keys {', '.join(unknown)}: neither the network nor {source} has such a tensor")
     transfer = Transfer()
     for name in {**own, **weights}:
         if name in POSITIONS:
@@ -59,7 +59,7 @@ def plan_transfer(
         elif name in ignore:
             kind = transfer.remade if name in own else transfer.ignored
             kind[name] = "ignore_keys"
-        elif name == NULL_TOKENS and _other_number(own.get(name), weights.get(name)):
+        elif name == NULL_TOKENS and _differ_in_number(own.get(name), weights.get(name)):
             transfer.remade[name] = "null condition, of another number of tokens"
         elif name in weights:
             transfer.taken[name] = weights[name]
@@ -68,7 +68,9 @@ def plan_transfer(
     return transfer
 
 
-def start_from(model: PixArt, weights: Mapping[str, torch.Tensor], ignore: Collection[str], source: str | Path) -> str:
+def transfer_weights(
+    model: PixArt, weights: Mapping[str, torch.Tensor], ignore: Collection[str], source: str | Path
+) -> str:
     """Give a new network the weights of another and answer the table of what became of each. Raises as plan_transfer does."""
     own = model.state_dict()
     transfer = plan_transfer(own, weights, ignore, source)
@@ -76,6 +78,6 @@ def start_from(model: PixArt, weights: Mapping[str, torch.Tensor], ignore: Colle
     return transfer.table(own, weights)
 
 
-def _other_number(own: torch.Tensor | None, other: torch.Tensor | None) -> bool:
+def _differ_in_number(own: torch.Tensor | None, other: torch.Tensor | None) -> bool:
     """Whether both are tokens (L, D) of one width, but not as many."""
     return own is not None and other is not None and own.shape[1:] == other.shape[1:] and len(own) != len(other)

@@ -20,7 +20,7 @@ SHARPNESS = 2.0
 
 
 @torch.no_grad()
-def look_at_neighbours(model: PixArt) -> None:
+def init_local_attention(model: PixArt) -> None:
     """Set the queries and keys of a new network; head after head takes the next of the eight neighbours.
 
     A head of width E reads E/4 sines and as many cosines of either coordinate, as keys as they are and as queries

@@ -24,7 +24,7 @@ def load_into(model: PixArt, weights: Mapping[str, torch.Tensor], source: str | 
     model.load_state_dict(weights)
 
 
-def with_positions_of(model: PixArt, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def add_positions(model: PixArt, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return weights with the positions of the network that they are for, where they have none."""
     own = model.state_dict()
     return {**weights, **{name: own[name] for name in POSITIONS if name in own and name not in weights}}
@@ -49,17 +49,17 @@ def check_fit(own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tenso
     check_types(own, weights, source)
 
 
-def check_told(
-    told: Mapping[str, Any], model: PixArt, prediction_type: str, source: str | Path, but: Container[str] = ()
+def check_metadata(
+    metadata: Mapping[str, Any], model: PixArt, prediction_type: str, source: str | Path, ignore: Container[str] = ()
 ) -> None:
-    """Hold what a file tells of its network, where it does, against the one it is for, `but` for some arguments.
+    """Hold what a file tells of its network, where it does, against the one it is for, except for some arguments.
 
     Tensors alone show neither the heads, nor where the positions came from, nor what is predicted: weights that do
     not tell predict noise, as the released ones. Raises InputError naming the first difference.
     """
     own = {**model.config.to_dict(), PREDICTION_TYPE: prediction_type}
-    for name, value in {PREDICTION_TYPE: "epsilon", **told}.items():
-        if name in but or name in PixArtConfig.TRAINING_ONLY or own.get(name, value) == value:
+    for name, value in {PREDICTION_TYPE: "epsilon", **metadata}.items():
+        if name in ignore or name in PixArtConfig.TRAINING_ONLY or own.get(name, value) == value:
             continue
         if name == "mlp_ratio" and abs(model.config.hidden_size * value - model.config.mlp_width) < 0.5:
             continue  # the ratio that older versions read off the tensors

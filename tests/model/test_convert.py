@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from diffusion.model import PixArt
 from diffusion.model.convert import load_weights, save_diffusers, save_official, save_safetensors
 from diffusion.model.diffusers_layout import from_diffusers, to_diffusers
-from diffusion.model.matching import check_told, load_into
+from diffusion.model.matching import check_metadata, load_into
 from diffusion.model.pixart_config import PixArtConfig
 from diffusion.utils.errors import InputError, MissingError
 
@@ -88,7 +88,7 @@ def test_a_network_with_a_wrapped_layer_is_saved_with_its_config(model, tmp_path
             load_into(again, weights.state_dict, tmp_path / name)
         again.blocks[0].mlp.fc1 = Wrapped(again.blocks[0].mlp.fc1)
         load_into(again, weights.state_dict, tmp_path / name)
-        check_told(weights.told, again, "epsilon", tmp_path / name)
+        check_metadata(weights.metadata, again, "epsilon", tmp_path / name)
     with pytest.raises(InputError, match="no place for blocks.0.mlp.fc1.gain"):
         save_diffusers(model, tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
@@ -103,11 +103,11 @@ def test_the_stored_config_is_taken_without_a_look_at_the_tensors(tmp_path):
 
 @pytest.mark.parametrize("lacking", [{"class_dropout_prob", "fp32_attention"}, {"depth", "mlp_ratio", "input_size"}])
 def test_stored_arguments_of_older_versions(model, tmp_path, lacking):
-    told = {name: value for name, value in model.config.to_dict().items() if name not in lacking}
-    torch.save({"state_dict": model.state_dict(), "architecture": told}, tmp_path / "a.ckpt")
+    stored = {name: value for name, value in model.config.to_dict().items() if name not in lacking}
+    torch.save({"state_dict": model.state_dict(), "architecture": stored}, tmp_path / "a.ckpt")
     weights = load_weights(tmp_path / "a.ckpt")
     assert PixArtConfig(**weights.architecture) == model.config
-    check_told(weights.told, model, "epsilon", tmp_path / "a.ckpt")
+    check_metadata(weights.metadata, model, "epsilon", tmp_path / "a.ckpt")
 
 
 class Malicious:

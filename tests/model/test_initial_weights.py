@@ -8,7 +8,7 @@ import torch
 from diffusion.config.files import load_config
 from diffusion.model import PixArt, build_model
 from diffusion.model.convert import load_weights
-from diffusion.model.initial_weights import plan_transfer, start_from
+from diffusion.model.initial_weights import plan_transfer, transfer_weights
 from diffusion.utils.errors import InputError
 
 SMALL = dict(hidden_size=16, depth=2, num_heads=2, caption_channels=12)
@@ -36,7 +36,7 @@ def network(stage: int, **changes) -> PixArt:
 def test_stages(before, after, remade, ignored):
     weights, model = network(before).state_dict(), network(after)
     own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    table = start_from(model, weights, (), "weights")
+    table = transfer_weights(model, weights, (), "weights")
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, own[name] if name in remade else weights[name]), name
     transfer = plan_transfer(own, weights, (), "weights")
@@ -69,7 +69,7 @@ def test_anything_unexpected_is_an_error_and_changes_nothing(change, message):
     model = network(512)
     own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(InputError, match=message):
-        start_from(model, network(256, **change).state_dict(), (), "w")
+        transfer_weights(model, network(256, **change).state_dict(), (), "w")
     assert all(torch.equal(tensor, own[name]) for name, tensor in model.state_dict().items())
 
 
@@ -97,7 +97,7 @@ def test_the_official_names_of_each_published_stage_load_into_the_next(before, a
     torch.save({"state_dict": models[0][1].state_dict()}, tmp_path / "pixcell.ckpt")
     weights = load_weights(tmp_path / "pixcell.ckpt").state_dict
     config, model = models[1]
-    start_from(model, weights, config.ignore_keys, "pixcell.ckpt")
+    transfer_weights(model, weights, config.ignore_keys, "pixcell.ckpt")
     assert torch.equal(model.blocks[1].attn.qkv.weight, models[0][1].blocks[1].attn.qkv.weight)
     side = config.image_size // 16
     assert model.pos_embed.shape[1] == side**2 and model.y_pos_embed.shape[1] == config.model_max_length

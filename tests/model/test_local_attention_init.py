@@ -7,7 +7,7 @@ import torch
 
 from diffusion.model import PixArt
 from diffusion.model.blocks import SelfAttention
-from diffusion.model.local_attention_init import NEIGHBOURS, look_at_neighbours
+from diffusion.model.local_attention_init import NEIGHBOURS, init_local_attention
 from diffusion.utils.errors import InputError
 
 SMALL = dict(input_size=16, hidden_size=32, depth=2, num_heads=4, caption_channels=12, model_max_length=4)
@@ -19,7 +19,7 @@ def test_a_local_start_looks_at_neighbours(timestep):
     """In the network at work, on noise: each head's strongest look, away from the border, is at the neighbour meant for it."""
     arguments = {**SMALL, "input_size": 32, "hidden_size": 192, "depth": 3, "num_heads": 6}
     model = PixArt(**arguments, pe_interpolation=0.5, qk_norm=True).eval()
-    look_at_neighbours(model)
+    init_local_attention(model)
     looks = []
 
     def look(attention: SelfAttention, inputs: tuple[torch.Tensor]) -> None:
@@ -39,4 +39,4 @@ def test_a_local_start_looks_at_neighbours(timestep):
             assert from_cell[head].max() > 0.4 and from_cell[head, 6:11, 6:11].sum() > 0.7
     for wrong in (dict(qk_norm=False), dict(num_heads=32)):
         with pytest.raises(InputError, match="local_start needs"):
-            look_at_neighbours(PixArt(**{**arguments, "qk_norm": True, **wrong}))
+            init_local_attention(PixArt(**{**arguments, "qk_norm": True, **wrong}))

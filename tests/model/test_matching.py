@@ -9,7 +9,7 @@ import torch
 
 from diffusion.model import PixArt
 from diffusion.model.convert import load_weights
-from diffusion.model.matching import check_fit, check_told, load_into, with_positions_of
+from diffusion.model.matching import add_positions, check_fit, check_metadata, load_into
 from diffusion.utils.errors import InputError
 
 REFERENCE = Path(__file__).parents[1] / "reference"
@@ -33,22 +33,22 @@ def test_another_architecture_is_named(model, tmp_path):
 
 
 def test_files_are_compared_in_what_they_say_and_in_what_shapes_the_network(model):
-    check_told({}, model, "epsilon", "a.ckpt")
-    check_told({"class_dropout_prob": 0.5, "fp32_attention": True, "mlp_ratio": 2.009}, model, "epsilon", "a.ckpt")
-    for told, message in (
+    check_metadata({}, model, "epsilon", "a.ckpt")
+    check_metadata({"class_dropout_prob": 0.5, "fp32_attention": True, "mlp_ratio": 2.009}, model, "epsilon", "a.ckpt")
+    for metadata, message in (
         ({"num_heads": 2}, "num_heads 2 instead of 4"),
         ({"mlp_ratio": 2.1}, "mlp_ratio 2.1 instead of 2.0"),
         ({"mlp_ratio": float("nan")}, "mlp_ratio nan instead of 2.0"),
         ({"prediction_type": "v_prediction"}, "prediction_type v_prediction instead of epsilon"),
     ):
         with pytest.raises(InputError, match=message):
-            check_told(told, model, "epsilon", "a.ckpt")
-        check_told(told, model, "epsilon", "a.ckpt", but=told)
+            check_metadata(metadata, model, "epsilon", "a.ckpt")
+        check_metadata(metadata, model, "epsilon", "a.ckpt", ignore=metadata)
 
 
 def test_weights_without_positions_get_those_of_the_network(model):
     stripped = {name: tensor for name, tensor in model.state_dict().items() if "pos_embed" not in name}
-    completed = with_positions_of(model, stripped)
+    completed = add_positions(model, stripped)
     check_fit(model.state_dict(), completed, "w")
     assert completed.keys() == model.state_dict().keys() and torch.equal(completed["pos_embed"], model.pos_embed)
     with pytest.raises(

@@ -220,7 +220,7 @@ class TestTool:
         content = torch.load(tmp_path / "ema.ckpt", weights_only=True)
         assert (content["step"], content["sigma_rel"]) == (STEPS, 0.07)
         weights = load_weights(tmp_path / "ema.ckpt")
-        assert weights.told["prediction_type"] == "v_prediction" and weights.told["num_heads"] == 2
+        assert weights.metadata["prediction_type"] == "v_prediction" and weights.metadata["num_heads"] == 2
         expected = direct.averages[0.07].tensors
         assert list(weights.state_dict) == list(expected)
         for name, tensor in weights.state_dict.items():

@@ -73,7 +73,9 @@ class TestConvertCheckpoint:
             source = tmp_path / ("a.ckpt", "b", "c.safetensors")[i]
             assert in_process(convert, source, tmp_path / target, "--to", kind).returncode == 0
             weights = load_weights(tmp_path / target)
-            assert weights.told["prediction_type"] == "v_prediction" and same(weights.state_dict, model.state_dict())
+            assert weights.metadata["prediction_type"] == "v_prediction" and same(
+                weights.state_dict, model.state_dict()
+            )
 
     def test_averaged_or_raw(self, model, tmp_path):
         raw = {name: tensor + 1 if tensor.ndim == 1 else tensor for name, tensor in model.state_dict().items()}

@@ -17,7 +17,7 @@ from diffusion.config.files import dump_config
 from diffusion.model import PixArt, build_model
 from diffusion.model.convert import load_weights, save_diffusers, save_official
 from diffusion.model.diffusers_layout import to_diffusers
-from diffusion.model.matching import with_positions_of
+from diffusion.model.matching import add_positions
 from diffusion.tasks.denoising.network import build_network
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.state_dicts import find_state_dict
@@ -296,7 +296,7 @@ class TestPositions:
         model = network(stage)
         torch.save({n: t for n, t in model.state_dict().items() if "pos_embed" not in n}, tmp_path / "a.pth")
         weights = load_weights(tmp_path / "a.pth")
-        assert same(weights.state_dict, model.state_dict()) and weights.told == {}
+        assert same(weights.state_dict, model.state_dict()) and weights.metadata == {}
         assert {name: weights.architecture[name] for name in STAGES[stage]} == STAGES[stage]
         assert len(caplog.messages) == 1 and f"pe_interpolation={stage / 512:g}" in caplog.messages[0]
 
@@ -312,7 +312,7 @@ class TestPositions:
         torch.save({n: t for n, t in model.state_dict().items() if "pos_embed" not in n}, tmp_path / "a.pth")
         weights = load_weights(tmp_path / "a.pth", positions=False)
         assert not {"pe_interpolation", "input_size"} & weights.architecture.keys() and not caplog.messages
-        assert same(with_positions_of(model, weights.state_dict), model.state_dict())
+        assert same(add_positions(model, weights.state_dict), model.state_dict())
 
     def test_released_layout_without_positions_of_the_tokens(self, tmp_path):
         """Its class computes them whenever there are several tokens; a network of ours without any says so."""

@@ -8,9 +8,9 @@ from typing import Any
 from diffusion.config.settings import Config
 from diffusion.formats import LATENT_CHANNELS
 from diffusion.model.convert import load_weights
-from diffusion.model.initial_weights import start_from
-from diffusion.model.local_attention_init import look_at_neighbours
-from diffusion.model.matching import check_told
+from diffusion.model.initial_weights import transfer_weights
+from diffusion.model.local_attention_init import init_local_attention
+from diffusion.model.matching import check_metadata
 from diffusion.model.pixart import PixArt, build_model
 from diffusion.model.pixart_config import check_arguments
 from diffusion.utils.errors import InputError
@@ -38,12 +38,12 @@ def build_network(config: Config, load_from: str | None) -> tuple[PixArt, str]:
     if not any(weight.requires_grad for weight in model.parameters()):
         raise InputError(f"freeze {config.freeze}: nothing is left to train")
     if config.local_start:
-        look_at_neighbours(model)
+        init_local_attention(model)
     if load_from is not None:
         weights = load_weights(load_from, positions=False)  # which follow from the config
-        check_told(weights.told, model, config.prediction_type, load_from, but=STAGE_ARGUMENTS)
+        check_metadata(weights.metadata, model, config.prediction_type, load_from, ignore=STAGE_ARGUMENTS)
         check_span(config, weights.architecture, load_from)
-        return model, f"{load_from}:\n{start_from(model, weights.state_dict, config.ignore_keys, load_from)}"
+        return model, f"{load_from}:\n{transfer_weights(model, weights.state_dict, config.ignore_keys, load_from)}"
     return model, f"seed {config.seed}"
 
 

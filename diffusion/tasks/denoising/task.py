@@ -18,8 +18,8 @@ from diffusion.data.batch import BadItem, PatchBatch, PatchItem, collate
 from diffusion.data.datasets.pan_cancer import PanCancerData, SkipBad, build_dataset
 from diffusion.encoders.vae_files import EMBEDDED_CODECS
 from diffusion.formats import LATENT_CHANNELS
-from diffusion.model.convert import told_by
-from diffusion.model.matching import check_told, load_into
+from diffusion.model.convert import read_metadata
+from diffusion.model.matching import check_metadata, load_into
 from diffusion.model.pixart import PixArt
 from diffusion.tasks.denoising.losses import BatchLosses, BatchNoise, SampleRandomness, draw_randomness
 from diffusion.tasks.denoising.network import build_network
@@ -120,7 +120,7 @@ class Denoising(Task[Config]):
 
     def load_weights(self, network: PixArt, saved: Mapping[str, Any], source: Path) -> None:
         """Load a checkpoint's weights. Raises InputError for those of another architecture, or another prediction."""
-        check_told(told_by(saved), network, self.config.prediction_type, source)
+        check_metadata(read_metadata(saved), network, self.config.prediction_type, source)
         load_into(network, saved["model"], source)
 
     def select_matrices(self, network: PixArt) -> list[nn.Parameter]:
