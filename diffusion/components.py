@@ -85,8 +85,8 @@ def resolve_latent_scale(config: Config, root: Path | None = None) -> LatentScal
 
     Raises InputError when both are there and differ.
     """
-    has_numbers = config.scale_factor is not None and config.shift_factor is not None  # a config has both or none
-    given = LatentScale(config.scale_factor, config.shift_factor) if has_numbers else None
+    scale, shift = config.scale_factor, config.shift_factor  # a config has both or none
+    given = LatentScale(scale, shift) if scale is not None and shift is not None else None
     try:
         own = LatentScale.from_folder(codec_folder(resolve_vae(config.vae_pretrained, root or config.data_root)))
     except MissingError:

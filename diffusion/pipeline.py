@@ -11,9 +11,14 @@ from typing import Any, ClassVar
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, ConfigMixin, DiffusionPipeline, ImagePipelineOutput, ModelMixin, SchedulerMixin
+from diffusers.configuration_utils import ConfigMixin
 from diffusers.image_processor import VaeImageProcessor
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 
 from diffusion.condition import Condition
@@ -28,11 +33,11 @@ from diffusion.sampling import build_scheduler, denoise
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.text import read_json
 
-HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only")  # arguments for what is downloaded
+HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only")  # of from_pretrained, for what is downloaded
 
 
 class PixCellTransformer2DModel(ModelMixin, ConfigMixin):
-    """PixArt with the calls of a diffusers model; its folder has the released layout, its `network` is the PixArt itself."""
+    """PixArt as a diffusers model: `network` is the PixArt itself, and folders have the released layout."""
 
     config_name = "config.json"
 
@@ -42,11 +47,11 @@ class PixCellTransformer2DModel(ModelMixin, ConfigMixin):
         self.register_to_config(**diffusers_config(network.config, prediction_type))
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # takes fewer options
         cls, path: str | Path, subfolder: str = "", torch_dtype: torch.dtype | None = None, **_: Any
     ) -> PixCellTransformer2DModel:
         """Open whatever `load_weights` reads, or a repository of the hub. Raises as it does."""
-        source = _local(path, {}) / subfolder
+        source = _resolve_folder(path, {}) / subfolder
         weights = load_weights(source)
         if "num_heads" not in weights.architecture:
             raise InputError(f"{source} does not say how many heads attention has, and no preset has its width")
@@ -55,7 +60,9 @@ class PixCellTransformer2DModel(ModelMixin, ConfigMixin):
         network.to(torch_dtype or weights.state_dict["x_embedder.proj.weight"].dtype)
         return cls(network, weights.prediction_type).eval()
 
-    def save_pretrained(self, save_directory: str | Path, variant: str | None = None, **_: Any) -> None:
+    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # takes fewer options
+        self, save_directory: str | Path, variant: str | None = None, **_: Any
+    ) -> None:
         """Write a folder of the released layout. Raises InputError when it is already there, and for a variant."""
         if variant is not None:
             raise InputError(f"variant {variant!r}: a folder holds one set of weights; name another folder for another")
@@ -93,7 +100,7 @@ class PixCellPipeline(DiffusionPipeline):
         self.image_processor = VaeImageProcessor(vae_scale_factor=LATENT_FACTOR)
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # takes fewer options
         cls,
         path: str | Path,
         transformer: PixCellTransformer2DModel | None = None,
@@ -109,16 +116,16 @@ class PixCellPipeline(DiffusionPipeline):
         .json and .safetensors files are downloaded, and nothing in it is executed. options: revision, cache_dir, token,
         local_files_only, for a repository. Raises MissingError, InputError.
         """
-        folder = _local(path, {name: options.pop(name) for name in HUB_OPTIONS if name in options})
+        folder = _resolve_folder(path, {name: options.pop(name) for name in HUB_OPTIONS if name in options})
         unknown = sorted(options.keys() - {"trust_remote_code", "custom_pipeline", "use_safetensors"})
         if unknown:
             raise InputError(f"PixCellPipeline.from_pretrained takes no {', '.join(unknown)}")
-        whole = (folder / PIPELINE_INDEX).is_file()
+        is_pipeline = (folder / PIPELINE_INDEX).is_file()
         if transformer is None:
             transformer = PixCellTransformer2DModel.from_pretrained(
-                folder / "transformer" if whole else folder, torch_dtype=torch_dtype
+                folder / "transformer" if is_pipeline else folder, torch_dtype=torch_dtype
             )
-        if scheduler is None and whole and (folder / "scheduler").is_dir():
+        if scheduler is None and is_pipeline and (folder / "scheduler").is_dir():
             scheduler = _open_scheduler(folder)
         if vae is None and (folder / "vae").is_dir():
             vae = folder / "vae"
@@ -130,7 +137,9 @@ class PixCellPipeline(DiffusionPipeline):
             vae = load_vae(codec_folder(vae), torch_dtype or torch.float32)
         return cls(transformer, vae.eval(), scheduler)
 
-    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
+    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # takes fewer options
+        self, save_directory: str | Path, **options: Any
+    ) -> None:
         """Write transformer/, vae/, scheduler/ and model_index.json. Raises InputError when the folder holds a transformer."""
         if options.get("variant") is not None:
             raise InputError(f"variant {options['variant']!r}: a folder holds one set of weights; name another folder")
@@ -139,7 +148,7 @@ class PixCellPipeline(DiffusionPipeline):
         super().save_pretrained(save_directory, **options)
 
     def get_unconditional_embedding(self, batch_size: int = 1) -> torch.Tensor:
-        """The network's null condition, (batch_size, L, D)."""
+        """Return the network's null condition, (batch_size, L, D)."""
         return self.transformer.network.null_condition.expand(batch_size, -1, -1)
 
     def enable_vae_tiling(self) -> None:
@@ -147,6 +156,7 @@ class PixCellPipeline(DiffusionPipeline):
         self.vae.enable_tiling()
 
     def disable_vae_tiling(self) -> None:
+        """Decode whole images again."""
         self.vae.disable_tiling()
 
     def enable_vae_slicing(self) -> None:
@@ -154,6 +164,7 @@ class PixCellPipeline(DiffusionPipeline):
         self.vae.enable_slicing()
 
     def disable_vae_slicing(self) -> None:
+        """Decode whole batches again."""
         self.vae.disable_slicing()
 
     @torch.no_grad()
@@ -174,7 +185,7 @@ class PixCellPipeline(DiffusionPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple:
-        """Images for embeddings (B, L, D) or a Condition, num_images_per_prompt of each, one after the other.
+        """Sample images for embeddings (B, L, D) or a Condition, num_images_per_prompt of each, one after the other.
 
         negative_uni_embeds (B, L, D) or (1, L, D): the null condition when not given. guidance_scale: null + w * (conditional
         - null), 1 for none. latents (B * n, C, H/8, W/8): the noise to begin with, drawn from `generator` when not given,
@@ -182,7 +193,7 @@ class PixCellPipeline(DiffusionPipeline):
         or latent, the network's. height, width: in pixels, of the trained size when not given; over another size positions
         are spread as the released code does, so that tissue shrinks on larger pictures: tools/sample_4k.py keeps its scale.
         guidance_interval: as `diffusion.sampling.denoise` has it. callback_on_step_end(pipe, i, t, {"latents": ...}) may
-        answer with other latents. Raises InputError for arguments that cannot be, and a scheduler of another prediction.
+        return other latents. Raises InputError for invalid arguments, and for a scheduler of another prediction.
         """
         for name, value in (
             ("num_inference_steps", num_inference_steps),
@@ -200,7 +211,7 @@ class PixCellPipeline(DiffusionPipeline):
         tokens, null = self._conditions(uni_embeds, negative_uni_embeds, num_images_per_prompt)
         latents = self._noise(len(tokens), height, width, latents, generator)
         scheduler.set_timesteps(num_inference_steps, device=device)
-        with self.progress_bar(total=len(scheduler.timesteps)) as progress:
+        with self.progress_bar(total=len(scheduler.timesteps)) as progress:  # pyright: ignore[reportCallIssue]  # untyped
 
             def on_step(i: int, t: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
                 progress.update()
@@ -218,7 +229,7 @@ class PixCellPipeline(DiffusionPipeline):
                 generator,
                 on_step,
             )
-        images = latents if output_type == "latent" else self._decode(latents, output_type)
+        images: Any = latents if output_type == "latent" else self._decode(latents, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -245,7 +256,7 @@ class PixCellPipeline(DiffusionPipeline):
         latents: torch.Tensor | None,
         generator: torch.Generator | list[torch.Generator] | None,
     ) -> torch.Tensor:
-        """What denoising begins with, (B * n, C, H/8, W/8): drawn, or given and of that shape."""
+        """Return what denoising begins with, (B * n, C, H/8, W/8): new noise, or the latents given, of that shape."""
         network, trained = self.transformer.network, self.transformer.config.sample_size * LATENT_FACTOR
         sides, unit = (
             [trained if side is None else side for side in (height, width)],
@@ -262,9 +273,11 @@ class PixCellPipeline(DiffusionPipeline):
             raise InputError(f"latents {tuple(latents.shape)}: expected {shape}")
         return latents
 
-    def _compatible_scheduler(self) -> SchedulerMixin:
-        """The scheduler, if it can follow this network; of other kinds than DDPM without the learned variance, which they
-        take for channels of a picture."""
+    def _compatible_scheduler(self) -> Any:
+        """Return the scheduler, if it fits what the network predicts.
+
+        Other kinds than DDPM come without the learned variance, which they would take for channels of a picture.
+        """
         scheduler, predicts = self.scheduler, self.transformer.prediction_type
         if not hasattr(scheduler, "init_noise_sigma"):
             raise InputError(
@@ -275,7 +288,7 @@ class PixCellPipeline(DiffusionPipeline):
             raise InputError(
                 f"the network predicts {predicts}, the scheduler expects {expects}; make it with prediction_type={predicts!r}"
             )
-        if getattr(scheduler.config, "variance_type", None) and not isinstance(scheduler, diffusers.DDPMScheduler):
+        if getattr(scheduler.config, "variance_type", None) and not isinstance(scheduler, DDPMScheduler):
             return type(scheduler).from_config(scheduler.config, variance_type=None)
         return scheduler
 
@@ -292,8 +305,11 @@ class PixCellPipeline(DiffusionPipeline):
         return self.image_processor.postprocess(pixels.float().clamp(-1, 1), output_type=output_type)
 
 
-def _local(path: str | Path, options: dict[str, Any]) -> Path:
-    """A file or folder of this machine, else a repository of the hub, downloaded without anything that could be executed."""
+def _resolve_folder(path: str | Path, options: dict[str, Any]) -> Path:
+    """Return a file or folder of this machine, or of a repository of the hub, downloaded without code.
+
+    Raises MissingError.
+    """
     if Path(path).exists():
         return Path(path)
     if str(path).count("/") != 1 or str(path).startswith((".", "/", "~")):
@@ -308,7 +324,7 @@ def _local(path: str | Path, options: dict[str, Any]) -> Path:
 
 
 def _open_scheduler(folder: Path) -> SchedulerMixin:
-    """The scheduler of a pipeline's folder, whose class must be one of diffusers."""
+    """Open the scheduler of a pipeline's folder. Raises InputError unless its class is one of diffusers."""
     file = folder / "scheduler" / "scheduler_config.json"
     try:
         name = read_json(file)["_class_name"]
@@ -317,4 +333,5 @@ def _open_scheduler(folder: Path) -> SchedulerMixin:
     kind = getattr(diffusers, str(name), None)
     if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
         raise InputError(f"{file}: diffusers has no scheduler {name!r}")
-    return kind.from_pretrained(str(file.parent))
+    scheduler: Any = kind.from_pretrained(str(file.parent))
+    return scheduler

@@ -40,7 +40,7 @@ class Run:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the network's weights; about a second a gigabyte."""
+        """A hash of the network's weights; takes about a second a gigabyte."""
         return fingerprint_tensors(self.model.state_dict())
 
     @property
@@ -50,23 +50,24 @@ class Run:
 
 
 def open_run(work_dir: str | Path, checkpoint: str | Path, device: torch.device, ema: bool = True) -> Run:
-    """Open a run; a relative checkpoint is looked up in the work dir. ema: of a file with both, take averaged weights.
+    """Open a run, with the weights of a checkpoint, which is looked up in the work dir when relative.
 
-    work_dir may also be weights alone, as released: a checkpoint, or a diffusers folder.
+    ema: of a file with averaged and raw weights take the averaged ones. work_dir may also be weights alone, as released:
+    a checkpoint, or a diffusers folder.
     Raises MissingError, or InputError for a checkpoint of another architecture than the saved config's.
     """
     folder = Path(work_dir)
     if _is_weights(folder):
         weights = load_weights(folder, ema)
-        return _opened(folder, folder, _config_of(weights, folder), weights, device)
+        return _load_run(folder, folder, _implied_config(weights, folder), weights, device)
     if not folder.is_dir():
         raise MissingError(f"no work dir {folder}")
     config, path = read_config(folder / CONFIG_FILE), folder / checkpoint
     if not path.exists():
-        others = sorted(other.name for suffix in ("ckpt", "pth") for other in path.parent.glob(f"*.{suffix}"))
-        there = f"; there are {abbreviate(others)} in that folder, which --checkpoint names" if others else ""
-        raise MissingError(f"no weights at {path}{there}")
-    return _opened(folder, path, config, load_weights(path, ema, positions=False), device)
+        present = sorted(file.name for suffix in ("ckpt", "pth") for file in path.parent.glob(f"*.{suffix}"))
+        hint = f"; there are {abbreviate(present)} in that folder, which --checkpoint names" if present else ""
+        raise MissingError(f"no weights at {path}{hint}")
+    return _load_run(folder, path, config, load_weights(path, ema, positions=False), device)
 
 
 def _is_weights(path: Path) -> bool:
@@ -76,7 +77,7 @@ def _is_weights(path: Path) -> bool:
     return path.is_file() or (path.is_dir() and not (path / CONFIG_FILE).exists() and find_weights(path) is not None)
 
 
-def _opened(folder: Path, path: Path, config: Config, weights: Weights, device: torch.device) -> Run:
+def _load_run(folder: Path, path: Path, config: Config, weights: Weights, device: torch.device) -> Run:
     model = build_model(config.model, **config.model_arguments)
     check_metadata(weights.metadata, model, config.prediction_type, path)
     load_into(model, add_positions(model, weights.state_dict), path)
@@ -84,9 +85,12 @@ def _opened(folder: Path, path: Path, config: Config, weights: Weights, device: 
     return Run(folder, path, config, model.eval().to(device))
 
 
-def _config_of(weights: Weights, source: Path) -> Config:
-    """Return the settings that weights alone imply: their architecture, the released networks' codec, the embedder of that
-    width, and patches of 1024 pixels or crops of these, as published."""
+def _implied_config(weights: Weights, source: Path) -> Config:
+    """Return the settings that weights alone imply, as published.
+
+    These are their architecture, the released networks' codec, the embedder of their width, and patches of 1024 pixels
+    or crops of these.
+    """
     own = dict(weights.architecture)
     if "num_heads" not in own or "pe_interpolation" not in own:
         raise InputError(f"{source} does not say enough of its network; convert it with tools/convert_checkpoint.py")

@@ -21,10 +21,11 @@ PUBLISHED_SPAN = 64  # latents along a side for each unit of pe_interpolation: 5
 
 
 def infer_architecture(tensors: Mapping[str, torch.Tensor], source: str | Path = "the weights") -> dict[str, Any]:
-    """PixArt arguments from names and shapes. Raises InputError when a tensor needed for it is missing or odd.
+    """Return PixArt arguments read from names and shapes of tensors in official names.
 
     The heads leave no trace in the tensors: they are taken from the preset of that width, where there is one.
-    pe_interpolation and input_size come from the position grid.
+    pe_interpolation and input_size come from the position grid, where the file has it.
+    Raises InputError when a tensor needed for it is missing or of another shape.
     """
     try:
         width, in_channels, patch_size, _ = tensors["x_embedder.proj.weight"].shape
@@ -99,7 +100,7 @@ def _mlp_ratio(width: int, hidden: int) -> float:
 
 
 def _position_settings(pos_embed: torch.Tensor, patch_size: int) -> dict[str, Any]:
-    """input_size and pe_interpolation of a position grid (1, N, W): its second token is sin(1 / pe_interpolation) first."""
+    """Return input_size and pe_interpolation of a position grid (1, N, W), whose second token begins with sin(1 / pe_interpolation)."""
     side = round(pos_embed.shape[1] ** 0.5)
     settings: dict[str, Any] = {"input_size": side * patch_size}
     if side > 1:

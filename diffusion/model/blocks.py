@@ -13,17 +13,17 @@ from torch import nn
 
 
 def modulate(x: torch.Tensor, shift: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """x (B, N, W) scaled and shifted by (B, 1, W), in one pass over it."""
+    """Return x (B, N, W) scaled and shifted by (B, 1, W), in one pass over it."""
     return torch.addcmul(shift, x, 1 + scale)
 
 
 def layer_norm(width: int) -> nn.LayerNorm:
-    """The norm before every modulation: no weights of its own, because the modulation brings them."""
+    """Return the norm before every modulation, without weights of its own: the modulation brings them."""
     return nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
 
 
 def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, in_fp32: bool) -> torch.Tensor:
-    """Scaled dot-product attention of q (B, N, H, E) over k, v (B, M, H, E) -> (B, N, H * E)."""
+    """Compute scaled dot-product attention of q (B, N, H, E) over k, v (B, M, H, E): (B, N, H * E)."""
     dtype = q.dtype
     if in_fp32:  # fp16 scores overflow in deep networks; bf16 ones lose the small differences
         q, k, v = q.float(), k.float(), v.float()
@@ -33,7 +33,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, in_fp32: bool) -> 
 
 
 class Mlp(nn.Module):
-    """Linear, tanh-approximated GELU, linear."""
+    """A linear map, a tanh-approximated GELU, and another linear map."""
 
     def __init__(self, in_width: int, hidden_width: int, out_width: int):
         super().__init__()
@@ -45,7 +45,7 @@ class Mlp(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Attention among the image tokens; qk_norm is a LayerNorm over the whole width, before the split into heads."""
+    """Attention among the image tokens (B, N, W); qk_norm is a LayerNorm over the whole width, before the split into heads."""
 
     def __init__(self, width: int, heads: int, qk_norm: bool, in_fp32: bool):
         super().__init__()
@@ -57,7 +57,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, N, W) each
-        # under autocast a LayerNorm answers in fp32; attention wants one dtype for all three
+        # under autocast a LayerNorm returns fp32; attention takes one dtype for all three
         q, k = self.q_norm(q).to(v.dtype), self.k_norm(k).to(v.dtype)
         q, k, v = (part.unflatten(-1, (self.heads, -1)) for part in (q, k, v))  # (B, N, H, E)
         return self.proj(attend(q, k, v, self.in_fp32))
@@ -74,7 +74,7 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """(B, N, W); for one condition token (B, 1, W), the same for every image token."""
+        """Return (B, N, W), or for one condition token (B, 1, W), since it is the same for every image token."""
         k, v = self.kv_linear(y).chunk(2, dim=-1)  # (B, L, W) each
         if y.shape[1] == 1:  # the softmax over one key is 1, whatever the query: a seventh of a block's linear maps
             return self.proj(_WithZeroGradients.apply(v, *self.q_linear.parameters()))
@@ -83,9 +83,9 @@ class CrossAttention(nn.Module):
 
 
 class _WithZeroGradients(torch.autograd.Function):
-    """x as it is, with zero gradients for parameters that it does not depend on.
+    """The identity of x, with zero gradients for parameters that it does not depend on.
 
-    Optimizers then decay them as ever, and processes that share gradients find one for every parameter.
+    Optimizers then decay these parameters as usual, and DDP finds a gradient for each of them.
     """
 
     @staticmethod
@@ -94,12 +94,12 @@ class _WithZeroGradients(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return gradient, *(torch.zeros_like(parameter) for parameter in ctx.saved_tensors)
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return *gradients, *(torch.zeros_like(parameter) for parameter in ctx.saved_tensors)
 
 
 class PixArtBlock(nn.Module):
-    """Modulated self-attention, plain cross-attention (no norm, no gate), modulated MLP."""
+    """A block: modulated self-attention, plain cross-attention (no norm, no gate), modulated MLP."""
 
     def __init__(self, width: int, heads: int, mlp_width: int, qk_norm: bool, fp32_attention: bool):
         super().__init__()
@@ -111,7 +111,7 @@ class PixArtBlock(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.randn(6, width) / width**0.5)
 
     def forward(self, x: torch.Tensor, y: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
-        """x (B, N, W), y (B, L, W), modulation (B, 6, W) -> (B, N, W)."""
+        """Return tokens (B, N, W) for x (B, N, W), condition y (B, L, W) and modulation (B, 6, W)."""
         table = self.scale_shift_table + modulation
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = table.chunk(6, dim=1)  # (B, 1, W) each
         x = torch.addcmul(x, gate_attn, self.attn(modulate(self.norm1(x), shift_attn, scale_attn)))
@@ -120,7 +120,10 @@ class PixArtBlock(nn.Module):
 
 
 class FinalLayer(nn.Module):
-    """Modulated norm and projection of every token to its patch of outputs; modulated by time itself, not by t_block."""
+    """The modulated norm and the projection of every token to its patch of outputs.
+
+    It is modulated by the embedding of time itself, not by t_block as the blocks are.
+    """
 
     def __init__(self, width: int, outputs: int):
         super().__init__()

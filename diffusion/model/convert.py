@@ -1,4 +1,4 @@
-"""Weights of PixArt in every format they come in: read and written.
+"""Reading and writing the weights of PixArt, in every format they come in.
 
 Nothing is ever unpickled: torch files are read with weights_only, everything else is safetensors.
 """
@@ -10,7 +10,7 @@ import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -61,7 +61,7 @@ class Weights(NamedTuple):
     metadata: dict[str, Any]
 
     @property
-    def prediction_type(self) -> str:
+    def prediction_type(self) -> Literal["epsilon", "v_prediction"]:
         """What the network predicts: epsilon unless the file says v_prediction."""
         return self.metadata.get(PREDICTION_TYPE, "epsilon")
 
@@ -102,9 +102,9 @@ def load_weights(path: str | Path, ema: bool = True, positions: bool = True) -> 
 def save_diffusers(model: PixArt, folder: str | Path, prediction_type: str = "epsilon") -> None:
     """Write config.json and diffusion_pytorch_model.safetensors, as the released PixCell-256 and -1024 have them.
 
-    Of velocities the released layout knows nothing: for prediction_type v_prediction config.json gets a key of its own.
-    The folder appears whole or not at all. Raises InputError when it is already there, or when the network's positions
-    are not those of its size, which the layout could not bring back.
+    The released layout has no prediction_type: for v_prediction config.json gets a key of its own. The folder appears
+    complete or not at all. Raises InputError when it is already there, and for a network that the layout could not bring
+    back: with layers that it has no names for, or positions that are not those of its size.
     """
     from safetensors.torch import save_file
 
@@ -129,14 +129,14 @@ def save_diffusers(model: PixArt, folder: str | Path, prediction_type: str = "ep
 
 
 def save_official(model: PixArt, path: str | Path, prediction_type: str = "epsilon") -> None:
-    """Write a torch file with the official names under `state_dict`, and beside it what tensors do not show."""
+    """Write a torch file with official names under `state_dict`, and beside it the network's config. Raises InputError."""
     with atomic_write(_new_file(path)) as temporary:
         metadata = {"architecture": model.config.to_dict(), PREDICTION_TYPE: prediction_type}
         torch.save({"state_dict": model.state_dict(), **metadata}, temporary)
 
 
 def save_safetensors(model: PixArt, path: str | Path, prediction_type: str = "epsilon") -> None:
-    """Write the official names as safetensors, with what tensors do not show as JSON in the metadata."""
+    """Write official names as safetensors, with the network's config as JSON in the metadata. Raises InputError."""
     from safetensors.torch import save_file
 
     with atomic_write(_new_file(path)) as temporary:
@@ -224,14 +224,14 @@ def _with_positions(
 
 
 def _read_metadata(stored: StoredWeights) -> dict[str, Any]:
-    """Return what a file of this project says of its network; nothing for files of others."""
+    """Return what a file of this project says of its network; nothing for foreign files."""
     if len(stored.files) == 1 and is_safetensors(stored.files[0]):
         return _read_safetensors_metadata(stored.files[0])
     return read_metadata(stored.content) if isinstance(stored.content, Mapping) else {}
 
 
 def _read_safetensors_metadata(path: Path) -> dict[str, Any]:
-    """Return what save_safetensors noted of a file's network; nothing for files of others."""
+    """Return what save_safetensors stored of a file's network; nothing for foreign files."""
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:

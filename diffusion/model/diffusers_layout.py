@@ -49,7 +49,7 @@ FUSED_IN_BLOCK = {
 
 
 def to_diffusers(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Official names -> diffusers names; the position grid is left out, since that layout computes it.
+    """Return tensors under diffusers names for official ones; without the position grid, which that layout computes.
 
     Raises InputError for a tensor that the layout has no place for, such as an adapter's.
     """
@@ -57,7 +57,7 @@ def to_diffusers(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]
     for name, tensor in tensors.items():
         if name == "pos_embed":
             continue
-        block, inner, kind = _parts(name, "blocks")
+        block, inner, kind = _split_name(name, "blocks")
         if inner not in (RENAMED if block is None else RENAMED_IN_BLOCK | FUSED_IN_BLOCK):
             raise InputError(f"the layout of a {DIFFUSERS_CLASS} has no place for {name}; write another format")
         if inner in FUSED_IN_BLOCK:
@@ -72,12 +72,12 @@ def to_diffusers(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]
 
 
 def from_diffusers(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Diffusers names -> official names. Raises InputError for a name that the layout does not have."""
+    """Return tensors under official names for diffusers ones. Raises InputError for a name that the layout does not have."""
     back, back_in_block = ({new: old for old, new in table.items()} for table in (RENAMED, RENAMED_IN_BLOCK))
     parts_of = {part: fused for fused, parts in FUSED_IN_BLOCK.items() for part in parts}
     converted = {}
     for name, tensor in tensors.items():
-        block, inner, kind = _parts(name, "transformer_blocks")
+        block, inner, kind = _split_name(name, "transformer_blocks")
         if block is not None and inner in parts_of:
             fused = parts_of[inner]
             names = [f"transformer_blocks.{block}.{part}{kind}" for part in FUSED_IN_BLOCK[fused]]
@@ -128,7 +128,10 @@ def diffusers_config(config: PixArtConfig, prediction_type: str = "epsilon") -> 
 
 
 def read_diffusers_config(path: Path) -> dict[str, Any]:
-    """Return what a config.json of the released layout says of the architecture beyond the tensors."""
+    """Return the PixArt arguments, and the prediction_type, that a config.json says beyond what tensors show.
+
+    Raises MissingError, and InputError for the config of another class.
+    """
     if not path.is_file():
         raise MissingError(f"no {path}, which says what the tensors beside it are")
     placeholder = recognise_placeholder(path)
@@ -151,7 +154,7 @@ def read_diffusers_config(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not the config of a {DIFFUSERS_CLASS} ({error!r})") from None
 
 
-def _parts(name: str, blocks: str) -> tuple[str | None, str, str]:
-    """`blocks.3.attn.qkv.weight` -> (`3`, `attn.qkv`, `.weight`); no block for names outside them."""
-    match = re.fullmatch(rf"(?:{blocks}\.(\d+)\.)?(.*?)(\.weight|\.bias)?", name)
-    return match[1], match[2], match[3] or ""
+def _split_name(name: str, blocks: str) -> tuple[str | None, str, str]:
+    """Split `blocks.3.attn.qkv.weight` into (`3`, `attn.qkv`, `.weight`); the block is None for names outside them."""
+    block, inner, kind = re.findall(rf"^(?:{blocks}\.(\d+)\.)?(.*?)(\.weight|\.bias)?$", name)[0]
+    return block or None, inner, kind

@@ -1,4 +1,4 @@
-"""Starting one stage from the weights of another: which tensors are taken over, which are made anew, which are left.
+"""Initial weights of one stage from those of another: which tensors are taken over, which are new, which are ignored.
 
 Decided by names and shapes alone; what none of the rules here foresees is an error.
 """
@@ -21,14 +21,14 @@ NULL_TOKENS = "y_embedder.y_embedding"
 
 @dataclass
 class Transfer:
-    """What becomes of each tensor; reasons by name."""
+    """What becomes of each tensor: those taken over, and by name why others are new in the network or ignored."""
 
     taken: dict[str, torch.Tensor] = field(default_factory=dict)
     remade: dict[str, str] = field(default_factory=dict)
     ignored: dict[str, str] = field(default_factory=dict)
 
-    def table(self, own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> str:
-        """Who went where, for a person: names with the shapes in the weights and in the network."""
+    def format_table(self, own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> str:
+        """Return a table for the log: names with the shapes in the weights and in the network, and the reasons."""
         values = sum(tensor.numel() for tensor in self.taken.values())
         lines = [f"taken over  {len(self.taken)} tensors of {values / 1e6:.2f} M values"]
         for kind, reasons in (("made anew", self.remade), ("ignored", self.ignored)):
@@ -43,7 +43,7 @@ class Transfer:
 def plan_transfer(
     own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], ignore: Collection[str], source: str | Path
 ) -> Transfer:
-    """Sort the tensors of `weights`, from `source`, and of the network that they start, its `own`.
+    """Decide about each tensor of `weights`, from `source`, and of the network that they initialize, its `own`.
 
     Positions follow from the architecture; the null condition is new where the number of tokens is. ignore: names not
     to take over, whatever their shapes. Raises InputError naming what is missing, unknown, or of another shape.
@@ -71,13 +71,16 @@ def plan_transfer(
 def transfer_weights(
     model: PixArt, weights: Mapping[str, torch.Tensor], ignore: Collection[str], source: str | Path
 ) -> str:
-    """Give a new network the weights of another and answer the table of what became of each. Raises as plan_transfer does."""
+    """Load another network's weights into a new one, and return the table of what became of each tensor.
+
+    Raises InputError as `plan_transfer` does.
+    """
     own = model.state_dict()
     transfer = plan_transfer(own, weights, ignore, source)
     model.load_state_dict({**own, **transfer.taken})
-    return transfer.table(own, weights)
+    return transfer.format_table(own, weights)
 
 
 def _differ_in_number(own: torch.Tensor | None, other: torch.Tensor | None) -> bool:
-    """Whether both are tokens (L, D) of one width, but not as many."""
+    """Tell whether both are tokens (L, D) of one width that differ in number."""
     return own is not None and other is not None and own.shape[1:] == other.shape[1:] and len(own) != len(other)

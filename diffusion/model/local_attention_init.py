@@ -1,14 +1,16 @@
-"""A start for self-attention in which every head looks at one neighbour.
+"""An initialization of self-attention in which every head attends to one neighbour.
 
-A new network's heads look everywhere alike, and a small one with little time spends most of it learning what is near.
-Started as convolutions by a single impulse, after Zheng et al. 2024 ("Structured Initialization for Attention in Vision
-Transformers"), queries and keys read the dimensions of the position embedding. Training is free to leave this start.
+The heads of a new network attend to all tokens equally, and a small network in a short training spends most of it on
+learning what is near. Here, after Zheng et al. 2024 ("Structured Initialization for Attention in Vision Transformers"),
+heads begin as convolutions with a single impulse: queries and keys read the dimensions of the position embedding.
+Nothing keeps training from leaving this.
 """
 
 from __future__ import annotations
 
 import torch
 
+from diffusion.model.blocks import SelfAttention
 from diffusion.model.embed import sincos_frequencies
 from diffusion.model.pixart import PixArt
 from diffusion.utils.errors import InputError
@@ -23,10 +25,10 @@ SHARPNESS = 2.0
 def init_local_attention(model: PixArt) -> None:
     """Set the queries and keys of a new network; head after head takes the next of the eight neighbours.
 
-    A head of width E reads E/4 sines and as many cosines of either coordinate, as keys as they are and as queries
-    turned by the neighbour's offset: their product peaks there. The patch embedding leaves these dimensions to the
-    position; what the first blocks write there is small at the start. Raises InputError for a network without qk_norm,
-    which sets the scale, or with E no multiple of 4.
+    A head of width E reads E/4 sines and E/4 cosines of either coordinate: keys have them as they are, queries rotated
+    by the neighbour's offset, so that their product peaks there. The patch embedding leaves these dimensions to the
+    position; what the first blocks write there is small at first. Raises InputError for a network without qk_norm,
+    which sets the scale, or with an E that 4 does not divide.
     """
     width, step = (
         model.config.hidden_size,
@@ -43,12 +45,15 @@ def init_local_attention(model: PixArt) -> None:
 
     for axis in sines.values():
         for dimensions in (axis, axis + width // 4):
-            model.x_embedder.proj.weight[dimensions] = 0
-            model.x_embedder.proj.bias[dimensions] = 0
-    for block_number, block in enumerate(model.blocks):
-        query, key, _ = block.attn.qkv.weight.chunk(3)
-        query.zero_(), key.zero_()
-        block.attn.q_norm.weight.fill_(SHARPNESS)
+            for parameter in model.x_embedder.proj.parameters():
+                parameter[dimensions] = 0
+    attentions = [module for module in model.modules() if isinstance(module, SelfAttention)]
+    for block_number, attention in enumerate(attentions):
+        query, key, _ = attention.qkv.weight.chunk(3)
+        query.zero_()
+        key.zero_()
+        if isinstance(attention.q_norm, torch.nn.LayerNorm):  # as checked above
+            attention.q_norm.weight.fill_(SHARPNESS)
         for head in range(heads):
             rows, columns = NEIGHBOURS[(block_number * heads + head) % len(NEIGHBOURS)]
             first = head * 4 * count

@@ -19,7 +19,7 @@ POSITIONS = ("pos_embed", "y_pos_embed")  # constants that follow from the archi
 
 
 def load_into(model: PixArt, weights: Mapping[str, torch.Tensor], source: str | Path) -> None:
-    """Load strictly. Raises InputError naming the tensors that are missing, unknown, or of another shape."""
+    """Load weights strictly. Raises InputError naming the tensors that are missing, unknown, or of another shape."""
     check_fit(model.state_dict(), weights, source)
     model.load_state_dict(weights)
 
@@ -52,10 +52,11 @@ def check_fit(own: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tenso
 def check_metadata(
     metadata: Mapping[str, Any], model: PixArt, prediction_type: str, source: str | Path, ignore: Container[str] = ()
 ) -> None:
-    """Hold what a file tells of its network, where it does, against the one it is for, except for some arguments.
+    """Compare what a file says of its network with the one it is for, except for the arguments to ignore.
 
-    Tensors alone show neither the heads, nor where the positions came from, nor what is predicted: weights that do
-    not tell predict noise, as the released ones. Raises InputError naming the first difference.
+    Tensors alone show neither the heads, nor where the positions came from, nor what is predicted: weights that say
+    nothing predict noise, as the released ones. What one of both lacks, and arguments of training alone, are not
+    compared. Raises InputError naming the first difference.
     """
     own = {**model.config.to_dict(), PREDICTION_TYPE: prediction_type}
     for name, value in {PREDICTION_TYPE: "epsilon", **metadata}.items():

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from diffusion.condition import Condition, uncontrolled_tokens
-from diffusion.model.blocks import FinalLayer, PixArtBlock
+from diffusion.model.blocks import CrossAttention, FinalLayer, PixArtBlock
 from diffusion.model.embed import ConditionEmbedder, PatchEmbed, TimestepEmbedder, image_positions, token_grid
 from diffusion.model.pixart_config import PRESETS, PixArtConfig, check_arguments
 from diffusion.utils.errors import InputError
@@ -44,10 +44,14 @@ def build_model(name: str, **kwargs: Any) -> PixArt:
 
 
 class PixArt(nn.Module):
-    """Predicts noise, or velocity, and the interpolation of the noise's variance from noisy latents, timestep and tokens.
+    """The network: it predicts noise, or velocity, and the noise's variance from noisy latents, timestep and condition.
 
-    Takes a PixArtConfig, its fields as keyword arguments, or both, where the keywords win; kept as `config`.
+    It takes a PixArtConfig, the fields of one as keyword arguments, or both, where the keywords win; `config` keeps them.
+    Raises InputError for arguments out of their range.
     """
+
+    pos_embed: torch.Tensor
+    y_pos_embed: torch.Tensor | None
 
     def __init__(self, config: PixArtConfig | None = None, **arguments: Any):
         super().__init__()
@@ -113,7 +117,7 @@ class PixArt(nn.Module):
         return self.unpatchify(self.final_layer(x, time), rows, columns)
 
     def unpatchify(self, x: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-        """Tokens (B, rows * columns, p * p * C) -> (B, C, rows * p, columns * p)."""
+        """Put tokens (B, rows * columns, p * p * C) where their patches were: (B, C, rows * p, columns * p)."""
         p, channels = self.config.patch_size, self.config.out_channels
         x = x.unflatten(1, (rows, columns)).unflatten(3, (p, p, channels))
         return torch.einsum("bhwpqc->bchpwq", x).reshape(x.shape[0], channels, rows * p, columns * p)
@@ -131,21 +135,23 @@ class PixArt(nn.Module):
         return token_grid(config.caption_channels, config.model_max_length, config.base_size, config.pe_interpolation)
 
     def initialize_weights(self) -> None:
-        """Xavier for linear maps, small normals around time and condition, zeros where a block or the network ends."""
+        """Draw new weights: Xavier for linear maps, small normals around time and condition, zeros where a block ends."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
-        time, condition = self.t_embedder.mlp, self.y_embedder.y_proj
-        for linear in (time[0], time[2], self.t_block[1], condition.fc1, condition.fc2):
-            nn.init.normal_(linear.weight, std=0.02)
-        for linear in (*(block.cross_attn.proj for block in self.blocks), self.final_layer.linear):
+        for part in (self.t_embedder.mlp, self.t_block, self.y_embedder.y_proj):
+            for module in part.modules():
+                if isinstance(module, nn.Linear):
+                    nn.init.normal_(module.weight, std=0.02)
+        last = [module.proj for module in self.modules() if isinstance(module, CrossAttention)]
+        for linear in (*last, self.final_layer.linear):
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
 
     def compile_blocks(self) -> PixArt:
-        """torch.compile, in place; one graph serves all blocks. Raises InputError where no compiler is found for its code."""
+        """Compile the blocks in place, all with one graph. Raises InputError where no C++ compiler is found."""
         named = [name for variable in ("CXX", "CC") if (name := os.environ.get(variable))]
         if not any(shutil.which(name) for name in (*named, *COMPILERS)):
             raise InputError(

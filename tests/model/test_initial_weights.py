@@ -49,7 +49,7 @@ def test_stages(before, after, remade, ignored):
 
 def test_the_table_says_shapes_and_why():
     own, weights = network(512).state_dict(), network(256).state_dict()
-    table = plan_transfer(own, weights, (), "w").table(own, weights)
+    table = plan_transfer(own, weights, (), "w").format_table(own, weights)
     assert "pos_embed  (1, 256, 16) -> (1, 1024, 16)  position grid of the latents" in table
     assert "y_pos_embed  - -> (1, 4, 12)  positions of the condition tokens" in table
     assert "y_embedder.y_embedding  (1, 12) -> (4, 12)  null condition, of another number of tokens" in table
