@@ -21,7 +21,7 @@ from diffusion.utils.folders import is_hidden
 from diffusion.utils.text import printable_name, read_json
 
 FINGERPRINTS = frozenset(("weights", "vae_weights", "data"))  # settings that are fingerprints
-FORMATS = {"png": {"compress_level": 3}, "jpeg": {}}
+SAVE_OPTIONS = {"png": {"compress_level": 3}, "jpeg": {}}
 
 
 @dataclass(frozen=True)
@@ -97,4 +97,4 @@ class OutputFolder:
             # after the sample: a folder without samples accepts other settings, and must not hold tissue of these
             pictures.append((REAL_DIR, condition.pixels, {"condition": condition.name}))
         for part, pixels, metadata in pictures:
-            save_image(self.image_path(part, i, condition.name), pixels, metadata, **FORMATS[self.extension])
+            save_image(self.image_path(part, i, condition.name), pixels, metadata, **SAVE_OPTIONS[self.extension])

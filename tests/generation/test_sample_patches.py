@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,14 +29,6 @@ def source(tmp_path) -> ConditionSource:
     return ConditionSource(tokens=[tmp_path / "two.npy"])
 
 
-def test_a_session_describes_its_images(session):
-    assert session.settings["seed"] == 7 and session.settings["sampling_steps"] == 2
-    assert session.settings["weights"] == session.run.fingerprint and session.device.type == "cpu"
-    metadata = session.image_metadata(3)
-    assert metadata["number"] == 3 and metadata["run"] == "run" and metadata["vae"] == "tiny"
-    assert not any(str(Path.cwd()) in str(value) for value in metadata.values())
-
-
 def test_a_folder_is_filled_and_completed(session, source, tmp_path, capsys):
     folder = OutputFolder(tmp_path / "out", "png")
     assert sample_patches(session, source, folder, (256,), None, 100, batch_size=2) == 256
@@ -58,8 +49,3 @@ def test_a_folder_is_filled_and_completed(session, source, tmp_path, capsys):
 def test_a_network_of_another_size_raises(session, source, tmp_path):
     with pytest.raises(InputError, match="was trained at 256 pixels: this tool samples 512 and 1024"):
         sample_patches(session, source, OutputFolder(tmp_path / "out", "png"), (512, 1024), None, 1, 1)
-
-
-def test_conditions_come_from_images_or_from_tokens():
-    with pytest.raises(InputError, match="one of them conditions"):
-        ConditionSource(images=[Path("a.png")], tokens=[Path("a.npy")])

@@ -1,0 +1,29 @@
+"""Sources of conditions, and what identifies them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from diffusion.generation.sources import ConditionSource, identify_files
+from diffusion.utils.content import fingerprint_file
+from diffusion.utils.errors import InputError, MissingError
+
+
+def test_conditions_come_from_images_or_from_tokens():
+    with pytest.raises(InputError, match="one of them conditions"):
+        ConditionSource(images=[Path("a.png")], tokens=[Path("a.npy")])
+
+
+def test_files_are_identified_by_name_content_and_embedder(tmp_path):
+    file = tmp_path / "a.png"
+    file.write_bytes(b"pixels")
+    session = SimpleNamespace(embedder=SimpleNamespace(name="uni2", fingerprint="0f"))
+    content = {"conditions": [["a.png", fingerprint_file(file)]]}
+    assert identify_files(session, [file], embedded=False) == content
+    assert identify_files(session, [file], embedded=True) == {**content, "encoder": ["uni2", "0f"]}
+    for path, problem in ((tmp_path, "is a folder: name the files in it"), (tmp_path / "b.png", "is not there")):
+        with pytest.raises(MissingError, match=problem):
+            identify_files(session, [path], embedded=False)
