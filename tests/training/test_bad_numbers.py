@@ -16,12 +16,6 @@ from diffusion.training import state, trainer
 from diffusion.utils.errors import InputError
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    yield
-    forget_processes()
-
-
 def spoil_steps(monkeypatch: pytest.MonkeyPatch, *bad: int) -> list[list[str]]:
     """Make the losses of some optimizer steps, counted from 1, no numbers; their patches' names."""
     given, met, names = BatchLosses.losses_at, [], []

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from runs import forget_processes
 
 from diffusion.config.settings import Config
 from diffusion.training.checkpoints import checkpoint
@@ -36,12 +35,6 @@ from diffusion.training.checkpoints.checkpoint import (
 from diffusion.training.frozen import FrozenWeights
 from diffusion.training.resume import choose_checkpoint, resume_origin
 from diffusion.utils.errors import InputError, MissingError
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    yield
-    forget_processes()
 
 
 def state(step: int) -> dict:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import WIDTH
-from runs import dry_run, equal, forget_processes, read, settings, train
+from runs import dry_run, equal, read, settings, train
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffusion.condition import Condition
@@ -52,12 +52,6 @@ from diffusion.utils.locks import file_lock
 from diffusion.workdir import Run, open_run
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    yield
-    forget_processes()
 
 
 def casts(run: Run, steps: int) -> int:

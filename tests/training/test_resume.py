@@ -20,12 +20,6 @@ from diffusion.utils.errors import InputError
 STEPS, STOP = 7, 3  # of 48 samples: epochs begin and stops fall anywhere in them
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    yield
-    forget_processes()
-
-
 def matrix(accumulation: int, workers: int) -> dict:
     """Changes of a run: a third of the conditions dropped, epochs of 48 samples that no global batch divides."""
     return dict(

@@ -33,12 +33,6 @@ CPU = torch.device("cpu")
 COUNT = 5
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    yield
-    forget_processes()
-
-
 @pytest.fixture
 def scored(feature_root, mobilenet_weights) -> Callable[..., dict]:
     """Changes of a run that samples for the third patch, which is held out, after its first and its last step."""

@@ -21,12 +21,6 @@ from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.locks import file_lock
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    yield
-    forget_processes()
-
-
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_is_noted_and_changes_nothing_else(number):
     before = signal.getsignal(number)

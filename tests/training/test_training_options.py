@@ -34,12 +34,6 @@ from diffusion.workdir import open_run
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    yield
-    forget_processes()
-
-
 def trained(root: Path, work_dir: Path, **changes) -> Path:
     train(settings(root, report_to="tensorboard", **changes), work_dir, cpu=True)
     forget_processes()
