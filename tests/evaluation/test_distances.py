@@ -1,13 +1,17 @@
-"""Distances against closed forms, plain loops, scipy, torchmetrics and torch-fidelity; intervals against simulation."""
+"""FID, KID and PRDC against closed forms, plain loops, scipy, torchmetrics and torch-fidelity."""
 
-import math
+from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
 from scipy import linalg
+from scoring_data import (
+    correlated,
+    gaussian_with,
+    seeded,
+)
 
-from diffusion.evaluation.metrics import intervals
 from diffusion.evaluation.metrics.distances import (
     compute_fid,
     compute_kid,
@@ -18,29 +22,10 @@ from diffusion.evaluation.metrics.distances import (
     split_half_fid,
 )
 from diffusion.evaluation.metrics.moments import Gaussian, fit_gaussian
-from diffusion.evaluation.metrics.scores import estimate_fid
-from diffusion.evaluation.sets.features import Features
 from diffusion.utils.errors import InputError
 
 
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def gaussian_with(mean: torch.Tensor, covariance: torch.Tensor, samples: int, seed: int) -> torch.Tensor:
-    """Samples (samples, D) whose own mean and unbiased covariance are exactly these."""
-    noise = torch.randn(samples, len(mean), generator=seeded(seed), dtype=torch.float64)
-    noise = noise - noise.mean(0)
-    whitened = noise @ torch.linalg.inv(torch.linalg.cholesky(torch.cov(noise.T))).T
-    return whitened @ torch.linalg.cholesky(covariance).T + mean
-
-
-def correlated(rows: int, width: int, seed: int, offset: float = 0.0) -> torch.Tensor:
-    mixing = torch.randn(width, width, generator=seeded(100 + seed))
-    return torch.randn(rows, width, generator=seeded(seed)) @ mixing / width**0.5 + offset
-
-
-def test_frechet_distance_of_diagonal_gaussians_is_the_closed_form():
+def test_fid_of_diagonal_gaussians_is_the_closed_form():
     sigma_a, sigma_b = torch.tensor([1.0, 2.0, 0.5, 3.0]).double(), torch.tensor([2.0, 2.0, 1.5, 0.1]).double()
     mean_a, mean_b = torch.tensor([0.0, 1.0, 100.0, -5.0]).double(), torch.tensor([3.0, 1.0, 96.0, -5.0]).double()
     real = gaussian_with(mean_a, torch.diag(sigma_a**2), 50, seed=1)
@@ -49,7 +34,7 @@ def test_frechet_distance_of_diagonal_gaussians_is_the_closed_form():
     assert compute_fid(real, synthetic) == pytest.approx(expected, rel=1e-9)
 
 
-def test_frechet_distance_agrees_with_scipy():
+def test_fid_agrees_with_scipy():
     real, synthetic = correlated(200, 24, seed=3, offset=7), correlated(150, 24, seed=4, offset=6.5)
     a, b = real.double().numpy(), synthetic.double().numpy()
     cov_a, cov_b = np.cov(a.T), np.cov(b.T)
@@ -58,7 +43,7 @@ def test_frechet_distance_agrees_with_scipy():
     assert compute_fid(real, synthetic) == pytest.approx(expected, rel=1e-9)
 
 
-def test_frechet_distance_agrees_with_torch_fidelity_and_torchmetrics():
+def test_fid_agrees_with_torch_fidelity_and_torchmetrics():
     from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
     from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -82,7 +67,7 @@ def test_frechet_distance_agrees_with_torch_fidelity_and_torchmetrics():
     assert ours == pytest.approx(float(metric.compute()), rel=1e-6)
 
 
-def test_a_set_has_no_distance_to_itself_and_the_same_both_ways():
+def test_fid_of_equal_sets_is_zero_and_fid_is_symmetric():
     few = torch.randn(20, 64, generator=seeded(4)) * 3 + 50  # fewer samples than features: singular covariances
     other = torch.randn(20, 64, generator=seeded(5)) + 50
     scale = float(torch.cov(few.T).trace())
@@ -93,31 +78,21 @@ def test_a_set_has_no_distance_to_itself_and_the_same_both_ways():
     assert compute_fid(many, many) < 1e-9 * float(torch.cov(many.T).trace())
 
 
-def test_few_samples_and_many_are_reckoned_alike():
+def test_fid_by_singular_values_equals_fid_by_covariances():
     """The way for no more samples than features, and the way through covariances, on sets that both can take."""
     real, synthetic = correlated(60, 64, seed=7), correlated(50, 64, seed=8, offset=0.1)
     through_covariances = fid_of_gaussians(fit_gaussian([real]), fit_gaussian([synthetic]))
     assert compute_fid(real, synthetic) == pytest.approx(through_covariances, rel=1e-6)
 
 
-def test_dead_features_do_no_harm():
+def test_constant_features_do_not_change_fid():
     """Numbers that are constant, as of a unit that never fires, make covariances singular."""
     real, synthetic = correlated(300, 10, seed=9), correlated(300, 10, seed=10, offset=0.2)
     padded = [torch.cat([rows, torch.full((300, 5), 3.0)], 1) for rows in (real, synthetic)]
     assert compute_fid(*padded) == pytest.approx(compute_fid(real, synthetic), rel=1e-6)
 
 
-def test_moments_of_batches_are_those_of_the_whole():
-    rows = correlated(
-        1000, 12, seed=11, offset=1e4
-    )  # far from zero: squares of it would lose the covariance in float32
-    found = fit_gaussian(rows.split([1, 499, 37, 463]))
-    assert found.count == 1000
-    torch.testing.assert_close(found.mean, rows.double().mean(0), rtol=1e-12, atol=0)
-    torch.testing.assert_close(found.covariance, torch.cov(rows.double().T), rtol=1e-8, atol=1e-10)
-
-
-def test_unusable_features_are_refused():
+def test_invalid_features_are_refused():
     good = torch.randn(5, 3)
     for measure in (compute_fid, compute_kid, compute_prdc):
         for real, synthetic, message in (
@@ -135,7 +110,7 @@ def test_unusable_features_are_refused():
         fit_gaussian([good.where(good > 0, torch.nan)])
 
 
-def test_kernel_distance_is_the_plain_sum():
+def test_kid_is_the_plain_sum():
     real, synthetic = correlated(13, 6, seed=20).double(), correlated(9, 6, seed=21, offset=0.3).double()
 
     def kernel(x, y):
@@ -149,7 +124,7 @@ def test_kernel_distance_is_the_plain_sum():
     assert compute_kid(real, synthetic).value == pytest.approx(within_real + within_synthetic - 2 * between, rel=1e-12)
 
 
-def test_kernel_distance_agrees_with_torch_fidelity():
+def test_kid_agrees_with_torch_fidelity():
     from torch_fidelity.metric_kid import kid_features_to_metric
 
     real, synthetic = correlated(500, 32, seed=22), correlated(500, 32, seed=23, offset=0.3)
@@ -162,7 +137,7 @@ def test_kernel_distance_agrees_with_torch_fidelity():
     assert abs(ours.value - compute_kid(real, synthetic).value) < 2 * ours.error
 
 
-def test_kernel_distance_of_gaussians_is_the_closed_form():
+def test_kid_of_gaussians_is_the_closed_form():
     """One number a feature: E (xy + 1)^3 = E x^3 E y^3 + 3 E x^2 E y^2 + 3 E x E y + 1."""
 
     def moments(mean, sigma):
@@ -179,7 +154,7 @@ def test_kernel_distance_of_gaussians_is_the_closed_form():
     assert abs(found.value - expected) < 2.5 * found.error < 0.5 * expected
 
 
-def test_precision_recall_density_coverage_are_the_plain_loops():
+def test_prdc_is_the_plain_loops():
     real, synthetic = correlated(40, 5, seed=30).double(), correlated(30, 5, seed=31, offset=0.4).double()
     k = 3
 
@@ -199,7 +174,7 @@ def test_precision_recall_density_coverage_are_the_plain_loops():
     assert 0 < found.precision.mean() < 1 and 0 < found.recall.mean() < 1
 
 
-def test_manifolds_of_more_rows_than_a_block(monkeypatch):
+def test_prdc_of_more_rows_than_a_block(monkeypatch):
     from diffusion.evaluation.metrics import distances
 
     real, synthetic = correlated(90, 4, seed=32), correlated(70, 4, seed=33)
@@ -210,7 +185,7 @@ def test_manifolds_of_more_rows_than_a_block(monkeypatch):
     assert compute_prdc(real, real).coverage.min() == 1 and compute_prdc(real, real + 100).precision.max() == 0
 
 
-def test_extrapolation_takes_the_bias_away():
+def test_extrapolated_fid_is_unbiased():
     width, count, shift = 20, 600, 0.3
     expected = width * shift**2
     plain, extrapolated = [], []
@@ -225,7 +200,7 @@ def test_extrapolation_takes_the_bias_away():
     assert np.mean(extrapolated) == pytest.approx(expected, rel=0.07)
 
 
-def test_halves_of_one_set_have_the_bias_of_their_number():
+def test_split_half_fid_is_the_bias_at_half_the_rows():
     rows = torch.randn(400, 10, generator=seeded(40))
     apart = []
     for i in range(20):
@@ -234,31 +209,7 @@ def test_halves_of_one_set_have_the_bias_of_their_number():
     assert split_half_fid(rows) == pytest.approx(np.mean(apart), rel=0.25)
 
 
-def test_intervals_hold_what_they_should():
-    """Of 60 draws from known distributions, about 95 % of the intervals hold the true value."""
-    held_mean = held_kernel = held_frechet = 0
-    generator = np.random.default_rng(0)
-
-    def draw(i):
-        return torch.randn(100, 5, generator=seeded(1000 + i)), torch.randn(
-            100, 5, generator=seeded(2000 + i)
-        ) * 1.3 + 0.3
-
-    many = [compute_fid(*draw(100 + i)) for i in range(200)]
-    kernel = np.mean([compute_kid(*draw(100 + i)).value for i in range(200)])
-    for i in range(60):
-        low, high = intervals.mean_ci(generator.exponential(size=80), seed=i, replicates=400)
-        held_mean += low <= 1 <= high
-        low, high = intervals.normal_ci(*compute_kid(*draw(i)))
-        held_kernel += low <= kernel <= high
-        found = estimate_fid(*(Features.from_tensor(rows) for rows in draw(i)), replicates=20, seed=i)
-        low, high = intervals.normal_ci(found.value, found.error)
-        held_frechet += low <= np.mean(many) <= high
-        assert found.error < 1.6 * np.std(many)  # and is little wider than it must be
-    assert 50 <= held_mean <= 60 and 52 <= held_kernel <= 60 and 54 <= held_frechet <= 60
-
-
-def test_influence_is_the_derivative():
+def test_influence_is_the_derivative_of_fid():
     """What a row moves the distance by: the first difference when one row is counted a little more."""
     real, synthetic = correlated(80, 6, seed=50).double(), correlated(70, 6, seed=51, offset=0.5).double()
     own, other = fit_gaussian([real]), fit_gaussian([synthetic])
@@ -271,33 +222,3 @@ def test_influence_is_the_derivative():
         covariance = own.covariance + step * (torch.outer(away, away) - own.covariance)
         moved = fid_of_gaussians(Gaussian(80, mean, covariance), other) - fid_of_gaussians(own, other)
         assert float(moves[i]) == pytest.approx(moved / step, rel=1e-2, abs=1e-3)
-
-
-def test_the_error_of_a_distance_of_few_is_the_bootstraps():
-    real, synthetic = (
-        Features.from_tensor(correlated(30, 64, seed=52)),
-        Features.from_tensor(correlated(30, 64, seed=53)),
-    )
-    found = estimate_fid(real, synthetic, replicates=40)
-    assert found.error == pytest.approx(found.deviations.std(ddof=1)) and abs(found.deviations.mean()) < 1e-9
-    assert estimate_fid(real, synthetic, replicates=0).deviations.size == 0
-
-
-def test_deviations_of_the_same_draws_cancel():
-    """Two distances to one set, of synthetic sets that are nearly the same, differ by far less than either errs."""
-    real, synthetic = torch.randn(200, 8, generator=seeded(60)), torch.randn(200, 8, generator=seeded(61)) + 0.5
-    near = synthetic + 0.01 * torch.randn(200, 8, generator=seeded(62))
-    one, other = (
-        estimate_fid(Features.from_tensor(real), Features.from_tensor(rows), replicates=50)
-        for rows in (synthetic, near)
-    )
-    assert (one.deviations - other.deviations).std() < 0.1 * one.error
-
-
-def test_interval_of_a_share_is_wilsons():
-    low, high = intervals.wilson_ci(3, 10)
-    z, n, p = 1.959963984540054, 10, 0.3
-    for bound in (low, high):  # both solve (p - x)^2 = z^2 x (1 - x) / n
-        assert (p - bound) ** 2 == pytest.approx(z**2 * bound * (1 - bound) / n, rel=1e-9)
-    assert intervals.wilson_ci(0, 96) == (0.0, pytest.approx(z**2 / (96 + z**2), rel=1e-9))
-    assert math.isclose(intervals.wilson_ci(50, 50).high, 1.0)

@@ -11,9 +11,8 @@ import torch
 from conftest import WIDTH, in_process, texture
 from PIL import Image
 from runs import save_run
-from test_evaluation import write_events
+from scoring_data import write_events
 
-from diffusion.evaluation.reports.charts import ScoreLine, ScorePanel
 from diffusion.evaluation.sweep import Point, best_point, make_grid, parse_interval, points_csv, write_sweep
 from diffusion.training.checkpoints.checkpoint import save_file
 from diffusion.training.checkpoints.posthoc_ema import snapshot_path
@@ -74,12 +73,6 @@ def test_a_score_that_some_points_lack_is_left_empty():
     points[first]["some"]["values"]["kid"] = {"value": 1.0, "low": None, "high": None}
     rows = list(csv.DictReader(points_csv(points, first).splitlines()))
     assert (rows[0]["some kid"], rows[0]["some kid low"], rows[1]["some kid"]) == ("1", "", "")
-
-
-def test_the_marked_point_is_the_best_of_all_lines():
-    lines = [ScoreLine("a", [1, 2], [5.0, 3.0], [None, None]), ScoreLine("b", [1, 2], [4.0, 9.0], [None, None])]
-    assert ScorePanel("a distance", False, lines).best == (2, 3.0)
-    assert ScorePanel("a similarity", True, lines).best == (2, 9.0)
 
 
 @pytest.fixture

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
+from pathlib import Path
 
 import pytest
 
 from diffusion.utils.errors import InputError, MissingError
-from diffusion.utils.text import abbreviate, expand_path, format_table, printable_name, read_json, read_lines, read_text
+from diffusion.utils.text import (
+    abbreviate,
+    expand_path,
+    format_number,
+    format_table,
+    printable_name,
+    read_json,
+    read_lines,
+    read_text,
+    shortest_names,
+)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
@@ -68,3 +80,30 @@ def test_a_table_aligns_its_columns():
     assert format_table(rows) == "name    n   note\na       10\nlonger  5   x"
     assert format_table(rows, "lrl") == "name     n  note\na       10\nlonger   5  x"
     assert format_table(rows, "lr") == "name     n  note\na       10\nlonger   5     x"
+
+
+class TestShortestNames:
+    def test_shortest_endings_that_differ(self):
+        assert shortest_names([Path("/w/256/adamw")]) == ["adamw"]
+        paths = [Path("/w/256/adamw"), Path("/w/256/muon"), Path("/w/512/muon/"), Path("/muon")]
+        assert shortest_names(paths) == ["adamw", "256/muon", "512/muon", "/muon"]
+
+    def test_the_current_folder_has_a_name(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        assert shortest_names([Path(".")]) == [tmp_path.name]
+        with pytest.raises(InputError, match="more than once"):
+            shortest_names([Path("."), tmp_path])
+
+
+def test_numbers_in_few_letters():
+    expected = {
+        0.25: "0.25",
+        1816.4: "1816",
+        54321.9: "54322",
+        2e-5: "2e-5",
+        -1.5e-7: "-1.5e-7",
+        1e7: "1e7",
+        0.0: "0",
+        math.inf: "inf",
+    }
+    assert {value: format_number(value) for value in expected} == expected

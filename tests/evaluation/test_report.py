@@ -1,4 +1,6 @@
-"""The report and its command line: what it says, what it shows, what it refuses, and how it looks in a browser."""
+"""The report and its command line: what it contains, what it refuses, and the page in a browser."""
+
+from __future__ import annotations
 
 import io
 import json
@@ -7,31 +9,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import command, in_process, texture
 from PIL import Image
+from scoring_data import (
+    MeanColour,
+    folder_of,
+    plain,
+    write_events,
+)
 
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.networks import View
-from diffusion.evaluation.metrics.pairs import Pairs
-from diffusion.evaluation.metrics.scores import QUANTITIES, score
-from diffusion.evaluation.reports import page
 from diffusion.evaluation.reports.charts import plot_losses
 from diffusion.evaluation.reports.curves import Curve
 from diffusion.evaluation.reports.report import read_losses
-from diffusion.evaluation.sets.features import Features, Row
-from diffusion.evaluation.sets.provenance import read_sampling_settings
 from diffusion.utils.errors import InputError, MissingError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-def write_events(folder: Path, values: dict[int, float], tag: str = "train/loss", wall_time: float = 0.0) -> None:
-    from torch.utils.tensorboard import SummaryWriter
-
-    with SummaryWriter(str(folder), filename_suffix=f".{wall_time:.0f}") as writer:
-        for step, value in values.items():
-            writer.add_scalar(tag, value, step, walltime=wall_time + step)
 
 
 def test_loss_of_a_resumed_run(tmp_path):
@@ -43,19 +37,7 @@ def test_loss_of_a_resumed_run(tmp_path):
     assert picture[0, 0, 3] == 0 and picture[..., 3].max() == 255  # drawn, and clear where nothing is drawn
 
 
-def test_a_long_run_keeps_every_point_and_its_level(tmp_path):
-    write_events(tmp_path, {step: step % 2 for step in range(12_000)})  # more than TensorBoard keeps by default
-    curve = read_losses(tmp_path).training
-    assert curve.steps == list(range(12_000))
-    smooth = curve.smoothed()
-    assert max(abs(value - 0.5) for value in smooth) < 0.01
-    line = Curve(list(range(300)), [3.0 * step for step in range(300)])
-    short = Curve(list(range(90)), [1.0, 0.0] * 45)  # as many points as the demo's run logs
-    assert max(abs(value - 0.5) for value in short.smoothed()) < 0.2
-    assert line.smoothed()[10:290] == pytest.approx(line.values[10:290])  # it does not lag behind a slope
-
-
-def test_loss_that_cannot_be_read_is_told(tmp_path):
+def test_missing_losses_are_errors(tmp_path):
     with pytest.raises(MissingError, match="no work dir"):
         read_losses(tmp_path / "nowhere")
     with pytest.raises(MissingError, match="no TensorBoard file"):
@@ -63,86 +45,6 @@ def test_loss_that_cannot_be_read_is_told(tmp_path):
     write_events(tmp_path, {1: 1.0}, tag="train/lr")
     with pytest.raises(InputError, match="no scalar train/loss in .*; there are train/lr"):
         read_losses(tmp_path)
-
-
-def test_settings_beside_the_samples(tmp_path):
-    folder = tmp_path / "syn"
-    folder.mkdir()
-    assert read_sampling_settings(folder) == {}
-    (tmp_path / "samples.json").write_text(
-        '{"steps": 20, "keys": ["a", "b"], "run": {"lr": 0.1}, "names": [1,2,3,4,5,6,7,8,9]}'
-    )
-    assert read_sampling_settings(folder) == {"steps": "20", "keys": "a, b", "run.lr": "0.1", "names": "9 entries"}
-    (tmp_path / "samples.json").write_text("{")
-    with pytest.raises(InputError, match="samples.json is no record of samples"):
-        read_sampling_settings(folder)
-
-
-def test_scores_of_one_set_against_itself_are_the_best_there_are():
-    rows = Features.from_tensor(torch.randn(200, 8, generator=torch.Generator().manual_seed(0)), "some")
-    values = score(rows, rows, training=rows, replicates=5).values
-    assert values["fd"].value < 1e-9 and values["fd_infinity"].value < 0.05
-    assert values["kid"].value < 0  # unbiased of two sets; here each row meets itself in the other
-    for name in ("precision", "recall", "coverage", "similarity", "nearest_training", "nearest_training_of_real"):
-        assert values[name].value == pytest.approx(1, abs=1e-6)
-    assert values["feature_distance"].value == 0 and values["above_random"].value > 0.99
-    assert set(values) == set(QUANTITIES)
-
-
-def test_only_the_metrics_asked_for_are_taken():
-    rows = Features.from_tensor(torch.randn(30, 8))
-    assert list(score(rows, rows, ["kid"]).values) == ["kid"]
-    with pytest.raises(InputError, match="metric fid is none of fd, "):
-        score(rows, rows, ["fid"])
-    with pytest.raises(InputError, match="8 wide, synthetic ones 9"):
-        score(rows, Features.from_tensor(torch.randn(30, 9)))
-
-
-def test_the_most_the_middling_and_the_least_similar_are_shown():
-    similarity = np.linspace(0, 1, 101)
-    shown = page.choose_ranked(similarity, each=3)
-    assert shown == [("best", 100), ("best", 99), ("best", 98), ("median", 51), ("median", 50), ("median", 49),
-                     ("worst", 2), ("worst", 1), ("worst", 0)]  # fmt: skip
-    few = page.choose_ranked(np.array([0.1, 0.3, 0.2]), each=3)
-    assert [number for _, number in few] == [1, 2, 0]  # none twice
-
-
-def test_pairs_of_the_picture_are_drawn_by_seed():
-    rows = [Row(str(i)) for i in range(40)]
-    pairs = Pairs(rows, *np.zeros((3, 40)))
-    chosen = page.draw_pairs(pairs, seed=1)
-    assert len(set(chosen)) == 16 and chosen == page.draw_pairs(pairs, seed=1) != page.draw_pairs(pairs, seed=2)
-
-
-def plain(colour: tuple[int, int, int], size: int = 256) -> Image.Image:
-    return Image.new("RGB", (size, size), colour)
-
-
-def test_grid_has_real_rows_above_synthetic_rows():
-    grid = np.asarray(
-        page.pairs_grid([plain((10 + i, 0, 0)) for i in range(10)], [plain((0, 0, 10 + i)) for i in range(10)])
-    )
-    found = list(dict.fromkeys(map(tuple, grid.reshape(-1, 3).tolist())))  # colours as first met, row by row
-    of_images = [colour for colour in found if colour[1] == 0 and max(colour) in range(10, 20)]
-    first, second = range(10, 18), range(18, 20)
-    expected = (
-        [(r, 0, 0) for r in first]
-        + [(0, 0, b) for b in first]
-        + [(r, 0, 0) for r in second]
-        + [(0, 0, b) for b in second]
-    )
-    assert of_images == expected
-
-
-class MeanColour(torch.nn.Module):
-    """A network whose answer is known: the mean of each channel."""
-
-    def __init__(self):
-        super().__init__()
-        self.unused = torch.nn.Parameter(torch.zeros(()))
-
-    def forward(self, x):
-        return x.mean((2, 3))
 
 
 @pytest.fixture
@@ -156,13 +58,6 @@ def evaluate(monkeypatch):
         "diffusion.encoders.embedder_files.check_encoders", lambda *_: None
     )  # its weights are in no file
     return lambda *arguments: in_process(module.main, "--device", "cpu", "--workers", "0", *arguments)
-
-
-def folder_of(path: Path, reds: list[int], suffix: str = "png") -> Path:
-    path.mkdir(parents=True)
-    for i, red in enumerate(reds):
-        plain((red, 7, 7)).save(path / f"patch_{i}.{suffix}")
-    return path
 
 
 def distance_of_reds(a: list[int], b: list[int]) -> float:
@@ -222,7 +117,7 @@ def test_report(tmp_path, evaluate):
     assert same == files[1:]  # the page tells the time that features took, and the second time there was none
 
 
-def test_what_a_reader_must_know_is_told(tmp_path, evaluate):
+def test_notes_name_left_out_and_lossy_images(tmp_path, evaluate):
     real, syn = folder_of(tmp_path / "real", [10, 20, 30, 35]), folder_of(tmp_path / "syn", [10, 20, 30], "jpeg")
     (real / "patch_2.png").write_bytes(b"no image")
     answer = evaluate("--real", real, "--syn", syn, "--out", tmp_path / "out")
@@ -258,7 +153,7 @@ def test_sets_without_pairs_are_scored(tmp_path, evaluate):
     assert not (tmp_path / "out" / "pairs.png").exists() and not (tmp_path / "out" / "pairs.csv").exists()
 
 
-def test_features_are_scored_as_images_are(tmp_path, evaluate):
+def test_feature_files_score_as_their_images(tmp_path, evaluate):
     for name, reds in REDS.items():
         colours = np.array([[red, 7, 7] for red in reds], dtype=np.float32) / 255
         np.savez(tmp_path / f"{name}.npz", features=colours, names=[f"patch_{i}" for i in range(4)])
@@ -286,7 +181,7 @@ def test_features_are_scored_as_images_are(tmp_path, evaluate):
 
 def test_nothing_is_written_when_something_is_refused(tmp_path, evaluate):
     real, one = folder_of(tmp_path / "real", [10, 20]), folder_of(tmp_path / "syn", [10])
-    plain((1, 1, 1), 300).save(folder_of(tmp_path / "large", [10]) / "b.png")
+    plain((1, 1, 1), (300, 300)).save(folder_of(tmp_path / "large", [10]) / "b.png")
     for arguments, message in (
         (["--real", real, "--syn", one], "2 real and 1 synthetic images, expected at least 2"),
         (["--real", real, "--syn", real, "--run", tmp_path / "run"], "no work dir"),
@@ -351,14 +246,14 @@ def test_page_in_a_browser(tmp_path, evaluate, browser):
     address = (tmp_path / "out" / "index.html").as_uri()
     for width, scheme in ((1280, "light"), (390, "dark")):
         view = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
-        said, asked = [], []
-        view.on("console", lambda message, said=said: said.append(message.text))
-        view.on("pageerror", lambda error, said=said: said.append(str(error)))
-        view.on("request", lambda request, asked=asked: asked.append(request.url))
+        messages, requests = [], []
+        view.on("console", lambda message, messages=messages: messages.append(message.text))
+        view.on("pageerror", lambda error, messages=messages: messages.append(str(error)))
+        view.on("request", lambda request, requests=requests: requests.append(request.url))
         view.goto(address)
         pictures = view.evaluate("[...document.images].map(image => image.complete && image.naturalWidth > 0)")
         assert len(pictures) > 48 and all(pictures)
-        assert said == [] and {url[:5] for url in asked} <= {"file:", "data:"}
+        assert messages == [] and {url[:5] for url in requests} <= {"file:", "data:"}
         assert view.evaluate("document.documentElement.scrollWidth") <= width  # nothing to scroll sideways
         ground = view.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (ground == "rgb(255, 255, 255)") == (scheme == "light")

@@ -1,0 +1,52 @@
+"""All scores of two sets, the error of FID, and which metrics are taken."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scoring_data import correlated, seeded
+
+from diffusion.evaluation.metrics.scores import QUANTITIES, estimate_fid, score
+from diffusion.evaluation.sets.features import Features
+from diffusion.utils.errors import InputError
+
+
+def test_fid_error_of_few_samples_is_that_of_the_bootstrap():
+    real, synthetic = (
+        Features.from_tensor(correlated(30, 64, seed=52)),
+        Features.from_tensor(correlated(30, 64, seed=53)),
+    )
+    found = estimate_fid(real, synthetic, replicates=40)
+    assert found.error == pytest.approx(found.deviations.std(ddof=1)) and abs(found.deviations.mean()) < 1e-9
+    assert estimate_fid(real, synthetic, replicates=0).deviations.size == 0
+
+
+def test_fid_deviations_of_the_same_draws_cancel():
+    """Two distances to one set, of synthetic sets that are nearly the same, differ by far less than either errs."""
+    real, synthetic = torch.randn(200, 8, generator=seeded(60)), torch.randn(200, 8, generator=seeded(61)) + 0.5
+    near = synthetic + 0.01 * torch.randn(200, 8, generator=seeded(62))
+    one, other = (
+        estimate_fid(Features.from_tensor(real), Features.from_tensor(rows), replicates=50)
+        for rows in (synthetic, near)
+    )
+    assert (one.deviations - other.deviations).std() < 0.1 * one.error
+
+
+def test_scores_of_a_set_against_itself_are_optimal():
+    rows = Features.from_tensor(torch.randn(200, 8, generator=torch.Generator().manual_seed(0)), "some")
+    values = score(rows, rows, training=rows, replicates=5).values
+    assert values["fd"].value < 1e-9 and values["fd_infinity"].value < 0.05
+    assert values["kid"].value < 0  # unbiased of two sets; here each row meets itself in the other
+    for name in ("precision", "recall", "coverage", "similarity", "nearest_training", "nearest_training_of_real"):
+        assert values[name].value == pytest.approx(1, abs=1e-6)
+    assert values["feature_distance"].value == 0 and values["above_random"].value > 0.99
+    assert set(values) == set(QUANTITIES)
+
+
+def test_only_requested_metrics_are_computed():
+    rows = Features.from_tensor(torch.randn(30, 8))
+    assert list(score(rows, rows, ["kid"]).values) == ["kid"]
+    with pytest.raises(InputError, match="metric fid is none of fd, "):
+        score(rows, rows, ["fid"])
+    with pytest.raises(InputError, match="8 wide, synthetic ones 9"):
+        score(rows, Features.from_tensor(torch.randn(30, 9)))
