@@ -100,10 +100,10 @@ def interval_notes(test: LabelledEmbeddings, classes: Sequence[str]) -> list[str
             f"Intervals (95 %) are from {CLUSTER_RESAMPLES} resamples of single test images ({len(groups)}), as no folders of "
             "slides lie below the classes: too narrow, if several images are of one slide."
         ]
-    alone = f" and {len(groups) - slides} images that lie in none" if slides < len(groups) else ""
+    unfiled = f" and {len(groups) - slides} images that lie in none" if slides < len(groups) else ""
     notes = [
         f"Intervals (95 %) are from {CLUSTER_RESAMPLES} resamples of whole slides: the {slides} folders below the classes of the "
-        f"test set{alone}."
+        f"test set{unfiled}."
     ]
     if len(groups) < FEW_GROUPS:
         notes.append(f"So few slides make no interval that can be trusted; expected {FEW_GROUPS} or more.")

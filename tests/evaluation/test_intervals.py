@@ -68,7 +68,7 @@ def test_cluster_bootstrap_draws_whole_groups():
 
 
 def test_clusters_widen_intervals():
-    """Of 20 slides each is told wholly right or wholly wrong: the spread is that of 20 images, not of 400."""
+    """Of 20 slides each is classified all right or all wrong: the spread is that of 20 images, not of 400."""
     labels = np.tile([0, 1], 200)
     right = np.repeat(np.arange(20) % 4 > 0, 20)
     shares = np.eye(2)[np.where(right, labels, 1 - labels)]

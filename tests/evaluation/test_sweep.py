@@ -24,7 +24,7 @@ from tools.sweep import main as sweep
 def test_every_combination_is_there_once():
     axes = {"weights": ["ema"], "solver": ["ddim", "dpm-solver"], "steps": [10], "guidance": [1.0, 2.0, 2.0]}
     points = make_grid({**axes, "interval": [None, (0.3, 5.0)]})
-    assert len(points) == 2 * 3  # without guidance no interval is told apart
+    assert len(points) == 2 * 3  # without guidance the interval makes no difference
     assert Point("ema", "ddim", 10, 1.0) in points and Point("ema", "ddim", 10, 2.0, (0.3, 5.0)) in points
     assert len({point.name for point in points}) == 6
     assert Point("last_ema", "dpm-solver", 20, 1.5, (0.3, 5.0)).name == "last_ema-dpm-solver-20-g1.5-i0.3-5"
@@ -117,7 +117,7 @@ def test_sweep(run_dir, mobilenet_weights, tmp_path):
     assert done.returncode == 0, done.stderr
     assert kept().items() > before.items()  # what was there was not touched
     again = list(csv.DictReader((out / "sweep.csv").open()))
-    assert len(again) == 6 and {row["guidance"] for row in again} == {"1", "2", "3"}  # and is told, too
+    assert len(again) == 6 and {row["guidance"] for row in again} == {"1", "2", "3"}  # the earlier, too
     old = {(row["steps"], row["guidance"]): row["mobilenetv2 fd"] for row in rows}
     assert all(
         old.get((row["steps"], row["guidance"]), row["mobilenetv2 fd"]) == row["mobilenetv2 fd"] for row in again
@@ -127,7 +127,7 @@ def test_sweep(run_dir, mobilenet_weights, tmp_path):
     assert "Fewer images (7)" in done.stdout and "name held-out ones" in done.stdout
 
     sample = next((out / "points").glob("*-g3/syn/*"))
-    sample.unlink()  # is made again, and the point scored anew
+    sample.unlink()  # is made again, and the point is scored again
     assert in_process(sweep, *arguments, "--guidances", "3").returncode == 0 and sample.is_file()
 
     for wrong, message in (
@@ -145,7 +145,7 @@ def test_sweep(run_dir, mobilenet_weights, tmp_path):
 
 
 def test_a_sweep_over_weights_and_solvers_against_other_tissue(run_dir, mobilenet_weights, tmp_path):
-    """Averages are made of snapshots, and named by their step; other real images score anew."""
+    """Averages are made of snapshots, and named by their step; other real images are scored again."""
     out, real = tmp_path / "out", tmp_path / "real"
     real.mkdir()
     for i in range(8):

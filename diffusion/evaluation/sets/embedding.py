@@ -80,7 +80,7 @@ def embed_parts(
     """Embed the files of some parts and write each part when it is complete. Raises InputError as `embed_set`."""
     if not parts:
         return
-    begun = time.perf_counter()
+    started_all = time.perf_counter()
     loader = iter(
         DataLoader(
             WindowDataset([path for part in parts for path in part.paths], images.fit),
@@ -107,7 +107,7 @@ def embed_parts(
                 progress.update(len(read))
             write_part(part.file, np.concatenate(values), files)
     timing.images += total
-    timing.seconds += time.perf_counter() - begun
+    timing.seconds += time.perf_counter() - started_all
 
 
 def batch_within_parts(parts: Sequence[CachePart], size: int) -> list[list[int]]:
