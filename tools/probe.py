@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from diffusion.evaluation.probe import ProbeResult
     from diffusion.evaluation.sets.features import Features
-    from diffusion.evaluation.sets.images import ImageSet
+    from diffusion.evaluation.sets.image_set import ImageSet
 
 EXAMPLES = """  python tools/probe.py --real train/ --syn samples/ --test test/ --encoders mobilenetv2 uni2 --out probe
   python tools/probe.py --real train/ --syn samples/ --test test/ --per_class 16 --seed 1 --cache probe/features --out probe_16

@@ -138,7 +138,7 @@ def score_point(
     """Sample and score a point, unless its folder already has the scores of exactly these samples."""
     from diffusion.evaluation.measure import REAL, SYNTHETIC, ScoringOptions, score_sets, scores_by_encoder
     from diffusion.evaluation.sets.embedding import Timing
-    from diffusion.evaluation.sets.images import ImageSet
+    from diffusion.evaluation.sets.image_set import ImageSet
     from diffusion.generation.output_folder import OutputFolder
     from diffusion.generation.sample_patches import sample_patches
     from diffusion.generation.session import open_session
@@ -221,7 +221,7 @@ def scoring_settings(args: argparse.Namespace, embedders: list[PatchEmbedder]) -
 def hash_folder(folder: Path) -> str:
     """Hash the names, sizes and times of change of a folder's images; empty for a folder that is missing or empty."""
     from diffusion.evaluation.sets.cache import hash_files
-    from diffusion.evaluation.sets.images import ImageSet
+    from diffusion.evaluation.sets.image_set import ImageSet
 
     return hash_files(ImageSet.open(folder).files) if count_files(folder) else ""
 

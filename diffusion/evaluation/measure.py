@@ -14,7 +14,7 @@ from diffusion.evaluation.metrics.scores import REPLICATES, Scores, score
 from diffusion.evaluation.sets.embedding import Timing, embed_set
 from diffusion.evaluation.sets.feature_files import FEATURE_SUFFIXES, read_feature_file
 from diffusion.evaluation.sets.features import Features, Row
-from diffusion.evaluation.sets.images import LOSSY, ImageSet
+from diffusion.evaluation.sets.image_set import LOSSY, ImageSet
 from diffusion.formats import METRICS
 from diffusion.utils.errors import InputError
 from diffusion.utils.text import abbreviate

@@ -19,7 +19,7 @@ from diffusion.data.images import open_image
 from diffusion.data.index.patch_index import PatchIndex, index_keys
 from diffusion.data.slides.patches import read_patch
 from diffusion.evaluation.sets.feature_files import read_feature_file
-from diffusion.evaluation.sets.images import ImageSet
+from diffusion.evaluation.sets.image_set import ImageSet
 from diffusion.generation.conditions import read_tokens_file
 from diffusion.utils.errors import InputError
 from diffusion.utils.text import read_json

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from diffusion.data.images import open_image
-from diffusion.evaluation.sets.images import decode_image
+from diffusion.evaluation.sets.image_set import decode_image
 
 
 def test_orientation_is_applied_as_a_viewer_does(tmp_path):

@@ -18,7 +18,7 @@ from scoring_data import (
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.evaluation.sets import cache as cache_module
 from diffusion.evaluation.sets.embedding import Timing, embed_set
-from diffusion.evaluation.sets.images import ImageSet
+from diffusion.evaluation.sets.image_set import ImageSet
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from diffusion.evaluation.sets import embedding
 from diffusion.evaluation.sets.cache import CachePart
 from diffusion.evaluation.sets.embedding import batch_within_parts, embed_set
 from diffusion.evaluation.sets.features import Row
-from diffusion.evaluation.sets.images import ImageSet
+from diffusion.evaluation.sets.image_set import ImageSet
 from diffusion.utils.errors import InputError
 
 

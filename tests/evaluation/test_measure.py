@@ -8,7 +8,7 @@ from scoring_data import folder_of
 
 from diffusion.evaluation.measure import REAL, SYNTHETIC, describe_sets, open_sources
 from diffusion.evaluation.sets.features import Features, Row
-from diffusion.evaluation.sets.images import ImageSet
+from diffusion.evaluation.sets.image_set import ImageSet
 from diffusion.utils.errors import InputError
 
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from diffusion.evaluation.metrics.pairs import NearestNeighbours, Pairs
 from diffusion.evaluation.sets.features import Row
-from diffusion.evaluation.sets.images import ImageSet, load_window
+from diffusion.evaluation.sets.image_set import ImageSet, load_window
 from diffusion.utils.text import format_number
 
 PAIRS_SHOWN = 6  # pairs of each of best, median and worst; nearest neighbours

@@ -20,7 +20,7 @@ from diffusion.evaluation.reports import charts, page
 from diffusion.evaluation.reports.curves import Curve, read_curves
 from diffusion.evaluation.sets.embedding import Timing
 from diffusion.evaluation.sets.features import Row
-from diffusion.evaluation.sets.images import ImageSet, load_window
+from diffusion.evaluation.sets.image_set import ImageSet, load_window
 from diffusion.evaluation.sets.provenance import package_versions
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import atomic_write_bytes

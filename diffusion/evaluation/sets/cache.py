@@ -20,7 +20,7 @@ import numpy as np
 
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.evaluation.sets.features import Features, Row
-from diffusion.evaluation.sets.images import ImageSet
+from diffusion.evaluation.sets.image_set import ImageSet
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.files import atomic_write
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from diffusion.evaluation.sets.images import ImageSet
+from diffusion.evaluation.sets.image_set import ImageSet
 from diffusion.formats import REAL_DIR, SAMPLES_FILE
 from diffusion.utils.errors import InputError
 from diffusion.utils.folders import is_hidden

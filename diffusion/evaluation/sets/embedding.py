@@ -16,7 +16,7 @@ from tqdm import tqdm
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.evaluation.sets.cache import CachePart, FileRecord, is_readable, load_parts, split_into_parts, write_part
 from diffusion.evaluation.sets.features import Features
-from diffusion.evaluation.sets.images import DecodedImage, ImageSet, WindowDataset
+from diffusion.evaluation.sets.image_set import DecodedImage, ImageSet, WindowDataset
 from diffusion.formats import WINDOW
 from diffusion.utils.errors import InputError
 

@@ -14,7 +14,7 @@ import torch
 from diffusion.data.index.patch_index import PatchIndex
 from diffusion.data.sampler import Permutation
 from diffusion.data.slides.reader import PlainImage
-from diffusion.evaluation.sets.images import ImageSet
+from diffusion.evaluation.sets.image_set import ImageSet
 from diffusion.formats import PATCHES_DIR
 from diffusion.utils.errors import InputError
 from diffusion.utils.seeds import mix_seed

@@ -9,7 +9,7 @@ from scoring_data import (
     plain,
 )
 
-from diffusion.evaluation.sets.images import ImageSet, decode_image
+from diffusion.evaluation.sets.image_set import ImageSet, decode_image
 from diffusion.utils.errors import InputError, MissingError
 
 
