@@ -36,8 +36,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     own = SUFFIXES[args.to]
-    others = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes} - set(own)
-    if args.target.suffix not in own if own else args.target.suffix in others:
+    foreign = {suffix for suffixes in SUFFIXES.values() for suffix in suffixes} - set(own)
+    if args.target.suffix not in own if own else args.target.suffix in foreign:
         wanted = f"a {' or '.join(own)} file" if own else "a folder"
         raise InputError(f"{args.target}: --to {args.to} writes {wanted}; name one")
 

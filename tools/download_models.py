@@ -35,7 +35,7 @@ EXAMPLES = """  python tools/download_models.py --list
 HUB = "https://huggingface.co"  # of the pages to open by hand; HF_ENDPOINT moves the transfers only
 TIMEOUT = 10.0  # seconds to wait for the hub's first answer
 # modules whose errors mean that the hub was not reached or not understood; which of them depends on huggingface_hub's version
-OF_THE_TRANSPORT = ("huggingface_hub", "hf_xet", "httpx", "httpx2", "requests", "json")
+TRANSPORT_MODULES = ("huggingface_hub", "hf_xet", "httpx", "httpx2", "requests", "json")
 
 
 @dataclass(frozen=True)
@@ -99,13 +99,13 @@ def main() -> int:
     if args.list:
         print_table(folder)
         return 0
-    lacking = []
+    missing = []
     for model in map(MODELS.__getitem__, dict.fromkeys(args.names)):
-        if is_there(model, folder / model.target):
+        if is_present(model, folder / model.target):
             print(f"there already: {folder / model.target}")
         else:
-            lacking.append(model)
-    return fetch_all(lacking, folder) if lacking else 0
+            missing.append(model)
+    return fetch_all(missing, folder) if missing else 0
 
 
 def parse_args() -> argparse.Namespace:
@@ -123,7 +123,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def known_name(text: str) -> str:
-    """An argparse type: a model's name. argparse's own `choices` would hold the default list against them as well."""
+    """Return a model's name, as an argparse type: argparse's own `choices` would check the default list as a name, too."""
     if text not in MODELS:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected one of {', '.join(MODELS)}")
     return text
@@ -133,20 +133,20 @@ def print_table(folder: Path) -> None:
     rows = [("name", "repository", "licence", "access", "target", "")]
     for model in TABLE:
         access = "on request" if model.gated else "open"
-        state = "there" if is_there(model, folder / model.target) else "not there"
+        state = "there" if is_present(model, folder / model.target) else "not there"
         rows.append((model.name, model.page, model.licence, access, str(folder / model.target), state))
     print(format_table(rows))
 
 
-def is_there(model: Model, target: Path) -> bool:
-    """Whether the target stands, downloaded or put there by hand."""
+def is_present(model: Model, target: Path) -> bool:
+    """Tell whether the target is there, downloaded or put there by hand."""
     if model.is_file:
         return target.is_file()
     return all(any(target.rglob(PurePosixPath(pattern).name)) for pattern in model.files)
 
 
 def fetch_all(models: list[Model], folder: Path) -> int:
-    """Fetch each model, report those that fail, a line each, and go on with the rest.
+    """Fetch each model, report those that fail in a line each, and go on with the rest.
 
     Returns the exit code: 1 if any failed. Raises InputError when another process is downloading into the same folder,
     or when the token cannot be one.
@@ -158,12 +158,12 @@ def fetch_all(models: list[Model], folder: Path) -> int:
     with file_lock(folder / ".download.lock"):
         for model in models:
             try:
-                if unreachable:  # waiting for each model anew would take minutes where packets are dropped
+                if unreachable:  # waiting again for each model would take minutes where packets are dropped
                     raise unreachable
                 fetch(model, folder)
             except InputError as error:
                 failed.append(model.name)
-                print(f"error: {model.name}: {error}; {by_hand(model, folder)}", file=sys.stderr, flush=True)
+                print(f"error: {model.name}: {error}; {manual_steps(model, folder)}", file=sys.stderr, flush=True)
                 if isinstance(error, Unreachable):
                     unreachable = error
         with contextlib.suppress(OSError):  # not empty while a download is unfinished
@@ -176,7 +176,7 @@ def fetch_all(models: list[Model], folder: Path) -> int:
 
 
 def quieten() -> None:
-    """Keep huggingface_hub's warnings, and off a terminal its bars, from between our lines."""
+    """Silence huggingface_hub's warnings, and where no terminal is its progress bars."""
     from huggingface_hub.utils import disable_progress_bars, logging
 
     logging.set_verbosity_error()
@@ -185,7 +185,7 @@ def quieten() -> None:
 
 
 def check_token() -> None:
-    """Raises InputError for a token that no HTTP header can carry, without showing it."""
+    """Raise InputError for a token that no HTTP header can carry, without showing it."""
     from huggingface_hub import get_token
 
     token = get_token() or ""
@@ -195,8 +195,8 @@ def check_token() -> None:
         )
 
 
-def by_hand(model: Model, folder: Path) -> str:
-    """What to do where this tool cannot: the page, the files, their place."""
+def manual_steps(model: Model, folder: Path) -> str:
+    """Return how to download a model without this tool: the page, the files, their place."""
     target = folder / model.target
     if model.is_file:
         return f"or by hand: open {model.page}/tree/main, take {model.files[0]}, save it as {target}"
@@ -213,7 +213,7 @@ def fetch(model: Model, folder: Path) -> None:
     """
     target = folder / model.target
     check_place(model, target)
-    revision, files = listing(model)
+    revision, files = list_files(model)
     size = sum(file.size or 0 for file in files) / 1e9
     print(f"downloading: {model.name}, {len(files)} files, {size:.2f} GB, from {model.page}", flush=True)
     scratch = folder / ".download" / model.name
@@ -229,7 +229,7 @@ def fetch(model: Model, folder: Path) -> None:
 
 
 def check_place(model: Model, target: Path) -> None:
-    """Raises InputError when something else stands where the model is to go."""
+    """Raise InputError when something else is where the model is to go."""
     empty_folder = target.is_dir() and not target.is_symlink() and not any(target.iterdir())
     if os.path.lexists(target) and (model.is_file or not empty_folder):
         names = " and ".join(PurePosixPath(name).name for name in model.files)
@@ -238,14 +238,14 @@ def check_place(model: Model, target: Path) -> None:
         )
 
 
-def listing(model: Model) -> tuple[str | None, list[RepoSibling]]:
-    """The repository's commit, and of its files those wanted.
+def list_files(model: Model) -> tuple[str | None, list[RepoSibling]]:
+    """Return the repository's commit, and the wanted ones of its files.
 
     Raises Unreachable, InputError when the hub refuses, MissingError when the repository has no such file.
     """
     from huggingface_hub import HfApi
 
-    with explained(model, first=True):
+    with translate_errors(model, first=True):
         info = HfApi().model_info(model.repository, files_metadata=True, timeout=TIMEOUT)
     files = info.siblings or []
     for pattern in model.files:
@@ -255,13 +255,13 @@ def listing(model: Model) -> tuple[str | None, list[RepoSibling]]:
 
 
 def download(model: Model, revision: str | None, file: RepoSibling, scratch: Path) -> None:
-    """Bring one file below `scratch`, all of one commit; one that is there whole is not transferred again.
+    """Download one file of a commit to below `scratch`; a complete one that is there is not transferred again.
 
     Raises InputError when the hub refuses, the transfer breaks off, or the content is not what the hub says it is.
     """
     from huggingface_hub import hf_hub_download
 
-    with explained(model):
+    with translate_errors(model):
         hf_hub_download(model.repository, file.rfilename, revision=revision, local_dir=scratch)
     path = scratch / file.rfilename
     if file.lfs and (found := sha256_file(path)) != file.lfs.sha256:
@@ -270,7 +270,7 @@ def download(model: Model, revision: str | None, file: RepoSibling, scratch: Pat
 
 
 def holds_data(scratch: Path) -> bool:
-    """Whether the hidden folder is worth keeping for the next run: huggingface_hub's notes alone are not."""
+    """Tell whether the hidden folder is worth keeping for the next run: huggingface_hub's notes alone are not."""
     files = [path.relative_to(scratch) for path in scratch.rglob("*") if path.is_file()]
     return any(path.suffix == ".incomplete" or not path.parts[0].startswith(".") for path in files)
 
@@ -281,22 +281,22 @@ def publish(model: Model, scratch: Path, names: list[str], target: Path) -> None
         with atomic_write(target) as part:
             shutil.move(scratch / names[0], part)
         return
-    whole = scratch.with_name(f"{scratch.name}.whole")
-    shutil.rmtree(whole, ignore_errors=True)
+    complete = scratch.with_name(f"{scratch.name}.whole")
+    shutil.rmtree(complete, ignore_errors=True)
     for name in names:
-        place = whole / name.removeprefix(model.inside)
+        place = complete / name.removeprefix(model.inside)
         place.parent.mkdir(parents=True, exist_ok=True)
         os.replace(scratch / name, place)
     if target.is_dir():
         target.rmdir()  # empty, by `check_place`; not every system replaces a folder
-    os.replace(whole, target)
+    os.replace(complete, target)
 
 
 @contextlib.contextmanager
-def explained(model: Model, first: bool = False) -> Iterator[None]:
-    """Turn what huggingface_hub raises into one sentence. What the system refuses (a full disk), and bugs, pass as they are.
+def translate_errors(model: Model, first: bool = False) -> Iterator[None]:
+    """Translate what huggingface_hub raises into one sentence. Errors of the system (a full disk), and bugs, pass as they are.
 
-    first: nothing of the hub has been heard yet, so silence means that it is out of reach.
+    first: the hub has not answered yet, so that silence means that it is out of reach.
     Raises InputError, or Unreachable.
     """
     from huggingface_hub import constants
@@ -307,24 +307,24 @@ def explained(model: Model, first: bool = False) -> Iterator[None]:
     except Exception as error:
         if getattr(error, "errno", None) in SYSTEM_ERRORS:
             raise
-        causes = list(chain(error))
+        causes = list(exception_chain(error))
         codes = [code for cause in causes if (code := getattr(getattr(cause, "response", None), "status_code", None))]
         if codes:
-            raise InputError(refusal(model, codes[0])) from error
+            raise InputError(refusal_message(model, codes[0])) from error
         if any(isinstance(cause, OfflineModeIsEnabled) for cause in causes):
             raise Unreachable(
                 "HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set, so nothing may be fetched; unset it and run again"
             ) from error
-        if not isinstance(error, (OSError, RuntimeError)) and module_of(error) not in OF_THE_TRANSPORT:
+        if not isinstance(error, (OSError, RuntimeError)) and root_module(error) not in TRANSPORT_MODULES:
             raise
         if first:
-            reason = f"cannot reach the hub at {constants.ENDPOINT} ({describe(causes)}); run again with network"
+            reason = f"cannot reach the hub at {constants.ENDPOINT} ({describe_cause(causes)}); run again with network"
             raise Unreachable(reason) from error
-        raise InputError(f"the transfer broke off ({describe(causes)}); run again and it goes on") from error
+        raise InputError(f"the transfer broke off ({describe_cause(causes)}); run again and it goes on") from error
 
 
-def refusal(model: Model, status: int) -> str:
-    """What an HTTP status of the hub means for a model."""
+def refusal_message(model: Model, status: int) -> str:
+    """Return what an HTTP status of the hub means for a model."""
     from huggingface_hub import get_token
 
     token = "with the token that is set" if get_token() else "no token is set"
@@ -337,14 +337,14 @@ def refusal(model: Model, status: int) -> str:
     return f"the hub answered {status}; run again later"
 
 
-def chain(error: BaseException | None) -> Iterator[BaseException]:
+def exception_chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or error.__context__
 
 
-def describe(causes: list[BaseException]) -> str:
-    """The innermost reason, in a few words.
+def describe_cause(causes: list[BaseException]) -> str:
+    """Return the innermost reason, in a few words.
 
     Messages of the HTTP libraries are left out: some quote the headers, and with them the token.
     """
@@ -352,12 +352,12 @@ def describe(causes: list[BaseException]) -> str:
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror
     last = causes[-1]
-    if module_of(last) == "builtins" and str(last):
+    if root_module(last) == "builtins" and str(last):
         return str(last).splitlines()[0]
     return type(last).__name__
 
 
-def module_of(error: BaseException) -> str:
+def root_module(error: BaseException) -> str:
     return type(error).__module__.partition(".")[0]
 
 

@@ -323,7 +323,7 @@ def test_a_full_disk_ends_the_run(root, monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", full)
     file = SimpleNamespace(rfilename="pytorch_model.bin", size=1, lfs=None)
-    monkeypatch.setattr(download_models, "listing", lambda model: (COMMIT, [file]))
+    monkeypatch.setattr(download_models, "list_files", lambda model: (COMMIT, [file]))
     monkeypatch.setattr(download_models, "quieten", lambda: None)
     done = in_process(main, "--root", root, "uni2", "vae")
     assert done.returncode == 2 and "No space left on device" in done.stderr and done.stderr.count("\n") == 1
