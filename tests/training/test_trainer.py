@@ -1,22 +1,17 @@
-"""The trainer: its average, its learning rate, what a checkpoint restores, what is refused before anything is written."""
+"""Training runs: what they learn, leave and refuse, and what a dry run says."""
 
 from __future__ import annotations
 
-import copy
 import dataclasses
-import math
 import shutil
-from itertools import accumulate, islice
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from conftest import WIDTH
 from runs import dry_run, equal, read, settings, train
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffusion.condition import Condition
 from diffusion.config.files import read_config
 from diffusion.config.settings import (
     Config,
@@ -25,27 +20,15 @@ from diffusion.config.settings import (
     SampleGridConfig,
     ValidationConfig,
 )
-from diffusion.data.batch import PatchBatch, collate
 from diffusion.data.datasets.pan_cancer import build_dataset
 from diffusion.data.features.loose import feature_path
 from diffusion.data.features.npy import write_feature
-from diffusion.data.sampler import BatchStream, Draw
 from diffusion.encoders.vae_files import EMBEDDED_CODECS
 from diffusion.generation.conditions import IndexConditions
 from diffusion.generation.generators import ImageMaker
 from diffusion.generation.solver import Solver
-from diffusion.model import PixArt
 from diffusion.model.convert import load_weights
-from diffusion.optim import came
-from diffusion.optim.build import build_optimizer
-from diffusion.optim.came import CAME
-from diffusion.optim.ema import EMA
-from diffusion.optim.lr_schedule import build_lr_schedule, scale_learning_rate
 from diffusion.tasks.denoising import losses as losses_module
-from diffusion.tasks.denoising.losses import SampleRandomness, draw_randomness
-from diffusion.training import trainer
-from diffusion.training.plan import plan_run, save_steps
-from diffusion.training.prefetch import DevicePrefetcher
 from diffusion.utils.errors import InputError
 from diffusion.utils.hardware import has_bf16
 from diffusion.utils.locks import file_lock
@@ -69,181 +52,6 @@ def casts(run: Run, steps: int) -> int:
     with Count() as counted:
         Solver(steps, precision="bf16").latents(run, noise, tokens, [torch.Generator() for _ in range(2)])
     return counted.count
-
-
-class TestEma:
-    def test_closed_form_for_parameters_copy_for_buffers(self):
-        model = PixArt(input_size=4, hidden_size=8, depth=1, num_heads=2, caption_channels=3)
-        ema = EMA(model, decay=0.9)
-        start, target = model.t_block[1].bias.clone(), torch.full_like(model.t_block[1].bias, 2.0)
-        model.t_block[1].bias.data.copy_(target)
-        model.null_condition.fill_(5)
-        for _ in range(7):
-            ema.update(model)
-        expected = target + 0.9**7 * (start - target)
-        torch.testing.assert_close(ema.tensors["t_block.1.bias"], expected)
-        assert torch.all(ema.tensors["y_embedder.y_embedding"] == 5)
-        assert ema.tensors.keys() == model.state_dict().keys()
-
-    def test_a_changed_network_is_refused(self):
-        model = torch.nn.Linear(2, 2)
-        ema = EMA(model, 0.9)
-        model.register_buffer("late", torch.zeros(1))
-        with pytest.raises(RuntimeError, match="changed after"):
-            ema.update(model)
-
-
-def came_step(weight: torch.Tensor, gradient: torch.Tensor, state: dict[str, torch.Tensor]) -> torch.Tensor:
-    """One weight after a step of algorithm 2 of Luo et al. 2023, at learning rate 0.01 and weight decay 0.1."""
-
-    def averaged(name, new, beta):
-        state[name] = beta * state.get(name, torch.zeros_like(new)) + (1 - beta) * new
-        return state[name]
-
-    def approximated(name, squares, beta):
-        if squares.ndim == 1:
-            return averaged(name, squares, beta)
-        rows, columns = (
-            averaged(f"{name} rows", squares.mean(-1), beta),
-            averaged(f"{name} columns", squares.mean(-2), beta),
-        )
-        return rows[..., :, None] * columns[..., None, :] / rows.mean(-1)[..., None, None]
-
-    update = gradient / approximated("squares", gradient**2 + 1e-30, 0.999).sqrt()
-    update = update / max(1.0, update.square().mean().sqrt().item())
-    momentum = averaged("momentum", update, 0.9)
-    if gradient.ndim > 1:
-        instability = approximated("instability", (update - momentum) ** 2 + 1e-16, 0.9999)
-        return weight * (1 - 0.01 * 0.1) - 0.01 * momentum / instability.sqrt()
-    return weight * (1 - 0.01 * 0.1) - 0.01 * momentum
-
-
-class TestOptimizer:
-    @staticmethod
-    def network() -> torch.nn.Module:
-        model = torch.nn.Module()
-        model.blocks, model.head = torch.nn.ModuleList([torch.nn.Linear(4, 6)]), torch.nn.Linear(4, 2)
-        model.y_embedder = torch.nn.Identity()
-        return model
-
-    @pytest.mark.parametrize("name", ["AdamW", "CAME", "CAMEWrapper", "Muon"])
-    def test_it_descends(self, name):
-        model = self.network()
-        optimizer = build_optimizer(model, OptimizerConfig(type=name), lr=1e-2)
-        before = [parameter.norm().item() for parameter in model.parameters()]
-        for _ in range(5):
-            for parameter in model.parameters():
-                parameter.grad = 2 * parameter.detach()
-            optimizer.step()
-        assert all(parameter.norm() < norm for parameter, norm in zip(model.parameters(), before, strict=True))
-
-    def test_muon_updates_are_orthogonal_and_the_rest_is_adamw(self):
-        torch.manual_seed(0)
-        model, twin = self.network(), self.network()
-        twin.load_state_dict(model.state_dict())
-        muon = build_optimizer(
-            model,
-            OptimizerConfig("Muon", betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1),
-            1e-2,
-            [model.blocks[0].weight],
-        )
-        adam = torch.optim.AdamW(twin.head.parameters(), lr=1e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
-        for _ in range(3):
-            before = model.blocks[0].weight.detach().clone()
-            for parameter, other in zip(model.parameters(), twin.parameters(), strict=True):
-                parameter.grad = torch.randn_like(parameter)
-                other.grad = parameter.grad.clone()
-            muon.step()
-            adam.step()
-            update = (before * (1 - 1e-2 * 0.1) - model.blocks[0].weight) / (1e-2 * (6 / 4) ** 0.5)
-            singular = torch.linalg.svdvals(update)
-            assert singular.min() > 0.6 and singular.max() < 1.3  # five iterations come this near to 1
-        torch.testing.assert_close(model.head.weight, twin.head.weight)
-
-    @pytest.mark.parametrize("at_once", [came.AT_ONCE, 20])
-    def test_came_is_that_of_the_paper(self, monkeypatch, at_once):
-        """Whatever is updated together: matrices alike and unlike, stacks of them, vectors, and gradients that are zero."""
-        monkeypatch.setattr(came, "AT_ONCE", at_once)
-        torch.manual_seed(0)
-        shapes = [(4, 6), (4, 6), (6, 4), (3, 5, 2, 2), (7,), (7,), (4, 6)]
-        own = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
-        expected = [parameter.detach().double() for parameter in own]
-        optimizer, states = CAME(own, lr=1e-2, weight_decay=0.1), [{} for _ in shapes]
-        for step in range(8):
-            for i, parameter in enumerate(own):
-                parameter.grad = torch.randn(parameter.shape) * (10.0 ** (step - 4) if i != 1 else 0)
-            own[5].grad = None  # a parameter that no loss depends on stays as it is
-            optimizer.step()
-            for i, (parameter, state) in enumerate(zip(own, states, strict=True)):
-                if parameter.grad is not None:
-                    expected[i] = came_step(expected[i], parameter.grad.double(), state)
-        for parameter, value in zip(own, expected, strict=True):
-            torch.testing.assert_close(parameter.detach().double(), value, rtol=1e-4, atol=1e-6)
-
-    def test_came_goes_on_from_the_states_of_its_package(self):
-        """came-pytorch 0.1.3 has these further entries; where a run was saved with them, it goes on as if without."""
-        torch.manual_seed(0)
-        own = [torch.nn.Parameter(torch.randn(4, 6)), torch.nn.Parameter(torch.randn(7))]
-        optimizer = CAME(own, lr=1e-2)
-
-        def step(parameters, optimizer, seed):
-            generator = torch.Generator().manual_seed(seed)
-            for parameter in parameters:
-                parameter.grad = torch.randn(parameter.shape, generator=generator)
-            optimizer.step()
-
-        step(own, optimizer, seed=1)
-        twins = [torch.nn.Parameter(parameter.detach().clone()) for parameter in own]
-        saved, loaded = copy.deepcopy(optimizer.state_dict()), CAME(twins, lr=1e-2)
-        state = {i: {**of, "step": 1, "RMS": torch.tensor(1.0)} for i, of in saved["state"].items()}
-        loaded.load_state_dict({**saved, "state": state})
-        step(own, optimizer, seed=2)
-        step(twins, loaded, seed=2)
-        assert equal([*own], [*twins])
-
-    def test_settings_reach_it(self):
-        recipe = OptimizerConfig("CAME", 2e-5, 0.1, betas=(0.9, 0.999, 0.9999), eps=(1e-30, 1e-16))
-        group = build_optimizer(self.network(), recipe, lr=3e-5).param_groups[0]
-        assert (group["lr"], group["weight_decay"], group["betas"], group["eps"]) == (
-            3e-5,
-            0.1,
-            recipe.betas,
-            recipe.eps,
-        )
-
-    def test_unknown_or_unfit(self):
-        with pytest.raises(InputError, match="known are AdamW, CAME, Muon"):
-            build_optimizer(self.network(), OptimizerConfig("Lion"), lr=1)
-        with pytest.raises(InputError, match="expected two betas, one eps"):
-            build_optimizer(self.network(), OptimizerConfig("AdamW", betas=(0.9, 0.99, 0.999)), lr=1)
-
-    def test_warm_up_then_constant_or_cosine(self):
-        for kind, end in (("constant", 1.0), ("cosine", 0.5 * (1 + math.cos(math.pi * 5 / 6)))):
-            optimizer = torch.optim.SGD(self.network().parameters(), lr=8.0)
-            schedule = build_lr_schedule(optimizer, kind, warmup=4, total_steps=10)
-            rates = []
-            for _ in range(10):
-                rates.append(schedule.get_last_lr()[0])
-                optimizer.step()
-                schedule.step()
-            assert rates[:4] == [2.0, 4.0, 6.0, 8.0]
-            assert rates[9] == pytest.approx(8 * end)
-
-    def test_auto_lr(self):
-        assert scale_learning_rate(1.0, None, 1024) == 1.0
-        assert scale_learning_rate(1.0, "sqrt", 1024) == 2.0
-        assert plan_run(Config(optimizer=OptimizerConfig(lr=1.0), auto_lr={"rule": "linear"}), 1, 8).lr == 1.0
-        with pytest.raises(InputError, match="rule='sqrt'"):
-            Config(auto_lr={"rule": "cubic"})
-
-
-def test_plan_counts_optimizer_steps(tmp_path):
-    config = Config(
-        train_batch_size=4, gradient_accumulation_steps=3, num_epochs=2, save_model_steps=5, save_model_epochs=1
-    )
-    plan = plan_run(config, samples=100, processes=2)
-    assert plan.global_batch == 24 and plan.total_steps == math.ceil(200 / 24)
-    assert save_steps(config, plan) == {4, 5, 8, 9}
 
 
 class TestRun:
@@ -430,154 +238,6 @@ class TestRun:
         with pytest.raises(InputError, match="is not a whole .npy file") as error:
             train(settings(feature_root, num_workers=1, max_steps=50), tmp_path / "run", cpu=True)
         assert "\n" not in str(error.value)
-
-
-def draw_on_cpu(batch: PatchBatch) -> SampleRandomness:
-    return draw_randomness(batch.seeds, batch.latents.shape[1:], CPU)
-
-
-class TestDevicePrefetcher:
-    """What a GPU's host prepares while the GPU computes; here on the CPU, told that it is another device."""
-
-    @pytest.fixture
-    def read(self) -> list[int]:
-        """Numbers of the batches that were read."""
-        return []
-
-    @pytest.fixture
-    def supply(self, read, monkeypatch) -> DevicePrefetcher:
-        def batches():
-            for i in range(5):
-                read.append(i)
-                if i == 3:
-                    raise InputError("torn")
-                latents, condition = torch.full((2, 16, 4, 4), float(i)), Condition(torch.zeros(2, 1, 8))
-                yield PatchBatch(latents, condition, names=["a", "b"], seeds=[i, i + 1])
-
-        monkeypatch.setattr(PatchBatch, "to", lambda batch, device: batch)
-        return DevicePrefetcher(batches(), torch.device("meta"), draw_on_cpu)
-
-    def test_one_ahead_and_in_order(self, supply, read):
-        for i in range(3):
-            batch, randomness, idle_seconds = supply.next()
-            assert (batch.latents == i).all() and idle_seconds >= 0
-            assert randomness.noise.equal(draw_randomness([i, i + 1], (16, 4, 4), CPU).noise)
-            assert read == list(range(i + 1))
-            for _ in range(2):
-                supply.prefetch()
-            assert read == list(range(i + 2))
-
-    def test_a_batch_that_cannot_be_read_stops_its_own_step(self, supply, read):
-        for _ in range(3):
-            supply.next()
-            supply.prefetch()  # the last meets the torn one
-        with pytest.raises(InputError, match="torn"):
-            supply.next()
-
-    def test_a_run_is_the_same_stopped_or_not(self, feature_root, tmp_path, monkeypatch):
-        config = settings(feature_root, gradient_accumulation_steps=2)
-        train(config, tmp_path / "plain", cpu=True)
-
-        class Ahead(DevicePrefetcher):
-            def __init__(self, *arguments):
-                super().__init__(*arguments)
-                self.is_asynchronous = True
-
-        monkeypatch.setattr(trainer, "DevicePrefetcher", Ahead)
-        for steps in (1, 3, 4):
-            train(dataclasses.replace(config, max_steps=steps), tmp_path / "ahead", cpu=True)
-        assert equal(read(tmp_path / "ahead", 4), read(tmp_path / "plain", 4))
-
-    @pytest.mark.parametrize("computing", [True, False])
-    def test_a_gpu_that_computes_does_not_wait(self, supply, monkeypatch, computing):
-        """By its own clock: 5 ms have passed since it was done with what it had to do."""
-
-        class Event:
-            def __init__(self, enable_timing):
-                assert enable_timing
-
-            def record(self): ...
-
-            def synchronize(self): ...
-
-            def query(self):
-                return not computing
-
-            def elapsed_time(self, later):
-                return 5.0
-
-        monkeypatch.setattr(torch.cuda, "Event", Event)
-        supply._device = torch.device("cuda")
-        assert supply.next().idle_seconds == (0.0 if computing else 0.005)
-
-    def test_a_cpu_reads_nothing_ahead(self, supply, read):
-        on_cpu = DevicePrefetcher(supply._batches, CPU, draw_on_cpu)
-        on_cpu.next()
-        on_cpu.prefetch()
-        assert read == [0]
-
-
-class TestBadItems:
-    """One crop of 48 has a value that is no number; two epochs in batches of 6 meet it twice."""
-
-    @pytest.fixture
-    def bad_root(self, feature_root) -> Path:
-        path = feature_path(feature_root / "patches", "set/brca/single_1024/slide_1/1_0.jpeg", "sd3_vae")
-        moments = np.load(path)
-        moments[3, 40, 100] = np.nan  # in crop 7 of the second patch
-        np.save(path, moments)
-        return feature_root
-
-    def config(self, root: Path, **data) -> Config:
-        return settings(
-            root, data=DataConfig(root=str(root), **data), train_batch_size=6, max_steps=16, report_to="tensorboard"
-        )
-
-    @pytest.mark.parametrize("workers", [0, 1])
-    def test_skipped_items_are_counted_and_named_once(self, bad_root, tmp_path, workers):
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-        config = dataclasses.replace(self.config(bad_root, on_error="skip"), num_workers=workers)
-        train(config, tmp_path / "run", cpu=True)
-        text = (tmp_path / "run/train_log.log").read_text()
-        assert text.count("skipped set/brca/single_1024/slide_1/1_0.jpeg") == 1 and "1 of 32768 values" in text
-        events = EventAccumulator(str(tmp_path / "run/tensorboard")).Reload()
-        counts = [event.value for event in events.Scalars("train/bad_items")]
-        dataset = build_dataset(**config.data_arguments)
-        stream = islice(BatchStream(len(dataset), 6, config.seed), 16)
-        met = [any(draw.index == 16 + 7 for draw in batch) for batch in stream]
-        assert counts == list(accumulate(met)) and counts[-1] == 2
-        assert read(tmp_path / "run", 16)["position"] == 96
-
-    def test_a_batch_is_that_of_its_sound_items(self, bad_root):
-        strict, lenient = (build_dataset("PanCancerDataLowRes", mode, root=bad_root, resolution=256)
-                           for mode in ("raise", "skip"))  # fmt: skip
-        draws = [Draw(i, seed=i) for i in (22, 23, 24)]
-        batch, expected = collate([lenient[draw] for draw in draws]), collate([strict[draws[0]], strict[draws[2]]])
-        assert torch.equal(batch.latents, expected.latents) and torch.equal(
-            batch.condition.tokens, expected.condition.tokens
-        )
-        assert batch.names == expected.names and [item.name for item in batch.bad] == [strict.sample_name(23)]
-        with pytest.raises(InputError, match="none of the 1 items of a batch can be read; the first: .*not finite"):
-            collate([lenient[draws[1]]])
-
-    def test_too_many_stop_the_run(self, bad_root, tmp_path):
-        with pytest.raises(InputError, match="1 of .* items could not be read, more than max_bad_fraction 0.0005"):
-            train(self.config(bad_root, on_error="skip", max_bad_fraction=0.0005), tmp_path / "run", cpu=True)
-
-    def test_by_default_the_first_stops_it(self, bad_root, tmp_path):
-        with pytest.raises(InputError, match="1_0_sd3_vae.npy: 1 of 32768 values are not finite"):
-            train(self.config(bad_root), tmp_path / "run", cpu=True)
-
-    def test_a_bad_first_item_is_passed_over(self, bad_root, tmp_path):
-        for kind in ("sd3_vae", "uni"):
-            feature_path(bad_root / "patches", "set/brca/single_1024/slide_0/0_0.jpeg", kind).unlink()
-        config = self.config(bad_root, on_error="skip", max_bad_fraction=1.0)
-        train(dataclasses.replace(config, train_batch_size=24, max_steps=2), tmp_path / "run", cpu=True)
-        assert (
-            "skipped set/brca/single_1024/slide_0/0_0.jpeg: no feature file"
-            in (tmp_path / "run/train_log.log").read_text()
-        )
 
 
 class TestRefusals:
