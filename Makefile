@@ -49,7 +49,7 @@ test-faults: $(READY)
 	$(RUN) -m pytest tests/fault --kills 25
 
 test-all: lint
-	$(RUN) -m pytest -m "slow or not slow"
+	$(RUN) -m pytest -m "slow or not slow" --durations 15
 
 clean:
 	rm -rf $(DEMO) .venv
