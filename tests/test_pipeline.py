@@ -163,7 +163,7 @@ def test_a_network_of_velocities_says_so_wherever_it_goes(tmp_path):
     pipe.save_pretrained(tmp_path / "pipe")
     again = PixCellPipeline.from_pretrained(tmp_path / "pipe")
     assert again.scheduler.config.prediction_type == again.transformer.prediction_type == "v_prediction"
-    assert load_weights(tmp_path / "pipe" / "transformer").told["prediction_type"] == "v_prediction"
+    assert load_weights(tmp_path / "pipe" / "transformer").prediction_type == "v_prediction"
 
 
 def test_code_in_the_folder_is_not_run(pipe, tmp_path):
