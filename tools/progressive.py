@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 
 from diffusion.cli.parser import output_folder, run, tool_parser
 from diffusion.config.files import load_config
+from diffusion.config.settings import Config
 from diffusion.formats import CHECKPOINT_PATTERN, CHECKPOINTS_DIR, LAST_WEIGHTS
 from diffusion.training.parallel.preemption import CODE_FILE, EXIT_CODE
 from diffusion.utils.errors import InputError
@@ -59,6 +60,7 @@ class Stage:
     def __init__(self, config: Path, work_dir: Path, before: Stage | None = None):
         self.config, self.folder, self.before = config, work_dir / config.stem, before
         settings = load_config(config)  # a mistake in the last stage shows now, not days later
+        assert isinstance(settings, Config)  # stages are of denoising alone, as load_config checks
         self.steps, self.size = settings.max_steps, settings.image_size
         self.settings = json.loads(json.dumps(asdict(settings)))
         if before is not None and before.size > self.size:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from benchmarks.operations import typed_blocks
 from benchmarks.peers import DiffusersNetwork
 from diffusion.formats import LATENT_FACTOR
 from diffusion.model.pixart import PixArt, build_model
@@ -49,7 +50,7 @@ class Case:
                 use_cond_pos_embed=tokens > 1,
                 pe_interpolation=interpolation,
             )
-            for linear in (*(block.cross_attn.proj for block in model.blocks), model.final_layer.linear):
+            for linear in (*(block.cross_attn.proj for block in typed_blocks(model)), model.final_layer.linear):
                 nn.init.normal_(linear.weight, std=0.02)
         model.eval()
         return model if self.device.type == "cpu" else model.to(self.device)  # FakeTensors on a CPU cannot be moved

@@ -56,7 +56,7 @@ class Source:
                 module.momentum = 1.0
         with torch.no_grad():
             model(torch.randn(4, 3, 224, 224))  # norms fitted to such weights, or every embedding would be 0
-        model = model.to(self.device, memory_format=torch.channels_last).eval().requires_grad_(False)
+        model = model.to(memory_format=torch.channels_last).to(self.device).eval().requires_grad_(False)
         return codec, PatchEmbedder(model, spec.name, spec.width, spec.view)
 
     def open_patches(self) -> tuple[PatchIndex, int]:

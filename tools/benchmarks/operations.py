@@ -5,7 +5,13 @@ Letters: B samples, N image tokens, L condition tokens of width D, W width of th
 
 from __future__ import annotations
 
+from diffusion.model.blocks import PixArtBlock
 from diffusion.model.pixart import PixArt
+
+
+def typed_blocks(model: PixArt) -> list[PixArtBlock]:
+    """Return the network's blocks, which a ModuleList has as modules of any kind."""
+    return [block for block in model.blocks if isinstance(block, PixArtBlock)]
 
 
 def forward_operations(model: PixArt, batch: int, tokens: int) -> int:
@@ -14,7 +20,7 @@ def forward_operations(model: PixArt, batch: int, tokens: int) -> int:
     Of one condition token the queries, attention and projection of every image token are not run, and not counted.
     """
     width, length = model.config.hidden_size, model.config.model_max_length
-    hidden = model.blocks[0].mlp.fc1.out_features
+    hidden = typed_blocks(model)[0].mlp.fc1.out_features
     linear = tokens * (4 * width + 2 * hidden) * width  # qkv and projection, MLP
     attention = 2 * tokens * tokens * width
     if length > 1:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel
+from diffusers import DPMSolverMultistepScheduler, PixArtTransformer2DModel  # pyright: ignore[reportPrivateImportUsage]
 from torch import nn
 
+from benchmarks.operations import typed_blocks
 from diffusion.model.diffusers_layout import to_diffusers
 from diffusion.model.pixart import PixArt
 from diffusion.panorama import Windows
@@ -20,6 +21,8 @@ POSITIONS = "y_pos_embed.y_pos_embed"
 
 class DiffusersNetwork(nn.Module):
     """diffusers' PixArt with our weights; it has no positions of condition tokens, so they are added here."""
+
+    positions: torch.Tensor | None
 
     def __init__(self, model: PixArt):
         super().__init__()
@@ -34,7 +37,7 @@ class DiffusersNetwork(nn.Module):
             sample_size=config.input_size,
             patch_size=config.patch_size,
             caption_channels=config.caption_channels,
-            interpolation_scale=config.pe_interpolation,
+            interpolation_scale=config.pe_interpolation,  # pyright: ignore[reportArgumentType]  # diffusers means any number
             use_additional_conditions=False,
         )
         weights = to_diffusers(model.state_dict())
@@ -68,7 +71,7 @@ class PlainNetwork:
         time = model.t_embedder(timestep)  # (1, W)
         y = y if model.y_pos_embed is None else y + model.y_pos_embed
         y = model.y_embedder.y_proj(y)  # (1, L, W)
-        for block in model.blocks:
+        for block in typed_blocks(model):
             table = block.scale_shift_table + model.t_block(time).reshape(1, 6, -1)
             shift1, scale1, gate1, shift2, scale2, gate2 = table.chunk(6, dim=1)
             own, cross = block.attn, block.cross_attn
