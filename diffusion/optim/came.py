@@ -35,6 +35,7 @@ class CAME(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
+        """Update all parameters that have a gradient."""
         for group in self.param_groups:
             for parameters in group_by_shape(group["params"]):
                 self._update(parameters, group)
@@ -90,7 +91,7 @@ class CAME(torch.optim.Optimizer):
         update.mul_(rows.unsqueeze(-1)).mul_(columns.rsqrt_().unsqueeze(-2))
 
     def _kept(self, parameters: list[nn.Parameter], name: str, shape: torch.Size) -> list[torch.Tensor]:
-        """A running mean of each parameter, zero at first."""
+        """Return a running mean of each parameter, zero at first."""
         for parameter in parameters:
             if name not in self.state[parameter]:
                 self.state[parameter][name] = parameter.new_zeros(shape)
@@ -98,7 +99,7 @@ class CAME(torch.optim.Optimizer):
 
 
 def group_by_shape(parameters: Iterable[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    """Parameters with gradients by shape, as many as make AT_ONCE numbers, one at least."""
+    """Yield parameters with gradients by shape, as many as make AT_ONCE numbers, one at least."""
     by_shape: dict[tuple, list[nn.Parameter]] = {}
     for parameter in parameters:
         if parameter.grad is not None:

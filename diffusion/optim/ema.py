@@ -31,7 +31,7 @@ class EMA:
 
     @torch.no_grad()
     def move(self, model: nn.Module, share: float) -> None:
-        """Go this share of the way to the network's weights; in one fused call for all parameters."""
+        """Move this share of the way to the network's weights, in one fused call for all parameters."""
         current = trained_state(model)
         if current.keys() != self.tensors.keys():
             raise RuntimeError(
@@ -88,7 +88,7 @@ class PowerEMA:
         self.step = step
 
     def state_dict(self) -> dict[str, Any]:
-        """The step and, by length, the averages themselves (no copies)."""
+        """Return the step and, by length, the averages themselves (no copies)."""
         return {"step": self.step, "averages": {length: average.tensors for length, average in self.averages.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -107,7 +107,7 @@ class PowerEMA:
 
 
 def power_decay(gamma: float, before: int, step: int) -> float:
-    """beta between two updates, (before / step)^(gamma + 1): from one step to the next (1 - 1/t)^(gamma + 1).
+    """Return beta between two updates, (before / step)^(gamma + 1): from one step to the next (1 - 1/t)^(gamma + 1).
 
     EDM2, equation 3. The first update takes the weights as they are.
     """
@@ -115,7 +115,7 @@ def power_decay(gamma: float, before: int, step: int) -> float:
 
 
 def gamma_from_length(length: float) -> float:
-    """The exponent whose profile on [0, 1] has this standard deviation, which EDM2 calls sigma_rel.
+    """Return the exponent whose profile on [0, 1] has this standard deviation, which EDM2 calls sigma_rel.
 
     The inverse of `length_from_gamma`, a cubic in gamma (EDM2, algorithm 2): for lengths below 12^-1/2 its coefficients
     change sign once, so it has one positive root. Raises InputError for other lengths.
@@ -128,5 +128,5 @@ def gamma_from_length(length: float) -> float:
 
 
 def length_from_gamma(gamma: float) -> float:
-    """Standard deviation of the profile (gamma + 1) s^gamma on [0, 1]."""
+    """Return the standard deviation of the profile (gamma + 1) s^gamma on [0, 1]."""
     return ((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3))) ** 0.5

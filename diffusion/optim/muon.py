@@ -66,7 +66,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(gradient: torch.Tensor) -> torch.Tensor:
-    """A gradient (out, ...) as a matrix with all singular values near 1, by five Newton-Schulz iterations."""
+    """Return a gradient (out, ...) as a matrix with all singular values near 1, by five Newton-Schulz iterations."""
     matrix = gradient.flatten(1).to(torch.bfloat16 if has_bf16(gradient.device) else torch.float32)
     tall = matrix.shape[0] > matrix.shape[1]
     matrix = matrix.T if tall else matrix

@@ -75,7 +75,7 @@ class RunState:
 
     @property
     def scale_is_high(self) -> bool:
-        """Whether fp16's scaler may still find a scale at which gradients fit; then infinite ones are no bad sign."""
+        """Tell whether fp16's scaler may still find a scale at which gradients fit; then infinite ones are expected."""
         return self.accelerator.scaler is not None and self.accelerator.scaler.get_scale() > 1
 
     def state_dict(self) -> dict[str, Any]:
@@ -189,14 +189,14 @@ class RunState:
 
 
 def seed_generators(seed: int) -> None:
-    """Begin this process's generators; of every process with a seed of its own."""
+    """Seed this process's generators; each process with a seed of its own."""
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)  # numpy takes no larger ones
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """The generators of this process. Training draws from none of them: they are for what others add to it."""
+    """Return the states of this process's generators. Training draws from none of them; they are for code added to it."""
     kind, keys, *rest = np.random.get_state()
     states = {"cpu": torch.get_rng_state(), "python": random.getstate(), "numpy": (kind, keys.tolist(), *rest)}
     if device.type != "cpu":
@@ -205,6 +205,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_state(states: dict[str, Any], device: torch.device) -> None:
+    """Set this process's generators to states that `random_state` returned."""
     torch.set_rng_state(states["cpu"])
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])

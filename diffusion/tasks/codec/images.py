@@ -82,7 +82,7 @@ def collate_crops(items: Sequence[CropItem]) -> CropBatch:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """A whole image or slide at full resolution, uint8 (H, W, 3)."""
+    """Read a whole image or slide at full resolution, uint8 (H, W, 3)."""
     if not path.is_file():
         raise MissingError(f"no {path}: run tools/fetch_demo_data.py first, or give its folder with --source")
     if path.suffix != ".svs":
@@ -94,20 +94,22 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def training_region(image: np.ndarray) -> np.ndarray:
+    """Return the part of an image that is trained on."""
     return image[: int(image.shape[0] * TRAINING_HEIGHT)]
 
 
 def held_out_region(image: np.ndarray) -> np.ndarray:
+    """Return the part of an image that is held out."""
     return image[int(image.shape[0] * TRAINING_HEIGHT) :]
 
 
 def tissue_share(image: np.ndarray) -> float:
-    """Share of pixels that are coloured, as stain is and glass is not."""
+    """Return the share of pixels that are coloured, as stain is and glass is not."""
     return float((np.ptp(image, axis=-1) > 20).mean())
 
 
 def tissue_tiles(region: np.ndarray) -> list[torch.Tensor]:
-    """The grid tiles of a region with enough tissue, each (1, 3, TILE, TILE) in [-1, 1]."""
+    """Return the grid tiles of a region with enough tissue, each (1, 3, TILE, TILE) in [-1, 1]."""
     corners = [
         (y, x) for y in range(0, region.shape[0] - TILE + 1, TILE) for x in range(0, region.shape[1] - TILE + 1, TILE)
     ]
@@ -116,12 +118,12 @@ def tissue_tiles(region: np.ndarray) -> list[torch.Tensor]:
 
 
 def to_unit(image: np.ndarray) -> torch.Tensor:
-    """uint8 (H, W, 3) -> float (1, 3, H, W) in [0, 1]."""
+    """Convert uint8 (H, W, 3) to float (1, 3, H, W) in [0, 1]."""
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255
 
 
 def random_crop(region: np.ndarray, size: int, rng: np.random.Generator) -> torch.Tensor:
-    """One crop in [0, 1], (1, 3, size, size): two in five rescaled by 0.5x to 2x, all flipped and turned."""
+    """Draw one crop in [0, 1], (1, 3, size, size): two in five rescaled by 0.5x to 2x, all flipped and turned."""
     scale = 2 ** rng.uniform(-1, 1) if rng.random() < 0.4 else 1.0
     side = round(size / scale)
     for _ in range(8):  # glass is easy: look for tissue, but take what comes in the end
@@ -141,29 +143,32 @@ def resharpen(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     taps = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]) / 16
     kernel = (taps[:, None] * taps).expand(3, 1, 5, 5)
     blurred = F.conv2d(F.pad(pixels, (2, 2, 2, 2), mode="reflect"), kernel, groups=3)
-    amount = uniform(rng, len(pixels), 1, -0.8, 0.8) * chosen(rng, len(pixels), 0.4)
+    amount = draw_uniform(rng, len(pixels), 1, -0.8, 0.8) * draw_mask(rng, len(pixels), 0.4)
     return (pixels + amount * (pixels - blurred)).clamp(0, 1)
 
 
 def recolour(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     """Change stain strength, hue, saturation, white point and brightness of three crops in five; in and out [0, 1]."""
-    batch, on = len(pixels), chosen(rng, len(pixels), 0.6)
+    batch, on = len(pixels), draw_mask(rng, len(pixels), 0.6)
     # A power per colour scales optical densities: other stain strengths and hues, and glass stays white.
-    power = torch.exp(on * (0.25 * normal(rng, batch, 1) + 0.15 * normal(rng, batch, 3)))
+    power = torch.exp(on * (0.25 * draw_normal(rng, batch, 1) + 0.15 * draw_normal(rng, batch, 3)))
     pixels = pixels.clamp_min(1e-3) ** power
     grey = pixels.mean(dim=1, keepdim=True)
-    pixels = grey + (pixels - grey) * torch.exp(0.3 * on * normal(rng, batch, 1))
-    white = 1 - on * uniform(rng, batch, 3, 0, 0.15)
-    return (pixels * white + 0.05 * on * normal(rng, batch, 1)).clamp(0, 1)
+    pixels = grey + (pixels - grey) * torch.exp(0.3 * on * draw_normal(rng, batch, 1))
+    white = 1 - on * draw_uniform(rng, batch, 3, 0, 0.15)
+    return (pixels * white + 0.05 * on * draw_normal(rng, batch, 1)).clamp(0, 1)
 
 
-def chosen(rng: np.random.Generator, batch: int, share: float) -> torch.Tensor:
+def draw_mask(rng: np.random.Generator, batch: int, share: float) -> torch.Tensor:
+    """Draw which of a batch are changed, (B, 1, 1, 1) of 0 or 1."""
     return torch.from_numpy(rng.random((batch, 1, 1, 1)) < share).float()
 
 
-def uniform(rng: np.random.Generator, batch: int, channels: int, low: float, high: float) -> torch.Tensor:
+def draw_uniform(rng: np.random.Generator, batch: int, channels: int, low: float, high: float) -> torch.Tensor:
+    """Draw uniform numbers (B, C, 1, 1)."""
     return torch.from_numpy(rng.uniform(low, high, (batch, channels, 1, 1))).float()
 
 
-def normal(rng: np.random.Generator, batch: int, channels: int) -> torch.Tensor:
+def draw_normal(rng: np.random.Generator, batch: int, channels: int) -> torch.Tensor:
+    """Draw normal numbers (B, C, 1, 1)."""
     return torch.from_numpy(rng.standard_normal((batch, channels, 1, 1))).float()

@@ -31,7 +31,10 @@ class CodecNetwork(nn.Module):
         self.vae = vae.to(memory_format=torch.channels_last)
 
     def forward(self, pixels: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """pixels (B, 3, S, S) in [-1, 1], noise (B, 16, S/8, S/8) -> decoded pixels; posterior mean and log-variance."""
+        """Encode, sample and decode.
+
+        pixels (B, 3, S, S) in [-1, 1], noise (B, 16, S/8, S/8) -> decoded pixels; posterior mean and log-variance.
+        """
         posterior = self.vae.encode(pixels).latent_dist
         decoded = self.vae.decode(posterior.mean + posterior.std * noise).sample
         return decoded, posterior.mean, posterior.logvar
@@ -42,7 +45,7 @@ class CodecNetwork(nn.Module):
 
 
 def build_vae() -> AutoencoderKL:
-    """The untrained network, whose posterior already is as narrow as it will be: with std 1 it learns little at first."""
+    """Build the untrained network, with a posterior as narrow as it will become: with std 1 it learns little at first."""
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL(
@@ -63,8 +66,8 @@ def build_vae() -> AutoencoderKL:
     return vae
 
 
-def save(vae: AutoencoderKL, folder: Path) -> None:
-    """Write the diffusers folder in float16, under another name until it is whole."""
+def save_codec(vae: AutoencoderKL, folder: Path) -> None:
+    """Write the diffusers folder in float16, atomically."""
     part, old = folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".old")
     for leftover in (part, old):
         shutil.rmtree(leftover, ignore_errors=True)

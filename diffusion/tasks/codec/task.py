@@ -26,7 +26,7 @@ from diffusion.tasks.codec.images import (
     tissue_tiles,
     training_region,
 )
-from diffusion.tasks.codec.network import CodecNetwork, build_vae, save
+from diffusion.tasks.codec.network import CodecNetwork, build_vae, save_codec
 from diffusion.tasks.codec.units import change_units
 from diffusion.training.task import Task
 from diffusion.training.trainer import train
@@ -68,6 +68,7 @@ class CodecConfig(TrainingConfig):
     num_workers: int = 0
 
     def check(self) -> None:
+        """Raise InputError for a crop that does not fit the codec, and for a run of no known length."""
         super().check()
         if self.crop % LATENT_FACTOR:
             raise InputError(f"crop {self.crop}: expected a multiple of {LATENT_FACTOR}")
@@ -147,7 +148,7 @@ def train_codec(config: CodecConfig, work_dir: Path, out: Path, device: torch.de
     network.load_state_dict(read_torch_file(work_dir / LAST_WEIGHTS)["state_dict"])
     network.to(device)
     change_units(network.vae, [training_region(image) for image in images.values()])
-    save(network.vae, out)
+    save_codec(network.vae, out)
     codec = LatentCodec.load(out, device)
     for name, image in images.items():
         clean, noisy = held_out_psnr(codec, image)

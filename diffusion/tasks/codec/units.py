@@ -49,7 +49,7 @@ def change_units(vae: AutoencoderKL, regions: list[np.ndarray]) -> None:
 
 
 def sensitivity(vae: AutoencoderKL, latents: torch.Tensor, step: float = 0.05, spacing: int = 4) -> torch.Tensor:
-    """How pixels answer to the channels at one position: the Gram matrix (16, 16) of the decoder's derivatives.
+    """Measure how pixels answer to the channels at one position: the Gram matrix (16, 16) of the decoder's derivatives.
 
     Latents (1, 16, h, w) are moved at every fourth position at once, far enough apart to answer singly.
     """
@@ -63,6 +63,6 @@ def sensitivity(vae: AutoencoderKL, latents: torch.Tensor, step: float = 0.05, s
 
 
 def square_root(matrix: torch.Tensor) -> torch.Tensor:
-    """Of a symmetric, positive matrix."""
+    """Return the square root of a symmetric, positive matrix."""
     values, vectors = torch.linalg.eigh(matrix)
     return vectors @ torch.diag(values.clamp_min(0).sqrt()) @ vectors.T

@@ -20,7 +20,7 @@ STAGE_ARGUMENTS = frozenset({"input_size", "pe_interpolation", "model_max_length
 
 
 def build_network(config: Config, load_from: str | None) -> tuple[PixArt, str]:
-    """A new network, or one that starts from weights, without the config's `ignore_keys` of them; and where it is from.
+    """Build a new network, or one that starts from weights, without the config's `ignore_keys` of them; and where it is from.
 
     Raises InputError when a part to freeze is not there, or none is left to train.
     """
@@ -48,7 +48,7 @@ def build_network(config: Config, load_from: str | None) -> tuple[PixArt, str]:
 
 
 def check_span(config: Config, architecture: Mapping[str, Any], source: str) -> None:
-    """Raises InputError unless positions span what they spanned for the weights: else those would see another scale."""
+    """Raise InputError unless positions span what they spanned for the weights: else those would see another scale."""
     if "pe_interpolation" not in architecture:
         return
     before = architecture["input_size"] / architecture["pe_interpolation"] / architecture["patch_size"]

@@ -67,7 +67,7 @@ class SampleScores:
         self.tokens = [item.tokens for item in items]
         self.shown = [item.image for item in items[:SHOWN]]
         self.real = Features.from_tensor(
-            self._gathered([self._features(item.image) for item in items]), self.embedder.name
+            self._gather([self._features(item.image) for item in items]), self.embedder.name
         )
 
     def __call__(self, network: PixArt, logger: RunLogger, step: int) -> None:
@@ -86,8 +86,8 @@ class SampleScores:
 
         Scores are none when a sample is not finite.
         """
-        pixels = [image for batch in self._batches() for image in self._sampled(network, batch)]
-        synthetic = self._gathered([self._features(image) for image in pixels])
+        pixels = [image for batch in self._batches() for image in self._sample(network, batch)]
+        synthetic = self._gather([self._features(image) for image in pixels])
         if not self.accelerator.is_main_process:
             return None
         picture = self._picture([image.nan_to_num().to(torch.uint8) for image in pixels[:SHOWN]])
@@ -97,12 +97,12 @@ class SampleScores:
         return SampleScoreResult({name: scores.values[name].value for name in LOGGED if name in scores.values}, picture)
 
     def _batches(self) -> list[range]:
-        """Places in this process's list of samples."""
+        """Return places in this process's list of samples."""
         size = self.config.train_batch_size
         return [range(i, min(i + size, len(self.numbers))) for i in range(0, len(self.numbers), size)]
 
-    def _sampled(self, network: PixArt, batch: range) -> list[torch.Tensor]:
-        """Pixels (3, S, S) of some of the samples, whole numbers from 0 to 255, or not finite; on the CPU."""
+    def _sample(self, network: PixArt, batch: range) -> list[torch.Tensor]:
+        """Return pixels (3, S, S) of some of the samples, whole numbers from 0 to 255, or not finite; on the CPU."""
         device, side = self.accelerator.device, self.config.input_size
         generators = [image_generator(SEED, self.numbers[i]) for i in batch]
         latents = sample_latents(
@@ -123,13 +123,13 @@ class SampleScores:
         return found
 
     def _features(self, image: torch.Tensor) -> torch.Tensor:
-        """Of the windows of an image (3, S, S): (k, D); not finite, as the image."""
+        """Embed the windows of an image (3, S, S): (k, D); not finite where the image is not."""
         windows = cut_windows(image[None], WINDOW)
         features = self.embedder.embed(windows.nan_to_num().to(torch.uint8))
         return features if torch.isfinite(windows).all() else torch.full_like(features, torch.nan)
 
-    def _gathered(self, own: list[torch.Tensor]) -> torch.Tensor:
-        """Features (N, D) of all processes' images, in the order of their numbers, without those that are too many."""
+    def _gather(self, own: list[torch.Tensor]) -> torch.Tensor:
+        """Gather features (N, D) of all processes' images, in the order of their numbers, without those that are too many."""
         features = self.accelerator.gather(torch.stack(own))  # (images, k, D)
         return features[: self.settings.count].flatten(0, 1)
 
@@ -140,28 +140,28 @@ class SampleScores:
 
 
 def first_readable_item(dataset: PanCancerData | SkipBad, number: int, count: int) -> PatchItem:
-    """One of `count` items spread evenly over a set; of a set that skips what cannot be read, else the next that can.
+    """Return one of `count` items spread evenly over a set; of a set that skips what cannot be read, else the next that can.
 
     Raises InputError when many in a row cannot.
     """
-    place, told = number * len(dataset) // count, ""
+    place, logged = number * len(dataset) // count, ""
     for shift in range(PROBES):
         item = dataset[Draw((place + shift) % len(dataset), mix_seed(SEED, number))]
         if isinstance(item, PatchItem):
             return item
-        if item.name != told:
+        if item.name != logged:
             log.warning("not scored: %s: %s", item.name, item.reason)
-            told = item.name
+            logged = item.name
     raise InputError(f"none of {PROBES} items in a row can be read to score samples against; the last: {item.reason}")
 
 
 def score_steps(every: int | None, total_steps: int) -> set[int]:
-    """The optimizer steps after which to score samples, the first and the last among them; none when it is not asked for."""
+    """Return the optimizer steps after which to score samples, the first and the last among them; none when it is not asked for."""
     return set() if every is None else {*range(0, total_steps, every), total_steps}
 
 
 def check_scoring(config: Config) -> PanCancerData | SkipBad:
-    """The set that samples are scored on. Raises MissingError, InputError for what `SampleScores` would lack, without
+    """Open the set that samples are scored on. Raises MissingError, InputError for what `SampleScores` would lack, without
     loading a network."""
     prepare_scheduler(DEFAULT_SOLVER, config.evaluation.steps)
     resolve_embedder(config.evaluation.encoder, config.data_root)

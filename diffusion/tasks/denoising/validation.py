@@ -64,7 +64,7 @@ class Validation:
         return dict(zip(sums, totals.tolist(), strict=True))
 
     def _shares(self) -> list[list[int]]:
-        """This process's samples in batches: as many as any other's, which a sharded network needs, so some too many."""
+        """Return this process's samples in batches: as many as any other's, which a sharded network needs, so some too many."""
         each = math.ceil(self.count / self.accelerator.num_processes)
         first = each * self.accelerator.process_index
         own = list(range(first, first + each))

@@ -31,7 +31,7 @@ class HostCopy:
         self._buffers: dict[tuple, torch.Tensor] = {}
 
     def __call__(self, tree: Any) -> Any:
-        """The tree with its tensors as host copies; plain values as they are. The copies last until the next call."""
+        """Return the tree with its tensors as host copies; plain values as they are. The copies last until the next call."""
         copied = self._copy(tree, ())
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
@@ -101,7 +101,7 @@ class Saver:
 
     @property
     def failed(self) -> bool:
-        """Whether the newest save failed, as far as this process knows."""
+        """Tell whether the newest save failed, as far as this process knows."""
         return self._error is not None
 
     def _join(self) -> None:

@@ -2,10 +2,10 @@
 
 step_<n>.ckpt  all that training needs to go on         step_<n>.json  its manifest: size, SHA-256, whether weights are finite
 last_ema.ckpt  the averaged weights, to use             last.json      the manifest of the one to go on from
-left_<i>/      what a person left by going back             looked_at      the newest step whose samples and validation are done
+left_<i>/      later steps, abandoned by going back            looked_at      the newest step whose samples and validation are done
 
-Checkpoints are torch files of tensors and plain values, which read back without unpickling. Each is written aside,
-flushed to disk and renamed; `last.json` moves only after that. Whatever stops the writer, the checkpoint
+Checkpoints are torch files of tensors and plain values, which read back without unpickling. Each is written atomically:
+a temporary file, flushed to disk and renamed; `last.json` moves only after that. Whatever stops the writer, the checkpoint
 that `last.json` names is whole.
 """
 
@@ -44,10 +44,12 @@ STATE_KEYS = frozenset(  # what makes a checkpoint a state to go on from
 
 
 def checkpoint_path(work_dir: Path, step: int) -> Path:
+    """Return where a work dir's checkpoint of a step is."""
     return work_dir / CHECKPOINTS_DIR / f"step_{step:08d}.ckpt"
 
 
 def manifest_path(checkpoint: Path) -> Path:
+    """Return where a checkpoint's manifest is."""
     return checkpoint.with_suffix(".json")
 
 
@@ -60,7 +62,7 @@ def write_checkpoint(state: dict[str, Any], work_dir: Path, export: Mapping[str,
 
 
 def save_file(content: Any, path: Path, with_manifest: bool = False) -> None:
-    """torch.save written aside, flushed to disk, and renamed: a reader sees the old file or the new one whole.
+    """Save with torch atomically (temporary file, flushed to disk, renamed): a reader sees the old file or the new one whole.
 
     Raises OSError; InputError when the disk, without a word, took less than was written.
     """
@@ -80,7 +82,7 @@ def save_file(content: Any, path: Path, with_manifest: bool = False) -> None:
 
 
 def mark_latest(path: Path, named: Mapping[str, str | None]) -> None:
-    """Have the run go on from this checkpoint of its work dir when it is started again.
+    """Mark this checkpoint as the one to resume when the run is started again.
 
     named: which checkpoint --resume-from had named when the run began to come from there, by path and by content.
     """
@@ -95,7 +97,7 @@ def content_hash(checkpoint: Path) -> str:
 
 
 def read_latest(work_dir: Path) -> dict[str, Any]:
-    """What last.json says; empty without one."""
+    """Return what last.json says; empty without one."""
     return _read_json(work_dir / CHECKPOINTS_DIR / LAST) or {}
 
 
@@ -107,9 +109,9 @@ def last_evaluated_step(work_dir: Path) -> int | None:
 
 
 def archive_abandoned(folder: Path, after: int) -> None:
-    """Move checkpoints and snapshots of later steps, which a person has left, into `left_<i>` of a checkpoints folder.
+    """Move checkpoints and snapshots of later steps, which are abandoned, into `left_<i>` of a checkpoints folder.
 
-    So they are neither gone on with, nor rotated, nor lost.
+    So they are neither resumed, nor rotated, nor lost.
     """
     abandoned = [place for step, place in checkpoints(folder).items() if step > after]
     abandoned += [manifest_path(place) for place in abandoned if manifest_path(place).exists()]
@@ -145,17 +147,18 @@ def rotate(work_dir: Path, step: int, keep_last: int | None, keep_every: int | N
 
 
 def checkpoints(folder: Path) -> dict[int, Path]:
-    """The checkpoints in a work dir, or in its checkpoints folder, by step."""
+    """Return the checkpoints in a work dir, or in its checkpoints folder, by step."""
     paths = [path for place in (folder, folder / CHECKPOINTS_DIR) for path in place.glob(CHECKPOINT_PATTERN)]
     return {step_of(path): path for path in paths if re.fullmatch(r"step_\d+\.ckpt", path.name)}
 
 
 def step_of(path: Path) -> int:
+    """Return the step in a checkpoint's file name."""
     return int(path.stem.removeprefix("step_"))
 
 
 def find_checkpoint(resume_from: str, work_dir: Path) -> Path | None:
-    """What --resume-from names: a file, a folder (its newest whole one), or `auto`, that of the work dir; None without any.
+    """Find what --resume-from names: a file, a folder (its newest whole one), or `auto`, that of the work dir; None without any.
 
     Raises MissingError when a file or folder named is not there or holds no checkpoint, InputError for a damaged one.
     """
@@ -175,9 +178,9 @@ def find_checkpoint(resume_from: str, work_dir: Path) -> Path | None:
 
 
 def newest_valid(folder: Path) -> Path | None:
-    """The checkpoint that `last.json` names when it is whole, else the newest whole one before; None when there is none.
+    """Find the checkpoint that `last.json` names when it is valid, else the newest valid one before; None when there is none.
 
-    Damaged ones are told in the log. Raises InputError when all are damaged.
+    Damaged ones are named in the log. Raises InputError when all are damaged.
     """
     present = checkpoints(folder)
     last = next(
@@ -201,7 +204,7 @@ def newest_valid(folder: Path) -> Path | None:
 
 
 def find_damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint by its manifest; None when it is whole. Reads all of it: a second or two a gigabyte."""
+    """Return what is wrong with a checkpoint by its manifest; None when it is whole. Reads all of it: a second or two a gigabyte."""
     manifest = _read_json(manifest_path(path))
     if manifest is None:
         return f"no manifest {manifest_path(path).name}"
@@ -213,7 +216,7 @@ def find_damage(path: Path) -> str | None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A training checkpoint, on the CPU. Raises MissingError, InputError."""
+    """Load a training checkpoint on the CPU. Raises MissingError, InputError."""
     content = read_torch_file(path)
     if not isinstance(content, dict) or not content.keys() >= STATE_KEYS:
         raise MissingError(
@@ -230,20 +233,23 @@ class _HashingFile:
         self.file, self.size, self._sha256 = file, 0, hashlib.sha256()
 
     def write(self, part) -> int:
+        """Write and hash."""
         self._sha256.update(part)
         self.size += len(part)
         return self.file.write(part)
 
     def flush(self) -> None:
+        """Flush the file."""
         self.file.flush()
 
     @property
     def digest(self) -> str:
+        """Return the SHA-256 of all that was written."""
         return self._sha256.hexdigest()
 
 
 def _is_resumable(path: Path) -> bool:
-    """Whether one could go on from a checkpoint, as far as its size and its manifest tell."""
+    """Tell whether a checkpoint can be resumed, as far as its size and its manifest show."""
     manifest = _read_json(manifest_path(path))
     return manifest is not None and path.stat().st_size == manifest["bytes"] and _is_finite(path)
 
@@ -253,7 +259,7 @@ def _is_finite(path: Path) -> bool:
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
-    """A manifest; None when there is none, or it is damaged."""
+    """Read a manifest; None when there is none, or it is damaged."""
     try:
         manifest = json.loads(path.read_text())
         return manifest if {"file", "step", "bytes", "sha256"} <= manifest.keys() else None

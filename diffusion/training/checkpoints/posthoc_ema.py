@@ -49,6 +49,7 @@ class Mix:
 
 
 def snapshot_path(work_dir: Path, step: int, length: float) -> Path:
+    """Return where a work dir's snapshot of a step and a relative length is."""
     return work_dir / CHECKPOINTS_DIR / SNAPSHOTS / f"step_{step:08d}_{length:.3f}.ckpt"
 
 
@@ -63,7 +64,7 @@ def save_snapshots(
 
 
 def find_snapshots(work_dir: Path) -> list[Snapshot]:
-    """The snapshots of a run, by step. Raises MissingError when there are none."""
+    """Find the snapshots of a run, by step. Raises MissingError when there are none."""
     folder = work_dir / CHECKPOINTS_DIR / SNAPSHOTS
     names = [(path, re.fullmatch(r"step_(\d{8,})_(\d\.\d{3})\.ckpt", path.name)) for path in folder.glob("step_*.ckpt")]
     found = [Snapshot(path, int(match[1]), float(match[2])) for path, match in names if match]
@@ -75,7 +76,7 @@ def find_snapshots(work_dir: Path) -> list[Snapshot]:
 
 
 def find_mix(snapshots: Sequence[Snapshot], length: float, step: int | None = None) -> Mix:
-    """The mix of snapshots whose profile is nearest to that of a length at a step, which is the last unless given.
+    """Find the mix of snapshots whose profile is nearest to that of a length at a step, which is the last unless given.
 
     Raises InputError for a length that no profile has, or a step that no snapshot is of.
     """
@@ -90,7 +91,7 @@ def find_mix(snapshots: Sequence[Snapshot], length: float, step: int | None = No
 
 
 def nearest_mix(profiles: np.ndarray, target: tuple[float, float]) -> tuple[np.ndarray, float]:
-    """Factors (N,) of profiles (N, 2), each a step and a gamma, for the least squared distance from one wanted; and that.
+    """Compute factors (N,) of profiles (N, 2), each a step and a gamma, for the least squared distance from one wanted; and that.
 
     EDM2, algorithm 3, but with factors that sum to 1, by a Lagrange multiplier: then weights that never moved come out
     as they are, however few the snapshots. The second answer is the distance over the norm of the profile wanted.
@@ -109,7 +110,7 @@ def nearest_mix(profiles: np.ndarray, target: tuple[float, float]) -> tuple[np.n
 
 
 def inner_products(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Integrals (N, M) of p q over all steps, of profiles (N, 2) and (M, 2), each a step t and a gamma.
+    """Compute the integrals (N, M) of p q over all steps, of profiles (N, 2) and (M, 2), each a step t and a gamma.
 
     p(s) = (gamma + 1) s^gamma / t^(gamma + 1) up to t, and 0 after: a product ends at the earlier t.
     """
@@ -120,7 +121,7 @@ def inner_products(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def mix_weights(mix: Mix, progress: Callable[[Iterable[str]], Iterable[str]] = iter) -> dict[str, Any]:
-    """The content of an EMA file: that of last_ema.ckpt and sigma_rel. Parameters are mixed, buffers of the last step.
+    """Return the content of an EMA file: that of last_ema.ckpt and sigma_rel. Parameters are mixed, buffers of the last step.
 
     progress: wraps the names of the tensors. Of all snapshots together one tensor at a time is in memory. Raises
     InputError for a damaged file, or snapshots of different networks.
@@ -142,7 +143,7 @@ def mix_weights(mix: Mix, progress: Callable[[Iterable[str]], Iterable[str]] = i
 
 
 def parameter_names(snapshots: Sequence[Snapshot], contents: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Names of the network's parameters. Raises InputError unless all snapshots are of one network, and whole."""
+    """Return the names of the network's parameters. Raises InputError unless all snapshots are of one network, and whole."""
     last = contents[-1]
     with torch.device("meta"):  # its names and shapes, without memory
         model = PixArt(PixArtConfig(**check_arguments(last["architecture"], f"{snapshots[-1].path}: ")))
@@ -155,7 +156,7 @@ def parameter_names(snapshots: Sequence[Snapshot], contents: Sequence[Mapping[st
 
 
 def read_snapshot(snapshot: Snapshot) -> dict[str, Any]:
-    """What a snapshot holds, memory-mapped. Raises InputError unless it is the one that its name says."""
+    """Read a snapshot, memory-mapped. Raises InputError unless it is the one that its name says."""
     content = read_torch_file(snapshot.path)
     target = {"state_dict", *NETWORK_KEYS, "step", "sigma_rel"}
     if not isinstance(content, Mapping) or not target <= content.keys():

@@ -63,10 +63,11 @@ class Meter:
         self.since += seconds
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been counted since the last reading, but for the time."""
+        """Return what has been counted since the last reading, but for the time."""
         return {"sums": {name: total.cpu() for name, total in self.sums.items()}, "batches": self.batches}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Load sums and batches."""
         self.sums = {name: total.to(self.accelerator.device) for name, total in saved["sums"].items()}
         self.batches = saved["batches"]
 
@@ -82,7 +83,7 @@ def redistribute_meters(meters: Sequence[Mapping[str, Any]], count: int) -> dict
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes that the process has held: on a GPU what torch has allocated there, else what the system gave it."""
+    """Return the most bytes that the process has held: on a GPU what torch has allocated there, else what the system gave it."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return peak_bytes()
@@ -120,10 +121,11 @@ class BadItems:
         return {"bad_items": self.bad}
 
     def state_dict(self) -> dict[str, int]:
-        """The counts; after `synchronise`, the same in all processes."""
+        """Return the counts; after `synchronise`, the same in all processes."""
         return {"bad": self.bad, "read": self.read}
 
     def load_state_dict(self, saved: Mapping[str, int]) -> None:
+        """Load the counts."""
         self.bad, self.read = saved["bad"], saved["read"]
 
     def _check(self) -> None:

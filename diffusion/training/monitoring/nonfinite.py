@@ -44,7 +44,7 @@ def report_nonfinite(network: nn.Module, model: nn.Module, task: Task, batches: 
 
 @contextlib.contextmanager
 def first_bad_layer(model: nn.Module) -> Iterator[list[str]]:
-    """In the block, forward passes put the name of the first module that makes bad numbers of good ones into the list."""
+    """Collect, in the block, the name of the first module that makes numbers that are not finite from finite ones."""
     found: list[str] = []
 
     def check_output(name: str, inputs: tuple, output: Any) -> None:
@@ -64,7 +64,7 @@ def first_bad_layer(model: nn.Module) -> Iterator[list[str]]:
 
 
 def worst(values: torch.Tensor) -> list[int]:
-    """The samples whose losses (B,) are bad, or the ones with the largest."""
+    """Return the samples whose losses (B,) are not finite, or those with the largest."""
     bad = [i for i, value in enumerate(values.tolist()) if not math.isfinite(value)]
     return (bad or values.argsort(descending=True).tolist())[:SHOWN]
 
@@ -81,7 +81,7 @@ def _range(tensor: torch.Tensor) -> str:
 
 
 def _is_finite(value: Any) -> bool:
-    """Whether a tensor has finite numbers only; anything else is sound."""
+    """Tell whether a tensor has finite numbers only; anything else counts as finite."""
     if not isinstance(value, torch.Tensor) or not value.is_floating_point():
         return True
     return bool(local_shard(value).isfinite().all())  # of a sharded one, this process's part

@@ -53,7 +53,7 @@ class RunLogger:
         return f"{first} ({', '.join(rest)})" if rest else first
 
     def curves(self, group: str, values: Mapping[str, float], step: int) -> None:
-        """Points of TensorBoard's curves `<group>/<name>`."""
+        """Add points to TensorBoard's curves `<group>/<name>`."""
         if self.writer is not None:
             for name, value in values.items():
                 self.writer.add_scalar(f"{group}/{name}", value, step)
@@ -68,6 +68,7 @@ class RunLogger:
             self.writer.add_image(name, pixels, step)
 
     def close(self) -> None:
+        """Close TensorBoard's file."""
         if self.writer is not None:
             self.writer.close()
 

@@ -1,4 +1,4 @@
-"""Several training processes as one: who does what only one may do, and how they agree."""
+"""What runs in rank 0 alone, how ranks agree, and errors of communication in one line."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def user_errors() -> Iterator[None]:
 
 
 def on_main(accelerator: Accelerator, function: Callable[[], Answer]) -> Answer:
-    """What the function answers in the main process, given to all of them; its InputError is raised in all, too."""
+    """Run a function in the main process and return its result in all of them; its InputError is raised in all, too."""
     from accelerate.utils import broadcast_object_list
 
     answer, error = None, None

@@ -26,8 +26,8 @@ class StopReason(IntEnum):
 
 
 class PreemptionHandler:
-    """Turns signals into a wish to stop for as long as its `with` block lasts. Repeated ones change nothing, but that
-    before the first step, when there is nothing to lose, a second Ctrl-C ends the process.
+    """Notes signals that ask the run to stop, for as long as its `with` block lasts. Repeated ones change nothing; but
+    before the first step, when nothing can be lost, a second Ctrl-C ends the process.
 
     time_limit: minutes from now on after which to stop; None for no limit.
     """
@@ -48,14 +48,14 @@ class PreemptionHandler:
             signal.signal(number, handler)
 
     def poll(self) -> StopReason:
-        """What this process has come to want."""
+        """Return why this process wants to stop, if it does."""
         if self._signal is not None:
             return StopReason.SIGNAL
         late = self._deadline is not None and time.monotonic() >= self._deadline
         return StopReason.TIME_LIMIT if late else StopReason.NO
 
     def reason(self, agreed: StopReason) -> str:
-        """What stopped the run, in words."""
+        """Return what stopped the run, in words."""
         if agreed == StopReason.TIME_LIMIT:
             return "the time limit"
         return "a signal to another process" if self._signal is None else signal.Signals(self._signal).name
