@@ -21,7 +21,8 @@ class PatchItem:
     """One sample: latent (16, h, w) drawn from its posterior, on the VAE's scale; tokens (L, D); float32 both.
 
     name: the patch's path below ROOT/patches; crop: which crop of it, row-major; image: its pixels, uint8 (3, S, S);
-    seed: of all else that is random about it, None when it was not asked for by a Draw.
+    seed: of all else that is random about it, None when it was not asked for by a Draw; control (C, h, w): an image that
+    steers the network, of the latent's height and width, where the data set has one.
     """
 
     latent: torch.Tensor
@@ -30,6 +31,7 @@ class PatchItem:
     crop: int = 0
     image: torch.Tensor | None = None
     seed: int | None = None
+    control: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -84,15 +86,23 @@ class PatchBatch(Batch):
 
 
 def collate(items: Sequence[PatchItem | BadItem]) -> PatchBatch:
-    """Return a batch of the items that could be read. Raises InputError when none could: there is nothing to compute."""
+    """Return a batch of the items that could be read. Raises InputError when none could: there is nothing to compute.
+
+    Items with a control make a condition with one; all of a batch have one, or none.
+    """
     bad = [item for item in items if isinstance(item, BadItem)]
     readable = [item for item in items if isinstance(item, PatchItem)]
     if not readable:
         raise InputError(f"none of the {len(bad)} items of a batch can be read; the first: {bad[0].reason}")
+    controls = [item.control for item in readable if item.control is not None]
+    if controls and len(controls) < len(readable):
+        raise ValueError(f"{len(controls)} of {len(readable)} items have a control: expected all or none")
     return PatchBatch(
         # in a worker, default_collate stacks into the memory that is shared with the trainer; torch.stack needs a copy more
         latents=default_collate([item.latent for item in readable]),
-        condition=Condition(default_collate([item.tokens for item in readable])),
+        condition=Condition(
+            default_collate([item.tokens for item in readable]), default_collate(controls) if controls else None
+        ),
         names=[item.name for item in readable],
         seeds=[item.seed for item in readable],
         bad=bad,

@@ -10,7 +10,7 @@ import torch
 
 from diffusion.components import PROBES, check_dataset_tokens
 from diffusion.config.settings import Config
-from diffusion.data.batch import PatchItem
+from diffusion.data.batch import PatchItem, collate
 from diffusion.data.datasets.pan_cancer import PanCancerData, SkipBad, build_dataset
 from diffusion.data.sampler import Draw
 from diffusion.encoders.embedder_files import resolve_embedder
@@ -64,7 +64,7 @@ class SampleScores:
         first = each * accelerator.process_index
         self.numbers = [number % self.settings.count for number in range(first, first + each)]
         items = [first_readable_item(dataset, number, self.settings.count) for number in self.numbers]
-        self.tokens = [item.tokens for item in items]
+        self.conditions = collate(items).condition
         self.shown = [item.image for item in items[:SHOWN]]
         self.real = Features.from_tensor(
             self._gather([self._features(item.image) for item in items]), self.embedder.name
@@ -108,7 +108,7 @@ class SampleScores:
         latents = sample_latents(
             network,
             initial_noise(generators, (network.config.in_channels, side, side)).to(device),
-            torch.stack([self.tokens[i] for i in batch]).to(device),
+            self.conditions[list(batch)].to(device),
             network.null_condition,
             steps=self.settings.steps,
             guidance=self.settings.guidance,
