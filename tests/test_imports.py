@@ -30,7 +30,7 @@ ALLOWED = {
     "training": {"config", "data", "model", "optim", "workdir"},
     "tasks": {
         *("config", "data", "encoders", "model", "evaluation", "training", "components", "condition"),
-        *("schedule", "timesteps", "objective", "guidance", "sampling"),
+        *("schedule", "timesteps", "objective", "sampling"),
     },
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,14 +21,16 @@ def build_optimizer(
     matrices: the parameters whose updates Muon orthogonalizes. The config has checked the name, and the numbers of betas
     and eps.
     """
-    arguments = {name: value for name in ("betas", "eps") if (value := getattr(config, name)) is not None}
+    arguments: dict[str, Any] = {
+        name: value for name in ("betas", "eps") if (value := getattr(config, name)) is not None
+    }
     arguments |= {"lr": lr, "weight_decay": config.weight_decay}
     groups = [
         [parameter for parameter in group if parameter.requires_grad]
         for group in group_parameters(model, config.type, matrices)
     ]
     if config.type == "Muon":
-        return Muon(*groups, **arguments)
+        return Muon(groups[0], groups[1], **arguments)
     if config.type == "AdamW":
         return torch.optim.AdamW(groups[0], fused=True, **arguments)  # one pass over memory, not a dozen
     return CAME(groups[0], **arguments)

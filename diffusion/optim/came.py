@@ -34,7 +34,7 @@ class CAME(torch.optim.Optimizer):
         super().__init__(parameters, dict(lr=lr, betas=betas, eps=eps, clip=clip, weight_decay=weight_decay))
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride] - takes no closure
         """Update all parameters that have a gradient."""
         for group in self.param_groups:
             for parameters in group_by_shape(group["params"]):
@@ -43,7 +43,8 @@ class CAME(torch.optim.Optimizer):
     def _update(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
         """Letters: k parameters of shape (..., n, m), or (m,)."""
         lr, betas, eps = group["lr"], group["betas"], group["eps"]
-        update = torch.stack([parameter.grad for parameter in parameters])  # (k, ..., n, m)
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]  # all have one
+        update = torch.stack(gradients)  # (k, ..., n, m)
         momentum = self._kept(parameters, "exp_avg", update.shape[1:])
         is_matrix = update.ndim > 2
         if is_matrix:
@@ -62,9 +63,10 @@ class CAME(torch.optim.Optimizer):
             update = confident
         else:
             update = torch.stack(momentum)
+        weights: list[torch.Tensor] = [*parameters]
         if group["weight_decay"]:
-            torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
-        torch._foreach_add_(parameters, update.unbind(), alpha=-lr)
+            torch._foreach_mul_(weights, 1 - lr * group["weight_decay"])
+        torch._foreach_add_(weights, update.unbind(), alpha=-lr)
 
     def _divide_by_root_mean_square(
         self,

@@ -36,29 +36,34 @@ class Muon(torch.optim.Optimizer):
         super().__init__(groups, defaults)
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride] - takes no closure
         """Update all parameters that have a gradient."""
         for group in self.param_groups:
             update = self._orthogonal if group["matrices"] else self._adam
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.sub_(update(parameter, self.state[parameter], group), alpha=group["lr"])
+                    direction = update(parameter, parameter.grad, self.state[parameter], group)
+                    parameter.sub_(direction, alpha=group["lr"])
 
     @staticmethod
-    def _orthogonal(parameter: nn.Parameter, state: dict[str, torch.Tensor], group: dict[str, Any]) -> torch.Tensor:
+    def _orthogonal(
+        parameter: nn.Parameter, gradient: torch.Tensor, state: dict[str, torch.Tensor], group: dict[str, Any]
+    ) -> torch.Tensor:
         if not state:
             state["average"] = torch.zeros_like(parameter)
-        state["average"].lerp_(parameter.grad, 1 - group["momentum"])
-        update = orthogonalize(parameter.grad.lerp(state["average"], group["momentum"]))  # Nesterov's momentum
+        state["average"].lerp_(gradient, 1 - group["momentum"])
+        update = orthogonalize(gradient.lerp(state["average"], group["momentum"]))  # Nesterov's momentum
         return update * max(1.0, parameter.shape[0] / parameter[0].numel()) ** 0.5
 
     @staticmethod
-    def _adam(parameter: nn.Parameter, state: dict[str, torch.Tensor], group: dict[str, Any]) -> torch.Tensor:
+    def _adam(
+        parameter: nn.Parameter, gradient: torch.Tensor, state: dict[str, torch.Tensor], group: dict[str, Any]
+    ) -> torch.Tensor:
         if not state:
             state.update(step=torch.zeros(()), mean=torch.zeros_like(parameter), square=torch.zeros_like(parameter))
         state["step"] += 1
-        states = zip(("mean", "square"), (parameter.grad, parameter.grad.square()), group["betas"], strict=True)
+        states = zip(("mean", "square"), (gradient, gradient.square()), group["betas"], strict=True)
         mean, square = (
             state[name].lerp_(new, 1 - beta) / (1 - beta ** state["step"].item()) for name, new, beta in states
         )

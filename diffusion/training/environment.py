@@ -36,7 +36,12 @@ def start_accelerator(config: TrainingConfig, cpu: bool, sharded_layers: Sequenc
     Raises InputError for variables that ask for what is not served, or that accelerate cannot read.
     """
     from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, TorchDynamoPlugin
+    from accelerate.utils import (
+        DistributedDataParallelKwargs,
+        DynamoBackend,
+        GradientAccumulationPlugin,
+        TorchDynamoPlugin,
+    )
 
     check_launcher()
     _settle_determinism(config, cpu)
@@ -48,7 +53,7 @@ def start_accelerator(config: TrainingConfig, cpu: bool, sharded_layers: Sequenc
             # as an argument alone, ACCELERATE_GRADIENT_ACCUMULATION_STEPS would overrule it
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=config.gradient_accumulation_steps),
             dynamo_plugin=TorchDynamoPlugin(
-                backend="no", mode="default", fullgraph=False, use_regional_compilation=False
+                backend=DynamoBackend.NO, mode="default", fullgraph=False, use_regional_compilation=False
             ),
             # the only buffers are constants, equal in all processes from the start
             kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
@@ -64,10 +69,12 @@ def start_accelerator(config: TrainingConfig, cpu: bool, sharded_layers: Sequenc
 
 def check_accelerator(accelerator: Accelerator, config: TrainingConfig, cpu: bool) -> None:
     """Hold what the Accelerator has become against the config. Raises InputError naming the first difference."""
+    dynamo = accelerator.state.dynamo_plugin
+    assert dynamo is not None  # given by start_accelerator
     became = {
         "gradient_accumulation_steps": (accelerator.gradient_accumulation_steps, config.gradient_accumulation_steps),
         "mixed_precision": (accelerator.mixed_precision, config.mixed_precision),
-        "dynamo_backend": (accelerator.state.dynamo_plugin.backend.value.lower(), "no"),
+        "dynamo_backend": (dynamo.backend.value.lower(), "no"),
         "use_cpu": (accelerator.device.type == "cpu", cpu or accelerator.device.type == "cpu"),
         "sharding": (accelerator.is_fsdp2, is_sharding_requested(config) and accelerator.num_processes > 1),
     }

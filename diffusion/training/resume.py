@@ -43,9 +43,10 @@ def choose_checkpoint(config: TrainingConfig, work_dir: Path, fresh: bool) -> tu
         raise InputError(
             f"{work_dir} already holds a run, at step {max(present)}; without --fresh it goes on, or name another --work-dir"
         )
-    if named is not None and not (present and _is_same_origin(config.resume_from, work_dir)):
-        return find_checkpoint(config.resume_from, work_dir), False
     if named is not None:
+        assert config.resume_from is not None  # else it names nothing
+        if not (present and _is_same_origin(config.resume_from, work_dir)):
+            return find_checkpoint(config.resume_from, work_dir), False
         message = "the run was begun at %s, and goes on from where it has come; remove %s to begin there anew"
         log.warning(message, named, work_dir / CHECKPOINTS_DIR / LAST)
     return find_checkpoint("auto", work_dir), True
@@ -74,7 +75,7 @@ def resume_origin(
     last: what the save before says, which holds when the run goes on from its `own`.
     """
     path = explicit_checkpoint(resume_from)
-    content = last.get("named_content") if own or path is None else content_hash(checkpoint)
+    content = last.get("named_content") if own or path is None or checkpoint is None else content_hash(checkpoint)
     return {"named": path or last.get("named"), "named_content": content}
 
 
@@ -84,7 +85,10 @@ def _is_same_origin(resume_from: str, work_dir: Path) -> bool:
     if explicit_checkpoint(resume_from) == last.get("named"):
         return True
     content = last.get("named_content")
-    return content is not None and content_hash(find_checkpoint(resume_from, work_dir)) == content
+    if content is None:
+        return False
+    checkpoint = find_checkpoint(resume_from, work_dir)
+    return checkpoint is not None and content_hash(checkpoint) == content
 
 
 def check_same_run(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 
 from diffusion.config.settings import TrainingConfig
 from diffusion.optim.build import group_parameters
@@ -41,7 +41,7 @@ class RunState:
     model: nn.Module
     ema: EMA
     optimizer: Optimizer
-    lr_schedule: LRScheduler
+    lr_schedule: LambdaLR
     accelerator: Accelerator
     meter: Meter
     bad_items: BadItems
@@ -197,7 +197,9 @@ def seed_generators(seed: int) -> None:
 
 def random_state(device: torch.device) -> dict[str, Any]:
     """Return the states of this process's generators. Training draws from none of them; they are for code added to it."""
-    kind, keys, *rest = np.random.get_state()
+    legacy = np.random.get_state()
+    assert isinstance(legacy, tuple)  # a dict only where asked for
+    kind, keys, *rest = legacy
     states = {"cpu": torch.get_rng_state(), "python": random.getstate(), "numpy": (kind, keys.tolist(), *rest)}
     if device.type != "cpu":
         states[device.type] = torch.get_device_module(device).get_rng_state()

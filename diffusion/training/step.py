@@ -49,7 +49,8 @@ def accumulate(run: RunState, network: nn.Module, prefetcher: DevicePrefetcher) 
         batches, values, idle = [*batches, (batch, noise)], [*values, losses], idle + idle_seconds
     accelerator.unscale_gradients()
     parameters = [parameter for parameter in network.parameters() if parameter.grad is not None]
-    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters], foreach=True)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = nn.utils.get_total_norm(gradients, foreach=True)
     grad_norm = norm.full_tensor() if is_sharded(norm) else norm
     finite = torch.stack([losses[objective].isfinite().all() for losses in values]).all()
     prefetcher.prefetch()

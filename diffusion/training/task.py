@@ -10,7 +10,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, cast
 
 import torch
 from torch import nn
@@ -42,20 +42,22 @@ class TrainingData(Protocol):
 
 
 class Evaluation(Protocol):
-    """Something that is computed with the averaged weights on the way. All processes call it together.
+    """Something that is computed with the averaged weights on the way. All processes call it together."""
 
-    steps: the optimizer steps after which it is due; None for every step that is saved.
-    """
+    @property
+    def steps(self) -> Container[int] | None:
+        """The optimizer steps after which it is due; None for every step that is saved."""
+        ...
 
-    steps: Container[int] | None
-
-    def __call__(self, network: nn.Module, logger: RunLogger, step: int) -> None:
+    def __call__(self, network: Any, logger: RunLogger, step: int) -> None:
         """Evaluate a network that is in eval mode and has its averaged weights, and log the result."""
         ...
 
 
 class Task(ABC, Generic[ConfigType]):
     """What a run trains. A subclass defines the four abstract methods, and of the others those whose default does not fit.
+
+    Where a method takes Any, a subclass may say what it is: the network and the data set that it builds, its own batches.
 
     name: what checkpoints call the task, so that no run goes on as another. losses: names of the values that
     `compute_losses` returns, in the order of the log; the first is what is minimised. sharded_layers: class names of the
@@ -117,11 +119,11 @@ class Task(ABC, Generic[ConfigType]):
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Load the task's own entries of a checkpoint."""
 
-    def metadata(self, network: nn.Module) -> dict[str, Any]:
+    def metadata(self, network: Any) -> dict[str, Any]:
         """Return what files of weights say of the network, as plain values."""
         return {}
 
-    def load_weights(self, network: nn.Module, saved: Mapping[str, Any], source: Path) -> None:
+    def load_weights(self, network: Any, saved: Mapping[str, Any], source: Path) -> None:
         """Load a checkpoint's weights `saved["model"]`. Raises InputError for those of another network."""
         try:
             network.load_state_dict(saved["model"])
@@ -138,22 +140,23 @@ class Task(ABC, Generic[ConfigType]):
 
     # ---- how it is trained
 
-    def select_matrices(self, network: nn.Module) -> list[nn.Parameter]:
+    def select_matrices(self, network: Any) -> list[nn.Parameter]:
         """Return the hidden weight matrices, whose updates Muon orthogonalizes; all others get AdamW."""
-        return [module.weight for module in network.modules() if isinstance(module, nn.Linear)]
+        linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
+        return [cast(nn.Parameter, module.weight) for module in linear]
 
-    def compile(self, network: nn.Module) -> None:
+    def compile(self, network: Any) -> None:
         """Compile the network in place."""
         network.compile()
 
-    def build_warm_up_batch(self, dataset: TrainingData, count: int) -> Batch:
+    def build_warm_up_batch(self, dataset: Any, count: int) -> Batch:
         """Return a batch of any values, whose gradients several processes discard before the first step."""
         return self.collate([dataset[Draw(0, 0)] for _ in range(count)])
 
     def check_memory(self, device: torch.device) -> None:
         """Raise InputError for a batch that no memory holds."""
 
-    def build_evaluations(self, accelerator: Accelerator, dataset: TrainingData, total_steps: int) -> list[Evaluation]:
+    def build_evaluations(self, accelerator: Accelerator, dataset: Any, total_steps: int) -> list[Evaluation]:
         """Build what is evaluated on the way, with all that it reads; called before any generator is seeded."""
         return []
 

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from tqdm import tqdm
@@ -63,7 +63,7 @@ from diffusion.workdir import LOCK_FILE, check_work_dir
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
+    from torch.utils.data import Dataset
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ def train(
             progress.update()
             if run.step % config.log_interval == 0 or run.step == plan.total_steps:
                 values = run.meter.read(plan.global_batch)
-                values |= {"grad_norm": float(step.grad_norm), "lr": run.lr_schedule.get_last_lr()[0]}
+                values |= {"grad_norm": float(step.grad_norm), "lr": float(run.lr_schedule.get_last_lr()[0])}
                 values |= {"skipped_steps": run.skipped, **run.bad_items.synchronise()}
                 logger.scalars(values, run.step, plan.total_steps, epoch=run.position / plan.samples)
                 progress.set_postfix(loss=f"{values[task.losses[0]]:.4f}")
@@ -300,7 +300,8 @@ def start_prefetcher(
     index, count = accelerator.process_index, accelerator.num_processes
     stream = BatchStream(len(dataset), config.train_batch_size, config.seed, index, count, position)
     pin_memory = accelerator.device.type == "cuda"
-    loader = training_loader(dataset, task.collate, stream, config.num_workers, pin_memory)
+    samples = cast("Dataset[Any]", dataset)  # torch asks for __len__ and __getitem__ alone
+    loader = training_loader(samples, task.collate, stream, config.num_workers, pin_memory)
     return DevicePrefetcher(iterate_batches(loader), accelerator.device, task.draw_randomness)
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils._pytree import tree_map_only
 
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+    from typing_extensions import TypeIs
 
-def is_sharded(tensor: Any) -> bool:
+
+def is_sharded(tensor: Any) -> TypeIs[DTensor]:
+    """Tell whether a tensor is sharded."""
     return hasattr(tensor, "full_tensor")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -69,6 +70,11 @@ def test_the_codec_is_written_in_its_units_with_a_score_for_each_image(config, t
     codec = LatentCodec.load(tmp_path / "codec", CPU)
     latents = codec.encode(torch.rand(1, 3, 64, 64) * 2 - 1)
     assert latents.shape == (1, 16, 8, 8) and latents.isfinite().all()
+    further = dataclasses.replace(config, load_from=str(tmp_path / "codec"), max_steps=1)
+    train(further, tmp_path / "further", cpu=True)
+    first = {name.removeprefix("vae."): tensor for name, tensor in read(tmp_path / "further", 0)["model"].items()}
+    assert equal(first, {name: tensor.float() for name, tensor in codec.vae.state_dict().items()})
+    assert read(tmp_path / "further", 1)["step"] == 1
 
 
 def test_what_is_refused(config, tmp_path):

@@ -126,16 +126,22 @@ def random_crop(region: np.ndarray, size: int, rng: np.random.Generator) -> torc
     """Draw one crop in [0, 1], (1, 3, size, size): two in five rescaled by 0.5x to 2x, all flipped and turned."""
     scale = 2 ** rng.uniform(-1, 1) if rng.random() < 0.4 else 1.0
     side = round(size / scale)
-    for _ in range(8):  # glass is easy: look for tissue, but take what comes in the end
-        y, x = rng.integers(region.shape[0] - side + 1), rng.integers(region.shape[1] - side + 1)
-        crop = region[y : y + side, x : x + side]
+    crop = draw_square(region, side, rng)
+    for _ in range(7):  # glass is easy: look for tissue, but take what comes in the end
         if tissue_share(crop[::4, ::4]) >= MIN_TISSUE:
             break
-    crop = np.rot90(crop[:, ::-1] if rng.random() < 0.5 else crop, rng.integers(4))
+        crop = draw_square(region, side, rng)
+    crop = np.rot90(crop[:, ::-1] if rng.random() < 0.5 else crop, int(rng.integers(4)))
     pixels = to_unit(crop)
     if side == size:
         return pixels
     return F.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
+
+
+def draw_square(region: np.ndarray, side: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw one square of a region, (side, side, 3)."""
+    y, x = rng.integers(region.shape[0] - side + 1), rng.integers(region.shape[1] - side + 1)
+    return region[y : y + side, x : x + side]
 
 
 def resharpen(pixels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:

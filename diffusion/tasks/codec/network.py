@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -28,7 +28,8 @@ class CodecNetwork(nn.Module):
 
     def __init__(self, vae: AutoencoderKL):
         super().__init__()
-        self.vae = vae.to(memory_format=torch.channels_last)
+        # Any: diffusers mistypes encode and decode, and hides torch's overloads of `to` behind a decorator
+        self.vae: Any = vae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def forward(self, pixels: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Encode, sample and decode.
@@ -48,7 +49,7 @@ def build_vae() -> AutoencoderKL:
     """Build the untrained network, with a posterior as narrow as it will become: with std 1 it learns little at first."""
     from diffusers import AutoencoderKL
 
-    vae = AutoencoderKL(
+    arguments: dict[str, Any] = dict(  # diffusers types those of blocks as tuples of one
         # Few channels at full resolution, where the time goes; many at an eighth, where the weights go.
         block_out_channels=(16, 32, 96, 112),
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -62,7 +63,10 @@ def build_vae() -> AutoencoderKL:
         use_post_quant_conv=False,
         sample_size=TILE,
     )
-    nn.init.constant_(vae.encoder.conv_out.bias[LATENT_CHANNELS:], 2 * math.log(INITIAL_STD))
+    vae = AutoencoderKL(**arguments)
+    bias = vae.encoder.conv_out.bias
+    assert bias is not None  # as all of its convolutions have
+    nn.init.constant_(bias[LATENT_CHANNELS:], 2 * math.log(INITIAL_STD))
     return vae
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -34,9 +34,6 @@ from diffusion.utils.errors import InputError
 from diffusion.utils.seeds import mix_seed
 from diffusion.utils.values import Count, Name, Names, NotNegative
 from diffusion.utils.weights import read_torch_file
-
-if TYPE_CHECKING:
-    pass
 
 DEMO_IMAGES = ("cmu_small_region.svs", "hgsc_nest.jpg", "hgsc_stromal_he.jpg")
 WIDE_CROPS_FROM = 0.75  # of all steps
@@ -104,7 +101,7 @@ class Codec(Task[CodecConfig]):
         vae = build_vae()
         if load_from is None:
             return CodecNetwork(vae), f"seed {self.config.seed}"
-        vae.load_state_dict(load_vae(load_from, torch.float32).state_dict())
+        vae.load_state_dict(load_vae(Path(load_from), torch.float32).state_dict())
         return CodecNetwork(vae), load_from
 
     def draw_randomness(self, batch: CropBatch) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,7 +27,10 @@ def change_units(vae: AutoencoderKL, regions: list[np.ndarray]) -> None:
     exact but for the decoder's zero padding at a picture's edge; the posterior's variance becomes one of each channel.
     """
     tiles = [tile.to(vae.device) for region in regions for tile in tissue_tiles(region)[:TILES_OF_A_REGION]]
-    posteriors = [vae.encode(tile).latent_dist for tile in tiles]
+    posteriors = [
+        vae.encode(tile).latent_dist  # pyright: ignore[reportAttributeAccessIssue] - a tuple only where asked for
+        for tile in tiles
+    ]
     channels = torch.cat([each.mean for each in posteriors]).transpose(0, 1).flatten(1).double()  # (16, positions)
     variance = torch.cat([each.var for each in posteriors]).double().mean(dim=(0, 2, 3))
     mean, covariance = channels.mean(dim=1), torch.cov(channels)
@@ -39,6 +42,7 @@ def change_units(vae: AutoencoderKL, regions: list[np.ndarray]) -> None:
     backward = torch.linalg.inv(forward)
 
     head, stem, count = vae.encoder.conv_out, vae.decoder.conv_in, LATENT_CHANNELS
+    assert head.bias is not None and stem.bias is not None  # as all of the network's convolutions have
     stem.bias += torch.einsum("oihw,i->o", stem.weight.double(), mean).float()
     stem.weight.copy_(torch.einsum("oihw,ij->ojhw", stem.weight.double(), backward))
     head.weight[:count] = torch.einsum("ij,jchw->ichw", forward, head.weight[:count].double()).float()
@@ -53,13 +57,19 @@ def sensitivity(vae: AutoencoderKL, latents: torch.Tensor, step: float = 0.05, s
 
     Latents (1, 16, h, w) are moved at every fourth position at once, far enough apart to answer singly.
     """
-    decoded, answers = vae.decode(latents).sample, []
+    decoded, answers = decode(vae, latents), []
     for channel in range(latents.shape[1]):
         moved = latents.clone()
         moved[:, channel, 1::spacing, 1::spacing] += step
-        answers.append((vae.decode(moved).sample - decoded).flatten().double() / step)
+        answers.append((decode(vae, moved) - decoded).flatten().double() / step)
     positions = latents[0, 0, 1::spacing, 1::spacing].numel()
     return torch.stack(answers) @ torch.stack(answers).T / positions
+
+
+def decode(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
+    """Decode latents (B, 16, h, w) to pixels (B, 3, 8h, 8w)."""
+    decoded: Any = vae.decode(latents)  # pyright: ignore[reportArgumentType] - any float tensor will do
+    return decoded.sample
 
 
 def square_root(matrix: torch.Tensor) -> torch.Tensor:

@@ -65,10 +65,9 @@ class SampleScores:
         self.numbers = [number % self.settings.count for number in range(first, first + each)]
         items = [first_readable_item(dataset, number, self.settings.count) for number in self.numbers]
         self.conditions = collate(items).condition
-        self.shown = [item.image for item in items[:SHOWN]]
-        self.real = Features.from_tensor(
-            self._gather([self._features(item.image) for item in items]), self.embedder.name
-        )
+        images = [item.image for item in items if item.image is not None]  # all: the set returns them
+        self.shown = images[:SHOWN]
+        self.real = Features.from_tensor(self._gather([self._features(image) for image in images]), self.embedder.name)
 
     def __call__(self, network: PixArt, logger: RunLogger, step: int) -> None:
         """Sample with a network in eval mode, score, and log scores and picture."""
@@ -144,15 +143,16 @@ def first_readable_item(dataset: PanCancerData | SkipBad, number: int, count: in
 
     Raises InputError when many in a row cannot.
     """
-    place, logged = number * len(dataset) // count, ""
+    place, logged, reason = number * len(dataset) // count, "", ""
     for shift in range(PROBES):
         item = dataset[Draw((place + shift) % len(dataset), mix_seed(SEED, number))]
         if isinstance(item, PatchItem):
             return item
+        reason = item.reason
         if item.name != logged:
-            log.warning("not scored: %s: %s", item.name, item.reason)
+            log.warning("not scored: %s: %s", item.name, reason)
             logged = item.name
-    raise InputError(f"none of {PROBES} items in a row can be read to score samples against; the last: {item.reason}")
+    raise InputError(f"none of {PROBES} items in a row can be read to score samples against; the last: {reason}")
 
 
 def score_steps(every: int | None, total_steps: int) -> set[int]:

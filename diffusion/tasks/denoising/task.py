@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -86,7 +86,8 @@ class Denoising(Task[Config]):
 
     def draw_randomness(self, batch: PatchBatch) -> SampleRandomness:
         """Draw the noise of a batch, and uniform numbers that choose timesteps and dropped conditions."""
-        return draw_randomness(batch.seeds, batch.latents.shape[1:], batch.latents.device)
+        seeds = cast(list[int], batch.seeds)  # training takes samples by Draws, each with its seed
+        return draw_randomness(seeds, batch.latents.shape[1:], batch.latents.device)
 
     def draw_noise(self, randomness: SampleRandomness) -> BatchNoise:
         """Choose timesteps, by what the sampler has learned, and dropped conditions."""
@@ -102,8 +103,11 @@ class Denoising(Task[Config]):
             return
         pairs = [torch.stack([noise.timestep, losses["loss"].detach() / noise.weight], 1) for noise, losses in steps]
         # batches without their bad items are not equally long; NaN losses count for nothing
-        padded = accelerator.pad_across_processes(torch.cat(pairs), pad_index=math.nan)
-        gathered = accelerator.gather(padded).cpu()
+        padded = accelerator.pad_across_processes(
+            torch.cat(pairs),
+            pad_index=math.nan,  # pyright: ignore[reportArgumentType] - typed as an int, and any number will do
+        )
+        gathered = cast(torch.Tensor, accelerator.gather(padded)).cpu()
         self.timesteps.update(gathered[:, 0].nan_to_num().long(), gathered[:, 1])
 
     def state_dict(self) -> dict[str, Any]:
@@ -126,7 +130,7 @@ class Denoising(Task[Config]):
     def select_matrices(self, network: PixArt) -> list[nn.Parameter]:
         """Return the linear maps of the blocks and of the condition's embedder."""
         hidden = [module for part in (network.blocks, network.y_embedder) for module in part.modules()]
-        return [module.weight for module in hidden if isinstance(module, nn.Linear)]
+        return [cast(nn.Parameter, module.weight) for module in hidden if isinstance(module, nn.Linear)]
 
     def compile(self, network: PixArt) -> None:
         """Compile the blocks, which share one graph."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
+from torch import nn
 
 from diffusion.components import check_dataset_tokens
 from diffusion.config.settings import Config
@@ -14,7 +15,6 @@ from diffusion.data.batch import collate
 from diffusion.data.datasets.pan_cancer import build_dataset
 from diffusion.data.sampler import Draw
 from diffusion.encoders.latents import LatentScale
-from diffusion.guidance import Network
 from diffusion.schedule import TIMESTEPS
 from diffusion.tasks.denoising.losses import BatchLosses, BatchNoise, draw_randomness
 from diffusion.utils.seeds import mix_seed
@@ -46,22 +46,22 @@ class Validation:
         self.dataset = build_dataset(**config.validation_arguments)
         check_dataset_tokens(self.dataset, config.model_max_length, config.caption_channels)
 
-    def __call__(self, network: Network, logger: RunLogger, step: int) -> None:
+    def __call__(self, network: nn.Module, logger: RunLogger, step: int) -> None:
         """Compute the losses of a network in eval mode, and log them."""
         losses = self.compute(network)
         log.info("step %d: validation %s", step, logger.format_losses(losses))
         logger.curves("validation", losses, step)
 
     @torch.no_grad()
-    def compute(self, network: Network) -> dict[str, float]:
+    def compute(self, network: nn.Module) -> dict[str, float]:
         """Return the losses of a network in eval mode; all processes share the samples, and call this together."""
         sums: dict[str, torch.Tensor] = {}
         for numbers in self._shares():
             for name, loss in self._losses(network, numbers).items():
                 is_counted = torch.tensor([number < self.count for number in numbers], device=loss.device)
                 sums[name] = sums.get(name, 0) + torch.where(is_counted, loss, 0).sum()
-        totals = self.accelerator.reduce(torch.stack(list(sums.values())), "sum") / self.count
-        return dict(zip(sums, totals.tolist(), strict=True))
+        totals = cast(torch.Tensor, self.accelerator.reduce(torch.stack(list(sums.values())), "sum"))
+        return dict(zip(sums, (totals / self.count).tolist(), strict=True))
 
     def _shares(self) -> list[list[int]]:
         """Return this process's samples in batches: as many as any other's, which a sharded network needs, so some too many."""
@@ -70,7 +70,7 @@ class Validation:
         own = list(range(first, first + each))
         return [own[i : i + self.batch_size] for i in range(0, each, self.batch_size)]
 
-    def _losses(self, network: Network, numbers: list[int]) -> dict[str, torch.Tensor]:
+    def _losses(self, network: nn.Module, numbers: list[int]) -> dict[str, torch.Tensor]:
         device, length = self.accelerator.device, len(self.dataset)
         seeds = [mix_seed(SEED, number) for number in numbers]
         places = [number % self.count * length // self.count for number in numbers]

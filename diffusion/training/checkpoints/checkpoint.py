@@ -68,8 +68,9 @@ def save_file(content: Any, path: Path, with_manifest: bool = False) -> None:
     """
     with atomic_write(path) as temporary:
         with open(temporary, "wb") as file:
-            counted = _HashingFile(file) if with_manifest else file
-            torch.save(content, counted)
+            counted = _HashingFile(file)
+            target: Any = counted if with_manifest else file  # torch.save is typed for io's files alone
+            torch.save(content, target)
             file.flush()
             os.fsync(file.fileno())
         if with_manifest:  # before the checkpoint, so that there is none without

@@ -96,12 +96,12 @@ def nearest_mix(profiles: np.ndarray, target: tuple[float, float]) -> tuple[np.n
     EDM2, algorithm 3, but with factors that sum to 1, by a Lagrange multiplier: then weights that never moved come out
     as they are, however few the snapshots. The second answer is the distance over the norm of the profile wanted.
     """
-    target = np.array([target], dtype=np.float64)
+    wanted = np.array([target], dtype=np.float64)
     products = inner_products(profiles, profiles)
     norms = np.sqrt(products.diagonal())  # of very different size: early profiles are high and narrow
     products = products / norms[:, None] / norms
-    norm_wanted = np.sqrt(inner_products(target, target).item())
-    with_wanted = inner_products(profiles, target)[:, 0] / norms / norm_wanted
+    norm_wanted = np.sqrt(inner_products(wanted, wanted).item())
+    with_wanted = inner_products(profiles, wanted)[:, 0] / norms / norm_wanted
     ones = (norms.min() / norms)[:, None]  # the constraint in the scaled unknowns, to about 1
     system = np.block([[products, ones], [ones.T, np.zeros((1, 1))]])
     scaled = np.linalg.solve(system, np.append(with_wanted, norms.min() / norm_wanted))[:-1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -46,9 +46,10 @@ class Meter:
         means = torch.stack(
             [self.sums.get(name, torch.zeros((), device=self.accelerator.device)) for name in self.losses]
         )
-        means = self.accelerator.reduce(means / self.batches if self.batches else means * float("nan"), "mean").tolist()
+        means = self.accelerator.reduce(means / self.batches if self.batches else means * float("nan"), "mean")
+        numbers = cast(torch.Tensor, means).tolist()  # waits for the device, which the time is to include
         seconds = time.perf_counter() - self.since
-        values = dict(zip(self.losses, means, strict=True))
+        values = dict(zip(self.losses, numbers, strict=True))
         values |= {"samples_per_second": self.steps * global_batch / seconds, "data_wait": self.waited / seconds}
         values |= {"memory_gb": peak_memory(self.accelerator.device) / 1e9}
         self._reset()

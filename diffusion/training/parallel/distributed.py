@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 
@@ -13,6 +13,7 @@ from diffusion.utils.errors import InputError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from torch.distributed import ProcessGroup
 
 Answer = TypeVar("Answer")
 
@@ -26,7 +27,8 @@ class AllReduceMax:
     def __init__(self, accelerator: Accelerator):
         self._alone = accelerator.num_processes == 1
         on_host = self._alone or torch.distributed.get_backend() == "gloo"
-        self._group = None if on_host else torch.distributed.new_group(backend="gloo")
+        group = None if on_host else torch.distributed.new_group(backend="gloo")
+        self._group = cast("ProcessGroup | None", group)  # a number only in processes that it leaves out
 
     def __call__(self, values: Sequence[float]) -> list[float]:
         """To be called by all processes together."""

@@ -31,6 +31,7 @@ def sharding_arguments(config: TrainingConfig, cpu: bool, layers: Sequence[str])
     state = PartialState(cpu=cpu)
     if state.num_processes == 1:
         return {}
+    assert state.device is not None  # chosen with the first PartialState
     if state.device.type == "cpu":  # where accelerate would drop the plugin without a word
         state.distributed_type = DistributedType.MULTI_GPU
     plugin = FullyShardedDataParallelPlugin(  # what is not said here comes from the launcher

@@ -5,8 +5,9 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Callable
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -36,7 +37,7 @@ class PreemptionHandler:
         self._deadline = None if time_limit is None else time.monotonic() + 60 * time_limit
         self._signal: int | None = None
         self.before_first_step = True
-        self._before: dict[int, object] = {}
+        self._before: dict[int, Callable[[int, FrameType | None], Any] | int | None] = {}
 
     def __enter__(self) -> PreemptionHandler:
         if threading.current_thread() is threading.main_thread():  # Python lets no other set handlers
