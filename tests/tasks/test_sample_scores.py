@@ -106,13 +106,13 @@ def test_pictures_are_read_once_and_bad_ones_are_passed_over(feature_root, score
     write_index(index_path(feature_root, "test.hdf5"), {"set_1024": held_out})
     names[1].write_bytes(b"no picture")
     forgiving = dict(data=dataclasses.replace(scored["data"], on_error="skip", max_bad_fraction=1.0))
-    given = SampleScores.__call__
+    given = SampleScores.compute
 
     def without_pictures(self, network):
         names[2].unlink(missing_ok=True)
         return given(self, network)
 
-    monkeypatch.setattr(SampleScores, "__call__", without_pictures)
+    monkeypatch.setattr(SampleScores, "compute", without_pictures)
     evaluation = dataclasses.replace(scored["evaluation"], count=3)  # the first two are in the broken picture
     with pytest.raises(InputError, match="is not a readable image"):
         train(settings(feature_root, **scored | dict(evaluation=evaluation)), tmp_path / "strict", cpu=True)
@@ -139,8 +139,8 @@ def test_samples_that_are_not_finite_have_no_score(feature_root, scored, tmp_pat
 
 def test_when_samples_are_scored(feature_root):
     config = settings(feature_root, eval_steps=40, max_steps=100)
-    assert score_steps(config, plan_run(config, 48, 1).total_steps) == {0, 40, 80, 100}
-    assert score_steps(settings(feature_root), 100) == set()
+    assert score_steps(config.eval_steps, plan_run(config, 48, 1).total_steps) == {0, 40, 80, 100}
+    assert score_steps(settings(feature_root).eval_steps, 100) == set()
 
 
 def test_what_scoring_lacks_is_told_before_anything_is_written(feature_root, scored, tmp_path):

@@ -132,12 +132,12 @@ def test_a_damaged_newest_is_told_and_the_one_before_taken(tmp_path, caplog, har
 def test_a_named_checkpoint_is_known_by_its_content(tmp_path):
     """A run goes on from where it has come, also when what it was begun from lies elsewhere now; not from another one."""
     other, moved = write(state(2), tmp_path / "other"), tmp_path / "moved" / "step_00000002.ckpt"
-    named = resume_origin(Config(resume_from=str(other)), other, False, {})
+    named = resume_origin(str(other), other, False, {})
     own = write_checkpoint(state(3), tmp_path / "run", export(state(3)))
     mark_latest(own, named)
     shutil.move(other.parent, moved.parent)
     assert choose_checkpoint(Config(resume_from=str(moved)), tmp_path / "run", fresh=False) == (own, True)
-    assert resume_origin(Config(), own, True, named) == named
+    assert resume_origin(None, own, True, named) == named
     changed = write({**state(2), "model": {"w": torch.ones(1000)}}, tmp_path / "changed")
     assert choose_checkpoint(Config(resume_from=str(changed)), tmp_path / "run", fresh=False) == (changed, False)
 
