@@ -27,7 +27,7 @@ ALLOWED = {
     "components": {"config", "data", "encoders"},
     "workdir": {"config", "data", "model", "encoders"},
     "generation": {"condition", "data", "encoders", "guidance", "sampling", "panorama", "components", "workdir"},
-    "training": {"config", "data", "model", "optim", "workdir"},
+    "training": {"config", "data", "optim", "workdir"},
     "tasks": {
         *("config", "data", "encoders", "model", "evaluation", "training", "components", "condition"),
         *("schedule", "timesteps", "objective", "sampling"),

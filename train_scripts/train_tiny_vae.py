@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clon
 
 from diffusion.cli.parser import positive_int, run, tool_parser
 from diffusion.training.parallel.preemption import EXIT_CODE
-from diffusion.utils.hardware import prepare_device
+from diffusion.utils.hardware import has_bf16, prepare_device
 
 
 def main() -> int:
@@ -33,11 +34,16 @@ def main() -> int:
         train_batch_size=args.batch,
         crop=args.crop,
         seed=args.seed,
+        mixed_precision="bf16" if has_bf16(device) else "no",
     )
     work_dir = args.work_dir or args.out.with_name(f"{args.out.name}.run")
     lines = list(train_codec(config, work_dir, args.out, device))
+    if not lines:
+        return EXIT_CODE
+    if args.work_dir is None:  # the same command trains again
+        shutil.rmtree(work_dir)
     print("\n".join(lines))
-    return 0 if lines else EXIT_CODE
+    return 0
 
 
 def parse_args() -> argparse.Namespace:
@@ -46,7 +52,9 @@ def parse_args() -> argparse.Namespace:
         "--source", type=Path, help="folder that tools/fetch_demo_data.py filled [ROOT/data/demo/source]"
     )
     parser.add_argument("--out", type=Path, default=Path("asset/tiny_vae"), help="diffusers folder to write")
-    parser.add_argument("--work-dir", type=Path, help="where checkpoints and curves go [OUT with .run appended]")
+    parser.add_argument(
+        "--work-dir", type=Path, help="where checkpoints go, and stay [OUT with .run appended, until OUT is written]"
+    )
     parser.add_argument("--steps", type=positive_int, default=7500, help="optimizer steps")
     parser.add_argument("--init", type=Path, help="a folder of such weights to go on from, with another --seed")
     parser.add_argument("--batch", type=positive_int, default=8, help="crops per step")

@@ -82,7 +82,8 @@ def load_weights(path: str | Path, ema: bool = True, positions: bool = True) -> 
     if is_diffusers:
         metadata = metadata or read_diffusers_config(file.with_name("config.json"))
         tensors = _official_names(tensors, path)
-    arguments = {name: value for name, value in metadata.items() if name != PREDICTION_TYPE}
+    # how attention is computed is up to who opens the weights, not to who trained them
+    arguments = {name: value for name, value in metadata.items() if name not in (PREDICTION_TYPE, "fp32_attention")}
     if not arguments.keys() >= SHAPING:  # a foreign file, whose tensors have to show it
         inferred = infer_architecture(tensors, path)
         if (is_diffusers or "pos_embed" not in tensors) and has_cond_positions(inferred):

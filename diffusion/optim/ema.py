@@ -22,6 +22,9 @@ class EMA:
     """
 
     def __init__(self, model: nn.Module, decay: float):
+        """Begin at the network's weights. Raises ValueError for parameters of two names, which a swap would exchange twice."""
+        if len(list(model.named_parameters())) != len(list(model.named_parameters(remove_duplicate=False))):
+            raise ValueError("the network ties parameters together: an average of them is not supported")
         self.decay = decay
         self.tensors = {name: tensor.detach().clone() for name, tensor in trained_state(model).items()}
 

@@ -28,10 +28,13 @@ NUMERIC_VARIABLES = (
 DETERMINISTIC_WORKSPACES = (":4096:8", ":16:8")  # what cuBLAS asks for
 
 
-def start_accelerator(config: TrainingConfig, cpu: bool, sharded_layers: Sequence[str] = ()) -> Accelerator:
+def start_accelerator(
+    config: TrainingConfig, cpu: bool, sharded_layers: Sequence[str] = (), unused_parameters: bool = False
+) -> Accelerator:
     """Return an Accelerator with the config's settings; every one that accelerate else reads from variables is given.
 
-    sharded_layers: class names of the layers that FSDP shards one by one.
+    sharded_layers: class names of the layers that FSDP shards one by one; unused_parameters: whether a step may leave some
+    without a gradient.
 
     Raises InputError for variables that ask for what is not served, or that accelerate cannot read.
     """
@@ -56,7 +59,9 @@ def start_accelerator(config: TrainingConfig, cpu: bool, sharded_layers: Sequenc
                 backend=DynamoBackend.NO, mode="default", fullgraph=False, use_regional_compilation=False
             ),
             # the only buffers are constants, equal in all processes from the start
-            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=unused_parameters)
+            ],
             **sharding_arguments(config, cpu, sharded_layers),
         )
     except InputError:

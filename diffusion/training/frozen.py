@@ -6,7 +6,7 @@ beside the trained one, such as the base under an adapter, stay where they are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from diffusion.utils.content import fingerprint_tensors
-from diffusion.utils.errors import InputError, MissingError
-from diffusion.utils.files import atomic_write
+from diffusion.utils.errors import InputError
+from diffusion.utils.files import atomic_write, flush_to_disk
+from diffusion.utils.weights import read_safetensors
 
 SHOWN_DIGITS = 16  # of the hash, in file names
 
@@ -39,59 +40,62 @@ class FrozenNetwork:
 
 
 @dataclass(frozen=True)
-class FrozenWeights:
+class FrozenParameters:
     """A network's parameters that are not trained, on the CPU; of a network that is trained wholly, none."""
 
     tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
     fingerprint: str = ""
 
     @staticmethod
-    def of(network: nn.Module) -> FrozenWeights:
+    def of(network: nn.Module) -> FrozenParameters:
         """Collect a network's frozen parameters; called by all processes before the network is sharded."""
         names = [name for name, parameter in network.named_parameters() if not parameter.requires_grad]
         state = network.state_dict()
         tensors = {name: state[name].detach().cpu().clone() for name in names}
-        return FrozenWeights(tensors, fingerprint_tensors(tensors) if tensors else "")
+        return FrozenParameters(tensors, fingerprint_tensors(tensors) if tensors else "")
 
     def describe(self) -> dict[str, Any] | None:
         """Return what a checkpoint says of them: the file beside it, and the hash of the tensors."""
         return {"file": self._name, "fingerprint": self.fingerprint} if self.tensors else None
 
     def save(self, folder: Path) -> None:
-        """Write them into a checkpoints folder, unless they are there already."""
-        if not self.tensors or (folder / self._name).is_file():
+        """Write them into a checkpoints folder, unless they are there already, whole. Raises OSError."""
+        if not self.tensors:
+            return
+        path = folder / self._name
+        if path.is_file() and self._is_whole(path):
             return
         from safetensors.torch import save_file
 
-        with atomic_write(folder / self._name) as temporary:
+        with atomic_write(path) as temporary:
             save_file({name: tensor.contiguous() for name, tensor in self.tensors.items()}, temporary)
+            flush_to_disk(temporary)  # a checkpoint that names it is written after it
+        flush_to_disk(folder)
 
-    def select_trained(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return a state dict without them."""
-        return {name: tensor for name, tensor in tensors.items() if name not in self.tensors}
+    def _is_whole(self, path: Path) -> bool:
+        try:
+            return fingerprint_tensors(read_safetensors(path)) == self.fingerprint
+        except InputError:
+            return False
 
     @property
     def _name(self) -> str:
         return f"frozen_{self.fingerprint[:SHOWN_DIGITS]}.safetensors"
 
 
-def restore_frozen(saved: dict[str, Any], checkpoint: Path) -> dict[str, Any]:
-    """Return a checkpoint's content with its frozen weights among the model's and the averaged ones.
+def freeze_parameters(network: nn.Module, parts: Sequence[str], name: str) -> None:
+    """Freeze the parameters of some parts of a network, which messages call by `name`.
 
-    Raises MissingError when their file is not beside the checkpoint, InputError when its tensors have changed.
+    Raises InputError for a part without parameters, and when nothing is left to train.
     """
-    described = saved.get("frozen")
-    if described is None:
-        return saved
-    from safetensors.torch import load_file
-
-    path = checkpoint.parent / Path(described["file"]).name
-    if not path.is_file():
-        raise MissingError(f"{checkpoint} needs its frozen weights, and there is no {path}; put that file back")
-    tensors = load_file(path)
-    if fingerprint_tensors(tensors) != described["fingerprint"]:
-        raise InputError(f"{path} is not what {checkpoint} was trained with: its weights have changed; put them back")
-    return {**saved, "model": {**tensors, **saved["model"]}, "ema": {**tensors, **saved["ema"]}}
+    for part in parts:
+        parameters = [weight for key, weight in network.named_parameters() if f"{key}.".startswith(f"{part}.")]
+        if not parameters:
+            raise InputError(f"freeze {part!r}: {name} has no part of that name with weights")
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise InputError(f"freeze {tuple(parts)}: nothing is left to train")
 
 
 def check_frozen_networks(saved: Mapping[str, Any], networks: Mapping[str, FrozenNetwork], source: Path) -> None:

@@ -17,9 +17,9 @@ from diffusion.training.checkpoints.checkpoint import (
     load_checkpoint,
     read_latest,
 )
-from diffusion.training.frozen import restore_frozen
 from diffusion.training.plan import Plan
 from diffusion.utils.errors import InputError
+from diffusion.utils.weights import restore_frozen
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +55,9 @@ def choose_checkpoint(config: TrainingConfig, work_dir: Path, fresh: bool) -> tu
 def open_checkpoint(path: Path, task: str, optimizer: str) -> dict[str, Any]:
     """Read the state to resume, with its frozen weights. Raises InputError for that of another task or optimizer."""
     state = load_checkpoint(path)
-    if state.get("task", FIRST_TASK) != task:
-        raise InputError(f"{path} is of a run that trains {state['task']}, the config trains {task}")
+    saved_task = state.get("task", FIRST_TASK)
+    if saved_task != task:
+        raise InputError(f"{path} is of a run that trains {saved_task}, the config trains {task}")
     if state["optimizer_type"] != optimizer:
         raise InputError(f"{path} is of a run with {state['optimizer_type']}, the config has {optimizer}")
     return restore_frozen(state, path)

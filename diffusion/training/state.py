@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from diffusion.config.settings import TrainingConfig
 from diffusion.optim.build import group_parameters
 from diffusion.optim.ema import EMA, PowerEMA, trained_state
-from diffusion.training.frozen import FrozenNetwork, FrozenWeights, describe_frozen_networks
+from diffusion.training.frozen import FrozenNetwork, FrozenParameters, describe_frozen_networks
 from diffusion.training.monitoring.meters import BadItems, Meter, redistribute_meters
 from diffusion.training.task import Task
 from diffusion.utils.errors import InputError
@@ -46,7 +46,7 @@ class RunState:
     meter: Meter
     bad_items: BadItems
     power_ema: PowerEMA
-    frozen: FrozenWeights
+    frozen: FrozenParameters
     frozen_networks: Mapping[str, FrozenNetwork]
     step: int = 0
     position: int = 0
@@ -67,6 +67,7 @@ class RunState:
         if finite and not self.accelerator.optimizer_step_was_skipped:
             self.lr_schedule.step()
             self.ema.update(self.model)
+            self.task.after_step(self.model, self.ema)
             self.skipped_in_a_row = 0
         else:
             self.skipped += 1
@@ -87,17 +88,17 @@ class RunState:
 
         self.bad_items.synchronise()
         scaler, keep = self.accelerator.scaler, self.accelerator.is_main_process
-        return {
+        entries = {**self.task.state_dict(), **self.metadata()}
+        state = {
             "task": self.task.name,
             "model": gather_full(trained_state(self.model), keep),
             "ema": gather_full(self.ema.tensors, keep),
             "power_ema": gather_full(self.power_ema.state_dict(), keep),
             "frozen": self.frozen.describe(),
             "frozen_networks": describe_frozen_networks(self.frozen_networks),
-            **self.task.state_dict(),
-            **self.metadata(),
             "optimizer_type": self.config.optimizer.type,
             "optimizer": gather_full(self.optimizer.state_dict(), keep),
+            "optimizer_names": self._optimizer_names(),
             "lr_schedule": self.lr_schedule.state_dict(),
             "scaler": scaler.state_dict() if scaler is not None else None,
             "step": self.step,
@@ -109,15 +110,19 @@ class RunState:
             "data": self.data,
             "processes": gather_object([self._process_state()]),
         }
+        if entries.keys() & state.keys():
+            raise ValueError(
+                f"{self.task.name} names entries of the run itself: {sorted(entries.keys() & state.keys())}"
+            )
+        return state | entries
 
     def metadata(self) -> dict[str, Any]:
         """Return what files of weights say of the network."""
         return self.task.metadata(self.model)
 
-    def export(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the content of a file of averaged weights to use, from a state of this run."""
-        weights = {**self.frozen.tensors, **state["ema"]}
-        return self.task.export(weights, {**self.metadata(), "step": state["step"]})
+    def export(self, state: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the content of a file of averaged weights to use, from a state of this run and its metadata."""
+        return self.task.export(state["ema"], self.frozen.tensors, {**metadata, "step": state["step"]})
 
     def load(self, saved: dict[str, Any]) -> None:
         """Restore a state; the network's weights, from which the rest is built, are loaded already.
@@ -127,7 +132,7 @@ class RunState:
         self.ema.load(saved["ema"])
         self.power_ema.load_state_dict(saved["power_ema"])
         self.task.load_state_dict(saved)
-        self._load_optimizer(saved["optimizer"])
+        self._load_optimizer(saved["optimizer"], saved.get("optimizer_names"))
         self._load_lr_schedule(saved["lr_schedule"])
         if self.accelerator.scaler is not None and saved["scaler"] is not None:
             self.accelerator.scaler.load_state_dict(saved["scaler"])
@@ -143,10 +148,10 @@ class RunState:
         else:  # their losses are redistributed; their generators, which training does not draw from, are dropped
             self.meter.load_state_dict(redistribute_meters([process["meter"] for process in processes], count))
 
-    def _load_optimizer(self, saved: dict[str, Any]) -> None:
+    def _load_optimizer(self, saved: dict[str, Any], names: list[list[str]] | None) -> None:
         settings = [{key: group[key] for key in group if key != "params"} for group in self.optimizer.param_groups]
         try:
-            state = shard_optimizer_state(self._select_trained(saved), self.optimizer)
+            state = shard_optimizer_state(self._match_parameters(saved, names), self.optimizer)
             if len(state["param_groups"]) != len(settings):
                 raise ValueError(f"{len(state['param_groups'])} groups instead of {len(settings)}")
             # ours must be in it: by `fused` torch decides whether its counts of steps go to the GPU
@@ -157,8 +162,30 @@ class RunState:
                 f"the checkpoint's optimizer groups other parameters than this one ({error}); start a new run"
             ) from None
 
-    def _select_trained(self, saved: dict[str, Any]) -> dict[str, Any]:
-        """Drop the frozen parameters from an optimizer's state, where older versions kept them."""
+    def _optimizer_names(self) -> list[list[str]]:
+        """Return the names of the optimizer's parameters by group."""
+        names = {id(parameter): name for name, parameter in self.model.named_parameters()}
+        return [[names[id(parameter)] for parameter in group["params"]] for group in self.optimizer.param_groups]
+
+    def _match_parameters(self, saved: dict[str, Any], names: list[list[str]] | None) -> dict[str, Any]:
+        """Return an optimizer's state with the parameters of today: frozen ones are dropped, others begin without a state."""
+        if names is None:
+            return self._drop_frozen(saved)
+        numbers = {
+            name: number
+            for group, group_names in zip(saved["param_groups"], names, strict=True)
+            for number, name in zip(group["params"], group_names, strict=True)
+        }
+        current = [name for group in self._optimizer_names() for name in group]
+        state = {
+            new: saved["state"][numbers[name]]
+            for new, name in enumerate(current)
+            if numbers.get(name) in saved["state"]
+        }
+        return {"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]}
+
+    def _drop_frozen(self, saved: dict[str, Any]) -> dict[str, Any]:
+        """Drop the frozen parameters from the state of an older version, which had them in the optimizer, without names."""
         everything = group_parameters(self.model, self.config.optimizer.type, self.task.select_matrices(self.model))
         groups = saved["param_groups"]
         if [len(group["params"]) for group in groups] != [len(parameters) for parameters in everything]:

@@ -18,6 +18,8 @@ from torch import nn
 from diffusion.config.settings import TrainingConfig
 from diffusion.data.batch import Batch
 from diffusion.data.sampler import Draw
+from diffusion.optim.build import build_optimizer
+from diffusion.optim.ema import EMA
 from diffusion.training.frozen import FrozenNetwork
 from diffusion.utils.errors import InputError
 
@@ -57,16 +59,19 @@ class Evaluation(Protocol):
 class Task(ABC, Generic[ConfigType]):
     """What a run trains. A subclass defines the four abstract methods, and of the others those whose default does not fit.
 
-    Where a method takes Any, a subclass may say what it is: the network and the data set that it builds, its own batches.
+    Its methods may narrow `Any`: the network is the one that it builds, the data set likewise, batches those that it collates.
 
     name: what checkpoints call the task, so that no run goes on as another. losses: names of the values that
     `compute_losses` returns, in the order of the log; the first is what is minimised. sharded_layers: class names of the
-    layers that FSDP shards one by one. max_bad_fraction: share of samples that may be unreadable (`Batch.bad`).
+    layers that FSDP shards one by one. unused_parameters: whether a step may leave trained parameters without a gradient,
+    for which several processes otherwise wait; buffers are not synchronised between processes. max_bad_fraction: share of
+    samples that may be unreadable (`Batch.bad`). A task is built for one run, from the config that it is trained with.
     """
 
     name: ClassVar[str]
     losses: ClassVar[tuple[str, ...]] = ("loss",)
     sharded_layers: ClassVar[tuple[str, ...]] = ()
+    unused_parameters: ClassVar[bool] = False
     max_bad_fraction: float = 0.0
 
     def __init__(self, config: ConfigType):
@@ -112,8 +117,11 @@ class Task(ABC, Generic[ConfigType]):
     def update(self, steps: Sequence[tuple[Any, dict[str, torch.Tensor]]], accelerator: Accelerator) -> None:
         """Learn from a step's losses: the noise and the losses of each of its batches. For all processes together."""
 
+    def after_step(self, network: Any, ema: EMA) -> None:
+        """Act on an optimizer step that was taken, such as by moving a target network. No gradients are there any more."""
+
     def state_dict(self) -> dict[str, Any]:
-        """Return what `update` has learned, as entries of a checkpoint."""
+        """Return the task's own state, such as what `update` has learned, as entries of a checkpoint."""
         return {}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -130,12 +138,18 @@ class Task(ABC, Generic[ConfigType]):
         except RuntimeError as error:
             raise InputError(f"{source} is of another network: {' '.join(str(error).split())}") from None
 
-    def export(self, weights: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the content of a file of averaged weights to use, `last_ema.ckpt`; weights: frozen ones among them."""
-        return {"state_dict": dict(weights), **metadata}
+    def export(
+        self, averaged: Mapping[str, torch.Tensor], frozen: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Return the content of a file of averaged weights to use, `last_ema.ckpt`; by default with the frozen parameters."""
+        return {"state_dict": {**frozen, **averaged}, **metadata}
 
     def frozen_networks(self) -> Mapping[str, FrozenNetwork]:
-        """Return networks that the losses use and nothing changes; a run is refused when their weights have changed."""
+        """Return networks that the losses use and nothing changes; a run is refused when their weights have changed.
+
+        The trainer moves them to the device, under its precision; every process has all of them. The task keeps references
+        of its own.
+        """
         return {}
 
     # ---- how it is trained
@@ -144,6 +158,10 @@ class Task(ABC, Generic[ConfigType]):
         """Return the hidden weight matrices, whose updates Muon orthogonalizes; all others get AdamW."""
         linear = [module for module in network.modules() if isinstance(module, nn.Linear)]
         return [cast(nn.Parameter, module.weight) for module in linear]
+
+    def build_optimizer(self, network: Any, lr: float) -> torch.optim.Optimizer:
+        """Build the config's optimizer of the trained parameters."""
+        return build_optimizer(network, self.config.optimizer, lr, self.select_matrices(network))
 
     def compile(self, network: Any) -> None:
         """Compile the network in place."""

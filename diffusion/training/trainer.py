@@ -23,7 +23,6 @@ from diffusion.config.settings import TrainingConfig
 from diffusion.data.loader import iterate_batches, training_loader
 from diffusion.data.sampler import BatchStream
 from diffusion.formats import CHECKPOINTS_DIR, CONFIG_FILE
-from diffusion.optim.build import build_optimizer
 from diffusion.optim.ema import EMA, PowerEMA
 from diffusion.optim.lr_schedule import build_lr_schedule
 from diffusion.training.checkpoints.async_saver import Saver
@@ -34,7 +33,7 @@ from diffusion.training.checkpoints.checkpoint import (
     read_latest,
 )
 from diffusion.training.environment import environment_notes, start_accelerator
-from diffusion.training.frozen import FrozenWeights, check_frozen_networks
+from diffusion.training.frozen import FrozenParameters, check_frozen_networks, freeze_parameters
 from diffusion.training.monitoring.meters import BadItems, Meter
 from diffusion.training.monitoring.periodic_evaluation import PeriodicEvaluation
 from diffusion.training.monitoring.run_log import RunLogger, check_reports
@@ -218,9 +217,11 @@ def prepare(
     processes: how many the plan is for; None: as many as there are. For all processes together.
     Raises InputError for settings that the environment, the data, the device or the work dir contradict.
     """
+    if config != task.config:
+        raise ValueError("the config is not the task's own: build the task from the config to train with")
     # ---- processes and precision
     config = resolve_precision(config, cpu)
-    accelerator = start_accelerator(config, cpu, task.sharded_layers)
+    accelerator = start_accelerator(config, cpu, task.sharded_layers, task.unused_parameters)
     check_reports(config.report_to)
     on_main(accelerator, lambda: check_work_dir(work_dir))
 
@@ -256,15 +257,17 @@ def start_run(
     """Return the state of a new run or of a saved one, the network as processes share it, and where its weights are from."""
     torch.manual_seed(config.seed)  # the same initial weights in every process
     model, weights_from = task.build_network(None if saved else config.load_from)
+    freeze_parameters(model, config.freeze, task.description[0])
     if saved is not None and checkpoint is not None:
         task.load_weights(model, saved, checkpoint)
-    frozen, frozen_networks = FrozenWeights.of(model), task.frozen_networks()
+    frozen, frozen_networks = FrozenParameters.of(model), task.frozen_networks()
     model.to(accelerator.device)
     for beside in frozen_networks.values():
         beside.network.to(accelerator.device)
+        beside.network.forward = accelerator.autocast()(beside.network.forward)
     if config.compile:
         task.compile(model)
-    optimizer = build_optimizer(model, config.optimizer, plan.lr, task.select_matrices(model))
+    optimizer = task.build_optimizer(model, plan.lr)
     warmup = config.lr_schedule_args.num_warmup_steps
     # not prepared: it counts optimizer steps
     lr_schedule = build_lr_schedule(optimizer, config.lr_schedule, warmup, plan.total_steps)

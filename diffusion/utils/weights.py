@@ -12,7 +12,7 @@ import zipfile
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from diffusion.utils.content import fingerprint_file, recognise_placeholder
+from diffusion.utils.content import fingerprint_file, fingerprint_tensors, recognise_placeholder
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.state_dicts import is_state_dict
 from diffusion.utils.text import abbreviate, read_json
@@ -78,6 +78,30 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
         raise InputError(f"{path} cannot be read ({error.strerror or error})") from None
 
 
+def restore_frozen(content: Any, path: Path) -> Any:
+    """Return a checkpoint's content with the frozen weights that it names among its trained and its averaged ones.
+
+    Their file lies beside the checkpoint, or one folder above, where an archived one came from. Other content is returned
+    as it is. Raises MissingError when the file is not there, InputError when its tensors have changed.
+    """
+    described = content.get("frozen") if isinstance(content, dict) else None
+    if not isinstance(described, dict) or "fingerprint" not in described:
+        return content
+    name = Path(str(described.get("file"))).name
+    places = [folder / name for folder in (path.parent, path.parent.parent)]
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        raise MissingError(f"{path} needs its frozen weights, and there is no {places[0]}; put that file back")
+    tensors = read_safetensors(file)
+    if fingerprint_tensors(tensors) != described["fingerprint"]:
+        raise InputError(f"{file} is not what {path} was trained with: its weights have changed; put them back")
+    restored = {**content, **{part: {**tensors, **content[part]} for part in ("model", "ema") if part in content}}
+    if "power_ema" in content:
+        averages = {length: {**tensors, **average} for length, average in content["power_ema"]["averages"].items()}
+        restored["power_ema"] = {**content["power_ema"], "averages": averages}
+    return restored
+
+
 def is_safetensors(path: Path) -> bool:
     """Tell safetensors from torch files by their first bytes; by the suffix where those are of neither."""
     with open(path, "rb") as file:
@@ -136,7 +160,7 @@ def read_weights(path: Path) -> StoredWeights:
         raise MissingError(f"no weights at {path}")
     files = weights_files(path)
     if files == [path]:
-        return StoredWeights(_read_file(path), files)
+        return StoredWeights(restore_frozen(_read_file(path), path), files)
     tensors: dict[str, torch.Tensor] = {}
     for file in files:
         part = _read_file(file)

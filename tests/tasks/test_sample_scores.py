@@ -108,9 +108,9 @@ def test_pictures_are_read_once_and_bad_ones_are_passed_over(feature_root, score
     forgiving = dict(data=dataclasses.replace(scored["data"], on_error="skip", max_bad_fraction=1.0))
     given = SampleScores.compute
 
-    def without_pictures(self, network):
+    def without_pictures(self, *arguments):
         names[2].unlink(missing_ok=True)
-        return given(self, network)
+        return given(self, *arguments)
 
     monkeypatch.setattr(SampleScores, "compute", without_pictures)
     evaluation = dataclasses.replace(scored["evaluation"], count=3)  # the first two are in the broken picture

@@ -32,7 +32,7 @@ from diffusion.training.checkpoints.checkpoint import (
     save_file,
     write_checkpoint,
 )
-from diffusion.training.frozen import FrozenWeights
+from diffusion.training.frozen import FrozenParameters
 from diffusion.training.resume import choose_checkpoint, resume_origin
 from diffusion.utils.errors import InputError, MissingError
 
@@ -61,7 +61,7 @@ def export(content: dict) -> dict:
 class Run:
     """A state that goes on changing."""
 
-    frozen = FrozenWeights()
+    frozen = FrozenParameters()
 
     def __init__(self, step: int):
         self.current = state(step)
@@ -69,7 +69,10 @@ class Run:
     def state_dict(self) -> dict:
         return self.current
 
-    def export(self, content: dict) -> dict:
+    def metadata(self) -> dict:
+        return {}
+
+    def export(self, content: dict, metadata: dict) -> dict:
         return export(content)
 
 

@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from runs import equal, read, settings, train, train_for
+from safetensors.torch import load as load_frozen
 from safetensors.torch import load_file, save_file
 
 from diffusion.config.settings import OptimizerConfig, PowerEmaConfig
+from diffusion.model.convert import load_weights
 from diffusion.training.checkpoints.checkpoint import checkpoint_path
-from diffusion.training.frozen import FrozenNetwork, FrozenWeights, check_frozen_networks, describe_frozen_networks
+from diffusion.training.frozen import FrozenNetwork, FrozenParameters, check_frozen_networks, describe_frozen_networks
 from diffusion.training.resume import open_checkpoint
+from diffusion.utils.content import fingerprint_tensors
 from diffusion.utils.errors import InputError, MissingError
 
 PARTS = ("y_embedder.y_proj", "blocks.0.attn")
@@ -70,12 +73,54 @@ def test_parts_can_be_frozen_and_unfrozen_in_a_run(feature_root, tmp_path):
     after = open_checkpoint(checkpoint_path(tmp_path, 4), "denoising", "AdamW")["model"]
     still = {name for name in before if torch.equal(before[name], after[name])}
     assert still >= {name for name in before if name.startswith(PARTS)}
-    with pytest.raises(InputError, match="groups other parameters"):
-        train(dataclasses.replace(plain, max_steps=6), tmp_path, cpu=True)
+    train(dataclasses.replace(plain, max_steps=6), tmp_path, cpu=True)
+    counts = {
+        name: int(read(tmp_path, 6)["optimizer"]["state"][number]["step"])
+        for number, name in enumerate(read(tmp_path, 6)["optimizer_names"][0])
+    }
+    assert {count for name, count in counts.items() if name.startswith(PARTS)} == {2}  # begun again when unfrozen
+    assert {count for name, count in counts.items() if not name.startswith(PARTS)} == {6}
+
+
+def test_other_parts_can_be_frozen_in_a_run(feature_root, tmp_path):
+    """Moments follow the names of parameters, not their numbers."""
+    plain = settings(feature_root, max_steps=2, power_ema=PowerEmaConfig((0.1,), 2))
+    train(dataclasses.replace(plain, freeze=("blocks.0.attn.qkv",)), tmp_path, cpu=True)
+    train(dataclasses.replace(plain, freeze=("blocks.0.cross_attn.proj",), max_steps=4), tmp_path, cpu=True)
+    content = read(tmp_path, 4)
+    steps = {n: int(content["optimizer"]["state"][i]["step"]) for i, n in enumerate(content["optimizer_names"][0])}
+    assert {steps[name] for name in steps if name.startswith("blocks.0.attn.qkv")} == {2}
+    assert {steps[name] for name in steps if name.startswith("blocks.0.mlp")} == {4}
+
+
+def test_every_way_to_read_a_checkpoint_finds_its_frozen_weights(feature_root, tmp_path):
+    train(settings(feature_root, freeze=PARTS), tmp_path, cpu=True)
+    path = checkpoint_path(tmp_path, 4)
+    for averaged in (True, False):
+        weights = load_weights(path, ema=averaged)
+        assert any(name.startswith(PARTS) for name in weights.state_dict)
+    archive = path.parent / "left_1"
+    archive.mkdir()
+    path.rename(archive / path.name)
+    assert any(name.startswith(PARTS) for name in load_weights(archive / path.name).state_dict)
+
+
+def test_a_damaged_frozen_file_is_written_again_or_refused(feature_root, tmp_path):
+    config = settings(feature_root, freeze=PARTS)
+    train(dataclasses.replace(config, max_steps=2), tmp_path, cpu=True)
+    path = frozen_file(tmp_path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:100])
+    with pytest.raises(InputError, match="is not a whole safetensors file"):
+        train(config, tmp_path, cpu=True)
+    frozen = FrozenParameters(load_frozen(whole), path.stem.removeprefix("frozen_"))
+    full = FrozenParameters(frozen.tensors, fingerprint_tensors(frozen.tensors))
+    full.save(path.parent)
+    assert load_file(path).keys() == frozen.tensors.keys()
 
 
 def test_a_wholly_trained_network_has_no_frozen_file(tmp_path):
-    frozen = FrozenWeights.of(torch.nn.Linear(2, 3))
+    frozen = FrozenParameters.of(torch.nn.Linear(2, 3))
     frozen.save(tmp_path)
     assert frozen.describe() is None and not list(tmp_path.iterdir())
 

@@ -63,6 +63,7 @@ class CodecConfig(TrainingConfig):
     ema_rate: float = 0.998
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
     num_workers: int = 0
+    report_to: Literal["tensorboard", "none"] = "none"
 
     def check(self) -> None:
         """Raise InputError for a crop that does not fit the codec, and for a run of no known length."""

@@ -22,21 +22,13 @@ STAGE_ARGUMENTS = frozenset({"input_size", "pe_interpolation", "model_max_length
 def build_network(config: Config, load_from: str | None) -> tuple[PixArt, str]:
     """Build a new network, or one that starts from weights, without the config's `ignore_keys` of them; and where it is from.
 
-    Raises InputError when a part to freeze is not there, or none is left to train.
+    Raises InputError for weights of another architecture or prediction.
     """
     kwargs = check_arguments(config.model_kwargs, "model_kwargs.")
     if kwargs.get("in_channels", LATENT_CHANNELS) != LATENT_CHANNELS:
         raise InputError(f"model_kwargs.in_channels {kwargs['in_channels']}: latents have {LATENT_CHANNELS} channels")
     model = build_model(config.model, **config.model_arguments)
     model.grad_checkpointing = config.grad_checkpointing
-    for part in config.freeze:
-        frozen = [weight for name, weight in model.named_parameters() if f"{name}.".startswith(f"{part}.")]
-        if not frozen:
-            raise InputError(f"freeze {part!r}: {config.model} has no part of that name with weights")
-        for weight in frozen:
-            weight.requires_grad_(False)
-    if not any(weight.requires_grad for weight in model.parameters()):
-        raise InputError(f"freeze {config.freeze}: nothing is left to train")
     if config.local_start:
         init_local_attention(model)
     if load_from is not None:

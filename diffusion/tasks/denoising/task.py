@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ from diffusion.tasks.denoising.sample_scores import SampleScores
 from diffusion.tasks.denoising.validation import Validation
 from diffusion.timesteps import build_timestep_sampler
 from diffusion.training.task import Evaluation, Task
-from diffusion.utils.errors import InputError
+from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.memory import total_bytes
 
 if TYPE_CHECKING:
@@ -55,6 +56,13 @@ class Denoising(Task[Config]):
         check_sample_grid(dataset, config.sample_grid, config.seed)
         return dataset
 
+    @functools.cached_property
+    def batch_losses(self) -> BatchLosses:
+        """The losses as the config has them. Raises InputError for a latent scale that is not known."""
+        config = self.config
+        scale, dropout = resolve_latent_scale(config), config.class_dropout_prob
+        return BatchLosses(scale, config.prediction_type, dropout, self.timesteps, config.min_snr_gamma)
+
     def collate(self, items: Sequence[PatchItem | BadItem]) -> PatchBatch:
         """Make a batch of the patches that could be read."""
         return collate(items)
@@ -64,13 +72,10 @@ class Denoising(Task[Config]):
     ) -> list[Evaluation]:
         """Build validation, sample grids and sample scores, as far as the config asks for them."""
         config, main = self.config, accelerator.is_main_process
-        self.batch_losses = BatchLosses(
-            *(resolve_latent_scale(config), config.prediction_type, config.class_dropout_prob),
-            *(self.timesteps, config.min_snr_gamma),
-        )
         evaluations: list[Evaluation] = []
+        scale = self.batch_losses.scale
         if config.validation.count:
-            evaluations.append(Validation(config, self.batch_losses.scale, accelerator))
+            evaluations.append(Validation(config, scale, accelerator))
         needs_codec = config.eval_steps or (main and config.sample_grid.count)
         codec = load_codec(config, accelerator.device) if needs_codec else None
         if config.sample_grid.count:
@@ -116,6 +121,11 @@ class Denoising(Task[Config]):
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Load the timestep sampler's state."""
+        if "timesteps" not in saved:
+            raise MissingError(
+                "the checkpoint holds no state of the sampler of timesteps: it is of another version; use --load-from to "
+                "start from its weights"
+            )
         self.timesteps.load_state_dict(saved["timesteps"])
 
     def metadata(self, network: PixArt) -> dict[str, Any]:

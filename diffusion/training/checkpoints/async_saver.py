@@ -58,7 +58,7 @@ class Saver:
     """Writes states of a run one after the other, in the main process; every method is for all processes together.
 
     Leaving its `with` block waits for the last. keep_last, keep_every: as `checkpoint.rotate`. named: as
-    `checkpoint.name_last`. snapshots: steps whose averages of power-function profile are kept, too.
+    `checkpoint.mark_latest`. snapshots: steps whose averages of power-function profile are kept, too.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Saver:
         if self.accelerator.is_main_process:
             copied = self._host_copy(state)
             self.pause = time.perf_counter() - begun
-            self._thread = threading.Thread(target=self._write, args=(copied, run), name="checkpoint")
+            self._thread = threading.Thread(target=self._write, args=(copied, run, run.metadata()), name="checkpoint")
             self._thread.start()
 
     def wait(self) -> None:
@@ -115,13 +115,13 @@ class Saver:
                 "Make room or mend the disk, and start the same command again: it goes on from there"
             ) from error
 
-    def _write(self, state: dict[str, Any], run: RunState) -> None:
+    def _write(self, state: dict[str, Any], run: RunState, metadata: Mapping[str, Any]) -> None:
         begun = time.perf_counter()
         try:
             run.frozen.save(self.work_dir / CHECKPOINTS_DIR)
-            path = write_checkpoint(state, self.work_dir, run.export(state))
+            path = write_checkpoint(state, self.work_dir, run.export(state, metadata))
             if state["step"] in self.snapshots:
-                save_snapshots(state["power_ema"], run.metadata(), run.frozen.tensors, self.work_dir)
+                save_snapshots(state["power_ema"], metadata, run.frozen.tensors, self.work_dir)
             mark_latest(path, self.named)
             rotate(self.work_dir, state["step"], self.keep_last, self.keep_every)
         except Exception as error:  # raised by wait(): nobody catches a thread's own

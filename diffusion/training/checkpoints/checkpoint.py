@@ -54,7 +54,7 @@ def manifest_path(checkpoint: Path) -> Path:
 
 
 def write_checkpoint(state: dict[str, Any], work_dir: Path, export: Mapping[str, Any]) -> Path:
-    """Write a run's state, and `export`, its averaged weights for use. `name_last` then makes it the last. Raises OSError, InputError."""
+    """Write a run's state, and `export`, its averaged weights for use. `mark_latest` then makes it the last. Raises OSError, InputError."""
     path = checkpoint_path(work_dir, state["step"])
     save_file(state, path, with_manifest=True)
     save_file(dict(export), path.with_name(LAST_EMA))

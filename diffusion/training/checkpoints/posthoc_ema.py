@@ -16,16 +16,12 @@ import numpy as np
 import torch
 
 from diffusion.formats import CHECKPOINTS_DIR
-from diffusion.model.architecture import PREDICTION_TYPE
-from diffusion.model.matching import check_fit
-from diffusion.model.pixart import PixArt
-from diffusion.model.pixart_config import PixArtConfig, check_arguments
 from diffusion.optim.ema import gamma_from_length
 from diffusion.training.checkpoints.checkpoint import SNAPSHOTS, save_file
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.weights import read_torch_file
 
-NETWORK_KEYS = ("architecture", PREDICTION_TYPE)
+SNAPSHOT_KEYS = frozenset({"state_dict", "step", "sigma_rel"})
 
 
 @dataclass(frozen=True)
@@ -127,40 +123,44 @@ def mix_weights(mix: Mix, progress: Callable[[Iterable[str]], Iterable[str]] = i
     InputError for a damaged file, or snapshots of different networks.
     """
     contents = [read_snapshot(snapshot) for snapshot in mix.snapshots]
-    last = contents[-1]
-    averaged = parameter_names(mix.snapshots, contents)
-    mixed = {}
+    check_same_network(mix.snapshots, contents)
+    last, mixed = contents[-1], {}
     for name in progress(list(last["state_dict"])):
-        tensor = last["state_dict"][name]
-        mixed[name] = tensor.clone()
-        if name in averaged:
-            total = torch.zeros(tensor.shape, dtype=torch.float64)
-            for factor, content in zip(mix.factors.tolist(), contents, strict=True):
-                total.add_(content["state_dict"][name].double(), alpha=factor)
+        tensors = [content["state_dict"][name] for content in contents]
+        mixed[name] = tensors[-1].clone()
+        if not all(torch.equal(tensor, tensors[-1]) for tensor in tensors):  # buffers, frozen weights
+            total = torch.zeros(tensors[-1].shape, dtype=torch.float64)
+            for factor, tensor in zip(mix.factors.tolist(), tensors, strict=True):
+                total.add_(tensor.double(), alpha=factor)
             mixed[name].copy_(total)
-    metadata = {name: last[name] for name in NETWORK_KEYS}
+    metadata = {name: value for name, value in last.items() if name not in SNAPSHOT_KEYS}
     return {"state_dict": mixed, **metadata, "step": mix.step, "sigma_rel": mix.length}
 
 
-def parameter_names(snapshots: Sequence[Snapshot], contents: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Return the names of the network's parameters. Raises InputError unless all snapshots are of one network, and whole."""
+def check_same_network(snapshots: Sequence[Snapshot], contents: Sequence[Mapping[str, Any]]) -> None:
+    """Raise InputError unless all snapshots have the tensors, and the metadata, of the last."""
     last = contents[-1]
-    with torch.device("meta"):  # its names and shapes, without memory
-        model = PixArt(PixArtConfig(**check_arguments(last["architecture"], f"{snapshots[-1].path}: ")))
+    shapes = {name: tensor.shape for name, tensor in last["state_dict"].items()}
     for snapshot, content in zip(snapshots, contents, strict=True):
-        check_fit(model.state_dict(), content["state_dict"], snapshot.path)
-        differing = [name for name in NETWORK_KEYS if content[name] != last[name]]
+        differing = [name for name in content.keys() - SNAPSHOT_KEYS if not _agree(content[name], last.get(name))]
+        if {name: tensor.shape for name, tensor in content["state_dict"].items()} != shapes:
+            raise InputError(f"{snapshot.path} is of another architecture than {snapshots[-1].path}")
         if differing:
             raise InputError(f"{snapshot.path} and {snapshots[-1].path} are of different networks ({differing[0]})")
-    return {name for name, _ in model.named_parameters()}
+
+
+def _agree(first: Any, second: Any) -> bool:
+    """Compare metadata: of arguments, those that both versions stored, but for a ratio that older ones took from shapes."""
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        return all(first[name] == second[name] for name in (first.keys() & second.keys()) - {"mlp_ratio"})
+    return first == second
 
 
 def read_snapshot(snapshot: Snapshot) -> dict[str, Any]:
     """Read a snapshot, memory-mapped. Raises InputError unless it is the one that its name says."""
     content = read_torch_file(snapshot.path)
-    target = {"state_dict", *NETWORK_KEYS, "step", "sigma_rel"}
-    if not isinstance(content, Mapping) or not target <= content.keys():
-        raise InputError(f"{snapshot.path} is no snapshot: expected {', '.join(sorted(target))} in it")
+    if not isinstance(content, Mapping) or not content.keys() >= SNAPSHOT_KEYS:
+        raise InputError(f"{snapshot.path} is no snapshot: expected {', '.join(sorted(SNAPSHOT_KEYS))} in it")
     if (content["step"], content["sigma_rel"]) != (snapshot.step, snapshot.length):
         raise InputError(
             f"{snapshot.path} is of step {content['step']} and length {content['sigma_rel']}, which its name is not"
