@@ -66,7 +66,7 @@ class Batch:
         return replace(self, **{name: part.pin_memory() for name, part in self._parts().items()})
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return all tensors by name, those of conditions among them."""
+        """Return all tensors by name, those of its condition among them."""
         found: dict[str, torch.Tensor] = {}
         for name, part in self._parts().items():
             found |= part.tensors() if isinstance(part, Condition) else {name: part}

@@ -47,7 +47,7 @@ def start_accelerator(
     )
 
     check_launcher()
-    _settle_determinism(config, cpu)
+    _set_determinism(config.deterministic, cpu)
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # accelerate knows no other name for it yet
     try:
         accelerator = Accelerator(
@@ -62,7 +62,7 @@ def start_accelerator(
             kwargs_handlers=[
                 DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=unused_parameters)
             ],
-            **sharding_arguments(config, cpu, sharded_layers),
+            **sharding_arguments(config.use_fsdp, config.optimizer.type, cpu, sharded_layers),
         )
     except InputError:
         raise
@@ -81,7 +81,7 @@ def check_accelerator(accelerator: Accelerator, config: TrainingConfig, cpu: boo
         "mixed_precision": (accelerator.mixed_precision, config.mixed_precision),
         "dynamo_backend": (dynamo.backend.value.lower(), "no"),
         "use_cpu": (accelerator.device.type == "cpu", cpu or accelerator.device.type == "cpu"),
-        "sharding": (accelerator.is_fsdp2, is_sharding_requested(config) and accelerator.num_processes > 1),
+        "sharding": (accelerator.is_fsdp2, is_sharding_requested(config.use_fsdp) and accelerator.num_processes > 1),
     }
     for name, (got, wanted) in became.items():
         if got != wanted:
@@ -109,7 +109,7 @@ def environment_notes(config: TrainingConfig) -> list[str]:
     if os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp8":  # others stand in docs/accelerate, for other scripts
         notes.append(f"ACCELERATE_MIXED_PRECISION=fp8 has no effect: the config's {config.mixed_precision} holds")
     numeric = [name for name in NUMERIC_VARIABLES if os.environ.get(name)]
-    if is_sharding_requested(config) and os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true":
+    if is_sharding_requested(config.use_fsdp) and os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true":
         numeric.append("FSDP_OFFLOAD_PARAMS")
     if numeric:
         listed = ", ".join(f"{name}={os.environ[name]}" for name in numeric)
@@ -117,13 +117,13 @@ def environment_notes(config: TrainingConfig) -> list[str]:
     return notes
 
 
-def _settle_determinism(config: TrainingConfig, cpu: bool) -> None:
+def _set_determinism(deterministic: bool, cpu: bool) -> None:
     """Have torch take deterministic kernels, or any. Raises InputError for a cuBLAS workspace that rules them out."""
-    if config.deterministic:
+    if deterministic:
         workspace = os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", DETERMINISTIC_WORKSPACES[0])
         if not cpu and torch.cuda.is_available() and workspace not in DETERMINISTIC_WORKSPACES:
             raise InputError(
                 f"CUBLAS_WORKSPACE_CONFIG={workspace} contradicts deterministic=True; unset it, or set "
                 f"{' or '.join(DETERMINISTIC_WORKSPACES)}"
             )
-    torch.use_deterministic_algorithms(config.deterministic)
+    torch.use_deterministic_algorithms(deterministic)

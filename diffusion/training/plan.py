@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 
-from diffusion.config.settings import TrainingConfig
+from diffusion.config.settings import PowerEmaConfig, TrainingConfig
 from diffusion.optim.lr_schedule import scale_learning_rate
 from diffusion.utils.errors import InputError
 from diffusion.utils.hardware import has_bf16
-
-ConfigType = TypeVar("ConfigType", bound=TrainingConfig)
 
 MOST_SAVES = 10**6
 
@@ -44,15 +40,14 @@ def plan_run(config: TrainingConfig, samples: int, processes: int) -> Plan:
     return Plan(samples, global_batch, total_steps, lr)
 
 
-def resolve_precision(config: ConfigType, cpu: bool) -> ConfigType:
-    """Return the config with `auto` precision resolved. Raises InputError for fp16 where no GPU is, which has no kernels."""
+def resolve_precision(precision: str, cpu: bool) -> str:
+    """Return the precision that `auto` is on this machine. Raises InputError for fp16 without a GPU, which has no kernels."""
     gpu = not cpu and torch.cuda.is_available()
-    if config.mixed_precision == "auto":
-        fast = "bf16" if has_bf16("cuda" if gpu else "cpu") else "fp16" if gpu else "no"
-        return dataclasses.replace(config, mixed_precision=fast)
-    if config.mixed_precision == "fp16" and not gpu and (cpu or not torch.backends.mps.is_available()):
+    if precision == "auto":
+        return "bf16" if has_bf16("cuda" if gpu else "cpu") else "fp16" if gpu else "no"
+    if precision == "fp16" and not gpu and (cpu or not torch.backends.mps.is_available()):
         raise InputError("mixed_precision 'fp16' needs a GPU; on a CPU take --set mixed_precision=no (or auto)")
-    return config
+    return precision
 
 
 def check_saves(config: TrainingConfig, plan: Plan) -> None:
@@ -71,18 +66,17 @@ def check_saves(config: TrainingConfig, plan: Plan) -> None:
 def save_steps(config: TrainingConfig, plan: Plan) -> set[int]:
     """Return the optimizer steps after which to save; the last is one of them."""
     steps = set(range(config.save_model_steps, plan.total_steps, config.save_model_steps)) | {plan.total_steps}
-    steps |= snapshot_steps(config, plan)
+    steps |= snapshot_steps(config.power_ema, plan.total_steps)
     if config.save_model_epochs is not None:
         every = config.save_model_epochs * plan.steps_per_epoch
         steps |= {round(i * every) for i in range(1, int(plan.total_steps / every) + 1)}
     return steps
 
 
-def snapshot_steps(config: TrainingConfig, plan: Plan) -> set[int]:
+def snapshot_steps(settings: PowerEmaConfig, total_steps: int) -> set[int]:
     """Return the optimizer steps after which to keep the averages of power-function profile; the last is one of them."""
-    every = config.power_ema.snapshot_steps
-    steps = set(range(every, plan.total_steps, every)) | {plan.total_steps}
-    return steps - {0} if config.power_ema.lengths else set()
+    steps = set(range(settings.snapshot_steps, total_steps, settings.snapshot_steps)) | {total_steps}
+    return steps - {0} if settings.lengths else set()
 
 
 def describe(

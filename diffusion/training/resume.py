@@ -26,27 +26,29 @@ log = logging.getLogger(__name__)
 FIRST_TASK = "denoising"  # of checkpoints that were written when there was no other
 
 
-def choose_checkpoint(config: TrainingConfig, work_dir: Path, fresh: bool) -> tuple[Path | None, bool]:
+def choose_checkpoint(
+    resume_from: str | None, load_from: str | None, work_dir: Path, fresh: bool
+) -> tuple[Path | None, bool]:
     """Choose what to go on from, or None for a new run; and whether it is one that the run itself has come to.
 
     A checkpoint that is named is followed once: the same command then goes on with what came of it.
     Raises InputError rather than write a fresh run over one that is there.
     """
-    named, present = explicit_checkpoint(config.resume_from), checkpoints(work_dir)
+    named, present = explicit_checkpoint(resume_from), checkpoints(work_dir)
     if fresh and named is not None:
-        raise InputError(f"--fresh begins anew, --resume-from {config.resume_from} does not; give one of them")
-    if named is not None and config.load_from is not None:
+        raise InputError(f"--fresh begins anew, --resume-from {resume_from} does not; give one of them")
+    if named is not None and load_from is not None:
         raise InputError(
-            f"resume_from {config.resume_from} goes on with a run, load_from {config.load_from} begins one; give one of them"
+            f"resume_from {resume_from} goes on with a run, load_from {load_from} begins one; give one of them"
         )
     if fresh and present:
         raise InputError(
             f"{work_dir} already holds a run, at step {max(present)}; without --fresh it goes on, or name another --work-dir"
         )
     if named is not None:
-        assert config.resume_from is not None  # else it names nothing
-        if not (present and _is_same_origin(config.resume_from, work_dir)):
-            return find_checkpoint(config.resume_from, work_dir), False
+        assert resume_from is not None  # else it names nothing
+        if not (present and _is_same_origin(resume_from, work_dir)):
+            return find_checkpoint(resume_from, work_dir), False
         message = "the run was begun at %s, and goes on from where it has come; remove %s to begin there anew"
         log.warning(message, named, work_dir / CHECKPOINTS_DIR / LAST)
     return find_checkpoint("auto", work_dir), True

@@ -93,7 +93,8 @@ def train(
         # ---- the work dir, the log and the evaluations
         on_main(accelerator, lambda: acquire_work_dir(stack, work_dir, made.latest))
         origin = on_main(accelerator, lambda: resume_origin(config.resume_from, checkpoint, made.is_own, made.latest))
-        saver = Saver(accelerator, work_dir, config.keep_last, config.keep_every, origin, snapshot_steps(config, plan))
+        snapshots = snapshot_steps(config.power_ema, plan.total_steps)
+        saver = Saver(accelerator, work_dir, config.keep_last, config.keep_every, origin, snapshots)
         stack.enter_context(saver)
         logger = RunLogger(work_dir, main, config.report_to, run.step, task.losses)
         stack.callback(logger.close)
@@ -220,7 +221,7 @@ def prepare(
     if config != task.config:
         raise ValueError("the config is not the task's own: build the task from the config to train with")
     # ---- processes and precision
-    config = resolve_precision(config, cpu)
+    config = dataclasses.replace(config, mixed_precision=resolve_precision(config.mixed_precision, cpu))
     accelerator = start_accelerator(config, cpu, task.sharded_layers, task.unused_parameters)
     check_reports(config.report_to)
     on_main(accelerator, lambda: check_work_dir(work_dir))
@@ -236,7 +237,9 @@ def prepare(
 
     # ---- network, its average, and what trains it
     latest = on_main(accelerator, lambda: read_latest(work_dir))
-    checkpoint, is_own = on_main(accelerator, lambda: choose_checkpoint(config, work_dir, fresh))
+    checkpoint, is_own = on_main(
+        accelerator, lambda: choose_checkpoint(config.resume_from, config.load_from, work_dir, fresh)
+    )
     saved = open_checkpoint(checkpoint, task.name, config.optimizer.type) if checkpoint else None
     if saved is not None:
         check_same_run(saved, config, dataset.identity(), plan, accept_changes)

@@ -14,7 +14,6 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from diffusion.config.settings import Config
 from diffusion.training.checkpoints import checkpoint
 from diffusion.training.checkpoints.async_saver import HostCopy, Saver
 from diffusion.training.checkpoints.checkpoint import (
@@ -139,10 +138,10 @@ def test_a_named_checkpoint_is_known_by_its_content(tmp_path):
     own = write_checkpoint(state(3), tmp_path / "run", export(state(3)))
     mark_latest(own, named)
     shutil.move(other.parent, moved.parent)
-    assert choose_checkpoint(Config(resume_from=str(moved)), tmp_path / "run", fresh=False) == (own, True)
+    assert choose_checkpoint(str(moved), None, tmp_path / "run", fresh=False) == (own, True)
     assert resume_origin(None, own, True, named) == named
     changed = write({**state(2), "model": {"w": torch.ones(1000)}}, tmp_path / "changed")
-    assert choose_checkpoint(Config(resume_from=str(changed)), tmp_path / "run", fresh=False) == (changed, False)
+    assert choose_checkpoint(str(changed), None, tmp_path / "run", fresh=False) == (changed, False)
 
 
 def test_a_damaged_one_that_is_named_is_refused(tmp_path):

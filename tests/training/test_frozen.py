@@ -10,9 +10,11 @@ import torch
 from runs import equal, read, settings, train, train_for
 from safetensors.torch import load as load_frozen
 from safetensors.torch import load_file, save_file
+from test_third_task import CONFIG, Fitting
 
-from diffusion.config.settings import OptimizerConfig, PowerEmaConfig
+from diffusion.config.settings import OptimizerConfig, PowerEmaConfig, TrainingConfig
 from diffusion.model.convert import load_weights
+from diffusion.training import trainer
 from diffusion.training.checkpoints.checkpoint import checkpoint_path
 from diffusion.training.frozen import FrozenNetwork, FrozenParameters, check_frozen_networks, describe_frozen_networks
 from diffusion.training.resume import open_checkpoint
@@ -142,3 +144,37 @@ def test_a_frozen_network_beside_the_trained_one_must_stay_the_same(tmp_path):
         check_frozen_networks({}, base, Path("run"))
     with pytest.raises(InputError, match="with a frozen network 'base'"):
         check_frozen_networks(saved, {}, Path("run"))
+
+
+class Distilling(Fitting):
+    """A linear map that learns to answer as a frozen one, and counts its steps."""
+
+    name = "distilling"
+
+    def __init__(self, config: TrainingConfig, teacher: torch.nn.Module):
+        super().__init__(config)
+        self.teacher, self.steps = teacher, 0
+
+    def frozen_networks(self) -> dict[str, FrozenNetwork]:
+        return {"teacher": FrozenNetwork.of(self.teacher, Path("teacher.ckpt"))}
+
+    def compute_losses(self, network, batch, noise):
+        return {"loss": (network(batch.x) - self.teacher(batch.x)).square().mean(1)}
+
+    def after_step(self, network, ema):
+        self.steps += 1
+
+
+def test_a_task_learns_from_a_frozen_network_that_no_checkpoint_holds(tmp_path):
+    torch.manual_seed(0)
+    teacher, config = torch.nn.Linear(3, 1), dataclasses.replace(CONFIG, max_steps=3)
+    before = {name: tensor.clone() for name, tensor in teacher.state_dict().items()}
+    task = Distilling(config, teacher)
+    assert trainer.train(config, task, tmp_path, cpu=True) and task.steps == 3
+    assert equal(before, dict(teacher.state_dict()))
+    content = read(tmp_path, 3)
+    assert content["model"].keys() == {"weight", "bias"} and content["frozen"] is None
+    assert content["frozen_networks"]["teacher"]["path"] == "teacher.ckpt"
+    teacher.bias.data += 1
+    with pytest.raises(InputError, match="was trained with teacher from teacher.ckpt, and the weights of"):
+        trainer.train(CONFIG, Distilling(CONFIG, teacher), tmp_path, cpu=True)

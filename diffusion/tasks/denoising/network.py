@@ -34,19 +34,19 @@ def build_network(config: Config, load_from: str | None) -> tuple[PixArt, str]:
     if load_from is not None:
         weights = load_weights(load_from, positions=False)  # which follow from the config
         check_metadata(weights.metadata, model, config.prediction_type, load_from, ignore=STAGE_ARGUMENTS)
-        check_span(config, weights.architecture, load_from)
+        check_span(config.input_size, config.pe_interpolation, weights.architecture, load_from)
         return model, f"{load_from}:\n{transfer_weights(model, weights.state_dict, config.ignore_keys, load_from)}"
     return model, f"seed {config.seed}"
 
 
-def check_span(config: Config, architecture: Mapping[str, Any], source: str) -> None:
+def check_span(size: int, interpolation: float, architecture: Mapping[str, Any], source: str) -> None:
     """Raise InputError unless positions span what they spanned for the weights: else those would see another scale."""
     if "pe_interpolation" not in architecture:
         return
     before = architecture["input_size"] / architecture["pe_interpolation"] / architecture["patch_size"]
-    now = config.input_size / config.pe_interpolation / architecture["patch_size"]
+    now = size / interpolation / architecture["patch_size"]
     if abs(before / now - 1) > 0.01:
-        right = config.pe_interpolation * now / before
+        right = interpolation * now / before
         raise InputError(
             f"the positions of {source} span 0 to {before:g}, those of the config 0 to {now:g}; set pe_interpolation={right:g}"
         )

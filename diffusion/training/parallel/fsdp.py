@@ -12,22 +12,21 @@ from typing import Any
 
 import torch
 
-from diffusion.config.settings import TrainingConfig
 from diffusion.utils.errors import InputError
 
 
-def sharding_arguments(config: TrainingConfig, cpu: bool, layers: Sequence[str]) -> dict[str, Any]:
+def sharding_arguments(use_fsdp: bool, optimizer: str, cpu: bool, layers: Sequence[str]) -> dict[str, Any]:
     """Return accelerate's arguments for FSDP2, by `use_fsdp` or the launcher's own settings; none without, or for one process.
 
     Raises InputError for FSDP 1, and for an optimizer that does not shard.
     """
-    if not is_sharding_requested(config):
+    if not is_sharding_requested(use_fsdp):
         return {}
     from accelerate import PartialState
     from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, ParallelismConfig
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
-    check_shardable(config)
+    check_shardable(optimizer)
     state = PartialState(cpu=cpu)
     if state.num_processes == 1:
         return {}
@@ -49,10 +48,8 @@ def sharding_arguments(config: TrainingConfig, cpu: bool, layers: Sequence[str])
     return {"fsdp_plugin": plugin, "parallelism_config": mesh}
 
 
-def check_shardable(config: TrainingConfig) -> None:
+def check_shardable(optimizer: str) -> None:
     """Raise InputError for a run that is to be sharded and cannot be."""
-    if not is_sharding_requested(config):
-        return
     if _by_launcher() and os.environ.get("FSDP_VERSION") != "2":
         raise InputError(
             "FSDP 1 is not served; give accelerate launch --fsdp_version 2, or its config file fsdp_version: 2"
@@ -62,15 +59,15 @@ def check_shardable(config: TrainingConfig) -> None:
             f"FSDP_IGNORED_MODULES={os.environ['FSDP_IGNORED_MODULES']}: parts that are not sharded would train alone in "
             "every process; `unset FSDP_IGNORED_MODULES`, or take fsdp_ignored_modules out of accelerate's config"
         )
-    if config.optimizer.type.startswith("CAME"):
+    if optimizer.startswith("CAME"):
         raise InputError(
             "CAME does not shard: its factors belong to whole matrices; set optimizer.type=AdamW, or no FSDP"
         )
 
 
-def is_sharding_requested(config: TrainingConfig) -> bool:
+def is_sharding_requested(use_fsdp: bool) -> bool:
     """Tell whether a run is to be sharded, by its config or by accelerate's launcher."""
-    return config.use_fsdp or _by_launcher()
+    return use_fsdp or _by_launcher()
 
 
 def _by_launcher() -> bool:
