@@ -13,6 +13,7 @@ from runs import equal, forget_processes, read, train, train_for
 
 from diffusion.data.sampler import Draw
 from diffusion.encoders.latents import LatentCodec
+from diffusion.tasks.codec import units
 from diffusion.tasks.codec.images import CropDataset, collate_crops, held_out_region, training_region
 from diffusion.tasks.codec.task import Codec, CodecConfig, kl_per_position, train_codec
 from diffusion.utils.errors import InputError, MissingError
@@ -29,7 +30,7 @@ def fresh_accelerate():
 @pytest.fixture
 def config(tmp_path) -> CodecConfig:
     for seed in (0, 1):
-        texture(1024, seed).save(tmp_path / f"{seed}.png")
+        texture(1024, seed).crop((0, 0, 256, 1024)).save(tmp_path / f"{seed}.png")  # one held-out tile
     short = dict(max_steps=4, train_batch_size=4, crop=16, save_model_steps=2, log_interval=1, report_to="none")
     return CodecConfig(source=str(tmp_path), images=("0.png", "1.png"), mixed_precision="no", **short)
 
@@ -63,7 +64,8 @@ def test_a_stopped_run_resumes_to_the_bit(config, tmp_path):
     assert equal(read(tmp_path / "whole", 4), read(tmp_path / "parts", 4))
 
 
-def test_the_codec_is_written_in_its_units_with_a_score_for_each_image(config, tmp_path):
+def test_the_codec_is_written_in_its_units_with_a_score_for_each_image(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(units, "TILES_OF_A_REGION", 1)
     lines = list(train_codec(config, tmp_path / "run", tmp_path / "codec", CPU))
     assert [line.split(":")[0] for line in lines] == ["0.png", "1.png"]
     assert all(math.isfinite(float(line.split("PSNR ")[1].split()[0])) for line in lines)
