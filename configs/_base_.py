@@ -23,7 +23,7 @@ data = dict(
 )
 
 # --- network ---
-model = "PixArt_XL_2_UNI"  # A preset of diffusion/model/pixart.py.
+model = "PixArt_XL_2_UNI"  # A preset of diffusion/model/pixart_config.py.
 # Arguments of PixArt that differ from the preset (depth, hidden_size, num_heads, patch_size ...).
 model_kwargs = dict()
 model_max_length = 1  # Condition tokens: one per 256-pixel window.

@@ -63,7 +63,7 @@ class FeatureFiles:
 
     @property
     def folder(self) -> Path:
-        """The folder of the features."""
+        """Return the folder of the features."""
         return features_folder(self.root, self.features_dir)
 
     def paths(self, name: str) -> tuple[Path, Path]:

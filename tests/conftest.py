@@ -176,3 +176,13 @@ def command(
     if interpreter:
         return subprocess.run(call, cwd=REPOSITORY, env=variables, capture_output=True, text=True, timeout=PATIENCE)
     return server.run(call[1:], REPOSITORY, variables, PATIENCE)
+
+
+@pytest.fixture
+def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unset what launchers, and their settings, leave in the environment."""
+    from diffusion.utils.launch import TORCH_VARIABLES
+
+    for name in os.environ:
+        if name.startswith(("ACCELERATE_", "FSDP_", "SLURM_", "PMI_", "OMPI_")) or name in TORCH_VARIABLES:
+            monkeypatch.delenv(name)

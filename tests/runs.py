@@ -33,6 +33,8 @@ from diffusion.config.settings import (
 from diffusion.training.checkpoints.checkpoint import checkpoint_path
 
 if TYPE_CHECKING:
+    import pytest
+
     from diffusion.training.task import Task
 
 KINDS = dict(
@@ -120,6 +122,12 @@ def logged(work_dir: Path, tag: str = "train/loss") -> dict[int, float]:
 
     curve = read_curves(work_dir)[tag]
     return dict(zip(curve.steps, curve.values, strict=True))
+
+
+def set_variables(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
+    """Set variables of the environment for a test."""
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
 
 
 def forget_processes() -> None:

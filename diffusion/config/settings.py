@@ -303,7 +303,7 @@ class Config(TrainingConfig):
 
     # network
     model: Name = "PixArt_XL_2_UNI"
-    """A preset of diffusion/model/pixart.py."""
+    """A preset of diffusion/model/pixart_config.py."""
     model_kwargs: dict[str, Any] = field(default_factory=dict)
     """Arguments of PixArt that differ from the preset (depth, hidden_size, num_heads, patch_size ...)."""
     model_max_length: PositiveInt = 1
@@ -382,7 +382,7 @@ class Config(TrainingConfig):
 
     @property
     def data_root(self) -> Path:
-        """The folder of patches/: data.root, else root, else $PIXCELL_ROOT, else the current folder."""
+        """Return the folder of patches/: data.root, else root, else $PIXCELL_ROOT, else the current folder."""
         root = self.data.root or self.root
         return Path(root) if root else default_root()
 

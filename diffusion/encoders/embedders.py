@@ -58,7 +58,7 @@ class PatchEmbedder:
 
     @property
     def device(self) -> torch.device:
-        """The device of the network."""
+        """Return the device of the network."""
         return next(self.model.parameters()).device
 
     @torch.inference_mode()

@@ -92,7 +92,7 @@ class CodecQuality:
 
     @cached_property
     def means(self) -> dict[str, Value]:
-        """The means over windows, with their intervals."""
+        """Return the means over windows, with their intervals."""
         return {name: mean_value(values, SEED) for name, values in self.per_window.items()}
 
     def difference_to(self, other: CodecQuality) -> dict[str, Value]:

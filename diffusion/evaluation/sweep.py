@@ -46,7 +46,7 @@ class Point:
 
     @property
     def name(self) -> str:
-        """The name of the point's folder, such as `last_ema-dpm-solver-20-g1.5`, with the interval at the end, if there is one."""
+        """Return the name of the point's folder, such as `last_ema-dpm-solver-20-g1.5`, with the interval at the end, if there is one."""
         ends = "" if self.interval is None else f"-i{self.interval[0]:g}-{self.interval[1]:g}"
         return f"{self.weights}-{self.solver}-{self.steps}-g{self.guidance:g}{ends}"
 

@@ -87,7 +87,7 @@ class OutputFolder:
 
     @property
     def real_folder(self) -> Path:
-        """The folder of the tissue that conditions."""
+        """Return the folder of the tissue that conditions."""
         return self.tissue or self.path / REAL_DIR
 
     def write_images(self, i: int, condition: NamedCondition, synthetic: torch.Tensor, note: dict[str, Any]) -> None:

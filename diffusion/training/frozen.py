@@ -58,12 +58,15 @@ class FrozenParameters:
         """Return what a checkpoint says of them: the file beside it, and the hash of the tensors."""
         return {"file": self._name, "fingerprint": self.fingerprint} if self.tensors else None
 
-    def save(self, folder: Path) -> None:
-        """Write them into a checkpoints folder, unless they are there already, whole. Raises OSError."""
+    def save(self, folder: Path, verify: bool = True) -> None:
+        """Write them into a checkpoints folder, unless they are there. Raises OSError.
+
+        verify: read a file that is there, which takes a second or two a gigabyte, and replace one that is not whole.
+        """
         if not self.tensors:
             return
         path = folder / self._name
-        if path.is_file() and self._is_whole(path):
+        if path.is_file() and (not verify or self._is_whole(path)):
             return
         from safetensors.torch import save_file
 

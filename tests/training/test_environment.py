@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
-from runs import dry_run, forget_processes, settings
+from runs import dry_run, set_variables, settings
 
 from diffusion.training.environment import check_accelerator, environment_notes, start_accelerator
-from diffusion.utils import launch
 from diffusion.utils.errors import InputError
 
 OVERRULING = dict(
@@ -20,22 +17,11 @@ OVERRULING = dict(
 )
 
 
-@pytest.fixture(autouse=True)
-def clean(monkeypatch):
-    for name in os.environ:
-        if name.startswith(("ACCELERATE_", "FSDP_", "SLURM_", "PMI_", "OMPI_")) or name in launch.TORCH_VARIABLES:
-            monkeypatch.delenv(name)
-    yield
-    forget_processes()
-
-
-def put(monkeypatch, variables: dict[str, str]) -> None:
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
+pytestmark = pytest.mark.usefixtures("no_launcher")
 
 
 def test_the_config_overrules_variables(feature_root, monkeypatch):
-    put(monkeypatch, OVERRULING)
+    set_variables(monkeypatch, OVERRULING)
     accelerator = start_accelerator(settings(feature_root, gradient_accumulation_steps=3), cpu=True)
     assert (accelerator.gradient_accumulation_steps, accelerator.mixed_precision) == (3, "no")
     assert accelerator.state.dynamo_plugin.backend.value == "NO"
@@ -51,12 +37,12 @@ def test_an_accelerator_that_contradicts_the_config_is_refused(feature_root):
 
 def test_the_log_begins_with_variables_without_effect(feature_root, tmp_path, monkeypatch):
     config = settings(feature_root)
-    put(
+    set_variables(
         monkeypatch,
         dict(ACCELERATE_MIXED_PRECISION="bf16", ACCELERATE_DYNAMO_BACKEND="NO", ACCELERATE_USE_CPU="False"),
     )
     assert environment_notes(config) == []  # what accelerate launch sets with a file of docs/accelerate
-    put(monkeypatch, OVERRULING | dict(NVIDIA_TF32_OVERRIDE="0"))
+    set_variables(monkeypatch, OVERRULING | dict(NVIDIA_TF32_OVERRIDE="0"))
     first, second, third, *_ = dry_run(config, tmp_path / "run", cpu=True).splitlines()
     assert (
         first
@@ -67,6 +53,6 @@ def test_the_log_begins_with_variables_without_effect(feature_root, tmp_path, mo
 
 
 def test_modules_excluded_from_sharding_are_refused(feature_root, monkeypatch):
-    put(monkeypatch, dict(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2", FSDP_IGNORED_MODULES="blocks.0"))
+    set_variables(monkeypatch, dict(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2", FSDP_IGNORED_MODULES="blocks.0"))
     with pytest.raises(InputError, match="FSDP_IGNORED_MODULES=blocks.0: .*`unset FSDP_IGNORED_MODULES`"):
         start_accelerator(settings(feature_root), cpu=True)

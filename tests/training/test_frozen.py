@@ -119,6 +119,9 @@ def test_a_damaged_frozen_file_is_written_again_or_refused(feature_root, tmp_pat
     full = FrozenParameters(frozen.tensors, fingerprint_tensors(frozen.tensors))
     full.save(path.parent)
     assert load_file(path).keys() == frozen.tensors.keys()
+    path.write_bytes(whole[:100])
+    full.save(path.parent, verify=False)
+    assert path.stat().st_size == 100
 
 
 def test_a_wholly_trained_network_has_no_frozen_file(tmp_path):

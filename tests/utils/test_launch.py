@@ -7,7 +7,7 @@ import socket
 from datetime import timedelta
 
 import pytest
-from runs import forget_processes
+from runs import set_variables
 
 from diffusion.utils import launch
 from diffusion.utils.errors import InputError
@@ -17,18 +17,7 @@ from diffusion.utils.launch import Launch, connect, read_launch, start_processes
 COMPLETE = dict(WORLD_SIZE="2", RANK="1", LOCAL_RANK="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="29512")
 
 
-@pytest.fixture(autouse=True)
-def clean(monkeypatch):
-    for name in os.environ:
-        if name.startswith(("ACCELERATE_", "FSDP_", "SLURM_", "PMI_", "OMPI_")) or name in launch.TORCH_VARIABLES:
-            monkeypatch.delenv(name)
-    yield
-    forget_processes()
-
-
-def put(monkeypatch, variables: dict[str, str]) -> None:
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
+pytestmark = pytest.mark.usefixtures("no_launcher")
 
 
 @pytest.mark.parametrize(
@@ -52,7 +41,7 @@ def put(monkeypatch, variables: dict[str, str]) -> None:
     ids=str,
 )  # fmt: skip
 def test_incomplete_variables_of_a_launch_are_refused(monkeypatch, variables, message):
-    put(monkeypatch, variables)
+    set_variables(monkeypatch, variables)
     with pytest.raises(InputError, match=message):
         read_launch(on_cpu=True)
 
@@ -71,12 +60,14 @@ def test_incomplete_variables_of_a_launch_are_refused(monkeypatch, variables, me
     ids=str,
 )
 def test_variables_of_no_launch_make_a_single_process(monkeypatch, variables):
-    put(monkeypatch, variables)
+    set_variables(monkeypatch, variables)
     assert read_launch(on_cpu=True) is None and read_launch(on_cpu=False) is None
 
 
 def test_launches_are_read_from_their_variables(monkeypatch):
-    put(monkeypatch, COMPLETE | dict(PMI_SIZE="16", PMI_RANK="3", SLURM_STEP_NUM_TASKS="16"))  # srun, one a node
+    set_variables(
+        monkeypatch, COMPLETE | dict(PMI_SIZE="16", PMI_RANK="3", SLURM_STEP_NUM_TASKS="16")
+    )  # srun, one a node
     found = read_launch(on_cpu=False)
     assert (found.processes, found.rank, found.address, found.port) == (2, 1, "127.0.0.1", "29512")
     monkeypatch.delenv("LOCAL_RANK")
@@ -86,7 +77,7 @@ def test_launches_are_read_from_their_variables(monkeypatch):
 
 
 def test_variables_of_mpirun_count_on_a_cpu(monkeypatch):
-    put(monkeypatch, dict(PMI_SIZE="4", PMI_RANK="3", MASTER_ADDR="head"))
+    set_variables(monkeypatch, dict(PMI_SIZE="4", PMI_RANK="3", MASTER_ADDR="head"))
     found = read_launch(on_cpu=True)
     assert (found.processes, found.rank, found.address, found.port) == (4, 3, "head", launch.DEFAULT_PORT)
     with pytest.raises(InputError, match="each would work alone"):
@@ -99,7 +90,7 @@ def test_missing_processes_are_an_error_after_the_limit(monkeypatch, capsys, ran
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    put(monkeypatch, COMPLETE | dict(RANK=str(rank), LOCAL_RANK=str(rank), MASTER_PORT=port))
+    set_variables(monkeypatch, COMPLETE | dict(RANK=str(rank), LOCAL_RANK=str(rank), MASTER_PORT=port))
     monkeypatch.setattr(launch, "NOTICE_SECONDS", 0.05)
     waiting = f"process {rank}.*all of 2 processes at 127.0.0.1:{port}.*WORLD_SIZE=2.*unset WORLD_SIZE RANK LOCAL_RANK"
     with pytest.raises(InputError, match=waiting):

@@ -67,7 +67,7 @@ class PackedFeatures:
 
     @property
     def prefixes(self) -> Mapping[str, str]:
-        """The prefixes of the loose files that each part was packed from."""
+        """Return the prefixes of the loose files that each part was packed from."""
         return self._metadata.prefixes
 
     def __len__(self) -> int:

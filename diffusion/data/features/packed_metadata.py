@@ -36,7 +36,7 @@ class PackedMetadata:
 
     @property
     def patch_bytes(self) -> int:
-        """The bytes of one patch, all parts."""
+        """Return the bytes of one patch, all parts."""
         shapes = [PARTS[part].packed_shape(self.patch_size, self.embedding_width) for part in self.prefixes]
         return 2 * sum(map(math.prod, shapes))
 

@@ -25,12 +25,12 @@ class FeatureStore(Protocol):
 
     @property
     def folder(self) -> Path:
-        """Where the features are."""
+        """Return where the features are."""
         ...
 
     @property
     def prefixes(self) -> Mapping[str, str]:
-        """The parts that it reads, with the prefix of their files."""
+        """Return the parts that it reads, with the prefix of their files."""
         ...
 
     def read(self, name: str, box: CropBox | None = None) -> Record:

@@ -103,7 +103,7 @@ class ScorePanel:
 
     @property
     def best(self) -> tuple[float, float]:
-        """The place and the value of the best point of all lines."""
+        """Return the place and the value of the best point of all lines."""
         points = [point for line in self.lines for point in zip(line.places, line.values, strict=True)]
         return (max if self.more_is_better else min)(points, key=lambda point: point[1])
 

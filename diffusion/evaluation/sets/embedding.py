@@ -36,7 +36,7 @@ class Timing:
 
     @property
     def encoder_share(self) -> float:
-        """The share of the time that was spent in the encoder, 0 to 1."""
+        """Return the share of the time that was spent in the encoder, 0 to 1."""
         return self.encoder / self.seconds if self.seconds else 0.0
 
 

@@ -75,6 +75,7 @@ class Saver:
         self._host_copy = HostCopy()
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
+        self._has_saved = False
         self.pause = 0.0  # seconds that training stood still for the newest save
 
     def __enter__(self) -> Saver:
@@ -118,7 +119,8 @@ class Saver:
     def _write(self, state: dict[str, Any], run: RunState, metadata: Mapping[str, Any]) -> None:
         begun = time.perf_counter()
         try:
-            run.frozen.save(self.work_dir / CHECKPOINTS_DIR)
+            run.frozen.save(self.work_dir / CHECKPOINTS_DIR, verify=not self._has_saved)
+            self._has_saved = True
             path = write_checkpoint(state, self.work_dir, run.export(state, metadata))
             if state["step"] in self.snapshots:
                 save_snapshots(state["power_ema"], metadata, run.frozen.tensors, self.work_dir)
