@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_pixart import ARGUMENTS, build_small_pixart
 
 from diffusion.model import PixArt
 from diffusion.model.architecture import infer_architecture, position_grid, published_positions, token_positions
@@ -13,16 +14,11 @@ from diffusion.model.pixart_config import PixArtConfig
 from diffusion.utils.errors import InputError
 
 REFERENCE = Path(__file__).parents[1] / "reference"
-ARGUMENTS = dict(
-    input_size=64, hidden_size=48, depth=3, num_heads=4, caption_channels=20, model_max_length=4,
-    pe_interpolation=1.0, use_cond_pos_embed=True, qk_norm=True, mlp_ratio=2.0,
-)  # fmt: skip
 
 
 @pytest.fixture
 def model() -> PixArt:
-    torch.manual_seed(0)
-    return PixArt(**ARGUMENTS)
+    return build_small_pixart()
 
 
 def test_architecture_is_read_off_the_tensors(model):

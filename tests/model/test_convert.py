@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from small_pixart import ARGUMENTS, build_small_pixart, same
 
 from diffusion.model import PixArt
 from diffusion.model.convert import load_weights, save_diffusers, save_official, save_safetensors
@@ -17,20 +18,11 @@ from diffusion.model.pixart_config import PixArtConfig
 from diffusion.utils.errors import InputError, MissingError
 
 REFERENCE = Path(__file__).parents[1] / "reference"
-ARGUMENTS = dict(
-    input_size=64, hidden_size=48, depth=3, num_heads=4, caption_channels=20, model_max_length=4,
-    pe_interpolation=1.0, use_cond_pos_embed=True, qk_norm=True, mlp_ratio=2.0,
-)  # fmt: skip
 
 
 @pytest.fixture
 def model() -> PixArt:
-    torch.manual_seed(0)
-    return PixArt(**ARGUMENTS)
-
-
-def same(first, second) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    return build_small_pixart()
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import in_process
 from safetensors.torch import load_file
+from small_pixart import build_small_pixart, same
 
 from diffusion.model import PixArt
 from diffusion.model.convert import load_weights, save_official
@@ -16,20 +17,11 @@ from diffusion.utils.errors import InputError, MissingError
 from tools.convert_checkpoint import main as convert
 
 REFERENCE = Path(__file__).parents[1] / "reference"
-ARGUMENTS = dict(
-    input_size=64, hidden_size=48, depth=3, num_heads=4, caption_channels=20, model_max_length=4,
-    pe_interpolation=1.0, use_cond_pos_embed=True, qk_norm=True, mlp_ratio=2.0,
-)  # fmt: skip
 
 
 @pytest.fixture
 def model() -> PixArt:
-    torch.manual_seed(0)
-    return PixArt(**ARGUMENTS)
-
-
-def same(first, second) -> bool:
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    return build_small_pixart()
 
 
 class TestConvertCheckpoint:
