@@ -109,6 +109,24 @@ def mobilenet_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def embedder():
+    """An embedder whose features are known: the mean of each channel."""
+    from scoring_data import PLAIN, MeanColour
+
+    from diffusion.encoders.embedders import PatchEmbedder
+
+    return PatchEmbedder(MeanColour(), "mean colour", width=3, view=PLAIN)
+
+
+@pytest.fixture
+def state():
+    """The process by itself, on the CPU."""
+    from accelerate import PartialState
+
+    return PartialState(cpu=True)
+
+
+@pytest.fixture
 def windows():
     """Two smooth, coloured windows with an edge in them, uint8 (2, 3, 256, 256)."""
     import torch

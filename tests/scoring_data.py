@@ -62,12 +62,15 @@ def reds_of(features: Features) -> list[float]:
     return [round(float(value), 3) for part in features for value in part[:, 0]]
 
 
-def write_events(folder: Path, values: dict[int, float], tag: str = "train/loss", wall_time: float = 0.0) -> None:
+def write_events(folder: Path, scalars: dict[str, dict[int, float]], written_at: float = 0.0) -> Path:
+    """Write a TensorBoard file of curves (tag -> step -> value) into a work dir, as the trainer leaves it."""
     from torch.utils.tensorboard import SummaryWriter
 
-    with SummaryWriter(str(folder), filename_suffix=f".{wall_time:.0f}") as writer:
-        for step, value in values.items():
-            writer.add_scalar(tag, value, step, walltime=wall_time + step)
+    with SummaryWriter(str(folder / "tensorboard"), filename_suffix=f".{written_at:.0f}") as writer:
+        for tag, values in scalars.items():
+            for step, value in values.items():
+                writer.add_scalar(tag, value, step, walltime=written_at + step)
+    return folder
 
 
 def gaussians(count: int, apart: float, seed: int, width: int = 6, groups: int = 0) -> LabelledEmbeddings:

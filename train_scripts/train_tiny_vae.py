@@ -37,7 +37,7 @@ def main() -> int:
         mixed_precision="bf16" if has_bf16(device) else "no",
     )
     work_dir = args.work_dir or args.out.with_name(f"{args.out.name}.run")
-    lines = list(train_codec(config, work_dir, args.out, device))
+    lines = list(train_codec(config, work_dir, args.out, device, args.fresh, args.accept_changes))
     if not lines:
         return EXIT_CODE
     if args.work_dir is None:  # the same command trains again
@@ -57,6 +57,12 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--steps", type=positive_int, default=7500, help="optimizer steps")
     parser.add_argument("--init", type=Path, help="a folder of such weights to go on from, with another --seed")
+    parser.add_argument("--fresh", action="store_true", help="start a new run: an error when the work dir has one")
+    parser.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="go on with another batch, seed or source than the run was begun with",
+    )
     parser.add_argument("--batch", type=positive_int, default=8, help="crops per step")
     parser.add_argument("--crop", type=positive_int, default=64, help="side of a crop in pixels")
     return parser.parse_args()

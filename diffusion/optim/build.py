@@ -33,7 +33,9 @@ def build_optimizer(
         return Muon(groups[0], groups[1], **arguments)
     if config.type == "AdamW":
         return torch.optim.AdamW(groups[0], fused=True, **arguments)  # one pass over memory, not a dozen
-    return CAME(groups[0], **arguments)
+    if config.type in ("CAME", "CAMEWrapper"):
+        return CAME(groups[0], **arguments)
+    raise ValueError(f"no optimizer {config.type!r}; build_optimizer must build each name that the config knows")
 
 
 def group_parameters(model: nn.Module, optimizer: str, matrices: Sequence[nn.Parameter]) -> list[list[nn.Parameter]]:

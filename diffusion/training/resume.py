@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusion.config.settings import TrainingConfig
 from diffusion.formats import CHECKPOINTS_DIR
 from diffusion.training.checkpoints.checkpoint import (
     LAST,
@@ -95,20 +94,21 @@ def _is_same_origin(resume_from: str, work_dir: Path) -> bool:
 
 
 def check_same_run(
-    saved: Mapping[str, Any], config: TrainingConfig, data: Mapping[str, Any], plan: Plan, accept: bool
+    saved: Mapping[str, Any], *, seed: int, accumulation: int, data: Mapping[str, Any], plan: Plan, accept: bool
 ) -> None:
     """Compare what decides which samples come next with what the run was begun with.
 
+    accumulation: backward passes an optimizer step. data: the data set's identity.
     Raises InputError for the first difference, unless changes are accepted: then the log tells of them.
     """
     saved_config, processes = saved["config"], len(saved["processes"])
     batch = saved_config["train_batch_size"] * saved_config["gradient_accumulation_steps"] * processes
-    samples_per_pass = plan.global_batch // config.gradient_accumulation_steps
+    samples_per_pass = plan.global_batch // accumulation
     fits = batch % samples_per_pass == 0
     keep_batch = f"set gradient_accumulation_steps={batch // samples_per_pass}" if fits else "change train_batch_size"
     pairs = {
         "a global batch": (batch, plan.global_batch, f"{keep_batch} to keep it"),
-        "seed": (saved_config["seed"], config.seed, f"set seed={saved_config['seed']} to keep it"),
+        "seed": (saved_config["seed"], seed, f"set seed={saved_config['seed']} to keep it"),
         "data": (saved["data"], dict(data), "name the data of before"),
     }
     for name, (before, now, advice) in pairs.items():

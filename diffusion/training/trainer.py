@@ -242,7 +242,14 @@ def prepare(
     )
     saved = open_checkpoint(checkpoint, task.name, config.optimizer.type) if checkpoint else None
     if saved is not None:
-        check_same_run(saved, config, dataset.identity(), plan, accept_changes)
+        check_same_run(
+            saved,
+            seed=config.seed,
+            accumulation=config.gradient_accumulation_steps,
+            data=dataset.identity(),
+            plan=plan,
+            accept=accept_changes,
+        )
     run, network, weights_from = start_run(config, task, plan, dataset, accelerator, saved, checkpoint)
     shared = (config, accelerator, plan, dataset, evaluations, latest, checkpoint, is_own)
     return PreparedRun(*shared, weights_from, run, network)

@@ -8,13 +8,16 @@ from pathlib import Path
 from diffusion.data.slides.discovery import find_slides
 
 
-def test_files_of_one_slide_are_found_once(tmp_path):
+def test_files_of_one_slide_are_found_once(tmp_path, caplog):
     for name in ("a/1.dcm", "a/1below/x.svs", "a/2.dcm", "b/3.dcm", "c/slide.vms", "c/slide_0.jpg", "d/photo.jpg"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     found = [path.relative_to(tmp_path).as_posix() for path in find_slides([tmp_path]).paths]
     assert found == ["a/1.dcm", "a/1below/x.svs", "b/3.dcm", "c/slide.vms", "d/photo.jpg"]
+    assert (
+        f"left out: DICOM files taken as levels of the first in their folder (1): {tmp_path}/a/2.dcm" in caplog.messages
+    )
 
 
 def test_hidden_linked_and_ambiguous_files_in_folders(png, tmp_path, caplog):

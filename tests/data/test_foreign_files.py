@@ -6,9 +6,9 @@ import io
 import pickle
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
+from hdf5_files import ENCODED, hdf5_bytes
 from PIL import Image
 
 from diffusion.data.features.loose import LooseFeatures, read_made_by
@@ -23,22 +23,6 @@ from diffusion.evaluation.sets.image_set import ImageSet
 from diffusion.generation.conditions import read_tokens_file
 from diffusion.utils.errors import InputError
 from diffusion.utils.text import read_json
-
-NAMES = [f"set/a/single_256/slide/{i}_0.jpeg" for i in range(3)]
-ENCODED = [name.encode() for name in NAMES]
-STRINGS = h5py.string_dtype()
-
-
-def hdf5_bytes(**entries) -> bytes:
-    """A file with these entries; dicts are arguments of create_dataset."""
-    file = io.BytesIO()
-    with h5py.File(file, "w") as content:
-        for name, entry in entries.items():
-            if isinstance(entry, dict):
-                content.create_dataset(name, **entry)
-            else:
-                content[name] = entry
-    return file.getvalue()
 
 
 def png_bytes() -> bytes:

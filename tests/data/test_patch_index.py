@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import pickle
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from hdf5_files import ENCODED, NAMES, hdf5_bytes
 
 from diffusion.data.index.patch_index import PatchIndex, index_keys, index_path, iterate_names, split_key
 from diffusion.data.index.writer import write_index
 from diffusion.utils.errors import InputError, MissingError
 
-NAMES = [f"set/a/single_256/slide/{i}_0.jpeg" for i in range(3)]
-ENCODED = [name.encode() for name in NAMES]
 STRINGS = h5py.string_dtype()
 
 
@@ -24,18 +22,6 @@ def path(tmp_path):
     path = index_path(tmp_path)
     write_index(path, {"a_1024": ["a/0", "a/1"], "b_1024": ["b/é"], "c_256": ["c/0"]})
     return path
-
-
-def hdf5_bytes(**entries) -> bytes:
-    """A file with these entries; dicts are arguments of create_dataset."""
-    file = io.BytesIO()
-    with h5py.File(file, "w") as content:
-        for name, entry in entries.items():
-            if isinstance(entry, dict):
-                content.create_dataset(name, **entry)
-            else:
-                content[name] = entry
-    return file.getvalue()
 
 
 def index(folder: Path, **entries) -> Path:

@@ -6,29 +6,11 @@ import dataclasses
 import os
 
 import pytest
-from accelerate import PartialState
-from scoring_data import (
-    PLAIN,
-    MeanColour,
-    folder_of,
-    plain,
-    reds_of,
-)
+from scoring_data import MeanColour, folder_of, plain, reds_of
 
-from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.evaluation.sets import cache as cache_module
 from diffusion.evaluation.sets.embedding import Timing, embed_set
 from diffusion.evaluation.sets.image_set import ImageSet
-
-
-@pytest.fixture
-def embedder() -> PatchEmbedder:
-    return PatchEmbedder(MeanColour(), "mean colour", width=3, view=PLAIN)
-
-
-@pytest.fixture
-def state() -> PartialState:
-    return PartialState(cpu=True)
 
 
 def test_parts_are_kept_and_computed_once(tmp_path, embedder, state, monkeypatch):

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
-from scoring_data import (
-    write_events,
-)
+from scoring_data import write_events
 
 from diffusion.evaluation.reports.curves import Curve, read_curves
 from diffusion.evaluation.reports.report import read_losses
@@ -16,7 +13,9 @@ from diffusion.utils.errors import InputError, MissingError
 
 
 def test_a_long_run_keeps_every_point_and_its_level(tmp_path):
-    write_events(tmp_path, {step: step % 2 for step in range(12_000)})  # more than TensorBoard keeps by default
+    write_events(
+        tmp_path, {"train/loss": {step: step % 2 for step in range(12_000)}}
+    )  # more than TensorBoard keeps by default
     curve = read_losses(tmp_path).training
     assert curve.steps == list(range(12_000))
     smooth = curve.smoothed()
@@ -27,27 +26,13 @@ def test_a_long_run_keeps_every_point_and_its_level(tmp_path):
     assert line.smoothed()[10:290] == pytest.approx(line.values[10:290])  # it does not lag behind a slope
 
 
-Scalars = dict[str, dict[int, float]]  # tag -> step -> value
-
-
-def write_run(workdir: Path, scalars: Scalars, written_at: float = 0) -> Path:
-    """A TensorBoard file as the trainer leaves it."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    with SummaryWriter(str(workdir / "tensorboard"), filename_suffix=f".{written_at:.0f}") as writer:
-        for tag, values in scalars.items():
-            for step, value in values.items():
-                writer.add_scalar(tag, value, step, walltime=written_at + step)
-    return workdir
-
-
 def curve(*values: float) -> Curve:
     return Curve(list(range(len(values))), list(values))
 
 
 def test_several_files_and_repeated_steps(tmp_path):
-    write_run(tmp_path, {"train/loss": {1: 3.0, 2: 2.0, 3: 9.0}, "validation/loss": {2: 0.5}}, written_at=1000)
-    write_run(tmp_path, {"train/loss": {3: 1.5, 4: 1.0}, "validation/loss": {4: 0.25}}, written_at=2000)
+    write_events(tmp_path, {"train/loss": {1: 3.0, 2: 2.0, 3: 9.0}, "validation/loss": {2: 0.5}}, written_at=1000)
+    write_events(tmp_path, {"train/loss": {3: 1.5, 4: 1.0}, "validation/loss": {4: 0.25}}, written_at=2000)
     assert read_curves(tmp_path) == {
         "train/loss": Curve([1, 2, 3, 4], [3.0, 2.0, 1.5, 1.0]),
         "validation/loss": Curve([2, 4], [0.5, 0.25]),
@@ -55,14 +40,14 @@ def test_several_files_and_repeated_steps(tmp_path):
 
 
 def test_a_later_value_counts_even_when_it_is_not_finite(tmp_path):
-    write_run(tmp_path, {"train/loss": {1: 3.0, 2: 2.0}}, written_at=1000)
-    write_run(tmp_path, {"train/loss": {2: math.nan, 3: math.inf}}, written_at=2000)
+    write_events(tmp_path, {"train/loss": {1: 3.0, 2: 2.0}}, written_at=1000)
+    write_events(tmp_path, {"train/loss": {2: math.nan, 3: math.inf}}, written_at=2000)
     values = read_curves(tmp_path)["train/loss"].values
     assert values[0] == 3.0 and math.isnan(values[1]) and values[2] == math.inf
 
 
 def test_a_file_that_is_still_written(tmp_path):
-    write_run(tmp_path, {"train/loss": {1: 3.0, 2: 2.0, 3: 1.0}})
+    write_events(tmp_path, {"train/loss": {1: 3.0, 2: 2.0, 3: 1.0}})
     file = next((tmp_path / "tensorboard").iterdir())
     file.write_bytes(file.read_bytes()[:-5])
     assert read_curves(tmp_path) == {"train/loss": Curve([1, 2], [3.0, 2.0])}
@@ -70,10 +55,10 @@ def test_a_file_that_is_still_written(tmp_path):
 
 def test_runs_below_are_not_mixed(tmp_path):
     for name in ("a", "b"):
-        write_run(tmp_path / name, {"train/loss": {1: 1.0}})
+        write_events(tmp_path / name, {"train/loss": {1: 1.0}})
     with pytest.raises(InputError, match=r"several runs, in a/tensorboard, b/tensorboard; name their work dirs"):
         read_curves(tmp_path)
-    write_run(tmp_path, {"train/loss": {1: 7.0}})  # a run of its own, with two others below it
+    write_events(tmp_path, {"train/loss": {1: 7.0}})  # a run of its own, with two others below it
     assert read_curves(tmp_path) == {"train/loss": Curve([1], [7.0])}
 
 

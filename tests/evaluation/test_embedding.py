@@ -4,16 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from accelerate import PartialState
 from conftest import texture
 from PIL import Image
-from scoring_data import (
-    PLAIN,
-    MeanColour,
-    folder_of,
-    plain,
-    reds_of,
-)
+from scoring_data import PLAIN, MeanColour, folder_of, plain, reds_of
 
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.evaluation.sets import embedding
@@ -22,16 +15,6 @@ from diffusion.evaluation.sets.embedding import batch_within_parts, embed_set
 from diffusion.evaluation.sets.features import Row
 from diffusion.evaluation.sets.image_set import ImageSet
 from diffusion.utils.errors import InputError
-
-
-@pytest.fixture
-def embedder() -> PatchEmbedder:
-    return PatchEmbedder(MeanColour(), "mean colour", width=3, view=PLAIN)
-
-
-@pytest.fixture
-def state() -> PartialState:
-    return PartialState(cpu=True)
 
 
 def test_features_come_in_name_order(tmp_path, embedder, state):

@@ -29,8 +29,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def test_loss_of_a_resumed_run(tmp_path):
-    write_events(tmp_path / "logs", {1: 5.0, 2: 4.0, 3: 9.0}, wall_time=2000)  # step 3 was lost with the crash
-    write_events(tmp_path / "logs", {3: 3.0, 4: 2.0}, wall_time=3000)
+    write_events(tmp_path, {"train/loss": {1: 5.0, 2: 4.0, 3: 9.0}}, written_at=2000)  # step 3 was lost with the crash
+    write_events(tmp_path, {"train/loss": {3: 3.0, 4: 2.0}}, written_at=3000)
     curve = read_losses(tmp_path).training
     assert curve == Curve([1, 2, 3, 4], [5.0, 4.0, 3.0, 2.0])
     picture = np.asarray(Image.open(io.BytesIO(plot_losses(curve))))
@@ -42,7 +42,7 @@ def test_missing_losses_are_errors(tmp_path):
         read_losses(tmp_path / "nowhere")
     with pytest.raises(MissingError, match="no TensorBoard file"):
         read_losses(tmp_path)
-    write_events(tmp_path, {1: 1.0}, tag="train/lr")
+    write_events(tmp_path, {"train/lr": {1: 1.0}})
     with pytest.raises(InputError, match="no scalar train/loss in .*; there are train/lr"):
         read_losses(tmp_path)
 
@@ -72,8 +72,8 @@ REDS = {"real": [10, 20, 30, 90], "syn": [20, 30, 60, 90], "untrained": [200, 90
 def test_report(tmp_path, evaluate):
     real, syn, untrained = (folder_of(tmp_path / name / "images", reds) for name, reds in REDS.items())
     (tmp_path / "syn" / "samples.json").write_text('{"sampling_steps": 17}')
-    write_events(tmp_path / "run", {step: 1 / (1 + step) for step in range(100)})
-    write_events(tmp_path / "run", {50: 0.75, 99: 0.5}, tag="validation/loss", wall_time=500)
+    write_events(tmp_path / "run", {"train/loss": {step: 1 / (1 + step) for step in range(100)}})
+    write_events(tmp_path / "run", {"validation/loss": {50: 0.75, 99: 0.5}}, written_at=500)
     arguments = [
         "--real",
         real,

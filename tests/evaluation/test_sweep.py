@@ -85,21 +85,15 @@ def run_dir(feature_root, tmp_path) -> Path:
     return run
 
 
-def test_sweep(run_dir, mobilenet_weights, tmp_path):
+@pytest.fixture
+def common(run_dir, mobilenet_weights) -> list[str | Path]:
+    """Options of a run, its codec, an embedder, and of no processes beside."""
+    return ["--workdir", run_dir, "--vae", "tiny", "--encoders", mobilenet_weights, "--workers", "0", "--device", "cpu"]
+
+
+def test_sweep(common, tmp_path):
     out = tmp_path / "out"
-    arguments = [
-        "--workdir",
-        run_dir,
-        "--vae",
-        "tiny",
-        "--n_images",
-        "7",
-        "--encoders",
-        mobilenet_weights,
-        "--workers",
-        "0",
-    ]
-    arguments += ["--steps", "1", "2", "--bootstrap", "3", "--device", "cpu", "--out", out]
+    arguments = [*common, "--n_images", "7", "--steps", "1", "2", "--bootstrap", "3", "--out", out]
     done = in_process(sweep, *arguments, "--guidances", "1", "2")
     assert done.returncode == 0, done.stderr
     rows = list(csv.DictReader((out / "sweep.csv").open()))
@@ -144,7 +138,7 @@ def test_sweep(run_dir, mobilenet_weights, tmp_path):
         assert refused.returncode == 2 and message in refused.stderr, refused.stderr
 
 
-def test_a_sweep_over_weights_and_solvers_against_other_tissue(run_dir, mobilenet_weights, tmp_path):
+def test_a_sweep_over_weights_and_solvers_against_other_tissue(run_dir, common, tmp_path):
     """Averages are made of snapshots, and named by their step; other real images are scored again."""
     out, real = tmp_path / "out", tmp_path / "real"
     real.mkdir()
@@ -153,29 +147,9 @@ def test_a_sweep_over_weights_and_solvers_against_other_tissue(run_dir, mobilene
     content = torch.load(run_dir / "checkpoints/last_ema.ckpt", weights_only=True)
     for length in (0.05, 0.10):
         save_file({**content, "step": 40, "sigma_rel": length}, snapshot_path(run_dir, 40, length))
-    arguments = [
-        "--workdir",
-        run_dir,
-        "--vae",
-        "tiny",
-        "--n_images",
-        "3",
-        "--encoders",
-        mobilenet_weights,
-        "--workers",
-        "0",
-    ]
-    arguments += ["--sampling_steps", "2", "--bootstrap", "0", "--device", "cpu", "--out", out, "--real", real]
-    swept = [
-        "--ema_lengths",
-        "0.07",
-        "0.0701",
-        "--checkpoints",
-        "checkpoints/last_ema.ckpt",
-        "--solvers",
-        "ddim",
-        "dpm-solver",
-    ]
+    arguments = [*common, "--n_images", "3", "--sampling_steps", "2", "--bootstrap", "0", "--out", out, "--real", real]
+    weights = ["--ema_lengths", "0.07", "0.0701", "--checkpoints", "checkpoints/last_ema.ckpt"]
+    swept = [*weights, "--solvers", "ddim", "dpm-solver"]
     done = in_process(sweep, *arguments, *swept, "--intervals", "all", "0.3:5")
     assert done.returncode == 0, done.stderr
     rows = list(csv.DictReader((out / "sweep.csv").open()))
@@ -190,21 +164,9 @@ def test_a_sweep_over_weights_and_solvers_against_other_tissue(run_dir, mobilene
     assert again[0]["mobilenetv2 fd"] not in {row["mobilenetv2 fd"] for row in rows}
 
 
-def test_a_run_is_sampled_and_scored(run_dir, mobilenet_weights, tmp_path):
-    write_events(run_dir / "tensorboard", {1: 2.0, 2: 1.0})
-    arguments = [
-        "--workdir",
-        run_dir,
-        "--vae",
-        "tiny",
-        "--n_images",
-        "7",
-        "--encoders",
-        mobilenet_weights,
-        "--workers",
-        "0",
-    ]
-    arguments += ["--sampling_steps", "1", "--guidance_strength", "1.5", "--bootstrap", "0", "--device", "cpu"]
+def test_a_run_is_sampled_and_scored(run_dir, common, tmp_path):
+    write_events(run_dir, {"train/loss": {1: 2.0, 2: 1.0}})
+    arguments = [*common, "--n_images", "7", "--sampling_steps", "1", "--guidance_strength", "1.5", "--bootstrap", "0"]
     done = in_process(evaluate, *arguments, "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "out" / "scores.json").read_text())

@@ -8,21 +8,9 @@ from pathlib import Path
 import pytest
 from conftest import in_process
 from PIL import Image
+from scoring_data import write_events
 
 from tools.plot_run import main
-
-Scalars = dict[str, dict[int, float]]  # tag -> step -> value
-
-
-def write_run(workdir: Path, scalars: Scalars, written_at: float = 0) -> Path:
-    """A TensorBoard file as the trainer leaves it."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    with SummaryWriter(str(workdir / "tensorboard"), filename_suffix=f".{written_at:.0f}") as writer:
-        for tag, values in scalars.items():
-            for step, value in values.items():
-                writer.add_scalar(tag, value, step, walltime=written_at + step)
-    return workdir
 
 
 @pytest.fixture
@@ -33,8 +21,8 @@ def workdirs(tmp_path) -> list[Path]:
         "train/samples_per_second": {10: 10.0, 20: 10.0, 30: 40.0, 1200: math.nan},
     }
     return [
-        write_run(tmp_path / "one" / "run", whole),
-        write_run(tmp_path / "two" / "run", {"train/lr": {1: 0.5, 5: 0.25}}),
+        write_events(tmp_path / "one" / "run", whole),
+        write_events(tmp_path / "two" / "run", {"train/lr": {1: 0.5, 5: 0.25}}),
     ]
 
 
@@ -71,7 +59,7 @@ class TestCommand:
         out = tmp_path / "c.png"
         (tmp_path / "empty").mkdir()
         (tmp_path / "folder.png").mkdir()
-        silent = write_run(tmp_path / "silent", {})
+        silent = write_events(tmp_path / "silent", {})
         for arguments, words in (
             ((tmp_path / "nowhere",), "no work dir at"),
             ((workdirs[0], tmp_path / "empty"), "no TensorBoard file"),

@@ -80,6 +80,8 @@ def _filter_slide_files(folder: Path, names: list[str], skipped: SkippedEntries)
     tiles = {".jpg", ".jpeg"} if {".vms", ".vmu"} & set(kinds.values()) else set()
     slides = {Path(name).stem for name in names if kinds[name] in SLIDE_SUFFIXES}
     beside = [name for name in names if kinds[name] in IMAGE_SUFFIXES - tiles and Path(name).stem in slides]
+    for name in dicom:
+        skipped.add("DICOM files taken as levels of the first in their folder", folder / name)
     for name in beside:
         skipped.add("images with the name of a slide beside them", folder / name)
     for name in names:

@@ -133,13 +133,21 @@ class Codec(Task[CodecConfig]):
         return "AutoencoderKL", f"crops of {self.config.crop} pixels", "pixel error and KL divergence"
 
 
-def train_codec(config: CodecConfig, work_dir: Path, out: Path, device: torch.device) -> Iterator[str]:
+def train_codec(
+    config: CodecConfig,
+    work_dir: Path,
+    out: Path,
+    device: torch.device,
+    fresh: bool = False,
+    accept_changes: bool = False,
+) -> Iterator[str]:
     """Train the codec in a work dir, write its diffusers folder, and yield how well it does on each image, in words.
 
+    fresh, accept_changes: as of `training.trainer.train`.
     Yields nothing when a signal stopped the training, which the same call resumes. Raises MissingError for absent images.
     """
     task = Codec(config)
-    if not train(config, task, work_dir, cpu=device.type == "cpu"):
+    if not train(config, task, work_dir, device.type == "cpu", fresh, accept_changes):
         return
     images = task.read_images()
     network, _ = task.build_network(None)
