@@ -37,6 +37,19 @@ class Parser(argparse.ArgumentParser):
         epilog = f"examples:\n{examples.rstrip()}" if examples else None
         super().__init__(description=description, epilog=epilog, formatter_class=_HelpFormatter)
         self.register("type", Path, user_path)  # of every option with type=Path
+        self._spellings: dict[str, str] = {}
+
+    def add_spellings(self, option: str, *others: str) -> None:
+        """Accept other names for an option, too, without showing them."""
+        self._spellings |= {_with_dashes(other): option for other in others}
+
+    def _known_spelling(self, argument: str) -> str:
+        """Return an argument with the option that is known: a dash and an underscore within a name are the same."""
+        name, equals, value = argument.partition("=")
+        if not name.startswith("--") or name in self._option_string_actions:
+            return argument
+        known = {_with_dashes(option): option for option in self._option_string_actions}
+        return known.get(_with_dashes(name), self._spellings.get(_with_dashes(name), name)) + equals + value
 
     def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:  # pyright: ignore[reportIncompatibleMethodOverride]  # argparse has overloads
         """Parse as argparse does. Exits with an error for an argument that is not UTF-8."""
@@ -44,12 +57,16 @@ class Parser(argparse.ArgumentParser):
         for text in arguments:
             if not is_utf8(text):
                 self.error(f"{printable_name(text)}: this is not UTF-8; rename what is called so")
-        return super().parse_known_args(arguments, namespace)
+        return super().parse_known_args([self._known_spelling(text) for text in arguments], namespace)
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with code 2."""
         print(f"error: {message}; {self.prog} --help shows what there is", file=sys.stderr)
         sys.exit(2)
+
+
+def _with_dashes(option: str) -> str:
+    return f"--{option[2:].replace('_', '-')}"
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter):

@@ -129,9 +129,11 @@ def session_arguments(args: argparse.Namespace) -> dict[str, Any]:
 
 def condition_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of `generation.sources.ConditionSource` that the options of patch samplers give."""
-    index = ("data_root", "patch_names_file", "features_dir", "subset_keys")
     return {
         "images": args.images or (),
         "tokens": args.tokens or (),
-        **{name: getattr(args, name) for name in index},
+        "data_root": args.data_root,
+        "index": args.patch_names_file,
+        "features": args.features_dir,
+        "dataset": args.subset_keys,
     }

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from diffusion.condition import Condition
 from diffusion.data.datasets.pan_cancer import LARGE_PATCH, PanCancerData, PanCancerDataLowRes
 from diffusion.data.features.parts import TOKENS
-from diffusion.data.index.patch_index import index_keys, index_path, split_key
+from diffusion.data.index.patch_index import index_keys, index_path, resolve_keys, split_key
 from diffusion.data.sampler import Draw, Permutation
 from diffusion.data.slides.patches import neighbour_name
 from diffusion.data.slides.reader import PlainImage
@@ -95,17 +95,19 @@ class RepeatedConditions:
         return self[i].pixels is not None
 
 
-def open_condition_dataset(arguments: dict[str, Any], keys: list[str] | None) -> PanCancerData:
+def open_condition_dataset(arguments: dict[str, Any], names: Sequence[str] | None) -> PanCancerData:
     """Open the patches that conditions come from.
 
-    arguments: of the data set in a run's config. keys: index keys instead of the config's, all of patches of the image's
-    own size or all of 1024 pixels, which are cropped. Without keys, patches are taken as in training if the index has
+    arguments: of the data set in a run's config. names: index keys instead of the config's, all of patches of the image's
+    own size or all of 1024 pixels, which are cropped; or data sets, of which those are taken that the index has. Without
+    names, patches are taken as in training if the index has
     such, and else in the other way. Raises InputError for keys of both kinds or of another size.
     """
     arguments = dict(arguments)
     low_resolution, size = arguments.pop("type") == "PanCancerDataLowRes", arguments["resolution"]
+    path = index_path(arguments["root"], arguments["patch_names_file"])
+    keys = None if names is None else resolve_keys(index_keys(path), names, (size, LARGE_PATCH))
     if keys is None and arguments["train_subset_keys"] is None:
-        path = index_path(arguments["root"], arguments["patch_names_file"])
         present = {split_key(key)[1] for key in index_keys(path)}
         as_trained, otherwise = (LARGE_PATCH, size) if low_resolution else (size, LARGE_PATCH)
         if as_trained not in present and otherwise in present:
@@ -113,7 +115,7 @@ def open_condition_dataset(arguments: dict[str, Any], keys: list[str] | None) ->
     if keys is not None:
         sizes = {split_key(key)[1] for key in keys}
         if sizes not in ({size}, {LARGE_PATCH}):
-            raise InputError(f"--subset_keys {' '.join(keys)}: expected keys of {size} or all of {LARGE_PATCH} pixels")
+            raise InputError(f"--dataset {' '.join(keys)}: expected keys of {size} or all of {LARGE_PATCH} pixels")
         low_resolution = sizes != {size}
         arguments["train_subset_keys"] = keys
     return (PanCancerDataLowRes if low_resolution else PanCancerData)(**arguments)

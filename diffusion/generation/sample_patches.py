@@ -15,7 +15,7 @@ from diffusion.generation.output_folder import OutputFolder
 from diffusion.generation.session import Session
 from diffusion.generation.sources import ConditionSource, choose_conditions
 from diffusion.utils.errors import InputError
-from diffusion.utils.hardware import describe_device
+from diffusion.utils.hardware import describe_device, windows_per_pass
 
 CHECKED = 16  # conditions of which one must have its tissue, where that is needed
 
@@ -27,13 +27,14 @@ def sample_patches(
     sizes: Collection[int],
     count: int | None,
     index_count: int,
-    batch_size: int,
+    batch_size: int | None = None,
     with_real: bool = True,
     needs_real: bool = False,
 ) -> int:
     """Fill a folder with images of the network's own size, which must be one of `sizes`; write only what is missing.
 
-    count: how many; None: one for each file that conditions, or of an index `index_count`. batch_size: in one pass.
+    count: how many; None: one for each file that conditions, or of an index `index_count`. batch_size: in one pass;
+    None: as many as keep the device busy.
     with_real: whether the tissue that conditions is written, too; needs_real: whether to refuse conditions without.
     Returns the size. Raises MissingError, InputError.
     """
@@ -57,6 +58,7 @@ def sample_patches(
     state.print(f"{count - len(todo)} of {count} images are there; sampling {len(todo)} on {on}")
     state.wait_for_everyone()  # every process has looked before one of them writes
     make = ImageMaker(session.run, session.codec, conditions, session.seed, session.solver)
+    batch_size = batch_size or windows_per_pass(session.device, config.input_size)
     mine = todo[state.process_index :: state.num_processes]
     with tqdm(total=len(mine), unit="image", disable=not state.is_main_process) as progress:
         for first in range(0, len(mine), batch_size):

@@ -26,16 +26,16 @@ from diffusion.utils.errors import InputError, MissingError
 class ConditionSource:
     """Where conditions come from: image files, files of tokens, or else an index, by default that of the run.
 
-    data_root, patch_names_file, features_dir, subset_keys: of another index than the run's, as the options call them.
+    data_root, index, features, dataset: of another index than the run's, as the options call them.
     Raises InputError when both images and tokens are given.
     """
 
     images: Sequence[Path] = ()
     tokens: Sequence[Path] = ()
     data_root: Path | None = None
-    patch_names_file: str | None = None
-    features_dir: str | None = None
-    subset_keys: Sequence[str] | None = None
+    index: str | None = None
+    features: str | None = None
+    dataset: Sequence[str] | None = None
 
     def __post_init__(self):
         if self.images and self.tokens:
@@ -71,9 +71,9 @@ def open_index(session: Session, source: ConditionSource) -> PanCancerData:
     """Open the run's data set, or the one that the source names, and check it against the network. Raises InputError."""
     config = session.run.config
     arguments = {**config.data_arguments, "root": source.data_root or session.root}
-    for name in ("patch_names_file", "features_dir"):
-        arguments[name] = getattr(source, name) or arguments[name]
-    dataset = open_condition_dataset(arguments, None if source.subset_keys is None else list(source.subset_keys))
+    arguments["patch_names_file"] = source.index or arguments["patch_names_file"]
+    arguments["features_dir"] = source.features or arguments["features_dir"]
+    dataset = open_condition_dataset(arguments, source.dataset)
     check_dataset_tokens(dataset, config.model_max_length, config.caption_channels)
     return dataset
 

@@ -9,7 +9,7 @@ import logging
 import os
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from itertools import accumulate
 from pathlib import Path
@@ -46,6 +46,23 @@ def split_key(key: str) -> tuple[str, int]:
     if not dataset or not size.isdigit():
         raise InputError(f"index key {key!r}: expected <dataset>_<size>, such as tcga_diagnostic_1024")
     return dataset, int(size)
+
+
+def resolve_keys(present: Sequence[str], names: Sequence[str], sizes: Sequence[int]) -> list[str]:
+    """Return the keys that names stand for: a name that ends in a size is a key, another one a data set.
+
+    present: the keys of the index. sizes: of a data set the first of these that it has.
+    Raises InputError for a data set of which the index has no such key.
+    """
+    keys = []
+    for name in names:
+        stem, _, size = name.rpartition("_")
+        wanted = [name] if stem and size.isdigit() else [f"{name}_{size}" for size in sizes]
+        found = [key for key in wanted if key in present] or (wanted if len(wanted) == 1 else [])
+        if not found:
+            raise InputError(f"the index has no {' or '.join(wanted)}; it has {abbreviate(list(present))}")
+        keys.append(found[0])
+    return keys
 
 
 class PatchIndex:

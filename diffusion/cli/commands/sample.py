@@ -1,0 +1,75 @@
+"""pixcell sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffusion.cli import options
+from diffusion.formats import DEFAULT_SOLVER, LAST_WEIGHTS
+
+SIZES = (256, 512, 1024)
+
+
+def sample(
+    workdir: options.Workdir = None,
+    out: options.OutFolder = Path("samples"),
+    count: options.Count = None,
+    images: options.Images = (),
+    tokens: options.Tokens = (),
+    dataset: options.Datasets = None,
+    index: options.Index = None,
+    features: options.Features = None,
+    data_root: options.DataRoot = None,
+    encoder: options.Encoder = None,
+    steps: options.Steps = 20,
+    guidance: options.Guidance = 2.0,
+    guidance_interval: options.GuidanceInterval = None,
+    solver: options.Solver = DEFAULT_SOLVER,
+    seed: options.Seed = 0,
+    checkpoint: options.Checkpoint = Path(LAST_WEIGHTS),
+    weights: options.Weights = "ema",
+    vae: options.Vae = None,
+    format: options.ImageFormat = "png",
+    root: options.Root = None,
+    batch_size: options.BatchSize = None,
+    precision: options.Precision = "fp32",
+    compile: options.Compile = False,
+    device: options.Device = "auto",
+    gpu: options.Gpu = None,
+    *,
+    sizes: Sequence[int] = SIZES,
+    index_count: int = 16,
+) -> None:
+    """Sample images of a run, or of released weights: tissue for indexed patches, for images or for embeddings.
+
+    OUT/syn gets the samples and OUT/real, under the same names, the tissue that conditions. An image depends on the seed and its
+    number only, and the same command goes on after a stop. Without --count there is one for each file that conditions, and
+    16 of an index.
+
+    Examples:
+      pixcell sample --workdir output/256 --images tissue.png --count 8
+      pixcell sample --workdir output/256 --index patch_names_test.hdf5 --count 5000 --out samples_256
+      accelerate launch -m pixcell sample --workdir output/1024 --count 50000 --guidance 1.2
+    """
+    from diffusion.generation.output_folder import OutputFolder
+    from diffusion.generation.sample_patches import sample_patches
+    from diffusion.generation.session import open_session
+    from diffusion.generation.solver import Solver
+    from diffusion.generation.sources import ConditionSource
+
+    source = ConditionSource(images, tokens, data_root, index, features, dataset)
+    session = open_session(
+        workdir,
+        checkpoint,
+        Solver(steps, guidance, solver, guidance_interval, precision),
+        seed=seed,
+        averaged=weights == "ema",
+        compiled=compile,
+        root=root,
+        vae=vae,
+        encoder=encoder,
+        device=device,
+        gpu_id=gpu,
+    )
+    sample_patches(session, source, OutputFolder(out, format), sizes, count, index_count, batch_size)

@@ -1,0 +1,20 @@
+"""The commands of `pixcell`: a function each, with explicit arguments, in a module that imports nothing large."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+# heading -> command -> module and function in this package, and the first line of its help
+COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
+    "sampling": {
+        "sample": ("sample:sample", "Sample images of a run, or of released weights"),
+    },
+}
+
+
+def load_command(name: str) -> Callable[..., Any]:
+    """Return the function of a command."""
+    module, _, function = next(group[name][0] for group in COMMANDS.values() if name in group).partition(":")
+    return getattr(import_module(f"diffusion.cli.commands.{module}"), function)

@@ -1,0 +1,186 @@
+"""The options of all commands: each has one name, one type and one help text, and this is its home.
+
+An alias is named after its parameter: `batch_size: BatchSize` is `--batch-size`. A command gives the default; where that is
+None, the alias's help says in [brackets] what holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from diffusion.cli.command import Option
+from diffusion.cli.parser import (
+    finite_float,
+    natural_int,
+    output_file,
+    output_folder,
+    path_text,
+    plain_name,
+    positive_float,
+    positive_int,
+    seed_int,
+)
+from diffusion.formats import METRICS, PRECISIONS, SIZE_POLICIES, SOLVERS
+
+SAMPLING, CONDITIONS, SCORING, TRAINING, DATA, MACHINE = (
+    "sampling",
+    "conditions",
+    "scoring",
+    "training",
+    "data",
+    "machine",
+)
+ENCODER_NAMES = (
+    "uni2, mobilenetv2, inception, a weights file or its folder, NAME=FILE, timm/NAME=FILE, torchvision/NAME=FILE"
+)
+
+# ---- places and the machine
+Root = Annotated[
+    Path | None,
+    Option(
+        "folder of patches/, features/ and pretrained_models/ [$PIXCELL_ROOT, else the run's, else the current folder]"
+    ),
+]
+Workdir = Annotated[
+    Path | None,
+    Option("work dir of a training run, or released weights [$PIXCELL_WORKDIR, else the newest run in ./output]"),
+]
+OutFolder = Annotated[Path, Option("folder for all that is written", output_folder)]
+OutFile = Annotated[Path, Option("the file to write", output_file)]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda", "mps"],
+    Option("where the networks run; auto takes cuda, then mps, then cpu", group=MACHINE),
+]
+Gpu = Annotated[
+    int | None,
+    Option("which GPU, of several [the first, or what accelerate gives each process]", natural_int, group=MACHINE),
+]
+Precision = Annotated[str, Option("of the networks; fp16 needs a GPU", choices=PRECISIONS, group=MACHINE)]
+Compile = Annotated[
+    bool,
+    Option("compile the network: some 15 s, and a C++ compiler, for faster images on a GPU", group=MACHINE),
+]
+BatchSize = Annotated[
+    int | None,
+    Option("images or windows in one pass of a network; no result depends on it", positive_int, group=MACHINE),
+]
+Workers = Annotated[int | None, Option("processes that read, beside this one", natural_int, group=MACHINE)]
+Seed = Annotated[int, Option("of everything random", seed_int)]
+
+# ---- the run and the solver
+Checkpoint = Annotated[Path, Option("weights; a relative path is below the work dir", group=SAMPLING)]
+Weights = Annotated[Literal["ema", "raw"], Option("of a checkpoint that holds both: averaged or raw", group=SAMPLING)]
+Count = Annotated[int | None, Option("how many", positive_int)]
+Steps = Annotated[int, Option("steps of the solver", positive_int, group=SAMPLING)]
+Guidance = Annotated[
+    float,
+    Option(
+        "null + w * (conditional - null); 1 is none and runs no null pass", finite_float, metavar="W", group=SAMPLING
+    ),
+]
+GuidanceInterval = Annotated[
+    tuple[float, float] | None,
+    Option(
+        "noise levels, std of noise over std of signal, between which to guide; no null pass elsewhere [0.01 to 157]",
+        finite_float,
+        metavar=("LO", "HI"),
+        group=SAMPLING,
+    ),
+]
+Solver = Annotated[str, Option("the solver", choices=SOLVERS, group=SAMPLING)]
+Vae = Annotated[str | None, Option("diffusers folder or embedded name of the codec [the run's]", group=SAMPLING)]
+Encoder = Annotated[
+    str | None,
+    Option("embedder of images and slides [the one that the run's features came from]", group=CONDITIONS),
+]
+
+# ---- what conditions
+Images = Annotated[
+    Sequence[Path], Option("image files that condition, embedded now, instead of indexed patches", group=CONDITIONS)
+]
+Tokens = Annotated[
+    Sequence[Path], Option(".npy files of embeddings that condition: (L, D), or (n, L, D)", group=CONDITIONS)
+]
+DataRoot = Annotated[
+    Path | None, Option("folder of patches/ and features/ [--root if given, else the run's]", group=CONDITIONS)
+]
+Index = Annotated[
+    str | None,
+    Option(
+        "index of patches, in ROOT/patches/metadata [the run's, else patch_names_all.hdf5]", path_text, group=CONDITIONS
+    ),
+]
+Features = Annotated[
+    str | None,
+    Option(
+        "folder of the features below ROOT, such as features or packed [the run's, else beside the images]",
+        path_text,
+        group=CONDITIONS,
+    ),
+]
+Datasets = Annotated[
+    Sequence[str] | None,
+    Option(
+        "data sets of the index, or its keys <dataset>_<size> [those that the run was trained on, or all]",
+        metavar="NAME",
+        group=CONDITIONS,
+    ),
+]
+ImageFormat = Annotated[Literal["png", "jpeg"], Option("png is lossless; never score jpeg", group=SAMPLING)]
+
+# ---- data sets
+Dataset = Annotated[
+    str, Option("name of the data set: the first folder of its patches, and of its key in the index", plain_name)
+]
+Size = Annotated[int, Option("pixels a side", positive_int)]
+LatentSuffix = Annotated[
+    str | None, Option("ending of the latent files [sd3_vae; of an embedded codec NAME_vae]", plain_name, group=DATA)
+]
+EmbeddingSuffix = Annotated[
+    str | None, Option("ending of the embedding files [uni for uni2, else the encoder's name]", plain_name, group=DATA)
+]
+
+# ---- scores
+Encoders = Annotated[Sequence[str], Option(f"{ENCODER_NAMES} [mobilenetv2]", metavar="ENCODER", group=SCORING)]
+OnSize = Annotated[
+    str,
+    Option(
+        "images that are not 256 x 256: refuse them, resize the square in their middle, or score their windows of 256",
+        choices=SIZE_POLICIES,
+        group=SCORING,
+    ),
+]
+Strict = Annotated[
+    bool, Option("refuse images that cannot be read, instead of leaving them out and naming them", group=SCORING)
+]
+Cache = Annotated[
+    Path | None,
+    Option(
+        "folder that keeps features, which runs may share [OUT/features]", output_folder, metavar="DIR", group=SCORING
+    ),
+]
+Metrics = Annotated[
+    Sequence[str],
+    Option(
+        "fd_infinity: FD extrapolated to infinitely many images; prdc: precision, recall, density, coverage; "
+        "similarity: of pairs; neighbours: the nearest training images [all that applies]",
+        choices=METRICS,
+        group=SCORING,
+    ),
+]
+Bootstrap = Annotated[
+    int, Option("replicates for the interval of a distance; 0: no interval", natural_int, group=SCORING)
+]
+
+# ---- slides
+Mpp = Annotated[float, Option("microns per pixel of the patches, and of the network; 0.5 is 20x", positive_float)]
+ImageMpp = Annotated[
+    float | None,
+    Option(
+        "microns per pixel of the files named, whatever they say themselves [what each says; plain images are taken pixel "
+        "for pixel, slides that do not say refused]",
+        positive_float,
+    ),
+]

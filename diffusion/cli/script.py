@@ -1,0 +1,59 @@
+"""The published scripts: each is a command under the options that it had when it was published."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from diffusion.cli.command import build_parser, call_command, read_parameters
+from diffusion.cli.commands.table import load_command
+from diffusion.cli.parser import Parser
+
+
+@dataclass(frozen=True)
+class Script:
+    """A command as a script of its own.
+
+    flags: the published options of some parameters; a parameter without any cannot be given, others are `--like_this`.
+    defaults: other ones than the command's. unused: options that all scripts take, and this one has no use for.
+    keywords: what the command is called with beside.
+    """
+
+    command: str
+    description: str
+    examples: str
+    flags: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    unused: Sequence[str] = ()
+    keywords: Mapping[str, Any] = field(default_factory=dict)
+
+    def parser(self) -> Parser:
+        """Return the script's parser."""
+        command = load_command(self.command)
+        positional = {parameter.name for parameter in read_parameters(command) if parameter.option.positional}
+        plain = {parameter.name: (f"--{parameter.name}",) for parameter in read_parameters(command)}
+        flags = {name: flag for name, flag in plain.items() if name not in positional} | dict(self.flags)
+        return build_parser(
+            command, Path(sys.argv[0]).name, flags, self.defaults, self.unused, self.description, self.examples
+        )
+
+    def __call__(self) -> int | None:
+        """Do what the command line asks for, and return the exit code."""
+        return call_command(load_command(self.command), self.parser(), **self.keywords)
+
+
+# the published names of the options that all sampling scripts share
+SAMPLING_FLAGS: Mapping[str, Sequence[str]] = {
+    "out": ("--out_dir", "--output_dir"),
+    "count": ("--n_images", "--num_samples"),
+    "steps": ("--sampling_steps", "--num_timesteps"),
+    "guidance": ("--guidance_strength", "--guidance_scale"),
+    "solver": ("--sampling_algo",),
+    "gpu": ("--gpu_id",),
+    "dataset": ("--subset_keys",),
+    "index": ("--patch_names_file",),
+    "features": ("--features_dir",),
+}
