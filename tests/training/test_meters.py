@@ -1,14 +1,16 @@
-"""Samples that cannot be read: counted, named once, and too many of them."""
+"""Mean losses and rates; samples that cannot be read: counted, named once, and too many of them."""
 
 from __future__ import annotations
 
 import dataclasses
 from itertools import accumulate, islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from runs import forget_processes, read, settings, train
 
 from diffusion.config.settings import (
@@ -19,6 +21,7 @@ from diffusion.data.batch import collate
 from diffusion.data.datasets.pan_cancer import build_dataset
 from diffusion.data.features.loose import feature_path
 from diffusion.data.sampler import BatchStream, Draw
+from diffusion.training.monitoring import meters
 from diffusion.utils.errors import InputError
 
 CPU = torch.device("cpu")
@@ -91,3 +94,26 @@ class TestBadItems:
             "skipped set/brca/single_1024/slide_0/0_0.jpeg: no feature file"
             in (tmp_path / "run/train_log.log").read_text()
         )
+
+
+def test_losses_are_means_over_batches_and_rates_over_the_time_of_training(monkeypatch):
+    clock = SimpleNamespace(now=110.0)
+    monkeypatch.setattr(meters, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    meter = meters.Meter(Accelerator(cpu=True), ("loss", "mse"))
+    for loss, mse, waited in (([1.0, 3.0], [0.0, 2.0], 0.25), ([4.0, 8.0], [1.0, 1.0], 0.75)):
+        meter.add({"mse": torch.tensor(mse), "loss": torch.tensor(loss)})
+        meter.end_step(waited)
+    meter.exclude_time(5.0)
+    clock.now = 120.0  # two steps in five seconds
+    values = meter.read(global_batch=8)
+    assert values.pop("memory_gb") > 0
+    assert values == {"loss": 4.0, "mse": 1.0, "samples_per_second": 3.2, "data_wait": 0.2}
+    clock.now = 121.0
+    assert np.isnan(meter.read(global_batch=8)["loss"])  # it counts from zero again
+
+
+def test_what_processes_counted_is_redistributed_with_its_mean():
+    small, large = ({"loss": torch.tensor(value)} for value in (2.0, 10.0))
+    states = [{"sums": {}, "batches": 0}, {"sums": small, "batches": 1}, {"sums": large, "batches": 3}]
+    for given in (states, states[::-1]):  # one process skipped all its steps
+        assert meters.redistribute_meters(given, 2) == {"sums": {"loss": 6.0}, "batches": 2.0}

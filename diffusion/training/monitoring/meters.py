@@ -78,8 +78,9 @@ class Meter:
 
 
 def redistribute_meters(meters: Sequence[Mapping[str, Any]], count: int) -> dict[str, Any]:
-    """Redistribute meter states over `count` processes, preserving the mean."""
-    sums = {name: sum(meter["sums"][name] for meter in meters) / count for name in meters[0]["sums"]}
+    """Redistribute meter states over `count` processes, preserving the mean; one that has counted nothing names no losses."""
+    names = dict.fromkeys(name for meter in meters for name in meter["sums"])
+    sums = {name: sum(meter["sums"].get(name, 0) for meter in meters) / count for name in names}
     return {"sums": sums, "batches": sum(meter["batches"] for meter in meters) / count}
 
 
