@@ -15,8 +15,10 @@ from diffusion.data.sampler import Draw
 from diffusion.encoders.latents import LatentCodec
 from diffusion.tasks.codec import units
 from diffusion.tasks.codec.images import CropDataset, collate_crops, held_out_region, training_region
+from diffusion.tasks.codec.network import CodecNetwork, build_vae, save_codec
 from diffusion.tasks.codec.task import Codec, CodecConfig, kl_per_position, train_codec
 from diffusion.utils.errors import InputError, MissingError
+from diffusion.utils.weights import read_safetensors
 
 CPU = torch.device("cpu")
 
@@ -84,3 +86,22 @@ def test_what_is_refused(config, tmp_path):
         CodecConfig(crop=20)
     with pytest.raises(MissingError, match="fetch_demo_data"):
         train(CodecConfig(source=str(tmp_path / "none")), tmp_path / "run", cpu=True)
+
+
+@torch.no_grad()
+def test_the_network_decodes_a_draw_from_a_narrow_posterior():
+    network, noise = CodecNetwork(build_vae()), torch.randn(1, 16, 2, 2)
+    assert not any(module.training for module in network.modules()) and not network.train().training
+    decoded, mean, logvar = network(torch.rand(1, 3, 16, 16), noise)
+    std = (logvar / 2).exp()
+    assert mean.shape == noise.shape and 0.03 < std.median() < 0.08
+    torch.testing.assert_close(decoded, network.vae.decode(mean + std * noise).sample)
+
+
+def test_a_codec_takes_the_place_of_another_in_half_precision(tmp_path):
+    for name in ("codec", "codec.part", "codec.old"):
+        (tmp_path / name / "stale").mkdir(parents=True)
+    save_codec(build_vae(), tmp_path / "codec")
+    files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("*/*"))
+    assert files == ["codec/config.json", "codec/diffusion_pytorch_model.safetensors"]
+    assert {tensor.dtype for tensor in read_safetensors(tmp_path / files[1]).values()} == {torch.float16}

@@ -30,6 +30,7 @@ class CodecNetwork(nn.Module):
         super().__init__()
         # Any: diffusers mistypes encode and decode, and hides torch's overloads of `to` behind a decorator
         self.vae: Any = vae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.eval()
 
     def forward(self, pixels: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Encode, sample and decode.
