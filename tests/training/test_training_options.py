@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
+import accelerate
 import numpy as np
 import pytest
 import server
 import torch
+from accelerate.utils import DistributedType
 from conftest import ON_CPU, PATIENCE, REPOSITORY, write_features
 from PIL import Image
 from runs import equal, forget_processes, launch, logged, read, settings, train
@@ -17,6 +20,7 @@ from diffusion.config.files import dump_config
 from diffusion.config.settings import OptimizerConfig
 from diffusion.model.convert import load_weights
 from diffusion.model.pixart import build_model
+from diffusion.training.parallel.fsdp import check_shardable, sharding_arguments
 from diffusion.utils.errors import InputError
 from diffusion.workdir import open_run
 
@@ -100,10 +104,22 @@ class TestSharding:
         with pytest.raises(InputError, match="CAME does not shard.*set optimizer.type=AdamW"):
             train(config, tmp_path / "run", cpu=True)
 
-    def test_version_one_is_refused(self, feature_root, tmp_path, monkeypatch):
-        monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-        with pytest.raises(InputError, match="--fsdp_version 2"):
-            train(settings(feature_root), tmp_path / "run", cpu=True)
+    @pytest.mark.parametrize(("name", "value"), [("ACCELERATE_USE_FSDP", "true"), ("FSDP_IGNORED_MODULES", "head")])
+    def test_what_a_launcher_asks_for_in_vain_is_refused(self, no_launcher, monkeypatch, name, value):
+        monkeypatch.setenv(name, value)
+        with pytest.raises(InputError, match="FSDP 1 is.*--fsdp_version 2|FSDP_IGNORED_MODULES=head: .* train alone"):
+            check_shardable("AdamW")
+
+    def test_accelerate_shards_the_named_layers_over_all_processes(self, no_launcher, monkeypatch):
+        state = SimpleNamespace(num_processes=4, device=CPU, distributed_type=DistributedType.MULTI_CPU)
+        monkeypatch.setattr(accelerate, "PartialState", lambda cpu: state)
+        monkeypatch.setenv("PARALLELISM_CONFIG_TP_SIZE", "2")  # another way of sharing, which is not asked for
+        arguments = sharding_arguments(True, "AdamW", True, ("Block",))
+        plugin, mesh = arguments["fsdp_plugin"], arguments["parallelism_config"]
+        assert plugin.fsdp_version == 2 and plugin.transformer_cls_names_to_wrap == ["Block"]
+        assert (mesh.dp_shard_size, mesh.tp_size, mesh.total_size) == (4, 1, 4)
+        assert state.distributed_type == DistributedType.MULTI_GPU  # with another, accelerate drops the plugin
+        assert sharding_arguments(False, "AdamW", True, ("Block",)) == {}
 
 
 class TestCheckpointing:
