@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from diffusion.config.files import load_config, read_config
+from diffusion.config.legacy import modernise
 from diffusion.config.settings import DataConfig, OptimizerConfig
+from diffusion.utils.errors import InputError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -63,3 +65,12 @@ def test_configs_of_the_original_project_are_data(tmp_path, encoding):
     assert config.optimizer == OptimizerConfig("CAMEWrapper", 2e-5, 0.0, (0.9, 0.999, 0.9999), (1e-30, 1e-16))
     path.write_text(f'"""What it is."""\n{ORIGINAL}')
     assert load_config(path) == read_config(path) == config
+
+
+def test_older_forms_are_rewritten_and_what_was_given_stays(caplog):
+    data, path = dict(root="r", transform="t"), Path("c.py")
+    given = dict(seed=1, w_max=2.0, resume_from=dict(checkpoint="a"), data=data)
+    assert modernise(given, path) == dict(seed=1, resume_from="a", data=dict(root="r")) and given["data"] is data
+    assert caplog.messages == ["c.py: these keys have no effect here: w_max, data.transform"]
+    with pytest.raises(InputError, match="c.py: data is 3: expected dict"):
+        modernise({"data": 3}, path)

@@ -14,7 +14,7 @@ from diffusion.config.settings import (
     OptimizerConfig,
 )
 from diffusion.model import PixArt
-from diffusion.optim import came
+from diffusion.optim import came, muon
 from diffusion.optim.build import build_optimizer
 from diffusion.optim.came import CAME
 from diffusion.optim.ema import EMA
@@ -189,3 +189,14 @@ class TestOptimizer:
         assert plan_run(Config(optimizer=OptimizerConfig(lr=1.0), auto_lr={"rule": "linear"}), 1, 8).lr == 1.0
         with pytest.raises(InputError, match="rule='sqrt'"):
             Config(auto_lr={"rule": "cubic"})
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (6, 2, 1, 2)])
+def test_muon_maps_singular_values_by_the_polynomial_of_its_iteration(monkeypatch, shape):
+    monkeypatch.setattr(muon, "has_bf16", lambda device: False)
+    gradient = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    left, values, right = torch.linalg.svd(gradient.flatten(1), full_matrices=False)
+    values = values / values.norm()
+    for _ in range(5):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    torch.testing.assert_close(muon.orthogonalize(gradient).flatten(1), left * values @ right, rtol=0, atol=1e-4)

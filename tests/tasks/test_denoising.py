@@ -5,20 +5,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from runs import equal, forget_processes, launch, logged, read, settings, train, train_for
 
-from diffusion.config.settings import DataConfig, PowerEmaConfig, TimestepConfig, ValidationConfig
-from diffusion.data.batch import collate
+from diffusion.config.settings import DataConfig, PowerEmaConfig, SampleGridConfig, TimestepConfig, ValidationConfig
+from diffusion.data.batch import PatchItem, collate
 from diffusion.data.datasets.pan_cancer import build_dataset
 from diffusion.data.index.patch_index import index_path
 from diffusion.data.index.writer import write_index
 from diffusion.data.sampler import Draw
 from diffusion.encoders.latents import LatentScale
 from diffusion.objective import training_losses
+from diffusion.sampling import image_generator
 from diffusion.tasks.denoising.losses import BatchLosses, draw_randomness
+from diffusion.tasks.denoising.sample_grid import SampleGrid
 from diffusion.utils.errors import InputError
 from diffusion.utils.seeds import mix_seed
 from diffusion.workdir import open_run
@@ -142,3 +145,39 @@ class TestValidation:
         with pytest.raises(InputError, match=r"no index at .*none.hdf5"):
             train(config, tmp_path / "run", cpu=True)
         assert not (tmp_path / "run").exists()
+
+
+class TenItems:
+    """A data set of ten items, each of which is its number."""
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, draw):
+        return PatchItem(torch.zeros(16, 2, 2), torch.full((1, 4), float(draw.index)), "zeros")
+
+
+class Zeros(list):
+    """A network that predicts zeros; it holds the latents and conditions that it saw."""
+
+    null_condition = torch.zeros(1, 4)
+
+    def __call__(self, x, timestep, y):
+        self.append((x, y.tokens[:, 0, 0].tolist()))
+        return torch.zeros(len(x), 32, 2, 2)
+
+
+def test_a_sample_grid_is_of_spread_conditions_and_the_noise_of_its_seed():
+    network, pictures = Zeros(), []
+    codec = SimpleNamespace(decode=lambda latent: torch.full((1, 3, 4, 4), 0.5))
+    process = SimpleNamespace(is_main_process=False, is_fsdp2=False)
+    grid = SampleGrid(TenItems(), codec, SampleGridConfig(count=5, steps=2, guidance=1.0), 7, "epsilon", process)
+    for process.is_main_process, process.is_fsdp2 in ((False, False), (False, True), (True, False)):
+        grid(network, SimpleNamespace(picture=lambda *arguments: pictures.append(arguments)), 3)
+    assert len(network) == 4  # the first process needs nothing, the second only shares the network
+    noise = torch.stack([torch.randn(16, 2, 2, generator=image_generator(7, i)) for i in range(5)])
+    for latents, places in network[::2]:
+        assert torch.equal(latents, noise) and places == [0, 2, 4, 6, 8]
+    ((_, pixels, step),) = pictures
+    assert step == 3 and pixels.shape == (3, 14, 26)  # two rows, four columns, two pixels between
+    assert (pixels == 0.75).sum() == 5 * 3 * 16

