@@ -30,6 +30,13 @@ SYSTEM_ERRORS = frozenset(
 )
 
 
+# packages that most users can do without -> the extra that installs them
+EXTRAS = {
+    **dict.fromkeys(("openslide", "skimage"), "slides"),
+    **dict.fromkeys(("jinja2", "matplotlib", "scipy", "sklearn", "torch_fidelity"), "scores"),
+}
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with one-line errors, paths that expand as in a shell, and help that shows defaults where there are any."""
 
@@ -210,8 +217,8 @@ def output_name(text: str) -> Path:
 def run(main: Callable[[], int | None]) -> None:
     """Call `main` and exit with its code; an InputError becomes one line on stderr and code 2, Ctrl-C code 130.
 
-    An OSError of SYSTEM_ERRORS becomes one line and code 2, too. Other users may not write to new files, whatever the
-    umask.
+    So do an OSError of SYSTEM_ERRORS and the absence of a package of EXTRAS. Other users may not write to new files,
+    whatever the umask.
     """
     os.umask(os.umask(0o022) | 0o002)
     for stream in (sys.stdout, sys.stderr):
@@ -221,6 +228,15 @@ def run(main: Callable[[], int | None]) -> None:
         sys.exit(main() or 0)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        print(
+            f"error: this needs the package {package}; install it with pip install 'pixcell[{EXTRAS[package]}]'",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except OSError as error:
         if error.errno not in SYSTEM_ERRORS:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from diffusion.formats import DIFFUSERS_WEIGHTS, LATENT_CHANNELS, LATENT_FACTOR, PIPELINE_INDEX
+from diffusion.utils.assets import ASSETS
 from diffusion.utils.content import recognise_placeholder
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.state_dicts import check_types, find_state_dict
@@ -24,7 +25,7 @@ LOSS_PREFIX = "loss."  # begins the names of what CompVis' autoencoders are trai
 EARLIER_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # of diffusers before 0.14
 
 # Codecs that come with the repository, by the name that --vae and the config files use.
-EMBEDDED_CODECS = {"tiny": Path(__file__).resolve().parents[2] / "asset" / "tiny_vae"}
+EMBEDDED_CODECS = {"tiny": ASSETS / "tiny_vae"}
 
 
 def codec_folder(name_or_folder: str | Path) -> Path:
@@ -65,7 +66,8 @@ def read_vae(path: Path, config: dict[str, Any], dtype: torch.dtype) -> Autoenco
         raise InputError(f"{path} does not fit its config.json, at {len(mismatched)} weights such as {min(mismatched)}")
     check_types(expected, tensors, path)
     vae.load_state_dict(tensors, assign=True)
-    return vae.to(dtype).eval()
+    torch.nn.Module.to(vae, dtype)  # diffusers' own warns, at every dtype, of modules that this has not
+    return vae.eval()
 
 
 def find_vae_weights(folder: Path) -> Path:

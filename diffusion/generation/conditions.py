@@ -20,7 +20,7 @@ from diffusion.data.features.parts import TOKENS
 from diffusion.data.index.patch_index import index_keys, index_path, resolve_keys, split_key
 from diffusion.data.sampler import Draw, Permutation
 from diffusion.data.slides.patches import neighbour_name
-from diffusion.data.slides.reader import PlainImage
+from diffusion.data.slides.reader import PlainImage, Slide
 from diffusion.data.slides.records import grid_stride
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.formats import PATCHES_DIR, WINDOW
@@ -126,16 +126,21 @@ def load_image_conditions(paths: Sequence[Path], embedder: PatchEmbedder, size: 
 
     Raises MissingError, or InputError for files that are not RGB images or too small.
     """
-    conditions = []
-    for path in paths:
-        image = PlainImage(path)
-        if min(image.width, image.height) < size:
-            raise InputError(f"{path} has {image.width} x {image.height} pixels: expected {size} x {size} or more")
-        x, y = (image.width - size) // 2, (image.height - size) // 2
-        tokens = embed_region(Region(image, x, y), size // WINDOW, size // WINDOW, embedder)
-        pixels = torch.from_numpy(np.array(image.read(x, y, size))).permute(2, 0, 1)
-        conditions.append(NamedCondition(path.stem, Condition(tokens.flatten(0, 1)[None]), pixels))
-    return conditions
+    return [embed_square(middle_square(PlainImage(path), size, str(path)), embedder, size, path.stem) for path in paths]
+
+
+def middle_square(image: Slide, size: int, name: str) -> Region:
+    """Return the square of `size` pixels in the middle of an image; name: for errors. Raises InputError for a smaller one."""
+    if min(image.width, image.height) < size:
+        raise InputError(f"{name} has {image.width} x {image.height} pixels: expected {size} x {size} or more")
+    return Region(image, (image.width - size) // 2, (image.height - size) // 2)
+
+
+def embed_square(region: Region, embedder: PatchEmbedder, size: int, name: str) -> NamedCondition:
+    """Embed the square of `size` pixels from the corner of a region on, and return it as a condition of this name."""
+    tokens = embed_region(region, size // WINDOW, size // WINDOW, embedder)
+    pixels = torch.from_numpy(np.array(region.slide.read(region.x, region.y, size))).permute(2, 0, 1)
+    return NamedCondition(name, Condition(tokens.flatten(0, 1)[None]), pixels)
 
 
 def load_token_conditions(paths: Sequence[Path], tokens: int) -> list[NamedCondition]:

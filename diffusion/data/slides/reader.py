@@ -87,9 +87,7 @@ class PlainImage:
             fault="is neither a slide nor an image that can be read",
             too_large="make a pyramidal TIFF of it, a slide",
         )
-        if image.mode != "RGB":
-            raise InputError(f"{path} is a {image.mode} image, expected RGB: convert it first")
-        self._image, self.note, self.factor = image, "native", 1.0
+        self._hold(image, str(path))
         if image_mpp is not None:
             self.factor = factor = shrink_factor(path, image_mpp, mpp)
             self.note = f"{image_mpp * factor:.3g} um/px"
@@ -98,7 +96,20 @@ class PlainImage:
                 self._image = image.resize(
                     size, Image.Resampling.LANCZOS, box=(0, 0, size[0] * factor, size[1] * factor)
                 )
-        self.width, self.height = self._image.size
+            self.width, self.height = self._image.size
+
+    @classmethod
+    def of(cls, image: Image.Image, name: str = "the image") -> PlainImage:
+        """Take an image that is in memory, pixel for pixel; name: for errors. Raises InputError unless it is RGB."""
+        plain = cls.__new__(cls)
+        plain._hold(image, name)
+        return plain
+
+    def _hold(self, image: Image.Image, name: str) -> None:
+        if image.mode != "RGB":
+            raise InputError(f"{name} is a {image.mode} image, expected RGB: convert it first")
+        self._image, self.note, self.factor = image, "native", 1.0
+        self.width, self.height = image.size
 
     def read(self, x: int, y: int, size: int) -> Image.Image:
         box = (max(x, 0), max(y, 0), min(x + size, self.width), min(y + size, self.height))

@@ -22,10 +22,11 @@ from diffusion.evaluation.sets.embedding import Timing
 from diffusion.evaluation.sets.features import Row
 from diffusion.evaluation.sets.image_set import ImageSet, load_window
 from diffusion.evaluation.sets.provenance import package_versions
+from diffusion.utils.assets import ASSETS
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import atomic_write_bytes
 
-TEMPLATE = Path(__file__).resolve().parents[3] / "asset" / "report.html.j2"
+TEMPLATE = ASSETS / "report.html.j2"
 CARDS = ("fd", "kid", "precision", "recall", "similarity", "above_random")
 LOSS, HELD_OUT = "train/loss", "validation/loss"
 

@@ -1,0 +1,16 @@
+"""Files that come with the package: `asset/` and `configs/` of a clone, `pixcell/assets` and `pixcell/configs` when installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PACKAGES = Path(__file__).resolve().parents[2]  # the clone, or site-packages
+
+
+def shipped_folder(name: str, in_clone: str) -> Path:
+    """Return a folder that an installed package has below `pixcell`, or else the clone's own."""
+    installed = PACKAGES / "pixcell" / name
+    return installed if installed.is_dir() else PACKAGES / in_clone
+
+
+ASSETS = shipped_folder("assets", "asset")

@@ -1,0 +1,90 @@
+"""What is installed: the packages that each part needs, and the files that come with it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+import diffusion
+from diffusion.cli.parser import EXTRAS
+
+if sys.version_info >= (3, 11):
+    import tomllib
+
+    PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+
+needs_toml = pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib is of Python 3.11")
+CORE = "import diffusion.training.trainer, diffusion.tasks.registry, diffusion.generation.sample_patches, pixcell.run"
+
+
+@needs_toml
+def test_requirements_are_the_core_and_the_extras_of_users():
+    extras = PROJECT["optional-dependencies"]
+    wanted = {*PROJECT["dependencies"], *extras["slides"], *extras["scores"]}
+    assert set((REPOSITORY / "requirements.txt").read_text().split()) == wanted
+
+
+@needs_toml
+def test_each_package_of_an_extra_is_named_by_the_error_without_it():
+    modules = {
+        "openslide-bin": "openslide",
+        "openslide-python": "openslide",
+        "scikit-image": "skimage",
+        "scikit-learn": "sklearn",
+    }
+    for extra in ("slides", "scores"):
+        for requirement in PROJECT["optional-dependencies"][extra]:
+            name = re.match(r"[\w-]+", requirement)[0]
+            assert EXTRAS[modules.get(name, name.replace("-", "_"))] in ("slides", "scores")
+
+
+def run_without(packages: str, code: str) -> subprocess.CompletedProcess[str]:
+    blocked = f"import sys; sys.modules.update(dict.fromkeys({packages.split()!r})); "
+    return subprocess.run([sys.executable, "-c", blocked + code], cwd=REPOSITORY, capture_output=True, text=True)
+
+
+def test_sampling_and_training_need_no_extra():
+    done = run_without(" ".join(EXTRAS), CORE)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_missing_package_is_one_line_that_names_the_extra():
+    code = "from diffusion.cli.parser import run; run(lambda: __import__('openslide') and 0)"
+    done = run_without("openslide", code)
+    assert done.returncode == 2
+    assert done.stderr == "error: this needs the package openslide; install it with pip install 'pixcell[slides]'\n"
+
+
+def test_a_wheel_has_the_configs_and_assets(tmp_path):
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "wheel",
+            "--quiet",
+            "--no-deps",
+            "--no-build-isolation",
+            "-w",
+            tmp_path,
+            REPOSITORY,
+        ],
+        check=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name.startswith(f"pixcell-{diffusion.__version__}-")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    package = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "diffusion").rglob("*.py")}
+    configs = {f"pixcell/{path.relative_to(REPOSITORY).as_posix()}" for path in (REPOSITORY / "configs").rglob("*.py")}
+    wanted = {*package, *configs, "pixcell/py.typed", "diffusion/py.typed", "pixcell/assets/report.html.j2"}
+    wanted |= {f"pixcell/assets/tiny_vae/{name}" for name in ("config.json", "diffusion_pytorch_model.safetensors")}
+    assert wanted <= names
+    assert not [
+        name for name in names if name.startswith(("tests", "tools", "asset")) or Path(name).suffix in (".png", ".jpg")
+    ]
