@@ -1,7 +1,7 @@
 """The options of all commands: each has one name, one type and one help text, and this is its home.
 
 An alias is named after its parameter: `batch_size: BatchSize` is `--batch-size`. A command gives the default; where that is
-None, the alias's help says in [brackets] what holds.
+None, the help ends with what holds, in [brackets]: that may differ between commands, and the text before it may not.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ SAMPLING, CONDITIONS, SCORING, TRAINING, DATA, MACHINE = (
 ENCODER_NAMES = (
     "uni2, mobilenetv2, inception, a weights file or its folder, NAME=FILE, timm/NAME=FILE, torchvision/NAME=FILE"
 )
+DATASET = "data set: the first folder of its patches, and the first part of its key <dataset>_<size> in the index"
 
 # ---- places and the machine
 Root = Annotated[
@@ -47,8 +48,9 @@ Workdir = Annotated[
     Path | None,
     Option("work dir of a training run, or released weights [$PIXCELL_WORKDIR, else the newest run in ./output]"),
 ]
-OutFolder = Annotated[Path, Option("folder for all that is written", output_folder)]
-OutFile = Annotated[Path, Option("the file to write", output_file)]
+OUT = "where to write"
+OutFolder = Annotated[Path, Option(OUT, output_folder, metavar="FOLDER")]
+OutFile = Annotated[Path, Option(OUT, output_file, metavar="FILE")]
 Device = Annotated[
     Literal["auto", "cpu", "cuda", "mps"],
     Option("where the networks run; auto takes cuda, then mps, then cpu", group=MACHINE),
@@ -66,7 +68,9 @@ BatchSize = Annotated[
     int | None,
     Option("images or windows in one pass of a network; no result depends on it", positive_int, group=MACHINE),
 ]
-Workers = Annotated[int | None, Option("processes that read, beside this one", natural_int, group=MACHINE)]
+WORKERS = "processes, or threads, that read at once"
+Workers = Annotated[int | None, Option(WORKERS, natural_int, group=MACHINE)]
+WorkersPerCore = Annotated[int | None, Option(f"{WORKERS} [one per core]", positive_int, group=MACHINE)]
 Seed = Annotated[int, Option("of everything random", seed_int)]
 
 # ---- the run and the solver
@@ -123,7 +127,7 @@ Features = Annotated[
 Datasets = Annotated[
     Sequence[str] | None,
     Option(
-        "data sets of the index, or its keys <dataset>_<size> [those that the run was trained on, or all]",
+        f"{DATASET} [the keys that the run was trained on, or all; whole keys are understood, too]",
         metavar="NAME",
         group=CONDITIONS,
     ),
@@ -131,9 +135,7 @@ Datasets = Annotated[
 ImageFormat = Annotated[Literal["png", "jpeg"], Option("png is lossless; never score jpeg", group=SAMPLING)]
 
 # ---- data sets
-Dataset = Annotated[
-    str, Option("name of the data set: the first folder of its patches, and of its key in the index", plain_name)
-]
+Dataset = Annotated[str, Option(DATASET, plain_name, metavar="NAME")]
 Size = Annotated[int, Option("pixels a side", positive_int)]
 LatentSuffix = Annotated[
     str | None, Option("ending of the latent files [sd3_vae; of an embedded codec NAME_vae]", plain_name, group=DATA)

@@ -153,6 +153,22 @@ def positive_float(text: str) -> float:
     return value
 
 
+def fraction(text: str) -> float:
+    """Convert an argument to a number from 0 to 1."""
+    value = _parse_number(text, float)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"got {text}, expected 0 to 1")
+    return value
+
+
+def jpeg_quality(text: str) -> int:
+    """Convert an argument to a JPEG quality."""
+    value = _parse_number(text, int)
+    if not 1 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"got {text}, expected 1 to 100")
+    return value
+
+
 def _at_least(least: int, value: int) -> int:
     if value < least:
         raise argparse.ArgumentTypeError(f"got {value}, expected a whole number of at least {least}")

@@ -111,11 +111,12 @@ def test_each_command_is_documented_and_listed(name):
 
 
 def test_an_option_has_one_help_text_wherever_it_appears():
+    """The default at its end, in [brackets], is the command's own."""
     texts: dict[str, set[str]] = {}
     for name in NAMES:
         for parameter in read_parameters(load_command(name)):
             if not parameter.option.positional:
-                texts.setdefault(flag_name(parameter.name), set()).add(parameter.option.help)
+                texts.setdefault(flag_name(parameter.name), set()).add(parameter.option.help.partition(" [")[0])
     assert {flag: found for flag, found in texts.items() if len(found) > 1} == {}
 
 

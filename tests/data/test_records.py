@@ -33,7 +33,7 @@ def test_image_mpp_overrides_files_and_counts_as_a_setting(png, pyramid, cut, tm
         assert run.returncode == 1 and "cut with image_mpp None before, and now 0.5" in run.stdout
     slide = slides.open_slide(pyramid, mpp=0.5, image_mpp=0.4)  # it says 0.25
     assert (slide.width, slide.height, slide.mpp_given) == (1280, 960, True)
-    assert slide.note == "0.5 um/px; 0.4 um/px of the file by --image_mpp, it says 0.25"
+    assert slide.note == "0.5 um/px; 0.4 um/px of the file by --image-mpp, it says 0.25"
 
 
 def test_records_keep_their_keys_on_disk():

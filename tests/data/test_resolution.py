@@ -12,7 +12,7 @@ from diffusion.utils.errors import InputError
 
 def test_a_slide_without_resolution_is_refused():
     mpp = {"openslide.mpp-x": "0.499", "openslide.mpp-y": "0.501"}
-    with pytest.raises(InputError, match="give its microns per pixel with --image_mpp"):
+    with pytest.raises(InputError, match="give its microns per pixel with --image-mpp"):
         slide_mpp(Path("a.svs"), {})
     assert slide_mpp(Path("a.svs"), {}, 0.25) == slide_mpp(Path("a.svs"), mpp, 0.25) == 0.25
     with pytest.raises(InputError, match="only square"):

@@ -8,6 +8,9 @@ from typing import Any
 
 # heading -> command -> module and function in this package, and the first line of its help
 COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
+    "data": {
+        "patches": ("patches:patches", "Cut slides and images into square patches of tissue"),
+    },
     "sampling": {
         "sample": ("sample:sample", "Sample images of a run, or of released weights"),
     },

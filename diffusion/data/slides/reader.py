@@ -57,7 +57,7 @@ def open_slide(path: Path, mpp: float, image_mpp: float | None = None) -> Slide:
         if path.suffix.lower() in (".tif", ".tiff"):
             if image_mpp is None and _is_image(path):
                 raise InputError(
-                    f"{path} is no slide that OpenSlide knows, but an image; give its microns per pixel with --image_mpp"
+                    f"{path} is no slide that OpenSlide knows, but an image; give its microns per pixel with --image-mpp"
                 )
         elif path.suffix.lower() in SLIDE_SUFFIXES:
             reason = recognise_placeholder(path) or (

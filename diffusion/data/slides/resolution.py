@@ -21,12 +21,12 @@ def slide_mpp(path: Path, properties: Mapping[str, str], given: float | None = N
         return given
     stated = stated_mpp(properties)
     if stated is None:
-        raise InputError(f"{path} {_describe_statement(properties)}; give its microns per pixel with --image_mpp")
+        raise InputError(f"{path} {_describe_statement(properties)}; give its microns per pixel with --image-mpp")
     across, down = stated
     if not _is_same(across / down):
         raise InputError(
             f"{path} has pixels of {across:.4g} x {down:.4g} um, and only square ones can be used; if that is not so, give "
-            "their microns with --image_mpp"
+            "their microns with --image-mpp"
         )
     return (across + down) / 2
 
@@ -43,7 +43,7 @@ def override_note(properties: Mapping[str, str], given: float | None) -> str:
     stated = stated_mpp(properties)
     if given is None or stated is None or _is_same(sum(stated) / 2 / given):
         return ""
-    return f"; {given:.3g} um/px of the file by --image_mpp, it says {sum(stated) / 2:.3g}"
+    return f"; {given:.3g} um/px of the file by --image-mpp, it says {sum(stated) / 2:.3g}"
 
 
 def shrink_factor(path: Path, native_mpp: float, mpp: float) -> float:
@@ -55,7 +55,7 @@ def shrink_factor(path: Path, native_mpp: float, mpp: float) -> float:
     if factor < 1:
         raise InputError(
             f"{path} has {native_mpp:.4g} um/px, coarser than the {mpp:.4g} asked for, and enlarging would invent detail; "
-            f"leave it out, give its true resolution with --image_mpp, or make coarser patches with --mpp {native_mpp:.4g}"
+            f"leave it out, give its true resolution with --image-mpp, or make coarser patches with --mpp {native_mpp:.4g}"
         )
     return factor
 

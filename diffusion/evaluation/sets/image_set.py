@@ -24,9 +24,7 @@ UNSUPPORTED_SUFFIXES = frozenset(
     (".gif", ".heic", ".jp2", ".jpe", ".jpf", ".ppm", ".avif", ".svs", ".ndpi", ".mrxs", ".scn")
 )
 LOSSY = ("JPEG", "WEBP", "JPEG in TIFF")  # formats of lossy compression (WEBP may be lossless)
-OVERVIEW_FOLDER = re.compile(
-    r"slides_\d+"
-)  # folders of tools/extract_patches.py: pictures of whole slides beside their patches
+OVERVIEW_FOLDER = re.compile(r"slides_\d+")  # folders of pixcell patches: pictures of whole slides beside their patches
 MAX_PIXELS = 2**30  # 3 GiB in memory
 
 

@@ -1,4 +1,4 @@
-"""tools/extract_patches.py: slides in processes of their own, and its options."""
+"""Slides cut in processes of their own, and the options of the command that does it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,10 @@ from conftest import REPOSITORY
 from PIL import Image
 from slide_files import file_names, picture, tool
 
+from diffusion.cli.commands.patches import patches
+from diffusion.data.slides.cohort import exit_with_parent, run_isolated
+from diffusion.utils.errors import InputError
+
 
 def test_a_broken_slide_does_not_stop_the_others(png, cut, tmp_path):
     (png.parent / "below").mkdir()
@@ -30,8 +34,6 @@ def test_a_broken_slide_does_not_stop_the_others(png, cut, tmp_path):
 
 
 def test_a_process_that_dies_takes_no_other_slide_along():
-    from tools.extract_patches import run_isolated
-
     outcomes = dict(run_isolated(die_of_odd, list(range(5)), 2))
     assert [outcomes[i] for i in (0, 2, 4)] == [0, 2, 4]
     assert all("the process that read it died" in str(outcomes[i]) for i in (1, 3))
@@ -42,8 +44,6 @@ def die_of_odd(number: int) -> int:
 
 
 def test_a_slide_that_raises_does_not_stop_the_others():
-    from tools.extract_patches import run_isolated
-
     outcomes = dict(run_isolated(half_of, [2, 0, 4], 1))
     assert outcomes[2] == 1 and outcomes[4] == 2 and "0: ZeroDivisionError" in str(outcomes[0])
 
@@ -61,10 +61,10 @@ def test_a_run_without_patches_fails(png, cut):
 def test_workers_end_with_the_run_that_is_killed(tmp_path):
     """The parent is killed while two workers sleep; within seconds no process of the group is left."""
     code = (
-        "import time; from functools import partial; from tools import extract_patches\n"
-        "from test_extract_patches import sleep_long\n"
+        "import time; from functools import partial; from diffusion.data.slides import cohort\n"
+        "from test_cohort import sleep_long\n"
         "if __name__ == '__main__':\n"
-        "    import os; list(extract_patches.run_isolated(partial(sleep_long, parent=os.getpid()), [1, 2], 2))"
+        "    import os; list(cohort.run_isolated(partial(sleep_long, parent=os.getpid()), [1, 2], 2))"
     )
     script = tmp_path / "run.py"
     script.write_text(code)
@@ -87,8 +87,6 @@ def test_workers_end_with_the_run_that_is_killed(tmp_path):
 
 
 def sleep_long(number: int, parent: int) -> None:
-    from tools.extract_patches import exit_with_parent
-
     threading.Thread(target=exit_with_parent, args=(parent,), daemon=True).start()
     (Path(os.environ["SLEEPERS"]) / f"{os.getpid()}.pid").touch()
     time.sleep(60)
@@ -106,7 +104,7 @@ def test_an_image_under_a_slides_name_needs_a_resolution(png, cut):
     tif = png.with_name("plain.tif")
     picture(300, 300).save(tif)  # in strips, which OpenSlide does not take for a slide
     run = cut(tif)
-    assert run.returncode == 1 and "give its microns per pixel with --image_mpp" in run.stdout
+    assert run.returncode == 1 and "give its microns per pixel with --image-mpp" in run.stdout
     assert cut(tif, "--image_mpp", 0.5).returncode == 0
 
 
@@ -135,3 +133,15 @@ def test_wrong_options_are_refused(png, tmp_path, arguments, message):
     run = tool("extract_patches.py", "--root", tmp_path, "--dataset", "toy", "--cohort", "a", *arguments)
     assert run.returncode == 2 and message in run.stderr and "Traceback" not in run.stderr
     assert not (tmp_path / "patches").exists()
+
+
+def test_the_command_is_a_function(png, tmp_path, capsys):
+    """Patches that overlap, of a part of the slide, below a folder of their own."""
+    options = dict(size=128, stride=64, max_blur=1.0, area=(0.5, 0.0, 1.0, 1.0), workers=1)
+    assert patches([png], "toy", "a", out=tmp_path / "own", **options) == 0
+    assert "1 slides" in capsys.readouterr().out
+    names = {f"half/{column}_{row}.jpeg" for column in range(3) for row in range(5)}
+    assert file_names(tmp_path / "own/toy/a/single_128") == names
+    assert patches([png], "toy", "a", out=tmp_path / "own", **options | {"stride": None}) == 1
+    with pytest.raises(InputError, match="expected fractions X0 Y0 X1 Y1"):
+        patches([png], "toy", "b", out=tmp_path / "own", area=(0.5, 0.0, 0.4, 1.0))

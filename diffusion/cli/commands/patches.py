@@ -1,0 +1,127 @@
+"""pixcell patches."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from diffusion.cli import options
+from diffusion.cli.command import Option
+from diffusion.cli.parser import fraction, jpeg_quality, output_folder, plain_name, positive_int
+from diffusion.data.slides.grid import WHOLE_SLIDE
+
+if TYPE_CHECKING:
+    from diffusion.data.slides.records import SlideRecord
+
+MAX_TABLE_ROWS = 40  # a table of more slides is for no one to read: their records are in files
+
+
+def patches(
+    slides: Annotated[
+        Sequence[Path],
+        Option("slides, images, folders of them, or .txt files that list them, one path a line", metavar="PATH"),
+    ],
+    dataset: options.Dataset,
+    cohort: Annotated[str, Option("folder below the data set, such as an organ", plain_name)] = "all",
+    size: options.Size = 1024,
+    stride: Annotated[
+        int | None,
+        Option("pixels from one patch to the next; less than --size makes them overlap [--size]", positive_int),
+    ] = None,
+    mpp: options.Mpp = 0.5,
+    image_mpp: options.ImageMpp = None,
+    tissue_threshold: Annotated[float, Option("part of a patch that must be tissue", fraction)] = 0.5,
+    max_blur: Annotated[
+        float,
+        Option("blur above which a patch counts as out of focus, by Crete-Roffet's measure; 1 keeps all", fraction),
+    ] = 0.68,
+    area: Annotated[
+        tuple[float, float, float, float],
+        Option(
+            "part of each slide to take, as fractions of its width and height; patches lie wholly inside [0 0 1 1]",
+            metavar=("X0", "Y0", "X1", "Y1"),
+        ),
+    ] = WHOLE_SLIDE,
+    quality: Annotated[int, Option("JPEG quality, without colour subsampling", jpeg_quality)] = 95,
+    workers: options.WorkersPerCore = None,
+    out: Annotated[Path | None, Option(f"{options.OUT} [ROOT/patches]", output_folder, metavar="FOLDER")] = None,
+    root: options.Root = None,
+) -> int:
+    """Cut slides and images into square patches of tissue.
+
+    All patches have one resolution. They go to OUT/<dataset>/<cohort>/single_<size>/<slide>/<column>_<row>.jpeg. Beside them,
+    OUT/<dataset>/<cohort>/slides_<size>/ gets one picture a slide with the squares kept and dropped, and one record. A slide that is
+    finished is not made again, and one that a stopped run left half done is. A slide that cannot be read is reported, and the
+    others go on; the exit code is then 1.
+
+    Examples:
+      pixcell patches --slides slides/ --dataset tcga --cohort brca --workers 16
+      pixcell patches --slides list_of_slides.txt --dataset tcga --cohort brca
+      pixcell patches --slides nest.jpg --image-mpp 0.25 --dataset demo --cohort ovary --stride 256 --area 0 0 0.75 1
+    """
+    import sys
+
+    from tqdm import tqdm
+
+    from diffusion.data.slides.cohort import cut_cohort
+    from diffusion.data.slides.discovery import find_slides
+    from diffusion.data.slides.grid import Grid
+    from diffusion.data.slides.records import CutSettings, SlideRecord
+    from diffusion.formats import METADATA_DIR, PATCHES_DIR
+    from diffusion.utils.errors import InputError
+    from diffusion.utils.files import check_writable
+    from diffusion.utils.hardware import count_cores
+    from diffusion.utils.text import default_root
+
+    if dataset == METADATA_DIR:
+        raise InputError("--dataset metadata: ROOT/patches/metadata is where the index lies; take another name")
+    x0, y0, x1, y1 = area
+    settings = CutSettings(
+        Grid(size, stride or size, (x0, y0, x1, y1)), mpp, image_mpp, tissue_threshold, max_blur, quality
+    )
+    found = find_slides(slides)
+    paths = [*found.paths, *found.refused]
+    folder = (out or (root or default_root()) / PATCHES_DIR) / dataset / cohort
+    check_writable(folder)
+    records: dict[Path, SlideRecord] = {}
+    failures: dict[Path, str] = {}
+    with closing(cut_cohort(found, folder, settings, workers or count_cores())) as outcomes:
+        for path, outcome in tqdm(outcomes, total=len(paths), unit="slide", disable=len(paths) == 1):
+            if isinstance(outcome, SlideRecord):
+                records[path] = outcome
+            else:
+                failures[path] = str(outcome)
+                tqdm.write(f"failed: {outcome}", file=sys.stderr)
+    print_table([records[path] for path in paths if path in records], failures)
+    print(f"pictures and records: {folder / f'slides_{size}'}")
+    if not any(record.patches for record in records.values()):
+        print(
+            "no patch was kept: the pictures show why each square was dropped; see --tissue-threshold, --max-blur, --size"
+        )
+        return 1
+    return 1 if failures else 0
+
+
+def print_table(records: Sequence[SlideRecord], failures: Mapping[Path, str]) -> None:
+    """Print slides with their patches, what was dropped and why, and seconds; totals; failures."""
+    from diffusion.data.slides.cutting import REASONS
+    from diffusion.utils.text import format_table
+
+    shown = [reason for reason in REASONS if any(record.dropped.get(reason) for record in records)]
+    rows = [("slide", "patches", *shown, "seconds", "read at")]
+    for record in records if len(records) <= MAX_TABLE_ROWS else ():
+        dropped = [str(record.dropped.get(reason, 0)) for reason in shown]
+        note = record.note + ("; made before" if record.is_earlier else "")
+        rows.append((record.slide, str(record.patches), *dropped, f"{record.seconds:.1f}", note))
+    total: Counter[str] = sum((Counter(record.dropped) for record in records), Counter())
+    before = sum(record.is_earlier for record in records)
+    note = f"{before} of them made before" if before else ""
+    seconds = sum(record.seconds for record in records)
+    numbers = (str(sum(record.patches for record in records)), *(str(total[reason]) for reason in shown))
+    rows.append((f"{len(records)} slides", *numbers, f"{seconds:.1f}", note))
+    print(format_table(rows, "l" + "r" * (len(rows[0]) - 2) + "l"))
+    for path, reason in failures.items():
+        print(f"failed: {path.name}: {reason}")
