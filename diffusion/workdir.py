@@ -93,7 +93,7 @@ def _implied_config(weights: Weights, source: Path) -> Config:
     """
     own = dict(weights.architecture)
     if "num_heads" not in own or "pe_interpolation" not in own:
-        raise InputError(f"{source} does not say enough of its network; convert it with tools/convert_checkpoint.py")
+        raise InputError(f"{source} does not say enough of its network; convert it with pixcell convert")
     by_width = {spec.width: spec.name for spec in EMBEDDERS.values()}
     embedder = by_width.get(own["caption_channels"], "uni2")
     keys = ("model_max_length", "caption_channels", "use_cond_pos_embed", "pe_interpolation", "qk_norm")
@@ -128,6 +128,6 @@ def check_work_dir(work_dir: Path) -> None:
     try:
         check_writable(work_dir)
     except InputError as error:
-        raise InputError(f"--work-dir {work_dir}: {error}") from None
+        raise InputError(f"--workdir {work_dir}: {error}") from None
     if is_locked(work_dir / LOCK_FILE):
         raise InputError(f"another process is at work here: it holds {work_dir / LOCK_FILE}; wait for it to end")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from diffusion.config.files import load_config
+from diffusion.config.files import find_config, load_config
 from diffusion.config.settings import TrainingConfig
 from diffusion.tasks.registry import CONFIGS, build_task
 from diffusion.training.trainer import train as train_task
@@ -25,9 +25,10 @@ def train(
 ) -> bool:
     """Train in this process what a config describes; in a work dir with a run, resume that. Returns whether it is finished.
 
-    config: a file, or settings made in Python. settings: keys of the file to set, such as {"optimizer.lr": 1e-4}. fresh: an
-    error instead of resuming. accept_changes: resume with another global batch, seed or data. time_limit: minutes after which
-    to save and stop. Several processes are started by `accelerate launch -m pixcell train`. Raises MissingError, InputError.
+    config: a file, the name of one that comes with the package, or settings made in Python. settings: keys of the file to
+    set, such as {"optimizer.lr": 1e-4}. fresh: an error instead of resuming. accept_changes: resume with another global batch,
+    seed or data. time_limit: minutes after which to save and stop. Several processes are started by
+    `accelerate launch -m pixcell train`. Raises MissingError, InputError.
 
     >>> train("config.py", "output/new", {"max_steps": 2, "mixed_precision": "no"}, device="cpu")
     True
@@ -37,6 +38,6 @@ def train(
             raise ValueError("settings are of a config file; change those of a config by dataclasses.replace")
         chosen = config
     else:
-        chosen = load_config(Path(config), dict(settings or {}), CONFIGS)
+        chosen = load_config(find_config(config), dict(settings or {}), CONFIGS)
     cpu = prepare_device(device).type == "cpu"
     return train_task(chosen, build_task(chosen), Path(workdir), cpu, fresh, accept_changes, time_limit)

@@ -117,7 +117,8 @@ def _fork_or_execute(self: subprocess.Popen, *given) -> None:
     values = inspect.signature(EXECUTE_CHILD).bind(self, *given).arguments
     arguments = [] if isinstance(values["args"], (str, bytes)) else [os.fspath(part) for part in values["args"]]
     command = [part for part in arguments[1:] if part != "-u"]
-    ours = command[:2] == ["-m", LAUNCHER] or (command and not command[0].startswith(("-", sys.prefix)))
+    ours = command[:1] == ["-m"] and command[1] in (LAUNCHER, "pixcell")
+    ours = ours or (command and not command[0].startswith(("-", sys.prefix)))
     if arguments[:1] != [sys.executable] or not ours:
         EXECUTE_CHILD(self, *given)
         return

@@ -72,7 +72,7 @@ def test_the_default_is_named_by_the_environment_or_is_the_newest(work_dir, tmp_
 
 def test_a_place_that_is_no_folder_cannot_be_trained_in(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="--work-dir .*file"):
+    with pytest.raises(InputError, match="--workdir .*file"):
         check_work_dir(tmp_path / "file")
     check_work_dir(tmp_path / "new")
     assert not (tmp_path / "new" / LOCK_FILE).exists()

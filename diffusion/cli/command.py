@@ -11,7 +11,7 @@ import argparse
 import inspect
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -37,6 +37,25 @@ class Option:
     choices: Sequence[str] | None = None
     group: str = ""
     positional: bool = False
+
+
+@dataclass(frozen=True)
+class Here:
+    """What a command changes of a shared option: `Annotated[options.Workdir, Here("the newest")]`.
+
+    default: what holds without it, in place of what the help has in [brackets].
+    """
+
+    default: str = ""
+    group: str | None = None
+    choices: Sequence[str] | None = None
+
+    def apply(self, option: Option) -> Option:
+        """Return the option as the command has it."""
+        changes = {"group": self.group, "choices": self.choices}
+        if self.default:
+            changes["help"] = f"{option.help.partition(' [')[0]} [{self.default}]"
+        return replace(option, **{name: value for name, value in changes.items() if value is not None})
 
 
 @dataclass(frozen=True)
@@ -72,21 +91,20 @@ def read_parameters(command: Callable[..., Any]) -> list[Parameter]:
 
 
 def _split_annotation(hint: Any) -> tuple[Any, Option | None]:
-    """Return the type and the Option of Annotated[type, Option], or of Annotated[type, Option] | None."""
-    if get_origin(hint) in (Union, UnionType):
-        members = [member for member in get_args(hint) if member is not NoneType]
-        return _split_annotation(members[0]) if len(members) == 1 else (hint, None)
-    if get_origin(hint) is not Annotated:
-        return hint, None
-    kind, *notes = get_args(hint)
-    option = next((note for note in notes if isinstance(note, Option)), None)
-    return _strip_none(kind), option
-
-
-def _strip_none(kind: Any) -> Any:
-    if get_origin(kind) in (Union, UnionType):
-        (kind,) = (member for member in get_args(kind) if member is not NoneType)
-    return kind
+    """Return the type and the Option of Annotated[type, Option], with what any Here changes; None may be a type beside."""
+    option, changes = None, []
+    while True:
+        if get_origin(hint) is Annotated:
+            hint, *notes = get_args(hint)
+            option = next((note for note in notes if isinstance(note, Option)), option)
+            changes += [note for note in notes if isinstance(note, Here)]
+        elif get_origin(hint) in (Union, UnionType) and NoneType in get_args(hint) and len(get_args(hint)) == 2:
+            (hint,) = (member for member in get_args(hint) if member is not NoneType)
+        else:
+            break
+    for change in changes:
+        option = change.apply(option) if option else None
+    return hint, option
 
 
 def _argparse_keywords(kind: Any, option: Option) -> dict[str, Any]:

@@ -46,7 +46,9 @@ Root = Annotated[
 ]
 Workdir = Annotated[
     Path | None,
-    Option("work dir of a training run, or released weights [$PIXCELL_WORKDIR, else the newest run in ./output]"),
+    Option(
+        "work dir of a training run, or, where nothing is trained, released weights [$PIXCELL_WORKDIR, else the newest run in ./output]"
+    ),
 ]
 OUT = "where to write"
 OutFolder = Annotated[Path, Option(OUT, output_folder, metavar="FOLDER")]
@@ -66,7 +68,11 @@ Compile = Annotated[
 ]
 BatchSize = Annotated[
     int | None,
-    Option("images or windows in one pass of a network; no result depends on it", positive_int, group=MACHINE),
+    Option(
+        "samples, images or windows in one pass of a network, in each process; nothing but training depends on it",
+        positive_int,
+        group=MACHINE,
+    ),
 ]
 WORKERS = "processes, or threads, that read at once"
 Workers = Annotated[int | None, Option(WORKERS, natural_int, group=MACHINE)]
@@ -174,6 +180,20 @@ Metrics = Annotated[
 ]
 Bootstrap = Annotated[
     int, Option("replicates for the interval of a distance; 0: no interval", natural_int, group=SCORING)
+]
+
+# ---- training
+Fresh = Annotated[bool, Option("start a new run: an error when the work dir has one", group=TRAINING)]
+AcceptChanges = Annotated[
+    bool, Option("go on with another batch size, seed or data than the run was begun with", group=TRAINING)
+]
+LoadFrom = Annotated[
+    str | None,
+    Option(
+        "start a new run from these weights: .ckpt, .pth, .safetensors or a diffusers folder",
+        metavar="X",
+        group=TRAINING,
+    ),
 ]
 
 # ---- slides

@@ -34,7 +34,7 @@ class Script:
         """Return the script's parser."""
         command = load_command(self.command)
         positional = {parameter.name for parameter in read_parameters(command) if parameter.option.positional}
-        plain = {parameter.name: (f"--{parameter.name}",) for parameter in read_parameters(command)}
+        plain = {parameter.name: (f"--{parameter.name.rstrip('_')}",) for parameter in read_parameters(command)}
         flags = {name: flag for name, flag in plain.items() if name not in positional} | dict(self.flags)
         return build_parser(
             command, Path(sys.argv[0]).name, flags, self.defaults, self.unused, self.description, self.examples

@@ -17,6 +17,7 @@ from typing import Any
 
 from diffusion.config.legacy import modernise
 from diffusion.config.settings import Config, TrainingConfig
+from diffusion.utils.assets import shipped_folder
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.files import atomic_write
 from diffusion.utils.literals import read_assignments
@@ -25,6 +26,7 @@ from diffusion.utils.values import type_hints
 
 log = logging.getLogger(__name__)
 
+SHIPPED = shipped_folder("configs", "configs")
 # Keys that say nothing of a finished run's network, codec or data.
 TRAINING_KEYS = frozenset(field.name for field in fields(TrainingConfig)) | {
     *("sample_grid", "validation", "evaluation", "timestep_sampling", "min_snr_gamma"),
@@ -35,6 +37,22 @@ PATH_KEYS = (
     *("root", "vae_pretrained", "load_from", "resume_from", "work_dir"),
     *("data.root", "data.patch_names_file", "data.features_dir", "validation.patch_names_file", ENCODER_KEY),
 )
+
+
+def find_config(name: str | Path) -> Path:
+    """Return a config file: the file itself, or one that comes with the package, such as `demo/demo_256`.
+
+    Raises MissingError, which lists those that come with the package.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    for found in (SHIPPED / path, SHIPPED / f"{path}.py"):
+        if found.is_file():
+            return found
+    # those beside the folders are their bases
+    known = sorted(file.relative_to(SHIPPED).with_suffix("").as_posix() for file in SHIPPED.glob("*/**/*.py"))
+    raise MissingError(f"no config file {path}; those that come with the package are {', '.join(known)}")
 
 
 def load_config(

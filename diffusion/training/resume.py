@@ -42,7 +42,7 @@ def choose_checkpoint(
         )
     if fresh and present:
         raise InputError(
-            f"{work_dir} already holds a run, at step {max(present)}; without --fresh it goes on, or name another --work-dir"
+            f"{work_dir} already holds a run, at step {max(present)}; without --fresh it goes on, or name another --workdir"
         )
     if named is not None:
         assert resume_from is not None  # else it names nothing

@@ -118,7 +118,7 @@ def suggest_batch_size(batch: int, device: torch.device, copies: int = 0) -> str
     fits = largest_batch(batch, resident, peak, free)
     if fits < 2 * batch or peak <= resident:
         return ""
-    return f"a pass of {batch} took {peak / 2**30:.1f} of {free / 2**30:.0f} GiB: --batch_size {fits} would fit"
+    return f"a pass of {batch} took {peak / 2**30:.1f} of {free / 2**30:.0f} GiB: --batch-size {fits} would fit"
 
 
 def largest_batch(batch: int, resident: int, peak: int, total: int) -> int:

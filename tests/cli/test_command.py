@@ -15,7 +15,7 @@ import pytest
 from conftest import REPOSITORY
 
 from diffusion.cli import main
-from diffusion.cli.command import Option, build_parser, call_command, describe_command, flag_name, read_parameters
+from diffusion.cli.command import Here, Option, build_parser, call_command, describe_command, flag_name, read_parameters
 from diffusion.cli.commands.table import COMMANDS, load_command
 from diffusion.cli.parser import positive_int
 from diffusion.utils.errors import InputError
@@ -48,6 +48,7 @@ def cut(
 
 
 found: dict = {}
+Shared = Annotated[int | None, Option("how many [all]", positive_int, group="data")]
 
 
 def test_a_command_line_calls_the_function_with_its_types():
@@ -88,6 +89,14 @@ def test_a_script_has_its_published_options_and_knows_the_command_s():
         assert found["batch_size"] == 2 and found["kind"] == "jpeg" and found["names"] == ("a", "b")
     help_text = parser.format_help()
     assert "--px" in help_text and not re.search(r"--(size|seed|names|batch-size)\b", help_text)
+
+
+def test_a_command_changes_what_an_option_has_by_default_and_where_it_stands():
+    def cut(count: Annotated[Shared | None, Here("ten", group="")] = None, other: Shared | None = None) -> None: ...
+
+    first, second = (parameter.option for parameter in read_parameters(cut))
+    assert (first.help, first.group, first.type) == ("how many [ten]", "", positive_int)
+    assert (second.help, second.group) == ("how many [all]", "data")
 
 
 def test_an_argument_without_an_option_is_refused():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion.config.files import dump_config, load_config, parse_override, read_config
+from diffusion.config.files import dump_config, find_config, load_config, parse_override, read_config
 from diffusion.config.settings import Config, OptimizerConfig
 from diffusion.utils.errors import InputError, MissingError
 
@@ -19,6 +19,20 @@ def test_shipped_configs_load_and_survive_the_round_trip(path, tmp_path):
     config = load_config(path)
     dump_config(config, tmp_path / "config.py")
     assert read_config(tmp_path / "config.py") == config
+
+
+def test_configs_that_come_with_the_package_have_names(tmp_path, monkeypatch):
+    expected = CONFIGS / "demo/demo_256.py"
+    for name in ("demo/demo_256", "demo/demo_256.py", expected):
+        assert find_config(name).samefile(expected)
+    with pytest.raises(
+        MissingError, match="no config file demo/none; .* are demo/demo_1024, demo/demo_256, demo/demo_512, pan"
+    ):
+        find_config("demo/none")
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo/demo_256.py").touch()
+    monkeypatch.chdir(tmp_path)
+    assert find_config("demo/demo_256.py") == Path("demo/demo_256.py")  # the user's own first
 
 
 def test_missing_files_are_named(tmp_path):

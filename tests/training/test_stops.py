@@ -65,9 +65,9 @@ def test_the_command_line_stops_with_a_code_of_its_own(feature_root, tmp_path):
 
     dump_config(settings(feature_root), tmp_path / "config.py")
     common = (
-        "train_scripts/train_pixcell.py",
+        *("-m", "pixcell", "train"),
         tmp_path / "config.py",
-        "--work-dir",
+        "--workdir",
         tmp_path / "run",
         "--device",
         "cpu",

@@ -42,7 +42,7 @@ def test_a_larger_batch_is_suggested_where_twice_as_many_fit(monkeypatch):
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 10 * gib)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (70 * gib, 141 * gib))  # others hold the rest
     advice = hardware.suggest_batch_size(16, torch.device("cuda"))
-    assert advice == "a pass of 16 took 8.0 of 80 GiB: --batch_size 272 would fit"
+    assert advice == "a pass of 16 took 8.0 of 80 GiB: --batch-size 272 would fit"
     assert hardware.suggest_batch_size(16, torch.device("cuda"), copies=2 * gib).endswith(" 528 would fit")
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 60 * gib)
     assert hardware.suggest_batch_size(16, torch.device("cuda")) == hardware.suggest_batch_size(16, CPU) == ""

@@ -11,6 +11,9 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "data": {
         "patches": ("patches:patches", "Cut slides and images into square patches of tissue"),
     },
+    "training": {
+        "train": ("train:train", "Train a diffusion transformer on the latents and embeddings of indexed patches"),
+    },
     "sampling": {
         "sample": ("sample:sample", "Sample images of a run, or of released weights"),
     },

@@ -199,7 +199,7 @@ def newest_valid(folder: Path) -> Path | None:
     if present:
         raise InputError(
             f"none of the {len(present)} checkpoints of {folder} is whole, by the manifests beside them; name one with "
-            "--resume-from FILE, or start from its weights with --load-from FILE in a new --work-dir"
+            "--resume-from FILE, or start from its weights with --load-from FILE in a new --workdir"
         )
     return None
 
