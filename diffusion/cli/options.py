@@ -36,6 +36,10 @@ ENCODER_NAMES = (
     "uni2, mobilenetv2, inception, a weights file or its folder, NAME=FILE, timm/NAME=FILE, torchvision/NAME=FILE"
 )
 DATASET = "data set: the first folder of its patches, and the first part of its key <dataset>_<size> in the index"
+INDEX = "index of patches, in ROOT/patches/metadata"
+FEATURES = "folder of the features below ROOT, such as features or packed"
+LATENTS = "ending of the latent files"
+EMBEDDINGS = "ending of the embedding files"
 
 # ---- places and the machine
 Root = Annotated[
@@ -118,14 +122,12 @@ DataRoot = Annotated[
 ]
 Index = Annotated[
     str | None,
-    Option(
-        "index of patches, in ROOT/patches/metadata [the run's, else patch_names_all.hdf5]", path_text, group=CONDITIONS
-    ),
+    Option(f"{INDEX} [the run's, else patch_names_all.hdf5]", path_text, group=CONDITIONS),
 ]
 Features = Annotated[
     str | None,
     Option(
-        "folder of the features below ROOT, such as features or packed [the run's, else beside the images]",
+        f"{FEATURES} [the run's, else beside the images]",
         path_text,
         group=CONDITIONS,
     ),
@@ -143,12 +145,14 @@ ImageFormat = Annotated[Literal["png", "jpeg"], Option("png is lossless; never s
 # ---- data sets
 Dataset = Annotated[str, Option(DATASET, plain_name, metavar="NAME")]
 Size = Annotated[int, Option("pixels a side", positive_int)]
-LatentSuffix = Annotated[
-    str | None, Option("ending of the latent files [sd3_vae; of an embedded codec NAME_vae]", plain_name, group=DATA)
+AnyDatasets = Annotated[Sequence[str] | None, Option(f"{DATASET} [all]", metavar="NAME")]
+DataIndex = Annotated[str, Option(INDEX, path_text, metavar="FILE")]
+DataFeatures = Annotated[
+    str | None,
+    Option(f"{FEATURES} [beside the images, else features, else packed]", path_text, metavar="FOLDER"),
 ]
-EmbeddingSuffix = Annotated[
-    str | None, Option("ending of the embedding files [uni for uni2, else the encoder's name]", plain_name, group=DATA)
-]
+LatentSuffix = Annotated[str, Option(LATENTS, plain_name)]
+EmbeddingSuffix = Annotated[str, Option(EMBEDDINGS, plain_name)]
 
 # ---- scores
 Encoders = Annotated[Sequence[str], Option(f"{ENCODER_NAMES} [mobilenetv2]", metavar="ENCODER", group=SCORING)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ from diffusion.cli.parser import Parser
 class Script:
     """A command as a script of its own.
 
-    flags: the published options of some parameters; a parameter without any cannot be given, others are `--like_this`.
+    command: its name, or a function of the same kind where one script is several commands. flags: the published options
+    of some parameters; a parameter without any cannot be given, others are `--like_this`.
     defaults: other ones than the command's. unused: options that all scripts take, and this one has no use for.
     keywords: what the command is called with beside.
     """
 
-    command: str
+    command: str | Callable[..., int | None]
     description: str
     examples: str
     flags: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -30,9 +31,12 @@ class Script:
     unused: Sequence[str] = ()
     keywords: Mapping[str, Any] = field(default_factory=dict)
 
+    def _function(self) -> Callable[..., int | None]:
+        return load_command(self.command) if isinstance(self.command, str) else self.command
+
     def parser(self) -> Parser:
         """Return the script's parser."""
-        command = load_command(self.command)
+        command = self._function()
         positional = {parameter.name for parameter in read_parameters(command) if parameter.option.positional}
         plain = {parameter.name: (f"--{parameter.name.rstrip('_')}",) for parameter in read_parameters(command)}
         flags = {name: flag for name, flag in plain.items() if name not in positional} | dict(self.flags)
@@ -42,7 +46,7 @@ class Script:
 
     def __call__(self) -> int | None:
         """Do what the command line asks for, and return the exit code."""
-        return call_command(load_command(self.command), self.parser(), **self.keywords)
+        return call_command(self._function(), self.parser(), **self.keywords)
 
 
 # the published names of the options that all sampling scripts share

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from diffusion.data.index.names import encode_names, exclude_names, name_fault, name_hash, quote_name
+from diffusion.data.index.names import encode_names, exclude_names, name_fault, name_hash, quote_name, unique_names
 from diffusion.utils.errors import InputError
 
 
@@ -36,3 +36,4 @@ def test_names_of_given_hashes_are_excluded():
     hashes = np.array([name_hash("b"), name_hash(b"d")], np.uint64)
     assert list(exclude_names(["a", "b", "c", "d"], hashes)) == ["a", "c"]
     assert list(exclude_names(["a"], np.empty(0, np.uint64))) == ["a"]
+    assert list(unique_names(["b", "a", "b"])) == ["b", "a"]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from diffusion.data.index.split import choose_training_groups, patient_name, slide_name
+from diffusion.data.index.patch_index import iterate_names
+from diffusion.data.index.split import choose_training_groups, patient_name, slide_name, write_split
+from diffusion.data.index.writer import write_index
 from diffusion.utils.errors import InputError
 
 
@@ -22,3 +24,19 @@ def test_slides_and_patients_are_on_one_side():
     assert len(choose_training_groups(["a", "b"], 0.99, 0)) == len(choose_training_groups(["a", "b"], 0.01, 0)) == 1
     with pytest.raises(InputError, match="at least two slides or patients, got a"):
         choose_training_groups(["a", "a"], 0.5, 0)
+
+
+def test_a_split_goes_on_from_the_one_before(tmp_path):
+    index = tmp_path / "all.hdf5"
+    names = [f"toy/a/single_64/slide_{i}/{x}_0.jpeg" for i in range(10) for x in range(2)]
+    write_index(index, {"toy_64": names[:16]})
+    first = write_split(index, 0.75, "slide", seed=0)
+    assert first.counts == {"train": {"toy_64": 12}, "test": {"toy_64": 4}} and (len(first.groups), first.kept) == (
+        8,
+        0,
+    )
+    sides = {side: set(iterate_names(tmp_path / f"patch_names_{side}.hdf5", "toy_64")) for side in first.counts}
+    write_index(index, {"toy_64": names})
+    assert write_split(index, 0.75, "slide", seed=1).kept == 8
+    for side, before in sides.items():
+        assert before <= set(iterate_names(tmp_path / f"patch_names_{side}.hdf5", "toy_64"))

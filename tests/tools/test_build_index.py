@@ -1,16 +1,20 @@
-"""tools/build_index.py: indexes built, split and verified."""
+"""The commands that build, split and verify indexes, called by the script that is both."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
+import pytest
 from conftest import texture
 from slide_files import file_names, tool
 
+from diffusion.cli.commands.index import index
+from diffusion.cli.commands.verify import verify
 from diffusion.data.features.loose import feature_path
 from diffusion.data.features.npy import write_feature
 from diffusion.data.index.patch_index import PatchIndex, index_path
+from diffusion.utils.errors import InputError
 
 
 def test_patches_on_disk_are_listed_by_key(png, tmp_path):
@@ -137,8 +141,24 @@ def test_verify_lists_faulty_patches_and_prune_drops_them(tmp_path):
 
 def test_without_patches_the_error_names_the_next_step(tmp_path):
     run = tool("build_index.py", "--root", tmp_path)
-    assert run.returncode == 2 and "make patches with tools/extract_patches.py" in run.stderr
+    assert run.returncode == 2 and "make patches with pixcell patches" in run.stderr
     (tmp_path / "patches" / "toy").mkdir(parents=True)
     run = tool("build_index.py", "--root", tmp_path, "--dataset", "toy")
     assert run.returncode == 2 and "no single_1024" in run.stderr
     assert not (tmp_path / "patches" / "metadata").exists()
+
+
+def test_the_commands_are_functions(tmp_path, capsys):
+    """An index of another name, split and verified; the other data set has no patches of this size, and is left out."""
+    for name in ("toy/a/single_64/s/0_0.png", "toy/a/single_64/t/0_0.png", "other/a/single_32/s/0_0.png"):
+        path = tmp_path / "patches" / name
+        path.parent.mkdir(parents=True)
+        texture(64, seed=1).save(path)
+    index(size=64, index="mine.hdf5", split=0.5, root=tmp_path)
+    assert "toy_64: 2 patches" in capsys.readouterr().out
+    files = {"mine.hdf5", "patch_names_train.hdf5", "patch_names_test.hdf5"}
+    assert file_names(tmp_path / "patches/metadata") == files
+    assert verify(["toy"], "mine.hdf5", images_only=True, workers=1, root=tmp_path) == 0
+    assert capsys.readouterr().out == "toy_64: 2 patches, 2 sound\n"
+    with pytest.raises(InputError, match="--names needs one --dataset"):
+        index(names=[tmp_path / "names.txt"], root=tmp_path)

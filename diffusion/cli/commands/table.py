@@ -10,6 +10,8 @@ from typing import Any
 COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "data": {
         "patches": ("patches:patches", "Cut slides and images into square patches of tissue"),
+        "index": ("index:index", "List the patches of data sets in the index that training and sampling read"),
+        "verify": ("verify:verify", "Read every image and feature file of an index, and list what is wrong"),
     },
     "training": {
         "train": ("train:train", "Train a diffusion transformer on the latents and embeddings of indexed patches"),

@@ -136,7 +136,7 @@ def open_index(path: Path) -> h5py.File:
     """Open an index for reading. Raises MissingError or, for a file that is not HDF5, InputError."""
     if not path.is_file():
         raise MissingError(
-            f"no index at {path}; make one with tools/build_index.py, or name it with --root or patch_names_file"
+            f"no index at {path}; make one with pixcell index, or name it with --root and --index (in a config: patch_names_file)"
         )
     return open_hdf5(path)
 
@@ -150,7 +150,7 @@ def names_dataset(file: h5py.File, key: str) -> h5py.Dataset:
     if found is not None:
         raise InputError(
             f"{file.filename}: {key} is {found}, expected a list of patch names: one dimension of strings, "
-            "paths below patches/ in UTF-8; tools/build_index.py writes such an index"
+            "paths below patches/ in UTF-8; pixcell index writes such an index"
         )
     data = file[key]
     assert isinstance(data, h5py.Dataset)
@@ -198,9 +198,7 @@ def index_keys(path: Path) -> list[str]:
     }
     _warn_of_other_entries(path, tuple(f"{key}, {kind}" for key, kind in skipped.items()))
     if not keys:
-        raise InputError(
-            f"{path} lists no patches: it has no <dataset>_<size> with names; make it with tools/build_index.py"
-        )
+        raise InputError(f"{path} lists no patches: it has no <dataset>_<size> with names; make it with pixcell index")
     return keys
 
 

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
-from pathlib import PurePosixPath
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
 
+from diffusion.data.index.patch_index import index_keys, iterate_names
+from diffusion.data.index.writer import write_index
 from diffusion.utils.errors import InputError
+from diffusion.utils.files import atomic_write
 
 TCGA_PATIENT = 12  # characters of a TCGA barcode that name the patient: TCGA-02-0001
 
@@ -53,3 +59,38 @@ def choose_training_groups(
     stay = [group for group in ordered if group in trained]
     wanted = min(max(round(share * len(ordered)), 1), len(ordered) - 1) - len(stay)
     return frozenset([*stay, *free[: max(wanted, 0)]])
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split that was written: how many patches by side and key, all groups, and how many stay on the side they were on."""
+
+    counts: dict[str, dict[str, int]]
+    groups: frozenset[str]
+    kept: int
+
+
+def write_split(index: Path, share: float, by: Literal["slide", "patient"], seed: int) -> Split:
+    """Write the train and the test index beside `index`, both or none of them. Raises as choose_training_groups does."""
+    group, keys = GROUPINGS[by], index_keys(index)
+    groups = frozenset(group(name) for key in keys for name in iterate_names(index, key))
+    previous = {
+        side: _indexed_groups(index.with_name(f"patch_names_{side}.hdf5"), group) & groups for side in ("train", "test")
+    }
+    training = choose_training_groups(groups, share, seed, previous["train"], previous["test"])
+    counts = {}
+    with ExitStack() as together:
+        for side, trains in {"train": True, "test": False}.items():
+            target = together.enter_context(atomic_write(index.with_name(f"patch_names_{side}.hdf5")))
+            names = {
+                key: (name for name in iterate_names(index, key) if (group(name) in training) is trains) for key in keys
+            }
+            counts[side] = write_index(target, names)
+    return Split(counts, groups, len(previous["train"] | previous["test"]))
+
+
+def _indexed_groups(index: Path, group: Callable[[str], str]) -> frozenset[str]:
+    """Return the groups of the patches in one side of a split made before; none without one."""
+    if not index.is_file():
+        return frozenset()
+    return frozenset(group(name) for key in index_keys(index) for name in iterate_names(index, key))
