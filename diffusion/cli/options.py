@@ -114,9 +114,9 @@ Encoder = Annotated[
 Images = Annotated[
     Sequence[Path], Option("image files that condition, embedded now, instead of indexed patches", group=CONDITIONS)
 ]
-Tokens = Annotated[
-    Sequence[Path], Option(".npy files of embeddings that condition: (L, D), or (n, L, D)", group=CONDITIONS)
-]
+_TOKENS = ".npy files of embeddings that condition: (L, D), or (n, L, D); of a large picture one file, (height / 256, width / 256, D)"
+Tokens = Annotated[Sequence[Path], Option(_TOKENS, group=CONDITIONS)]
+TokenGrid = Annotated[Path | None, Option(_TOKENS, group=CONDITIONS)]
 DataRoot = Annotated[
     Path | None, Option("folder of patches/ and features/ [--root if given, else the run's]", group=CONDITIONS)
 ]
@@ -140,7 +140,9 @@ Datasets = Annotated[
         group=CONDITIONS,
     ),
 ]
-ImageFormat = Annotated[Literal["png", "jpeg"], Option("png is lossless; never score jpeg", group=SAMPLING)]
+_FORMAT = "png and tiff are lossless, never score jpeg; auto: png up to 8192 pixels a side, then tiff"
+ImageFormat = Annotated[Literal["png", "jpeg"], Option(_FORMAT, group=SAMPLING)]
+LargeFormat = Annotated[Literal["auto", "png", "tiff"], Option(_FORMAT, group=SAMPLING)]
 
 # ---- data sets
 Dataset = Annotated[str, Option(DATASET, plain_name, metavar="NAME")]

@@ -117,7 +117,7 @@ def open_session(
     if gpu_id is not None and place.type == "cuda" and state.num_processes == 1:
         count = torch.cuda.device_count()
         if gpu_id >= count:
-            raise InputError(f"--gpu_id {gpu_id}: this machine has {count} GPUs, counted from 0")
+            raise InputError(f"--gpu {gpu_id}: this machine has {count} GPUs, counted from 0")
         place = torch.device("cuda", gpu_id)
         torch.cuda.set_device(place)
     if solver.precision == "fp16" and place.type == "cpu":

@@ -18,6 +18,8 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "sampling": {
         "sample": ("sample:sample", "Sample images of a run, or of released weights"),
+        "large": ("large:large", "Sample pictures of any size, in windows that are blended"),
+        "vary": ("vary:vary", "Sample variations of images, and images between two, as one picture"),
     },
 }
 

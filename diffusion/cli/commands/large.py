@@ -1,0 +1,93 @@
+"""pixcell large."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from diffusion.cli import options
+from diffusion.cli.command import Option
+from diffusion.cli.parser import positive_int
+from diffusion.formats import DEFAULT_SOLVER, LAST_WEIGHTS
+
+
+def large(
+    workdir: options.Workdir = None,
+    out: options.OutFolder = Path("samples_large"),
+    count: options.Count = 1,
+    height: Annotated[int, Option("of the picture in pixels, a multiple of 256", positive_int)] = 4096,
+    width: Annotated[int, Option("of the picture in pixels, a multiple of 256", positive_int)] = 4096,
+    reference: Annotated[
+        Path | None,
+        Option("an image that conditions, embedded now, from its top left corner on", group=options.CONDITIONS),
+    ] = None,
+    slide: Annotated[
+        Path | None, Option("a slide whose region conditions, embedded now at --mpp", group=options.CONDITIONS)
+    ] = None,
+    x: Annotated[
+        int, Option("left edge of that region, in pixels of the slide's finest level", group=options.CONDITIONS)
+    ] = 0,
+    y: Annotated[int, Option("its top edge", group=options.CONDITIONS)] = 0,
+    tokens: options.TokenGrid = None,
+    encoder: options.Encoder = None,
+    mpp: options.Mpp = 0.5,
+    image_mpp: options.ImageMpp = None,
+    window_stride: Annotated[
+        int | None,
+        Option(
+            "cells of the latents, 8 pixels each, from one window to the next [half the network's, 64 at 1024 pixels]",
+            positive_int,
+            group=options.SAMPLING,
+        ),
+    ] = None,
+    steps: options.Steps = 20,
+    guidance: options.Guidance = 2.0,
+    guidance_interval: options.GuidanceInterval = None,
+    solver: options.Solver = DEFAULT_SOLVER,
+    seed: options.Seed = 0,
+    checkpoint: options.Checkpoint = Path(LAST_WEIGHTS),
+    weights: options.Weights = "ema",
+    vae: options.Vae = None,
+    decode_tile: Annotated[
+        int, Option("cells a side that the codec decodes at once", positive_int, group=options.MACHINE)
+    ] = 64,
+    format: options.LargeFormat = "auto",
+    root: options.Root = None,
+    batch_size: options.BatchSize = None,
+    precision: options.Precision = "fp32",
+    compile: options.Compile = False,
+    device: options.Device = "auto",
+    gpu: options.Gpu = None,
+) -> None:
+    """Sample pictures of any size, in windows that are blended.
+
+    A network of 512 or 1024 pixels predicts overlapping windows, and their predictions are blended at every step. The
+    picture is tissue for a region of a slide, for an image, for a grid of embeddings, or else for patches of the run's
+    index and their neighbours. OUT/syn gets the pictures and OUT/real the region that conditions; the same command goes on
+    after a stop.
+
+    Examples:
+      pixcell large --workdir output/1024 --slide slide.svs --x 20000 --y 12000
+      pixcell large --workdir output/1024 --reference tissue.png --height 2048 --width 3072 --out large
+      pixcell large --workdir output/1024 --count 100 --window-stride 64
+    """
+    from diffusion.generation.large_pictures import LargeSource, PictureSize, sample_large_pictures
+    from diffusion.generation.session import open_session
+    from diffusion.generation.solver import Solver
+
+    source = LargeSource(reference, slide, x, y, tokens, image_mpp)
+    size = PictureSize(height, width, mpp)
+    session = open_session(
+        workdir,
+        checkpoint,
+        Solver(steps, guidance, solver, guidance_interval, precision),
+        seed=seed,
+        averaged=weights == "ema",
+        compiled=compile,
+        root=root,
+        vae=vae,
+        encoder=encoder,
+        device=device,
+        gpu_id=gpu,
+    )
+    sample_large_pictures(session, source, out, size, count or 1, window_stride, batch_size, decode_tile, format)

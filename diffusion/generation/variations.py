@@ -1,0 +1,83 @@
+"""Variations of images: samples for their embeddings, and between two of them, as one labelled picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from diffusion.condition import Condition
+from diffusion.generation.conditions import NamedCondition, load_image_conditions, slerp
+from diffusion.generation.generators import ImageMaker
+from diffusion.generation.image_files import labelled_grid
+from diffusion.generation.session import Session
+from diffusion.utils.errors import InputError
+from diffusion.utils.hardware import windows_per_pass
+
+
+class Variations(NamedTuple):
+    """A labelled picture, uint8 (3, H, W): a row for each image, itself first, then one of what lies between two.
+
+    names: of the images. samples: how many.
+    """
+
+    picture: torch.Tensor
+    names: list[str]
+    samples: int
+
+
+def check_variations(images: int, variations: int, between: int | None) -> int:
+    """Return how many samples lie between two images, None: 5 of two images, else 0.
+
+    Raises InputError for some between fewer or more than two images, for one alone, and for nothing to sample.
+    """
+    if between is None:
+        between = 5 if images == 2 else 0
+    if between and (images != 2 or between == 1):
+        raise InputError("--between: expected two images, and two or more from one to the other")
+    if not variations and not between:
+        raise InputError("nothing to sample: give --variations, or two images and --between")
+    return between
+
+
+def sample_variations(
+    session: Session,
+    images: Sequence[Path],
+    variations: int = 4,
+    between: int | None = None,
+    batch_size: int | None = None,
+) -> Variations:
+    """Sample for the embeddings of images, in their middle where they are larger than the network's size.
+
+    variations: for each. between: on the arc from the first to the second of two, None: 5 of two images. batch_size: images in one
+    pass, None: as many as keep the device busy. Raises MissingError, InputError.
+    """
+    between = check_variations(len(images), variations, between)
+    config = session.run.config
+    originals = load_image_conditions(images, session.embedder, config.image_size)
+    # Column by column the same noise, so that what differs within a column is the condition's doing.
+    jobs = [(original, f"variation {n}", n) for original in originals for n in range(variations)]
+    for part in torch.linspace(0, 1, between).tolist():
+        first, second = (original.condition.tokens for original in originals)
+        jobs.append((NamedCondition("", Condition(slerp(first, second, part))), f"{part:.2f} of the way", 0))
+    make = ImageMaker(session.run, session.codec, [condition for condition, _, _ in jobs], session.seed, session.solver)
+    batch_size = batch_size or windows_per_pass(session.device, config.input_size)
+    sampled: list[torch.Tensor] = []
+    with tqdm(total=len(jobs), unit="image") as progress:
+        for start in range(0, len(jobs), batch_size):
+            batch = range(start, min(start + batch_size, len(jobs)))
+            for _, _, pixels in make.images(list(batch), noises=[jobs[i][2] for i in batch]):
+                sampled.append(pixels)
+                progress.update()
+
+    labels = [label for _, label, _ in jobs]
+    rows = []
+    for i, original in enumerate(originals):
+        own = slice(i * variations, (i + 1) * variations)
+        rows.append([(original.name, original.pixels), *zip(labels[own], sampled[own], strict=True)])
+    if between:
+        rows.append(list(zip(labels[-between:], sampled[-between:], strict=True)))
+    return Variations(labelled_grid(rows), [original.name for original in originals], len(jobs))
