@@ -19,7 +19,7 @@ from diffusion.cli.command import Option
 from diffusion.cli.commands.index import Names, Share, SplitBy, index
 from diffusion.cli.commands.verify import ImagesOnly, Prune, verify
 from diffusion.cli.parser import output_file, run
-from diffusion.cli.script import Script
+from diffusion.cli.script import DATA_FLAGS, Script
 from diffusion.formats import DEFAULT_INDEX, SSL_PREFIX, VAE_PREFIX
 from diffusion.utils.errors import InputError
 
@@ -59,13 +59,7 @@ def index_or_verify(
     return index(dataset, size, names, split, split_by, file, seed, root)
 
 
-FLAGS = dict(
-    to_verify=("--verify",),
-    features=("--features_dir",),
-    latent_suffix=("--vae_prefix",),
-    embedding_suffix=("--ssl_prefix",),
-)
-main = Script(index_or_verify, __doc__, EXAMPLES, FLAGS, unused=("device",))
+main = Script(index_or_verify, __doc__, EXAMPLES, {**DATA_FLAGS, "to_verify": ("--verify",)}, unused=("device",))
 
 if __name__ == "__main__":
     run(main)

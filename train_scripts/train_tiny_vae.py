@@ -48,9 +48,7 @@ def main() -> int:
 
 def parse_args() -> argparse.Namespace:
     parser = tool_parser(__doc__)
-    parser.add_argument(
-        "--source", type=Path, help="folder that tools/fetch_demo_data.py filled [ROOT/data/demo/source]"
-    )
+    parser.add_argument("--source", type=Path, help="folder that pixcell demo-data filled [ROOT/data/demo/source]")
     parser.add_argument("--out", type=Path, default=Path("asset/tiny_vae"), help="diffusers folder to write")
     parser.add_argument(
         "--work-dir", type=Path, help="where checkpoints go, and stay [OUT with .run appended, until OUT is written]"

@@ -61,3 +61,11 @@ SAMPLING_FLAGS: Mapping[str, Sequence[str]] = {
     "index": ("--patch_names_file",),
     "features": ("--features_dir",),
 }
+
+# those of the scripts that read an index and features
+DATA_FLAGS: Mapping[str, Sequence[str]] = {
+    "index": ("--patch_names_file",),
+    "features": ("--features_dir",),
+    "latent_suffix": ("--vae_prefix",),
+    "embedding_suffix": ("--ssl_prefix",),
+}

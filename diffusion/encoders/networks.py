@@ -103,7 +103,7 @@ EMBEDDERS = {
             name="mobilenetv2", width=1280, build=build_mobilenetv2,
             weights=("mobilenet_v2*.pth", "mobilenet_v2*.safetensors"),
             default="data/demo/source/mobilenet_v2-b0353104.pth",
-            how_to_get="run `python tools/fetch_demo_data.py`, or name the file with mobilenetv2=FILE", heads=("classifier.",),
+            how_to_get="run `pixcell demo-data`, or name the file with mobilenetv2=FILE", heads=("classifier.",),
         ),
         EmbedderSpec(
             name="inception", width=2048, build=build_inception,

@@ -64,7 +64,7 @@ def test_uni2_is_found_by_name_file_and_folder(tmp_path):
 def test_missing_demo_weights_raise_with_the_command_that_gets_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(embedder_files, "REPOSITORY", tmp_path)
-    with pytest.raises(MissingError, match="python tools/fetch_demo_data.py"):
+    with pytest.raises(MissingError, match="run `pixcell demo-data`"):
         PatchEmbedder.load("mobilenetv2")
 
 

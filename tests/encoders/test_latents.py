@@ -140,7 +140,7 @@ def test_the_architecture_of_sd3_has_its_size_and_loads(tmp_path):
 def held_out_tile() -> torch.Tensor:
     """A 256x256 tile of the demo's bottom quarter, (1, 3, 256, 256)."""
     if not DEMO_IMAGE.is_file():
-        pytest.skip("needs the demo's images: run tools/fetch_demo_data.py")
+        pytest.skip("needs the demo's images: run pixcell demo-data")
     import numpy as np
     from PIL import Image
 

@@ -84,7 +84,7 @@ def test_the_codec_is_written_in_its_units_with_a_score_for_each_image(config, t
 def test_what_is_refused(config, tmp_path):
     with pytest.raises(InputError, match="crop 20: expected a multiple of 8"):
         CodecConfig(crop=20)
-    with pytest.raises(MissingError, match="fetch_demo_data"):
+    with pytest.raises(MissingError, match="run pixcell demo-data"):
         train(CodecConfig(source=str(tmp_path / "none")), tmp_path / "run", cpu=True)
 
 

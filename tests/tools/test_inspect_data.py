@@ -6,11 +6,12 @@ import numpy as np
 from PIL import Image
 from slide_files import pixels_of, tool
 
+from diffusion.cli.commands.inspect import inspect
 from diffusion.data.features.loose import feature_path
 from diffusion.data.features.npy import write_feature
 
 
-def test_patches_features_and_pictures_are_surveyed(tmp_path):
+def test_patches_features_and_pictures_are_surveyed(tmp_path, capsys):
     names_of = [f"toy/{'ab'[i % 2]}/single_256/slide_{i // 4}/{i % 4}_0.jpeg" for i in range(8)]
     for i, name in enumerate(names_of):
         path = tmp_path / "patches" / name
@@ -33,4 +34,7 @@ def test_patches_features_and_pictures_are_surveyed(tmp_path):
     run = tool("inspect_data.py", "--root", tmp_path, "--pictures", 8, "--sample", 3, "--sheet", tmp_path / "s.png")
     assert "(of 3 drawn at random)" in run.stdout and "1 cannot be read, such as no image" in run.stdout
     assert (tmp_path / "s.png").is_file()
+    (tmp_path / "s.png").unlink()
+    inspect(sample=0, pictures=1, out=tmp_path / "s.png", root=tmp_path)
+    assert "(of all 8)" in capsys.readouterr().out and pixels_of(tmp_path / "s.png").shape == (178, 160, 3)
     assert "no index at" in tool("inspect_data.py", "--root", tmp_path / "none").stderr

@@ -12,6 +12,8 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "patches": ("patches:patches", "Cut slides and images into square patches of tissue"),
         "index": ("index:index", "List the patches of data sets in the index that training and sampling read"),
         "verify": ("verify:verify", "Read every image and feature file of an index, and list what is wrong"),
+        "inspect": ("inspect:inspect", "Show what an index holds: patches, slides, features, and a sheet of pictures"),
+        "demo-data": ("demo_data:demo_data", "Fetch the demo's real tissue and small network weights"),
     },
     "training": {
         "train": ("train:train", "Train a diffusion transformer on the latents and embeddings of indexed patches"),

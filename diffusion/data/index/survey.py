@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from random import Random
 from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
 
-from diffusion.data.features.store import FeatureStore
+from diffusion.data.features.store import FeatureStore, open_features, probe_names
 from diffusion.data.images import open_image
+from diffusion.data.index.patch_index import PatchIndex, iterate_names, split_key
 from diffusion.data.index.split import cohort_name, slide_name
 from diffusion.formats import PATCHES_DIR
-from diffusion.utils.errors import InputError
+from diffusion.utils.errors import InputError, MissingError
 
 LABEL_HEIGHT = 18
 
@@ -49,6 +52,35 @@ def count_coverage(root: Path, names: Sequence[str], features: FeatureStore | No
     images = sum((root / PATCHES_DIR / name).is_file() for name in names)
     found = [features.present(name) for name in names] if features is not None else []
     return Coverage(len(names), images, {part: sum(each[part] for each in found) for part in parts})
+
+
+class KeySurvey(NamedTuple):
+    """What lies under one key of an index, and how many of its patches, or of a sample of them, have their files."""
+
+    index: PatchIndex  # of that key
+    cohorts: dict[str, CohortCount]
+    coverage: Coverage
+
+    def draw_names(self, count: int, draw: Random) -> list[str]:
+        """Return the names of `count` patches drawn at random, or of all where there are fewer."""
+        return [self.index.name(i) for i in draw.sample(range(len(self.index)), min(count, len(self.index)))]
+
+
+def survey_key(
+    root: Path, index: PatchIndex, features_dir: str | None, prefixes: Mapping[str, str], sample: int, draw: Random
+) -> KeySurvey:
+    """Survey an index of one key, with a bar on the terminal; the files of `sample` patches are looked for, 0: of all."""
+    (key,) = index.keys
+    names = tqdm(iterate_names(index.path, key), total=len(index), desc=key, unit="patch", leave=False)
+    cohorts = count_cohorts(names)
+    everything = range(len(index))
+    chosen = sorted(draw.sample(everything, sample)) if 0 < sample < len(index) else everything
+    try:
+        features = open_features(root, features_dir, key, probe_names(index, 0), split_key(key)[1], prefixes)
+    except MissingError:
+        features = None
+    looked_for = [index.name(i) for i in tqdm(chosen, desc=key, leave=False)]
+    return KeySurvey(index, cohorts, count_coverage(root, looked_for, features, prefixes))
 
 
 def render_patch_sheet(

