@@ -23,6 +23,7 @@ ALLOWED = {
     "extraction": {"data", "encoders"},
     "evaluation": {"data", "encoders"},
     "model": {"condition"},
+    "diagnosis": {"encoders"},
     "pipeline": {"condition", "model", "encoders", "sampling"},
     "components": {"config", "data", "encoders"},
     "workdir": {"config", "data", "model", "encoders"},

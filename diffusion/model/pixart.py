@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,8 +20,7 @@ from diffusion.model.blocks import CrossAttention, FinalLayer, PixArtBlock
 from diffusion.model.embed import ConditionEmbedder, PatchEmbed, TimestepEmbedder, image_positions, token_grid
 from diffusion.model.pixart_config import PRESETS, PixArtConfig, check_arguments
 from diffusion.utils.errors import InputError
-
-COMPILERS = ("g++", "gcc", "clang++", "clang", "cl")
+from diffusion.utils.hardware import COMPILERS, find_compiler
 
 
 def build_model(name: str, **kwargs: Any) -> PixArt:
@@ -152,8 +149,7 @@ class PixArt(nn.Module):
 
     def compile_blocks(self) -> PixArt:
         """Compile the blocks in place, all with one graph. Raises InputError where no C++ compiler is found."""
-        named = [name for variable in ("CXX", "CC") if (name := os.environ.get(variable))]
-        if not any(shutil.which(name) for name in (*named, *COMPILERS)):
+        if find_compiler() is None:
             raise InputError(
                 f"to compile the network takes a C++ compiler: none of {', '.join(COMPILERS)} is here; install one"
             )

@@ -12,19 +12,12 @@ import torch
 from diffusion.config.settings import TrainingConfig
 from diffusion.training.parallel.fsdp import is_sharding_requested, sharding_arguments
 from diffusion.utils.errors import InputError
+from diffusion.utils.hardware import NUMERIC_VARIABLES
 from diffusion.utils.launch import accelerate_variables, check_launcher
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-# Variables of libraries below, which change how numbers are computed and which no config overrules.
-NUMERIC_VARIABLES = (
-    *("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "TORCH_BLAS_PREFER_CUBLASLT"),
-    *("DISABLE_ADDMM_CUDA_LT", "TORCH_CUDNN_V8_API_DISABLED", "TORCH_CUDNN_SDPA_ENABLED", "PYTORCH_TUNABLEOP_ENABLED"),
-    *("TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE", "PYTORCH_MPS_FAST_MATH", "PYTORCH_MPS_PREFER_METAL"),
-    *("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"),
-    *("ATEN_CPU_CAPABILITY", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "OPENBLAS_CORETYPE", "XLA_USE_BF16"),
-)
 DETERMINISTIC_WORKSPACES = (":4096:8", ":16:8")  # what cuBLAS asks for
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from typing import TYPE_CHECKING
 
 from diffusion.utils.errors import InputError
@@ -12,12 +13,27 @@ from diffusion.utils.memory import keep_freed_memory
 if TYPE_CHECKING:
     import torch
 
+# Variables of libraries below, which change how numbers are computed and which no config overrules.
+NUMERIC_VARIABLES = (
+    *("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "TORCH_BLAS_PREFER_CUBLASLT"),
+    *("DISABLE_ADDMM_CUDA_LT", "TORCH_CUDNN_V8_API_DISABLED", "TORCH_CUDNN_SDPA_ENABLED", "PYTORCH_TUNABLEOP_ENABLED"),
+    *("TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE", "PYTORCH_MPS_FAST_MATH", "PYTORCH_MPS_PREFER_METAL"),
+    *("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"),
+    *("ATEN_CPU_CAPABILITY", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "OPENBLAS_CORETYPE", "XLA_USE_BF16"),
+)
+COMPILERS = ("g++", "gcc", "clang++", "clang", "cl")  # of C++, in the order in which torch takes them
 USABLE_MEMORY = 0.9  # of a GPU's free memory; the rest goes to fragments and to what other libraries take
 
 
 def count_cores() -> int:
     """Return how many processor cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def find_compiler() -> str | None:
+    """Return the C++ compiler that torch.compile would take, the one that CXX or CC names first; None where none is here."""
+    named = [name for variable in ("CXX", "CC") if (name := os.environ.get(variable))]
+    return next((path for name in (*named, *COMPILERS) if (path := shutil.which(name))), None)
 
 
 def pick_device(name: str) -> torch.device:

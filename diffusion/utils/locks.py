@@ -46,3 +46,10 @@ def is_locked(path: Path) -> bool:
             return not lock_descriptor(file.fileno(), blocking=False)
     except OSError:  # there is no such file, or no such lock
         return False
+
+
+def has_locks(folder: Path) -> bool:
+    """Tell whether the file system of a folder has locks, by taking one. Raises OSError where no file can be made."""
+    path = folder / ".lock"
+    with file_lock(path):
+        return is_locked(path)

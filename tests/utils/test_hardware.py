@@ -80,3 +80,16 @@ def test_precisions_have_types_of_torch():
 def test_a_tensor_on_its_device_is_not_copied():
     tensor = torch.ones(3)
     assert hardware.to_device(tensor, CPU) is tensor
+
+
+def test_a_compiler_that_a_variable_names_comes_first(monkeypatch, tmp_path):
+    for name in ("g++", "mine"):
+        (tmp_path / name).touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("CXX", "mine")
+    assert hardware.find_compiler() == str(tmp_path / "mine")
+    monkeypatch.delenv("CXX")
+    assert hardware.find_compiler() == str(tmp_path / "g++")
+    monkeypatch.setenv("PATH", "")
+    assert hardware.find_compiler() is None

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from diffusion.utils.errors import InputError
-from diffusion.utils.locks import file_lock, is_locked
+from diffusion.utils.locks import file_lock, has_locks, is_locked
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -44,6 +44,12 @@ def test_a_file_system_without_locks_is_tolerated(tmp_path, monkeypatch, number)
     monkeypatch.setattr(fcntl, "flock", unsupported)
     with file_lock(tmp_path / ".lock"):
         assert not is_locked(tmp_path / ".lock")
+    assert not has_locks(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_system_with_locks_is_recognised(tmp_path):
+    assert has_locks(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
