@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -54,7 +55,8 @@ def count_coverage(root: Path, names: Sequence[str], features: FeatureStore | No
     return Coverage(len(names), images, {part: sum(each[part] for each in found) for part in parts})
 
 
-class KeySurvey(NamedTuple):
+@dataclass(frozen=True)
+class KeySurvey:
     """What lies under one key of an index, and how many of its patches, or of a sample of them, have their files."""
 
     index: PatchIndex  # of that key
