@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import texture
+from PIL import Image
 from runs import equal, forget_processes, read, train, train_for
 
 from diffusion.data.sampler import Draw
 from diffusion.encoders.latents import LatentCodec
 from diffusion.tasks.codec import units
-from diffusion.tasks.codec.images import CropDataset, collate_crops, held_out_region, training_region
+from diffusion.tasks.codec.images import CropDataset, collate_crops, held_out_region, read_image, training_region
 from diffusion.tasks.codec.network import CodecNetwork, build_vae, save_codec
 from diffusion.tasks.codec.task import Codec, CodecConfig, kl_per_position, train_codec
 from diffusion.utils.errors import InputError, MissingError
@@ -44,6 +45,13 @@ def test_crops_depend_on_their_seed_alone_and_grow_late_in_the_stream(config):
     assert batch.pixels.shape == (4, 3, 16, 16) and wide.pixels.shape == (1, 3, 32, 32)
     assert torch.equal(batch.pixels[2], dataset[Draw(0, 7)].pixels) and batch.seeds == [5, 6, 7, 8]
     assert not torch.equal(batch.pixels[0], batch.pixels[1]) and batch.pixels.abs().max() <= 1
+
+
+def test_slides_and_images_are_read_pixel_for_pixel(config, pyramid):
+    slide = read_image(pyramid)
+    assert slide.shape == (1200, 1600, 3) and np.all(slide[..., 0] == 80)  # the finest level
+    path = pyramid.with_name("0.png")
+    assert np.array_equal(read_image(path), np.asarray(Image.open(path)))
 
 
 def test_held_out_rows_are_in_no_crop():

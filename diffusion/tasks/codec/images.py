@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
 from diffusion.data.batch import Batch
 from diffusion.data.sampler import Draw
+from diffusion.data.slides.reader import open_slide
 from diffusion.utils.errors import MissingError
 
 TRAINING_HEIGHT = 0.75  # of each image's height, from the top; the rest is held out
@@ -82,15 +83,15 @@ def collate_crops(items: Sequence[CropItem]) -> CropBatch:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Read a whole image or slide at full resolution, uint8 (H, W, 3)."""
+    """Read a whole image or slide at full resolution, uint8 (H, W, 3).
+
+    Raises MissingError, or InputError for a file that is neither, and for an image that is not RGB.
+    """
     if not path.is_file():
         raise MissingError(f"no {path}: run pixcell demo-data first, or give its folder with --source")
-    if path.suffix != ".svs":
-        return np.asarray(Image.open(path).convert("RGB"))
-    import openslide
-
-    with openslide.OpenSlide(str(path)) as slide:
-        return np.asarray(slide.read_region((0, 0), 0, slide.dimensions).convert("RGB"))
+    with closing(open_slide(path, mpp=1.0, image_mpp=1.0)) as slide:  # equal, so pixel for pixel, whatever they are
+        square = slide.read(0, 0, max(slide.width, slide.height))
+        return np.asarray(square.crop((0, 0, slide.width, slide.height)))
 
 
 def training_region(image: np.ndarray) -> np.ndarray:
