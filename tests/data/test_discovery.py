@@ -24,7 +24,7 @@ def test_hidden_linked_and_ambiguous_files_in_folders(png, tmp_path, caplog):
     """Hidden folders, linked ones, sidecar images, two slides of one name, names of other systems."""
     folder, elsewhere = tmp_path / "all", tmp_path / "elsewhere"
     for path in (
-        *(folder / "a.svs", folder / "a.jpg", folder / "b.tif", folder / "old" / "b.tif", folder / "c.isyntax"),
+        *(folder / "a.svs", folder / "a.jpg", folder / "b.tif", folder / "old" / "b.tif", folder / "c.kfb"),
         *(folder / ".Trash-1000" / "files" / "d.svs", folder / "@eaDir" / "e.svs", elsewhere / "f.ndpi"),
     ):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +37,7 @@ def test_hidden_linked_and_ambiguous_files_in_folders(png, tmp_path, caplog):
     for line in (
         f"left out: images with the name of a slide beside them (1): {folder}/a.jpg",
         f"left out: entries whose names are not UTF-8 (rename them) (1): {folder}/M\\xfcller.svs",
-        f"left out: files that OpenSlide does not read (1): {folder}/c.isyntax",
+        f"left out: files that no reader opens (1): {folder}/c.kfb",
     ):
         assert line in caplog.messages
 

@@ -12,8 +12,9 @@ from diffusion.utils.folders import SkippedEntries, walk_folders
 from diffusion.utils.text import expand_path, is_utf8, printable_name, read_lines
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp"))
-UNREADABLE_SUFFIXES = frozenset(
-    (".isyntax", ".qptiff", ".vsi", ".ets", ".lif", ".jp2", ".kfb", ".sdpc", ".btf", ".zip", ".gz", ".part")
+UNREADABLE_SUFFIXES = (  # of slides that are named when they are left out; not of those that the reader has learned
+    frozenset((".isyntax", ".qptiff", ".vsi", ".ets", ".lif", ".jp2", ".kfb", ".sdpc", ".btf", ".zip", ".gz", ".part"))
+    - SLIDE_SUFFIXES
 )
 
 
@@ -86,7 +87,7 @@ def _filter_slide_files(folder: Path, names: list[str], skipped: SkippedEntries)
         skipped.add("images with the name of a slide beside them", folder / name)
     for name in names:
         if kinds[name] in UNREADABLE_SUFFIXES:
-            skipped.add("files that OpenSlide does not read", folder / name)
+            skipped.add("files that no reader opens", folder / name)
     return [name for name in names if name not in dicom and name not in beside and kinds[name] not in tiles]
 
 
