@@ -86,7 +86,7 @@ def test_the_published_recipe_is_shipped(name, size, tokens, interpolation, batc
         ("optimizer = dict(type='CAME', eps=1e-8)", "expected three betas, two eps"),
         ("optimizer = dict(eps=-1e-8)", "optimizer.eps -1e-08: expected at least 0"),
         ("optimizer = dict(weight_decay=-1)", "optimizer.weight_decay -1.0: expected at least 0"),
-        ("optimizer = dict(type='Lion')", "no optimizer 'Lion'; known are AdamW, CAME, Muon"),
+        ("optimizer = dict(type='Nonesuch')", "no optimizer 'Nonesuch'; known are AdamW, CAME, Muon"),
         ("lr_schedule_args = dict(num_warmup_steps=-1)", "lr_schedule_args.num_warmup_steps -1: expected at least 0"),
         ("auto_lr = dict(rule='cubic')", "expected dict(rule='sqrt') or dict(rule='linear')"),
         ("sample_grid = dict(steps=0)", "sample_grid.steps 0: expected at least 1"),

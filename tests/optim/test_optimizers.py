@@ -167,7 +167,7 @@ class TestOptimizer:
 
     def test_unknown_or_unfit(self):
         with pytest.raises(InputError, match="known are AdamW, CAME, Muon"):
-            build_optimizer(self.network(), OptimizerConfig("Lion"), lr=1)
+            build_optimizer(self.network(), OptimizerConfig("Nonesuch"), lr=1)
         with pytest.raises(InputError, match="expected two betas, one eps"):
             build_optimizer(self.network(), OptimizerConfig("AdamW", betas=(0.9, 0.99, 0.999)), lr=1)
 
