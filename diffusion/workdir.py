@@ -63,6 +63,7 @@ def open_run(work_dir: str | Path, checkpoint: str | Path, device: torch.device,
     if not folder.is_dir():
         raise MissingError(f"no work dir {folder}")
     config, path = read_config(folder / CONFIG_FILE), folder / checkpoint
+    assert isinstance(config, Config)  # read_config refuses other tasks
     if not path.exists():
         present = sorted(file.name for suffix in ("ckpt", "pth") for file in path.parent.glob(f"*.{suffix}"))
         hint = f"; there are {abbreviate(present)} in that folder, which --checkpoint names" if present else ""

@@ -111,10 +111,8 @@ def parse_config(
     """
     values = modernise(values, source)
     values["auto_lr"] = values.get("auto_lr") or None  # the base file's is empty: mmengine merges a dict into no None
-    task = values.get("task", "denoising")
-    if task not in kinds:
-        raise InputError(f"{source}: task {task!r}: expected {' or '.join(kinds)}")
-    return _build(kinds[task], _expand_paths(values, source) if expand else values, str(source))
+    kind = _choose_kind(values, source, kinds)
+    return _build(kind, _expand_paths(values, source) if expand else values, str(source))
 
 
 def dump_config(config: TrainingConfig, path: Path) -> None:
@@ -125,8 +123,10 @@ def dump_config(config: TrainingConfig, path: Path) -> None:
         temporary.write_text("".join(lines))
 
 
-def read_config(path: Path) -> Config:
+def read_config(path: Path, kinds: Mapping[str, type[TrainingConfig]] = DENOISING_ONLY) -> TrainingConfig:
     """Read a config that a trainer saved, as literals of which nothing is executed.
+
+    kinds: the settings of each task that may have been trained.
 
     A key that counts in training alone, and that is no longer valid, is left out with a warning: runs of older
     versions must open. Raises MissingError, or InputError when the file holds anything but assignments of literals.
@@ -138,15 +138,24 @@ def read_config(path: Path) -> Config:
         raise InputError(
             f"{path} goes on from {values['_base_']}: a config to train with, not one that a run has saved, which is whole"
         )
+    kind = _choose_kind(values, path, kinds)
     for key in TRAINING_KEYS & values.keys():
         try:
-            _build(Config, {key: values[key]}, str(path))
+            _build(kind, {key: values[key]}, str(path))
         except InputError as error:
             log.warning("%s; it counts in training alone, and is left out here", error)
             del values[key]
-    config = parse_config(values, path, expand=False)
-    assert isinstance(config, Config)
-    return config
+    return parse_config(values, path, expand=False, kinds=kinds)
+
+
+def _choose_kind(
+    values: Mapping[str, Any], source: Path, kinds: Mapping[str, type[TrainingConfig]]
+) -> type[TrainingConfig]:
+    """Return the settings of the task that values name. Raises InputError for a task that has none."""
+    task = values.get("task", "denoising")
+    if task not in kinds:
+        raise InputError(f"{source}: task {task!r}: expected {' or '.join(kinds)}")
+    return kinds[task]
 
 
 def _override(values: dict[str, Any], key: str, value: Any) -> None:

@@ -46,5 +46,6 @@ def modernise(values: Mapping[str, Any], source: Path) -> dict[str, Any]:
     ignored = sorted(IGNORED_KEYS & values.keys()) + sorted(f"data.{key}" for key in IGNORED_DATA_KEYS & data.keys())
     if ignored:
         log.warning("%s: these keys have no effect here: %s", source, ", ".join(ignored))
-    values["data"] = {key: value for key, value in data.items() if key not in IGNORED_DATA_KEYS}
+    if "data" in values:  # which is a key of denoising alone
+        values["data"] = {key: value for key, value in data.items() if key not in IGNORED_DATA_KEYS}
     return {key: value for key, value in values.items() if key not in IGNORED_KEYS}

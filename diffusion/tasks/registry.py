@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from diffusion.config.settings import Config, TrainingConfig
 from diffusion.tasks.codec.task import Codec, CodecConfig
 from diffusion.tasks.denoising.task import Denoising
 from diffusion.training.task import Task
 
-TASKS: dict[str, type[Task[Any]]] = {task.name: task for task in (Denoising, Codec)}
-CONFIGS: dict[str, type[TrainingConfig]] = {"denoising": Config, "codec": CodecConfig}  # what `task` in a file selects
+
+class Trainable(NamedTuple):
+    """A task and the settings that it is trained with."""
+
+    task: type[Task[Any]]
+    config: type[TrainingConfig]
+
+
+TRAINABLE = {
+    each.task.name: each for each in (Trainable(Denoising, Config), Trainable(Codec, CodecConfig))
+}  # by what `task` in a config file says
+CONFIGS = {name: each.config for name, each in TRAINABLE.items()}
 
 
 def build_task(config: TrainingConfig) -> Task[Any]:
     """Build the task of a config."""
-    return TASKS[config.task](config)
+    return TRAINABLE[config.task].task(config)

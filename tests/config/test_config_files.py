@@ -8,6 +8,7 @@ import pytest
 
 from diffusion.config.files import dump_config, find_config, load_config, parse_override, read_config
 from diffusion.config.settings import Config, OptimizerConfig
+from diffusion.tasks.registry import CONFIGS as KINDS
 from diffusion.utils.errors import InputError, MissingError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -16,9 +17,19 @@ SHIPPED = sorted(CONFIGS.rglob("*.py"))
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_configs_load_and_survive_the_round_trip(path, tmp_path):
-    config = load_config(path)
+    config = load_config(path, kinds=KINDS)
     dump_config(config, tmp_path / "config.py")
-    assert read_config(tmp_path / "config.py") == config
+    assert read_config(tmp_path / "config.py", KINDS) == config
+
+
+def test_settings_of_another_task_survive_the_round_trip_where_it_is_known(tmp_path):
+    (tmp_path / "short.py").write_text("task = 'codec'; seed = 3")
+    config = load_config(tmp_path / "short.py", kinds=KINDS)
+    assert config == KINDS["codec"](seed=3)
+    dump_config(config, tmp_path / "config.py")
+    assert read_config(tmp_path / "config.py", KINDS) == config
+    with pytest.raises(InputError, match="task 'codec': expected denoising"):
+        read_config(tmp_path / "config.py")
 
 
 def test_configs_that_come_with_the_package_have_names(tmp_path, monkeypatch):
