@@ -89,11 +89,11 @@ work_dir = None  # Where checkpoints, curves and samples go. None: output/<name 
 # --- optimization ---
 # The optimizer and its parameters.
 optimizer = dict(
-    type="AdamW",  # AdamW, CAME, or Muon.
+    type="AdamW",  # AdamW or Muon, which take two betas and one eps; CAME, which takes three betas and two eps.
     lr=0.0001,  # Learning rate after the warm-up; auto_lr may scale it.
     weight_decay=0.0,  # Decoupled weight decay.
-    betas=None,  # None: the optimizer's own. AdamW and Muon take two, CAME three, each 0 <= beta < 1.
-    eps=None,  # None: the optimizer's own. AdamW and Muon take one, CAME two.
+    betas=None,  # None: the optimizer's own. Else a tuple, each 0 <= beta < 1.
+    eps=None,  # None: the optimizer's own. Else a number, or a tuple of several.
 )
 # dict(rule="sqrt" or "linear"): the learning rate grows with the global batch over 256. Empty, or None: it does not.
 auto_lr = dict()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from diffusion.formats import DEFAULT_INDEX, DEFAULT_VAE, LATENT_FACTOR, SSL_PREFIX, VAE_PREFIX, WINDOW
 from diffusion.utils.errors import InputError
@@ -28,12 +28,21 @@ from diffusion.utils.values import (
     Seed,
 )
 
-OPTIMIZERS = {  # numbers of betas, and of eps; None: one, that is no tuple
-    "AdamW": (2, None),
-    "Muon": (2, None),
-    "CAME": (3, 2),
-    "CAMEWrapper": (3, 2),  # the original project's name for it
+
+class Numbers(NamedTuple):
+    """How many betas and eps an optimizer takes."""
+
+    betas: int
+    eps: int
+
+
+OPTIMIZERS = {  # each with a branch in diffusion/optim/build.py
+    "AdamW": Numbers(betas=2, eps=1),
+    "CAME": Numbers(betas=3, eps=2),
+    "Muon": Numbers(betas=2, eps=1),
+    "CAMEWrapper": Numbers(betas=3, eps=2),  # the original project's name of CAME
 }
+WORDS = ("no", "one", "two", "three")
 
 
 @dataclass(frozen=True)
@@ -43,27 +52,29 @@ class OptimizerConfig(Section):
     PREFIX = "optimizer."
 
     type: Name = "AdamW"
-    """AdamW, CAME, or Muon."""
+    """AdamW or Muon, which take two betas and one eps; CAME, which takes three betas and two eps."""
     lr: Positive = 1e-4
     """Learning rate after the warm-up; auto_lr may scale it."""
     weight_decay: NotNegative = 0.0
     """Decoupled weight decay."""
     betas: tuple[Annotated[float, Range(least=0, below=1, symbol="beta")], ...] | None = None
-    """None: the optimizer's own. AdamW and Muon take two, CAME three, each 0 <= beta < 1."""
+    """None: the optimizer's own. Else a tuple, each 0 <= beta < 1."""
     eps: NotNegative | tuple[NotNegative, ...] | None = None
-    """None: the optimizer's own. AdamW and Muon take one, CAME two."""
+    """None: the optimizer's own. Else a number, or a tuple of several."""
 
     def check(self) -> None:
         if self.type not in OPTIMIZERS:
-            raise InputError(f"no optimizer {self.type!r}; known are AdamW, CAME, Muon")
-        betas, epsilons = OPTIMIZERS[self.type]
-        fits = self.betas is None or len(self.betas) == betas
-        if self.eps is not None:
-            fits &= (len(self.eps) if isinstance(self.eps, tuple) else None) == epsilons
+            raise InputError(f"no optimizer {self.type!r}; known are {', '.join(OPTIMIZERS)}")
+        wanted = OPTIMIZERS[self.type]
+        fits = self.betas is None or len(self.betas) == wanted.betas
+        if isinstance(self.eps, tuple):
+            fits &= len(self.eps) == wanted.eps > 1  # one is no tuple
+        elif self.eps is not None:
+            fits &= wanted.eps == 1
         _check(
             fits,
             f"optimizer {self.type} with betas {self.betas}, eps {self.eps}: "
-            f"expected {'two' if betas == 2 else 'three'} betas, {'one' if epsilons is None else 'two'} eps",
+            f"expected {WORDS[wanted.betas]} betas, {WORDS[wanted.eps]} eps",
         )
 
 

@@ -36,7 +36,7 @@ def test_the_base_file_has_every_key_once():
 
 def test_keys_have_their_documentation_in_order():
     assert [key.name for key in documented_keys(OptimizerConfig)] == ["type", "lr", "weight_decay", "betas", "eps"]
-    assert documented_keys(OptimizerConfig)[0].doc == "AdamW, CAME, or Muon."
+    assert documented_keys(OptimizerConfig)[1].doc == "Learning rate after the warm-up; auto_lr may scale it."
     headings = [key.heading for key in documented_keys(TrainingConfig) if key.heading]
     assert headings == ["start and work dir", "optimization", "speed and memory", "monitoring and saving"]
 

@@ -5,9 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
+from diffusion.config.base import documented_keys
 from diffusion.config.files import dump_config, load_config, parse_config, read_config
-from diffusion.config.settings import Config, DataConfig, PowerEmaConfig, TimestepConfig
+from diffusion.config.settings import (
+    OPTIMIZERS,
+    Config,
+    DataConfig,
+    Numbers,
+    OptimizerConfig,
+    PowerEmaConfig,
+    TimestepConfig,
+)
+from diffusion.optim.build import build_optimizer
 from diffusion.utils.errors import InputError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -105,6 +116,25 @@ def test_invalid_values_are_refused(write_config, text, message):
     with pytest.raises(InputError) as error:
         load_config(write_config(text))
     assert message in str(error.value)
+
+
+def test_an_optimizer_without_eps_or_betas_refuses_them(monkeypatch):
+    monkeypatch.setitem(OPTIMIZERS, "Lion", Numbers(betas=2, eps=0))
+    monkeypatch.setitem(OPTIMIZERS, "SGD", Numbers(betas=0, eps=0))
+    assert OptimizerConfig("Lion", betas=(0.9, 0.99)).eps is None and OptimizerConfig("SGD").betas is None
+    for eps in (1e-8, (1e-8,), (1e-30, 1e-3)):
+        with pytest.raises(InputError, match="expected two betas, no eps"):
+            OptimizerConfig("Lion", eps=eps)
+    with pytest.raises(InputError, match="expected no betas, no eps"):
+        OptimizerConfig("SGD", betas=(0.9,))
+
+
+def test_every_optimizer_is_documented_and_built():
+    (doc,) = (key.doc for key in documented_keys(OptimizerConfig) if key.name == "type")
+    for name in OPTIMIZERS.keys() - {"CAMEWrapper"}:
+        assert name in doc
+    for name in OPTIMIZERS:
+        build_optimizer(torch.nn.Linear(2, 2), OptimizerConfig(name), lr=1e-3)
 
 
 def test_nested_keys_become_settings(write_config, tmp_path):
