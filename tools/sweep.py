@@ -27,6 +27,8 @@ from diffusion.cli.sampling_options import (
     training_data_notes,
 )
 from diffusion.cli.scoring_options import add_scoring_options
+from diffusion.evaluation.metrics.quantities import BEST_BY
+from diffusion.evaluation.metrics.quantities import COMPARED_METRICS as METRICS
 from diffusion.formats import REAL_DIR, SOLVERS, SYNTHETIC_DIR, WINDOW
 from diffusion.utils.content import fingerprint_file
 from diffusion.utils.errors import InputError
@@ -42,9 +44,7 @@ if TYPE_CHECKING:
     from diffusion.evaluation.sweep import Point
 
 DATA_OPTIONS = frozenset(("images", "tokens", "data_root", "patch_names_file", "features_dir", "subset_keys"))
-METRICS = ("fd", "kid", "prdc", "similarity")
 PRDC_SCORES = ("precision", "recall", "density", "coverage")
-BEST_BY = ("fd", "kid", *PRDC_SCORES, "similarity", "above_random", "feature_distance")
 EXAMPLES = """  python tools/sweep.py --workdir output/256 --guidances 1 1.5 2 3 4 --n_images 5000 --out sweep
   python tools/sweep.py --workdir output/256 --guidances 1.5 2 --intervals all 0.3:5 --steps 10 20 50 --out sweep
   python tools/sweep.py --workdir output/256 --ema_lengths 0.05 0.1 0.15 --checkpoints checkpoints/last_ema.ckpt"""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from diffusion.encoders.embedders import PatchEmbedder
+from diffusion.evaluation.metrics.quantities import COMPARED_METRICS
 from diffusion.evaluation.metrics.scores import REPLICATES, Scores, score
 from diffusion.evaluation.sets.embedding import Timing, embed_set
 from diffusion.evaluation.sets.feature_files import FEATURE_SUFFIXES, read_feature_file
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from accelerate import PartialState
 
 REAL, SYNTHETIC, UNTRAINED, TRAINING = ("real", "synthetic", "untrained", "training")
-UNTRAINED_METRICS = ("fd", "kid", "prdc", "similarity")  # scores of the untrained network's set, to compare with
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def score_sets(
     scores = score(real, features[SYNTHETIC], options.metrics, features.get(TRAINING), *settings)
     untrained = None
     if UNTRAINED in features:
-        metrics = [metric for metric in options.metrics if metric in UNTRAINED_METRICS]
+        metrics = [metric for metric in options.metrics if metric in COMPARED_METRICS]
         untrained = score(real, features[UNTRAINED], metrics, None, *settings)
     weights = "" if embedder is None else embedder.fingerprint
     return EncoderScores(scores, features, untrained, describe_sets(sources, features), weights)

@@ -18,7 +18,7 @@ import numpy as np
 
 from diffusion.evaluation.metrics import intervals
 from diffusion.evaluation.metrics.intervals import Value
-from diffusion.evaluation.metrics.scores import QUANTITIES
+from diffusion.evaluation.metrics.quantities import QUANTITIES, SHOWN
 from diffusion.evaluation.reports.charts import ScoreLine, ScorePanel, plot_score_panels
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import atomic_write_bytes
@@ -31,7 +31,6 @@ AXES = {
     "interval": "guidance interval, noise levels",
     "weights": "weights",
 }
-PLOTTED = ("fd", "kid", "precision", "recall", "similarity", "above_random")
 
 
 @dataclass(frozen=True)
@@ -178,7 +177,7 @@ def plot_axis(scored: ScoredPoints, axis: str, encoder: str) -> bytes:
         label = ", ".join(f"{other} {point.label(other)}" for other in other_axes)
         groups.setdefault(label, []).append(point)
     panels = []
-    for name in PLOTTED:
+    for name in SHOWN:
         lines = [_build_line(label, points, scored, axis, places, encoder, name) for label, points in groups.items()]
         lines = [line for line in lines if line.places]
         if lines:

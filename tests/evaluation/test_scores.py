@@ -6,8 +6,10 @@ import pytest
 import torch
 from scoring_data import correlated, seeded
 
-from diffusion.evaluation.metrics.scores import QUANTITIES, estimate_fid, score
+from diffusion.evaluation.metrics.quantities import QUANTITIES
+from diffusion.evaluation.metrics.scores import estimate_fid, score
 from diffusion.evaluation.sets.features import Features
+from diffusion.formats import METRICS
 from diffusion.utils.errors import InputError
 
 
@@ -41,6 +43,14 @@ def test_scores_of_a_set_against_itself_are_optimal():
         assert values[name].value == pytest.approx(1, abs=1e-6)
     assert values["feature_distance"].value == 0 and values["above_random"].value > 0.99
     assert set(values) == set(QUANTITIES)
+
+
+def test_each_metric_computes_the_scores_that_the_table_says():
+    rows = Features.from_tensor(torch.randn(40, 8, generator=seeded(63)))
+    for metric in METRICS:
+        wanted = {name for name, quantity in QUANTITIES.items() if quantity.metric == metric}
+        assert wanted and set(score(rows, rows, [metric], training=rows, replicates=0).values) == wanted
+    assert {quantity.metric for quantity in QUANTITIES.values()} == set(METRICS)
 
 
 def test_only_requested_metrics_are_computed():

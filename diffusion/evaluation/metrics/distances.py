@@ -14,11 +14,11 @@ import torch
 from tqdm import tqdm
 
 from diffusion.evaluation.metrics.moments import Gaussian, fit_gaussian
+from diffusion.evaluation.metrics.quantities import PRDC_NEIGHBOURS
 from diffusion.utils.errors import InputError
 
 RANK_TOLERANCE = 1e-10  # relative to the largest eigenvalue: directions with less have only the spread of rounding
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000  # of Binkowski et al. 2018 and of torch-fidelity
-PRDC_NEIGHBOURS = 5  # of precision, recall, density and coverage, as Naeem et al. 2020
 SAMPLES_PER_FEATURE = 2  # samples / D from which on the bias of a distance falls with 1 / samples
 FEW_ROWS = 2000  # up to as many rows are halved in several ways
 BLOCK = 1024  # rows whose distances to all other rows are held at once

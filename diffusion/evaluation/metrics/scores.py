@@ -11,7 +11,6 @@ import torch
 
 from diffusion.evaluation.metrics import intervals
 from diffusion.evaluation.metrics.distances import (
-    PRDC_NEIGHBOURS,
     SAMPLES_PER_FEATURE,
     FidExtrapolation,
     compute_fid,
@@ -25,6 +24,8 @@ from diffusion.evaluation.metrics.distances import (
 from diffusion.evaluation.metrics.intervals import Value, mean_value
 from diffusion.evaluation.metrics.moments import fit_gaussian
 from diffusion.evaluation.metrics.pairs import NearestNeighbours, Pairs, compare_pairs, find_nearest
+from diffusion.evaluation.metrics.quantities import PRDC_NEIGHBOURS
+from diffusion.evaluation.metrics.quantities import QUANTITIES as QUANTITIES  # command lines import it from here
 from diffusion.evaluation.sets.features import Features
 from diffusion.formats import METRICS
 from diffusion.utils.errors import InputError
@@ -34,33 +35,6 @@ REPLICATES = 50  # of the bootstrap of a Frechet distance: enough to know the st
 HALVED_ROWS, PRDC_ROWS, MAX_ROWS = 10_000, 10_000, 50_000
 DUPLICATE_COSINE = 0.99999  # of features from which on two images are taken for the same
 EXTRAPOLATION_SAMPLES = 2 * SAMPLES_PER_FEATURE  # samples / width from which on a distance is extrapolated
-
-
-class Quantity(NamedTuple):
-    """The title and meaning of a score; more_is_better: None for one that is only compared with others."""
-
-    title: str
-    more_is_better: bool | None
-    about: str
-
-
-QUANTITIES = {
-    "fd": Quantity("Fréchet distance", False, "between Gaussians fitted to the features; the FID, if they are Inception's"),
-    "fd_infinity": Quantity("Fréchet distance, extrapolated", False, "to infinitely many images, which takes its bias away"),
-    "kid": Quantity("Kernel distance × 1000", False, "unbiased squared MMD with a cubic kernel; the KID, if features are Inception's"),
-    "precision": Quantity(
-        "Precision", True, f"share of synthetic images within reach of a real one: up to its {PRDC_NEIGHBOURS}th neighbour"
-    ),
-    "recall": Quantity("Recall", True, "share of real images within reach of a synthetic one"),
-    "density": Quantity("Density", True, f"number of real images within whose reach a synthetic one is, over {PRDC_NEIGHBOURS}"),
-    "coverage": Quantity("Coverage", True, "share of real images with a synthetic one within reach"),
-    "similarity": Quantity("Similarity of pairs", True, "mean cosine of a real image and the one sampled for it"),
-    "random_similarity": Quantity("Similarity of random pairs", None, "the same of images that do not belong together, to compare with"),
-    "above_random": Quantity("Pairs above random", True, "how often a pair is more similar than a random one; 0.5 is chance"),
-    "feature_distance": Quantity("Feature distance of pairs", False, "Euclidean, where two random real images are 1 apart"),
-    "nearest_training": Quantity("Nearest training image", None, "mean cosine of a synthetic image and the training image most like it"),
-    "nearest_training_of_real": Quantity("The same of real images", None, "to compare with: samples that lie nearer may be copies"),
-}  # fmt: skip
 
 
 @dataclass

@@ -15,7 +15,7 @@ from PIL import Image
 
 from diffusion.evaluation.measure import REAL, SYNTHETIC, TRAINING, EncoderScores, Source, scores_by_encoder
 from diffusion.evaluation.metrics.intervals import Value
-from diffusion.evaluation.metrics.scores import QUANTITIES
+from diffusion.evaluation.metrics.quantities import QUANTITIES, SHOWN
 from diffusion.evaluation.reports import charts, page
 from diffusion.evaluation.reports.curves import Curve, read_curves
 from diffusion.evaluation.sets.embedding import Timing
@@ -27,7 +27,6 @@ from diffusion.utils.errors import InputError
 from diffusion.utils.files import atomic_write_bytes
 
 TEMPLATE = ASSETS / "report.html.j2"
-CARDS = ("fd", "kid", "precision", "recall", "similarity", "above_random")
 LOSS, HELD_OUT = "train/loss", "validation/loss"
 
 
@@ -131,7 +130,7 @@ def page_fields(
         "notes": notes,
         "sets": [{"kind": kind, **_set_fields(kind, first)} for kind in sources],
         "encoders": [_encoder_fields(part) for part in measured],
-        "cards": [_card(name, first) for name in CARDS if name in first.scores.values],
+        "cards": [_card(name, first) for name in SHOWN if name in first.scores.values],
         "rows": [{**QUANTITIES[name]._asdict(), "cells": _cells(name, measured)} for name in names],
         "loss": None if about.losses is None else _loss_fields(about.losses, plot=True),
         "pairs": [],

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from diffusion.evaluation.metrics.quantities import CURVES
 from diffusion.evaluation.reports.curves import Curve
 from diffusion.evaluation.reports.style import COLOURS, DPI, INK, SOFT, figure_png, style_axes
 from diffusion.utils.errors import InputError
@@ -52,10 +53,7 @@ STYLES = {
     "validation/loss": TagStyle("validation loss", is_loss=True, sparse=True),
     "validation/mse": TagStyle("validation loss: mse", is_loss=True, sparse=True),
     "validation/vb": TagStyle("validation loss: variational bound", is_loss=True, sparse=True),
-    "evaluation/fd": TagStyle("Fréchet distance of samples", sparse=True),
-    "evaluation/kid": TagStyle("kernel distance of samples × 1000", sparse=True),
-    "evaluation/similarity": TagStyle("similarity of pairs", sparse=True),
-    "evaluation/above_random": TagStyle("pairs above random", sparse=True),
+    **{f"evaluation/{name}": TagStyle(label, sparse=True) for name, label in CURVES.items()},
     "train/grad_norm": TagStyle("gradient norm", noisy=True, logarithmic=True),
     "train/lr": TagStyle("learning rate", from_zero=True),
     "train/samples_per_second": TagStyle("samples per second", noisy=True, from_zero=True),

@@ -16,6 +16,7 @@ from diffusion.data.sampler import Draw
 from diffusion.encoders.embedder_files import resolve_embedder
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import LatentCodec, to_uint8
+from diffusion.evaluation.metrics.quantities import CURVE_METRICS, CURVES
 from diffusion.evaluation.metrics.scores import score
 from diffusion.evaluation.sets.features import Features
 from diffusion.formats import DEFAULT_SOLVER, WINDOW
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SEED = 0  # of all runs, whatever theirs
-METRICS = ("fd", "kid", "similarity")
-LOGGED = ("fd", "kid", "similarity", "above_random")
 SHOWN = 8  # pairs of the picture
 
 
@@ -92,8 +91,8 @@ class SampleScores:
         picture = self._picture([image.nan_to_num().to(torch.uint8) for image in pixels[:SHOWN]])
         if not torch.isfinite(synthetic).all():
             return SampleScoreResult({}, picture)
-        scores = score(self.real, Features.from_tensor(synthetic, self.embedder.name), METRICS, replicates=0)
-        return SampleScoreResult({name: scores.values[name].value for name in LOGGED if name in scores.values}, picture)
+        scores = score(self.real, Features.from_tensor(synthetic, self.embedder.name), CURVE_METRICS, replicates=0)
+        return SampleScoreResult({name: scores.values[name].value for name in CURVES if name in scores.values}, picture)
 
     def _batches(self) -> list[range]:
         """Return places in this process's list of samples."""
