@@ -4,7 +4,9 @@ A record is a mapping of part names to float16 arrays. Loose, every part is one 
 data set of each shard. A store reads the parts of which it is given the file prefixes.
 
 A third part, such as the latents of a control image, is one more entry of PARTS,
-`Moments("control", "control_prefix", "control latents")`, and one more prefix for the stores: no signature changes.
+`Moments("control", "control_prefix", "control latents")`. Stores, packing and verification take it as soon as they are given
+its prefix. What names the prefixes has to learn it: `part_prefixes` with its callers, which are data sets and command
+lines; what reads it, `PanCancerData`; and what writes its files, `extraction.FeatureFiles`.
 """
 
 from __future__ import annotations
