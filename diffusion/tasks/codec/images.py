@@ -120,7 +120,7 @@ def tissue_tiles(region: np.ndarray) -> list[torch.Tensor]:
 
 def to_unit(image: np.ndarray) -> torch.Tensor:
     """Convert uint8 (H, W, 3) to float (1, 3, H, W) in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
 
 
 def random_crop(region: np.ndarray, size: int, rng: np.random.Generator) -> torch.Tensor:
