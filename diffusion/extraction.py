@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +18,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from diffusion.data.crops import tokens_per_image
 from diffusion.data.datasets.pan_cancer import LARGE_PATCH
-from diffusion.data.features.loose import feature_path, features_folder, made_by_path, read_made_by
-from diffusion.data.features.npy import is_valid, write_feature
+from diffusion.data.features.loose import feature_path, features_folder, imported_width, made_by_path, read_made_by
+from diffusion.data.features.npy import is_valid, read_array, write_feature
 from diffusion.data.features.parts import LATENTS
 from diffusion.data.index.patch_index import PatchIndex, index_keys
 from diffusion.data.slides.patches import read_patch
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import LatentCodec, from_uint8
-from diffusion.formats import PATCHES_DIR, WINDOW
+from diffusion.formats import PATCHES_DIR, SSL_PREFIX, WINDOW
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.files import atomic_write
 from diffusion.utils.windows import cut_windows, join_windows
@@ -50,9 +50,33 @@ def choose_index_key(index: Path, dataset: str, size: int) -> tuple[str, int]:
     )
 
 
+def choose_embeddings(
+    folder: Path, key: str, encoder: str, suffix: str | None, load: Callable[[], PatchEmbedder]
+) -> tuple[PatchEmbedder | None, str, int]:
+    """Return the embedder, None where embeddings of that ending were imported, their ending, and their width.
+
+    folder: of the features; suffix: the ending, None for that of the encoder; load: loads it, and is called only where it
+    is needed.
+    """
+    if suffix is None and encoder == "uni2":
+        suffix = SSL_PREFIX
+    embedder = load() if suffix is None or imported_width(folder, key, suffix) is None else None
+    if suffix is None:
+        assert embedder is not None
+        suffix = SSL_PREFIX if embedder.name == "uni2" else embedder.name
+    width = imported_width(folder, key, suffix)
+    if width is not None:
+        return None, suffix, width
+    assert embedder is not None
+    return embedder, suffix, embedder.width
+
+
 @dataclass(frozen=True)
 class FeatureFiles:
-    """The two feature files of every patch of one index key: their paths, and what they must contain."""
+    """The two feature files of every patch of one index key: their paths, and what they must contain.
+
+    imported: whether the tokens came from another program, and are left alone.
+    """
 
     root: Path
     features_dir: str | None
@@ -60,6 +84,7 @@ class FeatureFiles:
     embedding_width: int
     vae_prefix: str
     ssl_prefix: str
+    imported: bool = False
 
     @property
     def folder(self) -> Path:
@@ -73,14 +98,27 @@ class FeatureFiles:
     def is_complete(self, name: str) -> bool:
         """Tell whether both files exist with the right shape and type, and every value is finite."""
         latents, tokens = self.paths(name)
-        width = (tokens_per_image(self.patch_size), self.embedding_width)
-        return is_valid(latents, LATENTS.shape(self.patch_size)) and is_valid(tokens, width)
+        return is_valid(latents, LATENTS.shape(self.patch_size)) and is_valid(tokens, self._tokens_shape())
 
-    def write(self, name: str, moments: torch.Tensor, tokens: torch.Tensor) -> None:
-        """Write both files; moments (32, S/8, S/8) and tokens (L, D), on any device."""
+    def _tokens_shape(self) -> tuple[int, int]:
+        return tokens_per_image(self.patch_size), self.embedding_width
+
+    def check_imported(self, name: str) -> None:
+        """Check that a patch has the tokens that were imported. Raises MissingError, or InputError as npy.read_array does."""
+        try:
+            read_array(self.paths(name)[1], self._tokens_shape())
+        except MissingError:
+            raise MissingError(
+                f"{name} has no imported embedding *_{self.ssl_prefix}.npy, as others have; import it with pixcell import, "
+                "or put patches to be embedded here into another data set"
+            ) from None
+
+    def write(self, name: str, moments: torch.Tensor, tokens: torch.Tensor | None) -> None:
+        """Write both files; moments (32, S/8, S/8) and tokens (L, D), on any device; None: imported, and left alone."""
         latents_path, tokens_path = self.paths(name)
         write_feature(latents_path, moments.cpu().numpy())
-        write_feature(tokens_path, tokens.cpu().numpy())
+        if tokens is not None:
+            write_feature(tokens_path, tokens.cpu().numpy())
 
     def check_or_write_record(self, key: str, made_by: dict[str, dict[str, Any]]) -> None:
         """Compare how the features of each prefix are made with the record of earlier runs, and add to the record.
@@ -99,7 +137,8 @@ class FeatureFiles:
                         f"or delete those files and {path}"
                     )
         with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps({**recorded, **made_by}, indent=1))
+            merged = {prefix: {**recorded.get(prefix, {}), **made} for prefix, made in made_by.items()}
+            temporary.write_text(json.dumps({**recorded, **merged}, indent=1))
 
 
 class DecodedPatch(NamedTuple):
@@ -125,6 +164,8 @@ class PatchDataset(Dataset):
         if self.files.is_complete(name):
             return DecodedPatch(name, None)
         try:
+            if self.files.imported:
+                self.files.check_imported(name)
             pixels = read_patch(self.files.root / PATCHES_DIR / name, self.files.patch_size)
         except InputError as error:
             return DecodedPatch(name, None, str(error))
@@ -142,15 +183,21 @@ class Outcome(NamedTuple):
 
 
 def extract_features(
-    patches: PatchDataset, codec: LatentCodec, embedder: PatchEmbedder, window: int, batch_size: int, workers: int
+    patches: PatchDataset,
+    codec: LatentCodec,
+    embedder: PatchEmbedder | None,
+    window: int,
+    batch_size: int,
+    workers: int,
 ) -> Generator[Outcome, None, None]:
     """Compute and write missing features, and yield the outcome of every patch.
 
     Outcomes come in order, except that those of complete patches come early.
 
-    window: W, pixels that the VAE encodes at once; batch_size: windows in a pass of a network.
+    embedder: None where the embeddings were imported. window: W, pixels that the VAE encodes at once; batch_size: windows
+    in a pass of a network.
     """
-    device = embedder.device
+    device = codec.vae.device
     loader = DataLoader(patches, batch_size=None, num_workers=workers, pin_memory=device.type == "cuda")
     waiting: deque[Future] = deque()
     at_once = max(1, batch_size // tokens_per_image(patches.files.patch_size))
@@ -163,7 +210,7 @@ def extract_features(
                 device, non_blocking=True
             )
             moments = encode_patches(pixels, codec, window, batch_size).half()
-            tokens = embed_patches(pixels, embedder, batch_size).half()
+            tokens = None if embedder is None else embed_patches(pixels, embedder, batch_size).half()
             names = [patch.name for patch in group]
             waiting.append(writer.submit(write_group, patches.files, names, moments, tokens))
             while len(waiting) > 2 * WRITERS:
@@ -187,11 +234,14 @@ def group_patches(patches: Iterable[DecodedPatch], at_once: int) -> Iterator[lis
         yield group
 
 
-def write_group(files: FeatureFiles, names: list[str], moments: torch.Tensor, tokens: torch.Tensor) -> list[Outcome]:
+def write_group(
+    files: FeatureFiles, names: list[str], moments: torch.Tensor, tokens: torch.Tensor | None
+) -> list[Outcome]:
     """Write a group's features; those with NaN or infinity become errors."""
-    moments, tokens = moments.cpu(), tokens.cpu()
+    moments = moments.cpu()
+    each_tokens = [None] * len(names) if tokens is None else tokens.cpu()
     outcomes = []
-    for name, patch_moments, patch_tokens in zip(names, moments, tokens, strict=True):
+    for name, patch_moments, patch_tokens in zip(names, moments, each_tokens, strict=True):
         try:
             files.write(name, patch_moments, patch_tokens)
             outcomes.append(Outcome(name, True))

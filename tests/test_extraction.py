@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
@@ -17,9 +18,10 @@ import server
 import torch
 from conftest import REPOSITORY, command, in_process, texture
 
-from diffusion.data.features.npy import is_valid
+from diffusion.data.features.loose import feature_path, made_by_path
+from diffusion.data.features.npy import is_valid, write_feature
 from diffusion.data.features.parts import LATENTS, TOKENS
-from diffusion.data.index.patch_index import index_path
+from diffusion.data.index.patch_index import index_path, iterate_names
 from diffusion.data.index.writer import write_index
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import LatentCodec
@@ -257,3 +259,26 @@ def test_precision(root, options, precision, tolerance):
     ]
     error = np.abs(np.stack(half) - np.stack(full)).max() / np.abs(np.stack(full)).max()
     assert 0 < error < tolerance
+
+
+def test_imported_embeddings_stay_and_no_encoder_is_loaded(root, options):
+    """One patch lacks its embedding, which is said; of the others only latents are computed, without an encoder's weights."""
+    names = iterate_names(index_path(root), "small_256")
+    tokens = {name: np.full((1, 24), i, np.float16) for i, name in enumerate(names)}
+    lacking = next(iter(tokens))
+    for name in tokens.keys() - {lacking}:
+        write_feature(feature_path(root / "patches", name, "uni"), tokens[name])
+    record = made_by_path(root / "patches", "small_256")
+    record.write_text(json.dumps({"uni": {"imported": True, "width": 24}}))
+    before = features(root)
+    nowhere = list(options)
+    nowhere[nowhere.index("--encoder") + 1] = "uni2"  # whose weights are not there
+    done = in_process(main, *nowhere)
+    assert done.returncode == 1 and f"{COUNT - 1} patches written, 0 were there, 1 left out" in done.stdout
+    assert "no imported embedding *_uni.npy" in done.stderr and lacking in done.stderr
+    after = features(root)
+    assert {name: after[name] for name in before} == before and len(after) == 2 * (COUNT - 1)
+    noted = json.loads(record.read_text())
+    assert noted["uni"] == {"imported": True, "width": 24} and noted["tiny_vae"]["window"] == 256
+    again = in_process(main, *nowhere)
+    assert f"0 patches written, {COUNT - 1} were there" in again.stdout

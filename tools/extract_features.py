@@ -1,5 +1,6 @@
 """Extract the two feature files of every indexed patch: VAE moments and patch embeddings.
 
+Embeddings that pixcell import took over are left alone, and no encoder is loaded then: only latents are computed.
 A patch whose two files are there and whole is passed over, so a run that was stopped, or killed, goes on where it was; under
 `accelerate launch` the processes share the patches, however many they were before. A patch that cannot be read or encoded is
 listed with the reason in features_wrong_<key>_<endings>.txt beside the index, and the exit code is then 1; --on_error raise stops at it.
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
 from diffusion.cli.parser import natural_int, path_text, plain_name, positive_int, run, tool_parser
-from diffusion.formats import DEFAULT_INDEX, DEFAULT_VAE, PRECISIONS, SSL_PREFIX, VAE_PREFIX
+from diffusion.formats import DEFAULT_INDEX, DEFAULT_VAE, PRECISIONS, VAE_PREFIX
 from diffusion.utils.hardware import count_cores, prepare_device
 from diffusion.utils.launch import start_processes
 
@@ -37,11 +38,18 @@ def main() -> int:
     from tqdm import tqdm
 
     from diffusion.components import resolve_vae
+    from diffusion.data.features.loose import features_folder
     from diffusion.data.index.patch_index import PatchIndex, index_path
     from diffusion.encoders.embedders import PatchEmbedder
     from diffusion.encoders.latents import LatentCodec
     from diffusion.encoders.vae_files import EMBEDDED_CODECS, codec_folder
-    from diffusion.extraction import FeatureFiles, PatchDataset, choose_index_key, extract_features
+    from diffusion.extraction import (
+        FeatureFiles,
+        PatchDataset,
+        choose_embeddings,
+        choose_index_key,
+        extract_features,
+    )
     from diffusion.utils.hardware import torch_dtype
     from diffusion.utils.locks import file_lock
 
@@ -52,24 +60,31 @@ def main() -> int:
     device = state.device or device
     location = resolve_vae(args.vae, args.root)
     codec = LatentCodec.load(location, device, torch_dtype(args.vae_precision or args.precision))
-    embedder = PatchEmbedder.load(
-        args.encoder, device, torch_dtype(args.encoder_precision or args.precision), args.root
+    embedder, ssl_prefix, width = choose_embeddings(
+        features_folder(args.root, args.features_dir),
+        key,
+        args.encoder,
+        args.ssl_prefix,
+        lambda: PatchEmbedder.load(
+            args.encoder, device, torch_dtype(args.encoder_precision or args.precision), args.root
+        ),
     )
     # features of one codec or encoder must never pass for those of another
     embedded = [name for name, folder in EMBEDDED_CODECS.items() if codec_folder(location).resolve() == folder]
     vae_prefix = args.vae_prefix or (f"{embedded[0]}_vae" if embedded else VAE_PREFIX)
-    ssl_prefix = args.ssl_prefix or (SSL_PREFIX if embedder.name == "uni2" else embedder.name)
-    files = FeatureFiles(args.root, args.features_dir, patch_size, embedder.width, vae_prefix, ssl_prefix)
+    files = FeatureFiles(args.root, args.features_dir, patch_size, width, vae_prefix, ssl_prefix, embedder is None)
     if state.is_main_process:
         made_by = {
             vae_prefix: {"weights": codec.fingerprint, "window": args.size},
-            ssl_prefix: {"weights": embedder.fingerprint},
+            ssl_prefix: {} if embedder is None else {"weights": embedder.fingerprint},
         }
         files.check_or_write_record(key, made_by)
     state.wait_for_everyone()
 
     windows = "whole" if patch_size == args.size else f"in windows of {args.size} pixels"
-    state.print(f"{key}: {len(index)} patches of {patch_size} pixels, encoded {windows}; {codec.name}, {embedder.name}")
+    state.print(
+        f"{key}: {len(index)} patches of {patch_size} pixels, encoded {windows}; {codec.name}, {embedder.name if embedder else f'*_{ssl_prefix}.npy as imported'}"
+    )
     patches = PatchDataset(index, files, state.process_index, state.num_processes)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes on this machine
     workers = max(1, min(8, count_cores() // here - 1)) if args.workers is None else args.workers

@@ -57,7 +57,10 @@ def made_by_path(folder: Path, key: str) -> Path:
 
 
 def read_made_by(folder: Path, key: str) -> dict[str, dict[str, Any]]:
-    """Read weights and window by prefix, as extraction noted them; nothing where it noted nothing. Raises InputError."""
+    """Read weights and window by prefix, as extraction noted them, or `imported` and its width, as an import did.
+
+    Nothing where nothing was noted. Raises InputError.
+    """
     path = made_by_path(folder, key)
     try:
         noted = read_json(path, "record of features", "delete it")
@@ -66,3 +69,9 @@ def read_made_by(folder: Path, key: str) -> dict[str, dict[str, Any]]:
     if not all(isinstance(made, dict) for made in noted.values()):
         raise InputError(f"{path} is no record of features; delete it")
     return noted
+
+
+def imported_width(folder: Path, key: str, prefix: str) -> int | None:
+    """Return the width of embeddings that another program computed; None where they were not imported. Raises InputError."""
+    made = read_made_by(folder, key).get(prefix, {})
+    return int(made["width"]) if made.get("imported") else None
