@@ -82,9 +82,8 @@ def main() -> int:
     state.wait_for_everyone()
 
     windows = "whole" if patch_size == args.size else f"in windows of {args.size} pixels"
-    state.print(
-        f"{key}: {len(index)} patches of {patch_size} pixels, encoded {windows}; {codec.name}, {embedder.name if embedder else f'*_{ssl_prefix}.npy as imported'}"
-    )
+    source = f"*_{ssl_prefix}.npy as imported" if embedder is None else embedder.name
+    state.print(f"{key}: {len(index)} patches of {patch_size} pixels, encoded {windows}; {codec.name}, {source}")
     patches = PatchDataset(index, files, state.process_index, state.num_processes)
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # processes on this machine
     workers = max(1, min(8, count_cores() // here - 1)) if args.workers is None else args.workers
