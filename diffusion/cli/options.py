@@ -157,6 +157,10 @@ LatentSuffix = Annotated[str, Option(LATENTS, plain_name)]
 EmbeddingSuffix = Annotated[str, Option(EMBEDDINGS, plain_name)]
 
 # ---- scores
+Real = Annotated[
+    Path | None,
+    Option("folder of real images to score against; where nothing is sampled, also a file of their features"),
+]
 Encoders = Annotated[Sequence[str], Option(f"{ENCODER_NAMES} [mobilenetv2]", metavar="ENCODER", group=SCORING)]
 OnSize = Annotated[
     str,

@@ -47,6 +47,16 @@ class ConditionSource:
         return self.images or self.tokens
 
 
+def training_data_notes(source: ConditionSource) -> list[str]:
+    """Return sentences to print with scores when the conditions are those that the run was trained on."""
+    if source.files or source.data_root or source.index or source.dataset:
+        return []
+    return [
+        "Conditions and real images are of the index that the run was trained on; name held-out ones with "
+        "--index or --dataset."
+    ]
+
+
 class Origin(NamedTuple):
     """What identifies conditions by content, and where they are stored."""
 

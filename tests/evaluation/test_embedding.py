@@ -83,7 +83,7 @@ def test_other_sizes_are_refused_cut_or_resized(tmp_path, embedder, state):
             large[row * 256 : row * 256 + 256, column * 256 : column * 256 + 256, 0] = 10 * (3 * row + column) + 20
     Image.fromarray(large).save(folder / "large.png")
     cache = tmp_path / "cache"
-    with pytest.raises(InputError, match=r"large.png has 770 x 520 pixels, expected 256 x 256; --on_size windows"):
+    with pytest.raises(InputError, match=r"large.png has 770 x 520 pixels, expected 256 x 256; --on-size windows"):
         embed_set(ImageSet.open(folder), embedder, cache, state)
     windows = embed_set(ImageSet.open(folder, "windows"), embedder, cache, state, batch_size=4)
     assert windows.rows[:3] == [Row("large", 0), Row("large", 1), Row("large", 2)]

@@ -185,14 +185,14 @@ def test_nothing_is_written_when_something_is_refused(tmp_path, evaluate):
     for arguments, message in (
         (["--real", real, "--syn", one], "2 real and 1 synthetic images, expected at least 2"),
         (["--real", real, "--syn", real, "--run", tmp_path / "run"], "no work dir"),
-        (["--real", real, "--syn", tmp_path / "large"], "b.png has 300 x 300 pixels, expected 256 x 256; --on_size"),
+        (["--real", real, "--syn", tmp_path / "large"], "b.png has 300 x 300 pixels, expected 256 x 256; --on-size"),
         (["--real", real], "--syn: missing; expected two sets"),
         ([], "--real and --syn, or --workdir: missing"),
         (["--real", real, "--syn", real, "--workdir", tmp_path], "either a run is sampled, or what is there is scored"),
         (["--real", real, "--syn", real, "--encoder", "uni2"], "the encoder of scores is named with --encoders"),
         (
             ["--real", real, "--syn", real, "--sampling_steps", "7"],
-            "--sampling_steps is of sampling, and nothing is sampled",
+            "--steps is of sampling, and nothing is sampled",
         ),
     ):
         answer = evaluate(*arguments, "--out", tmp_path / "out")

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from diffusion.generation.sources import ConditionSource, identify_files
+from diffusion.generation.sources import ConditionSource, identify_files, training_data_notes
 from diffusion.utils.content import fingerprint_file
 from diffusion.utils.errors import InputError, MissingError
 
@@ -27,3 +27,11 @@ def test_files_are_identified_by_name_content_and_embedder(tmp_path):
     for path, problem in ((tmp_path, "is a folder: name the files in it"), (tmp_path / "b.png", "is not there")):
         with pytest.raises(MissingError, match=problem):
             identify_files(session, [path], embedded=False)
+
+
+def test_conditions_of_the_training_set_are_noted():
+    assert (
+        len(training_data_notes(ConditionSource())) == len(training_data_notes(ConditionSource(features="packed"))) == 1
+    )
+    for source in (ConditionSource(dataset=["held_out"]), ConditionSource(images=[Path("a.png")])):
+        assert training_data_notes(source) == []

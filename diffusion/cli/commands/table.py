@@ -23,6 +23,12 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "large": ("large:large", "Sample pictures of any size, in windows that are blended"),
         "vary": ("vary:vary", "Sample variations of images, and images between two, as one picture"),
     },
+    "scores": {
+        "evaluate": (
+            "evaluate:evaluate",
+            "Score synthetic images against real ones, and write a page that opens in any browser",
+        ),
+    },
     "machine": {
         "doctor": ("doctor:doctor", "Check this machine for what the commands need: packages, GPU, disks, weights"),
     },

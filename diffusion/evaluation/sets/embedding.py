@@ -141,6 +141,6 @@ def collate(files: Sequence[DecodedImage]) -> tuple[torch.Tensor, list[FileRecor
 def check_file(path: Path, file: FileRecord, strict: bool) -> None:
     """Raise InputError for an image of a size that is refused and, if strict, for one that cannot be read."""
     if file.refused:
-        raise InputError(f"{path} {file.wrong}; --on_size windows scores its windows of 256, resize makes it smaller")
+        raise InputError(f"{path} {file.wrong}; --on-size windows scores its windows of 256, resize makes it smaller")
     if strict and file.wrong:
         raise InputError(f"{path} {file.wrong}; without --strict it would be left out and named")

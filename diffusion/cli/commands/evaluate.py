@@ -1,0 +1,219 @@
+"""pixcell evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from diffusion.cli import options
+from diffusion.cli.command import Here, Option, flag_name
+from diffusion.formats import DEFAULT_SOLVER, LAST_WEIGHTS, METRICS, REAL_DIR, SYNTHETIC_DIR, WINDOW
+from diffusion.utils.errors import InputError
+
+if TYPE_CHECKING:
+    from diffusion.evaluation.measure import EncoderScores
+    from diffusion.evaluation.sets.embedding import Timing
+
+SIZES = (256, 512, 1024)
+COUNT = 5000  # of an index: with few, a distance says more of their number than of the images
+STEPS, GUIDANCE = 20, 2.0
+BATCH_SIZE = 32
+
+
+def evaluate(
+    real: options.Real = None,
+    syn: Annotated[
+        Path | None,
+        Option("the same of synthetic ones; samples.json beside a folder is shown as settings"),
+    ] = None,
+    workdir: Annotated[options.Workdir, Here("none is sampled")] = None,
+    out: options.OutFolder = Path("report"),
+    count: Annotated[options.Count, Here(f"{COUNT}; of --images one each")] = None,
+    seed: options.Seed = 0,
+    encoders: options.Encoders = ("mobilenetv2",),
+    metrics: options.Metrics = METRICS,
+    untrained: Annotated[
+        Path | None, Option("the same of an untrained network, to compare with", group=options.SCORING)
+    ] = None,
+    train: Annotated[
+        Path | None,
+        Option("the same of training images, among which each sample's nearest is looked up", group=options.SCORING),
+    ] = None,
+    losses: Annotated[
+        Path | None,
+        Option("work dir of the training run, for its losses [--workdir]", metavar="WORKDIR", group=options.SCORING),
+    ] = None,
+    note: Annotated[str, Option("a line at the head of the page", metavar="TEXT", group=options.SCORING)] = "",
+    bootstrap: options.Bootstrap = 50,
+    on_size: options.OnSize = "refuse",
+    strict: options.Strict = False,
+    cache: options.Cache = None,
+    checkpoint: Annotated[options.Checkpoint | None, Here(LAST_WEIGHTS)] = None,
+    weights: Annotated[options.Weights | None, Here("ema")] = None,
+    steps: Annotated[options.Steps | None, Here(f"{STEPS}")] = None,
+    guidance: Annotated[options.Guidance | None, Here(f"{GUIDANCE:g}")] = None,
+    guidance_interval: options.GuidanceInterval = None,
+    solver: Annotated[options.Solver | None, Here(DEFAULT_SOLVER)] = None,
+    vae: options.Vae = None,
+    format: Annotated[options.ImageFormat | None, Here("png")] = None,
+    images: options.Images = (),
+    dataset: options.Datasets = None,
+    index: options.Index = None,
+    features: options.Features = None,
+    data_root: options.DataRoot = None,
+    encoder: options.Encoder = None,
+    root: options.Root = None,
+    batch_size: options.BatchSize = BATCH_SIZE,
+    workers: options.Workers = 1,
+    precision: Annotated[options.Precision | None, Here("fp32")] = None,
+    compile: options.Compile = False,
+    device: options.Device = "auto",
+    gpu: options.Gpu = None,
+) -> None:
+    """Score synthetic images against real ones, and write a page that opens in any browser.
+
+    Give two folders of images (--real, --syn; a synthetic image belongs to the real one of the same path below its folder,
+    suffix aside), two files of features (.npy, .npz), or a run to sample from (--workdir). OUT/index.html is the page,
+    OUT/scores.json its numbers, OUT/pairs.csv the similarity of every pair, OUT/pairs.png a picture of some. Options of sampling
+    and of conditions are for --workdir alone.
+
+    Examples:
+      pixcell evaluate --real samples_256/real --syn samples_256/syn --encoders mobilenetv2 uni2
+      pixcell evaluate --real real --syn syn --encoders timm/resnet50.a1_in1k=model.safetensors --train training/
+      pixcell evaluate --workdir output/256 --count 5000 --guidance 2 --out report
+      accelerate launch -m pixcell evaluate --real features_real.npy --syn features_syn.npy
+    """
+    check_sets(real, syn, workdir)
+    if workdir is None:
+        refuse_sampling_options(
+            checkpoint=checkpoint, weights=weights, steps=steps, guidance=guidance, guidance_interval=guidance_interval,
+            solver=solver, vae=vae, format=format, images=images, dataset=dataset, index=index, features=features,
+            data_root=data_root, encoder=encoder, count=count, precision=precision, compile=compile or None, gpu=gpu,
+        )  # fmt: skip
+    if list(metrics) == ["neighbours"] and train is None:
+        raise InputError("--metrics neighbours: among which images? Name those of training with --train")
+
+    from diffusion.encoders.embedder_files import check_encoders
+    from diffusion.encoders.embedders import PatchEmbedder
+    from diffusion.evaluation.measure import (
+        REAL,
+        SYNTHETIC,
+        TRAINING,
+        UNTRAINED,
+        ScoringOptions,
+        open_sources,
+        score_sets,
+    )
+    from diffusion.evaluation.reports.report import ReportInfo, read_losses, write_report
+    from diffusion.evaluation.sets.embedding import Timing
+    from diffusion.evaluation.sets.provenance import read_sampling_settings
+    from diffusion.utils.hardware import prepare_device
+    from diffusion.utils.launch import start_processes
+    from diffusion.utils.text import default_root
+
+    # All that can be refused is read before a network runs.
+    home = root or default_root()
+    if losses is None and workdir is not None and (workdir / "tensorboard").is_dir():
+        losses = workdir
+    curves = None if losses is None else read_losses(losses)
+    if has_images := real is None or real.is_dir():
+        check_encoders(encoders, home)
+
+    origin: list[str] = []
+    if workdir is not None:
+        from diffusion.generation.output_folder import OutputFolder
+        from diffusion.generation.sample_patches import sample_patches
+        from diffusion.generation.session import open_session
+        from diffusion.generation.solver import Solver
+        from diffusion.generation.sources import ConditionSource, training_data_notes
+
+        source = ConditionSource(images, (), data_root, index, features, dataset)
+        session = open_session(
+            workdir,
+            checkpoint or Path(LAST_WEIGHTS),
+            Solver(
+                STEPS if steps is None else steps,
+                GUIDANCE if guidance is None else guidance,
+                solver or DEFAULT_SOLVER,
+                guidance_interval,
+                precision or "fp32",
+            ),
+            seed=seed,
+            averaged=weights != "raw",
+            compiled=compile,
+            root=root,
+            vae=vae,
+            encoder=encoder,
+            device=device,
+            gpu_id=gpu,
+        )
+        samples = OutputFolder(out / "samples", format or "png")
+        size = sample_patches(session, source, samples, SIZES, count, COUNT, batch_size, needs_real=True)
+        real, syn = samples.path / REAL_DIR, samples.path / SYNTHETIC_DIR
+        origin = training_data_notes(source)
+        if size > WINDOW and on_size == "refuse":
+            on_size = "windows"
+    assert real is not None and syn is not None, "checked above"
+    places = {REAL: real, SYNTHETIC: syn, UNTRAINED: untrained, TRAINING: train}
+    sources = open_sources(places, on_size)
+    settings = read_sampling_settings(syn) if syn.is_dir() else {}
+    place = prepare_device(device)
+    state = start_processes(place)
+    scoring = ScoringOptions(tuple(metrics), seed, bootstrap, batch_size or BATCH_SIZE, workers or 0, strict)
+    timing, measured = Timing(), []
+    for name in encoders if has_images else [None]:
+        embedder = PatchEmbedder.load(name, state.device or place, root=home) if name else None
+        measured.append(score_sets(sources, embedder, cache or out / "features", state, scoring, timing))
+    if state.is_main_process:
+        how = {kind: str(place) for kind, place in places.items() if place is not None}
+        how |= {"images of other sizes": on_size, "metrics": " ".join(metrics), "seed": str(seed)}
+        how |= {"replicates of intervals": str(bootstrap)}
+        about = ReportInfo(note, seed, how, settings, curves, timing, origin)
+        notes = write_report(out, measured, sources, about)
+        print_summary(measured, notes, timing)
+        print(f"written: {out / 'index.html'}")
+    state.wait_for_everyone()
+
+
+def check_sets(real: Path | None, syn: Path | None, workdir: Path | None) -> None:
+    """Raise InputError unless there are two sets to compare, or a run to sample, and not both."""
+    if workdir is not None and (real or syn):
+        raise InputError("--workdir and --real or --syn: either a run is sampled, or what is there is scored")
+    if workdir is None and not (real and syn):
+        missing = "--real and --syn, or --workdir" if not (real or syn) else "--syn" if real else "--real"
+        raise InputError(f"{missing}: missing; expected two sets to compare, or a run to sample")
+
+
+def refuse_sampling_options(**options: Any) -> None:
+    """Raise InputError for an option of sampling where nothing is sampled: it is a mistake, such as --encoder for --encoders.
+
+    options: by parameter; those that are None or empty were not given.
+    """
+    for name, value in options.items():
+        if value is not None and value != () and value != []:
+            hint = "; the encoder of scores is named with --encoders" if name == "encoder" else ""
+            raise InputError(f"{flag_name(name)} is of sampling, and nothing is sampled with --real and --syn{hint}")
+
+
+def print_summary(measured: Sequence[EncoderScores], notes: Sequence[str], timing: Timing) -> None:
+    """Print what the page shows."""
+    from diffusion.evaluation.metrics.scores import QUANTITIES
+    from diffusion.utils.text import format_number
+
+    for part in measured:
+        print(f"{part.scores.encoder}:")
+        for name, value in part.scores.values.items():
+            interval = (
+                ""
+                if value.low is None or value.high is None
+                else f"  ({format_number(value.low)} to {format_number(value.high)})"
+            )
+            compared = part.untrained.values.get(name) if part.untrained else None
+            beside = "" if compared is None else f"  untrained {format_number(compared.value)}"
+            print(f"  {QUANTITIES[name].title}: {format_number(value.value)}{interval}{beside}")
+    for note in notes:
+        print(f"note: {note}")
+    if timing.images:
+        share = f"{100 * timing.encoder_share:.0f} % of it in the encoder"
+        print(f"{timing.images} images embedded in {timing.seconds:.1f} s, {share}")
