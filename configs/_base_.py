@@ -110,7 +110,7 @@ max_bad_steps = 10
 num_epochs = 10  # Length of the run where max_steps is None.
 max_steps = None  # Length of the run in optimizer steps. None: num_epochs.
 ema_rate = 0.9999  # Decay of the averaged weights.
-# Further averages (EDM2, Karras et al. 2024), from which tools/posthoc_ema.py makes one of any length.
+# Further averages (EDM2, Karras et al. 2024), from which pixcell average makes one of any length.
 power_ema = dict(
     # Spread of each average over the steps, as a share of the run so far; the paper's pair is (0.05, 0.10). Each keeps
     # a copy of the network.

@@ -153,7 +153,8 @@ def build_parser(
 ) -> Parser:
     """Return the parser of a command's arguments.
 
-    flags: other options than `flag_name` for some parameters; none: the parameter cannot be given. defaults: other ones
+    flags: other options than `flag_name` for some parameters, its name alone: without an option, by its place; none: the
+    parameter cannot be given. defaults: other ones
     than the command's. unused: of UNUSED, options that are accepted, not shown, and have no effect. description, examples: other
     ones than the docstring's.
     """
@@ -173,7 +174,7 @@ def build_parser(
         if option.group not in groups:
             groups[option.group] = parser.add_argument_group(option.group)
         target = groups[option.group]
-        if option.positional and names is None:
+        if (option.positional and names is None) or (names and not names[0].startswith("-")):
             if not required:
                 keywords["nargs"] = "*" if keywords.get("nargs") == "+" else "?"
             target.add_argument(parameter.name, **keywords)

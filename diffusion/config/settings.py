@@ -156,7 +156,7 @@ class TrainingConfig(Section):
     ema_rate: Annotated[float, Range(least=0, below=1, symbol="rate")] = 0.9999
     """Decay of the averaged weights."""
     power_ema: PowerEmaConfig = field(default_factory=PowerEmaConfig)
-    """Further averages (EDM2, Karras et al. 2024), from which tools/posthoc_ema.py makes one of any length."""
+    """Further averages (EDM2, Karras et al. 2024), from which pixcell average makes one of any length."""
     seed: Seed = 43
     """Of weights, data order and noise: 0 to 2**63 - 1."""
 

@@ -183,7 +183,7 @@ def _select_network(stored: StoredWeights, path: Path, ema: bool) -> dict[str, t
     ours = isinstance(content, Mapping) and isinstance(content.get("architecture"), Mapping)
     if not ema and ours and "model" not in content:
         raise InputError(f"{path} holds averaged weights only; the weights themselves are in a step_<n>.ckpt")
-    advice = "--weights raw, of the tools that sample and of tools/convert_checkpoint.py,"
+    advice = "--weights raw, of the commands that sample and of pixcell convert,"
     tensors = find_state_dict(content, path, (ANCHOR, DIFFUSERS_ANCHOR), ema, constants=CONSTANTS, advice=advice)
     kind = next((kind for part, kind in FOREIGN_NETWORKS.items() if any(part in f".{name}" for name in tensors)), "")
     if kind or not tensors.keys() & {ANCHOR, DIFFUSERS_ANCHOR}:

@@ -104,7 +104,7 @@ class TestConvertCheckpoint:
         torch.save({"state_dict": moved, "architecture": model.config.to_dict()}, tmp_path / "moved.ckpt")
         before = sorted(tmp_path.iterdir())
         for arguments, message in (
-            (("a.ckpt", "b", "--to", "diffusers"), "(width 48); give --num_heads"),
+            (("a.ckpt", "b", "--to", "diffusers"), "(width 48); give --num-heads"),
             (("a.ckpt", "b.pt", "--to", "official", "--num_heads", 4), "writes a .ckpt or .pth file"),
             (("a.ckpt", "b.safetensors", "--to", "diffusers", "--num_heads", 4), "writes a folder"),
             (("a.ckpt", "a.ckpt", "--to", "official", "--num_heads", 4), "already there"),

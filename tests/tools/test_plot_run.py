@@ -52,7 +52,7 @@ class TestCommand:
         done = in_process(main, *workdirs, "--from_step", 25, "--out", out)
         assert done.returncode == 2
         assert (
-            f"error: --from_step 25: {workdirs[1]} ends at step 5; take a smaller step or leave it out" in done.stderr
+            f"error: --from-step 25: {workdirs[1]} ends at step 5; take a smaller step or leave it out" in done.stderr
         )
 
     def test_errors_are_one_line_and_leave_nothing(self, workdirs, tmp_path):

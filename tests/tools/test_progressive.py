@@ -13,9 +13,11 @@ import pytest
 import torch
 from conftest import REPOSITORY, WIDTH, command, in_process
 
+from diffusion.cli.commands.stages import stages
 from diffusion.model.convert import load_weights
 from diffusion.training.parallel.preemption import EXIT_CODE
-from tools.progressive import Stage, main
+from diffusion.training.stages import Stage, trainer_command
+from tools.progressive import main
 
 BASE = f"""_base_ = [{str(REPOSITORY / "configs" / "_base_.py")!r}]
 model_kwargs = dict(depth=1, hidden_size=16, num_heads=2)
@@ -151,3 +153,18 @@ def test_changed_configs_and_stages_begun_too_early_are_refused(configs, tmp_pat
     assert "at step 300 of 2" in status.stdout
     older = in_process(main, *configs, "--work-dir", work)
     assert older.returncode == 2 and "began from other weights" in older.stderr
+
+
+def test_the_trainer_is_the_command_with_the_options_that_are_given(configs, tmp_path):
+    stage = Stage(configs[0], tmp_path / "work")
+    options = {"--load-from": None, "--root": Path("/data"), "--seed": 3}
+    line = trainer_command(stage, options, "--num_processes 2", "--set 'a=1 2'")
+    assert line[:3] == [sys.executable, "-m", "accelerate.commands.launch"]
+    assert line[3:9] == ["--num_processes", "2", "-m", "pixcell", "train", str(configs[0])]
+    assert line[9:] == ["--workdir", str(tmp_path / "work/small"), "--root", "/data", "--seed", "3", "--set", "a=1 2"]
+
+
+def test_status_from_python_by_the_names_of_configs(tmp_path, capsys):
+    assert stages([Path("demo/demo_256"), Path("demo/demo_512")], tmp_path / "work", status=True) == 0
+    lines = [line.split()[3:6] for line in capsys.readouterr().out.splitlines()]
+    assert lines == [["demo_256", "to", "come"], ["demo_512", "to", "come"]] and not (tmp_path / "work").exists()

@@ -17,6 +17,16 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "training": {
         "train": ("train:train", "Train a diffusion transformer on the latents and embeddings of indexed patches"),
+        "stages": ("stages:stages", "Train stage after stage, each from the weights of the one before"),
+        "train-codec": (
+            "train_codec:train_codec",
+            "Train the small latent codec: 16 channels at an eighth of the resolution",
+        ),
+        "average": (
+            "average:average",
+            "Average the weights of a run over any length, after training, from its snapshots",
+        ),
+        "plot": ("plot:plot", "Draw the curves of runs into one picture"),
     },
     "sampling": {
         "sample": ("sample:sample", "Sample images of a run, or of released weights"),
@@ -28,6 +38,9 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
             "evaluate:evaluate",
             "Score synthetic images against real ones, and write a page that opens in any browser",
         ),
+    },
+    "weights": {
+        "convert": ("convert:convert", "Convert weights between the formats that they come in, to the bit"),
     },
     "machine": {
         "doctor": ("doctor:doctor", "Check this machine for what the commands need: packages, GPU, disks, weights"),

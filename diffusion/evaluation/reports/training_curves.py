@@ -6,10 +6,12 @@ import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from statistics import harmonic_mean
 from typing import TYPE_CHECKING, Any
 
 from diffusion.evaluation.metrics.quantities import CURVES
-from diffusion.evaluation.reports.curves import Curve
+from diffusion.evaluation.reports.curves import Curve, read_curves
 from diffusion.evaluation.reports.style import COLOURS, DPI, INK, SOFT, figure_png, style_axes
 from diffusion.utils.errors import InputError
 from diffusion.utils.text import format_number
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 COLUMNS, PANEL = 2, (800, 400)  # panels side by side; width and height of each in pixels
 LEGEND_ROW, LETTER, HANDLE = 28, 9, 70  # pixels: a row of the legend, a letter of it, the line before a name
 MARKED_POINTS = 60  # of a sparse curve with no more points each is marked
+SUMMARY_HEAD = ("run", "last step", "last loss", "best validation", "at step", "samples/s")  # of `summary_row`
 
 Runs = Mapping[str, Mapping[str, Curve]]  # name of a run -> tag -> curve
 
@@ -216,3 +219,36 @@ def _scale_values(axes: Axes, style: TagStyle, logarithmic: bool) -> None:
         if style.percent or style.from_zero:
             axes.set_ylim(0, 100 if style.percent else 1.04 * axes.get_ylim()[1])
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: format_number(value)))
+
+
+def load_curves(workdir: Path, from_step: int) -> dict[str, Curve]:
+    """Read the curves of a run from a step on, by tag.
+
+    Raises InputError when nothing is left.
+    """
+    complete = read_curves(workdir)
+    if not complete:
+        raise InputError(f"{workdir} has TensorBoard files but no curve in them: nothing was logged yet; leave it out")
+    last = max(curve.steps[-1] for curve in complete.values())
+    if last < from_step:
+        raise InputError(f"--from-step {from_step}: {workdir} ends at step {last}; take a smaller step or leave it out")
+    curves = {tag: curve.tail(from_step) for tag, curve in complete.items()}
+    return {tag: curve for tag, curve in curves.items() if curve.steps}
+
+
+def summary_row(name: str, curves: Mapping[str, Curve]) -> tuple[str, ...]:
+    """Return a run's row of the table, with a dash for what was not logged."""
+    losses = curves["train/loss"].values if "train/loss" in curves else []
+    last = format_number(losses[-1]) if losses else "-"
+    best, at = "-", "-"
+    if "validation/loss" in curves:
+        validation = curves["validation/loss"]
+        finite = [point for point in zip(validation.values, validation.steps, strict=True) if math.isfinite(point[0])]
+        if finite:
+            value, step = min(finite)
+            best, at = format_number(value), f"{step:,}"
+    # Each value is of as many samples, so that only their harmonic mean is all samples over all seconds.
+    rates = curves["train/samples_per_second"].values if "train/samples_per_second" in curves else []
+    rates = [rate for rate in rates if 0 < rate < math.inf]
+    steps = max(curve.steps[-1] for curve in curves.values())
+    return name, f"{steps:,}", last, best, at, format_number(harmonic_mean(rates)) if rates else "-"

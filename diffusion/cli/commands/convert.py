@@ -1,0 +1,46 @@
+"""pixcell convert."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from diffusion.cli import options
+from diffusion.cli.command import Here, Option
+from diffusion.cli.parser import output_name, positive_int
+
+
+def convert(
+    source: Annotated[
+        Path,
+        Option(
+            ".ckpt, .pth, .safetensors, one of its shards or their index, a diffusers folder, or a folder of checkpoints",
+            positional=True,
+        ),
+    ],
+    target: Annotated[
+        Path,
+        Option("the file, or for diffusers the folder, to write; it must not be there", output_name, positional=True),
+    ],
+    to: Annotated[Literal["official", "safetensors", "diffusers"], Option("the format to write")],
+    weights: Annotated[options.Weights, Here(group="")] = "ema",
+    num_heads: Annotated[
+        int | None, Option("heads of attention, where neither file nor width tells", positive_int)
+    ] = None,
+) -> None:
+    """Convert weights between the formats that they come in, to the bit.
+
+    These are the official torch file, safetensors, and the folder of diffusers.
+
+    Examples:
+      pixcell convert pixcell_256.ckpt pixcell-256 --to diffusers
+      pixcell convert output/256/checkpoints/last_ema.ckpt pixcell.safetensors --to safetensors
+      pixcell convert output/256/checkpoints/step_00120000.ckpt raw.ckpt --to official --weights raw
+    """
+    from diffusion.model.reformat import check_target, convert_weights
+
+    check_target(target, to)
+    count, architecture = convert_weights(source, target, to, ema=weights == "ema", num_heads=num_heads)
+    print(
+        f"{target}: {count / 1e6:.2f} M values, {architecture['depth']} blocks of width {architecture['hidden_size']}"
+    )
