@@ -6,6 +6,7 @@ Letters: P patches of one group, S pixels a side, k windows a side, W pixels a w
 from __future__ import annotations
 
 import json
+import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
 from diffusion.data.crops import tokens_per_image
 from diffusion.data.datasets.pan_cancer import LARGE_PATCH
@@ -25,7 +27,8 @@ from diffusion.data.index.patch_index import PatchIndex, index_keys
 from diffusion.data.slides.patches import read_patch
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import LatentCodec, from_uint8
-from diffusion.formats import PATCHES_DIR, SSL_PREFIX, WINDOW
+from diffusion.encoders.vae_files import EMBEDDED_CODECS, codec_folder
+from diffusion.formats import PATCHES_DIR, SSL_PREFIX, VAE_PREFIX, WINDOW
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.files import atomic_write
 from diffusion.utils.windows import cut_windows, join_windows
@@ -48,6 +51,12 @@ def choose_index_key(index: Path, dataset: str, size: int) -> tuple[str, int]:
     raise MissingError(
         f"{index} has no key {dataset}_{size} or {dataset}_{LARGE_PATCH}; it has {', '.join(keys) or 'none'}"
     )
+
+
+def default_latent_suffix(vae: str | Path) -> str:
+    """Return the ending of the latent files of a codec: those of an embedded one must never pass for those of SD3.5's."""
+    embedded = [name for name, folder in EMBEDDED_CODECS.items() if codec_folder(vae).resolve() == folder]
+    return f"{embedded[0]}_vae" if embedded else VAE_PREFIX
 
 
 def choose_embeddings(
@@ -133,7 +142,7 @@ class FeatureFiles:
                 if previous != value:
                     raise InputError(
                         f"*_{prefix}.npy of {key} were made with {what} {previous}, and now {value} is asked for; "
-                        "give other endings (--vae_prefix, --ssl_prefix) or another --features_dir, "
+                        "give other endings (--latent-suffix, --embedding-suffix) or another --features, "
                         f"or delete those files and {path}"
                     )
         with atomic_write(path) as temporary:
@@ -261,3 +270,29 @@ def embed_patches(pixels: torch.Tensor, embedder: PatchEmbedder, batch_size: int
     """Return embeddings (P, n, D), float32, of the 256-pixel windows of uint8 pixels (P, 3, S, S), row by row."""
     embeddings = torch.cat([embedder.embed(part) for part in cut_windows(pixels, WINDOW).split(batch_size)])
     return embeddings.unflatten(0, (len(pixels), -1))
+
+
+def collect_outcomes(outcomes: Iterable[Outcome], stop: bool) -> tuple[int, list[tuple[str, str]]]:
+    """Return how many patches were written, and those that could not be, each with the reason; these are reported on stderr.
+
+    Raises InputError at the first of them with `stop`.
+    """
+    written, wrong = 0, []
+    for outcome in outcomes:
+        written += outcome.written
+        if outcome.error is None:
+            continue
+        if stop:
+            raise InputError(outcome.error)
+        wrong.append((outcome.name, outcome.error))
+        tqdm.write(f"left out: {outcome.error}", file=sys.stderr)
+    return written, wrong
+
+
+def write_faults(path: Path, wrong: list[tuple[str, str]]) -> None:
+    """Write which patches could not be extracted, one a line with the reason; without any, remove an earlier list."""
+    if not wrong:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_write(path) as temporary:
+        temporary.write_text("".join(f"{name}\t{reason}\n" for name, reason in wrong), encoding="utf-8")

@@ -18,6 +18,7 @@ import server
 import torch
 from conftest import REPOSITORY, command, in_process, texture
 
+from diffusion.cli.commands.features import features as extract
 from diffusion.data.features.loose import feature_path, made_by_path
 from diffusion.data.features.npy import is_valid, write_feature
 from diffusion.data.features.parts import LATENTS, TOKENS
@@ -26,6 +27,7 @@ from diffusion.data.index.writer import write_index
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import LatentCodec
 from diffusion.extraction import embed_patches, encode_patches
+from diffusion.utils.errors import InputError
 from diffusion.utils.locks import file_lock
 from tools.extract_features import main
 
@@ -97,6 +99,22 @@ def test_freed_memory_is_kept():
         for mode in ("keep", "leave")
     )
     assert kept < 10 < given_back
+
+
+def test_the_command_is_a_function_and_runs_under_a_launcher(root, mobilenet_weights):
+    """Two processes of `pixcell features` on what a call of the function has begun."""
+    options = dict(index="small.hdf5", vae="tiny", encoder=str(mobilenet_weights), latent_suffix="own", root=root)
+    names = [f"small/any/single_256/slide_0/{i}_0.jpeg" for i in range(4)]
+    write_index(index_path(root, "small.hdf5"), {"small_256": names[:2]})
+    assert extract("small", 256, features="apart", workers=0, **options) == 0
+    assert len(features(root / "apart", "own")) == len(features(root / "apart", "mobilenetv2")) == 2
+    write_index(index_path(root, "small.hdf5"), {"small_256": names})
+    line = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    launch = ("-m", "pixcell", "features", "--dataset=small", "--size=256", "--features=apart", "--workers=0", *line)
+    done = command(*launch, processes=2)
+    assert done.returncode == 0 and "2 patches written, 2 were there, 0 left out" in done.stdout, done.stderr
+    with pytest.raises(InputError, match="no key none_256 or none_1024"):
+        extract("none", 256, **options)
 
 
 def test_two_processes_and_one_write_the_same_files(root, options):

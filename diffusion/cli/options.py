@@ -40,6 +40,8 @@ INDEX = "index of patches, in ROOT/patches/metadata"
 FEATURES = "folder of the features below ROOT, such as features or packed"
 LATENTS = "ending of the latent files"
 EMBEDDINGS = "ending of the embedding files"
+CODEC = "diffusers folder or embedded name of the codec"
+ENCODER = "embedder of images: uni2, mobilenetv2, a weights file or its folder, or NAME=FILE"
 
 # ---- places and the machine
 Root = Annotated[
@@ -104,10 +106,10 @@ GuidanceInterval = Annotated[
     ),
 ]
 Solver = Annotated[str, Option("the solver", choices=SOLVERS, group=SAMPLING)]
-Vae = Annotated[str | None, Option("diffusers folder or embedded name of the codec [the run's]", group=SAMPLING)]
+Vae = Annotated[str | None, Option(f"{CODEC} [the run's]", group=SAMPLING)]
 Encoder = Annotated[
     str | None,
-    Option("embedder of images and slides [the one that the run's features came from]", group=CONDITIONS),
+    Option(f"{ENCODER} [the one that the run's features came from]", group=CONDITIONS),
 ]
 
 # ---- what conditions
@@ -155,6 +157,10 @@ DataFeatures = Annotated[
 ]
 LatentSuffix = Annotated[str, Option(LATENTS, plain_name)]
 EmbeddingSuffix = Annotated[str, Option(EMBEDDINGS, plain_name)]
+OnError = Annotated[
+    Literal["raise", "skip"],
+    Option("at a patch that cannot be read or written: stop, or leave it out, name it, and go on"),
+]
 
 # ---- scores
 Real = Annotated[

@@ -99,7 +99,7 @@ def _opened(path: Path, shape: Shape) -> Iterator[tuple[int, tuple[int, ...], in
     try:
         file = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     except FileNotFoundError:
-        raise MissingError(f"no feature file {path}; make it with tools/extract_features.py") from None
+        raise MissingError(f"no feature file {path}; make it with pixcell features") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error})") from error
     try:

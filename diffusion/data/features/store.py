@@ -76,8 +76,8 @@ def open_features(
             return LooseFeatures(folder, patch_size, prefixes)
         looked += [paths[0], together] if packed else [paths[0]]
     raise MissingError(
-        f"no features at {' or '.join(str(path) for path in looked)}; make them with tools/extract_features.py, "
-        "or name their folder with features_dir"
+        f"no features at {' or '.join(str(path) for path in looked)}; make them with pixcell features, "
+        "or name their folder with --features (in a config: data.features_dir)"
     )
 
 
