@@ -86,16 +86,19 @@ WorkersPerCore = Annotated[int | None, Option(f"{WORKERS} [one per core]", posit
 Seed = Annotated[int, Option("of everything random", seed_int)]
 
 # ---- the run and the solver
-Checkpoint = Annotated[Path, Option("weights; a relative path is below the work dir", group=SAMPLING)]
+_CHECKPOINT = Option("weights; a relative path is below the work dir", group=SAMPLING)
+Checkpoint = Annotated[Path, _CHECKPOINT]
+SeveralCheckpoints = Annotated[Sequence[Path], _CHECKPOINT]
 Weights = Annotated[Literal["ema", "raw"], Option("of a checkpoint that holds both: averaged or raw", group=SAMPLING)]
 Count = Annotated[int | None, Option("how many", positive_int)]
-Steps = Annotated[int, Option("steps of the solver", positive_int, group=SAMPLING)]
-Guidance = Annotated[
-    float,
-    Option(
-        "null + w * (conditional - null); 1 is none and runs no null pass", finite_float, metavar="W", group=SAMPLING
-    ),
-]
+_STEPS = Option("steps of the solver", positive_int, group=SAMPLING)
+Steps = Annotated[int, _STEPS]
+SeveralSteps = Annotated[Sequence[int], _STEPS]
+_GUIDANCE = Option(
+    "null + w * (conditional - null); 1 is none and runs no null pass", finite_float, metavar="W", group=SAMPLING
+)
+Guidance = Annotated[float, _GUIDANCE]
+SeveralGuidances = Annotated[Sequence[float], _GUIDANCE]
 GuidanceInterval = Annotated[
     tuple[float, float] | None,
     Option(
@@ -105,7 +108,9 @@ GuidanceInterval = Annotated[
         group=SAMPLING,
     ),
 ]
-Solver = Annotated[str, Option("the solver", choices=SOLVERS, group=SAMPLING)]
+_SOLVER = Option("the solver", choices=SOLVERS, group=SAMPLING)
+Solver = Annotated[str, _SOLVER]
+SeveralSolvers = Annotated[Sequence[str], _SOLVER]
 Vae = Annotated[str | None, Option(f"{CODEC} [the run's]", group=SAMPLING)]
 Encoder = Annotated[
     str | None,

@@ -169,6 +169,17 @@ def jpeg_quality(text: str) -> int:
     return value
 
 
+def noise_interval(text: str) -> tuple[float, float] | None:
+    """Convert `LO:HI` to two noise levels, and `all` to None."""
+    if text == "all":
+        return None
+    try:
+        low, high = map(float, text.split(":"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected LO:HI, such as 0.3:5, or all") from None
+    return low, high
+
+
 def _at_least(least: int, value: int) -> int:
     if value < least:
         raise argparse.ArgumentTypeError(f"got {value}, expected a whole number of at least {least}")

@@ -1,4 +1,4 @@
-"""Sweeps over the settings of a sampler: the points, their scores as tables and plots, and the best point.
+"""Sweeps over the settings of a sampler: the points, their scores, these as tables and plots, and the best point.
 
 A point is one choice of every setting, an axis is one setting that has several values.
 """
@@ -8,21 +8,33 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from diffusion.evaluation.measure import REAL, SYNTHETIC, ScoringOptions, score_sets, scores_by_encoder
 from diffusion.evaluation.metrics import intervals
 from diffusion.evaluation.metrics.intervals import Value
 from diffusion.evaluation.metrics.quantities import QUANTITIES, SHOWN
 from diffusion.evaluation.reports.charts import ScoreLine, ScorePanel, plot_score_panels
+from diffusion.evaluation.sets.cache import hash_files
+from diffusion.evaluation.sets.embedding import Timing
+from diffusion.evaluation.sets.image_set import ImageSet
+from diffusion.formats import SYNTHETIC_DIR, WINDOW
+from diffusion.utils.content import fingerprint_file
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import atomic_write_bytes
 from diffusion.utils.text import read_json
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+    from diffusion.encoders.embedders import PatchEmbedder
 
 AXES = {
     "guidance": "guidance strength",
@@ -63,15 +75,123 @@ def make_grid(values: Mapping[str, Sequence[Any]]) -> list[Point]:
     return list(dict.fromkeys(replace(point, interval=None) if point.guidance == 1 else point for point in points))
 
 
-def parse_interval(text: str) -> tuple[float, float] | None:
-    """Parse `LO:HI`, or `all`, which is None. Raises InputError for anything else."""
-    if text == "all":
-        return None
-    try:
-        low, high = map(float, text.split(":"))
-    except ValueError:
-        raise InputError(f"interval {text!r}: expected LO:HI, such as 0.3:5, or all") from None
-    return low, high
+Sample = Callable[[Point, Path, Path, bool], int]
+"""Samples a point: `sample(point, folder, tissue, with_tissue)` fills folder/syn and, where it is asked to, the folder
+`tissue` with what conditions, and returns the pixels a side."""
+
+
+@dataclass(frozen=True)
+class PointScorer:
+    """Scores the points of a sweep, each in a folder OUT/points/<name>, and leaves alone what is done.
+
+    count: images of a point. real: folder of real images; tissue_is_given: whether it is there, else the first point fills it
+    with the tissue that conditions. fit: what becomes of images that are not 256 x 256, where `refuse` holds for small ones alone.
+    weights, precision, compiled: how points are sampled, for their records.
+    """
+
+    out: Path
+    count: int
+    embedders: Sequence[PatchEmbedder]
+    state: PartialState
+    options: ScoringOptions
+    fit: str
+    real: Path
+    tissue_is_given: bool
+    cache: Path
+    weights: str = "ema"
+    precision: str = "fp32"
+    compiled: bool = False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that all points of one table have in common."""
+        return {
+            "n_images": self.count,
+            "real": hash_folder(self.real),
+            "encoders": {embedder.name: embedder.fingerprint for embedder in self.embedders},
+            "metrics": list(self.options.metrics),
+            "seed": self.options.seed,
+            "bootstrap": self.options.replicates,
+            "on_size": self.fit,
+            "precision": self.precision,
+            "compile": self.compiled,
+        }
+
+    def score(self, point: Point, checkpoint: Path, sample: Sample) -> None:
+        """Sample and score a point, unless its folder already has the scores of exactly these samples.
+
+        checkpoint: the point's weights. Raises InputError, MissingError.
+        """
+        folder = self.out / "points" / point.name
+        has_real = self.tissue_is_given or count_files(self.real) >= self.count
+        if has_real and self._is_done(folder, checkpoint):
+            return
+        self.state.wait_for_everyone()  # all have checked before one of them writes
+        size = sample(point, folder, self.real, not has_real)
+        fit = "windows" if size > WINDOW and self.fit == "refuse" else self.fit
+        sources = {REAL: ImageSet.open(self.real, fit), SYNTHETIC: ImageSet.open(folder / SYNTHETIC_DIR, fit)}
+        parts = [
+            score_sets(sources, embedder, self.cache, self.state, self.options, Timing()) for embedder in self.embedders
+        ]
+        measured = [part for part in parts if part is not None]  # all in the main process, none in the others
+        if self.state.is_main_process:
+            record = {"about": self._point_settings(folder, checkpoint), "point": asdict(point)}
+            record["encoders"] = scores_by_encoder(measured)
+            atomic_write_bytes(folder / "scores.json", (json.dumps(record, indent=2) + "\n").encode("utf-8"))
+        self.state.wait_for_everyone()
+
+    def _is_done(self, folder: Path, checkpoint: Path) -> bool:
+        """Return whether a point was scored with the same weights, samples, real images and settings."""
+        file = folder / "scores.json"
+        if not file.is_file():
+            return False
+        stored = read_json(file, "record of scores", "delete it").get("about")
+        return stored == self._point_settings(folder, checkpoint)
+
+    def _point_settings(self, folder: Path, checkpoint: Path) -> dict[str, Any]:
+        """Return everything that the scores of a point depend on."""
+        return {
+            **self.settings,
+            "weights": [self.weights, weights_fingerprint(checkpoint)],
+            "samples": hash_folder(folder / SYNTHETIC_DIR),
+        }
+
+
+@cache
+def weights_fingerprint(checkpoint: Path) -> str:
+    """Hash the content of a weights file, or of those in a folder as diffusers writes it; empty without any."""
+    files = [checkpoint] if checkpoint.is_file() else sorted(checkpoint.glob("**/*.safetensors"))
+    return " ".join(map(fingerprint_file, files))
+
+
+def hash_folder(folder: Path) -> str:
+    """Hash the names, sizes and times of change of a folder's images; empty for a folder that is missing or empty."""
+    return hash_files(ImageSet.open(folder).files) if count_files(folder) else ""
+
+
+def count_files(folder: Path) -> int:
+    """Return the number of entries of a folder that are not hidden; 0 for a folder that is missing."""
+    return sum(path.name[0] != "." for path in folder.iterdir()) if folder.is_dir() else 0
+
+
+def check_conditions(
+    out: Path, common: Mapping[str, Any], content: Mapping[str, Any], options: Mapping[str, Any]
+) -> None:
+    """Write which conditions a folder's points share, or check them. Raises InputError that names what differs.
+
+    common: the settings that are compared in any case. content: what identifies the conditions. options: those that name
+    them, by which folders of older versions are compared: these recorded no content.
+    """
+    file = out / "conditions.json"
+    now = {**common, **content}
+    before = read_json(file, "record of conditions", f"name another --out than {out}") if file.is_file() else now
+    if before.keys() >= options.keys():
+        now = {**common, **options}
+    now = json.loads(json.dumps(now, default=str))
+    for name, value in now.items():
+        if before.get(name) != value:
+            raise InputError(f"{out} is a sweep with {name} {before.get(name)}, not {value}; name another --out")
+    atomic_write_bytes(file, (json.dumps(now, indent=2) + "\n").encode("utf-8"))
 
 
 def read_points(folder: Path, about: Mapping[str, Any]) -> dict[Point, dict[str, Any]]:

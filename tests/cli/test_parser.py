@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion.cli.parser import Parser, output_file, output_folder, path_text, run
+from diffusion.cli.parser import Parser, noise_interval, output_file, output_folder, path_text, run
 from diffusion.utils.text import default_root
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -73,3 +74,10 @@ def test_text_that_the_terminal_cannot_show_is_escaped():
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPOSITORY, env=environment)
     assert done.returncode == 0 and done.stdout == "M\\xfcller \\udcfc\n", done.stderr
+
+
+def test_intervals_are_read():
+    assert noise_interval("all") is None and noise_interval("0.3:5") == (0.3, 5.0)
+    for text in ("0.3", "a:b", "1:2:3"):
+        with pytest.raises(argparse.ArgumentTypeError, match="expected LO:HI"):
+            noise_interval(text)

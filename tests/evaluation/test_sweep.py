@@ -13,7 +13,7 @@ from PIL import Image
 from runs import save_run
 from scoring_data import write_events
 
-from diffusion.evaluation.sweep import Point, best_point, make_grid, parse_interval, points_csv, write_sweep
+from diffusion.evaluation.sweep import Point, best_point, check_conditions, make_grid, points_csv, write_sweep
 from diffusion.training.checkpoints.checkpoint import save_file
 from diffusion.training.checkpoints.posthoc_ema import snapshot_path
 from diffusion.utils.errors import InputError
@@ -28,13 +28,6 @@ def test_every_combination_is_there_once():
     assert Point("ema", "ddim", 10, 1.0) in points and Point("ema", "ddim", 10, 2.0, (0.3, 5.0)) in points
     assert len({point.name for point in points}) == 6
     assert Point("last_ema", "dpm-solver", 20, 1.5, (0.3, 5.0)).name == "last_ema-dpm-solver-20-g1.5-i0.3-5"
-
-
-def test_intervals_are_read():
-    assert parse_interval("all") is None and parse_interval("0.3:5") == (0.3, 5.0)
-    for text in ("0.3", "a:b", "1:2:3"):
-        with pytest.raises(InputError, match="expected LO:HI"):
-            parse_interval(text)
 
 
 def scored(**values: tuple[float, ...]) -> dict[Point, dict]:
@@ -73,6 +66,20 @@ def test_a_score_that_some_points_lack_is_left_empty():
     points[first]["some"]["values"]["kid"] = {"value": 1.0, "low": None, "high": None}
     rows = list(csv.DictReader(points_csv(points, first).splitlines()))
     assert (rows[0]["some kid"], rows[0]["some kid low"], rows[1]["some kid"]) == ("1", "", "")
+
+
+def test_a_folder_has_points_of_one_set_of_conditions(tmp_path):
+    """By content; a folder of an older version, which recorded options, by these."""
+    options = {"images": None, "data_root": None}
+    check_conditions(tmp_path, {"seed": 0}, {"data": "0f"}, options)
+    assert json.loads((tmp_path / "conditions.json").read_text()) == {"seed": 0, "data": "0f"}
+    check_conditions(tmp_path, {"seed": 0}, {"data": "0f"}, {**options, "data_root": tmp_path})  # it has moved
+    with pytest.raises(InputError, match="is a sweep with data 0f, not 1e; name another --out"):
+        check_conditions(tmp_path, {"seed": 0}, {"data": "1e"}, options)
+    (tmp_path / "conditions.json").write_text(json.dumps({"seed": 0, **options}))
+    check_conditions(tmp_path, {"seed": 0}, {"data": "1e"}, options)
+    with pytest.raises(InputError, match="is a sweep with data_root None"):
+        check_conditions(tmp_path, {"seed": 0}, {"data": "1e"}, {**options, "data_root": tmp_path})
 
 
 @pytest.fixture

@@ -39,6 +39,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
             "evaluate:evaluate",
             "Score synthetic images against real ones, and write a page that opens in any browser",
         ),
+        "sweep": ("sweep:sweep", "Sample a run at many settings, score each, and say which is best"),
     },
     "weights": {
         "convert": ("convert:convert", "Convert weights between the formats that they come in, to the bit"),

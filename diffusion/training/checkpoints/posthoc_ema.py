@@ -86,6 +86,16 @@ def find_mix(snapshots: Sequence[Snapshot], length: float, step: int | None = No
     return Mix(before, factors, step, length, misfit)
 
 
+def find_averages(work_dir: Path, lengths: Sequence[float], folder: Path) -> dict[Path, Mix]:
+    """Find the mixes of lengths at a run's last step, by the files of a folder to keep them in, `ema_<length>_step_<n>.ckpt`.
+
+    Raises MissingError, InputError, as `find_snapshots` and `find_mix`.
+    """
+    snapshots = find_snapshots(work_dir) if lengths else []
+    mixes = [find_mix(snapshots, length) for length in lengths]
+    return {folder / f"ema_{mix.length:.4g}_step_{mix.step}.ckpt": mix for mix in mixes}  # the run may go on
+
+
 def nearest_mix(profiles: np.ndarray, target: tuple[float, float]) -> tuple[np.ndarray, float]:
     """Compute factors (N,) of profiles (N, 2), each a step and a gamma, for the least squared distance from one wanted; and that.
 

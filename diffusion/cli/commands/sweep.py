@@ -1,0 +1,224 @@
+"""pixcell sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from diffusion.cli import options
+from diffusion.cli.command import Here, Option
+from diffusion.cli.parser import noise_interval, positive_float
+from diffusion.evaluation.metrics.quantities import BEST_BY, COMPARED_METRICS, PRDC_NEIGHBOURS, QUANTITIES
+from diffusion.formats import DEFAULT_SOLVER, LAST_WEIGHTS, REAL_DIR
+from diffusion.utils.errors import InputError
+
+if TYPE_CHECKING:
+    from diffusion.evaluation.sweep import Point, ScoredPoints
+
+SIZES = (256, 512, 1024)
+COUNT = 1000  # of an index or of tokens
+
+
+def sweep(
+    workdir: options.Workdir = None,
+    out: options.OutFolder = Path("sweep"),
+    count: Annotated[options.Count, Here(f"{COUNT}; of --images one each")] = None,
+    seed: options.Seed = 0,
+    guidance: Annotated[options.SeveralGuidances, Here("2")] = (2.0,),
+    steps: Annotated[options.SeveralSteps, Here("20")] = (20,),
+    solver: Annotated[options.SeveralSolvers, Here(DEFAULT_SOLVER)] = (DEFAULT_SOLVER,),
+    intervals: Annotated[
+        Sequence[tuple[float, float] | None],
+        Option(
+            "guidance intervals, as noise levels LO:HI, or all [all]",
+            noise_interval,
+            metavar="LO:HI",
+            group=options.SAMPLING,
+        ),
+    ] = (None,),
+    checkpoint: Annotated[options.SeveralCheckpoints, Here(f"{LAST_WEIGHTS}, or none beside --ema-lengths")] = (),
+    ema_lengths: Annotated[
+        Sequence[float],
+        Option(
+            "lengths of averages made of the snapshots of a run with power_ema",
+            positive_float,
+            metavar="LENGTH",
+            group=options.SAMPLING,
+        ),
+    ] = (),
+    weights: options.Weights = "ema",
+    vae: options.Vae = None,
+    real: Annotated[options.Real, Here("the tissue that conditions")] = None,
+    by: Annotated[
+        str,
+        Option(
+            "the score, by the first encoder, that says which point is best", choices=BEST_BY, group=options.SCORING
+        ),
+    ] = "fd",
+    encoders: options.Encoders = ("mobilenetv2",),
+    bootstrap: options.Bootstrap = 50,
+    on_size: options.OnSize = "refuse",
+    strict: options.Strict = False,
+    cache: options.Cache = None,
+    images: options.Images = (),
+    tokens: options.Tokens = (),
+    dataset: options.Datasets = None,
+    index: options.Index = None,
+    features: options.Features = None,
+    data_root: options.DataRoot = None,
+    encoder: options.Encoder = None,
+    root: options.Root = None,
+    batch_size: options.BatchSize = 16,
+    workers: options.Workers = 1,
+    precision: options.Precision = "fp32",
+    compile: options.Compile = False,
+    device: options.Device = "auto",
+    gpu: options.Gpu = None,
+) -> None:
+    """Sample a run at many settings, score each, and say which is best.
+
+    Every combination of the values of --guidance, --steps, --solver, --intervals and weights is a point. Conditions, noise and
+    the real tissue are the same at all of them. OUT/sweep.csv and sweep.json are the table, with the best point marked;
+    OUT/<setting>.png shows the scores over each setting that has several values; OUT/points/ keeps samples and scores, so
+    that the same command goes on where it was stopped, and one with more values computes those alone.
+
+    Examples:
+      pixcell sweep --workdir output/256 --guidance 1 1.5 2 3 4 --count 5000 --out sweep
+      pixcell sweep --workdir output/256 --guidance 1.5 2 --intervals all 0.3:5 --steps 10 20 50 --out sweep
+      pixcell sweep --workdir output/256 --ema-lengths 0.05 0.1 0.15 --checkpoint checkpoints/last_ema.ckpt
+    """
+    count = count or len(images) or COUNT
+    if tokens and real is None:
+        raise InputError("--tokens have no tissue to score against; name a folder of real images with --real")
+    if real is not None and not real.is_dir():
+        raise InputError(f"--real {real}: no such folder")
+    if QUANTITIES[by].metric == "prdc" and count <= PRDC_NEIGHBOURS:
+        raise InputError(f"--by {by} needs more than {PRDC_NEIGHBOURS} images")
+
+    from diffusion.encoders.embedder_files import check_encoders
+    from diffusion.encoders.embedders import PatchEmbedder
+    from diffusion.evaluation.measure import ScoringOptions
+    from diffusion.evaluation.sweep import PointScorer, check_conditions, make_grid, read_points, write_sweep
+    from diffusion.generation.output_folder import OutputFolder
+    from diffusion.generation.sample_patches import sample_patches
+    from diffusion.generation.session import Session, open_session
+    from diffusion.generation.solver import Solver
+    from diffusion.generation.sources import ConditionSource, find_origin, training_data_notes
+    from diffusion.training.checkpoints.checkpoint import save_file
+    from diffusion.training.checkpoints.posthoc_ema import find_averages, mix_weights
+    from diffusion.utils.hardware import prepare_device
+    from diffusion.utils.launch import start_processes
+    from diffusion.utils.text import default_root
+    from diffusion.workdir import default_work_dir
+
+    place = prepare_device(device)
+    state = start_processes(place)
+    folder = workdir or default_work_dir()
+    home = root or default_root()
+    check_encoders(encoders, home)
+    named = list(checkpoint) or ([] if ema_lengths else [Path(LAST_WEIGHTS)])
+    averages = find_averages(folder, ema_lengths, out / "weights")
+    files = {path.stem: (folder / path).resolve() for path in named} | {path.stem: path.resolve() for path in averages}
+    if len(files) < len(named) + len(ema_lengths):
+        raise InputError("--checkpoint or --ema-lengths: two have one name, and so would their points")
+    points = make_grid(
+        {"weights": list(files), "solver": solver, "steps": steps, "guidance": guidance, "interval": intervals}
+    )
+    # all that can be refused, before hours of sampling
+    solvers = {point: Solver(point.steps, point.guidance, point.solver, point.interval, precision) for point in points}
+    source = ConditionSource(images, tokens, data_root, index, features, dataset)
+    if state.is_main_process:
+        for path, mix in averages.items():
+            if not path.is_file():
+                save_file(mix_weights(mix), path)
+    state.wait_for_everyone()
+
+    def open_point(point: Point) -> Session:
+        return open_session(
+            folder,
+            files[point.weights],
+            solvers[point],
+            seed=seed,
+            averaged=weights == "ema",
+            compiled=compile,
+            root=root,
+            vae=vae,
+            encoder=encoder,
+            device=device,
+            gpu_id=gpu,
+        )
+
+    def sample(point: Point, samples: Path, tissue: Path, with_real: bool) -> int:
+        output = OutputFolder(samples, "png", tissue=tissue)
+        return sample_patches(
+            open_point(point),
+            source,
+            output,
+            SIZES,
+            count,
+            count,
+            batch_size,
+            with_real=with_real,
+            needs_real=with_real,
+        )
+
+    if state.is_main_process:
+        older = {
+            "images": list(images) or None,
+            "tokens": list(tokens) or None,
+            "data_root": data_root,
+            "patch_names_file": index,
+            "features_dir": features,
+            "subset_keys": dataset,
+        }
+        content = find_origin(open_point(points[0]), source).content
+        check_conditions(out, {"n_images": count, "seed": seed}, content, older)
+    state.wait_for_everyone()
+    for note in training_data_notes(source):
+        state.print(f"note: {note}")
+    scorer = PointScorer(
+        out,
+        count,
+        [PatchEmbedder.load(name, state.device or place, root=home) for name in encoders],
+        state,
+        ScoringOptions(COMPARED_METRICS, seed, bootstrap, batch_size or 32, workers or 0, strict),
+        on_size,
+        real or out / REAL_DIR,
+        tissue_is_given=real is not None,
+        cache=cache or out / "features",
+        weights=weights,
+        precision=precision,
+        compiled=compile,
+    )
+    for i, point in enumerate(points):
+        state.print(f"point {i + 1} of {len(points)}: {point.name}")
+        scorer.score(point, files[point.weights], sample)
+    if state.is_main_process:
+        scored = read_points(out / "points", scorer.settings)  # those of commands before, too
+        print_summary(scored, write_sweep(out, scored, by, scorer.settings), by)
+        print(f"written: {out / 'sweep.csv'}")
+    state.wait_for_everyone()
+
+
+def print_summary(scored: ScoredPoints, best: Point, by: str) -> None:
+    """Print every point's score, how far its Frechet distance is above that of the best point, and the notes."""
+    from diffusion.evaluation.sweep import difference_to_best
+    from diffusion.utils.text import format_number
+
+    encoder = next(iter(scored[best]))
+    differences = difference_to_best(scored, best, encoder) if by == "fd" else {}
+    for point, record in scored.items():
+        value = record[encoder]["values"].get(by)
+        line = f"{point.name}: {by} {format_number(value['value'])}" if value else f"{point.name}: no {by}"
+        if point in differences:
+            above, low, high = (format_number(part) for part in differences[point] if part is not None)
+            line += f", {above} above the best ({low} to {high})"
+        print(line)
+    for note in scored[best][encoder]["notes"]:
+        print(f"note: {note}")
+    equal = [point.name for point, value in differences.items() if value.low is not None and value.low <= 0]
+    if equal:
+        print(f"note: the best is not told apart from {', '.join(equal)}; more images would tell.")
+    if len(scored) > 1:
+        print(f"best by {QUANTITIES[by].title} ({encoder}): {best.name}")
