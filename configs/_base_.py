@@ -136,4 +136,4 @@ keep_last = 3  # Newest checkpoints to keep. None: all.
 keep_every = None  # Optimizer steps: checkpoints at multiples of it are kept, too.
 # Optimizer steps between scorings of samples, at the same conditions and noise every time. None: no scoring.
 eval_steps = None
-report_to = "tensorboard"  # Where curves and pictures go: tensorboard, or none.
+report_to = ("tensorboard",)  # Where curves and pictures go: any of tensorboard, wandb, mlflow and trackio, or none.

@@ -93,6 +93,9 @@ def _takes_dict(hint: Any) -> bool:
 
 
 def _literal(value: Any) -> str:
+    if isinstance(value, tuple):
+        items = ", ".join(_literal(item) for item in value)
+        return f"({items},)" if len(value) == 1 else f"({items})"
     return f'"{value}"' if isinstance(value, str) else repr(value)
 
 

@@ -44,6 +44,8 @@ OPTIMIZERS = {  # each with a branch in diffusion/optim/build.py
 }
 WORDS = ("no", "one", "two", "three")
 
+Reports = Annotated[tuple[Literal["tensorboard", "wandb", "mlflow", "trackio", "none"], ...], Distinct()]
+
 
 @dataclass(frozen=True)
 class OptimizerConfig(Section):
@@ -185,14 +187,23 @@ class TrainingConfig(Section):
     """Optimizer steps: checkpoints at multiples of it are kept, too."""
     eval_steps: PositiveInt | None = None
     """Optimizer steps between scorings of samples, at the same conditions and noise every time. None: no scoring."""
-    report_to: Literal["tensorboard", "none"] = "tensorboard"
-    """Where curves and pictures go: tensorboard, or none."""
+    report_to: Reports = ("tensorboard",)
+    """Where curves and pictures go: any of tensorboard, wandb, mlflow and trackio, or none."""
 
     def check(self) -> None:
         _check(
             self.auto_lr in (None, {"rule": "sqrt"}, {"rule": "linear"}),
             f"auto_lr {self.auto_lr}: expected dict(rule='sqrt') or dict(rule='linear')",
         )
+        _check(
+            "none" not in self.report_to or len(self.report_to) == 1,
+            f"report_to {', '.join(self.report_to)}: none stands alone; leave it out",
+        )
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """Names of the trackers that curves and pictures go to."""
+        return tuple(name for name in self.report_to if name != "none")
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,8 @@ from diffusion.training.environment import environment_notes, start_accelerator
 from diffusion.training.frozen import FrozenParameters, check_frozen_networks, freeze_parameters
 from diffusion.training.monitoring.meters import BadItems, Meter
 from diffusion.training.monitoring.periodic_evaluation import PeriodicEvaluation
-from diffusion.training.monitoring.run_log import RunLogger, check_reports
+from diffusion.training.monitoring.run_log import RunLogger
+from diffusion.training.monitoring.trackers import check_trackers
 from diffusion.training.parallel.distributed import AllReduceMax, on_main, user_errors
 from diffusion.training.parallel.preemption import PreemptionHandler, StopReason
 from diffusion.training.plan import (
@@ -96,10 +97,12 @@ def train(
         snapshots = snapshot_steps(config.power_ema, plan.total_steps)
         saver = Saver(accelerator, work_dir, config.keep_last, config.keep_every, origin, snapshots)
         stack.enter_context(saver)
-        logger = RunLogger(work_dir, main, config.report_to, run.step, task.losses)
+        logger = RunLogger(work_dir, main, task.losses)
         stack.callback(logger.close)
+        resolved = dataclasses.replace(task.resolve_config(work_dir), mixed_precision=config.mixed_precision)
+        resumed, settings = checkpoint is not None and made.is_own, dataclasses.asdict(resolved)
+        on_main(accelerator, lambda: logger.start_trackers(config.trackers, run.step, settings, resumed))
         if main:
-            resolved = dataclasses.replace(task.resolve_config(work_dir), mixed_precision=config.mixed_precision)
             dump_config(resolved, work_dir / CONFIG_FILE)
         for note in environment_notes(config):
             log.warning("%s", note)
@@ -110,7 +113,7 @@ def train(
 
         saves = save_steps(config, plan)
         evaluate = PeriodicEvaluation(made.evaluations, logger, work_dir, saves | {0})
-        if checkpoint is None or not made.is_own:
+        if not resumed:
             if main:
                 is_within = (
                     checkpoint is not None and checkpoint.parent.resolve() == (work_dir / CHECKPOINTS_DIR).resolve()
@@ -223,7 +226,7 @@ def prepare(
     # ---- processes and precision
     config = dataclasses.replace(config, mixed_precision=resolve_precision(config.mixed_precision, cpu))
     accelerator = start_accelerator(config, cpu, task.sharded_layers, task.unused_parameters)
-    check_reports(config.report_to)
+    check_trackers(config.trackers)
     on_main(accelerator, lambda: check_work_dir(work_dir))
 
     # ---- data

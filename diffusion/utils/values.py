@@ -205,7 +205,7 @@ def _check_finite(value: Any, where: str) -> None:
 
 def _is_tuple_of_names(kind: Any) -> bool:
     part = typing.get_args(kind)[0]
-    return part is str or str in typing.get_args(part)
+    return part is str or str in typing.get_args(part) or typing.get_origin(part) is typing.Literal
 
 
 def _describe_hint(hint: Any) -> str:

@@ -49,8 +49,8 @@ def train(
     load_from: options.LoadFrom = None,
     batch_size: Annotated[options.BatchSize, Here("the config's train_batch_size", options.TRAINING)] = None,
     report_to: Annotated[
-        Literal["tensorboard", "none"] | None,
-        Option("where curves and pictures go [the config's]", group=options.TRAINING),
+        Sequence[Literal["tensorboard", "wandb", "mlflow", "trackio", "none"]] | None,
+        Option("where curves and pictures go, also several places [the config's]", group=options.TRAINING),
     ] = None,
     seed: Annotated[options.Seed | None, Here("the config's")] = None,
     device: options.Device = "auto",

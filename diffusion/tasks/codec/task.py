@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from diffusion.config.settings import OptimizerConfig, ScheduleConfig, TrainingConfig
+from diffusion.config.settings import OptimizerConfig, Reports, ScheduleConfig, TrainingConfig
 from diffusion.encoders.latents import LatentCodec
 from diffusion.encoders.vae_files import load_vae
 from diffusion.formats import LAST_WEIGHTS, LATENT_CHANNELS, LATENT_FACTOR
@@ -63,7 +63,7 @@ class CodecConfig(TrainingConfig):
     ema_rate: float = 0.998
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"
     num_workers: int = 0
-    report_to: Literal["tensorboard", "none"] = "none"
+    report_to: Reports = ("none",)
 
     def check(self) -> None:
         """Raise InputError for a crop that does not fit the codec, and for a run of no known length."""

@@ -1,36 +1,41 @@
-"""The log of a run: train_log.log, TensorBoard's curves and pictures."""
+"""The log of a run: train_log.log, and curves and pictures, which go to trackers."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from diffusion.utils.errors import InputError
+from diffusion.training.monitoring.trackers import TrackedRun, Tracker, start_trackers
 from diffusion.utils.files import atomic_write
 
 log = logging.getLogger(__name__)
 
 
 class RunLogger:
-    """Writes train_log.log and TensorBoard's events, in the main process only."""
+    """Writes train_log.log, and curves and pictures to trackers, in the main process only."""
 
-    def __init__(self, work_dir: Path, is_main_process: bool, report_to: str, step: int, losses: Sequence[str]):
-        self.writer, self.first = None, None
-        self.work_dir, self.losses = work_dir, losses
-        if not is_main_process:
-            return
-        work_dir.mkdir(parents=True, exist_ok=True)
-        log_to(work_dir / "train_log.log")
-        if report_to == "tensorboard":
-            from torch.utils.tensorboard import SummaryWriter
+    def __init__(self, work_dir: Path, is_main_process: bool, losses: Sequence[str]):
+        self.first: tuple[int, float] | None = None
+        self.trackers: list[Tracker] = []
+        self.work_dir, self.losses, self.failed = work_dir, losses, set[str]()
+        if is_main_process:
+            work_dir.mkdir(parents=True, exist_ok=True)
+            log_to(work_dir / "train_log.log")
 
-            # what was logged after the last save is of steps that come again
-            self.writer = SummaryWriter(work_dir / "tensorboard", purge_step=step + 1)
+    def start_trackers(
+        self, names: Sequence[str], step: int, settings: Mapping[str, Any] | None = None, resumed: bool = False
+    ) -> None:
+        """Start trackers; in the main process only. step: that the run goes on from, resumed: as the work dir's own.
+
+        Raises InputError for a tracker that does not start.
+        """
+        self.trackers = start_trackers(names, TrackedRun(self.work_dir, step, settings or {}), resumed)
 
     def scalars(self, values: Mapping[str, float], step: int, total_steps: int, epoch: float) -> None:
         """Log the training's values since the last call: a line, and points of the curves `train/<name>`."""
@@ -53,24 +58,37 @@ class RunLogger:
         return f"{first} ({', '.join(rest)})" if rest else first
 
     def curves(self, group: str, values: Mapping[str, float], step: int) -> None:
-        """Add points to TensorBoard's curves `<group>/<name>`."""
-        if self.writer is not None:
-            for name, value in values.items():
-                self.writer.add_scalar(f"{group}/{name}", value, step)
+        """Add points to the trackers' curves `<group>/<name>`."""
+        named = {f"{group}/{name}": value for name, value in values.items()}
+        for tracker in self.trackers:
+            self._attempt(tracker, lambda tracker: tracker.curves(named, step))
 
     def picture(self, name: str, pixels: torch.Tensor, step: int) -> None:
-        """Write a picture (3, H, W) in [0, 1] to TensorBoard and as a PNG in the work dir."""
+        """Write a picture (3, H, W) in [0, 1] to the trackers and as a PNG in the work dir."""
         from torchvision.utils import save_image
 
-        with atomic_write(self.work_dir / name / f"step_{step:08d}.png") as temporary:
+        file = self.work_dir / name / f"step_{step:08d}.png"
+        with atomic_write(file) as temporary:
             save_image(pixels, temporary, format="PNG")
-        if self.writer is not None:
-            self.writer.add_image(name, pixels, step)
+        for tracker in self.trackers:
+            self._attempt(tracker, lambda tracker: tracker.picture(name, pixels, file, step))
 
     def close(self) -> None:
-        """Close TensorBoard's file."""
-        if self.writer is not None:
-            self.writer.close()
+        """Close the trackers."""
+        for tracker in self.trackers:
+            self._attempt(tracker, lambda tracker: tracker.close())
+
+    def _attempt(self, tracker: Tracker, call: Callable[[Tracker], None]) -> None:
+        """Have a tracker do something; of a server that is away the log tells once, and training goes on."""
+        try:
+            call(tracker)
+        except Exception as error:
+            if tracker.is_own:
+                raise
+            if tracker.package not in self.failed:
+                reason = str(error).strip().partition("\n")[0]
+                log.warning("%s lacks what it was to get (%s: %s)", tracker.package, type(error).__name__, reason)
+            self.failed.add(tracker.package)
 
 
 def log_to(path: Path) -> None:
@@ -84,12 +102,3 @@ def log_to(path: Path) -> None:
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
-
-
-def check_reports(report_to: str) -> None:
-    """Raise InputError where what writes the curves is not installed."""
-    if report_to == "tensorboard":
-        try:
-            from torch.utils.tensorboard import SummaryWriter  # noqa: F401
-        except ImportError as error:
-            raise InputError(f"report_to tensorboard: {error}; install it, or set report_to=none") from None
