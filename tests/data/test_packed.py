@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import REPOSITORY, WIDTH, in_process
 
+from diffusion.cli.commands.pack import pack
 from diffusion.data.batch import collate
 from diffusion.data.crops import CropBox
 from diffusion.data.datasets.pan_cancer import PanCancerData, PanCancerDataLowRes, build_dataset
@@ -138,7 +139,7 @@ def test_a_packed_set_that_is_not_complete_is_refused_at_once(packed_root):
     names = list(iterate_names(index_path(packed_root), "set_1024"))
     write_index(index_path(packed_root), {"set_1024": [*names, "set/brca/single_1024/slide_9/0_0.jpeg"]})
     arguments = {"root": packed_root, "resolution": 256, "features_dir": "packed"}
-    with pytest.raises(InputError, match="set_1024 has 4 patches, and .* only 3; run tools/pack_features.py"):
+    with pytest.raises(InputError, match="set_1024 has 4 patches, and .* only 3; run pixcell pack"):
         build_dataset("PanCancerDataLowRes", **arguments)
     assert len(build_dataset("PanCancerDataLowRes", on_error="skip", **arguments)) == 64
 
@@ -253,6 +254,19 @@ def test_features_made_by_other_weights_are_not_added(packed_root, folder):
     record.write_text('{"uni": {"weights": "other"}}')
     done = in_process(*PACK, "--root", packed_root)
     assert done.returncode == 2 and "differ in made_by; take another --out" in done.stderr
+
+
+def test_the_command_is_a_function(feature_root, folder, capsys):
+    assert pack("set", shard_gb=2.2 / 1024, workers=1, root=feature_root) == 0
+    assert "3 of 3 patches packed in 2 shards, 3 of them now" in capsys.readouterr().out
+    assert pack("set", verify=True, root=feature_root) == 0
+    assert capsys.readouterr().out == f"3 patches read in {folder}; all sound\n"
+    assert pack("set", unpack=True, features="again", root=feature_root) == 0
+    assert loose_files(feature_root / "again") == loose_files(feature_root / "patches")
+    with pytest.raises(InputError, match="--unpack and --verify are two calls"):
+        pack("set", unpack=True, verify=True, root=feature_root)
+    with pytest.raises(InputError, match="no packed features in .*; check --dataset, --size and the suffixes"):
+        pack("set", size=256, unpack=True, root=feature_root)
 
 
 def test_few_files_are_open_at_once(packed_root, monkeypatch):

@@ -203,6 +203,6 @@ def build_dataset(type: str, on_error: str = "raise", **kwargs) -> PanCancerData
             isinstance(features, PackedFeatures) and len(features) < length
         ):  # better now than at the first that is missing
             raise InputError(
-                f"{key} has {length} patches, and {features.folder} only {len(features)}; run tools/pack_features.py again"
+                f"{key} has {length} patches, and {features.folder} only {len(features)}; run pixcell pack again"
             )
     return dataset

@@ -57,7 +57,7 @@ class PackedFeatures:
     def __post_init__(self) -> None:
         metadata = read_metadata(self.folder)
         if metadata is None:
-            raise MissingError(f"no packed features in {self.folder}; make them with tools/pack_features.py")
+            raise MissingError(f"no packed features in {self.folder}; make them with pixcell pack")
         if metadata.patch_size != self.patch_size:
             raise InputError(
                 f"{self.folder} holds patches of {metadata.patch_size} pixels, expected {self.patch_size}; name another folder"
@@ -115,7 +115,7 @@ class PackedFeatures:
         wanted = np.uint64(name_hash(name))
         i = int(hashes.searchsorted(wanted))
         if i == len(hashes) or hashes[i] != wanted:
-            raise MissingError(f"{name} is not packed in {self.folder}; run tools/pack_features.py for it")
+            raise MissingError(f"{name} is not packed in {self.folder}; run pixcell pack for it")
         number, row = divmod(int(places[i]), 2**ROW_BITS)
         if number in self._shards:
             self._shards.move_to_end(number)
@@ -130,7 +130,7 @@ class PackedFeatures:
             )
         shard = self._shards[number]
         if row >= len(shard.hashes) or shard.hashes[row] != wanted:  # a shard was deleted and written again
-            raise InputError(f"{self.folder / TABLE} is older than {shard.path}; run tools/pack_features.py to its end")
+            raise InputError(f"{self.folder / TABLE} is older than {shard.path}; run pixcell pack to its end")
         return shard, row
 
     def __getstate__(self) -> dict:

@@ -5,29 +5,101 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
 import h5py
 import numpy as np
+from tqdm import tqdm
 
+from diffusion.data.features.loose import read_made_by
 from diffusion.data.features.packed_metadata import METADATA, PackedMetadata, read_metadata
-from diffusion.data.features.parts import PARTS, Part
+from diffusion.data.features.parts import PARTS, TOKENS, Part
 from diffusion.data.features.shards import (
     PackedPatch,
+    count_patches,
     list_shards,
     read_hashes,
     read_shard,
     shard_path,
 )
-from diffusion.data.features.store import FeatureStore
+from diffusion.data.features.store import FeatureStore, probe_names
+from diffusion.data.features.table import write_table
 from diffusion.data.hdf5 import create_hdf5
 from diffusion.data.index.names import exclude_names, name_hash
+from diffusion.data.index.patch_index import PatchIndex, iterate_names
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import atomic_write
+
+
+@dataclass(frozen=True)
+class PackedCount:
+    """What lies packed in a folder now: patches, shards, and patches that are new; left_out: whose features are missing or bad."""
+
+    total: int
+    shards: int
+    new: int
+    left_out: int
+
+
+def pack_key(
+    folder: Path, index: PatchIndex, loose: FeatureStore, patch_size: int, shard_bytes: float, workers: int, skip: bool
+) -> PackedCount:
+    """Pack what is not packed yet of an index of one key, with a bar on the terminal.
+
+    shard_bytes: of a shard at most; workers: threads that read ahead. skip: leave a patch of bad features out, and name it on stderr.
+    Raises InputError for such a patch otherwise, and as init_folder and write_shard do.
+    """
+    (key,) = index.keys
+    noted = read_made_by(loose.folder, key)
+    prefixes = dict(loose.prefixes)
+    made_by = {prefix: noted[prefix] for prefix in prefixes.values() if prefix in noted}
+    width = find_width(loose, probe_names(index, 0))
+    metadata = PackedMetadata(key, patch_size, width, prefixes, made_by)
+    init_folder(folder, metadata)
+    rows = max(1, int(shard_bytes / metadata.patch_bytes))
+    there = count_patches(folder)
+    bar = tqdm(total=len(index), initial=there, unit="patch", desc=key)
+    left_out = 0
+
+    def keep_readable(patches: Iterable[PackedPatch | InputError]) -> Iterator[PackedPatch]:
+        nonlocal left_out
+        for patch in patches:
+            bar.update()
+            if isinstance(patch, PackedPatch):
+                yield patch
+            elif skip:
+                left_out += 1
+                tqdm.write(f"left out: {patch}", file=sys.stderr)
+            else:
+                raise patch
+
+    names = missing_names(folder, iterate_names(index.path, key))
+    number = max(list_shards(folder), default=-1) + 1
+    # closed here, not by the garbage collector: that may run in a thread being started, which the reading threads wait for
+    with bar, closing(read_patches(loose, names, metadata, workers)) as read:
+        patches = keep_readable(read)
+        while write_shard(folder, number, metadata, islice(patches, rows), rows):
+            number += 1
+    total = write_table(folder)
+    return PackedCount(total, number, total - there, left_out)
+
+
+def find_width(features: FeatureStore, names: list[str]) -> int:
+    """Return the width of the embeddings of the first patch that has readable ones. Raises InputError when none has."""
+    failure = InputError("no patch to pack")
+    for name in names:
+        try:
+            return features.read_part(TOKENS.name, name).shape[1]
+        except InputError as error:
+            failure = error
+    raise failure
 
 
 def init_folder(folder: Path, metadata: PackedMetadata) -> None:

@@ -22,7 +22,7 @@ from diffusion.data.index.names import name_hash
 from diffusion.formats import WINDOW
 from diffusion.utils.errors import InputError, MissingError
 
-PACK_AGAIN = "if it is damaged, and the loose features are there, delete it and run tools/pack_features.py again"
+PACK_AGAIN = "if it is damaged, and the loose features are there, delete it and run pixcell pack again"
 NAMES_LAYOUT = {"names": (np.dtype(object), 1), "hashes": (np.dtype(np.uint64), 1)}  # type and dimensions in a shard
 
 
@@ -59,7 +59,7 @@ def open_shard(path: Path, parts: Collection[str] = USUAL_PARTS, is_known: bool 
     parts: that it must hold; is_known: the layout was checked before, which takes longer than opening.
     """
     if not path.is_file():
-        raise MissingError(f"no shard {path}; run tools/pack_features.py again")
+        raise MissingError(f"no shard {path}; run pixcell pack again")
     try:
         file = open_hdf5(path, rdcc_nbytes=0)  # a chunk is a crop, and is read once
     except InputError as error:

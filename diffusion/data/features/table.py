@@ -24,13 +24,13 @@ def open_table(folder: Path) -> np.ndarray:
     Raises InputError where there is none, or a damaged one.
     """
     if not (folder / TABLE).is_file():
-        raise InputError(f"{folder} is packed in part; run tools/pack_features.py to its end")
+        raise InputError(f"{folder} is packed in part; run pixcell pack to its end")
     try:
         table = np.load(folder / TABLE, mmap_mode="r", allow_pickle=False)
         if not isinstance(table, np.ndarray):
             raise ValueError("an archive of arrays")
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{folder / TABLE} is damaged ({error}); run tools/pack_features.py again") from error
+        raise InputError(f"{folder / TABLE} is damaged ({error}); run pixcell pack again") from error
     if table.dtype != np.uint64 or table.ndim != 2 or len(table) != 2:
         raise InputError(f"{folder / TABLE} is {table.dtype} {table.shape}, expected uint64 (2, n); pack again")
     return table.view(np.ndarray)  # a memmap's own indexing is slow
