@@ -13,7 +13,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 MODULES = sorted((REPOSITORY / "diffusion").rglob("*.py"))
 # room of the package -> the rooms that it may import, besides itself, `formats` and `utils`; downwards only
 ALLOWED = {
-    **{room: set() for room in ("formats", "utils", "schedule", "condition", "config", "encoders")},
+    **{room: set() for room in ("formats", "utils", "schedule", "condition", "config", "encoders", "hub")},
     "data": {"condition"},
     **{room: {"schedule"} for room in ("objective", "timesteps")},
     "guidance": {"condition"},

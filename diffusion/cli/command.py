@@ -34,7 +34,7 @@ class Option:
     help: str
     type: Callable[[str], Any] | None = None
     metavar: str | tuple[str, ...] | None = None
-    choices: Sequence[str] | None = None
+    choices: Sequence[Any] | None = None
     group: str = ""
     positional: bool = False
 
@@ -48,7 +48,7 @@ class Here:
 
     default: str = ""
     group: str | None = None
-    choices: Sequence[str] | None = None
+    choices: Sequence[Any] | None = None
 
     def apply(self, option: Option) -> Option:
         """Return the option as the command has it."""

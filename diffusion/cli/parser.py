@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from diffusion.utils.errors import InputError
+from diffusion.utils.errors import SYSTEM_ERRORS, InputError
 from diffusion.utils.files import check_writable
 from diffusion.utils.text import default_root, expand_path, is_utf8, printable_name
 from diffusion.utils.threads import limit_spinning
@@ -20,16 +20,6 @@ from diffusion.utils.values import MAX_FLOAT, is_plain_name
 limit_spinning()  # every command line imports this module before anything that loads torch
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
-# Errors of the system rather than of this program: full and read-only disks, rights, files in the way of folders ...
-SYSTEM_ERRORS = frozenset(
-    (
-        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE),
-        *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE),
-        *(errno.ENFILE, errno.EBUSY),
-    )
-)
-
-
 # packages that most users can do without -> the extra that installs them
 EXTRAS = {
     **dict.fromkeys(("openslide", "skimage"), "slides"),

@@ -4,6 +4,19 @@ Library code raises them with one sentence: what was found, what was expected, w
 `diffusion.cli.parser.run` prints that sentence and exits with 2; anything else keeps its traceback, because it is our bug.
 """
 
+from __future__ import annotations
+
+import errno
+
+# Errors of the system rather than of this program: full and read-only disks, rights, files in the way of folders ...
+SYSTEM_ERRORS = frozenset(
+    (
+        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE),
+        *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.ELOOP, errno.EMFILE),
+        *(errno.ENFILE, errno.EBUSY),
+    )
+)
+
 
 class InputError(ValueError):
     """A value, file or option that cannot be used as it is."""

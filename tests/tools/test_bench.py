@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+from typing import get_args
 
 import pytest
 import torch
-from benchmarks import case, clock, reading, startup
+from benchmarks import case, clock, parts, reading, startup
 from benchmarks.operations import forward_operations
 from benchmarks.peers import DiffusersNetwork, PlainNetwork, sample_diffusers_loop
 from benchmarks.table import Row
@@ -15,12 +16,14 @@ from benchmarks.training import PARTS, DiffusersSetup, OurSetup, Step, memory_ro
 from conftest import in_process
 from torch.utils.flop_counter import FlopCounterMode
 
+from diffusion.cli.commands.bench import Part
+from diffusion.cli.commands.bench import bench as bench_command
 from diffusion.data.datasets.pan_cancer import PanCancerDataLowRes
 from diffusion.data.sampler import Draw
 from diffusion.model import pixart
 from diffusion.model.diffusers_layout import to_diffusers
 from diffusion.model.pixart import build_model
-from tools import bench as bench_tool
+from diffusion.utils.errors import InputError
 from tools.bench import main
 
 CPU = torch.device("cpu")
@@ -162,9 +165,19 @@ def test_rows_of_panorama(tmp_path, monkeypatch):
 
 def test_all_measures_every_part_but_the_floor(tmp_path, monkeypatch):
     """Every part but the floor, which is counted, not measured."""
-    rows = {name: (lambda *_, name=name: iter([Row(f"a row of {name}", "s", 1.0)])) for name in bench_tool.BENCHMARKS}
-    monkeypatch.setattr(bench_tool, "BENCHMARKS", rows)
+    rows = {name: (lambda *_, name=name: iter([Row(f"a row of {name}", "s", 1.0)])) for name in parts.BENCHMARKS}
+    monkeypatch.setattr(parts, "BENCHMARKS", rows)
     assert list(bench(tmp_path, "all")) == [f"a row of {name} / s" for name in rows if name != "floor"]
+
+
+def test_an_installed_package_says_that_it_takes_a_clone(tmp_path, monkeypatch):
+    monkeypatch.setattr("diffusion.utils.assets.PACKAGES", tmp_path)
+    with pytest.raises(InputError, match="the benchmarks are not in the installed package; clone the repository"):
+        bench_command()
+
+
+def test_the_parts_are_those_of_the_command():
+    assert ("all", *parts.BENCHMARKS) == get_args(Part)
 
 
 def test_rows_of_extract(tmp_path):

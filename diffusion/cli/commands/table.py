@@ -43,9 +43,14 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "sweep": ("sweep:sweep", "Sample a run at many settings, score each, and say which is best"),
     },
     "weights": {
+        "download": ("download:download", "Fetch released weights from huggingface.co into ROOT/pretrained_models"),
         "convert": ("convert:convert", "Convert weights between the formats that they come in, to the bit"),
     },
     "machine": {
+        "bench": (
+            "bench:bench",
+            "Measure this machine beside a peer: training, sampling, large pictures, extraction, reading, start",
+        ),
         "doctor": ("doctor:doctor", "Check this machine for what the commands need: packages, GPU, disks, weights"),
     },
 }

@@ -1,4 +1,4 @@
-"""Released weights land whole or not at all; against a hub of our own, with tiny files, that speaks what the tool asks."""
+"""Released weights land whole or not at all; against a hub of our own, with tiny files, that speaks what is asked of it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from types import SimpleNamespace
 import pytest
 from conftest import command, in_process
 
-from tools import download_models
-from tools.download_models import MODELS, Unreachable, main
+from diffusion import hub as released
+from diffusion.hub import MODELS, Unreachable
+from tools.download_models import main
 
 TOOL = "tools/download_models.py"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -303,13 +304,13 @@ def test_a_hub_out_of_reach_is_asked_once(root, monkeypatch):
     """Where packets are dropped each try takes its time; the other models are reported all the same."""
     asked = []
 
-    def fetch(model, folder):
+    def fetch(model, folder, report):
         asked.append(model.name)
         raise Unreachable("no answer")
 
-    monkeypatch.setattr(download_models, "fetch", fetch)
+    monkeypatch.setattr(released, "fetch", fetch)
     for name in ("quieten", "check_token"):  # they change and read what this process shares
-        monkeypatch.setattr(download_models, name, lambda: None)
+        monkeypatch.setattr(released, name, lambda: None)
     done = in_process(main, "--root", root, "vae", "uni2")
     assert done.returncode == 1 and list(errors(done)) == ["vae", "uni2"]
     assert asked == ["vae"]
@@ -323,8 +324,8 @@ def test_a_full_disk_ends_the_run(root, monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", full)
     file = SimpleNamespace(rfilename="pytorch_model.bin", size=1, lfs=None)
-    monkeypatch.setattr(download_models, "list_files", lambda model: (COMMIT, [file]))
-    monkeypatch.setattr(download_models, "quieten", lambda: None)
+    monkeypatch.setattr(released, "list_files", lambda model: (COMMIT, [file]))
+    monkeypatch.setattr(released, "quieten", lambda: None)
     done = in_process(main, "--root", root, "uni2", "vae")
     assert done.returncode == 2 and "No space left on device" in done.stderr and done.stderr.count("\n") == 1
     assert not files_in(root)
@@ -360,8 +361,19 @@ def test_a_token_that_cannot_be_one_is_not_shown(hub, root):
 def test_unknown_names(root):
     done = in_process(main, "--root", root, "pixcell-256", "pixcell-512")
     assert done.returncode == 2 and not done.stdout and not root.exists()
-    assert done.stderr.startswith(f"error: argument NAME: got 'pixcell-512', expected one of {', '.join(MODELS)};")
+    assert done.stderr.startswith(f"error: no model 'pixcell-512', expected one of {', '.join(MODELS)}\n")
     assert done.stderr.count("\n") == 1
+
+
+def test_from_python(hub, root, monkeypatch, capsys):
+    from diffusion.cli.commands.download import download as fetch_models
+
+    told = []
+    monkeypatch.setattr(released, "fetch", lambda model, folder, report: told.append((model.name, folder)))
+    for name in ("quieten", "check_token"):
+        monkeypatch.setattr(released, name, lambda: None)
+    assert fetch_models(["vae", "vae"], root=root) == 0 and told == [("vae", root / "pretrained_models")]
+    assert fetch_models(list_=True, root=root) == 0 and "UNI2-h" in capsys.readouterr().out
 
 
 def test_the_list_says_what_is_there(root):
@@ -379,6 +391,6 @@ def test_the_list_says_what_is_there(root):
 
 def test_import_is_light():
     heavy = "{'torch', 'huggingface_hub', 'diffusers'}"
-    code = f"import sys; from tools import download_models; sys.exit(bool({heavy} & set(sys.modules)))"
+    code = f"import sys; from diffusion import hub; sys.exit(bool({heavy} & set(sys.modules)))"
     done = command("-c", code, interpreter=True)
     assert done.returncode == 0, done.stderr
