@@ -70,7 +70,7 @@ validation = dict(
 # Scores every eval_steps, on the tissue of the set that validation names, else of data.
 evaluation = dict(
     count=64,  # Samples: few are enough to compare steps, not to compare with papers.
-    encoder="mobilenetv2",  # In whose features to score, as tools/evaluate.py takes it.
+    encoder="mobilenetv2",  # In whose features to score, as pixcell evaluate takes it.
     steps=20,  # Steps of the solver.
     guidance=2.0,  # Guidance strength; 1 is none.
 )

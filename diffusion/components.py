@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from diffusion.encoders.latents import LatentCodec, LatentScale
 from diffusion.encoders.vae_files import EMBEDDED_CODECS, codec_folder
 from diffusion.formats import SSL_PREFIX
 from diffusion.utils.errors import InputError, MissingError
-from diffusion.utils.text import expand_path
+from diffusion.utils.text import expand_path, shortest_names
 
 PROBES = 16  # samples tried before a data set counts as unreadable
 
@@ -55,6 +56,19 @@ def resolve_vae(vae: str, root: Path) -> str | Path:
         f"no VAE folder {' or '.join(str(place) for place in dict.fromkeys(places))}; "
         f"name another (--vae, or vae_pretrained of a config), embedded ones are: {names}"
     )
+
+
+def name_codecs(vaes: Sequence[str], root: Path) -> dict[str, str | Path]:
+    """Return the place of each codec by a short name, the last parts of its path that no other has.
+
+    Raises MissingError, and InputError for a codec that is named twice.
+    """
+    locations = [resolve_vae(vae, root) for vae in vaes]
+    folders = [codec_folder(location).resolve() for location in locations]
+    for i, folder in enumerate(folders):
+        if folder in folders[:i]:
+            raise InputError(f"--vaes: {vaes[i]} is named more than once; name each codec once")
+    return dict(zip(shortest_names([Path(location) for location in locations]), locations, strict=True))
 
 
 def load_codec(config: Config, device: torch.device, root: Path | None = None) -> LatentCodec:

@@ -191,7 +191,7 @@ class PixCellPipeline(DiffusionPipeline):
         - null), 1 for none. latents (B * n, C, H/8, W/8): the noise to begin with, drawn from `generator` when not given,
         which may be a list of one for each image. output_type: pil, np (B * n, H, W, 3) and pt (B * n, 3, H, W) in [0, 1],
         or latent, the network's. height, width: in pixels, of the trained size when not given; over another size positions
-        are spread as the released code does, so that tissue shrinks on larger pictures: tools/sample_4k.py keeps its scale.
+        are spread as the released code does, so that tissue shrinks on larger pictures: pixcell large keeps its scale.
         guidance_interval: as `diffusion.sampling.denoise` has it. callback_on_step_end(pipe, i, t, {"latents": ...}) may
         return other latents. Raises InputError for invalid arguments, and for a scheduler of another prediction.
         """

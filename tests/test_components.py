@@ -14,6 +14,7 @@ from diffusion.components import (
     check_tokens,
     load_codec,
     load_embedder,
+    name_codecs,
     resolve_latent_scale,
     resolve_vae,
 )
@@ -23,6 +24,13 @@ from diffusion.encoders.latents import LatentScale
 from diffusion.utils.errors import InputError, MissingError
 
 CPU = torch.device("cpu")
+
+
+def test_codecs_have_short_names_and_are_named_once(tmp_path):
+    (tmp_path / "a/vae").mkdir(parents=True)
+    assert name_codecs(["tiny", "a/vae"], tmp_path) == {"tiny": "tiny", "vae": tmp_path / "a/vae"}
+    with pytest.raises(InputError, match="a/vae is named more than once"):
+        name_codecs(["a/vae", "tiny", str(tmp_path / "a/vae")], tmp_path)
 
 
 def test_a_vae_is_an_embedded_one_or_a_folder_below_the_root_or_here(tmp_path, monkeypatch):

@@ -146,7 +146,7 @@ def test_no_circle_of_imports():
 
 def test_help_loads_neither_torch_nor_what_is_built_on_it():
     heavy = "('torch', 'diffusers', 'accelerate')"
-    light = "diffusion.evaluation.metrics.quantities, diffusion.cli.sampling_options, diffusion.cli.scoring_options, diffusion.config.files"
+    light = "diffusion.evaluation.metrics.quantities, diffusion.cli.options, diffusion.config.files"
     code = f"import sys, {light}; print([name for name in {heavy} if name in sys.modules])"
     answer = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert answer.stdout.strip() == "[]"

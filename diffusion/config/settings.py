@@ -300,7 +300,7 @@ class EvaluationConfig(Section):
     count: Annotated[int, Range(least=2)] = 64
     """Samples: few are enough to compare steps, not to compare with papers."""
     encoder: Name = "mobilenetv2"
-    """In whose features to score, as tools/evaluate.py takes it."""
+    """In whose features to score, as pixcell evaluate takes it."""
     steps: PositiveInt = 20
     """Steps of the solver."""
     guidance: float = 2.0

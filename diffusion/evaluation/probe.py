@@ -9,13 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from diffusion.evaluation.classifiers import fit_knn, fit_linear, limit_k
 from diffusion.evaluation.metrics.classification import confusion_matrix, resampled_scores
 from diffusion.evaluation.metrics.intervals import CLUSTER_RESAMPLES, ClusterBootstrap, Value, percentile_value
+from diffusion.evaluation.sets.features import Features
 from diffusion.evaluation.sets.labelled import LabelledEmbeddings
 
 PROBES = {"linear": "linear probe", "knn": "k-NN"}
@@ -76,6 +79,47 @@ def run_probes(
             results.append(ProbeResult(kind, training, counts, classifier.setting, confusion, resampled, notes))
             progress()
     return results
+
+
+def probe_encoders(
+    features: Mapping[str, Mapping[str, Features]],
+    trainings: Mapping[str, Sequence[str]],
+    classes: Sequence[str],
+    k: int = 20,
+    per_class: int | None = None,
+    seed: int = 0,
+) -> tuple[dict[str, list[ProbeResult]], list[str]]:
+    """Return the results of each encoder's probes, and sentences on what a reader of their scores must know.
+
+    features: of each encoder, those of the set `test` and of the training sets. trainings: the parts of each training, by
+    its name. per_class: training images of each class and part, drawn at random; None: all.
+    """
+    results: dict[str, list[ProbeResult]] = {}
+    notes: list[str] = []
+    total = len(features) * len(trainings) * len(PROBES)
+    with tqdm(total=total, unit="probe", leave=False) as bar:
+        for encoder, features_of_sets in features.items():
+            bar.set_description(encoder)
+            test = LabelledEmbeddings.from_features(features_of_sets["test"], classes)
+            parts = {
+                name: LabelledEmbeddings.from_features(each, classes, per_class, seed)
+                for name, each in features_of_sets.items()
+                if name != "test"
+            }
+            sets = {
+                name: reduce(LabelledEmbeddings.concat, [parts[part] for part in names])
+                for name, names in trainings.items()
+            }
+            results[encoder] = run_probes(sets, test, classes, k, seed, bar.update)
+            if not notes:  # they are the same for all encoders
+                notes += interval_notes(test, classes)
+                if (limited := limit_k(k, sets.values(), classes)) < k:
+                    notes.append(f"k is {limited} and not {k}: a class has no more training images on average.")
+    for encoder, probed in results.items():
+        notes += [
+            f"{encoder}, {PROBES[each.probe]} on {each.training}: {note}" for each in probed for note in each.notes
+        ]
+    return results, notes
 
 
 def perfect_score_notes(confusion: np.ndarray, test: LabelledEmbeddings) -> list[str]:

@@ -80,7 +80,7 @@ def embed_originals(windows: RandomWindows, embedder: PatchEmbedder, batch_size:
 
 @dataclass(frozen=True)
 class CodecQuality:
-    """What was measured of one codec. of_each: a value for every window, (P,), by the names of QUALITIES."""
+    """What was measured of one codec. per_window: a value for every window, (P,), by the names of QUALITIES."""
 
     codec: str
     per_window: dict[str, np.ndarray]

@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 from hdf5_files import ENCODED, NAMES, hdf5_bytes
 
-from diffusion.data.index.patch_index import PatchIndex, index_keys, index_path, iterate_names, split_key
+from diffusion.data.index.patch_index import (
+    PatchIndex,
+    expand_datasets,
+    index_keys,
+    index_path,
+    iterate_names,
+    split_key,
+)
 from diffusion.data.index.writer import write_index
 from diffusion.utils.errors import InputError, MissingError
 
@@ -147,3 +154,9 @@ def test_a_key_named_twice_is_refused(tmp_path):
     path = index(tmp_path, set_256=dict(data=ENCODED))
     with pytest.raises(InputError, match="set_256 is named more than once"):
         PatchIndex(path, ["set_256", "set_256"])
+
+
+def test_data_sets_stand_for_all_their_keys():
+    present = ["toy_1024", "toy_256", "other_256"]
+    assert expand_datasets(present, ["toy", "other_256", "toy_256"]) == ["toy_1024", "toy_256", "other_256"]
+    assert expand_datasets(present, ["none"]) == ["none"]

@@ -118,7 +118,7 @@ class TestCommand:
     def test_bad_input(self, data, mobilenet_weights, tmp_path):
         test = ("--test", data / "test", "--out", tmp_path / "out")
         for words, *options in (
-            ("expected --real or --syn", *test),
+            ("expected --train-real or --train-syn", *test),
             ("no folder of images", *test, "--real", tmp_path / "none"),
             ("has the classes real, syn", *test, "--real", data),
             ("no weights of mobilenetv2", *test, "--real", data / "real", "--encoders", "mobilenetv2=none.pth"),

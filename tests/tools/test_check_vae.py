@@ -8,26 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY, in_process, texture
+from conftest import in_process, texture
 from PIL import Image
 from scoring_data import write_window_images
 
 from diffusion.evaluation.sets.random_windows import ImageFiles, draw_windows
+from tools.check_vae import main
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     return write_window_images(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture(scope="module")
-def main(request):
-    patch = pytest.MonkeyPatch()
-    patch.syspath_prepend(str(REPOSITORY / "tools"))
-    request.addfinalizer(patch.undo)
-    import check_vae
-
-    return check_vae.main
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +48,7 @@ def common(folder, mobilenet_weights) -> tuple:
 
 
 class TestCommand:
-    def test_two_codecs(self, main, common, other, folder, tmp_path):
+    def test_two_codecs(self, common, other, folder, tmp_path):
         done = in_process(main, *common, "--vae", "tiny", other, "--n", 5, "--out", tmp_path)
         assert done.returncode == 0, done.stderr
         assert sorted(path.name for path in tmp_path.iterdir()) == ["scores.csv", "scores.json", "sheet.png"]
@@ -85,7 +76,7 @@ class TestCommand:
         for name in ("psnr", "ssim", "cosine", "distance", "frechet"):
             assert again["codecs"]["untrained"][name] == scores["codecs"]["untrained"][name]
 
-    def test_what_is_left_out_is_said(self, main, common, tmp_path):
+    def test_what_is_left_out_is_said(self, common, tmp_path):
         for i in range(3):
             texture(64, seed=i).save(tmp_path / f"{i}.png")
         (tmp_path / "1.png").write_bytes(b"no image")
@@ -98,19 +89,19 @@ class TestCommand:
         done = in_process(main, *options, "--strict")
         assert done.returncode == 2 and "without --strict" in done.stderr
 
-    def test_bad_input(self, main, common, other, tissue_root, tmp_path):
+    def test_bad_input(self, common, other, tissue_root, tmp_path):
         out = tmp_path / "out"
         (tmp_path / "empty").mkdir()
         for options, words in (
             (("--size", 100), ("--size 100", "multiple of 8", "at least 16")),
             (("--size", 8), ("--size 8", "at least 16")),
-            (("--n", 1), ("--n 1", "at least 2")),
+            (("--n", 1), ("--count 1", "at least 2")),
             (("--vae", "none"), ("no VAE folder", "tiny")),
             (("--vae", tmp_path / "empty"), ("config.json",)),
             (("--vae", "tiny", other, "tiny"), ("tiny is named more than once",)),
             (("--images", tmp_path / "none"), ("no folder of images", "none")),
             (("--images", tmp_path / "empty"), ("no image in", "empty")),
-            (("--subset_keys", "toy_1024"), ("--images and --subset_keys",)),
+            (("--subset_keys", "toy_1024"), ("--folder and --dataset",)),
         ):
             done = in_process(main, *common, "--vae", "tiny", "--out", out, *options)
             lines = done.stderr.splitlines()

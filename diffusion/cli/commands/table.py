@@ -41,6 +41,11 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
             "Score synthetic images against real ones, and write a page that opens in any browser",
         ),
         "sweep": ("sweep:sweep", "Sample a run at many settings, score each, and say which is best"),
+        "probe": (
+            "probe:probe",
+            "Measure how useful synthetic patches are to classifiers that are tested on real ones",
+        ),
+        "codec": ("codec:codec", "Measure how well latent codecs reconstruct your own patches"),
     },
     "weights": {
         "download": ("download:download", "Fetch released weights from huggingface.co into ROOT/pretrained_models"),

@@ -65,6 +65,12 @@ def resolve_keys(present: Sequence[str], names: Sequence[str], sizes: Sequence[i
     return keys
 
 
+def expand_datasets(present: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Return all keys of data sets, of whatever size; a name that is no data set of the index stands for itself, a key."""
+    keys = [[key for key in present if split_key(key)[0] == name] or [name] for name in names]
+    return list(dict.fromkeys(key for found in keys for key in found))
+
+
 class PatchIndex:
     """The names under some keys of an index file, as one sequence in key order.
 

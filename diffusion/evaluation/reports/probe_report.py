@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusion.evaluation.metrics.classification import CLASSIFICATION_METRICS
+from diffusion.evaluation.metrics.classification import CLASSIFICATION_METRICS, chance_level
 from diffusion.evaluation.metrics.intervals import Value
 from diffusion.evaluation.probe import PROBES, ProbeResult
 from diffusion.evaluation.reports.style import COLOURS, DPI, FAINT, INK, SOFT, figure_png
+from diffusion.utils.files import atomic_write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -86,6 +89,19 @@ def format_csv(results: ProbeResults) -> str:
             numbers = [number for value in each.values.values() for number in value]
             writer.writerow([encoder, each.probe, each.training, sum(each.counts.values()), *numbers])
     return text.getvalue()
+
+
+def write_probe_report(out: Path, about: Mapping[str, Any], results: ProbeResults) -> None:
+    """Write plot.png, scores.csv and scores.json into a folder. about: what scores.json has beside the scores."""
+    chance = chance_level(next(iter(results.values()))[0].confusion)
+    record = {**about, "chance": chance, "encoders": results_to_dict(results)}
+    contents = {
+        "plot.png": plot_probes(results, chance),
+        "scores.csv": format_csv(results).encode(),
+        "scores.json": (json.dumps(record, indent=2) + "\n").encode(),
+    }
+    for name, content in contents.items():
+        atomic_write_bytes(out / name, content)
 
 
 def plot_probes(results: ProbeResults, chance: Mapping[str, float]) -> bytes:

@@ -18,9 +18,7 @@ from diffusion.utils.errors import InputError
 from diffusion.utils.folders import is_hidden
 from diffusion.utils.text import abbreviate
 
-SAMPLE_NAME = re.compile(
-    r"\d{6,}_(?P<patch>.+)_\d+"
-)  # the file names of tools/sample_256.py: number, slide and patch, crop
+SAMPLE_NAME = re.compile(r"\d{6,}_(?P<patch>.+)_\d+")  # the file names of pixcell sample: number, slide and patch, crop
 
 
 def class_of(name: str) -> str:
@@ -124,6 +122,12 @@ def find_leaks(name: str, training: ImageSet, test: ImageSet) -> list[str]:
             "patches of a slide are alike, and scores come out too good."
         )
     return found
+
+
+def describe_unreadable(name: str, images: ImageSet, wrong: Mapping[str, str]) -> str:
+    """Return a sentence on the images of a set that could not be used. wrong: the reason of each."""
+    first, reason = next(iter(wrong.items()))
+    return f"{len(wrong)} of {len(images.files)} {name} images left out, such as {images.files[first]}: {reason}."
 
 
 def image_keys(name: str) -> set[str]:

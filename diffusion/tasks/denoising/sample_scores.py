@@ -48,7 +48,7 @@ class SampleScores:
     """An evaluation: distances, and similarity of pairs, of `config.evaluation.count` samples and their conditions' tissue.
 
     Patches are spread evenly over the held-out set, or over the training set where nothing is held out; pictures larger
-    than 256 pixels are scored by their windows of 256. The same functions as in tools/evaluate.py take the scores.
+    than 256 pixels are scored by their windows of 256. The same functions as in pixcell evaluate take the scores.
     Raises MissingError, InputError for a set, its images or an encoder that are not there.
     """
 

@@ -1,0 +1,38 @@
+"""The published scripts: options of the original project, and defaults of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from diffusion.formats import LAST_WEIGHTS, SOLVERS
+from tools.evaluate import main as evaluate
+from tools.sample_256 import main as sample_256
+from tools.sweep import main as sweep
+from tools.vary import main as vary
+
+
+def test_defaults_and_the_original_projects_names():
+    args = sample_256.parser().parse_args(["--num_timesteps", "5", "--guidance_scale", "1.5", "--num_samples", "3"])
+    assert (args.steps, args.guidance, args.count) == (5, 1.5, 3)
+    assert (args.batch_size, args.solver, args.seed, args.root) == (16, SOLVERS[0], 0, None)
+    assert args.checkpoint.as_posix() == LAST_WEIGHTS and args.out == Path("samples_256")
+
+
+def test_a_script_without_a_folder_of_samples_has_no_option_for_it():
+    with pytest.raises(SystemExit):
+        vary.parser().parse_args(["a.png", "--out_dir", "x"])
+
+
+def test_defaults_of_scoring():
+    args = evaluate.parser().parse_args([])
+    assert (args.encoders, args.on_size, args.strict, args.workers) == (["mobilenetv2"], "refuse", False, 1)
+    assert args.out == Path("report") and args.guidance is None  # not given, so that nothing needs to be sampled
+
+
+def test_what_is_swept_has_one_option_under_both_names():
+    parser = sweep.parser()
+    for line in (["--guidances", "1", "2"], ["--guidance_strength", "1", "2"], ["--guidance", "1", "2"]):
+        assert parser.parse_args(line).guidance == [1.0, 2.0]
+    assert parser.parse_args(["--sampling_steps", "7", "--intervals", "all", "0.3:5"]).intervals == [None, (0.3, 5.0)]
