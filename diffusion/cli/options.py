@@ -218,7 +218,8 @@ LoadFrom = Annotated[
 ]
 
 # ---- slides
-Mpp = Annotated[float, Option("microns per pixel of the patches, and of the network; 0.5 is 20x", positive_float)]
+MPP = "microns per pixel of the patches, and of the network; 0.5 is 20x"
+Mpp = Annotated[float, Option(MPP, positive_float)]
 ImageMpp = Annotated[
     float | None,
     Option(

@@ -10,6 +10,10 @@ from typing import Any
 COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "data": {
         "patches": ("patches:patches", "Cut slides and images into square patches of tissue"),
+        "import": (
+            "import_features:import_features",
+            "Take over UNI2-h embeddings that TRIDENT or CLAM computed, so that only latents are left to compute",
+        ),
         "index": ("index:index", "List the patches of data sets in the index that training and sampling read"),
         "verify": ("verify:verify", "Read every image and feature file of an index, and list what is wrong"),
         "inspect": ("inspect:inspect", "Show what an index holds: patches, slides, features, and a sheet of pictures"),

@@ -70,6 +70,31 @@ def write_feature(path: Path, array: np.ndarray) -> None:
         np.save(file, half)
 
 
+def write_checked(folder: Path, name: str, array: np.ndarray) -> None:
+    """Write a float16 array that is known to be finite, as write_feature does, into a folder that is there.
+
+    Without the checks a small file takes a third of the time.
+    """
+    temporary = f"{folder}/.{name}.{os.getpid()}.tmp"
+    try:
+        with open(temporary, "wb") as file:
+            file.write(_make_header(array.shape) + array.tobytes())
+        os.replace(temporary, f"{folder}/{name}")
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+@lru_cache(maxsize=64)
+def _make_header(shape: tuple[int, ...]) -> bytes:
+    """Return the header of a float16 .npy file in C order."""
+    stream = io.BytesIO()
+    content = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.float16)), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, content)
+    return stream.getvalue()
+
+
 def is_valid(path: Path, shape: Shape) -> bool:
     """Tell whether a feature file is there, whole, of that shape, float16 and finite."""
     try:

@@ -31,8 +31,11 @@ class Slide(Protocol):
     mpp_given: bool  # whether the resolution is the user's, not the file's
     factor: float  # pixels of the file's finest level to one here, a side
 
-    def read(self, x: int, y: int, size: int) -> Image.Image:
-        """Read the RGB square with top-left pixel x, y; beyond the slide it is white, as glass is."""
+    def read(self, x: float, y: float, size: int) -> Image.Image:
+        """Read the RGB square with top-left pixel x, y; beyond the slide it is white, as glass is.
+
+        A part of a pixel counts where the slide has finer ones.
+        """
         ...
 
     def thumbnail(self, side: int) -> Image.Image:
@@ -111,7 +114,8 @@ class PlainImage:
         self._image, self.note, self.factor = image, "native", 1.0
         self.width, self.height = image.size
 
-    def read(self, x: int, y: int, size: int) -> Image.Image:
+    def read(self, x: float, y: float, size: int) -> Image.Image:
+        x, y = round(x), round(y)
         box = (max(x, 0), max(y, 0), min(x + size, self.width), min(y + size, self.height))
         part = self._image.crop(box)
         if part.size == (size, size):
@@ -156,7 +160,7 @@ class PyramidSlide:
         self.width, self.height = int(level_width / self._per_level), int(level_height / self._per_level)
         self.note = f"{native * self.factor:.3g} um/px{override_note(self._slide.properties, own_mpp)}"
 
-    def read(self, x: int, y: int, size: int) -> Image.Image:
+    def read(self, x: float, y: float, size: int) -> Image.Image:
         corner = (round(x * self.factor), round(y * self.factor))
         side = round(size * self._per_level)
         region = self._read(corner, side)
