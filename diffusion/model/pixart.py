@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from diffusion.condition import Condition, uncontrolled_tokens
 from diffusion.model.blocks import CrossAttention, FinalLayer, PixArtBlock
 from diffusion.model.embed import ConditionEmbedder, PatchEmbed, TimestepEmbedder, image_positions, token_grid
-from diffusion.model.pixart_config import PRESETS, PixArtConfig, check_arguments
+from diffusion.model.pixart_config import PixArtConfig, preset_config
 from diffusion.utils.errors import InputError
 from diffusion.utils.hardware import COMPILERS, find_compiler
 
@@ -28,9 +28,7 @@ def build_model(name: str, **kwargs: Any) -> PixArt:
 
     Raises InputError for an unknown preset, for arguments out of their range, and for a network that memory cannot hold.
     """
-    if name not in PRESETS:
-        raise InputError(f"no model preset {name!r}; known are {', '.join(PRESETS)}")
-    config = PixArtConfig(**check_arguments({**PRESETS[name], **kwargs}))
+    config = preset_config(name, kwargs)
     try:
         return PixArt(config)
     except RuntimeError as error:

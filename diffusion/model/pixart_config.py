@@ -96,3 +96,10 @@ def check_arguments(arguments: Mapping[str, Any], prefix: str = PixArtConfig.PRE
             nearest = difflib.get_close_matches(str(name), ARGUMENTS, n=1, cutoff=0)[0]
             raise InputError(f"{prefix}{name}: PixArt has no such argument; the nearest is {nearest!r}")
     return {name: convert(value, hints[name], f"{prefix}{name}") for name, value in arguments.items()}
+
+
+def preset_config(name: str, arguments: Mapping[str, Any]) -> PixArtConfig:
+    """Return the config of a preset, with arguments that win over its own. Raises InputError for unknown names and values."""
+    if name not in PRESETS:
+        raise InputError(f"no model preset {name!r}; known are {', '.join(PRESETS)}")
+    return PixArtConfig(**check_arguments({**PRESETS[name], **arguments}))

@@ -174,6 +174,12 @@ class Task(ABC, Generic[ConfigType]):
     def check_memory(self, device: torch.device) -> None:
         """Raise InputError for a batch that no memory holds."""
 
+    def flops_per_sample(self) -> float | None:
+        """Return the floating-point operations of training on one sample, forward and backward, by which the log tells how busy
+        processors are; None: the log does not tell.
+        """
+        return None
+
     def build_evaluations(self, accelerator: Accelerator, dataset: Any, total_steps: int) -> list[Evaluation]:
         """Build what is evaluated on the way, with all that it reads; called before any generator is seeded."""
         return []

@@ -37,6 +37,7 @@ from diffusion.training.frozen import FrozenParameters, check_frozen_networks, f
 from diffusion.training.monitoring.meters import BadItems, Meter
 from diffusion.training.monitoring.periodic_evaluation import PeriodicEvaluation
 from diffusion.training.monitoring.run_log import RunLogger
+from diffusion.training.monitoring.throughput import Throughput
 from diffusion.training.monitoring.trackers import check_trackers
 from diffusion.training.parallel.distributed import AllReduceMax, on_main, user_errors
 from diffusion.training.parallel.preemption import PreemptionHandler, StopReason
@@ -128,6 +129,7 @@ def train(
             log.info("nothing left to do: step %d of %d", run.step, plan.total_steps)
 
         # ---- the loop
+        throughput = Throughput.of(task.flops_per_sample(), accelerator)
         prefetcher = start_prefetcher(config, task, made.dataset, accelerator, run.position)
         stop, given_up = StopReason.NO, False
         progress = stack.enter_context(
@@ -149,6 +151,7 @@ def train(
             progress.update()
             if run.step % config.log_interval == 0 or run.step == plan.total_steps:
                 values = run.meter.read(plan.global_batch)
+                values |= throughput.values(values["samples_per_second"])
                 values |= {"grad_norm": float(step.grad_norm), "lr": float(run.lr_schedule.get_last_lr()[0])}
                 values |= {"skipped_steps": run.skipped, **run.bad_items.synchronise()}
                 logger.scalars(values, run.step, plan.total_steps, epoch=run.position / plan.samples)

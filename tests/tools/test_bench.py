@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from typing import get_args
 
 import pytest
 import torch
 from benchmarks import case, clock, parts, reading, startup
-from benchmarks.operations import forward_operations
 from benchmarks.peers import DiffusersNetwork, PlainNetwork, sample_diffusers_loop
 from benchmarks.table import Row
 from benchmarks.training import PARTS, DiffusersSetup, OurSetup, Step, memory_rows
 from conftest import in_process
-from torch.utils.flop_counter import FlopCounterMode
 
 from diffusion.cli.commands.bench import Part
 from diffusion.cli.commands.bench import bench as bench_command
 from diffusion.data.datasets.pan_cancer import PanCancerDataLowRes
 from diffusion.data.sampler import Draw
-from diffusion.model import pixart
+from diffusion.model import pixart_config
 from diffusion.model.diffusers_layout import to_diffusers
-from diffusion.model.pixart import build_model
+from diffusion.model.flops import forward_flops
 from diffusion.utils.errors import InputError
 from tools.bench import main
 
@@ -32,7 +29,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(autouse=True)
 def smallest(monkeypatch):
     """A network that takes no time, and a small product to compare with."""
-    monkeypatch.setitem(pixart.PRESETS, "smallest", dict(depth=2, hidden_size=32, num_heads=2))
+    monkeypatch.setitem(pixart_config.PRESETS, "smallest", dict(depth=2, hidden_size=32, num_heads=2))
     monkeypatch.setitem(case.SIZES, "tiny", "smallest")
     monkeypatch.setattr(case, "SIDE", 64)
     # a process of its own for every figure takes seconds to start; one test does it
@@ -80,17 +77,6 @@ def test_both_steps_lower_the_same_loss():
     weights = to_diffusers(ours.setup.model.state_dict())
     for name, tensor in theirs.setup.network.network.named_parameters():  # Adam's first steps are as large as any
         torch.testing.assert_close(tensor, weights[name], rtol=0, atol=2e-5)
-
-
-@pytest.mark.parametrize("length", [1, 4, 16])
-def test_operations_equal_those_of_torchs_counter(length, monkeypatch):
-    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # the meta device has none
-    with torch.device("meta"):  # where attention is counted, too
-        model = build_model("smallest", input_size=32, model_max_length=length).eval()
-        inputs = torch.empty(2, 16, 32, 32), torch.empty(2), torch.empty(2, length, 1536)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(*inputs)
-    assert forward_operations(model, 2, 256) == counter.get_total_flops()
 
 
 def test_peak_memory_is_that_of_the_function_alone():
@@ -221,7 +207,7 @@ def test_the_floor_is_the_slower_of_products_and_memory(tmp_path):
     sample, step = "3 steps of guided sampling tiny 256, batch 2", "training step tiny 256, batch 2"
     model = case.Case("tiny", 256, 2, CPU, "fp32").build_network()
     counted = rows[f"{sample} / TFLOP"]["ours"]
-    assert counted == pytest.approx(3 * forward_operations(model, 4, 256) / 1e12)
+    assert counted == pytest.approx(3 * 4 * forward_flops(model.config) / 1e12)
     assert rows[f"{sample} / s at least"]["ours"] == pytest.approx(counted / 1e-6)
     # a backward pass is two forward ones, of attention 2.5
     assert rows[f"{step} / TFLOP"]["ours"] == pytest.approx(counted / 2, rel=0.1)

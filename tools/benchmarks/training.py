@@ -12,10 +12,10 @@ from torch import nn
 
 from benchmarks.case import Case, max_rel_error
 from benchmarks.clock import interleave, measure_peak_memory, time_once
-from benchmarks.operations import forward_operations
 from benchmarks.peers import PlainNetwork
 from benchmarks.table import Row, compare_row, time_row
 from diffusion.config.settings import OptimizerConfig
+from diffusion.model.flops import forward_flops
 from diffusion.objective import training_losses
 from diffusion.optim.build import build_optimizer
 from diffusion.optim.ema import EMA
@@ -37,7 +37,7 @@ def forward_rows(case: Case, rounds: int, compiled: bool = False) -> list[Row]:
     turns = {"product": product, **{name: partial(network, *inputs) for name, network in networks.items()}}
     with torch.no_grad(), case.autocast():
         seconds, outputs = interleave(turns, rounds, case.device)
-    operations = forward_operations(model, case.batch, inputs[0][0, 0].numel() // model.config.patch_size**2)
+    operations = case.batch * forward_flops(model.config)
     rate = [product_operations / each for each in seconds["product"]]
 
     def share(name: str) -> float:

@@ -60,6 +60,8 @@ STYLES = {
     "train/grad_norm": TagStyle("gradient norm", noisy=True, logarithmic=True),
     "train/lr": TagStyle("learning rate", from_zero=True),
     "train/samples_per_second": TagStyle("samples per second", noisy=True, from_zero=True),
+    "train/tflops": TagStyle("TFLOP/s of a processor", noisy=True, from_zero=True),
+    "train/mfu": TagStyle("share of the processor's peak, %", noisy=True, percent=True),
     "train/data_wait": TagStyle("time waiting for data, %", noisy=True, percent=True),
     "train/memory_gb": TagStyle("memory, GB", from_zero=True),
     "train/bad_items": TagStyle("items that could not be read", from_zero=True, if_any=True),

@@ -20,8 +20,10 @@ from diffusion.data.datasets.pan_cancer import PanCancerData, SkipBad, build_dat
 from diffusion.encoders.vae_files import EMBEDDED_CODECS
 from diffusion.formats import LATENT_CHANNELS
 from diffusion.model.convert import read_metadata
+from diffusion.model.flops import training_flops
 from diffusion.model.matching import check_metadata, load_into
 from diffusion.model.pixart import PixArt
+from diffusion.model.pixart_config import preset_config
 from diffusion.tasks.denoising.losses import BatchLosses, BatchNoise, SampleRandomness, draw_randomness
 from diffusion.tasks.denoising.network import build_network
 from diffusion.tasks.denoising.sample_grid import SampleGrid, check_sample_grid
@@ -163,6 +165,12 @@ class Denoising(Task[Config]):
                 f"train_batch_size {config.train_batch_size}: its latents alone take {needed / 2**30:.0f} GiB, and {device.type} "
                 f"has {there / 2**30:.0f}; set a smaller one, and gradient_accumulation_steps to keep the global batch"
             )
+
+    def flops_per_sample(self) -> float | None:
+        """Return those of the network; None where a part of it is frozen, or a subclass trains another."""
+        if self.config.freeze or type(self).build_network is not Denoising.build_network:
+            return None
+        return float(training_flops(preset_config(self.config.model, self.config.model_arguments)))
 
     def resolve_config(self, work_dir: Path) -> Config:
         """Return the config with absolute paths, so that the run can be opened from any folder."""

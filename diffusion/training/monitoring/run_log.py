@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from diffusion.training.monitoring.throughput import describe_throughput
 from diffusion.training.monitoring.trackers import TrackedRun, Tracker, start_trackers
 from diffusion.utils.files import atomic_write
 
@@ -45,10 +46,11 @@ class RunLogger:
         done = step - self.first[0]
         left = timedelta(seconds=round((now - self.first[1]) / done * (total_steps - step))) if done else "?"
         log.info(
-            "step %d/%d, epoch %.3f: %s, grad norm %.3f, lr %.2e, %.1f samples/s, "
+            "step %d/%d, epoch %.3f: %s, grad norm %.3f, lr %.2e, %.1f samples/s%s, "
             "data wait %.1f %%, memory %.2f GB, left %s",
             *(step, total_steps, epoch, self.format_losses(values), values["grad_norm"], values["lr"]),
-            *(values["samples_per_second"], 100 * values["data_wait"], values["memory_gb"], left),
+            *(values["samples_per_second"], describe_throughput(values)),
+            *(100 * values["data_wait"], values["memory_gb"], left),
         )
         self.curves("train", values, step)
 
