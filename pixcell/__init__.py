@@ -1,9 +1,10 @@
 """Generative foundation models for digital pathology: open a run or released weights, sample, embed, encode, score, train.
 
->>> import pixcell
->>> run = pixcell.open_run("output/256")
->>> for sample in run.sample(images=["tissue.png"], count=2, steps=4):
-...     sample.image.save(f"sample_{sample.number}.png")
+Examples:
+    >>> import pixcell
+    >>> run = pixcell.open_run("output/256")
+    >>> for sample in run.sample(images=["tissue.png"], count=2, steps=4):
+    ...     sample.image.save(f"sample_{sample.number}.png")
 
 Nothing large is imported before a name is used.
 """

@@ -29,9 +29,10 @@ class SlideRegion:
     It is read at `mpp` microns per pixel, as the network was trained (0.5 is 20x). image_mpp: the resolution of the slide's
     finest level, whatever the file says itself.
 
-    >>> region = SlideRegion("slide.svs", x=512, y=256)
-    >>> region.read(256).size
-    (256, 256)
+    Examples:
+        >>> region = SlideRegion("slide.svs", x=512, y=256)
+        >>> region.read(256).size
+        (256, 256)
     """
 
     slide: str | Path

@@ -64,9 +64,10 @@ def open_run(
     pretrained_models/, None for the run's. device: auto, cpu, cuda or mps. precision: of the network, fp32, bf16 or fp16.
     Raises MissingError, InputError.
 
-    >>> run = open_run("output/256")
-    >>> run.size, run.tokens_per_image
-    (256, 1)
+    Examples:
+        >>> run = open_run("output/256")
+        >>> run.size, run.tokens_per_image
+        (256, 1)
     """
     session = open_session(
         None if workdir is None else Path(workdir),
@@ -125,15 +126,16 @@ class OpenRun:
         others). count: how many; None: one for each image or token, 16 of an index. guidance: 1 is none. batch_size: in
         one pass, None for as many as keep the device busy. Raises MissingError, InputError.
 
-        >>> run = open_run("output/256")
-        >>> from PIL import Image
-        >>> tissue = Image.open("tissue.png")
-        >>> [sample.pixels.shape for sample in run.sample(images=[tissue, "tissue.png"], steps=2)]
-        [(256, 256, 3), (256, 256, 3)]
-        >>> tokens = run.embed(tissue)
-        >>> first = next(run.sample(tokens=tokens, steps=2, guidance=1.5, seed=7))
-        >>> first.image.size
-        (256, 256)
+        Examples:
+            >>> run = open_run("output/256")
+            >>> from PIL import Image
+            >>> tissue = Image.open("tissue.png")
+            >>> [sample.pixels.shape for sample in run.sample(images=[tissue, "tissue.png"], steps=2)]
+            [(256, 256, 3), (256, 256, 3)]
+            >>> tokens = run.embed(tissue)
+            >>> first = next(run.sample(tokens=tokens, steps=2, guidance=1.5, seed=7))
+            >>> first.image.size
+            (256, 256)
         """
         conditions = self._conditions(images, tokens, ConditionSource(index=index, dataset=dataset), seed)
         chosen = Solver(steps, guidance, solver, guidance_interval, self.session.solver.precision)
@@ -171,9 +173,10 @@ class OpenRun:
 
         images: as in `sample`; of larger ones than the network's the middle.
 
-        >>> run = open_run("output/256")
-        >>> run.embed("tissue.png").shape == (1, run.tokens_per_image, run.token_width)
-        True
+        Examples:
+            >>> run = open_run("output/256")
+            >>> run.embed("tissue.png").shape == (1, run.tokens_per_image, run.token_width)
+            True
         """
         conditions = embed_images(images, self.session.embedder, self.size)
         return torch.cat([condition.condition.tokens for condition in conditions]).numpy()
@@ -181,11 +184,12 @@ class OpenRun:
     def encode(self, images: Images) -> np.ndarray:
         """Encode images of one size to network latents, the posterior's mean: float32 (n, 16, h, w). Raises InputError.
 
-        >>> run = open_run("output/256")
-        >>> Image.open("tissue.png").size
-        (320, 288)
-        >>> run.encode("tissue.png").shape
-        (1, 16, 36, 40)
+        Examples:
+            >>> run = open_run("output/256")
+            >>> Image.open("tissue.png").size
+            (320, 288)
+            >>> run.encode("tissue.png").shape
+            (1, 16, 36, 40)
         """
         pictures = [np.asarray(to_pil(image)) for image in as_list(images)]
         sizes = {picture.shape for picture in pictures}
@@ -198,9 +202,10 @@ class OpenRun:
     def decode(self, latents: np.ndarray | torch.Tensor) -> list[Image.Image]:
         """Decode network latents (n, 16, h, w) to images of 8 h x 8 w pixels. Raises InputError.
 
-        >>> run = open_run("output/256")
-        >>> run.decode(run.encode("tissue.png"))[0].size
-        (320, 288)
+        Examples:
+            >>> run = open_run("output/256")
+            >>> run.decode(run.encode("tissue.png"))[0].size
+            (320, 288)
         """
         values, codec = torch.as_tensor(latents), self.session.codec
         decoded = (codec.decode(value[None])[0] for value in values)

@@ -45,11 +45,12 @@ def score(
     bootstrap: replicates for the intervals of distances. Returns values with their 95 % intervals by name, and notes.
     Raises MissingError, InputError.
 
-    >>> scores = score("real", "synthetic", metrics=["fd", "similarity"], bootstrap=0)
-    >>> sorted(scores.values)[:2]
-    ['above_random', 'fd']
-    >>> scores.values["fd"].value > 0
-    True
+    Examples:
+        >>> scores = score("real", "synthetic", metrics=["fd", "similarity"], bootstrap=0)
+        >>> sorted(scores.values)[:2]
+        ['above_random', 'fd']
+        >>> scores.values["fd"].value > 0
+        True
     """
     place = prepare_device(device)
     embedder = PatchEmbedder.load(encoder, place, root=Path(root) if root is not None else default_root())

@@ -30,8 +30,9 @@ def train(
     seed or data. time_limit: minutes after which to save and stop. Several processes are started by
     `accelerate launch -m pixcell train`. Raises MissingError, InputError.
 
-    >>> train("config.py", "output/new", {"max_steps": 2, "mixed_precision": "no"}, device="cpu")
-    True
+    Examples:
+        >>> train("config.py", "output/new", {"max_steps": 2, "mixed_precision": "no"}, device="cpu")
+        True
     """
     if isinstance(config, TrainingConfig):
         if settings:

@@ -2,7 +2,7 @@
 
 Everything is timed in turns with a peer, since machines slow down and speed up: what counts is the ratio. Peers are
 diffusers' PixArt with its DPM-Solver, AdamW and EMAModel, loops that do one thing at a time, and the ways of the published
-code. Networks have random weights; no data is needed. docs/PERFORMANCE.md has the figures and what they mean.
+code. Networks have random weights; no data is needed. docs/performance-notebook.md has the figures and what they mean.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A network's layers are shared among threads, which meet after each. By default those that are early spin: GNU's runtime for
 as long as the machine has a core for each thread, Intel's for 0.2 s. That is quickest while nobody else computes; beside
 another busy process, on as many cores as there are threads, the spinning keeps the one that all wait for off its core.
-docs/PERFORMANCE.md has the measurements.
+docs/performance-notebook.md has the measurements.
 """
 
 from __future__ import annotations
