@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from diffusion.utils.content import sha256_file
 from diffusion.utils.errors import SYSTEM_ERRORS, InputError, MissingError
@@ -37,6 +37,7 @@ class Model:
     licence: str
     gated: bool = False
     inside: str = ""  # leading part of the files' names that the target folder does without
+    kind: Literal["model", "dataset"] = "model"  # of repository; data sets go beside pretrained_models/
 
     @property
     def is_file(self) -> bool:
@@ -44,7 +45,11 @@ class Model:
 
     @property
     def page(self) -> str:
-        return f"{HUB}/{self.repository}"
+        return f"{HUB}/{'datasets/' if self.kind == 'dataset' else ''}{self.repository}"
+
+    def place(self, folder: Path) -> Path:
+        """Return where it goes; folder: ROOT/pretrained_models."""
+        return (folder if self.kind == "model" else folder.parent) / self.target
 
 
 DIFFUSERS = ("*.json", "*.safetensors")
@@ -65,6 +70,14 @@ TABLE = (
         inside="vae/",
     ),
     Model(
+        "vae-open",  # the same weights, in a folder that asks for no access
+        "StonyBrook-CVLab/PixCell-256-Cell-ControlNet",
+        ("vae/config.json", "vae/diffusion_pytorch_model.safetensors"),
+        "sd-3.5-vae",
+        "Stability AI Community Licence",
+        inside="vae/",
+    ),
+    Model(
         "uni2",
         "MahmoodLab/UNI2-h",
         ("pytorch_model.bin",),
@@ -72,7 +85,16 @@ TABLE = (
         "CC-BY-NC-ND 4.0",
         gated=True,
     ),
+    Model(  # 32 patches of 4 slides with latents and embeddings, a ROOT of their own
+        "sample-data",
+        "StonyBrook-CVLab/PixCell-sample-data",
+        ("*.hdf5", "*.npy"),
+        "sample-data",
+        "CC-BY 4.0",
+        kind="dataset",
+    ),
 )
+OPTIONAL = ("*.jpeg", "*.jpg", "*.png")  # images of a data set, taken where it has any
 MODELS = {model.name: model for model in TABLE}
 DEFAULT = ("pixcell-256", "pixcell-1024", "vae", "uni2")
 
@@ -137,9 +159,11 @@ def check_token() -> None:
 
 def manual_steps(model: Model, folder: Path) -> str:
     """Return how to download a model without this program: the page, the files, their place."""
-    target = folder / model.target
+    target = model.place(folder)
     if model.is_file:
         return f"or by hand: open {model.page}/tree/main, take {model.files[0]}, save it as {target}"
+    if model.kind == "dataset":
+        return f"or by hand: open {model.page}/tree/main, take its folders patches and features, put them in {target}"
     if model.files == DIFFUSERS:
         return f"or by hand: open {model.page}/tree/main, take its .json and .safetensors files, put them in {target}, in the same folders"
     names = " and ".join(PurePosixPath(name).name for name in model.files)
@@ -151,7 +175,10 @@ def fetch(model: Model, folder: Path, report: Callable[[str], None]) -> None:
 
     Raises InputError, Unreachable or MissingError with the cause; whole files of a broken download stay for the next run.
     """
-    target = folder / model.target
+    target = model.place(folder)
+    if is_present(model, target):
+        report(f"there already: {target}")
+        return
     check_place(model, target)
     revision, files = list_files(model)
     size = sum(file.size or 0 for file in files) / 1e9
@@ -186,12 +213,13 @@ def list_files(model: Model) -> tuple[str | None, list[RepoSibling]]:
     from huggingface_hub import HfApi
 
     with translate_errors(model, first=True):
-        info = HfApi().model_info(model.repository, files_metadata=True, timeout=TIMEOUT)
+        info = HfApi().repo_info(model.repository, repo_type=model.kind, files_metadata=True, timeout=TIMEOUT)
     files = info.siblings or []
     for pattern in model.files:
         if not any(fnmatch.fnmatchcase(file.rfilename, pattern) for file in files):
             raise MissingError(f"{model.page} has no {pattern} among its {len(files)} files")
-    return info.sha, [f for f in files if any(fnmatch.fnmatchcase(f.rfilename, pattern) for pattern in model.files)]
+    wanted = (*model.files, *(OPTIONAL if model.kind == "dataset" else ()))
+    return info.sha, [f for f in files if any(fnmatch.fnmatchcase(f.rfilename, pattern) for pattern in wanted)]
 
 
 def download(model: Model, revision: str | None, file: RepoSibling, scratch: Path) -> None:
@@ -202,7 +230,7 @@ def download(model: Model, revision: str | None, file: RepoSibling, scratch: Pat
     from huggingface_hub import hf_hub_download
 
     with translate_errors(model):
-        hf_hub_download(model.repository, file.rfilename, revision=revision, local_dir=scratch)
+        hf_hub_download(model.repository, file.rfilename, repo_type=model.kind, revision=revision, local_dir=scratch)
     path = scratch / file.rfilename
     if file.lfs and (found := sha256_file(path)) != file.lfs.sha256:
         path.unlink()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import re
 import socket
 import subprocess
@@ -27,6 +28,12 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WEIGHTS = "transformer/diffusion_pytorch_model.safetensors"
 VAE, UNI2 = "stabilityai/stable-diffusion-3.5-large", "MahmoodLab/UNI2-h"
 GATED = (VAE, UNI2)
+OPEN, SAMPLES = "StonyBrook-CVLab/PixCell-256-Cell-ControlNet", "StonyBrook-CVLab/PixCell-sample-data"
+SAMPLE_FILES = (
+    "patches/metadata/patch_names_all.hdf5",
+    "features/tcga_diagnostic/brca/single_1024/slide/1_2_uni.npy",
+    "patches/tcga_diagnostic/brca/single_1024/slide/1_2.jpeg",
+)
 ORIGINAL = "StonyBrook-CVLab/PixCell-original-weights"
 
 
@@ -58,7 +65,9 @@ def repositories() -> dict[str, dict[str, bytes]]:
             "model_index.json",
             "transformer/big.safetensors",
         ),
+        OPEN: ("vae/config.json", "vae/diffusion_pytorch_model.safetensors", "controlnet/big.safetensors"),
         UNI2: ("pytorch_model.bin", "config.json", "uni2.py"),
+        SAMPLES: (*SAMPLE_FILES, "README.md", "loader.py"),
     }
     return {
         "StonyBrook-CVLab/PixCell-256": pixcell(256),
@@ -80,9 +89,13 @@ def landed(*names: str) -> dict[str, bytes]:
         "pixcell-256-ckpt": {"pixcell_256.ckpt": served[ORIGINAL]["pixcell_256.ckpt"]},
         "pixcell-1024-ckpt": {"pixcell_1024.ckpt": served[ORIGINAL]["pixcell_1024.ckpt"]},
         "vae": {f"sd-3.5-vae/{name[4:]}": data for name, data in served[VAE].items() if name.startswith("vae/")},
+        "vae-open": {f"sd-3.5-vae/{name[4:]}": data for name, data in served[OPEN].items() if name.startswith("vae/")},
         "uni2": {"uni2/pytorch_model.bin": served[UNI2]["pytorch_model.bin"]},
+        "sample-data": {f"../sample-data/{name}": served[SAMPLES][name] for name in SAMPLE_FILES},
     }
-    return {f"pretrained_models/{path}": data for name in names for path, data in places[name].items()}
+    return {
+        os.path.normpath(f"pretrained_models/{path}"): data for name in names for path, data in places[name].items()
+    }
 
 
 class Hub(ThreadingHTTPServer):
@@ -109,9 +122,10 @@ class Answer(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = self.path.partition("?")[0]
-        if listing := re.fullmatch("/api/models/([^/]+/[^/]+)", path):
-            self.send_listing(listing[1])
-        elif file := re.fullmatch("/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
+        if listing := re.fullmatch("/api/(models|datasets)/([^/]+/[^/]+)", path):
+            is_data = listing[2] == SAMPLES
+            self.send_listing(listing[2]) if is_data == (listing[1] == "datasets") else self.reply(404)
+        elif file := re.fullmatch("(?:/datasets)?/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
             self.send_file(*file.groups())
         else:
             self.reply(404)
@@ -210,17 +224,26 @@ def errors(result: subprocess.CompletedProcess) -> dict[str, str]:
 
 
 def test_everything_lands_once(hub, root):
-    done = download(hub.url, root, *MODELS, HF_TOKEN="secret")
+    wanted = [name for name in MODELS if name != "vae-open"]  # whose place is that of vae
+    done = download(hub.url, root, *wanted, HF_TOKEN="secret")
     assert done.returncode == 0 and not done.stderr, done.stderr
-    assert files_in(root) == landed(*MODELS)
+    assert files_in(root) == landed(*wanted)
     assert not list(root.rglob(".*")) and "secret" not in done.stdout
     cached = files_in(root.parent / "hf") if (root.parent / "hf").exists() else {}
-    assert not set(cached.values()) & set(landed(*MODELS).values())
+    assert not set(cached.values()) & set(landed(*wanted).values())
 
     hub.gets.clear()
     again = download(hub.url, root, *MODELS, HF_TOKEN="secret")
     assert again.returncode == 0 and again.stdout.count("there already: ") == len(MODELS)
     assert not hub.gets
+
+
+def test_a_vae_without_a_gate_and_sample_data_need_no_token(hub, root):
+    """The VAE's second source is left alone where the first has filled its place within the same call."""
+    done = download(hub.url, root, "vae-open", "sample-data")
+    assert done.returncode == 0 and files_in(root) == landed("vae-open", "sample-data"), done.stderr
+    both = download(hub.url, root.with_name("other"), "vae", "vae-open", HF_TOKEN="secret")
+    assert both.returncode == 0 and files_in(root.with_name("other")) == landed("vae"), both.stderr
 
 
 def test_gated_models_wait_for_a_token(hub, root):
@@ -384,7 +407,8 @@ def test_the_list_says_what_is_there(root):
     assert done.returncode == 0
     rows = {line.split()[0]: line for line in done.stdout.splitlines()[1:]}
     assert list(rows) == list(MODELS)
-    assert {name for name, row in rows.items() if not row.endswith("not there")} == {"vae", "pixcell-256-ckpt"}
+    there = {name for name, row in rows.items() if not row.endswith("not there")}
+    assert there == {"vae", "vae-open", "pixcell-256-ckpt"}  # two sources of one place
     assert {name for name, row in rows.items() if "on request" in row} == {"vae", "uni2"}
     assert "CC-BY-NC-ND 4.0" in rows["uni2"] and f"https://huggingface.co/{UNI2} " in rows["uni2"]
 

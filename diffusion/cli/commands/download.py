@@ -23,12 +23,14 @@ def download(
     """Fetch released weights from huggingface.co into ROOT/pretrained_models.
 
     They are PixCell's, the VAE of SD3.5, and UNI2-h. What is there already is skipped, so a run that was stopped goes on when it
-    is run again. Two of the models are given on request: ask on their pages, then set HF_TOKEN. HF_ENDPOINT names a mirror of
-    the hub. The exit code is 1 where a model was not downloaded.
+    is run again. vae and uni2 are given on request: ask on their pages, then set HF_TOKEN; vae-open has the VAE's weights without
+    a request, under the same licence. sample-data has 32 patches with latents and embeddings, which go to ROOT/sample-data, a
+    --root of their own. HF_ENDPOINT names a mirror of the hub. The exit code is 1 where something was not downloaded.
 
     Examples:
       pixcell download --list
       HF_TOKEN=... pixcell download
+      pixcell download sample-data vae-open pixcell-256
       pixcell download pixcell-256 pixcell-256-ckpt --root /data/pixcell
     """
     from diffusion.hub import fetch_all, is_present, manual_steps
@@ -44,8 +46,8 @@ def download(
         return 0
     missing = []
     for model in map(MODELS.__getitem__, dict.fromkeys(names)):
-        if is_present(model, folder / model.target):
-            print(f"there already: {folder / model.target}")
+        if is_present(model, model.place(folder)):
+            print(f"there already: {model.place(folder)}")
         else:
             missing.append(model)
     failed = []
@@ -65,6 +67,6 @@ def print_table(folder: Path) -> None:
     rows = [("name", "repository", "licence", "access", "target", "")]
     for model in TABLE:
         access = "on request" if model.gated else "open"
-        state = "there" if is_present(model, folder / model.target) else "not there"
-        rows.append((model.name, model.page, model.licence, access, str(folder / model.target), state))
+        state = "there" if is_present(model, model.place(folder)) else "not there"
+        rows.append((model.name, model.page, model.licence, access, str(model.place(folder)), state))
     print(format_table(rows))
