@@ -28,7 +28,7 @@ FLAGS = {
     "checkpoint": ("--checkpoints", "--checkpoint"),
 }
 
-main = Script("sweep", __doc__, EXAMPLES, FLAGS)
+main = Script("sweep", __doc__, EXAMPLES, FLAGS, unused=("format", "guidance_interval"))
 
 if __name__ == "__main__":
     run(main)

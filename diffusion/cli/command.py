@@ -16,11 +16,17 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from diffusion.cli.parser import DEVICES, Parser, seed_int
+from diffusion.cli.parser import DEVICES, Parser, finite_float, seed_int
 
 EXAMPLES = "\nExamples:\n"
-# options that every published script takes, so that one set of them serves many calls
-UNUSED: dict[str, dict[str, Any]] = {"root": {"type": Path}, "device": {"choices": DEVICES}, "seed": {"type": seed_int}}
+# options that published scripts take without a use for them: the first three all do, so that one set serves many calls
+UNUSED: dict[str, dict[str, Any]] = {
+    "root": {"type": Path},
+    "device": {"choices": DEVICES},
+    "seed": {"type": seed_int},
+    "format": {"choices": ("png", "jpeg")},
+    "guidance_interval": {"type": finite_float, "nargs": 2},
+}
 
 
 @dataclass(frozen=True)

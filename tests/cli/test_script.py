@@ -36,3 +36,9 @@ def test_what_is_swept_has_one_option_under_both_names():
     for line in (["--guidances", "1", "2"], ["--guidance_strength", "1", "2"], ["--guidance", "1", "2"]):
         assert parser.parse_args(line).guidance == [1.0, 2.0]
     assert parser.parse_args(["--sampling_steps", "7", "--intervals", "all", "0.3:5"]).intervals == [None, (0.3, 5.0)]
+
+
+def test_options_that_have_no_use_are_accepted_and_not_shown():
+    parser = sweep.parser()
+    assert parser.parse_args(["--format", "png", "--guidance_interval", "0.3", "5"]).guidance is not None
+    assert "--guidance_interval" not in parser.format_help()
