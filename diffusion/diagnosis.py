@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from diffusion.formats import DEFAULT_VAE
 from diffusion.utils.assets import PACKAGES
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import check_writable
@@ -32,18 +31,11 @@ OLDEST_PYTHON = (3, 10)
 NOT_FOR_USERS = ("all", "dev")  # extras that say nothing of their own
 LITTLE_MEMORY, LITTLE_DISK, FULL_DISK = 8 * 2**30, 20 * 2**30, 2**30  # bytes
 LONGEST_ANSWER = 4.0  # seconds to wait for another program
-RELEASED = "https://huggingface.co/StonyBrook-CVLab"
-# name -> places below the root, any of which is enough, and where to get it; those of encoders follow from their own table
-WEIGHTS: Mapping[str, tuple[Sequence[str], str]] = {
-    "PixCell-256": (
-        ("pretrained_models/pixcell-256", "pretrained_models/pixcell_256.ckpt"),
-        f"{RELEASED}/PixCell-256",
-    ),
-    "PixCell-1024": (
-        ("pretrained_models/pixcell-1024", "pretrained_models/pixcell_1024.ckpt"),
-        f"{RELEASED}/PixCell-1024",
-    ),
-    "SD3.5's VAE": ((DEFAULT_VAE,), "https://huggingface.co/stabilityai/stable-diffusion-3.5-large, on request"),
+# what is called so -> entries of the hub's table, any of which is enough; encoders have a table of their own
+WEIGHTS: Mapping[str, Sequence[str]] = {
+    "PixCell-256": ("pixcell-256", "pixcell-256-ckpt"),
+    "PixCell-1024": ("pixcell-1024", "pixcell-1024-ckpt"),
+    "SD3.5's VAE": ("vae-open", "vae"),
 }
 ENCODERS = ("uni2", "mobilenetv2")
 
@@ -69,7 +61,8 @@ def diagnose(root: Path, work_dir: Path) -> Iterator[Finding]:
         "root": lambda: check_folder("root", root, "--root", read_only="warning"),
         "work dir": lambda: check_folder("work dir", work_dir, "--workdir", read_only="missing"),
         "locks": lambda: check_locks(work_dir),
-        **{name: lambda name=name: check_weights(name, root) for name in (*WEIGHTS, *ENCODERS)},
+        **{name: lambda name=name: check_weights(name, root) for name in WEIGHTS},
+        **{name: lambda name=name: check_encoder(name, root) for name in ENCODERS},
         "token": check_token,
         "compiler": check_compiler,
         "OpenSlide": check_openslide,
@@ -301,20 +294,28 @@ def check_openslide() -> Finding:
 
 
 def check_weights(name: str, root: Path) -> Finding:
-    """Check whether weights are where commands look for them."""
-    if name in ENCODERS:
-        from diffusion.encoders.embedder_files import REPOSITORY
-        from diffusion.encoders.networks import EMBEDDERS
+    """Check whether one of WEIGHTS is where `pixcell download` puts it."""
+    from diffusion.hub import MODELS, is_present
 
-        spec = EMBEDDERS[name]
-        places, source = [base / spec.default for base in (root, Path(), REPOSITORY)], spec.how_to_get
-    else:
-        below, source = WEIGHTS[name]
-        places = [base / place for place in below for base in (root, Path())]
-    for place in places:
-        if place.is_file() or (place.is_dir() and any(place.iterdir())):
-            return Finding(name, "ok", str(place))
-    return Finding(name, "warning", f"not at {places[0]}; {source}")
+    models = [MODELS[entry] for entry in WEIGHTS[name]]
+    targets = [(model, model.place(base / "pretrained_models")) for model in models for base in (root, Path())]
+    for model, target in targets:
+        if is_present(model, target):
+            return Finding(name, "ok", str(target))
+    return Finding(name, "warning", f"not at {targets[0][1]}; pixcell download {models[0].name} ({models[0].page})")
+
+
+def check_encoder(name: str, root: Path) -> Finding:
+    """Check whether an encoder's weights are where commands look for them."""
+    from diffusion.encoders.embedder_files import REPOSITORY
+    from diffusion.encoders.networks import EMBEDDERS
+
+    spec = EMBEDDERS[name]
+    places = [base / spec.default for base in (root, Path(), REPOSITORY)]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        return Finding(name, "warning", f"not at {places[0]}; {spec.how_to_get}")
+    return Finding(name, "ok", str(found))
 
 
 def check_token() -> Finding:
@@ -325,9 +326,7 @@ def check_token() -> Finding:
         return Finding("token", "ok", "HF_TOKEN is set")
     if get_token():
         return Finding("token", "ok", "a stored login of the hub")
-    return Finding(
-        "token", "warning", "none; UNI2-h and SD3.5's VAE are given on request: set HF_TOKEN to download them"
-    )
+    return Finding("token", "warning", "none; UNI2-h is given on request: set HF_TOKEN to download it")
 
 
 # ---- accelerate, and variables

@@ -60,18 +60,23 @@ def test_an_old_or_absent_core_package_is_missing_and_an_extra_s_a_warning(unins
 
 def test_weights_are_found_where_commands_look_for_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name, file in (
-        ("PixCell-256", "pretrained_models/pixcell-256/config.json"),
-        ("PixCell-1024", "pretrained_models/pixcell_1024.ckpt"),
-        ("SD3.5's VAE", "pretrained_models/sd-3.5-vae/config.json"),
-        ("uni2", "pretrained_models/uni2/pytorch_model.bin"),
+    for check, name, files in (
+        (diagnosis.check_weights, "PixCell-256", ("pixcell-256/config.json", "pixcell-256/x.safetensors")),
+        (diagnosis.check_weights, "PixCell-1024", ("pixcell_1024.ckpt",)),
+        (
+            diagnosis.check_weights,
+            "SD3.5's VAE",
+            ("sd-3.5-vae/config.json", "sd-3.5-vae/diffusion_pytorch_model.safetensors"),
+        ),
+        (diagnosis.check_encoder, "uni2", ("uni2/pytorch_model.bin",)),
     ):
-        before = diagnosis.check_weights(name, tmp_path / "root")
+        before = check(name, tmp_path / "root")
         assert before.status == "warning" and "huggingface.co/" in before.text
-        place = tmp_path / "root" / file
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.touch()
-        after = diagnosis.check_weights(name, tmp_path / "root")
+        for file in files:
+            place = tmp_path / "root/pretrained_models" / file
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.touch()
+        after = check(name, tmp_path / "root")
         assert after.status == "ok" and place.is_relative_to(after.text)
 
 

@@ -203,6 +203,9 @@ Bootstrap = Annotated[
     int, Option("replicates for the interval of a distance; 0: no interval", natural_int, group=SCORING)
 ]
 
+# ---- what is done
+DryRun = Annotated[bool, Option("prepare everything, and say what would be done")]
+
 # ---- training
 Fresh = Annotated[bool, Option("start a new run: an error when the work dir has one", group=TRAINING)]
 AcceptChanges = Annotated[

@@ -54,6 +54,10 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "weights": {
         "download": ("download:download", "Fetch released weights from huggingface.co into ROOT/pretrained_models"),
         "convert": ("convert:convert", "Convert weights between the formats that they come in, to the bit"),
+        "push": (
+            "push:push",
+            "Publish the weights of a run on huggingface.co, with a model card that names the terms of all its parts",
+        ),
     },
     "machine": {
         "bench": (

@@ -62,13 +62,7 @@ def train(
             group=options.TRAINING,
         ),
     ] = (),
-    dry_run: Annotated[
-        bool,
-        Option(
-            "check config, data and weights, say what the run would be, write nothing",
-            group=options.TRAINING,
-        ),
-    ] = False,
+    dry_run: Annotated[options.DryRun, Here("no step is taken, nothing written", options.TRAINING)] = False,
 ) -> int:
     """Train a diffusion transformer on the latents and embeddings of indexed patches.
 
