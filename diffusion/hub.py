@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from diffusion.utils.content import sha256_file
 from diffusion.utils.errors import SYSTEM_ERRORS, InputError, MissingError
@@ -213,7 +213,7 @@ def list_files(model: Model) -> tuple[str | None, list[RepoSibling]]:
     from huggingface_hub import HfApi
 
     with translate_errors(model, first=True):
-        info = HfApi().repo_info(model.repository, repo_type=model.kind, files_metadata=True, timeout=TIMEOUT)
+        info: Any = HfApi().repo_info(model.repository, repo_type=model.kind, files_metadata=True, timeout=TIMEOUT)
     files = info.siblings or []
     for pattern in model.files:
         if not any(fnmatch.fnmatchcase(file.rfilename, pattern) for file in files):
