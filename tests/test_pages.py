@@ -96,7 +96,7 @@ def test_the_quickstart_runs(tmp_path, mobilenet_weights):
     source, weights = tmp_path / "data/demo/source", tmp_path / "data/path" / EMBEDDERS["mobilenetv2"].default
     source.mkdir(parents=True)
     for i in range(3):
-        speckled(1280, seed=i).save(source / f"tissue_{i}.png")
+        speckled(1024, seed=i).save(source / f"tissue_{i}.png")
     weights.parent.mkdir(parents=True)
     shutil.copy(mobilenet_weights, weights)
     bin_folder = tmp_path / "bin"

@@ -37,7 +37,8 @@ def test_configs_that_come_with_the_package_have_names(tmp_path, monkeypatch):
     for name in ("demo/demo_256", "demo/demo_256.py", expected):
         assert find_config(name).samefile(expected)
     with pytest.raises(
-        MissingError, match="no config file demo/none; .* are demo/demo_1024, demo/demo_256, demo/demo_512, pan"
+        MissingError,
+        match="no config file demo/none; .* are demo/demo_1024, demo/demo_256, demo/demo_512, finetune/own_slides_256, pan",
     ):
         find_config("demo/none")
     (tmp_path / "demo").mkdir()
