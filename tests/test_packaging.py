@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
-from pathlib import Path
 
 import pytest
+import yaml
 from conftest import REPOSITORY
 
 import diffusion
@@ -61,30 +62,44 @@ def test_a_missing_package_is_one_line_that_names_the_extra():
     assert done.stderr == "error: this needs the package openslide; install it with pip install 'pixcell[slides]'\n"
 
 
-def test_a_wheel_has_the_configs_and_assets(tmp_path):
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "wheel",
-            "--quiet",
-            "--no-deps",
-            "--no-build-isolation",
-            "-w",
-            tmp_path,
-            REPOSITORY,
-        ],
-        check=True,
-    )
+def test_a_wheel_has_the_modules_configs_and_assets_that_are_there_now(tmp_path):
+    clone = tmp_path / "clone"
+    for name in ("diffusion", "pixcell", "configs", "asset"):
+        shutil.copytree(REPOSITORY / name, clone / name, ignore=shutil.ignore_patterns("__pycache__", "*.run"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, clone)
+    left = clone / "build/lib/diffusion/deleted_since.py"  # by an earlier build
+    left.parent.mkdir(parents=True)
+    left.touch()
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        tmp_path,
+        clone,
+    ]
+    subprocess.run(command, check=True)
     (wheel,) = tmp_path.glob("*.whl")
     assert wheel.name.startswith(f"pixcell-{diffusion.__version__}-")
     names = set(zipfile.ZipFile(wheel).namelist())
-    package = {path.relative_to(REPOSITORY).as_posix() for path in (REPOSITORY / "diffusion").rglob("*.py")}
-    configs = {f"pixcell/{path.relative_to(REPOSITORY).as_posix()}" for path in (REPOSITORY / "configs").rglob("*.py")}
-    wanted = {*package, *configs, "pixcell/py.typed", "diffusion/py.typed", "pixcell/assets/report.html.j2"}
-    wanted |= {f"pixcell/assets/tiny_vae/{name}" for name in ("config.json", "diffusion_pytorch_model.safetensors")}
-    assert wanted <= names
-    assert not [
-        name for name in names if name.startswith(("tests", "tools", "asset")) or Path(name).suffix in (".png", ".jpg")
-    ]
+    modules = {
+        path.relative_to(clone).as_posix() for name in ("diffusion", "pixcell") for path in (clone / name).rglob("*.py")
+    }
+    configs = {f"pixcell/{path.relative_to(clone).as_posix()}" for path in (clone / "configs").rglob("*.py")}
+    other = {"pixcell/py.typed", "diffusion/py.typed", "pixcell/assets/report.html.j2"}
+    other |= {f"pixcell/assets/tiny_vae/{name}" for name in ("config.json", "diffusion_pytorch_model.safetensors")}
+    assert {name for name in names if ".dist-info/" not in name} == modules | configs | other
+
+
+def test_the_citation_file_has_what_its_format_requires():
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert citation["version"] == diffusion.__version__
+    for authors in (citation["authors"], citation["preferred-citation"]["authors"]):
+        assert authors and all("name" in each or {"family-names", "given-names"} <= each.keys() for each in authors)
+    assert {"type", "title"} <= citation["preferred-citation"].keys()
