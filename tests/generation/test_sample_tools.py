@@ -197,12 +197,12 @@ class TestSample4k:
         """Without --workdir: the newest run below ./output, or $PIXCELL_WORKDIR; conditions from its index."""
         monkeypatch.chdir(tmp_path)
         monkeypatch.delenv("PIXCELL_WORKDIR", raising=False)
-        size = ("--height", 1280, "--width", 1536, "--output_dir", "samples_4k", "--num_samples", 2)
+        size = ("--height", 1280, "--width", 1024, "--output_dir", "samples_4k", "--num_samples", 2)
         done = in_process(sample_4k, *self.COMMAND, *size)
         assert done.returncode == 0, done.stderr
-        assert "1280 x 1536 pixels, 4 windows" in done.stdout and "seams" not in done.stdout
+        assert "1280 x 1024 pixels, 2 windows" in done.stdout and "seams" not in done.stdout
         assert len(names(tmp_path / "samples_4k/syn")) == 2 and not (tmp_path / "samples_4k/real").exists()
-        assert read_pixels(next((tmp_path / "samples_4k/syn").iterdir())).shape == (1280, 1536, 3)
+        assert read_pixels(next((tmp_path / "samples_4k/syn").iterdir())).shape == (1280, 1024, 3)
         again = in_process(sample_4k, *self.COMMAND, *size)
         assert again.returncode == 0 and "written" not in again.stdout
 
@@ -212,13 +212,13 @@ class TestSample4k:
         monkeypatch.chdir(feature_root / "patches")
         assert "no run in ./output" in in_process(sample_4k, *self.COMMAND, *size).stderr
 
-    def test_a_large_image_depends_on_neither_batch_nor_tiles(self, run_dir, tmp_path):
-        np.save(tmp_path / "grid.npy", np.random.default_rng(0).normal(size=(5, 6, WIDTH)))
+    def test_a_large_image_depends_on_neither_batch_nor_tiles(self, embedding_run, tmp_path):
+        np.save(tmp_path / "grid.npy", np.random.default_rng(0).normal(size=(3, 4, 1280)))
         pictures = []
-        for batch, tile, out in ((1, 160, "a"), (7, 96, "b")):
+        for batch, tile, out in ((1, 96, "a"), (7, 64, "b")):
             several = ("--batch_size", batch, "--decode_tile", tile)
-            size = ("--height", 1280, "--width", 1536, "--tokens", tmp_path / "grid.npy", *several)
-            done = in_process(sample_4k, "--workdir", run_dir, *size, "--out_dir", tmp_path / out, *QUICK)
+            size = ("--height", 768, "--width", 1024, "--tokens", tmp_path / "grid.npy", *several)
+            done = in_process(sample_4k, "--workdir", embedding_run[0], *size, "--out_dir", tmp_path / out, *QUICK)
             assert done.returncode == 0, done.stderr
             pictures.append(read_pixels(tmp_path / out / "syn/000000_grid.png").astype(int))
         difference = np.abs(pictures[0] - pictures[1])

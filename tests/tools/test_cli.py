@@ -17,6 +17,7 @@ from diffusion.cli.parser import seed_int
 from diffusion.data.features.npy import is_valid
 from diffusion.data.features.parts import LATENTS
 from diffusion.encoders.latents import LatentCodec
+from diffusion.model import build_model
 
 TRAIN, EXTRACT, SAMPLE = "train_scripts/train_pixcell.py", "tools/extract_features.py", "tools/sample_256.py"
 
@@ -152,13 +153,16 @@ class TestTrain:
             "caption_channels=1280",
             "mixed_precision=no",
             "sample_grid.count=0",
+            "model_kwargs.depth=2",  # of 28, which take ten seconds to initialise
         )
         done = command(
             TRAIN, recipe, "--root", root, "--work-dir", tmp_path / "w", "--batch-size", 3, "--dry-run", "--set", *data
         )
         assert done.returncode == 0, done.stderr
+        with torch.device("meta"):
+            network = build_model("PixArt_XL_2_UNI", depth=2, caption_channels=1280)
         assert (
-            "607." in done.stdout
+            f"{sum(weights.numel() for weights in network.parameters()) / 1e6:.2f} M parameters" in done.stdout
             and "global batch 6 = 3 x 2 accumulated" in done.stdout
             and not (tmp_path / "w").exists()
         )
