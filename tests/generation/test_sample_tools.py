@@ -30,6 +30,12 @@ def run_dir(feature_root, tmp_path) -> Path:
     return save_run(tmp_path / "output" / "run", feature_root, WIDTH)
 
 
+@pytest.fixture
+def smaller_run(feature_root, tmp_path) -> Path:
+    """The same of 512 pixels, a sixteenth of the work: for what is the same at both sizes."""
+    return save_run(tmp_path / "output" / "run", feature_root, WIDTH, 512)
+
+
 @pytest.fixture(scope="module")
 def embedding_run(tissue_root, mobilenet_weights, tmp_path_factory) -> tuple[Path, Path]:
     """A run of 512 pixels whose conditions come from MobileNetV2, and that one's weights."""
@@ -75,13 +81,13 @@ class TestSample1024:
         backwards = in_process(sample_1024, *arguments[:-2], 5, 0.5, *QUICK)
         assert backwards.returncode == 2 and "0 <= LO < HI" in backwards.stderr
 
-    def test_a_folder_is_completed_after_weights_and_data_moved(self, run_dir, feature_root, tmp_path):
+    def test_a_folder_is_completed_after_weights_and_data_moved(self, smaller_run, feature_root, tmp_path):
         """Weights and data are known by their content; features condition without images, which are made up for later."""
         common = ("--out_dir", tmp_path / "out", *QUICK)
-        done = in_process(sample_1024, "--workdir", run_dir, "--n_images", 1, *common)
+        done = in_process(sample_1024, "--workdir", smaller_run, "--n_images", 1, *common)
         assert done.returncode == 0, done.stderr
         assert "1 patches have no image in" in done.stdout and names(tmp_path / "out") == ["samples.json", "syn"]
-        moved = shutil.copytree(run_dir, tmp_path / "copies" / "run")
+        moved = shutil.copytree(smaller_run, tmp_path / "copies" / "run")
         data = tmp_path / "copies" / "data"
         data.mkdir()
         shutil.move(feature_root / "patches", data)
@@ -108,13 +114,22 @@ class TestSample1024:
         first, second = (read_pixels(tmp_path / f"out/syn/00000{i}_tissue.png") for i in (0, 1))
         assert first.shape == (512, 512, 3) and not np.array_equal(first, second)
 
-    def test_compiled_images_equal_eager_ones_but_for_rounding(self, run_dir, tmp_path, monkeypatch):
+    def test_compiled_images_equal_eager_ones_but_for_rounding(self, smaller_run, tmp_path, monkeypatch):
         """As without, but for rounding, and never in one folder; the back end that only traces takes no compiler."""
         compiled = torch.nn.Module.compile
         calls = []
         monkeypatch.setattr(torch.nn.Module, "compile", lambda m: (calls.append(m), compiled(m, backend="eager")))
-        np.save(tmp_path / "grid.npy", np.random.default_rng(0).normal(size=(2, 16, WIDTH)))
-        arguments = ("--workdir", run_dir, "--tokens", tmp_path / "grid.npy", "--vae", "tiny", "--sampling_steps", 2)
+        np.save(tmp_path / "grid.npy", np.random.default_rng(0).normal(size=(2, 4, WIDTH)))
+        arguments = (
+            "--workdir",
+            smaller_run,
+            "--tokens",
+            tmp_path / "grid.npy",
+            "--vae",
+            "tiny",
+            "--sampling_steps",
+            2,
+        )
         for out, options in (("eager", ()), ("compiled", ("--compile",))):
             done = in_process(sample_1024, *arguments, "--out_dir", tmp_path / out, *options)
             assert done.returncode == 0, done.stderr
@@ -125,27 +140,27 @@ class TestSample1024:
         done = in_process(sample_1024, *arguments, "--out_dir", tmp_path / "compiled")
         assert done.returncode == 2 and "compiled True, not None" in done.stderr
 
-    def test_other_settings_in_one_folder_raise(self, run_dir, tmp_path):
+    def test_other_settings_in_one_folder_raise(self, smaller_run, tmp_path):
         """Other conditions under the same name, another kind of picture, and damaged settings are refused."""
         out, file = tmp_path / "out", tmp_path / "grid.npy"
-        arguments = ("--workdir", run_dir, "--tokens", file, "--out_dir", out, "--sampling_steps", 1)
-        np.save(file, np.ones((16, WIDTH)))
+        arguments = ("--workdir", smaller_run, "--tokens", file, "--out_dir", out, "--sampling_steps", 1)
+        np.save(file, np.ones((4, WIDTH)))
         assert in_process(sample_1024, *arguments, "--vae", "tiny").returncode == 0
-        np.save(file, np.zeros((2, 16, WIDTH)))
+        np.save(file, np.zeros((2, 4, WIDTH)))
         other = in_process(sample_1024, *arguments, "--vae", "tiny")
         assert other.returncode == 2 and "holds samples with conditions" in other.stderr
         np.save(file, np.ones((5, 5, WIDTH)))
         large = in_process(sample_4k, *arguments, "--vae", "tiny", "--height", 1280, "--width", 1280)
         assert large.returncode == 2 and "pictures patches, not large" in large.stderr
-        np.save(file, np.ones((16, WIDTH)))
+        np.save(file, np.ones((4, WIDTH)))
         (out / "samples.json").write_text("[1]")
         assert "samples.json is no record of samples" in in_process(sample_1024, *arguments, "--vae", "tiny").stderr
         assert names(out / "syn") == ["000000_grid.png"]
 
     @pytest.mark.parametrize("form", ["official", "diffusers", "pipeline"])
-    def test_released_weights_sample_as_their_run(self, run_dir, tmp_path, form):
+    def test_released_weights_sample_as_their_run(self, smaller_run, tmp_path, form):
         """A checkpoint or a folder as downloaded, with codec and embedder of the released networks."""
-        weights = load_weights(run_dir / "checkpoints" / "last_ema.ckpt")
+        weights = load_weights(smaller_run / "checkpoints" / "last_ema.ckpt")
         model = PixArt(**weights.architecture)
         model.load_state_dict(weights.state_dict)
         source = tmp_path / {"official": "pixcell.ckpt", "diffusers": "pixcell", "pipeline": "pipe/transformer"}[form]
@@ -153,9 +168,9 @@ class TestSample1024:
         if form == "pipeline":
             source = source.parent
             (source / "model_index.json").write_text("{}")
-        np.save(tmp_path / "one.npy", np.random.default_rng(0).normal(size=(16, WIDTH)))
+        np.save(tmp_path / "one.npy", np.random.default_rng(0).normal(size=(4, WIDTH)))
         pictures = []
-        for workdir in (source, run_dir):
+        for workdir in (source, smaller_run):
             out = tmp_path / f"out_{workdir.name}"
             done = in_process(
                 sample_1024, "--workdir", workdir, "--tokens", tmp_path / "one.npy", "--out_dir", out, *QUICK
