@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,8 +21,11 @@ from accelerate.commands.launch import launch_command_parser
 from conftest import ON_CPU, REPOSITORY, launcher
 from runs import settings
 
-from diffusion.config.files import dump_config
+from diffusion.cli.command import build_parser
+from diffusion.cli.commands.train import train
+from diffusion.config.files import dump_config, find_config, load_config, parse_override
 from diffusion.model import blocks
+from diffusion.tasks.registry import CONFIGS
 
 PROCESSES = {"1_gpu": 1, "8_gpus": 8, "16x8_gpus": 128, "8_gpus_fsdp": 8}
 SCRIPTS = sorted((REPOSITORY / "docs/slurm").iterdir())
@@ -55,10 +59,12 @@ def test_fsdp_options_are_those_of_the_launcher():
 def test_script_parses_and_names_files_that_exist(script):
     subprocess.run(["bash", "-n", script], check=True)
     text = script.read_text()
-    named = re.findall(r"(?<![\w/])(?:configs|docs|train_scripts)/[\w./]+", text)
+    named = re.findall(r"(?<![\w/])docs/\w[\w./]+", text)
     assert [name for name in named if not (REPOSITORY / name).is_file()] == []
     if script.suffix == ".sbatch":
-        assert any(name.startswith("configs/") for name in named)
+        (command,) = re.findall(r" -m pixcell train (.*?)\ncode=", text, re.DOTALL)
+        given = build_parser(train, "train").parse_args(shlex.split(command.replace("\\\n", " ")))
+        load_config(find_config(given.config), dict(parse_override(each) for each in given.set_), CONFIGS)
         processes = int(re.search(r"--nodes=(\d+)", text)[1]) * int(re.search(r"--gpus-per-node=(\d+)", text)[1])
         assert {PROCESSES[Path(name).stem] for name in named if name.startswith("docs/accelerate/")} == {processes}
 
