@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -69,7 +70,7 @@ def build_scheduler(algorithm: str, prediction_type: str = "epsilon") -> Schedul
 def prepare_scheduler(algorithm: str, steps: int, prediction_type: str = "epsilon") -> Scheduler:
     """Return a scheduler set to `steps` steps. Raises InputError for an unknown algorithm, or steps that it cannot take."""
     scheduler = build_scheduler(algorithm, prediction_type)
-    if not 1 <= steps <= TIMESTEPS:
+    if not (isinstance(steps, Integral) and 1 <= steps <= TIMESTEPS):
         raise InputError(f"{steps} sampling steps: expected 1 to {TIMESTEPS}")
     scheduler.set_timesteps(steps)
     times = scheduler.timesteps
@@ -165,6 +166,8 @@ def _uses_learned_variance(scheduler: Scheduler) -> bool:
 
 def check_guidance_interval(interval: tuple[float, float] | None) -> tuple[float, float]:
     """Return the lowest and highest noise level with guidance; None: all. Raises InputError for an interval without any."""
+    if interval is not None and not (isinstance(interval, Sequence) and len(interval) == 2):
+        raise InputError(f"guidance interval {interval}: expected two noise levels, LO and HI")
     low, high = interval or (0.0, math.inf)
     levels = linear_schedule().noise_levels
     if not (0 <= low < high and low <= levels[-1] and high >= levels[0]):

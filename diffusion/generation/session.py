@@ -100,7 +100,7 @@ def open_session(
     root: Path | None = None,
     vae: str | None = None,
     encoder: str | None = None,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     gpu_id: int | None = None,
 ) -> Session:
     """Open a run for sampling.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 
@@ -20,7 +22,8 @@ from diffusion.workdir import Run
 class Solver:
     """How to sample. precision: of the network, fp32, bf16 or fp16.
 
-    Raises InputError for steps that the algorithm cannot take, and an interval without noise levels.
+    Raises InputError for steps that the algorithm cannot take, guidance that is no finite number, an interval without noise
+    levels, and an unknown precision.
     """
 
     steps: int = 20
@@ -30,6 +33,9 @@ class Solver:
     precision: str = "fp32"
 
     def __post_init__(self):
+        torch_dtype(self.precision)
+        if not (isinstance(self.guidance, Real) and math.isfinite(self.guidance)):
+            raise InputError(f"guidance {self.guidance}: expected a finite number; 1 is none")
         prepare_scheduler(self.algorithm, self.steps)
         check_guidance_interval(self.guidance_interval)
 

@@ -58,6 +58,7 @@ from diffusion.training.task import Evaluation, Task, TrainingData
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import remove_temporary_files
 from diffusion.utils.hardware import describe_device
+from diffusion.utils.launch import own_state
 from diffusion.utils.locks import file_lock
 from diffusion.utils.seeds import mix_seed
 from diffusion.workdir import LOCK_FILE, check_work_dir
@@ -85,7 +86,7 @@ def train(
     Returns whether the last step is done: False when a signal or the limit stopped the run, whose state is saved.
     Raises InputError for settings that the data, the device or the work dir contradict, and for numbers not finite.
     """
-    with PreemptionHandler(time_limit) as preemption, user_errors(), contextlib.ExitStack() as stack:
+    with PreemptionHandler(time_limit) as preemption, user_errors(), own_state(cpu), contextlib.ExitStack() as stack:
         # ---- data, network, and all else that a run is made of; nothing is written before the work dir is acquired
         made = prepare(config, task, work_dir, cpu, fresh, accept_changes)
         config, accelerator, plan, run, network = made.config, made.accelerator, made.plan, made.run, made.network
@@ -341,8 +342,8 @@ def dry_run(
     accept_changes: bool = False,
 ) -> str:
     """Prepare a run for its first step, write nothing, and return its numbers in words. Raises InputError as `train`."""
-    made = prepare(config, task, work_dir, cpu, fresh, accept_changes, processes)
-    described = describe_run(made, processes or made.accelerator.num_processes)
-    return "\n".join(
-        [*environment_notes(made.config), f"{described}; weights from {made.checkpoint or made.weights_from}"]
-    )
+    with own_state(cpu):
+        made = prepare(config, task, work_dir, cpu, fresh, accept_changes, processes)
+        described = describe_run(made, processes or made.accelerator.num_processes)
+        notes = environment_notes(made.config)
+    return "\n".join([*notes, f"{described}; weights from {made.checkpoint or made.weights_from}"])

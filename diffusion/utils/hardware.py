@@ -6,6 +6,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING
 
+from diffusion.formats import PRECISIONS
 from diffusion.utils.errors import InputError
 from diffusion.utils.launch import is_set
 from diffusion.utils.memory import keep_freed_memory
@@ -21,6 +22,7 @@ NUMERIC_VARIABLES = (
     *("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"),
     *("ATEN_CPU_CAPABILITY", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "OPENBLAS_CORETYPE", "XLA_USE_BF16"),
 )
+DEVICES = ("auto", "cpu", "cuda", "mps")
 COMPILERS = ("g++", "gcc", "clang++", "clang", "cl")  # of C++, in the order in which torch takes them
 USABLE_MEMORY = 0.9  # of a GPU's free memory; the rest goes to fragments and to what other libraries take
 
@@ -36,13 +38,20 @@ def find_compiler() -> str | None:
     return next((path for name in (*named, *COMPILERS) if (path := shutil.which(name))), None)
 
 
-def pick_device(name: str) -> torch.device:
-    """Return the torch device for a --device value.
+def pick_device(name: str | torch.device) -> torch.device:
+    """Return the torch device for a --device value, or for a device: auto, cpu, cuda, cuda:N or mps.
 
-    Raises InputError when the device asked for is not on this machine, or accelerate's launcher names another.
+    Raises InputError for another text, when the device asked for is not on this machine, or accelerate's launcher names
+    another.
     """
     import torch
 
+    name = str(name)
+    kind, _, number = name.partition(":")
+    if kind not in DEVICES or (number and not (number.isdecimal() and (kind == "cuda" or number == "0"))):
+        raise InputError(f"--device {name}: expected auto, cpu, cuda, cuda:N or mps")
+    if kind != "cuda":
+        name, number = kind, ""
     if is_set("ACCELERATE_USE_CPU"):  # accelerate launch --cpu
         if name not in ("auto", "cpu"):
             raise InputError(
@@ -52,13 +61,15 @@ def pick_device(name: str) -> torch.device:
 
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        name = next(kind for kind, is_there in available.items() if is_there)
-    if not available[name]:
+        name = kind = next(each for each, is_there in available.items() if is_there)
+    if name != "cpu" and not available[kind]:
         raise InputError(f"--device {name}: this machine has none that torch can use; take --device auto or cpu")
+    if number and int(number) >= torch.cuda.device_count():
+        raise InputError(f"--device {name}: this machine has {torch.cuda.device_count()} GPUs, counted from 0")
     return torch.device(name)
 
 
-def prepare_device(name: str) -> torch.device:
+def prepare_device(name: str | torch.device) -> torch.device:
     """Return the torch device for a --device value, and set this process up for it: a CPU keeps freed memory.
 
     Raises InputError as pick_device does.
@@ -77,9 +88,11 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def torch_dtype(precision: str) -> torch.dtype:
-    """Return the torch type of one of `formats.PRECISIONS`."""
+    """Return the torch type of one of `formats.PRECISIONS`. Raises InputError for another text."""
     import torch
 
+    if precision not in PRECISIONS:
+        raise InputError(f"--precision {precision}: expected {', '.join(PRECISIONS)}")
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 

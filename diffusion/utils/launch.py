@@ -6,12 +6,14 @@ launch, or without any, would wait for ever or write over each other; here they 
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import os
 import socket
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
@@ -131,8 +133,10 @@ def connect(launch: Launch, limit: timedelta = RENDEZVOUS_LIMIT) -> Store:
 def start_processes(device: torch.device, longest_wait: timedelta = timedelta(days=1)) -> PartialState:
     """Return accelerate's view of the processes that work together: one, or those that `accelerate launch` started.
 
+    A single process gets the device that it asks for, whatever it asked for before, and leaves accelerate's own state alone.
     longest_wait: for each other, before they give up; by default a day: one may have far more to do than another.
-    Raises InputError for a launcher's variables that are incomplete, and for processes that do not come.
+    Raises InputError for a launcher's variables that are incomplete, for processes that do not come, and for another device
+    than the launcher has given to one of several processes.
     """
     import torch
 
@@ -147,9 +151,43 @@ def start_processes(device: torch.device, longest_wait: timedelta = timedelta(da
     try:
         from accelerate import PartialState
 
-        return PartialState(cpu=on_cpu, timeout=longest_wait, **rendezvous)
+        with own_state(on_cpu):
+            state = PartialState(cpu=on_cpu, timeout=longest_wait, **rendezvous)
+            if state.num_processes == 1:
+                state = copy.copy(state)  # which shares nothing with the others
+                state.device = device
+                return state
     except (ValueError, ImportError, NotImplementedError) as error:  # accelerate reads flags when it is imported, too
         raise InputError(f"accelerate does not start ({error}); its variables: {accelerate_variables()}") from error
+    given = state.device or device
+    if given.type != device.type or device.index not in (None, given.index):
+        raise InputError(
+            f"--device {device}: this process, one of {launch}, already has {given}, which it keeps to its end"
+        )
+    return state
+
+
+@contextlib.contextmanager
+def own_state(on_cpu: bool) -> Iterator[None]:
+    """Begin without any state of accelerate, and put back at the end what was there; for one of several processes do nothing.
+
+    accelerate keeps the device and the precision of its first call in a process, for all that come after it.
+    """
+    if read_launch(on_cpu) is not None:
+        yield
+        return
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    shared = [kind._shared_state for kind in (PartialState, AcceleratorState, GradientState)]
+    saved = [dict(each) for each in shared]
+    try:
+        for each in shared:
+            each.clear()
+        yield
+    finally:
+        for each, before in zip(shared, saved, strict=True):
+            each.clear()
+            each.update(before)
 
 
 def _await_address(launch: Launch, deadline: float) -> None:

@@ -162,3 +162,16 @@ def test_sequences_score_as_their_folders(in_folder):
     sequences = pixcell.score(*images, **settings)
     values = [{name: value.value for name, value in scores.values.items()} for scores in (sequences, folders)]
     assert values[0] == pytest.approx(values[1]) and "similarity" in values[1]
+
+
+def test_a_process_trains_with_one_precision_after_another(in_folder):
+    from accelerate import PartialState
+
+    for precision in ("no", "bf16"):
+        changes = {"max_steps": 1, "save_model_steps": 1, "mixed_precision": precision}
+        assert pixcell.train("config.py", f"output/{precision}", changes, device=torch.device("cpu"))
+    assert not PartialState._shared_state
+    with pytest.raises(InputError, match="settings are of a config file"):
+        pixcell.train(settings(in_folder), "output/new", {"max_steps": 2})
+    with pytest.raises(InputError, match="expected minutes, more than 0"):
+        pixcell.train(settings(in_folder), "output/new", time_limit=0, device="cpu")

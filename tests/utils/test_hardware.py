@@ -93,3 +93,19 @@ def test_a_compiler_that_a_variable_names_comes_first(monkeypatch, tmp_path):
     assert hardware.find_compiler() == str(tmp_path / "g++")
     monkeypatch.setenv("PATH", "")
     assert hardware.find_compiler() is None
+
+
+def test_devices_are_named_by_text_or_by_torch(monkeypatch):
+    monkeypatch.delenv("ACCELERATE_USE_CPU", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name in ("cpu", "cuda", "cuda:1", CPU, torch.device("cuda", 1)):
+        assert hardware.pick_device(name) == torch.device(name)
+    assert hardware.pick_device("cpu:0") == CPU and hardware.pick_device("auto") == torch.device("cuda")
+    with pytest.raises(InputError, match="--device cuda:2: this machine has 2 GPUs, counted from 0"):
+        hardware.pick_device("cuda:2")
+    for name in ("gpu", "cuda:x", "cuda:-1", "cpu:1", "meta", "", "auto:1"):
+        with pytest.raises(InputError, match="expected auto, cpu, cuda, cuda:N or mps"):
+            hardware.pick_device(name)
+    with pytest.raises(InputError, match="--precision float16: expected fp32, bf16, fp16"):
+        hardware.torch_dtype("float16")

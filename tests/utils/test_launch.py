@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import socket
 from datetime import timedelta
+from types import SimpleNamespace
 
 import pytest
+import torch
 from runs import set_variables
 
 from diffusion.utils import launch
@@ -132,3 +134,27 @@ def test_unsupported_launchers_are_refused(monkeypatch, name, value, message):
 def test_a_launch_of_one_process_needs_no_rendezvous():
     """Variables of a launch of one, left by a machine that is gone, are waited for by no one."""
     assert connect(Launch(1, 0, "gone.invalid", "1", ("WORLD_SIZE",))).num_keys() == 0
+
+
+def test_a_process_by_itself_gets_the_device_it_asks_for():
+    """And leaves the state of the program that it is a part of as it was."""
+    from accelerate import PartialState
+
+    first, second = start_processes(torch.device("cpu")), start_processes(torch.device("cuda", 1))
+    assert (first.device, second.device) == (torch.device("cpu"), torch.device("cuda", 1))
+    assert first.is_main_process and second.num_processes == 1 and not PartialState._shared_state
+    theirs = PartialState(cpu=True)
+    assert start_processes(torch.device("mps")).device == torch.device("mps") and theirs.device == torch.device("cpu")
+
+
+def test_one_of_several_processes_keeps_its_device(monkeypatch):
+    import accelerate
+
+    set_variables(monkeypatch, {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1"})
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    there = SimpleNamespace(num_processes=2, device=torch.device("cpu"))
+    monkeypatch.setattr(accelerate, "PartialState", lambda **_: there)
+    assert start_processes(torch.device("cpu")) is there
+    set_variables(monkeypatch, {"LOCAL_RANK": "0", "MASTER_PORT": "29500"})
+    with pytest.raises(InputError, match="--device cuda: this process, one of 2 processes .* already has cpu"):
+        start_processes(torch.device("cuda"))
