@@ -84,7 +84,7 @@ class TestLaunchScript:
         def launch(interpreter: bool = False, **changes) -> subprocess.Popen:
             dump_config(settings(feature_root, **changes), tmp_path / "config.py")
             options = launcher(processes=2)[3:]
-            script = ["train_scripts/train_pixcell.py", tmp_path / "config.py", "--work-dir", tmp_path / "run"]
+            script = ["-m", "pixcell", "train", tmp_path / "config.py", "--workdir", tmp_path / "run"]
             command = ["bash", "docs/slurm/launch.sh", *options, *script, "--device", "cpu"]
             place = Path(sys.executable).parent if interpreter else accelerate.parent
             environment = os.environ | ON_CPU | {"PATH": f"{place}{os.pathsep}{os.environ['PATH']}"}

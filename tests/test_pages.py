@@ -29,8 +29,8 @@ RECORDS = ("performance-notebook.md", "extending.md")  # which have commands and
 NAMES = [name for group in COMMANDS.values() for name in group]
 QUICK = {"docs/quickstart.md": 3, "README.md": 1}  # pages that are run, and how many blocks of each
 FENCE = re.compile(r"^(?:<!-- (runs|does not run here: [^\n]*) -->\n)?```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-# options in the text that are not of pixcell: of accelerate launch, and of pytest
-FOREIGN = {"--num-cpu-threads-per-process", "--num-processes", "--multi-gpu", "--kills"}
+# options in the text that are not of pixcell: of accelerate launch, pytest and pip
+FOREIGN = {"--num-cpu-threads-per-process", "--num-processes", "--multi-gpu", "--kills", "--no-deps"}
 
 
 def blocks(page: Path) -> list[tuple[str, str, str]]:
