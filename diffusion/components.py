@@ -67,7 +67,7 @@ def name_codecs(vaes: Sequence[str], root: Path) -> dict[str, str | Path]:
     folders = [codec_folder(location).resolve() for location in locations]
     for i, folder in enumerate(folders):
         if folder in folders[:i]:
-            raise InputError(f"--vaes: {vaes[i]} is named more than once; name each codec once")
+            raise InputError(f"--vae: {vaes[i]} is named more than once; name each codec once")
     return dict(zip(shortest_names([Path(location) for location in locations]), locations, strict=True))
 
 

@@ -23,7 +23,7 @@ from diffusion.data.datasets.pan_cancer import LARGE_PATCH
 from diffusion.data.features.loose import feature_path, features_folder, imported_width, made_by_path, read_made_by
 from diffusion.data.features.npy import is_valid, read_array, write_feature
 from diffusion.data.features.parts import LATENTS
-from diffusion.data.index.patch_index import PatchIndex, index_keys
+from diffusion.data.index.patch_index import PatchIndex, find_keys, index_keys, split_key
 from diffusion.data.slides.patches import read_patch
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import LatentCodec, from_uint8
@@ -39,18 +39,14 @@ WRITERS = 4  # threads; on a network drive, one thread would wait for every file
 def choose_index_key(index: Path, dataset: str, size: int) -> tuple[str, int]:
     """Return the index key to extract and the size of its patches: `size` if such are indexed, else 1024 in windows.
 
-    Raises MissingError when the index has neither, InputError when such windows do not tile a patch.
+    dataset: a data set, or a key itself. Raises MissingError when the index has neither, InputError when such windows do not
+    tile a patch.
     """
-    keys = index_keys(index)
-    for patch_size in (size, LARGE_PATCH):
-        key = f"{dataset}_{patch_size}"
-        if key in keys:
-            if patch_size % size or size % WINDOW:
-                raise InputError(f"--size {size}: expected a multiple of {WINDOW} that divides {patch_size}")
-            return key, patch_size
-    raise MissingError(
-        f"{index} has no key {dataset}_{size} or {dataset}_{LARGE_PATCH}; it has {', '.join(keys) or 'none'}"
-    )
+    (key,) = find_keys(index_keys(index), [dataset], (size, LARGE_PATCH))
+    patch_size = split_key(key)[1]
+    if patch_size % size or size % WINDOW:
+        raise InputError(f"--size {size}: expected a multiple of {WINDOW} that divides {patch_size}")
+    return key, patch_size
 
 
 def default_latent_suffix(vae: str | Path) -> str:

@@ -61,12 +61,18 @@ def open_run(work_dir: str | Path, checkpoint: str | Path, device: torch.device,
         weights = load_weights(folder, ema)
         return _load_run(folder, folder, _implied_config(weights, folder), weights, device)
     if not folder.is_dir():
-        raise MissingError(f"no work dir {folder}")
+        raise MissingError(
+            f"no work dir {folder}; name one with --workdir: that of a training run, or weights that pixcell download fetched"
+        )
     config, path = read_config(folder / CONFIG_FILE), folder / checkpoint
     assert isinstance(config, Config)  # read_config refuses other tasks
     if not path.exists():
         present = sorted(file.name for suffix in ("ckpt", "pth") for file in path.parent.glob(f"*.{suffix}"))
-        hint = f"; there are {abbreviate(present)} in that folder, which --checkpoint names" if present else ""
+        hint = (
+            f"; there are {abbreviate(present)} in that folder, which --checkpoint names"
+            if present
+            else "; name others with --checkpoint, or train until the run has saved some"
+        )
         raise MissingError(f"no weights at {path}{hint}")
     return _load_run(folder, path, config, load_weights(path, ema, positions=False), device)
 

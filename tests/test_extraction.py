@@ -113,7 +113,7 @@ def test_the_command_is_a_function_and_runs_under_a_launcher(root, mobilenet_wei
     launch = ("-m", "pixcell", "features", "--dataset=small", "--size=256", "--features=apart", "--workers=0", *line)
     done = command(*launch, processes=2)
     assert done.returncode == 0 and "2 patches written, 2 were there, 0 left out" in done.stdout, done.stderr
-    with pytest.raises(InputError, match="no key none_256 or none_1024"):
+    with pytest.raises(InputError, match="the index has no none; it has small_256"):
         extract("none", 256, **options)
 
 

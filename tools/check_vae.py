@@ -19,8 +19,6 @@ EXAMPLES = """  python tools/check_vae.py --vae tiny pretrained_models/sd-3.5-va
   python tools/check_vae.py --subset_keys mine_1024 --size 512 --encoder uni2
   python tools/check_vae.py --root data/demo --vae tiny --subset_keys demo_heldout_256"""
 FLAGS = {
-    "vaes": ("--vae",),
-    "folder": ("--images",),
     "dataset": ("--subset_keys",),
     "index": ("--patch_names_file",),
     "count": ("--n",),

@@ -25,6 +25,7 @@ FLAGS = {
     "guidance": ("--guidances", *SAMPLING_FLAGS["guidance"]),
     "steps": ("--steps", *SAMPLING_FLAGS["steps"]),
     "solver": ("--solvers", *SAMPLING_FLAGS["solver"]),
+    "guidance_interval": ("--intervals",),
     "checkpoint": ("--checkpoints", "--checkpoint"),
 }
 

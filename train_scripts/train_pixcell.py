@@ -14,7 +14,7 @@ EXAMPLES = """  accelerate launch train_scripts/train_pixcell.py configs/pan_can
   accelerate launch train_scripts/train_pixcell.py configs/pan_cancer/pixart_20x_256.py --work-dir output/256 --time-limit 470
   python train_scripts/train_pixcell.py configs/pan_cancer/pixart_20x_256.py --dry-run
   python train_scripts/train_pixcell.py configs/demo/demo_256.py --device cpu --set max_steps=10 optimizer.lr=1e-4"""
-DASHED = ("resume_from", "accept_changes", "load_from", "batch_size", "dry_run")
+DASHED = ("resume_from", "accept_changes", "load_from", "batch_size", "dry_run", "time_limit", "report_to")
 
 main = Script(
     "train",

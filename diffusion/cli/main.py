@@ -11,11 +11,14 @@ from difflib import get_close_matches
 from typing import Any, cast
 
 import diffusion
-from diffusion.cli.command import build_parser, call_command
+from diffusion.cli.command import build_parser, call_command, read_parameters
 from diffusion.cli.commands.table import COMMANDS, load_command
 from diffusion.cli.parser import Parser, run
+from diffusion.cli.script import former_names
 from diffusion.utils.errors import InputError
 
+SHELLS = ("bash", "zsh", "fish", "tcsh", "powershell")  # as shtab knows them, which is not imported to say so
+COMPLETION = "Print a script that completes commands, options and the names of files"
 HEAD = "Generative foundation models for digital pathology: train on your own slides, and sample tissue."
 
 
@@ -26,7 +29,9 @@ def main() -> int | None:
 
 def call(arguments: Sequence[str]) -> int | None:
     """Call a command with its arguments, as a command line gives them. Raises InputError for a command that is not there."""
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    if arguments and arguments[0] == "help":
+        arguments = [arguments[1], "--help"] if len(arguments) > 1 else []
+    if not arguments or arguments[0] in ("-h", "--help"):
         print(overview())
         return 0
     name, *rest = arguments
@@ -39,8 +44,14 @@ def call(arguments: Sequence[str]) -> int | None:
     if name not in names:
         near = get_close_matches(name, names, 1)
         raise InputError(f"no command {name!r}; {f'did you mean {near[0]}? ' if near else ''}pixcell --help lists them")
-    command = load_command(name)
-    return call_command(command, build_parser(command, f"pixcell {name}"), rest)
+    return call_command(load_command(name), command_parser(name), rest)
+
+
+def command_parser(name: str) -> Parser:
+    """Return the parser of a command, which knows what the published scripts call its options."""
+    parser = build_parser(load_command(name), f"pixcell {name}")
+    parser.former_names = former_names(name)
+    return parser
 
 
 def overview() -> str:
@@ -48,32 +59,49 @@ def overview() -> str:
     lines = [HEAD, "", "usage: pixcell COMMAND [options]; pixcell COMMAND --help shows its options"]
     for heading, group in COMMANDS.items():
         lines += ["", f"{heading}:", *(f"  {name:<12} {text}" for name, (_, text) in group.items())]
-    lines += ["", "  completion   Print a script that completes commands and options: pixcell completion bash|zsh|tcsh"]
+    lines += ["", f"  completion   {COMPLETION}: pixcell completion {'|'.join(SHELLS)}"]
     return "\n".join(lines)
 
 
 def full_parser() -> Parser:
-    """Return one parser with a subparser for every command, for the completion and the reference."""
+    """Return one parser with a subparser for every command, whose options say which names of files complete them."""
+    import shtab
+
     parser = Parser(HEAD)
     parser.prog = "pixcell"
     commands = parser.add_subparsers(metavar="COMMAND", parser_class=cast("Any", lambda parser, **_: parser))
     for group in COMMANDS.values():
         for name, (_, text) in group.items():
-            commands.add_parser(name, help=text, parser=build_parser(load_command(name), f"pixcell {name}"))
+            own = command_parser(name)
+            kinds = {parameter.name: parameter.completion for parameter in read_parameters(load_command(name))}
+            for action in own._actions:
+                kind = kinds.get(action.dest, "nothing")
+                if kind != "nothing" and not action.choices:
+                    cast("Any", action).complete = shtab.FILE if kind == "file" else shtab.DIRECTORY
+            commands.add_parser(name, help=text, parser=own)
+    commands.add_parser("completion", help=COMPLETION, parser=completion_parser())
+    return parser
+
+
+def completion_parser() -> Parser:
+    """Return the parser of `pixcell completion`."""
+    parser = Parser(
+        f"{COMPLETION}.", "  pixcell completion bash > ~/.local/share/bash-completion/completions/pixcell", False
+    )
+    parser.prog = "pixcell completion"
+    parser.add_argument("shell", choices=SHELLS, help="for which shell")
     return parser
 
 
 def print_completion(arguments: Sequence[str]) -> int:
     """Print the completion script of a shell."""
+    shell = completion_parser().parse_args(arguments).shell
+
     import shtab
 
-    parser = Parser(
-        "Print a script that completes commands and options.",
-        "  pixcell completion bash > ~/.local/share/bash-completion/completions/pixcell",
-    )
-    parser.prog = "pixcell completion"
-    parser.add_argument("shell", choices=shtab.SUPPORTED_SHELLS, help="for which shell")
-    print(shtab.complete(full_parser(), parser.parse_args(arguments).shell))
+    if shell not in shtab.SUPPORTED_SHELLS:
+        raise InputError(f"this version of shtab does not know {shell}; update it with pip install -U shtab")
+    print(shtab.complete(full_parser(), shell))
     return 0
 
 

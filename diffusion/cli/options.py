@@ -1,7 +1,7 @@
 """The options of all commands: each has one name, one type and one help text, and this is its home.
 
 An alias is named after its parameter: `batch_size: BatchSize` is `--batch-size`. A command gives the default; where that is
-None, the help ends with what holds, in [brackets]: that may differ between commands, and the text before it may not.
+None, the help ends with what holds, in [brackets]: that may differ between commands, as may a note, and the text before may not.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from diffusion.cli.command import Option
+from diffusion.cli.command import Here, Option
 from diffusion.cli.parser import (
     finite_float,
     natural_int,
+    noise_interval,
     output_file,
     output_folder,
     path_text,
@@ -35,25 +36,29 @@ SAMPLING, CONDITIONS, SCORING, TRAINING, DATA, MACHINE = (
 ENCODER_NAMES = (
     "uni2, mobilenetv2, inception, a weights file or its folder, NAME=FILE, timm/NAME=FILE, torchvision/NAME=FILE"
 )
-DATASET = "data set: the first folder of its patches, and the first part of its key <dataset>_<size> in the index"
+DATASET = "data set: the first folder of its patches; its keys in the index are <dataset>_<size>"
+A_KEY = ", and such a key is understood, too"
 INDEX = "index of patches, in ROOT/patches/metadata"
 FEATURES = "folder of the features below ROOT, such as features or packed"
 LATENTS = "ending of the latent files"
 EMBEDDINGS = "ending of the embedding files"
 CODEC = "diffusers folder or embedded name of the codec"
+IMAGES = "images instead of indexed patches"
 ENCODER = "embedder of images: uni2, mobilenetv2, a weights file or its folder, or NAME=FILE"
 
 # ---- places and the machine
 Root = Annotated[
     Path | None,
     Option(
-        "folder of patches/, features/ and pretrained_models/ [$PIXCELL_ROOT, else the run's, else the current folder]"
+        "folder of patches/, features/ and pretrained_models/ [$PIXCELL_ROOT, else the current folder]",
+        completes="folder",
     ),
 ]
+RootOfRun = Annotated[Root, Here("the run's, else $PIXCELL_ROOT, else the current folder")]
 Workdir = Annotated[
     Path | None,
     Option(
-        "work dir of a training run, or, where nothing is trained, released weights [$PIXCELL_WORKDIR, else the newest run in ./output]"
+        "work dir of a training run, or, where nothing is trained, released weights [$PIXCELL_WORKDIR, else the newest run in ./output]",
     ),
 ]
 OUT = "where to write"
@@ -80,8 +85,10 @@ BatchSize = Annotated[
         group=MACHINE,
     ),
 ]
+BUSY = "as many as keep the device busy"
 WORKERS = "processes, or threads, that read at once"
-Workers = Annotated[int | None, Option(WORKERS, natural_int, group=MACHINE)]
+NO_WORKERS = "; 0: none beside this process"
+Workers = Annotated[int, Option(WORKERS, natural_int, group=MACHINE, note=NO_WORKERS)]
 WorkersPerCore = Annotated[int | None, Option(f"{WORKERS} [one per core]", positive_int, group=MACHINE)]
 Seed = Annotated[int, Option("of everything random", seed_int)]
 
@@ -99,33 +106,45 @@ _GUIDANCE = Option(
 )
 Guidance = Annotated[float, _GUIDANCE]
 SeveralGuidances = Annotated[Sequence[float], _GUIDANCE]
+_INTERVAL = "noise levels, std of noise over std of signal, between which to guide; no null pass elsewhere"
 GuidanceInterval = Annotated[
     tuple[float, float] | None,
-    Option(
-        "noise levels, std of noise over std of signal, between which to guide; no null pass elsewhere [0.01 to 157]",
-        finite_float,
-        metavar=("LO", "HI"),
-        group=SAMPLING,
-    ),
+    Option(f"{_INTERVAL} [0.01 to 157]", finite_float, metavar=("LO", "HI"), group=SAMPLING),
+]
+SeveralIntervals = Annotated[
+    Sequence[tuple[float, float] | None],
+    Option(f"{_INTERVAL} [all]", noise_interval, metavar="LO:HI", group=SAMPLING, note=", or all"),
 ]
 _SOLVER = Option("the solver", choices=SOLVERS, group=SAMPLING)
 Solver = Annotated[str, _SOLVER]
 SeveralSolvers = Annotated[Sequence[str], _SOLVER]
-Vae = Annotated[str | None, Option(f"{CODEC} [the run's]", group=SAMPLING)]
+Vae = Annotated[str | None, Option(f"{CODEC} [the run's]", group=SAMPLING, completes="folder")]
 Encoder = Annotated[
     str | None,
-    Option(f"{ENCODER} [the one that the run's features came from]", group=CONDITIONS),
+    Option(f"{ENCODER} [the one that the run's features came from]", group=CONDITIONS, completes="file"),
 ]
 
 # ---- what conditions
 Images = Annotated[
-    Sequence[Path], Option("image files that condition, embedded now, instead of indexed patches", group=CONDITIONS)
+    Sequence[Path], Option(IMAGES, metavar="FILE", group=CONDITIONS, note=": files that condition, embedded now")
 ]
-_TOKENS = ".npy files of embeddings that condition: (L, D), or (n, L, D); of a large picture one file, (height / 256, width / 256, D)"
-Tokens = Annotated[Sequence[Path], Option(_TOKENS, group=CONDITIONS)]
-TokenGrid = Annotated[Path | None, Option(_TOKENS, group=CONDITIONS)]
+_TOKENS = "embeddings that condition, as .npy"
+Tokens = Annotated[
+    Sequence[Path],
+    Option(
+        _TOKENS,
+        metavar="FILE",
+        group=CONDITIONS,
+        note="; each (L, D), or several as (n, L, D); L is (side / 256) squared",
+    ),
+]
+TokenGrid = Annotated[
+    Path | None,
+    Option(_TOKENS, metavar="FILE", group=CONDITIONS, note="; one file, (height / 256, width / 256, D)"),
+]
 DataRoot = Annotated[
-    Path | None, Option("folder of patches/ and features/ [--root if given, else the run's]", group=CONDITIONS)
+    Path | None,
+    Option("folder of patches/ and features/ [--root if given, else the run's]", group=CONDITIONS, completes="folder"),
 ]
 Index = Annotated[
     str | None,
@@ -141,20 +160,23 @@ Features = Annotated[
 ]
 Datasets = Annotated[
     Sequence[str] | None,
-    Option(
-        f"{DATASET} [the keys that the run was trained on, or all; whole keys are understood, too]",
-        metavar="NAME",
-        group=CONDITIONS,
-    ),
+    Option(f"{DATASET} [the keys that the run was trained on, or all]", metavar="NAME", group=CONDITIONS, note=A_KEY),
 ]
-_FORMAT = "png and tiff are lossless, never score jpeg; auto: png up to 8192 pixels a side, then tiff"
-ImageFormat = Annotated[Literal["png", "jpeg"], Option(_FORMAT, group=SAMPLING)]
-LargeFormat = Annotated[Literal["auto", "png", "tiff"], Option(_FORMAT, group=SAMPLING)]
+_FORMAT = "of the images"
+ImageFormat = Annotated[
+    Literal["png", "jpeg"], Option(_FORMAT, group=SAMPLING, note="; png is lossless, never score jpeg")
+]
+LargeFormat = Annotated[
+    Literal["auto", "png", "tiff"],
+    Option(_FORMAT, group=SAMPLING, note="; both are lossless; auto: png up to 8192 pixels a side, then tiff"),
+]
 
 # ---- data sets
 Dataset = Annotated[str, Option(DATASET, plain_name, metavar="NAME")]
 Size = Annotated[int, Option("pixels a side", positive_int)]
-AnyDatasets = Annotated[Sequence[str] | None, Option(f"{DATASET} [all]", metavar="NAME")]
+IndexedDataset = Annotated[Dataset, Here(note=A_KEY)]
+NewDatasets = Annotated[Sequence[str] | None, Option(f"{DATASET} [all]", metavar="NAME")]
+AnyDatasets = Annotated[NewDatasets, Here(note=A_KEY)]
 DataIndex = Annotated[str, Option(INDEX, path_text, metavar="FILE")]
 DataFeatures = Annotated[
     str | None,
@@ -172,7 +194,10 @@ Real = Annotated[
     Path | None,
     Option("folder of real images to score against; where nothing is sampled, also a file of their features"),
 ]
-Encoders = Annotated[Sequence[str], Option(f"{ENCODER_NAMES} [mobilenetv2]", metavar="ENCODER", group=SCORING)]
+Encoders = Annotated[
+    Sequence[str],
+    Option(f"{ENCODER_NAMES} [mobilenetv2]", metavar="ENCODER", group=SCORING, completes="file"),
+]
 OnSize = Annotated[
     str,
     Option(
@@ -217,11 +242,12 @@ LoadFrom = Annotated[
         "start a new run from these weights: .ckpt, .pth, .safetensors or a diffusers folder",
         metavar="X",
         group=TRAINING,
+        completes="file",
     ),
 ]
 
 # ---- slides
-MPP = "microns per pixel of the patches, and of the network; 0.5 is 20x"
+MPP = "microns per pixel, of which 0.5 is 20x"
 Mpp = Annotated[float, Option(MPP, positive_float)]
 ImageMpp = Annotated[
     float | None,

@@ -7,13 +7,15 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from diffusion.utils.errors import SYSTEM_ERRORS, InputError
 from diffusion.utils.files import check_writable
-from diffusion.utils.text import default_root, expand_path, is_utf8, printable_name
+from diffusion.utils.text import expand_path, is_utf8, printable_name
 from diffusion.utils.threads import limit_spinning
 from diffusion.utils.values import MAX_FLOAT, is_plain_name
 
@@ -30,11 +32,14 @@ EXTRAS = {
 class Parser(argparse.ArgumentParser):
     """argparse with one-line errors, paths that expand as in a shell, and help that shows defaults where there are any."""
 
-    def __init__(self, description: str | None = None, examples: str = ""):
+    def __init__(self, description: str | None = None, examples: str = "", allow_abbrev: bool = True):
         epilog = f"examples:\n{examples.rstrip()}" if examples else None
-        super().__init__(description=description, epilog=epilog, formatter_class=_HelpFormatter)
+        super().__init__(
+            description=description, epilog=epilog, formatter_class=_HelpFormatter, allow_abbrev=allow_abbrev
+        )
         self.register("type", Path, user_path)  # of every option with type=Path
         self._spellings: dict[str, str] = {}
+        self.former_names: Mapping[str, Sequence[str]] = {}  # options of other programs -> those that may be meant here
 
     def add_spellings(self, option: str, *others: str) -> None:
         """Accept other names for an option, too, without showing them."""
@@ -54,7 +59,19 @@ class Parser(argparse.ArgumentParser):
         for text in arguments:
             if not is_utf8(text):
                 self.error(f"{printable_name(text)}: this is not UTF-8; rename what is called so")
-        return super().parse_known_args([self._known_spelling(text) for text in arguments], namespace)
+        arguments = [self._known_spelling(text) for text in arguments]
+        if not self.allow_abbrev:
+            self._refuse_unknown(arguments)
+        return super().parse_known_args(arguments, namespace)
+
+    def _refuse_unknown(self, arguments: Sequence[str]) -> None:
+        """Exit with an error for the first option that is not there, naming the one that may be meant."""
+        for name in (text.partition("=")[0] for text in takewhile(lambda text: text != "--", arguments)):
+            if name.startswith("--") and " " not in name and name not in self._option_string_actions:
+                known = [option for option in self._option_string_actions if option.startswith("--")]
+                former = [option for option in self.former_names.get(_with_dashes(name), ()) if option in known]
+                near = former or get_close_matches(_with_dashes(name), known, 1)
+                self.error(f"no option {name}{f'; did you mean {near[0]}?' if near else ''}")
 
     def error(self, message: str) -> NoReturn:
         """Print one line and exit with code 2."""
@@ -73,40 +90,6 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
         if has_default and action.option_strings and action.nargs != 0 and "[" not in text:
             return f"{text} (default: %(default)s)"
         return action.help
-
-
-def tool_parser(
-    description: str | None,
-    examples: str = "",
-    seed: int | None = 0,
-    networks: bool = True,
-    draws: bool = True,
-    root_of_run: bool = False,
-) -> Parser:
-    """Return a parser with the options of every tool: --root, --device, --seed, so that one set of them serves many calls.
-
-    networks, draws: False for a tool that runs no network, or draws nothing at random, but accepts the option.
-    root_of_run: --root defaults to that of the run that the tool opens. seed: the default; None: that of the run.
-    """
-    parser = Parser(description, examples)
-    fallback = "the run's" if root_of_run else "$PIXCELL_ROOT, else the current folder"
-    parser.add_argument(
-        "--root",
-        type=Path,
-        default=None if root_of_run else default_root(),
-        help=f"folder of patches/, features/ and pretrained_models/ [{fallback}]",
-    )
-    device = "where the networks run; auto takes cuda, then mps, then cpu"
-    parser.add_argument(
-        "--device", choices=DEVICES, default="auto", help=device if networks else "[of no effect: no network runs here]"
-    )
-    parser.add_argument(
-        "--seed",
-        type=seed_int,
-        default=seed,
-        help="of everything random" if draws else "[of no effect: nothing is random]",
-    )
-    return parser
 
 
 def positive_int(text: str) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffusion.cli.command import build_parser, call_command, read_parameters
+from diffusion.cli.command import build_parser, call_command, flag_name, read_parameters
 from diffusion.cli.commands.table import load_command
 from diffusion.cli.parser import Parser
 
@@ -41,7 +41,14 @@ class Script:
         plain = {parameter.name: (f"--{parameter.name.rstrip('_')}",) for parameter in read_parameters(command)}
         flags = {name: flag for name, flag in plain.items() if name not in positional} | dict(self.flags)
         return build_parser(
-            command, Path(sys.argv[0]).name, flags, self.defaults, self.unused, self.description, self.examples
+            command,
+            Path(sys.argv[0]).name,
+            flags,
+            self.defaults,
+            self.unused,
+            self.description,
+            self.examples,
+            abbreviations=True,
         )
 
     def __call__(self) -> int | None:
@@ -69,3 +76,47 @@ DATA_FLAGS: Mapping[str, Sequence[str]] = {
     "latent_suffix": ("--vae_prefix",),
     "embedding_suffix": ("--ssl_prefix",),
 }
+
+# command -> parameter -> what else its scripts, and versions before, called it
+OTHER_NAMES: Mapping[str, Mapping[str, Sequence[str]]] = {
+    "bench": {
+        "network": ("--size",),
+        "size": ("--pixels",),
+        "guidance_interval": ("--interval",),
+        "count": ("--patches",),
+        "index_count": ("--names",),
+        "out": ("--json",),
+    },
+    "codec": {"vae": ("--vaes",), "images": ("--folder",), "count": ("--n",), "examples": ("--pictures",)},
+    "evaluate": {"losses": ("--run",)},
+    "features": {"dataset": ("--dataset_name",)},
+    "inspect": {"out": ("--sheet",)},
+    "large": {"window_stride": ("--sliding_window_size", "--stride")},
+    "pack": {"dataset": ("--dataset_name",)},
+    "patches": {"stride": ("--step",)},
+    "probe": {"train_real": ("--real",), "train_syn": ("--syn",)},
+    "stages": {"out": ("--work-dir",), "train_options": ("--train",)},
+    "sweep": {
+        "guidance": ("--guidances",),
+        "solver": ("--solvers",),
+        "checkpoint": ("--checkpoints",),
+        "guidance_interval": ("--intervals",),
+    },
+    "train": {"workdir": ("--work-dir",)},
+    "train-codec": {
+        "workdir": ("--work-dir",),
+        "max_steps": ("--steps",),
+        "load_from": ("--init",),
+        "batch_size": ("--batch",),
+    },
+}
+
+
+def former_names(command: str) -> dict[str, list[str]]:
+    """Return what options of the published scripts are called in a command: some may be one of several there."""
+    found: dict[str, list[str]] = {}
+    for names in (OTHER_NAMES.get(command, {}), SAMPLING_FLAGS, DATA_FLAGS):
+        for parameter, flags in names.items():
+            for flag in flags:
+                found.setdefault(f"--{flag[2:].replace('_', '-')}", []).append(flag_name(parameter))
+    return found

@@ -69,8 +69,8 @@ def _identify(path: Path) -> EmbedderSpec:
     known = ", ".join(EMBEDDERS)
     patterns = " or ".join(spec.weights[0] for spec in EMBEDDERS.values())
     raise InputError(
-        f"encoder {str(path)!r} is none of {known}, nor a folder or file with {patterns}; name it as NAME=PATH if it is, "
-        "or any other as timm/NAME=PATH or torchvision/NAME=PATH"
+        f"encoder {str(path)!r} is none of {known}, nor a folder or file with {patterns}; name it as NAME=FILE if it is, "
+        "or any other as timm/NAME=FILE or torchvision/NAME=FILE"
     )
 
 

@@ -97,7 +97,7 @@ EMBEDDERS = {
             name="uni2", width=1536, build=build_uni2h,
             weights=("pytorch_model.bin", "model.safetensors"), folders=("uni2", "uni2-h"),
             default="pretrained_models/uni2/pytorch_model.bin",
-            how_to_get="ask for access to UNI2-h at huggingface.co/MahmoodLab/UNI2-h and put its pytorch_model.bin there, or set --root",
+            how_to_get="ask for access at huggingface.co/MahmoodLab/UNI2-h and run `pixcell download uni2`, or set --root",
         ),
         EmbedderSpec(
             name="mobilenetv2", width=1280, build=build_mobilenetv2,

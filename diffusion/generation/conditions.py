@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from diffusion.condition import Condition
 from diffusion.data.datasets.pan_cancer import LARGE_PATCH, PanCancerData, PanCancerDataLowRes
 from diffusion.data.features.parts import TOKENS
-from diffusion.data.index.patch_index import index_keys, index_path, resolve_keys, split_key
+from diffusion.data.index.patch_index import find_keys, index_keys, index_path, split_key
 from diffusion.data.sampler import Draw, Permutation
 from diffusion.data.slides.patches import neighbour_name
 from diffusion.data.slides.reader import PlainImage, Slide
@@ -106,7 +106,7 @@ def open_condition_dataset(arguments: dict[str, Any], names: Sequence[str] | Non
     arguments = dict(arguments)
     low_resolution, size = arguments.pop("type") == "PanCancerDataLowRes", arguments["resolution"]
     path = index_path(arguments["root"], arguments["patch_names_file"])
-    keys = None if names is None else resolve_keys(index_keys(path), names, (size, LARGE_PATCH))
+    keys = None if names is None else find_keys(index_keys(path), names, (size, LARGE_PATCH))
     if keys is None and arguments["train_subset_keys"] is None:
         present = {split_key(key)[1] for key in index_keys(path)}
         as_trained, otherwise = (LARGE_PATCH, size) if low_resolution else (size, LARGE_PATCH)

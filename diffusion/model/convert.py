@@ -163,7 +163,9 @@ def _find_file(folder: Path, ema: bool) -> Path:
     if found is not None:
         return found
     if (folder / "config.json").is_file():
-        raise MissingError(f"no weights at {folder / DIFFUSERS_WEIGHTS}")
+        raise MissingError(
+            f"no weights at {folder / DIFFUSERS_WEIGHTS}; name a folder as diffusers writes it, or a weights file"
+        )
     wanted = LAST_EMA if ema else CHECKPOINT_PATTERN
     for pattern in (wanted, "epoch_*_step_*.pth"):  # ours, and the original project's
         steps = [path for place in (folder, folder / CHECKPOINTS_DIR) for path in place.glob(pattern)]

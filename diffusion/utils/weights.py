@@ -68,7 +68,7 @@ def read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
     if not path.is_file():
-        raise MissingError(f"no weights at {path}")
+        raise MissingError(f"no weights at {path}; name a file, or a folder with one")
     _check_fetched(path)
     try:
         return load_file(path)
@@ -157,7 +157,7 @@ def read_weights(path: Path) -> StoredWeights:
     Raises MissingError, or InputError for what is damaged, needs unpickling, or has one name in two shards.
     """
     if not path.is_file():
-        raise MissingError(f"no weights at {path}")
+        raise MissingError(f"no weights at {path}; name a file, or a folder with one")
     files = weights_files(path)
     if files == [path]:
         return StoredWeights(restore_frozen(_read_file(path), path), files)

@@ -35,7 +35,10 @@ def test_what_is_swept_has_one_option_under_both_names():
     parser = sweep.parser()
     for line in (["--guidances", "1", "2"], ["--guidance_strength", "1", "2"], ["--guidance", "1", "2"]):
         assert parser.parse_args(line).guidance == [1.0, 2.0]
-    assert parser.parse_args(["--sampling_steps", "7", "--intervals", "all", "0.3:5"]).intervals == [None, (0.3, 5.0)]
+    assert parser.parse_args(["--sampling_steps", "7", "--intervals", "all", "0.3:5"]).guidance_interval == [
+        None,
+        (0.3, 5.0),
+    ]
 
 
 def test_options_that_have_no_use_are_accepted_and_not_shown():

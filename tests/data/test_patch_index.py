@@ -12,7 +12,7 @@ from hdf5_files import ENCODED, NAMES, hdf5_bytes
 
 from diffusion.data.index.patch_index import (
     PatchIndex,
-    expand_datasets,
+    find_keys,
     index_keys,
     index_path,
     iterate_names,
@@ -158,5 +158,13 @@ def test_a_key_named_twice_is_refused(tmp_path):
 
 def test_data_sets_stand_for_all_their_keys():
     present = ["toy_1024", "toy_256", "other_256"]
-    assert expand_datasets(present, ["toy", "other_256", "toy_256"]) == ["toy_1024", "toy_256", "other_256"]
-    assert expand_datasets(present, ["none"]) == ["none"]
+    assert find_keys(present, ["toy", "other_256", "toy_256"]) == ["toy_1024", "toy_256", "other_256"]
+    assert find_keys(present, ["toy", "other"], (256, 1024)) == ["toy_256", "other_256"]
+    with pytest.raises(MissingError, match="--dataset: the index has no none, no toy_512; it has toy_1024, toy_256"):
+        find_keys(present, ["toy", "none", "toy_512"])
+    with pytest.raises(MissingError, match="has no other of 1024 pixels, no none;"):
+        find_keys(present, ["other", "none"], (1024,))
+
+
+def test_a_data_set_may_be_called_as_a_key_of_another():
+    assert find_keys(["toy_256_1024"], ["toy_256"]) == ["toy_256_1024"]

@@ -135,7 +135,7 @@ def test_verify_lists_faulty_patches_and_prune_drops_them(tmp_path):
     assert run.returncode == 1 and "6 sound; 1 image bad, 1 image missing\n" in run.stdout
     assert "build and split it in a call before" in tool(*verify, "--split", 0.5).stderr
     assert tool(*verify, "--dataset", "toy").stdout.startswith("toy_256: 8 patches, 1 sound")
-    assert "has no key of other; it has toy_256" in tool(*verify, "--dataset", "other").stderr
+    assert "the index has no other; it has toy_256" in tool(*verify, "--dataset", "toy", "other").stderr
     assert "belong to --verify" in tool("build_index.py", "--root", root, "--prune").stderr
 
 

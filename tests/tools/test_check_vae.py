@@ -101,12 +101,12 @@ class TestCommand:
             (("--vae", "tiny", other, "tiny"), ("tiny is named more than once",)),
             (("--images", tmp_path / "none"), ("no folder of images", "none")),
             (("--images", tmp_path / "empty"), ("no image in", "empty")),
-            (("--subset_keys", "toy_1024"), ("--folder and --dataset",)),
+            (("--subset_keys", "toy_1024"), ("--images and --dataset",)),
         ):
             done = in_process(main, *common, "--vae", "tiny", "--out", out, *options)
             lines = done.stderr.splitlines()
             assert done.returncode == 2 and len(lines) == 1, done.stderr
             assert all(word in lines[0] for word in words), lines[0]
         done = in_process(main, "--root", tissue_root, "--vae", "tiny", *common[:4], "--subset_keys", "no_256")
-        assert done.returncode == 2 and "no key no_256" in done.stderr
+        assert done.returncode == 2 and "the index has no no_256" in done.stderr
         assert not out.exists()

@@ -9,12 +9,13 @@ from types import ModuleType
 from typing import Annotated, Literal
 
 from diffusion.cli import options
-from diffusion.cli.command import Here, Option
+from diffusion.cli.command import Here, Option, checked
 from diffusion.cli.parser import positive_float, positive_int
 
 Part = Literal["all", "train", "sample", "panorama", "extract", "data", "startup", "busy", "floor"]
 
 
+@checked
 def bench(
     part: Annotated[
         Part,
@@ -32,7 +33,7 @@ def bench(
     plain: Annotated[bool, Option("sample: the loop of one image and one pass at a time, too")] = False,
     rounds: Annotated[int | None, Option("whose median is shown [train 8, panorama 2, others 3]", positive_int)] = None,
     out: Annotated[options.OutFile | None, Here("the figures are printed alone")] = None,
-    dataset: Annotated[options.Dataset | None, Here("extract: patches made here")] = None,
+    dataset: Annotated[options.Dataset | None, Here("extract: patches made here", note=options.A_KEY)] = None,
     vae: Annotated[options.Vae, Here("tiny", options.DATA)] = "tiny",
     encoder: Annotated[options.Encoder, Here("extract: MobileNetV2 with random weights", options.DATA)] = None,
     count: Annotated[
@@ -42,7 +43,9 @@ def bench(
         int, Option("names of the index; 120 bytes of disk each", positive_int, group=options.DATA)
     ] = 3_000_000,
     seconds: Annotated[float, Option("of each reading with a warm cache", positive_float, group=options.DATA)] = 3.0,
-    scratch: Annotated[Path | None, Option("folder for temporary files [the system's]", group=options.MACHINE)] = None,
+    scratch: Annotated[
+        Path | None, Option("folder for temporary files [the system's]", metavar="FOLDER", group=options.MACHINE)
+    ] = None,
     peak: Annotated[
         float,
         Option("floor: TFLOP/s of products [989, an H100's in bf16, dense]", positive_float, group=options.MACHINE),
@@ -50,7 +53,7 @@ def bench(
     bandwidth: Annotated[
         float, Option("floor: GB/s of memory [3350, an H100's]", positive_float, group=options.MACHINE)
     ] = 3350.0,
-    root: Annotated[options.Root, Here("$PIXCELL_ROOT, else the current folder")] = None,
+    root: options.Root = None,
     batch_size: Annotated[options.BatchSize, Here("8, sample 4, panorama as many as pixcell large takes")] = None,
     precision: Annotated[
         options.Precision, Here("auto: bf16 on a GPU that has it, else fp32", choices=("auto", "fp32", "bf16"))
@@ -62,7 +65,7 @@ def bench(
 
     Everything is timed in turns with a peer, since machines slow down and speed up: what counts is the ratio. Peers are
     diffusers' PixArt with its DPM-Solver, AdamW and EMAModel, loops that do one thing at a time, and the ways of the published
-    code. Networks have random weights; no data is needed. docs/PERFORMANCE.md has the figures and what they mean. The
+    code. Networks have random weights; no data is needed. docs/performance-notebook.md has the figures and what they mean. The
     benchmarks are in a clone of the repository, not in what is installed from a wheel.
 
     Examples:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from diffusion.cli import options
-from diffusion.cli.command import Here, Option
+from diffusion.cli.command import Here, Option, checked
 from diffusion.cli.parser import natural_int
 from diffusion.formats import DEFAULT_INDEX, DEFAULT_VAE
 from diffusion.utils.errors import InputError
@@ -19,23 +19,27 @@ if TYPE_CHECKING:
     from diffusion.evaluation.sets.random_windows import RandomWindows
 
 
+@checked
 def codec(
-    vaes: Annotated[
+    vae: Annotated[
         Sequence[str],
         Option(
-            f"codecs: diffusers folders (below ROOT or here), or the embedded 'tiny' [{DEFAULT_VAE}]", metavar="VAE"
+            f"{options.CODEC} [{DEFAULT_VAE}]",
+            metavar="VAE",
+            note=", below ROOT or here; several are compared with the first",
+            completes="folder",
         ),
     ] = (DEFAULT_VAE,),
-    folder: Annotated[
-        Path | None, Option("folder of images, of any size [the patches of the index]", metavar="DIR")
+    images: Annotated[
+        Path | None, Option(options.IMAGES, metavar="DIR", note=": a folder of them, of any size")
     ] = None,
     dataset: options.AnyDatasets = None,
     index: options.DataIndex = DEFAULT_INDEX,
     out: options.OutFolder = Path("codec"),
     count: Annotated[options.Count, Here("256")] = 256,
-    size: options.Size = 256,
+    size: Annotated[options.Size, Here(note=" of the windows that are compared, a multiple of 8")] = 256,
     seed: options.Seed = 0,
-    encoder: Annotated[str, Option(options.ENCODER)] = "mobilenetv2",
+    encoder: Annotated[str, Option(options.ENCODER, completes="file")] = "mobilenetv2",
     examples: Annotated[int, Option("best, median and worst windows on the sheet, each; 0: no sheet", natural_int)] = 2,
     strict: options.Strict = False,
     root: options.Root = None,
@@ -52,18 +56,18 @@ def codec(
     middle.
 
     Examples:
-      pixcell codec --vaes tiny pretrained_models/sd-3.5-vae --folder patches/mine/ --count 256 --out vae_check
+      pixcell codec --vae tiny pretrained_models/sd-3.5-vae --images patches/mine/ --count 256 --out vae_check
       pixcell codec --dataset mine_1024 --size 512 --encoder uni2
-      pixcell codec --root data/demo --vaes tiny --dataset demo_heldout_256
+      pixcell codec --root data/demo --vae tiny --dataset demo_heldout_256
     """
     count, batch_size = count or 256, batch_size or 8
     if count < 2:
         raise InputError(f"--count {count}: expected at least 2 windows")
-    if folder is not None and dataset is not None:
-        raise InputError("--folder and --dataset: patches are taken from one of them; give one")
+    if images is not None and dataset is not None:
+        raise InputError("--images and --dataset: patches are taken from one of them; give one")
 
     from diffusion.components import name_codecs
-    from diffusion.data.index.patch_index import PatchIndex, expand_datasets, index_keys, index_path
+    from diffusion.data.index.patch_index import PatchIndex, find_keys, index_keys, index_path
     from diffusion.encoders.embedders import PatchEmbedder
     from diffusion.encoders.latents import LatentCodec
     from diffusion.evaluation.reconstruction import check_window_size, embed_originals, measure_codec
@@ -79,16 +83,16 @@ def codec(
     # All that can be refused is read before a network runs.
     codecs = {
         name: LatentCodec.load(location, place, torch_dtype(precision))
-        for name, location in name_codecs(vaes, home).items()
+        for name, location in name_codecs(vae, home).items()
     }
     embedder = PatchEmbedder.load(encoder, place, root=home)
-    if folder is None:
+    if images is None:
         path = index_path(home, index)
-        keys = expand_datasets(index_keys(path), dataset) if dataset else None
-        images = ImageFiles.from_index(home, PatchIndex(path, keys))
+        keys = find_keys(index_keys(path), dataset) if dataset else None
+        files = ImageFiles.from_index(home, PatchIndex(path, keys))
     else:
-        images = ImageFiles.from_folder(folder)
-    windows = draw_windows(images, count, size, seed, strict)
+        files = ImageFiles.from_folder(images)
+    windows = draw_windows(files, count, size, seed, strict)
     print_unusable(windows, count)
 
     features = embed_originals(windows, embedder, batch_size)

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from diffusion.cli import options
-from diffusion.cli.command import Here, Option
+from diffusion.cli.command import Here, Option, checked
 from diffusion.cli.parser import output_name, positive_int
 
 
+@checked
 def convert(
     source: Annotated[
         Path,

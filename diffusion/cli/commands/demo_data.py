@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 from diffusion.cli import options
-from diffusion.cli.command import Option
+from diffusion.cli.command import Option, checked
 from diffusion.cli.parser import output_folder
 
 
+@checked
 def demo_data(
     out: Annotated[
         Path | None, Option(f"{options.OUT} [ROOT/data/demo/source]", output_folder, metavar="FOLDER")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from diffusion.cli import options
+from diffusion.cli.command import checked
 
 
+@checked
 def doctor(root: options.Root = None, workdir: options.Workdir = None) -> int:
     """Check this machine for what the commands need: packages, GPU, disks, weights.
 

@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Annotated
 
 from diffusion.cli import options
-from diffusion.cli.command import Here, Option
+from diffusion.cli.command import Option, checked
 from diffusion.hub import DEFAULT, MODELS
 
 
+@checked
 def download(
     names: Annotated[
         Sequence[str], Option(f"{', '.join(MODELS)} [{' '.join(DEFAULT)}]", metavar="NAME", positional=True)
     ] = DEFAULT,
     list_: Annotated[bool, Option("print what there is and what is here; download nothing")] = False,
-    root: Annotated[options.Root, Here("$PIXCELL_ROOT, else the current folder")] = None,
+    root: options.Root = None,
 ) -> int:
     """Fetch released weights from huggingface.co into ROOT/pretrained_models.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from diffusion.cli import options
-from diffusion.cli.command import Here, Option, flag_name
+from diffusion.cli.command import Here, Option, checked, flag_name
 from diffusion.formats import DEFAULT_SOLVER, LAST_WEIGHTS, METRICS, REAL_DIR, SYNTHETIC_DIR, WINDOW
 from diffusion.utils.errors import InputError
 
@@ -21,6 +21,7 @@ STEPS, GUIDANCE = 20, 2.0
 BATCH_SIZE = 32
 
 
+@checked
 def evaluate(
     real: options.Real = None,
     syn: Annotated[
@@ -63,7 +64,9 @@ def evaluate(
     features: options.Features = None,
     data_root: options.DataRoot = None,
     encoder: options.Encoder = None,
-    root: options.Root = None,
+    root: Annotated[
+        options.Root, Here("what is sampled takes the run's; else $PIXCELL_ROOT, else the current folder")
+    ] = None,
     batch_size: options.BatchSize = BATCH_SIZE,
     workers: options.Workers = 1,
     precision: Annotated[options.Precision | None, Here("fp32")] = None,

@@ -5,20 +5,23 @@ from __future__ import annotations
 from typing import Annotated
 
 from diffusion.cli import options
-from diffusion.cli.command import Option
+from diffusion.cli.command import Here, Option, checked
 from diffusion.cli.parser import natural_int, path_text, plain_name
 from diffusion.formats import DEFAULT_INDEX, DEFAULT_VAE, PRECISIONS
 
 
+@checked
 def features(
-    dataset: options.Dataset,
-    size: options.Size,
+    dataset: Annotated[
+        options.Dataset, Here(note=f"{options.A_KEY}; of one without patches of --size, those of 1024 pixels are taken")
+    ],
+    size: Annotated[options.Size, Here(note=" of the windows that the codec encodes at once")],
     index: options.DataIndex = DEFAULT_INDEX,
     features: Annotated[
         str | None, Option(f"{options.FEATURES} [beside the images]", path_text, metavar="FOLDER")
     ] = None,
-    vae: Annotated[str, Option(options.CODEC)] = DEFAULT_VAE,
-    encoder: Annotated[str, Option(options.ENCODER)] = "uni2",
+    vae: Annotated[str, Option(options.CODEC, completes="folder")] = DEFAULT_VAE,
+    encoder: Annotated[str, Option(options.ENCODER, completes="file")] = "uni2",
     latent_suffix: Annotated[
         str | None, Option(f"{options.LATENTS} [sd3_vae; of an embedded codec NAME_vae]", plain_name)
     ] = None,
@@ -36,7 +39,10 @@ def features(
         str | None, Option("of the encoder, where it differs", choices=PRECISIONS, group=options.MACHINE)
     ] = None,
     workers: Annotated[
-        int | None, Option(f"{options.WORKERS} [cores - 1, at most 8]", natural_int, group=options.MACHINE)
+        int | None,
+        Option(
+            f"{options.WORKERS} [cores - 1, at most 8]", natural_int, group=options.MACHINE, note=options.NO_WORKERS
+        ),
     ] = None,
     device: options.Device = "auto",
 ) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from diffusion.cli import options
-from diffusion.cli.command import Option
+from diffusion.cli.command import Option, checked
 from diffusion.cli.parser import jpeg_quality, plain_name, positive_float
 from diffusion.formats import DEFAULT_INDEX, SSL_PREFIX
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from diffusion.data.slides.discovery import FoundSlides
 
 
+@checked
 def import_features(
     tool: Annotated[Literal["trident", "clam"], Option("the program that wrote the files", positional=True)],
     folder: Annotated[
@@ -34,7 +35,10 @@ def import_features(
             metavar="PATH",
         ),
     ] = None,
-    mpp: Annotated[float | None, Option(f"{options.MPP} [as the files say, or the slides]", positive_float)] = None,
+    mpp: Annotated[
+        float | None,
+        Option(f"{options.MPP} [as the files say, or the slides]", positive_float),
+    ] = None,
     patch_files: Annotated[
         Path | None,
         Option("CLAM's files that say how large windows are, <slide>.h5 [patches/ beside FOLDER]", metavar="FOLDER"),

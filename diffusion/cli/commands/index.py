@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from diffusion.cli import options
-from diffusion.cli.command import Option
+from diffusion.cli.command import Option, checked
 from diffusion.cli.parser import fraction
 from diffusion.formats import DEFAULT_INDEX
 
@@ -28,8 +28,9 @@ Share = Annotated[float | None, Option("part of the slides or patients that trai
 SplitBy = Annotated[Literal["slide", "patient"], Option("what is never on both sides")]
 
 
+@checked
 def index(
-    dataset: options.AnyDatasets = None,
+    dataset: options.NewDatasets = None,
     size: options.Size = 1024,
     names: Names = (),
     split: Share = None,

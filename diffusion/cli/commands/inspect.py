@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from diffusion.cli import options
-from diffusion.cli.command import Option
+from diffusion.cli.command import Option, checked
 from diffusion.cli.parser import natural_int, output_file
 from diffusion.formats import DEFAULT_INDEX, SSL_PREFIX, VAE_PREFIX
 
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from diffusion.data.index.survey import KeySurvey
 
 
+@checked
 def inspect(
+    dataset: options.AnyDatasets = None,
     index: options.DataIndex = DEFAULT_INDEX,
     features: options.DataFeatures = None,
     latent_suffix: options.LatentSuffix = VAE_PREFIX,
@@ -39,7 +41,7 @@ def inspect(
     import random
 
     from diffusion.data.features.parts import part_prefixes
-    from diffusion.data.index.patch_index import PatchIndex, index_keys, index_path
+    from diffusion.data.index.patch_index import PatchIndex, find_keys, index_keys, index_path
     from diffusion.data.index.survey import render_patch_sheet, survey_key
     from diffusion.utils.files import atomic_write
     from diffusion.utils.text import default_root, format_table
@@ -49,7 +51,8 @@ def inspect(
     prefixes, draw = part_prefixes(latent_suffix, embedding_suffix), random.Random(seed)
     rows = [("key", "cohort", "patches", "slides")]
     lines, shown = [], []
-    for key in index_keys(path):
+    present = index_keys(path)
+    for key in find_keys(present, dataset) if dataset else present:
         found = survey_key(root, PatchIndex(path, [key]), features, prefixes, sample, draw)
         rows += [(key, cohort, f"{each.patches:,}", f"{each.slides:,}") for cohort, each in found.cohorts.items()]
         lines.append(f"{key}: {describe_coverage(found)}")

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Annotated
 
 from diffusion.cli import options
-from diffusion.cli.command import Option
+from diffusion.cli.command import Here, Option, checked
 from diffusion.cli.parser import positive_int
 from diffusion.formats import DEFAULT_SOLVER, LAST_WEIGHTS
 
 
+@checked
 def large(
     workdir: options.Workdir = None,
     out: options.OutFolder = Path("samples_large"),
@@ -30,8 +31,8 @@ def large(
     y: Annotated[int, Option("its top edge", group=options.CONDITIONS)] = 0,
     tokens: options.TokenGrid = None,
     encoder: options.Encoder = None,
-    mpp: options.Mpp = 0.5,
-    image_mpp: options.ImageMpp = None,
+    mpp: Annotated[options.Mpp, Here(note="; of the picture, as its file says, and of the region of --slide")] = 0.5,
+    image_mpp: Annotated[options.ImageMpp, Here(note="; of --slide alone")] = None,
     window_stride: Annotated[
         int | None,
         Option(
@@ -52,8 +53,8 @@ def large(
         int, Option("cells a side that the codec decodes at once", positive_int, group=options.MACHINE)
     ] = 64,
     format: options.LargeFormat = "auto",
-    root: options.Root = None,
-    batch_size: options.BatchSize = None,
+    root: options.RootOfRun = None,
+    batch_size: Annotated[options.BatchSize, Here(options.BUSY)] = None,
     precision: options.Precision = "fp32",
     compile: options.Compile = False,
     device: options.Device = "auto",

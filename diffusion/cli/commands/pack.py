@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from diffusion.cli import options
-from diffusion.cli.command import Option
+from diffusion.cli.command import Here, Option, checked
 from diffusion.cli.parser import output_folder, path_text, positive_float, positive_int
 from diffusion.formats import DEFAULT_INDEX, SSL_PREFIX, VAE_PREFIX
 
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from diffusion.data.features.store import FeatureStore
 
 
+@checked
 def pack(
-    dataset: options.Dataset,
-    size: options.Size = 1024,
+    dataset: options.IndexedDataset,
+    size: Annotated[options.Size, Here(note=" of the patches; a key says so itself")] = 1024,
     index: options.DataIndex = DEFAULT_INDEX,
     features: Annotated[
         str | None, Option(f"{options.FEATURES} [beside the images, else features]", path_text, metavar="FOLDER")
@@ -58,7 +59,7 @@ def pack(
     from diffusion.data.features.parts import part_prefixes
     from diffusion.data.features.store import open_features, probe_names
     from diffusion.data.features.unpacking import require_metadata
-    from diffusion.data.index.patch_index import PatchIndex, index_path
+    from diffusion.data.index.patch_index import PatchIndex, find_keys, index_keys, index_path, split_key
     from diffusion.formats import PACKED_DIR
     from diffusion.utils.errors import InputError, MissingError
     from diffusion.utils.locks import file_lock
@@ -67,11 +68,19 @@ def pack(
     if unpack and verify:
         raise InputError("--unpack and --verify are two calls; unpacking tests the checksums too")
     root = root or default_root()
-    key, prefixes = f"{dataset}_{size}", part_prefixes(latent_suffix, embedding_suffix)
-    folder = packed_folder(out or root / PACKED_DIR, key, prefixes)
+    path, target, prefixes = (
+        index_path(root, index),
+        out or root / PACKED_DIR,
+        part_prefixes(latent_suffix, embedding_suffix),
+    )
+    if unpack or verify:  # what is packed says what it is, without an index
+        key = dataset if (target / dataset).is_dir() else f"{dataset}_{size}"
+    else:
+        (key,) = find_keys(index_keys(path), [dataset], (size,))
+        size = split_key(key)[1]
+    folder = packed_folder(target, key, prefixes)
     if unpack:
         return unpack_all(folder, require_metadata(folder), features_folder(root, features))
-    path = index_path(root, index)
     if verify:
         metadata = require_metadata(folder)
         try:

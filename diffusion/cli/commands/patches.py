@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from diffusion.cli import options
-from diffusion.cli.command import Option
+from diffusion.cli.command import Here, Option, checked
 from diffusion.cli.parser import fraction, jpeg_quality, output_folder, plain_name, positive_int
 from diffusion.data.slides.grid import WHOLE_SLIDE
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 MAX_TABLE_ROWS = 40  # a table of more slides is for no one to read: their records are in files
 
 
+@checked
 def patches(
     slides: Annotated[
         Sequence[Path],
@@ -31,7 +32,7 @@ def patches(
         int | None,
         Option("pixels from one patch to the next; less than --size makes them overlap [--size]", positive_int),
     ] = None,
-    mpp: options.Mpp = 0.5,
+    mpp: Annotated[options.Mpp, Here(note="; of the patches, and of the network")] = 0.5,
     image_mpp: options.ImageMpp = None,
     tissue_threshold: Annotated[float, Option("part of a patch that must be tissue", fraction)] = 0.5,
     max_blur: Annotated[

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 from diffusion.cli import options
-from diffusion.cli.command import Option
+from diffusion.cli.command import Option, checked
 from diffusion.cli.parser import natural_int
 
 
+@checked
 def plot(
     workdirs: Annotated[
         Sequence[Path], Option("work dir of a run, with tensorboard/ in it", metavar="WORKDIR", positional=True)

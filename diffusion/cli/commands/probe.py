@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from diffusion.cli import options
-from diffusion.cli.command import Option
+from diffusion.cli.command import Option, checked
 from diffusion.cli.parser import positive_int
 from diffusion.utils.errors import InputError
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from diffusion.evaluation.probe import ProbeResult
 
 
+@checked
 def probe(
     test: Annotated[Path, Option("real images to test on, a folder per class", metavar="DIR")],
     train_real: Annotated[Path | None, Option("real images to train on, a folder per class", metavar="DIR")] = None,

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Annotated
 
 from diffusion.cli import options
-from diffusion.cli.command import Here, Option
+from diffusion.cli.command import Here, Option, checked
 from diffusion.cli.parser import output_name
 from diffusion.formats import CONFIG_FILE, LAST_WEIGHTS
 
 
+@checked
 def push(
     repository: Annotated[
         str | None, Option("repository of the hub to upload to, OWNER/NAME; it is made if need be", positional=True)
@@ -40,7 +41,7 @@ def push(
     public: Annotated[bool, Option("make the repository public, for anyone to see")] = False,
     out: Annotated[Path | None, Option(f"{options.OUT} [a temporary folder]", output_name, metavar="FOLDER")] = None,
     dry_run: Annotated[options.DryRun, Here("OUT is written, nothing uploaded")] = False,
-    root: options.Root = None,
+    root: options.RootOfRun = None,
 ) -> None:
     """Publish the weights of a run on huggingface.co, with a model card that names the terms of all its parts.
 

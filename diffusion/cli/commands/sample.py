@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 from diffusion.cli import options
+from diffusion.cli.command import Here, checked
 from diffusion.formats import DEFAULT_SOLVER, LAST_WEIGHTS
 
 SIZES = (256, 512, 1024)
+INDEX_COUNT = 16
 
 
+@checked
 def sample(
     workdir: options.Workdir = None,
     out: options.OutFolder = Path("samples"),
-    count: options.Count = None,
+    count: Annotated[options.Count, Here(f"one for each file that conditions; {INDEX_COUNT} of an index")] = None,
     images: options.Images = (),
     tokens: options.Tokens = (),
     dataset: options.Datasets = None,
@@ -31,15 +35,15 @@ def sample(
     weights: options.Weights = "ema",
     vae: options.Vae = None,
     format: options.ImageFormat = "png",
-    root: options.Root = None,
-    batch_size: options.BatchSize = None,
+    root: options.RootOfRun = None,
+    batch_size: Annotated[options.BatchSize, Here(options.BUSY)] = None,
     precision: options.Precision = "fp32",
     compile: options.Compile = False,
     device: options.Device = "auto",
     gpu: options.Gpu = None,
     *,
     sizes: Sequence[int] = SIZES,
-    index_count: int = 16,
+    index_count: int = INDEX_COUNT,
 ) -> None:
     """Sample images of a run, or of released weights: tissue for indexed patches, for images or for embeddings.
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from diffusion.cli import options
-from diffusion.cli.command import Here, Option
+from diffusion.cli.command import Here, Option, checked
 
 if TYPE_CHECKING:
     from diffusion.training.stages import Stage
 
 
+@checked
 def stages(
     configs: Annotated[
         Sequence[Path],

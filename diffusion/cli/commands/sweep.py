@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from diffusion.cli import options
-from diffusion.cli.command import Here, Option
-from diffusion.cli.parser import noise_interval, positive_float
+from diffusion.cli.command import Here, Option, checked
+from diffusion.cli.parser import positive_float
 from diffusion.evaluation.metrics.quantities import BEST_BY, COMPARED_METRICS, PRDC_NEIGHBOURS, QUANTITIES
 from diffusion.formats import DEFAULT_SOLVER, LAST_WEIGHTS, REAL_DIR
 from diffusion.utils.errors import InputError
@@ -20,6 +20,7 @@ SIZES = (256, 512, 1024)
 COUNT = 1000  # of an index or of tokens
 
 
+@checked
 def sweep(
     workdir: options.Workdir = None,
     out: options.OutFolder = Path("sweep"),
@@ -28,15 +29,7 @@ def sweep(
     guidance: Annotated[options.SeveralGuidances, Here("2")] = (2.0,),
     steps: Annotated[options.SeveralSteps, Here("20")] = (20,),
     solver: Annotated[options.SeveralSolvers, Here(DEFAULT_SOLVER)] = (DEFAULT_SOLVER,),
-    intervals: Annotated[
-        Sequence[tuple[float, float] | None],
-        Option(
-            "guidance intervals, as noise levels LO:HI, or all [all]",
-            noise_interval,
-            metavar="LO:HI",
-            group=options.SAMPLING,
-        ),
-    ] = (None,),
+    guidance_interval: options.SeveralIntervals = (None,),
     checkpoint: Annotated[options.SeveralCheckpoints, Here(f"{LAST_WEIGHTS}, or none beside --ema-lengths")] = (),
     ema_lengths: Annotated[
         Sequence[float],
@@ -68,7 +61,9 @@ def sweep(
     features: options.Features = None,
     data_root: options.DataRoot = None,
     encoder: options.Encoder = None,
-    root: options.Root = None,
+    root: Annotated[
+        options.Root, Here("what is sampled takes the run's; else $PIXCELL_ROOT, else the current folder")
+    ] = None,
     batch_size: options.BatchSize = 16,
     workers: options.Workers = 1,
     precision: options.Precision = "fp32",
@@ -78,14 +73,14 @@ def sweep(
 ) -> None:
     """Sample a run at many settings, score each, and say which is best.
 
-    Every combination of the values of --guidance, --steps, --solver, --intervals and weights is a point. Conditions, noise and
+    Every combination of the values of --guidance, --steps, --solver, --guidance-interval and weights is a point. Conditions, noise and
     the real tissue are the same at all of them. OUT/sweep.csv and sweep.json are the table, with the best point marked;
     OUT/<setting>.png shows the scores over each setting that has several values; OUT/points/ keeps samples and scores, so
     that the same command goes on where it was stopped, and one with more values computes those alone.
 
     Examples:
       pixcell sweep --workdir output/256 --guidance 1 1.5 2 3 4 --count 5000 --out sweep
-      pixcell sweep --workdir output/256 --guidance 1.5 2 --intervals all 0.3:5 --steps 10 20 50 --out sweep
+      pixcell sweep --workdir output/256 --guidance 1.5 2 --guidance-interval all 0.3:5 --steps 10 20 50 --out sweep
       pixcell sweep --workdir output/256 --ema-lengths 0.05 0.1 0.15 --checkpoint checkpoints/last_ema.ckpt
     """
     count = count or len(images) or COUNT
@@ -123,7 +118,7 @@ def sweep(
     if len(files) < len(named) + len(ema_lengths):
         raise InputError("--checkpoint or --ema-lengths: two have one name, and so would their points")
     points = make_grid(
-        {"weights": list(files), "solver": solver, "steps": steps, "guidance": guidance, "interval": intervals}
+        {"weights": list(files), "solver": solver, "steps": steps, "guidance": guidance, "interval": guidance_interval}
     )
     # all that can be refused, before hours of sampling
     solvers = {point: Solver(point.steps, point.guidance, point.solver, point.interval, precision) for point in points}

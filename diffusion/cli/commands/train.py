@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from diffusion.cli import options
-from diffusion.cli.command import Here, Option
+from diffusion.cli.command import Here, Option, checked
 from diffusion.cli.parser import positive_float
 
 LONGEST_WAIT = timedelta(minutes=30)  # of a process for another: a lost machine is noticed after so long
 
 
+@checked
 def train(
     config: Annotated[
         Path,
@@ -33,6 +34,7 @@ def train(
             "go on from a checkpoint file, or the newest whole one of a folder [auto: of the work dir, if it has a run]",
             metavar="X",
             group=options.TRAINING,
+            completes="file",
         ),
     ] = None,
     fresh: options.Fresh = False,

@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Annotated
 
 from diffusion.cli import options
-from diffusion.cli.command import Here, Option
+from diffusion.cli.command import Here, Option, checked
 from diffusion.cli.parser import positive_int
 
 
+@checked
 def train_codec(
     source: Annotated[
-        Path | None, Option("folder that pixcell demo-data filled [ROOT/data/demo/source]", group=options.DATA)
+        Path | None,
+        Option("folder that pixcell demo-data filled [ROOT/data/demo/source]", metavar="FOLDER", group=options.DATA),
     ] = None,
     out: options.OutFolder = Path("tiny_vae"),
     workdir: Annotated[options.Workdir, Here("OUT with .run appended, until OUT is written")] = None,

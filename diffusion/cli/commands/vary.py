@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Annotated
 
 from diffusion.cli import options
-from diffusion.cli.command import Option
+from diffusion.cli.command import Here, Option, checked
 from diffusion.cli.parser import natural_int
 from diffusion.formats import DEFAULT_SOLVER, LAST_WEIGHTS
 
 
+@checked
 def vary(
     images: Annotated[
         Sequence[Path],
@@ -33,8 +34,8 @@ def vary(
     checkpoint: options.Checkpoint = Path(LAST_WEIGHTS),
     weights: options.Weights = "ema",
     vae: options.Vae = None,
-    root: options.Root = None,
-    batch_size: options.BatchSize = None,
+    root: options.RootOfRun = None,
+    batch_size: Annotated[options.BatchSize, Here(options.BUSY)] = None,
     precision: options.Precision = "fp32",
     compile: options.Compile = False,
     device: options.Device = "auto",

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Annotated
 
 from diffusion.cli import options
-from diffusion.cli.command import Option
+from diffusion.cli.command import Option, checked
 from diffusion.formats import DEFAULT_INDEX, SSL_PREFIX, VAE_PREFIX
 
 ImagesOnly = Annotated[bool, Option("look at the images, not at the features")]
 Prune = Annotated[bool, Option("write patch_names_clean.hdf5 beside the index: the patches that are sound")]
 
 
+@checked
 def verify(
     dataset: options.AnyDatasets = None,
     index: options.DataIndex = DEFAULT_INDEX,
@@ -38,18 +39,16 @@ def verify(
     from tqdm import tqdm
 
     from diffusion.data.features.parts import part_prefixes
-    from diffusion.data.index.patch_index import PatchIndex, index_keys, index_path, split_key
+    from diffusion.data.index.patch_index import PatchIndex, find_keys, index_keys, index_path
     from diffusion.data.index.verify import PatchCheck, verify_key, write_sound_index
-    from diffusion.utils.errors import MissingError
     from diffusion.utils.files import atomic_write
     from diffusion.utils.hardware import count_cores
     from diffusion.utils.text import default_root
 
     root = root or default_root()
     path = index_path(root, index)
-    keys = [key for key in index_keys(path) if not dataset or split_key(key)[0] in dataset]
-    if not keys:
-        raise MissingError(f"{path} has no key of {', '.join(dataset or ())}; it has {', '.join(index_keys(path))}")
+    present = index_keys(path)
+    keys = find_keys(present, dataset) if dataset else present
     prefixes = None if images_only else part_prefixes(latent_suffix, embedding_suffix)
     found, listing = {}, path.with_name("patch_names_wrong.txt")
     with atomic_write(listing) as temporary, temporary.open("w", encoding="utf-8") as lines:

@@ -48,27 +48,23 @@ def split_key(key: str) -> tuple[str, int]:
     return dataset, int(size)
 
 
-def resolve_keys(present: Sequence[str], names: Sequence[str], sizes: Sequence[int]) -> list[str]:
-    """Return the keys that names stand for: a name that ends in a size is a key, another one a data set.
+def find_keys(present: Sequence[str], names: Sequence[str], sizes: Sequence[int] | None = None) -> list[str]:
+    """Return the keys of an index that names stand for: keys themselves, or data sets.
 
-    present: the keys of the index. sizes: of a data set the first of these that it has.
-    Raises InputError for a data set of which the index has no such key.
+    present: the keys of the index. sizes: of a data set the first of these that it has; None: all that it has.
+    Raises MissingError that lists every name that the index does not have.
     """
-    keys = []
+    keys, unknown = [], []
     for name in names:
-        stem, _, size = name.rpartition("_")
-        wanted = [name] if stem and size.isdigit() else [f"{name}_{size}" for size in sizes]
-        found = [key for key in wanted if key in present] or (wanted if len(wanted) == 1 else [])
+        of_name = [key for key in present if split_key(key)[0] == name]
+        wanted = of_name if sizes is None else [key for size in sizes if (key := f"{name}_{size}") in of_name][:1]
+        found = [name] if name in present else wanted
+        keys += found
         if not found:
-            raise InputError(f"the index has no {' or '.join(wanted)}; it has {abbreviate(list(present))}")
-        keys.append(found[0])
-    return keys
-
-
-def expand_datasets(present: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Return all keys of data sets, of whatever size; a name that is no data set of the index stands for itself, a key."""
-    keys = [[key for key in present if split_key(key)[0] == name] or [name] for name in names]
-    return list(dict.fromkeys(key for found in keys for key in found))
+            unknown.append(name if sizes is None or not of_name else f"{name} of {' or '.join(map(str, sizes))} pixels")
+    if unknown:
+        raise MissingError(f"--dataset: the index has no {', no '.join(unknown)}; it has {abbreviate(list(present))}")
+    return list(dict.fromkeys(keys))
 
 
 class PatchIndex:
