@@ -85,6 +85,12 @@ class PixCellPipeline(DiffusionPipeline):
     """Images for UNI2-h embeddings. Components: transformer, vae (16 channels, an eighth of the size), scheduler.
 
     scheduler: any of diffusers that takes what the network predicts; the default is the project's dpm-solver.
+
+    Examples:
+        >>> import pixcell
+        >>> pipe = pixcell.PixCellPipeline.from_pretrained("output/256/checkpoints/last_ema.ckpt", vae="tiny")
+        >>> embeddings = torch.from_numpy(pixcell.open_run("output/256").embed("tissue.png"))
+        >>> pipe(embeddings, num_inference_steps=4, num_images_per_prompt=2).images[1].save("sample.png")
     """
 
     model_cpu_offload_seq = "transformer->vae"

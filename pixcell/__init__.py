@@ -19,15 +19,15 @@ from diffusion import __version__
 if TYPE_CHECKING:
     from diffusion.pipeline import PixCellPipeline
     from diffusion.utils.errors import InputError, MissingError
-    from pixcell.pictures import SlideRegion
-    from pixcell.run import OpenRun, Sample, open_run
+    from pixcell.pictures import Sample, SlideRegion
+    from pixcell.run import OpenRun, open_run
     from pixcell.scoring import score
     from pixcell.training import train
 
 HOMES = {
     "open_run": "pixcell.run",
     "OpenRun": "pixcell.run",
-    "Sample": "pixcell.run",
+    "Sample": "pixcell.pictures",
     "SlideRegion": "pixcell.pictures",
     "score": "pixcell.scoring",
     "train": "pixcell.training",

@@ -1,8 +1,9 @@
-"""Images as callers have them: arrays, PIL images, files, and squares of slides."""
+"""Images as callers have them: arrays, PIL images, files, samples, and squares of slides."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +13,42 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diffusion.data.images import open_image
-from diffusion.data.slides.reader import SLIDE_SUFFIXES, PlainImage, open_slide
+from diffusion.data.images import open_image, read_header
+from diffusion.data.slides.reader import SLIDE_SUFFIXES, PlainImage, Slide, open_slide
 from diffusion.generation.conditions import NamedCondition, embed_square, middle_square
 from diffusion.generation.regions import Region
 from diffusion.utils.errors import InputError
 
 if TYPE_CHECKING:
     from diffusion.encoders.embedders import PatchEmbedder
+
+
+KEPT_CONDITIONS = 16  # of images that are sampled for again; with their pixels, 3 MB each at 1024
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sampled image. number, name: of the condition that it was sampled for.
+
+    pixels: uint8 (S, S, 3). tissue: the pixels that the condition describes, where they are known.
+
+    Examples:
+        >>> import pixcell
+        >>> sample = next(pixcell.open_run("output/256").sample("tissue.png", steps=2))
+        >>> sample.number, sample.name, sample.pixels.shape, sample.tissue.shape
+        (0, 'tissue', (256, 256, 3), (256, 256, 3))
+        >>> sample.image.save("sample.png")
+    """
+
+    number: int
+    name: str
+    pixels: np.ndarray
+    tissue: np.ndarray | None = None
+
+    @property
+    def image(self) -> Image.Image:
+        """The pixels as a PIL image."""
+        return Image.fromarray(self.pixels)
 
 
 @dataclass(frozen=True)
@@ -43,56 +72,120 @@ class SlideRegion:
 
     def read(self, size: int) -> Image.Image:
         """Read the square of `size` pixels. Raises MissingError, and InputError for one that reaches beyond the slide."""
-        with closing(open_slide(Path(self.slide), self.mpp, self.image_mpp)) as slide:
-            x, y = round(self.x / slide.factor), round(self.y / slide.factor)
-            if min(x, y) < 0 or x + size > slide.width or y + size > slide.height:
-                raise InputError(
-                    f"{self.slide} has {slide.width} x {slide.height} pixels ({slide.note}): {size} x {size} from x {x}, "
-                    f"y {y} on reach beyond it"
-                )
-            return slide.read(x, y, size)
+        with closing(self.open()) as slide:
+            return slide.read(*self.corner(slide, size), size)
+
+    def open(self) -> Slide:
+        """Open the slide, for the caller to close. Raises MissingError, InputError."""
+        return open_slide(Path(self.slide), self.mpp, self.image_mpp)
+
+    def corner(self, slide: Slide, size: int) -> tuple[int, int]:
+        """Return x, y at the slide's resolution. Raises InputError for a square of `size` pixels that reaches beyond it."""
+        x, y = round(self.x / slide.factor), round(self.y / slide.factor)
+        if min(x, y) < 0 or x + size > slide.width or y + size > slide.height:
+            raise InputError(
+                f"{self.slide} has {slide.width} x {slide.height} pixels ({slide.note}): {size} x {size} from x {x}, "
+                f"y {y} on reach beyond it"
+            )
+        return x, y
 
 
-ImageLike: TypeAlias = "np.ndarray | torch.Tensor | Image.Image | str | Path | SlideRegion"
-Images: TypeAlias = "ImageLike | Sequence[ImageLike]"
+ImageLike: TypeAlias = "np.ndarray | torch.Tensor | Image.Image | Sample | str | Path | SlideRegion"
+Images: TypeAlias = "ImageLike | Iterable[ImageLike]"
 
 
-def as_list(images: Images) -> list[ImageLike]:
-    """Return images as a list: one image alone, a sequence of them, or an array (n, H, W, 3) of several."""
+def as_list(images: Images) -> Sequence[ImageLike]:
+    """Return images as a list: one image alone, several of them, or an array (n, H, W, 3). Raises InputError for none."""
     if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
-        return list(images)
-    if isinstance(images, (np.ndarray, torch.Tensor, Image.Image, str, Path, SlideRegion)):
-        return [images]
-    return list(images)
+        found = list(images)
+    elif isinstance(images, (np.ndarray, torch.Tensor, Image.Image, Sample, str, Path, SlideRegion)):
+        found = [images]
+    elif isinstance(images, Iterable):
+        found = list(images)
+    else:
+        raise InputError(
+            f"images are of type {type(images).__name__}: expected arrays, PIL images, files or slides' regions"
+        )
+    if not found:
+        raise InputError("no images: expected at least one")
+    return found
+
+
+def check_images(images: Sequence[ImageLike], size: int) -> None:
+    """Check, without reading files' pixels, that images are there and have `size` pixels a side or more.
+
+    PIL images are loaded, since their files may be closed before they are needed. Raises MissingError, InputError.
+    """
+    regions: dict[tuple, list[SlideRegion]] = {}
+    for number, image in enumerate(images):
+        if isinstance(image, SlideRegion):
+            regions.setdefault((str(image.slide), image.mpp, image.image_mpp), []).append(image)
+            continue
+        name = label_of(image, number)
+        width, height = measure(image, name)
+        if min(width, height) < size:
+            raise InputError(f"{name} has {width} x {height} pixels: expected {size} x {size} or more")
+    for of_slide in regions.values():
+        with closing(of_slide[0].open()) as slide:
+            for region in of_slide:
+                region.corner(slide, size)
+
+
+def measure(image: ImageLike, name: str) -> tuple[int, int]:
+    """Return width and height of an image, of a file as its header has them. Raises as `to_pil`."""
+    if isinstance(image, (str, Path)):
+        header = read_header(_image_path(image))
+        _check_mode(header.mode, name)
+        return header.width, header.height
+    if isinstance(image, Image.Image):
+        _check_mode(image.mode, name)
+        try:
+            image.load()
+        except Exception as error:  # decoders raise nearly anything when a file is broken
+            raise InputError(f"{name} cannot be read ({error})") from None
+        return image.size
+    array = _to_array(image, name)
+    return array.shape[1], array.shape[0]
 
 
 def to_pil(image: ImageLike, name: str = "the image") -> Image.Image:
-    """Return an RGB image: of uint8 (H, W, 3) or torch's (3, H, W), of a PIL image, or of an image file.
+    """Return an RGB image: of uint8 (H, W, 3) or torch's (3, H, W), of a PIL image, a sample, or an image file.
 
     Raises MissingError, InputError; for a slide's region, whose size only a run knows, see `read_square`.
     """
+    if isinstance(image, (str, Path)):
+        image, name = open_image(_image_path(image)), str(image)
+    if isinstance(image, Image.Image):
+        _check_mode(image.mode, name)
+        return image
+    return Image.fromarray(np.ascontiguousarray(_to_array(image, name)))
+
+
+def _image_path(image: str | Path) -> Path:
+    path = Path(image)
+    if path.suffix.lower() in SLIDE_SUFFIXES - {".tif", ".tiff"}:
+        raise InputError(f"{path} is a slide: name a square of it, as SlideRegion({str(path)!r}, x=..., y=...)")
+    return path
+
+
+def _check_mode(mode: str, name: str) -> None:
+    if mode != "RGB":
+        raise InputError(f"{name} is a {mode} image, expected RGB: convert it first")
+
+
+def _to_array(image: np.ndarray | torch.Tensor | Sample | SlideRegion, name: str) -> np.ndarray:
+    """Return uint8 (H, W, 3), of an array the memory that it has. Raises InputError."""
     if isinstance(image, SlideRegion):
         raise InputError(f"{name} is a SlideRegion of no size of its own: pass region.read(size)")
-    if isinstance(image, (str, Path)):
-        path = Path(image)
-        if path.suffix.lower() in SLIDE_SUFFIXES - {".tif", ".tiff"}:
-            raise InputError(f"{path} is a slide: name a square of it, as SlideRegion({str(path)!r}, x=..., y=...)")
-        image = open_image(path)
-        return image if image.mode == "RGB" else _refuse_mode(image, str(path))
-    if isinstance(image, Image.Image):
-        return image if image.mode == "RGB" else _refuse_mode(image, name)
-    array = image.cpu().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
+    if isinstance(image, Sample):
+        image = image.pixels
+    array = image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
     if isinstance(image, torch.Tensor) and array.ndim == 3 and array.shape[0] == 3:
         array = array.transpose(1, 2, 0)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
-        raise InputError(
-            f"{name} is {array.dtype} {array.shape}: expected uint8 (H, W, 3), or a tensor uint8 (3, H, W)"
-        )
-    return Image.fromarray(np.ascontiguousarray(array))
-
-
-def _refuse_mode(image: Image.Image, name: str) -> Image.Image:
-    raise InputError(f"{name} is a {image.mode} image, expected RGB: convert it first")
+        kind = f"{array.dtype} {array.shape}" if isinstance(image, (np.ndarray, torch.Tensor)) else repr(image)[:80]
+        raise InputError(f"{name} is {kind}: expected uint8 (H, W, 3), or a tensor uint8 (3, H, W)")
+    return array
 
 
 def read_square(image: ImageLike, size: int, name: str) -> Image.Image:
@@ -109,14 +202,33 @@ def name_of(image: ImageLike, number: int) -> str:
         return Path(image).stem
     if isinstance(image, SlideRegion):
         return f"{Path(image.slide).stem}_{image.x}_{image.y}"
-    return f"image_{number}"
+    return image.name if isinstance(image, Sample) else f"image_{number}"
 
 
-def embed_images(images: Images, embedder: PatchEmbedder, size: int) -> list[NamedCondition]:
-    """Embed images, of larger ones the square of `size` pixels in their middle, as conditions of a network of that size."""
-    conditions = []
-    for number, image in enumerate(as_list(images)):
-        name = name_of(image, number)
-        square = PlainImage.of(read_square(image, size, name), name)
-        conditions.append(embed_square(Region(square, 0, 0), embedder, size, name))
-    return conditions
+def label_of(image: ImageLike, number: int) -> str:
+    """Return how messages call an image: by its file, else by its number."""
+    return str(image) if isinstance(image, (str, Path)) else f"image {number}"
+
+
+class ImageConditions:
+    """Conditions of images, read and embedded when they are asked for; i goes on from the first after the last.
+
+    Each is embedded in a pass of its own, so that its tokens depend on no other image, to the bit.
+    """
+
+    def __init__(self, images: Sequence[ImageLike], embedder: PatchEmbedder, size: int):
+        """Raises MissingError, InputError for images that are not there or too small."""
+        check_images(images, size)
+        self.images, self.embedder, self.size = images, embedder, size
+        self._kept = functools.lru_cache(KEPT_CONDITIONS)(self._embed)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> NamedCondition:
+        return self._kept(i % len(self.images))
+
+    def _embed(self, number: int) -> NamedCondition:
+        image = self.images[number]
+        square = PlainImage.of(read_square(image, self.size, label_of(image, number)))
+        return embed_square(Region(square, 0, 0), self.embedder, self.size, name_of(image, number))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -17,32 +18,24 @@ from diffusion.components import check_tokens
 from diffusion.condition import Condition
 from diffusion.encoders.latents import check_pixels, from_uint8, to_uint8
 from diffusion.formats import DEFAULT_SOLVER, LAST_WEIGHTS
-from diffusion.generation.conditions import Conditions, IndexConditions, NamedCondition, RepeatedConditions
+from diffusion.generation.conditions import (
+    Conditions,
+    IndexConditions,
+    NamedCondition,
+    RepeatedConditions,
+    load_token_conditions,
+)
 from diffusion.generation.generators import ImageMaker
 from diffusion.generation.session import Session, open_session
 from diffusion.generation.solver import Solver
 from diffusion.generation.sources import ConditionSource, open_index
 from diffusion.utils.errors import InputError
 from diffusion.utils.hardware import windows_per_pass
-from pixcell.pictures import Images, as_list, embed_images, to_pil
+from diffusion.utils.values import check_whole
+from pixcell.pictures import ImageConditions, Images, Sample, as_list, label_of, measure, to_pil
 
-
-@dataclass(frozen=True)
-class Sample:
-    """A sampled image. number, name: of the condition that it was sampled for.
-
-    pixels: uint8 (S, S, 3). tissue: the pixels that the condition describes, where they are known.
-    """
-
-    number: int
-    name: str
-    pixels: np.ndarray
-    tissue: np.ndarray | None = None
-
-    @property
-    def image(self) -> Image.Image:
-        """The pixels as a PIL image."""
-        return Image.fromarray(self.pixels)
+INDEX_COUNT = 16  # samples of an index, where it is not said how many
+Tokens: TypeAlias = "np.ndarray | torch.Tensor | str | Path | Sequence[str | Path]"
 
 
 def open_run(
@@ -53,7 +46,7 @@ def open_run(
     vae: str | None = None,
     encoder: str | None = None,
     root: str | Path | None = None,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     precision: str = "fp32",
     compile: bool = False,
 ) -> OpenRun:
@@ -61,8 +54,8 @@ def open_run(
 
     workdir: None for $PIXCELL_WORKDIR, else the newest run in ./output. checkpoint: below it. averaged: of a file with averaged
     and raw weights the former. vae, encoder: other ones than the run's own. root: folder of patches/, features/ and
-    pretrained_models/, None for the run's. device: auto, cpu, cuda or mps. precision: of the network, fp32, bf16 or fp16.
-    Raises MissingError, InputError.
+    pretrained_models/, None for the run's. device: auto, cpu, cuda, cuda:N or mps. precision: of the network, fp32, bf16 or
+    fp16. Raises MissingError, InputError.
 
     Examples:
         >>> run = open_run("output/256")
@@ -85,7 +78,16 @@ def open_run(
 
 @dataclass(frozen=True)
 class OpenRun:
-    """A network on its device, with the codec of its latents and the embedder of its conditions, as `open_run` returns it."""
+    """A network on its device, with the codec of its latents and the embedder of its conditions, as `open_run` returns it.
+
+    Examples:
+        >>> run = open_run("output/256")
+        >>> run.size, run.tokens_per_image, run.token_width
+        (256, 1, 1280)
+        >>> again = run.decode(run.encode("tissue.png"))[0]
+        >>> again.size
+        (320, 288)
+    """
 
     session: Session
 
@@ -107,11 +109,13 @@ class OpenRun:
     def sample(
         self,
         images: Images | None = None,
-        tokens: np.ndarray | torch.Tensor | None = None,
+        tokens: Tokens | None = None,
         count: int | None = None,
         *,
-        dataset: Sequence[str] | None = None,
-        index: str | None = None,
+        dataset: str | Sequence[str] | None = None,
+        index: str | Path | None = None,
+        features: str | Path | None = None,
+        data_root: str | Path | None = None,
         steps: int = 20,
         guidance: float = 2.0,
         guidance_interval: tuple[float, float] | None = None,
@@ -121,10 +125,11 @@ class OpenRun:
     ) -> Iterator[Sample]:
         """Sample images, one after the other as they are finished; image i depends on the seed, i and its condition alone.
 
-        images: what conditions: arrays uint8 (H, W, 3), PIL images, files, or a `SlideRegion`, of larger ones the middle.
-        tokens: embeddings instead, (L, D) or (n, L, D). With neither, patches of the run's index condition (dataset, index:
-        others). count: how many; None: one for each image or token, 16 of an index. guidance: 1 is none. batch_size: in
-        one pass, None for as many as keep the device busy. Raises MissingError, InputError.
+        images: what conditions: arrays uint8 (H, W, 3), PIL images, files, samples, or a `SlideRegion`, of larger ones the
+        middle. They are checked now, and read and embedded batch by batch. tokens: embeddings instead, (L, D) or (n, L, D), or
+        .npy files of them. With neither, patches of the run's index condition; dataset, index, features, data_root: others,
+        as the options of `pixcell sample`. count: how many; None: one for each image or token, 16 of an index. guidance: 1 is
+        none. batch_size: in one pass, None for as many as keep the device busy. Raises MissingError, InputError.
 
         Examples:
             >>> run = open_run("output/256")
@@ -137,10 +142,15 @@ class OpenRun:
             >>> first.image.size
             (256, 256)
         """
-        conditions = self._conditions(images, tokens, ConditionSource(index=index, dataset=dataset), seed)
         chosen = Solver(steps, guidance, solver, guidance_interval, self.session.solver.precision)
-        count = count or (16 if isinstance(conditions, IndexConditions) else len(conditions))
-        size = batch_size or windows_per_pass(self.session.device, self.session.run.config.input_size)
+        seed = check_whole(seed, "seed", least=0)
+        count = None if count is None else check_whole(count, "count")
+        size = windows_per_pass(self.session.device, self.session.run.config.input_size)
+        size = size if batch_size is None else check_whole(batch_size, "batch_size")
+        of_index = {"dataset": dataset, "index": index, "features": features, "data_root": data_root}
+        conditions = self._conditions(images, tokens, of_index, seed)
+        if count is None:
+            count = INDEX_COUNT if isinstance(conditions, IndexConditions) else len(conditions)
         make = ImageMaker(self.session.run, self.session.codec, conditions, seed, chosen)
         return self._samples(make, count, size)
 
@@ -151,22 +161,22 @@ class OpenRun:
                 yield Sample(i, condition.name, _to_array(pixels), tissue)
 
     def _conditions(
-        self, images: Images | None, tokens: np.ndarray | torch.Tensor | None, source: ConditionSource, seed: int
+        self, images: Images | None, tokens: Tokens | None, of_index: dict[str, Any], seed: int
     ) -> Conditions:
         if images is not None and tokens is not None:
             raise InputError("images and tokens: one of them conditions; give one")
+        kind = "images" if images is not None else "tokens"
+        if images is None and tokens is None:
+            return IndexConditions(open_index(self.session, _index_source(**of_index)), seed, pixels=True)
+        given = [name for name, value in of_index.items() if value is not None]
+        if given:
+            raise InputError(f"{kind} and {given[0]}: {kind} condition, and no patches of an index; give one")
         if images is not None:
-            return RepeatedConditions(embed_images(images, self.session.embedder, self.size))
-        if tokens is None:
-            return IndexConditions(open_index(self.session, source), seed, pixels=True)
-        values = torch.as_tensor(tokens).float()
-        values = values[None] if values.ndim == 2 else values
-        if values.ndim != 3:
-            raise InputError(f"tokens have shape {tuple(values.shape)}, expected (L, D) or (n, L, D)")
-        named = [NamedCondition(f"tokens_{i}", Condition(value[None])) for i, value in enumerate(values)]
-        for condition in named:
-            check_tokens(condition.condition.tokens[0], self.tokens_per_image, self.token_width, condition.name)
-        return RepeatedConditions(named)
+            return ImageConditions(as_list(images), self.session.embedder, self.size)
+        conditions = _token_conditions(tokens, self.tokens_per_image)
+        for named in conditions:
+            check_tokens(named.condition.tokens[0], self.tokens_per_image, self.token_width, named.name)
+        return RepeatedConditions(conditions)
 
     def embed(self, images: Images) -> np.ndarray:
         """Embed images as conditions of this network: float32 (n, L, D). Raises MissingError, InputError.
@@ -178,8 +188,8 @@ class OpenRun:
             >>> run.embed("tissue.png").shape == (1, run.tokens_per_image, run.token_width)
             True
         """
-        conditions = embed_images(images, self.session.embedder, self.size)
-        return torch.cat([condition.condition.tokens for condition in conditions]).numpy()
+        conditions = ImageConditions(as_list(images), self.session.embedder, self.size)
+        return torch.cat([conditions[i].condition.tokens for i in range(len(conditions))]).numpy()
 
     def encode(self, images: Images) -> np.ndarray:
         """Encode images of one size to network latents, the posterior's mean: float32 (n, 16, h, w). Raises InputError.
@@ -191,13 +201,17 @@ class OpenRun:
             >>> run.encode("tissue.png").shape
             (1, 16, 36, 40)
         """
-        pictures = [np.asarray(to_pil(image)) for image in as_list(images)]
-        sizes = {picture.shape for picture in pictures}
+        pictures, codec, encoded = as_list(images), self.session.codec, []
+        sizes = {measure(image, label_of(image, number)) for number, image in enumerate(pictures)}
+        if len({tuple(sorted(size)) for size in sizes}) == 1:  # as headers say, whose pictures may yet be turned
+            for number, image in enumerate(pictures):
+                pixels = np.array(to_pil(image, label_of(image, number)))
+                latents = codec.encode(from_uint8(torch.from_numpy(pixels).permute(2, 0, 1)[None]))
+                encoded.append(latents.float().cpu())
+            sizes = {latents.shape for latents in encoded}
         if len(sizes) != 1:
             raise InputError(f"images of {len(sizes)} sizes: encode those of one size together")
-        codec = self.session.codec
-        encoded = [codec.encode(from_uint8(torch.from_numpy(each.copy()).permute(2, 0, 1)[None])) for each in pictures]
-        return torch.cat(encoded).float().cpu().numpy()
+        return torch.cat(encoded).numpy()
 
     def decode(self, latents: np.ndarray | torch.Tensor) -> list[Image.Image]:
         """Decode network latents (n, 16, h, w) to images of 8 h x 8 w pixels. Raises InputError.
@@ -208,8 +222,41 @@ class OpenRun:
             (320, 288)
         """
         values, codec = torch.as_tensor(latents), self.session.codec
+        if values.ndim != 4:
+            raise InputError(f"latents have shape {tuple(values.shape)}, expected (n, {codec.channels}, h, w)")
         decoded = (codec.decode(value[None])[0] for value in values)
         return [Image.fromarray(_to_array(to_uint8(check_pixels(pixels, codec)))) for pixels in decoded]
+
+
+def _index_source(
+    dataset: str | Sequence[str] | None,
+    index: str | Path | None,
+    features: str | Path | None,
+    data_root: str | Path | None,
+) -> ConditionSource:
+    return ConditionSource(
+        data_root=None if data_root is None else Path(data_root),
+        index=None if index is None else str(index),
+        features=None if features is None else str(features),
+        dataset=dataset,
+    )
+
+
+def _token_conditions(tokens: Any, length: int) -> list[NamedCondition]:
+    """Return conditions of embeddings (L, D) or (n, L, D), or of .npy files of `length` tokens an image. Raises InputError."""
+    paths = [tokens] if isinstance(tokens, (str, Path)) else tokens
+    if isinstance(paths, (list, tuple)) and paths and all(isinstance(path, (str, Path)) for path in paths):
+        return load_token_conditions([Path(path) for path in paths], length)
+    try:
+        values = torch.as_tensor(tokens).detach().float()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"tokens are no numbers (L, D) or (n, L, D), and no .npy files ({error})") from None
+    values = values[None] if values.ndim == 2 else values
+    if values.ndim != 3 or not len(values):
+        raise InputError(f"tokens have shape {tuple(values.shape)}, expected (L, D) or (n, L, D)")
+    if not values.isfinite().all():
+        raise InputError("tokens hold numbers that are not finite")
+    return [NamedCondition(f"tokens_{i}", Condition(value[None])) for i, value in enumerate(values)]
 
 
 def _to_array(pixels: torch.Tensor) -> np.ndarray:

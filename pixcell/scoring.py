@@ -3,47 +3,58 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TypeAlias
 
 import numpy as np
 import torch
+from accelerate import PartialState
 
+from diffusion.encoders.embedder_files import check_encoders
 from diffusion.encoders.embedders import PatchEmbedder
+from diffusion.evaluation.measure import REAL, SYNTHETIC, TRAINING, describe_sets
 from diffusion.evaluation.metrics.scores import REPLICATES, Scores
 from diffusion.evaluation.metrics.scores import score as score_features
 from diffusion.evaluation.sets.embedding import embed_set
-from diffusion.evaluation.sets.features import Features
+from diffusion.evaluation.sets.features import Features, Row
 from diffusion.evaluation.sets.image_set import ImageSet
-from diffusion.formats import METRICS, WINDOW
+from diffusion.formats import METRICS, SIZE_POLICIES, WINDOW
 from diffusion.utils.errors import InputError
 from diffusion.utils.hardware import prepare_device
-from diffusion.utils.launch import start_processes
+from diffusion.utils.launch import read_launch, start_processes
 from diffusion.utils.text import default_root
+from diffusion.utils.values import check_whole
 from diffusion.utils.windows import cut_windows
-from pixcell.pictures import Images, as_list, to_pil
+from pixcell.pictures import ImageLike, Images, as_list, label_of, measure, to_pil
+
+WINDOWS_PER_PASS = 64  # of the embedder
+Source: TypeAlias = "ImageSet | Iterable[ImageLike]"
 
 
 def score(
     real: str | Path | Images,
     synthetic: str | Path | Images,
     *,
+    training: str | Path | Images | None = None,
     encoder: str = "mobilenetv2",
-    metrics: Sequence[str] = METRICS,
+    metrics: str | Sequence[str] = METRICS,
     on_size: str = "windows",
     seed: int = 0,
     bootstrap: int = REPLICATES,
     root: str | Path | None = None,
-    device: str = "auto",
+    device: str | torch.device = "auto",
 ) -> Scores:
     """Score synthetic images against real ones, as `pixcell evaluate` does it.
 
-    real, synthetic: folders of images, or sequences of images as `OpenRun.sample` takes them, which are cut into windows of
-    256 pixels. A synthetic image belongs to the real one of the same name below its folder, or of the same number.
-    encoder: as --encoders. on_size: of folders, what to do with images that are not 256 x 256: refuse, resize, windows.
-    bootstrap: replicates for the intervals of distances. Returns values with their 95 % intervals by name, and notes.
-    Raises MissingError, InputError.
+    real, synthetic: folders of images, or images as `OpenRun.sample` takes and yields them, which are cut into windows of 256
+    pixels. A synthetic image belongs to the real one of the same name below its folder, or of the same number. training:
+    images among which each one's nearest is looked up. encoder: as --encoders. metrics: fd, fd_infinity, kid, prdc,
+    similarity, neighbours; all that applies. on_size: of folders, what to do with images that are not 256 x 256: refuse,
+    resize, windows. bootstrap: replicates for the intervals of distances. Returns values with their 95 % intervals by name, and
+    notes. In one process; several share the work of `accelerate launch -m pixcell evaluate`. Raises MissingError, InputError.
 
     Examples:
         >>> scores = score("real", "synthetic", metrics=["fd", "similarity"], bootstrap=0)
@@ -52,32 +63,89 @@ def score(
         >>> scores.values["fd"].value > 0
         True
     """
+    chosen = _check_metrics(metrics, training is not None)
+    if on_size not in SIZE_POLICIES:
+        raise InputError(f"on_size {on_size!r}: expected {', '.join(SIZE_POLICIES)}")
+    seed, bootstrap = check_whole(seed, "seed", least=0), check_whole(bootstrap, "bootstrap", least=0)
     place = prepare_device(device)
-    embedder = PatchEmbedder.load(encoder, place, root=Path(root) if root is not None else default_root())
-    features = [_features(images, embedder, on_size) for images in (real, synthetic)]
+    launch = read_launch(place.type == "cpu")
+    if launch is not None and launch.processes > 1:
+        raise InputError(
+            f"this is one of {launch}: score in one process, or by `accelerate launch -m pixcell evaluate`"
+        )
+    home = Path(root) if root is not None else default_root()
+    check_encoders([encoder], home)
+    given = {REAL: real, SYNTHETIC: synthetic, TRAINING: training}
+    sources = {kind: _open(images, on_size) for kind, images in given.items() if images is not None}
+    embedder, state = PatchEmbedder.load(encoder, place, root=home), start_processes(place)
+    features = {kind: _embed(source, embedder, state) for kind, source in sources.items()}
     sums = place if place.type == "cuda" else torch.device("cpu")  # float64, which MPS has not
-    return score_features(*features, metrics=metrics, seed=seed, replicates=bootstrap, device=sums)
+    sets = (features[REAL], features[SYNTHETIC], chosen, features.get(TRAINING))
+    scores = score_features(*sets, seed=seed, replicates=bootstrap, device=sums)
+    known = {kind: source if isinstance(source, ImageSet) else features[kind] for kind, source in sources.items()}
+    scores.notes += describe_sets(known, features)
+    return scores
 
 
-def _features(images: str | Path | Images, embedder: PatchEmbedder, on_size: str) -> Features:
+def _check_metrics(metrics: str | Sequence[str], trained: bool) -> tuple[str, ...]:
+    """Return the metrics to compute; a text is one. trained: whether there are training images. Raises InputError."""
+    chosen = (metrics,) if isinstance(metrics, str) else tuple(metrics)
+    unknown = [metric for metric in chosen if metric not in METRICS]
+    if unknown or not chosen:
+        raise InputError(
+            f"metrics {', '.join(map(str, unknown)) or 'of no name'}: expected some of {', '.join(METRICS)}"
+        )
+    if "neighbours" in chosen and chosen != METRICS and not trained:
+        raise InputError("metrics neighbours: among which images? Give those of training as training=")
+    return chosen
+
+
+def _open(images: str | Path | Images, on_size: str) -> Source:
+    """Return what is to be scored, checked as far as that takes no pixels of files. Raises MissingError, InputError."""
     if isinstance(images, (str, Path)):
-        with TemporaryDirectory() as cache:
-            found = embed_set(
-                ImageSet.open(Path(images), on_size), embedder, Path(cache), start_processes(embedder.device)
-            )
-            return _in_memory(found)
-    windows = []
-    for image in as_list(images):
-        pixels = torch.from_numpy(np.array(to_pil(image))).permute(2, 0, 1)[None]
-        if min(pixels.shape[2:]) < WINDOW:
-            raise InputError(
-                f"an image of {pixels.shape[2]} x {pixels.shape[3]} pixels: expected {WINDOW} or more a side"
-            )
-        windows.append(cut_windows(pixels, WINDOW))
-    return Features.from_tensor(embedder.embed(torch.cat(windows)), embedder.name)
+        return ImageSet.open(Path(images), on_size)
+    if isinstance(images, Iterator):  # such as samples, which are not to be in memory together
+        return images
+    listed = as_list(images)
+    found = sum(_count_windows(image, label_of(image, number)) for number, image in enumerate(listed))
+    if found < 2:
+        raise InputError("got one window of 256 pixels to score: expected at least 2 on each side")
+    return listed
 
 
-def _in_memory(features: Features) -> Features:
-    """Return features that do not need the files of their parts."""
-    arrays = [load() for load in features.parts]
-    return dataclasses.replace(features, parts=[lambda array=array: array for array in arrays])
+def _count_windows(image: ImageLike, name: str) -> int:
+    width, height = measure(image, name)
+    if min(width, height) < WINDOW:
+        raise InputError(f"{name} has {width} x {height} pixels: expected {WINDOW} x {WINDOW} or more")
+    return (width // WINDOW) * (height // WINDOW)
+
+
+def _embed(source: Source, embedder: PatchEmbedder, state: PartialState) -> Features:
+    if not isinstance(source, ImageSet):
+        return embed_windows(source, embedder)
+    with TemporaryDirectory() as cache:
+        found = embed_set(source, embedder, Path(cache), state)
+        arrays = [load() for load in found.parts]
+    return dataclasses.replace(found, parts=[lambda array=array: array for array in arrays])
+
+
+def embed_windows(images: Iterable[ImageLike], embedder: PatchEmbedder) -> Features:
+    """Embed the windows of images, which are read one by one. Raises InputError for one without a window, and for none."""
+    rows: list[Row] = []
+
+    def read() -> Iterator[torch.Tensor]:
+        for number, image in enumerate(images):
+            name = label_of(image, number)
+            _count_windows(image, name)  # of a stream, this is the first time that the image is seen
+            pixels = torch.from_numpy(np.array(to_pil(image, name))).permute(2, 0, 1)[None]
+            for i, window in enumerate(cut_windows(pixels, WINDOW)):
+                rows.append(Row(str(number), i))
+                yield window
+
+    windows, values = read(), []
+    while batch := list(islice(windows, WINDOWS_PER_PASS)):
+        values.append(embedder.embed(torch.stack(batch)).cpu().numpy())
+    if not values:
+        raise InputError("no images: expected at least two to score")
+    array = np.concatenate(values)
+    return Features(rows, array.shape[1], [lambda: array], [len(array)], embedder.name)

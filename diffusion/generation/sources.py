@@ -26,7 +26,8 @@ from diffusion.utils.errors import InputError, MissingError
 class ConditionSource:
     """Where conditions come from: image files, files of tokens, or else an index, by default that of the run.
 
-    data_root, index, features, dataset: of another index than the run's, as the options call them.
+    data_root, index, features, dataset: of another index than the run's, as the options call them. A text as dataset is one
+    name.
     Raises InputError when both images and tokens are given.
     """
 
@@ -38,6 +39,8 @@ class ConditionSource:
     dataset: Sequence[str] | None = None
 
     def __post_init__(self):
+        if isinstance(self.dataset, str):
+            object.__setattr__(self, "dataset", (self.dataset,))  # is frozen
         if self.images and self.tokens:
             raise InputError("--images and --tokens: one of them conditions; give one")
 

@@ -19,10 +19,28 @@ SYSTEM_ERRORS = frozenset(
 
 
 class InputError(ValueError):
-    """A value, file or option that cannot be used as it is."""
+    """A value, file or option that cannot be used as it is.
+
+    Examples:
+        >>> import pixcell
+        >>> try:
+        ...     pixcell.open_run("output/256", precision="float16")
+        ... except pixcell.InputError as error:
+        ...     print(error)
+        --precision float16: expected fp32, bf16, fp16
+    """
 
 
 class MissingError(InputError, FileNotFoundError):
-    """Something named by the user that is not there; the message says what was looked for and where."""
+    """Something named by the user that is not there; the message says what was looked for and where.
+
+    Examples:
+        >>> import pixcell
+        >>> try:
+        ...     pixcell.open_run("output/1024")
+        ... except pixcell.MissingError as error:
+        ...     print(error)
+        no work dir output/1024
+    """
 
     __str__ = Exception.__str__  # OSError's own __str__ expects errno arguments

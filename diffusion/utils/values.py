@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 import reprlib
 import types
 import typing
@@ -158,6 +159,17 @@ def convert(value: Any, hint: Any, where: str) -> Any:
                     raise InputError(f"{where} {_repr.repr(coerced)}: expected {limit}{optional}")
             return coerced
     raise InputError(f"{where} is {_repr.repr(value)}: expected {_describe_hint(hint)}")
+
+
+def check_whole(value: Any, name: str, least: int = 1) -> int:
+    """Return a whole number, also one of numpy, from `least` on. Raises InputError, with the name in front."""
+    try:
+        number = None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or not least <= number <= MAX_INT:
+        raise InputError(f"{name} {_repr.repr(value)}: expected a whole number of at least {least}")
+    return number
 
 
 def _union_options(hint: Any) -> tuple[Any, ...]:
