@@ -56,7 +56,7 @@ def index_or_verify(
         return verify(dataset, file, images_only, features, latent_suffix, embedding_suffix, workers, prune, root)
     if prune or images_only:
         raise InputError("--prune and --images_only belong to --verify")
-    return index(dataset, size, names, split, split_by, file, seed, root)
+    return index(dataset, size, names, split, split_by, index=file, seed=seed, root=root)
 
 
 main = Script(index_or_verify, __doc__, EXAMPLES, {**DATA_FLAGS, "to_verify": ("--verify",)}, unused=("device",))

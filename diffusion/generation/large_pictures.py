@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from diffusion.condition import Condition
-from diffusion.data.slides.reader import PlainImage, open_slide
+from diffusion.data.slides.reader import PlainImage, Slide, open_slide
 from diffusion.formats import REAL_DIR, SYNTHETIC_DIR, WINDOW
 from diffusion.generation.conditions import NamedCondition, neighbourhood, read_tokens_file
 from diffusion.generation.generators import LargeImageMaker
@@ -153,6 +153,14 @@ def _advance(progress: tqdm, *_: object) -> None:
     progress.update()
 
 
+def largest_region(slide: Slide, x: int, y: int) -> str:
+    """Return what to do about a region that is too large: the largest sides from x, y on, or another corner."""
+    width, height = ((side - start) // WINDOW * WINDOW for side, start in ((slide.width, x), (slide.height, y)))
+    if min(x, y) < 0 or min(width, height) < WINDOW:
+        return f"give --x and --y of a corner that has {WINDOW} pixels and more to the right and below"
+    return f"give another --x and --y, or at most --width {width} --height {height}"
+
+
 @contextmanager
 def open_region(source: LargeSource, size: PictureSize, say: Callable[[str], None] = print) -> Iterator[Region | None]:
     """Open the part of a slide or image that conditions, if one does; `say` gets a sentence when it ends before the picture.
@@ -168,8 +176,8 @@ def open_region(source: LargeSource, size: PictureSize, say: Callable[[str], Non
         over = (y + size.height - slide.height, x + size.width - slide.width)
         if min(x, y) < 0 or max(over) >= WINDOW:  # less is filled up with white: sides are multiples, slides are not
             raise InputError(
-                f"{path} has {slide.height} x {slide.width} pixels ({slide.note}), from which {size.height} x {size.width} "
-                f"at y {y}, x {x} reach out; give a smaller --height and --width, or another region"
+                f"{path} is {slide.width} pixels wide and {slide.height} high ({slide.note}): from x {x}, y {y} on "
+                f"{size.width} x {size.height} reach beyond it; {largest_region(slide, x, y)}"
             )
         if max(over) > 0:
             say(f"{path} ends {max(over)} pixels before the picture: what lies beyond is read as white glass")

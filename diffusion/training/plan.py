@@ -40,6 +40,18 @@ def plan_run(config: TrainingConfig, samples: int, processes: int) -> Plan:
     return Plan(samples, global_batch, total_steps, lr)
 
 
+def plan_notes(config: TrainingConfig, plan: Plan) -> list[str]:
+    """Return lines about what of the plan is hardly meant: a warm-up that the run is too short for."""
+    warmup = config.lr_schedule_args.num_warmup_steps
+    if not 0 < plan.total_steps <= warmup:
+        return []
+    reached = plan.lr * plan.total_steps / warmup
+    return [
+        f"a warm-up of {warmup} steps in a run of {plan.total_steps}: the learning rate reaches {reached:.3g} at most, not "
+        f"{plan.lr:g}; set a smaller lr_schedule_args.num_warmup_steps, or more max_steps"
+    ]
+
+
 def resolve_precision(precision: str, cpu: bool) -> str:
     """Return the precision that `auto` is on this machine. Raises InputError for fp16 without a GPU, which has no kernels."""
     gpu = not cpu and torch.cuda.is_available()

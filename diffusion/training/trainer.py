@@ -45,6 +45,7 @@ from diffusion.training.plan import (
     Plan,
     check_saves,
     describe,
+    plan_notes,
     plan_run,
     resolve_precision,
     save_steps,
@@ -106,7 +107,7 @@ def train(
         on_main(accelerator, lambda: logger.start_trackers(config.trackers, run.step, settings, resumed))
         if main:
             dump_config(resolved, work_dir / CONFIG_FILE)
-        for note in environment_notes(config):
+        for note in (*environment_notes(config), *plan_notes(config, plan)):
             log.warning("%s", note)
         log.info("%s", describe_run(made, accelerator.num_processes))
         log.info("weights from %s", checkpoint or made.weights_from)
@@ -345,5 +346,5 @@ def dry_run(
     with own_state(cpu):
         made = prepare(config, task, work_dir, cpu, fresh, accept_changes, processes)
         described = describe_run(made, processes or made.accelerator.num_processes)
-        notes = environment_notes(made.config)
+        notes = [*environment_notes(made.config), *plan_notes(made.config, made.plan)]
     return "\n".join([*notes, f"{described}; weights from {made.checkpoint or made.weights_from}"])

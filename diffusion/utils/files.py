@@ -28,6 +28,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        _share_rights(temporary)
         os.replace(temporary, path)
     except Exception as error:
         elsewhere = isinstance(error, OSError) and error.filename not in (None, str(temporary))
@@ -42,6 +43,15 @@ def atomic_write(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def _share_rights(written: Path) -> None:
+    """Give a file, or those in a folder, the rights that new files have: safetensors lets only its owner read what it writes."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in written.rglob("*") if written.is_dir() else [written]:
+        if path.is_file() and not path.is_symlink() and path.stat().st_mode & 0o077 == 0:
+            path.chmod(path.stat().st_mode | (0o066 & ~mask))
 
 
 def _disk_full(error: Exception, folder: Path) -> int | None:

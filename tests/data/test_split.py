@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from diffusion.data.index.patch_index import iterate_names
-from diffusion.data.index.split import choose_training_groups, patient_name, slide_name, write_split
+from diffusion.data.index.split import choose_training_groups, patient_name, read_patients, slide_name, write_split
 from diffusion.data.index.writer import write_index
-from diffusion.utils.errors import InputError
+from diffusion.utils.errors import InputError, MissingError
 
 
 def test_slides_and_patients_are_on_one_side():
@@ -40,3 +40,41 @@ def test_a_split_goes_on_from_the_one_before(tmp_path):
     assert write_split(index, 0.75, "slide", seed=1).kept == 8
     for side, before in sides.items():
         assert before <= set(iterate_names(tmp_path / f"patch_names_{side}.hdf5", "toy_64"))
+
+
+def test_a_table_names_the_patients_of_slides(tmp_path):
+    """Slides 2 i and 2 i + 1 are of patient i; in the table some have their suffix, some have not."""
+    index, table = tmp_path / "all.hdf5", tmp_path / "patients.csv"
+    write_index(index, {"toy_64": [f"toy/a/single_64/slide.{i}/0_0.jpeg" for i in range(12)]})
+    lines = [f"slide.{i}{'.svs' if i % 3 else ''},P{i // 2}" for i in range(12)]
+    table.write_text("slide,patient\n" + "\n".join(lines), encoding="utf-8-sig")  # as Excel saves it
+    done = write_split(index, 0.5, "patient", 0, table)
+    assert done.groups == {f"P{i}" for i in range(6)}
+    sides = [
+        {
+            int(slide_name(name).partition(".")[2]) // 2
+            for name in iterate_names(tmp_path / f"patch_names_{side}.hdf5", "toy_64")
+        }
+        for side in ("train", "test")
+    ]
+    assert len(sides[0]) == len(sides[1]) == 3 and not sides[0] & sides[1]
+    table.write_text("slide,patient\n" + "\n".join(lines[:-1]))
+    with pytest.raises(InputError, match=r"patients.csv has no line for slide slide.11"):
+        write_split(index, 0.5, "patient", 0, table)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("slide,case\na,b", "expected a CSV file with the columns slide and patient"),
+        ("", "expected a CSV file"),
+        ("slide,patient\na,P1\na.svs,P2", "slide a.svs is of P1 and of P2"),
+        ("slide,patient\na,", "no slide or no patient"),
+    ],
+)
+def test_a_table_that_does_not_say_whose_slides_are_is_refused(tmp_path, text, message):
+    (tmp_path / "patients.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_patients(tmp_path / "patients.csv")
+    with pytest.raises(MissingError, match="no table of patients"):
+        read_patients(tmp_path / "none.csv")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from scoring_data import correlated, seeded
@@ -60,3 +62,12 @@ def test_only_requested_metrics_are_computed():
         score(rows, rows, ["fid"])
     with pytest.raises(InputError, match="8 wide, synthetic ones 9"):
         score(rows, Features.from_tensor(torch.randn(30, 9)))
+
+
+def test_real_images_that_are_all_alike_give_no_distance_of_pairs():
+    """Whose unit is the distance of two of them; every value is a number that JSON has."""
+    real, synthetic = torch.ones(4, 3), torch.eye(4, 3) + 1
+    scores = score(Features.from_tensor(real), Features.from_tensor(synthetic), ["similarity"])
+    assert "feature_distance" not in scores.values and any("All real images are alike" in note for note in scores.notes)
+    json.dumps(scores.to_dict(), allow_nan=False)
+    assert "deviations" not in repr(scores) and len(repr(scores)) < 2000

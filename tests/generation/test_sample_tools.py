@@ -299,7 +299,7 @@ class TestSample4k:
             (("--workdir", run_dir, "--tokens", tmp_path / "grid.npy", *size), "expected (5, 5, 8)"),
             (("--workdir", run_dir, "--sliding_window_size", 129), "expected 1 to 128"),
             (("--workdir", run_dir, "--height", 1000), "expected a multiple of 256"),
-            (("--workdir", run, "--encoder", weights, "--reference", image, *size), "has 800 x 1100 pixels"),
+            (("--workdir", run, "--encoder", weights, "--reference", image, *size), "is 1100 pixels wide and 800 high"),
             (("--workdir", run, "--encoder", weights, "--reference", image, "--x", 4), "--x and --y are of a region"),
             (("--workdir", run, "--reference", image, "--slide", image), "one of them conditions"),
             (("--workdir", run, "--slide", tmp_path / "no.svs"), "no slide at"),

@@ -61,3 +61,19 @@ def test_files_and_folders_can_be_flushed(tmp_path):
     (tmp_path / "file").touch()
     flush_to_disk(tmp_path / "file")
     flush_to_disk(tmp_path)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such rights")
+def test_files_are_for_those_that_the_umask_lets_read(tmp_path):
+    """As safetensors leaves them, only their owner may read them."""
+    before = os.umask(0o027)
+    try:
+        with atomic_write(tmp_path / "folder") as folder:
+            folder.mkdir()
+            (folder / "weights").touch(mode=0o600)
+        with atomic_write(tmp_path / "file") as file:
+            file.touch(mode=0o600)
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "folder" / "weights", tmp_path / "file"):
+        assert path.stat().st_mode & 0o777 == 0o640

@@ -26,6 +26,13 @@ Names = Annotated[
 ]
 Share = Annotated[float | None, Option("part of the slides or patients that trains", part, metavar="SHARE")]
 SplitBy = Annotated[Literal["slide", "patient"], Option("what is never on both sides")]
+Patients = Annotated[
+    Path | None,
+    Option(
+        "CSV file with the columns slide and patient [TCGA barcodes name patients, other slides are on their own]",
+        metavar="FILE",
+    ),
+]
 
 
 @checked
@@ -35,6 +42,7 @@ def index(
     names: Names = (),
     split: Share = None,
     split_by: SplitBy = "slide",
+    patients: Patients = None,
     index: options.DataIndex = DEFAULT_INDEX,
     seed: options.Seed = 0,
     root: options.Root = None,
@@ -48,7 +56,7 @@ def index(
     Examples:
       pixcell index
       pixcell index --dataset demo --size 1024
-      pixcell index --split 0.95 --split-by patient
+      pixcell index --split 0.95 --split-by patient --patients patients.csv
       pixcell index --dataset mine --names names.txt
     """
     from tqdm import tqdm
@@ -62,6 +70,8 @@ def index(
 
     if names and len(dataset or ()) != 1:
         raise InputError("--names needs one --dataset: the first folder of the names, and of the key")
+    if patients is not None and (split is None or split_by != "patient"):
+        raise InputError("--patients belongs to --split SHARE --split-by patient")
     root = root or default_root()
     path = index_path(root, index)
     found = collect_names(root / PATCHES_DIR, dataset, size, names)
@@ -75,21 +85,29 @@ def index(
         print(f"as before: {', '.join(kept)}")
     print(f"written: {path}")
     if split is not None:
-        print_split(path, split, split_by, seed)
+        print_split(path, split, split_by, seed, patients)
     elif path.with_name("patch_names_train.hdf5").is_file():
         print("patch_names_train.hdf5 and patch_names_test.hdf5 are as before; give --split to bring them up to date")
 
 
-def print_split(path: Path, share: float, by: Literal["slide", "patient"], seed: int) -> None:
+def print_split(
+    path: Path, share: float, by: Literal["slide", "patient"], seed: int, patients: Path | None = None
+) -> None:
     """Write the train and the test index, and tell what is in them."""
     from diffusion.data.index.split import write_split
 
-    done = write_split(path, share, by, seed)
+    done = write_split(path, share, by, seed, patients)
     for side, counts in done.counts.items():
         print(f"{side}: " + ", ".join(f"{key} ({count})" for key, count in counts.items() if count))
-    print(f"written: patch_names_train.hdf5, patch_names_test.hdf5 beside it; no {by} is in both")
+    slides = 0
+    if by == "patient" and patients is None:
+        slides = sum(not each.startswith("TCGA-") for each in done.groups)
+    kept_apart = "slide" if by == "slide" or slides == len(done.groups) else by
+    print(f"written: patch_names_train.hdf5, patch_names_test.hdf5 beside it; no {kept_apart} is in both")
     if done.kept:
-        print(f"{done.kept} {by}s stay on the side they were on; delete both files to split anew")
-    slides = sum(not each.startswith("TCGA-") for each in done.groups)
-    if by == "patient" and slides:
-        print(f"{slides} slides have no TCGA barcode, which would name their patient: they were split by slide")
+        print(f"{done.kept} {kept_apart}s stay on the side they were on; delete both files to split anew")
+    if slides:
+        print(
+            f"{slides} slides have no TCGA barcode, which would name their patient, and were split by slide; name patients in a "
+            "table: --patients FILE"
+        )

@@ -70,12 +70,13 @@ def patches(
     from diffusion.data.slides.cohort import cut_cohort
     from diffusion.data.slides.discovery import find_slides
     from diffusion.data.slides.grid import Grid
+    from diffusion.data.slides.reader import PIXEL_FOR_PIXEL
     from diffusion.data.slides.records import CutSettings, SlideRecord
     from diffusion.formats import METADATA_DIR, PATCHES_DIR
     from diffusion.utils.errors import InputError
     from diffusion.utils.files import check_writable
     from diffusion.utils.hardware import count_cores
-    from diffusion.utils.text import default_root
+    from diffusion.utils.text import abbreviate, default_root
 
     if dataset == METADATA_DIR:
         raise InputError("--dataset metadata: ROOT/patches/metadata is where the index lies; take another name")
@@ -98,12 +99,18 @@ def patches(
                 tqdm.write(f"failed: {outcome}", file=sys.stderr)
     print_table([records[path] for path in paths if path in records], failures)
     print(f"pictures and records: {folder / f'slides_{size}'}")
-    if not any(record.patches for record in records.values()):
+    unsaid = [record.slide for record in records.values() if record.note == PIXEL_FOR_PIXEL]
+    if unsaid:
+        print(
+            f"{abbreviate(unsaid)}: no microns per pixel in the file, so taken pixel for pixel, as {mpp:g} um/px; if that is not "
+            "so, delete their patches and give --image-mpp (files of one resolution in a call)"
+        )
+    kept = any(record.patches for record in records.values())
+    if records and not kept:
         print(
             "no patch was kept: the pictures show why each square was dropped; see --tissue-threshold, --max-blur, --size"
         )
-        return 1
-    return 1 if failures else 0
+    return 0 if kept and not failures else 1
 
 
 def print_table(records: Sequence[SlideRecord], failures: Mapping[Path, str]) -> None:

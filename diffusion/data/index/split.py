@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -11,7 +12,9 @@ from typing import Literal
 
 from diffusion.data.index.patch_index import index_keys, iterate_names
 from diffusion.data.index.writer import write_index
-from diffusion.utils.errors import InputError
+from diffusion.data.slides.discovery import IMAGE_SUFFIXES
+from diffusion.data.slides.reader import SLIDE_SUFFIXES
+from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.files import atomic_write
 
 TCGA_PATIENT = 12  # characters of a TCGA barcode that name the patient: TCGA-02-0001
@@ -70,9 +73,50 @@ class Split:
     kept: int
 
 
-def write_split(index: Path, share: float, by: Literal["slide", "patient"], seed: int) -> Split:
-    """Write the train and the test index beside `index`, both or none of them. Raises as choose_training_groups does."""
-    group, keys = GROUPINGS[by], index_keys(index)
+def read_patients(table: Path) -> dict[str, str]:
+    """Read which patient each slide is of: a CSV file with the columns slide and patient; a slide's suffix does not count.
+
+    Raises MissingError, or InputError for a file without these columns, and for a slide of two patients.
+    """
+    if not table.is_file():
+        raise MissingError(f"no table of patients at {table}")
+    with table.open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or not {"slide", "patient"} <= rows[0].keys():
+        raise InputError(f"{table}: expected a CSV file with the columns slide and patient, and a line for each slide")
+    patients: dict[str, str] = {}
+    for row in rows:
+        slide, patient = (row["slide"] or "").strip(), (row["patient"] or "").strip()
+        name = Path(slide).stem if Path(slide).suffix.lower() in SLIDE_SUFFIXES | IMAGE_SUFFIXES else slide
+        if not slide or not patient:
+            raise InputError(f"{table}: a line has no slide or no patient: {row}")
+        if patients.setdefault(name, patient) != patient:
+            raise InputError(f"{table}: slide {slide} is of {patients[name]} and of {patient}; keep one of the lines")
+    return patients
+
+
+def group_by_table(patients: Mapping[str, str], table: Path) -> Callable[[str], str]:
+    """Return a grouping by a table of patients, which raises InputError for a slide that is not in it."""
+
+    def patient_of(name: str) -> str:
+        slide = slide_name(name)
+        if slide not in patients:
+            raise InputError(f"{table} has no line for slide {slide} of the index; add it")
+        return patients[slide]
+
+    return patient_of
+
+
+def write_split(
+    index: Path, share: float, by: Literal["slide", "patient"], seed: int, patients: Path | None = None
+) -> Split:
+    """Write the train and the test index beside `index`, both or none of them.
+
+    patients: a table that names them, as `read_patients` reads it; None: TCGA's barcodes do, and other slides are groups of
+    their own. Raises as choose_training_groups and read_patients do.
+    """
+    keys = index_keys(index)
+    group = GROUPINGS[by] if patients is None else group_by_table(read_patients(patients), patients)
     groups = frozenset(group(name) for key in keys for name in iterate_names(index, key))
     previous = {
         side: _indexed_groups(index.with_name(f"patch_names_{side}.hdf5"), group) & groups for side in ("train", "test")

@@ -19,6 +19,7 @@ from diffusion.utils.errors import InputError, MissingError
 SLIDE_SUFFIXES = frozenset(
     (".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif", ".czi", ".dcm")
 )
+PIXEL_FOR_PIXEL = "native"  # what is noted of an image that does not say its resolution
 MAX_LEVEL_PIXELS = 64_000_000  # pixels of a level that is not read at once, 256 MB
 
 
@@ -111,7 +112,7 @@ class PlainImage:
     def _hold(self, image: Image.Image, name: str) -> None:
         if image.mode != "RGB":
             raise InputError(f"{name} is a {image.mode} image, expected RGB: convert it first")
-        self._image, self.note, self.factor = image, "native", 1.0
+        self._image, self.note, self.factor = image, PIXEL_FOR_PIXEL, 1.0
         self.width, self.height = image.size
 
     def read(self, x: float, y: float, size: int) -> Image.Image:

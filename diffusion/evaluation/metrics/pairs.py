@@ -14,11 +14,13 @@ import torch.nn.functional as F
 from diffusion.evaluation.sets.features import PART_ROWS, Features, Row
 
 QUERY_ROWS = 32_768  # rows that are looked up at once: the other set is read once for each so many
+ROUNDING = 1e-6  # of a distance in float32, as a share of the features
 RANDOM_PAIRS = 10_000  # put together at random: enough to know their spread by
 
 
 class Pairs(NamedTuple):
-    """The rows that both sets have. distance: between features, in units of the mean distance of two random real images."""
+    """The rows that both sets have. distance: between features, in units of the mean distance of two random real images; NaN where
+    these are all alike."""
 
     rows: list[Row]
     similarity: np.ndarray  # (P,) cosine of a real row and the synthetic row of its name
@@ -47,20 +49,22 @@ def compare_pairs(real: Features, synthetic: Features, seed: int = 0) -> Pairs |
         similarities.append(F.cosine_similarity(a, b))
         distances.append((a - b).norm(dim=1))
     random, unit = _random_pairs(real, synthetic, np.array(at_real), np.array(at_synthetic), seed)
-    return Pairs(rows, _to_numpy(similarities), _to_numpy(distances) / unit, random)
+    apart = _to_numpy(distances)
+    return Pairs(rows, _to_numpy(similarities), apart / unit if unit else np.full_like(apart, np.nan), random)
 
 
 def _random_pairs(
     real: Features, synthetic: Features, at_real: np.ndarray, at_synthetic: np.ndarray, seed: int
 ) -> tuple[np.ndarray, float]:
-    """Return cosines of real rows and synthetic rows of other names, and the mean distance of two real rows.
+    """Return cosines of real rows and synthetic rows of other names, and the mean distance of two real rows: 0 of rows that are all alike.
 
     Pairs are put in a random order, and each real row is compared with the synthetic row before it: none meets its own.
     """
     order = np.random.default_rng(seed).permutation(len(at_real))[:RANDOM_PAIRS]
     a, b = real.take(at_real[order]), synthetic.take(at_synthetic[order])
     distance = (a - a.roll(1, 0)).norm(dim=1).double().mean()
-    return _to_numpy([F.cosine_similarity(a, b.roll(1, 0))]), max(float(distance), float(np.finfo(float).tiny))
+    alike = distance < ROUNDING * a.norm(dim=1).double().mean()
+    return _to_numpy([F.cosine_similarity(a, b.roll(1, 0))]), 0.0 if alike else float(distance)
 
 
 def _to_numpy(parts: list[torch.Tensor]) -> np.ndarray:

@@ -49,10 +49,10 @@ class Scores:
     counts: dict[str, int]
     values: dict[str, Value] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    pairs: Pairs | None = None
-    neighbours: NearestNeighbours | None = None
-    extrapolation: FidExtrapolation | None = None
-    deviations: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    pairs: Pairs | None = field(default=None, repr=False)
+    neighbours: NearestNeighbours | None = field(default=None, repr=False)
+    extrapolation: FidExtrapolation | None = field(default=None, repr=False)
+    deviations: np.ndarray = field(default_factory=lambda: np.zeros(0), repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the scores for JSON."""
@@ -227,7 +227,10 @@ def add_pairs(scores: Scores, real: Features, synthetic: Features, seed: int) ->
     scores.values["similarity"] = mean_value(pairs.similarity, seed)
     scores.values["random_similarity"] = mean_value(pairs.random, seed)
     scores.values["above_random"] = mean_value(pairs.above_random, seed)
-    scores.values["feature_distance"] = mean_value(pairs.distance, seed)
+    if np.isfinite(pairs.distance).all():
+        scores.values["feature_distance"] = mean_value(pairs.distance, seed)
+    else:  # their unit is the distance of two real images
+        scores.notes.append("All real images are alike: feature distances of pairs have no unit, and are left out.")
 
 
 def add_neighbours(
