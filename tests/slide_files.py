@@ -47,10 +47,14 @@ def png(tmp_path) -> Path:
 
 @pytest.fixture
 def pyramid(tmp_path) -> Path:
-    """A slide of 1600 x 1200 pixels of 0.25 um, with levels 1, 2 and 4 times smaller; each level has its own red tint."""
+    """A slide, as `write_pyramid` has it."""
+    return write_pyramid(tmp_path / "pyramid.tif")
+
+
+def write_pyramid(path: Path) -> Path:
+    """Write a slide of 1600 x 1200 pixels of 0.25 um, with levels 1, 2 and 4 times smaller; each has its own red tint."""
     import tifffile
 
-    path = tmp_path / "pyramid.tif"
     base = picture(1600, 1200)
     with tifffile.TiffWriter(path) as writer:
         for level in range(3):

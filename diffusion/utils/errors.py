@@ -37,10 +37,10 @@ class MissingError(InputError, FileNotFoundError):
     Examples:
         >>> import pixcell
         >>> try:
-        ...     pixcell.open_run("output/1024")
+        ...     pixcell.open_run("output/256").embed("tissues.png")
         ... except pixcell.MissingError as error:
         ...     print(error)
-        no work dir output/1024
+        no image tissues.png
     """
 
     __str__ = Exception.__str__  # OSError's own __str__ expects errno arguments

@@ -18,6 +18,7 @@ from conftest import REPOSITORY, texture, write_features
 from openslide import open_slide
 from PIL import Image
 from runs import save_run, settings
+from slide_files import write_pyramid
 
 import pixcell
 from diffusion.config.files import dump_config
@@ -40,6 +41,7 @@ def folder(tmp_path_factory, mobilenet_weights) -> Path:
     weights.parent.mkdir(parents=True)
     shutil.copy(mobilenet_weights, weights)
     texture(320, seed=1).resize((320, 288)).save(folder / "tissue.png")
+    write_pyramid(folder / "slide.svs")
     for name, seed in (("real", 0), ("synthetic", 10)):
         (folder / name).mkdir()
         for i in range(3):
@@ -49,9 +51,8 @@ def folder(tmp_path_factory, mobilenet_weights) -> Path:
 
 
 @pytest.fixture
-def in_folder(folder, pyramid, monkeypatch) -> Path:
+def in_folder(folder, monkeypatch) -> Path:
     monkeypatch.chdir(folder)
-    shutil.copy(pyramid, "slide.svs")
     for name in ("PIXCELL_ROOT", "PIXCELL_WORKDIR"):
         monkeypatch.delenv(name, raising=False)
     return folder
@@ -240,7 +241,6 @@ def test_a_device_that_is_not_there_is_refused(in_folder, device):
         InputError, match=f"--device {device}: (expected auto, cpu, cuda, cuda:N or mps|this machine has)"
     ):
         pixcell.open_run("output/256", device=device)
-    assert pixcell.open_run("output/256", device=torch.device("cpu")).session.device == torch.device("cpu")
 
 
 def test_a_region_of_a_slide_is_read_where_it_is(pyramid):
