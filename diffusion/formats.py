@@ -5,6 +5,7 @@ other. What a single module knows stays in that module.
 """
 
 # Geometry of images, latents and condition tokens
+NETWORK_MPP = 0.5  # microns per pixel of what networks are trained on: 20x
 WINDOW = 256  # pixels a side of the square that one condition token describes
 LATENT_FACTOR = 8  # pixels a side of one latent cell
 LATENT_CHANNELS = 16  # of the SD3.5 autoencoder

@@ -249,6 +249,14 @@ LoadFrom = Annotated[
 # ---- slides
 MPP = "microns per pixel, of which 0.5 is 20x"
 Mpp = Annotated[float, Option(MPP, positive_float)]
+ConditionMpp = Annotated[
+    float | None,
+    Option(
+        "microns per pixel of the files named, whatever they say themselves [taken pixel for pixel, as 0.5, which is 20x]",
+        positive_float,
+        group=CONDITIONS,
+    ),
+]
 ImageMpp = Annotated[
     float | None,
     Option(

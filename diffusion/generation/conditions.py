@@ -23,7 +23,7 @@ from diffusion.data.slides.patches import neighbour_name
 from diffusion.data.slides.reader import PlainImage, Slide
 from diffusion.data.slides.records import grid_stride
 from diffusion.encoders.embedders import PatchEmbedder
-from diffusion.formats import PATCHES_DIR, WINDOW
+from diffusion.formats import NETWORK_MPP, PATCHES_DIR, WINDOW
 from diffusion.generation.regions import Region, embed_region
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.seeds import mix_seed
@@ -121,12 +121,16 @@ def open_condition_dataset(arguments: dict[str, Any], names: Sequence[str] | Non
     return (PanCancerDataLowRes if low_resolution else PanCancerData)(**arguments)
 
 
-def load_image_conditions(paths: Sequence[Path], embedder: PatchEmbedder, size: int) -> list[NamedCondition]:
+def load_image_conditions(
+    paths: Sequence[Path], embedder: PatchEmbedder, size: int, image_mpp: float | None = None
+) -> list[NamedCondition]:
     """Embed image files, of larger ones the square of `size` pixels in their middle.
 
-    Raises MissingError, or InputError for files that are not RGB images or too small.
+    image_mpp: their microns per pixel, from which they are shrunk to the network's; None: pixel for pixel.
+    Raises MissingError, or InputError for files that are not RGB images, too small, or coarser than the network's pixels.
     """
-    return [embed_square(middle_square(PlainImage(path), size, str(path)), embedder, size, path.stem) for path in paths]
+    opened = ((path, PlainImage(path, NETWORK_MPP, image_mpp)) for path in paths)
+    return [embed_square(middle_square(image, size, str(path)), embedder, size, path.stem) for path, image in opened]
 
 
 def middle_square(image: Slide, size: int, name: str) -> Region:

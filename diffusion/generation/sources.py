@@ -27,7 +27,7 @@ class ConditionSource:
     """Where conditions come from: image files, files of tokens, or else an index, by default that of the run.
 
     data_root, index, features, dataset: of another index than the run's, as the options call them. A text as dataset is one
-    name.
+    name. image_mpp: microns per pixel of the images, None: they are taken pixel for pixel.
     Raises InputError when both images and tokens are given.
     """
 
@@ -37,12 +37,15 @@ class ConditionSource:
     index: str | None = None
     features: str | None = None
     dataset: Sequence[str] | None = None
+    image_mpp: float | None = None
 
     def __post_init__(self):
         if isinstance(self.dataset, str):
             object.__setattr__(self, "dataset", (self.dataset,))  # is frozen
         if self.images and self.tokens:
             raise InputError("--images and --tokens: one of them conditions; give one")
+        if self.image_mpp is not None and not self.images:
+            raise InputError("--image-mpp is the resolution of --images; give these, too")
 
     @property
     def files(self) -> Sequence[Path]:
@@ -104,7 +107,7 @@ def choose_conditions(
     config = session.run.config
     origin = files_origin(session, source)
     conditions = list(
-        load_image_conditions(source.images, session.embedder, config.image_size)
+        load_image_conditions(source.images, session.embedder, config.image_size, source.image_mpp)
         if source.images
         else load_token_conditions(source.tokens, config.model_max_length)
     )
@@ -122,7 +125,8 @@ def find_origin(session: Session, source: ConditionSource) -> Origin:
 
 def files_origin(session: Session, source: ConditionSource) -> Origin:
     """Return what identifies the conditions of image files or files of tokens."""
-    return Origin(identify_files(session, source.files, embedded=bool(source.images)), {})
+    content = identify_files(session, source.files, embedded=bool(source.images))
+    return Origin(content if source.image_mpp is None else {**content, "image_mpp": source.image_mpp}, {})
 
 
 def index_origin(dataset: PanCancerData) -> Origin:

@@ -49,15 +49,17 @@ def sample_variations(
     variations: int = 4,
     between: int | None = None,
     batch_size: int | None = None,
+    image_mpp: float | None = None,
 ) -> Variations:
     """Sample for the embeddings of images, in their middle where they are larger than the network's size.
 
     variations: for each. between: on the arc from the first to the second of two, None: 5 of two images. batch_size: images in one
-    pass, None: as many as keep the device busy. Raises MissingError, InputError.
+    pass, None: as many as keep the device busy. image_mpp: microns per pixel of the images, None: taken pixel for pixel.
+    Raises MissingError, InputError.
     """
     between = check_variations(len(images), variations, between)
     config = session.run.config
-    originals = load_image_conditions(images, session.embedder, config.image_size)
+    originals = load_image_conditions(images, session.embedder, config.image_size, image_mpp)
     # Column by column the same noise, so that what differs within a column is the condition's doing.
     jobs = [(original, f"variation {n}", n) for original in originals for n in range(variations)]
     for part in torch.linspace(0, 1, between).tolist():

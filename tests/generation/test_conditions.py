@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import WIDTH
+from conftest import WIDTH, texture
+from PIL import Image
 
 from diffusion.data.datasets.pan_cancer import PanCancerData, PanCancerDataLowRes
 from diffusion.data.features.loose import feature_path
@@ -16,6 +17,7 @@ from diffusion.data.slides.records import grid_stride
 from diffusion.generation.conditions import (
     IndexConditions,
     RepeatedConditions,
+    load_image_conditions,
     load_token_conditions,
     neighbourhood,
     open_condition_dataset,
@@ -103,3 +105,16 @@ def test_indexed_conditions_come_without_repeats_until_all_were_taken(feature_ro
     assert len(conditions) == 3 and len(first) == 3 and first == second
     assert not conditions.has_pixels(0)  # there are features and no images
     assert [conditions[i].name for i in range(3)] != [IndexConditions(dataset, seed=2)[i].name for i in range(3)]
+
+
+def test_an_image_of_finer_pixels_is_shrunk_to_those_of_the_network(tmp_path, embedder):
+    """Of 0.25 um per pixel: the middle 512 pixels, at half the side; one of coarser pixels than the network's is refused."""
+    image = texture(1024, seed=0)
+    image.save(tmp_path / "tissue.png")
+    (shrunk,) = load_image_conditions([tmp_path / "tissue.png"], embedder, 256, image_mpp=0.25)
+    half = image.resize((512, 512), Image.Resampling.LANCZOS).crop((128, 128, 384, 384))
+    assert np.array_equal(shrunk.pixels.permute(1, 2, 0).numpy(), np.asarray(half))
+    (plain,) = load_image_conditions([tmp_path / "tissue.png"], embedder, 256)
+    assert np.array_equal(plain.pixels.permute(1, 2, 0).numpy(), np.asarray(image.crop((384, 384, 640, 640))))
+    with pytest.raises(InputError, match=r"tissue.png.* 1 um/px"):
+        load_image_conditions([tmp_path / "tissue.png"], embedder, 256, image_mpp=1.0)

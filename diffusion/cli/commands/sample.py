@@ -41,6 +41,7 @@ def sample(
     compile: options.Compile = False,
     device: options.Device = "auto",
     gpu: options.Gpu = None,
+    image_mpp: options.ConditionMpp = None,
     *,
     sizes: Sequence[int] = SIZES,
     index_count: int = INDEX_COUNT,
@@ -62,7 +63,7 @@ def sample(
     from diffusion.generation.solver import Solver
     from diffusion.generation.sources import ConditionSource
 
-    source = ConditionSource(images, tokens, data_root, index, features, dataset)
+    source = ConditionSource(images, tokens, data_root, index, features, dataset, image_mpp)
     session = open_session(
         workdir,
         checkpoint,

@@ -40,6 +40,7 @@ def vary(
     compile: options.Compile = False,
     device: options.Device = "auto",
     gpu: options.Gpu = None,
+    image_mpp: options.ConditionMpp = None,
 ) -> None:
     """Sample variations of images, and images between two, as one picture.
 
@@ -70,6 +71,6 @@ def vary(
         device=device,
         gpu_id=gpu,
     )
-    made = sample_variations(session, images, variations, between, batch_size)
+    made = sample_variations(session, images, variations, between, batch_size, image_mpp)
     save_image(out, made.picture, {**session.image_metadata(0), "condition": made.names})
     print(f"{made.samples} images, written: {out}")
