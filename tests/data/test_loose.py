@@ -7,6 +7,8 @@ import pytest
 
 from diffusion.data.features.loose import LooseFeatures, feature_path
 from diffusion.data.features.npy import write_feature
+from diffusion.data.features.parts import part_prefixes
+from diffusion.data.features.store import find_endings, open_features
 from diffusion.utils.errors import MissingError
 
 
@@ -22,3 +24,15 @@ def test_a_store_tells_which_parts_are_there(tmp_path):
     assert np.array_equal(store.read_part("tokens", "set/a/0_0.jpeg"), np.ones((1, 4)))
     with pytest.raises(MissingError, match="0_0_sd3_vae.npy"):
         store.read("set/a/0_0.jpeg")
+
+
+def test_an_error_names_the_endings_of_features_that_are_there(feature_root):
+    """Of a set that was extracted with other encoders than those asked for."""
+    names = ["set/brca/single_1024/slide_0/0_0.jpeg"]
+    assert find_endings(feature_root / "patches", names) == {"sd3_vae", "uni"}
+    with pytest.raises(MissingError, match="with the endings sd3_vae, uni: name these with --latent-suffix"):
+        open_features(feature_root, None, "set_1024", names, 1024, part_prefixes("tiny_vae", "mobilenetv2"))
+    (feature_root / "patches" / names[0]).with_name("0_0_uni.npy").unlink()
+    (feature_root / "patches" / names[0]).with_name("0_0_sd3_vae.npy").unlink()
+    with pytest.raises(MissingError, match=r"[^,]; make them with pixcell features"):
+        open_features(feature_root, None, "set_1024", names, 1024, part_prefixes("tiny_vae", "mobilenetv2"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -75,10 +76,25 @@ def open_features(
         if any(path.is_file() for path in paths):
             return LooseFeatures(folder, patch_size, prefixes)
         looked += [paths[0], together] if packed else [paths[0]]
+    other = sorted({ending for place in candidates for ending in find_endings(features_folder(root, place), names)})
+    others = (
+        f"there are some with the endings {', '.join(other)}: name these with --latent-suffix and --embedding-suffix (in a "
+        "config: data.vae_prefix, data.ssl_prefix), or "
+    )
     raise MissingError(
-        f"no features at {' or '.join(str(path) for path in looked)}; make them with pixcell features, "
+        f"no features at {' or '.join(str(path) for path in looked)}; {others if other else ''}make them with pixcell features, "
         "or name their folder with --features (in a config: data.features_dir)"
     )
+
+
+def find_endings(folder: Path, names: Iterable[str]) -> set[str]:
+    """Return the endings of all loose feature files of some patches: `uni` of `3_4_uni.npy`."""
+    found = set()
+    for name in names:
+        stem = f"{Path(name).stem}_"
+        files = (folder / name).parent.glob(f"{glob.escape(stem)}*.npy")
+        found |= {file.stem.removeprefix(stem) for file in files}
+    return found
 
 
 def probe_names(index: PatchIndex, which: int) -> list[str]:

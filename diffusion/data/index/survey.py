@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from diffusion.data.index.patch_index import PatchIndex, iterate_names, split_ke
 from diffusion.data.index.split import cohort_name, slide_name
 from diffusion.formats import PATCHES_DIR
 from diffusion.utils.errors import InputError, MissingError
+
+log = logging.getLogger(__name__)
 
 LABEL_HEIGHT = 18
 
@@ -79,7 +82,8 @@ def survey_key(
     chosen = sorted(draw.sample(everything, sample)) if 0 < sample < len(index) else everything
     try:
         features = open_features(root, features_dir, key, probe_names(index, 0), split_key(key)[1], prefixes)
-    except MissingError:
+    except MissingError as error:
+        log.warning("%s: %s", key, error)
         features = None
     looked_for = [index.name(i) for i in tqdm(chosen, desc=key, leave=False)]
     return KeySurvey(index, cohorts, count_coverage(root, looked_for, features, prefixes))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from array import array
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping
@@ -25,6 +26,8 @@ from diffusion.data.index.writer import write_index
 from diffusion.data.slides.patches import read_patch
 from diffusion.formats import PATCHES_DIR, WINDOW
 from diffusion.utils.errors import InputError, MissingError
+
+log = logging.getLogger(__name__)
 
 NAMES_AT_ONCE = 8192  # handed out to the workers
 
@@ -85,7 +88,8 @@ class PatchCheck:
         features: FeatureStore
         try:
             features = open_features(root, features_dir, key, probed, size, prefixes)
-        except MissingError:  # of some patches; others may have theirs
+        except MissingError as error:  # of some patches; others may have theirs
+            log.warning("%s: %s", key, error)
             features = LooseFeatures(features_folder(root, features_dir), size, prefixes)
         return cls(root, size, features, find_usual_widths(features, probed))
 
