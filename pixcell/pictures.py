@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -56,7 +58,7 @@ class SlideRegion:
     """A square of a slide whose top left corner is at x, y, in pixels of the slide's finest level.
 
     It is read at `mpp` microns per pixel, as the network was trained (0.5 is 20x). image_mpp: the resolution of the slide's
-    finest level, whatever the file says itself.
+    finest level, whatever the file says itself. Raises InputError for values that are no numbers, or no resolutions.
 
     Examples:
         >>> region = SlideRegion("slide.svs", x=512, y=256)
@@ -69,6 +71,15 @@ class SlideRegion:
     y: int = 0
     mpp: float = 0.5
     image_mpp: float | None = None
+
+    def __post_init__(self):
+        for name in ("x", "y", "mpp", "image_mpp"):
+            value, is_length = getattr(self, name), name.endswith("mpp")
+            if value is None and name == "image_mpp":
+                continue
+            if not (isinstance(value, Real) and math.isfinite(value)) or (is_length and value <= 0):
+                expected = "microns per pixel, more than 0" if is_length else "pixels of the slide's finest level"
+                raise InputError(f"{name} {value!r} of a region of {self.slide}: expected {expected}")
 
     def read(self, size: int) -> Image.Image:
         """Read the square of `size` pixels. Raises MissingError, and InputError for one that reaches beyond the slide."""

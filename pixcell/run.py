@@ -196,9 +196,7 @@ class OpenRun:
 
         Examples:
             >>> run = open_run("output/256")
-            >>> Image.open("tissue.png").size
-            (320, 288)
-            >>> run.encode("tissue.png").shape
+            >>> run.encode("tissue.png").shape  # of 320 x 288 pixels
             (1, 16, 36, 40)
         """
         pictures, codec, encoded = as_list(images), self.session.codec, []

@@ -17,6 +17,10 @@ def test_conditions_come_from_images_or_from_tokens():
         ConditionSource(images=[Path("a.png")], tokens=[Path("a.npy")])
 
 
+def test_a_text_is_the_name_of_one_data_set():
+    assert ConditionSource(dataset="set").dataset == ("set",)
+
+
 def test_files_are_identified_by_name_content_and_embedder(tmp_path):
     file = tmp_path / "a.png"
     file.write_bytes(b"pixels")

@@ -252,6 +252,27 @@ def test_a_region_of_a_slide_is_read_where_it_is(pyramid):
         pixcell.SlideRegion(pyramid, 1200, 0).read(256)
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (dict(x="left"), "x 'left' of a region of a.svs: expected pixels of the slide's finest level"),
+        (dict(y=float("nan")), "y nan of"),
+        (dict(mpp=0), "mpp 0 of a region of a.svs: expected microns per pixel, more than 0"),
+        (dict(image_mpp=float("inf")), "image_mpp inf of"),
+    ],
+)
+def test_a_region_is_somewhere(values, message):
+    with pytest.raises(InputError, match=message):
+        pixcell.SlideRegion("a.svs", **values)
+
+
+def test_images_of_several_sizes_are_not_encoded(run, in_folder):
+    with pytest.raises(InputError, match="images of 2 sizes: encode those of one size together"):
+        run.encode(["tissue.png", "real/0.png"])
+    with pytest.raises(InputError, match=r"latents have shape \(16, 8, 8\), expected \(n, 16, h, w\)"):
+        run.decode(np.zeros((16, 8, 8)))
+
+
 def test_latents_go_to_pixels_and_back(run, in_folder):
     latents = run.encode("real/0.png")
     assert latents.shape == (1, 16, 32, 32) and latents.dtype == np.float32

@@ -5,10 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import pytest
 
 from diffusion.utils.errors import InputError
-from diffusion.utils.values import FilePart, Names, PositiveInt, Range, Section, convert, is_plain_name, type_hints
+from diffusion.utils.values import (
+    FilePart,
+    Names,
+    PositiveInt,
+    Range,
+    Section,
+    check_whole,
+    convert,
+    is_plain_name,
+    type_hints,
+)
 
 
 @dataclass(frozen=True)
@@ -71,3 +82,10 @@ def test_a_section_checks_its_fields_and_what_is_between_them():
 )
 def test_plain_names_lead_to_no_other_folder(text, is_plain):
     assert is_plain_name(text) == is_plain
+
+
+def test_whole_numbers_are_also_those_of_numpy():
+    assert check_whole(np.int64(3), "count") == 3 and check_whole(0, "seed", least=0) == 0
+    for value in (0, -1, True, 2.0, "3", None, 2**63):
+        with pytest.raises(InputError, match="count .*: expected a whole number of at least 1"):
+            check_whole(value, "count")
