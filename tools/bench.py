@@ -32,6 +32,7 @@ main = Script(
         "out": ("--json",),
     },
     unused=("seed",),
+    keywords=dict(published=True),
 )
 
 if __name__ == "__main__":

@@ -53,10 +53,12 @@ def index_or_verify(
     if to_verify:
         if names or split is not None:
             raise InputError("--verify checks the index that is there; build and split it in a call before")
-        return verify(dataset, file, images_only, features, latent_suffix, embedding_suffix, workers, prune, root)
+        return verify(
+            dataset, file, images_only, features, latent_suffix, embedding_suffix, workers, prune, root, published=True
+        )
     if prune or images_only:
         raise InputError("--prune and --images_only belong to --verify")
-    return index(dataset, size, names, split, split_by, index=file, seed=seed, root=root)
+    return index(dataset, size, names, split, split_by, index=file, seed=seed, root=root, published=True)
 
 
 main = Script(index_or_verify, __doc__, EXAMPLES, {**DATA_FLAGS, "to_verify": ("--verify",)}, unused=("device",))

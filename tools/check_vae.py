@@ -25,7 +25,7 @@ FLAGS = {
     "examples": ("--pictures",),
 }
 
-main = Script("codec", __doc__, EXAMPLES, FLAGS, defaults=dict(out="vae_check"))
+main = Script("codec", __doc__, EXAMPLES, FLAGS, defaults=dict(out="vae_check"), keywords=dict(published=True))
 
 if __name__ == "__main__":
     run(main)

@@ -20,7 +20,14 @@ EXAMPLES = """  python tools/evaluate.py --real samples_256/real --syn samples_2
   python tools/evaluate.py --workdir output/256 --n_images 5000 --guidance_strength 2 --out report
   accelerate launch tools/evaluate.py --real features_real.npy --syn features_syn.npy"""
 
-main = Script("evaluate", __doc__, EXAMPLES, {**SAMPLING_FLAGS, "out": ("--out",), "losses": ("--run",)})
+main = Script(
+    "evaluate",
+    __doc__,
+    EXAMPLES,
+    {**SAMPLING_FLAGS, "out": ("--out",), "losses": ("--run",)},
+    unused=("tokens",),
+    keywords=dict(published=True),
+)
 
 if __name__ == "__main__":
     run(main)

@@ -22,7 +22,14 @@ EXAMPLES = """  python tools/pack_features.py --dataset_name tcga_diagnostic --w
   python tools/pack_features.py --dataset_name demo --unpack --features_dir features
 """
 
-main = Script("pack", __doc__, EXAMPLES, {**DATA_FLAGS, "dataset": ("--dataset_name",)}, unused=("device", "seed"))
+main = Script(
+    "pack",
+    __doc__,
+    EXAMPLES,
+    {**DATA_FLAGS, "dataset": ("--dataset_name",)},
+    unused=("device", "seed"),
+    keywords=dict(published=True),
+)
 
 if __name__ == "__main__":
     run(main)

@@ -20,7 +20,7 @@ main = Script(
     EXAMPLES,
     SAMPLING_FLAGS,
     defaults=dict(out="samples_1024", batch_size=4),
-    keywords=dict(sizes=(512, 1024), index_count=100),
+    keywords=dict(published=True, sizes=(512, 1024), index_count=100),
 )
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ main = Script(
     EXAMPLES,
     SAMPLING_FLAGS,
     defaults=dict(out="samples_256", batch_size=16),
-    keywords=dict(sizes=(256,), index_count=5000),
+    keywords=dict(published=True, sizes=(256,), index_count=5000),
 )
 
 if __name__ == "__main__":

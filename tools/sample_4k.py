@@ -21,6 +21,7 @@ main = Script(
     EXAMPLES,
     {**SAMPLING_FLAGS, "window_stride": ("--sliding_window_size", "--stride")},
     defaults=dict(out="samples_4k"),
+    keywords=dict(published=True),
 )
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ FLAGS = {
     "checkpoint": ("--checkpoints", "--checkpoint"),
 }
 
-main = Script("sweep", __doc__, EXAMPLES, FLAGS, unused=("format", "guidance_interval"))
+main = Script("sweep", __doc__, EXAMPLES, FLAGS, unused=("format", "guidance_interval"), keywords=dict(published=True))
 
 if __name__ == "__main__":
     run(main)

@@ -37,6 +37,14 @@ P = ParamSpec("P")
 T = TypeVar("T")
 EXAMPLES = "\nExamples:\n"
 FOLDERS = ("DIR", "FOLDER", "WORKDIR")  # what stands, in help, for the name of a folder
+
+
+def _refuse_tokens(text: str) -> str:
+    raise argparse.ArgumentTypeError(
+        f"got {text}, and tokens have no tissue to score against; sample them first, then give --real and --syn"
+    )
+
+
 # options that published scripts take without a use for them: the first three all do, so that one set serves many calls
 UNUSED: dict[str, dict[str, Any]] = {
     "root": {"type": Path},
@@ -44,6 +52,7 @@ UNUSED: dict[str, dict[str, Any]] = {
     "seed": {"type": seed_int},
     "format": {"choices": ("png", "jpeg")},
     "guidance_interval": {"type": finite_float, "nargs": 2},
+    "tokens": {"type": _refuse_tokens, "nargs": "+"},
 }
 
 

@@ -29,6 +29,7 @@ from diffusion.formats import SYNTHETIC_DIR, WINDOW
 from diffusion.utils.content import fingerprint_file
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import atomic_write_bytes
+from diffusion.utils.recorded import describe_setting
 from diffusion.utils.text import read_json
 
 if TYPE_CHECKING:
@@ -190,7 +191,8 @@ def check_conditions(
     now = json.loads(json.dumps(now, default=str))
     for name, value in now.items():
         if before.get(name) != value:
-            raise InputError(f"{out} is a sweep with {name} {before.get(name)}, not {value}; name another --out")
+            old, new = describe_setting(name, before.get(name)), describe_setting(name, value)
+            raise InputError(f"{out} is a sweep with {old}, not {new}; name another --out")
     atomic_write_bytes(file, (json.dumps(now, indent=2) + "\n").encode("utf-8"))
 
 

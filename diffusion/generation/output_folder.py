@@ -18,6 +18,7 @@ from diffusion.generation.image_files import save_image
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import atomic_write_bytes
 from diffusion.utils.folders import is_hidden
+from diffusion.utils.recorded import describe_setting
 from diffusion.utils.text import printable_name, read_json
 
 FINGERPRINTS = frozenset(("weights", "vae_weights", "data"))  # settings that are fingerprints
@@ -52,9 +53,9 @@ class OutputFolder:
                 recorded = {name: value for name, value in recorded.items() if name not in places}
             for name in {**settings, **recorded}:
                 if recorded.get(name) != settings.get(name):
+                    before, now = (describe_setting(name, each.get(name)) for each in (recorded, settings))
                     raise InputError(
-                        f"{self.path} holds samples with {name} {recorded.get(name)}, not {settings.get(name)}; "
-                        "name another folder for the output"
+                        f"{self.path} holds samples with {before}, not {now}; name another folder for the output with --out"
                     )
             return
         atomic_write_bytes(file, (json.dumps({**settings, **places}, indent=2) + "\n").encode())
@@ -70,12 +71,12 @@ class OutputFolder:
         foreign = [name for name in names if not re.match(r"\d{6,}_", name)]
         if foreign:
             raise InputError(
-                f"{folder} holds {printable_name(foreign[0])}, which is no sample; name another folder for the output"
+                f"{folder} holds {printable_name(foreign[0])}, which is no sample; name another folder for the output with --out"
             )
         present = {int(name.split("_")[0]): name for name in names}
         if any(i >= count for i in present):
             raise InputError(
-                f"{self.path} holds {len(present)} samples, not {count}; name another folder for the output, or ask for as many"
+                f"{self.path} holds {len(present)} samples, not {count}; name another folder with --out, or ask for as many with --count"
             )
         complete = {i for i, name in present.items() if (self.real_folder / name).is_file() or not has_real(i)}
         return [i for i in range(count) if i not in complete]

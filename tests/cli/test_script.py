@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
+import re
 from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY
 
+from diffusion.cli.command import flag_name, read_parameters
+from diffusion.cli.commands.table import load_command
+from diffusion.cli.script import former_names
 from diffusion.formats import LAST_WEIGHTS, SOLVERS
 from tools.evaluate import main as evaluate
 from tools.sample_256 import main as sample_256
 from tools.sweep import main as sweep
 from tools.vary import main as vary
+from train_scripts.train_pixcell import main as train_pixcell
 
 
 def test_defaults_and_the_original_projects_names():
@@ -45,3 +52,24 @@ def test_options_that_have_no_use_are_accepted_and_not_shown():
     parser = sweep.parser()
     assert parser.parse_args(["--format", "png", "--guidance_interval", "0.3", "5"]).guidance is not None
     assert "--guidance_interval" not in parser.format_help()
+
+
+def test_the_commands_know_what_the_scripts_call_their_options():
+    """A published option that a command does not have leads to the one that it has."""
+    for file in (*REPOSITORY.glob("tools/*.py"), *REPOSITORY.glob("train_scripts/*.py")):
+        script = importlib.import_module(f"{file.parent.name}.{file.stem}").main
+        if not isinstance(script.command, str):
+            continue
+        known = former_names(script.command)
+        own = {flag_name(parameter.name) for parameter in read_parameters(load_command(script.command))}
+        for parameter, flags in script.flags.items():
+            for flag in flags:
+                dashed = flag.replace("_", "-")
+                if flag.startswith("--") and dashed not in own and flag_name(parameter) in own:
+                    meant = next(each for each in known[dashed] if each in own)
+                    assert meant == flag_name(parameter), (file.name, flag)
+
+
+def test_options_of_the_training_script_are_spelt_with_dashes():
+    shown = train_pixcell.parser().format_help()
+    assert "--time-limit" in shown and "--report-to" in shown and not re.findall(r"--[a-z-]+_[a-z_]+", shown)

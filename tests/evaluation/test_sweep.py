@@ -74,11 +74,11 @@ def test_a_folder_has_points_of_one_set_of_conditions(tmp_path):
     check_conditions(tmp_path, {"seed": 0}, {"data": "0f"}, options)
     assert json.loads((tmp_path / "conditions.json").read_text()) == {"seed": 0, "data": "0f"}
     check_conditions(tmp_path, {"seed": 0}, {"data": "0f"}, {**options, "data_root": tmp_path})  # it has moved
-    with pytest.raises(InputError, match="is a sweep with data 0f, not 1e; name another --out"):
+    with pytest.raises(InputError, match="is a sweep with data 0f, not data 1e; name another --out"):
         check_conditions(tmp_path, {"seed": 0}, {"data": "1e"}, options)
     (tmp_path / "conditions.json").write_text(json.dumps({"seed": 0, **options}))
     check_conditions(tmp_path, {"seed": 0}, {"data": "1e"}, options)
-    with pytest.raises(InputError, match="is a sweep with data_root None"):
+    with pytest.raises(InputError, match="is a sweep with --data-root unset, not --data-root /"):
         check_conditions(tmp_path, {"seed": 0}, {"data": "1e"}, {**options, "data_root": tmp_path})
 
 
@@ -138,7 +138,7 @@ def test_sweep(common, tmp_path):
         (["--ema_lengths", "0.1"], "no snapshot"),
         (["--checkpoints", "a/x.ckpt", "b/x.ckpt"], "two have one name"),
         (["--n_images", "5", "--by", "precision"], "more than 5 images"),
-        (["--seed", "5"], "is a sweep with seed 0, not 5"),
+        (["--seed", "5"], "is a sweep with --seed 0, not --seed 5"),
         (["--real", tmp_path / "nowhere"], "no such folder"),
     ):
         refused = in_process(sweep, *arguments, *wrong)

@@ -21,7 +21,7 @@ def test_a_folder_of_an_older_version_is_compared_by_places(tmp_path):
     older = {"seed": 0, "checkpoint": "a.ckpt", "checkpoint_time": 1}
     (tmp_path / "samples.json").write_text(json.dumps(older))
     folder.check_or_write_settings({"seed": 0, "weights": "0f"}, {"checkpoint": "a.ckpt", "checkpoint_time": 1})
-    with pytest.raises(InputError, match="holds samples with checkpoint a.ckpt, not b.ckpt"):
+    with pytest.raises(InputError, match="holds samples with checkpoint a.ckpt, not checkpoint b.ckpt"):
         folder.check_or_write_settings({"seed": 0, "weights": "0f"}, {"checkpoint": "b.ckpt", "checkpoint_time": 1})
 
 
@@ -33,7 +33,9 @@ def test_settings_are_compared_once_there_are_samples(tmp_path):
     (tmp_path / "syn").mkdir()
     (tmp_path / "syn" / "000000_a.png").touch()
     folder.check_or_write_settings({"seed": 1, "weights": "0f"}, {"vae": "moved/tiny"})
-    with pytest.raises(InputError, match="holds samples with seed 1, not 0"):
+    with pytest.raises(
+        InputError, match="holds samples with --seed 1, not --seed 0; name another folder for the output with --out"
+    ):
         folder.check_or_write_settings({"seed": 0, "weights": "0f"}, {"vae": "tiny"})
 
 

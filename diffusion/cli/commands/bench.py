@@ -11,8 +11,20 @@ from typing import Annotated, Literal
 from diffusion.cli import options
 from diffusion.cli.command import Here, Option, checked
 from diffusion.cli.parser import positive_float, positive_int
+from diffusion.cli.unused import refuse_unused
 
 Part = Literal["all", "train", "sample", "panorama", "extract", "data", "startup", "busy", "floor"]
+_CASE = {"network", "size", "batch_size"}
+USES: dict[str, set[str]] = {  # part -> the options that it looks at, beside --out and --device
+    "train": {*_CASE, "precision", "compile", "rounds"},
+    "sample": {*_CASE, "precision", "compile", "rounds", "steps", "guidance_interval", "plain"},
+    "panorama": {*_CASE, "precision", "rounds", "steps"},
+    "extract": {"root", "dataset", "vae", "encoder", "count", "scratch", "rounds"},
+    "data": {"count", "index_count", "seconds", "scratch", "rounds"},
+    "startup": {"rounds"},
+    "busy": {*_CASE, "rounds"},
+    "floor": {*_CASE, "precision", "steps", "peak", "bandwidth"},
+}
 
 
 @checked
@@ -60,6 +72,8 @@ def bench(
     ] = "auto",
     compile: options.Compile = False,
     device: options.Device = "auto",
+    *,
+    published: bool = False,
 ) -> None:
     """Measure this machine beside a peer: training, sampling, large pictures, extraction, reading, start.
 
@@ -73,6 +87,29 @@ def bench(
       pixcell bench train --network XL --size 512 --batch-size 16 --compile
       pixcell bench extract --root data/demo --dataset demo --encoder mobilenetv2
     """
+    settings = dict(
+        network=network,
+        size=size,
+        batch_size=batch_size,
+        steps=steps,
+        guidance_interval=guidance_interval,
+        precision=precision,
+        compile=compile,
+        plain=plain,
+        root=root,
+        dataset=dataset,
+        vae=vae,
+        encoder=encoder,
+        count=count,
+        index_count=index_count,
+        seconds=seconds,
+        scratch=scratch,
+        peak=peak,
+        bandwidth=bandwidth,
+    )
+    if part != "all":
+        unused = {name: value for name, value in {**settings, "rounds": rounds}.items() if name not in USES[part]}
+        refuse_unused(bench, unused, f"on {part}", published)
     parts = load_parts()
 
     import dataclasses
@@ -85,26 +122,7 @@ def bench(
     place = prepare_device(device)
     machine = parts.describe_machine(place)
     print(", ".join(f"{name} {value}" for name, value in machine.items()), flush=True)
-    chosen = parts.Options(
-        network=network,
-        size=size,
-        batch_size=batch_size,
-        steps=steps,
-        guidance_interval=guidance_interval,
-        precision=precision,
-        compile=compile,
-        plain=plain,
-        root=root or default_root(),
-        dataset=dataset,
-        vae=vae,
-        encoder=encoder or "",
-        count=count,
-        index_count=index_count,
-        seconds=seconds,
-        scratch=scratch,
-        peak=peak,
-        bandwidth=bandwidth,
-    )
+    chosen = parts.Options(**{**settings, "root": root or default_root(), "encoder": encoder or ""})
     table = import_module("benchmarks.table")
     rows = []
     for name in [name for name in parts.BENCHMARKS if name != "floor"] if part == "all" else [part]:

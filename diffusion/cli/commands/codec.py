@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from diffusion.cli import options
 from diffusion.cli.command import Here, Option, checked
 from diffusion.cli.parser import natural_int
+from diffusion.cli.unused import refuse_unused
 from diffusion.formats import DEFAULT_INDEX, DEFAULT_VAE
 from diffusion.utils.errors import InputError
 
@@ -46,6 +47,8 @@ def codec(
     batch_size: options.BatchSize = 8,
     precision: options.Precision = "fp32",
     device: options.Device = "auto",
+    *,
+    published: bool = False,
 ) -> None:
     """Measure how well latent codecs reconstruct your own patches.
 
@@ -65,6 +68,8 @@ def codec(
         raise InputError(f"--count {count}: expected at least 2 windows")
     if images is not None and dataset is not None:
         raise InputError("--images and --dataset: patches are taken from one of them; give one")
+    if images is not None:
+        refuse_unused(codec, {"index": index}, "beside --images", published)
 
     from diffusion.components import name_codecs
     from diffusion.data.index.patch_index import PatchIndex, find_keys, index_keys, index_path

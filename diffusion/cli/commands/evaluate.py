@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from diffusion.cli import options
 from diffusion.cli.command import Here, Option, checked, flag_name
+from diffusion.cli.unused import refuse_unused_conditions
 from diffusion.formats import DEFAULT_SOLVER, LAST_WEIGHTS, METRICS, REAL_DIR, SYNTHETIC_DIR, WINDOW
 from diffusion.utils.errors import InputError
 
@@ -73,6 +74,8 @@ def evaluate(
     compile: options.Compile = False,
     device: options.Device = "auto",
     gpu: options.Gpu = None,
+    *,
+    published: bool = False,
 ) -> None:
     """Score synthetic images against real ones, and write a page that opens in any browser.
 
@@ -94,6 +97,9 @@ def evaluate(
             solver=solver, vae=vae, format=format, images=images, dataset=dataset, index=index, features=features,
             data_root=data_root, encoder=encoder, count=count, precision=precision, compile=compile or None, gpu=gpu,
         )  # fmt: skip
+    else:
+        indexed = dict(data_root=data_root, index=index, features=features, dataset=dataset)
+        refuse_unused_conditions(evaluate, images, (), {"encoder": encoder}, indexed, published)
     if list(metrics) == ["neighbours"] and train is None:
         raise InputError("--metrics neighbours: among which images? Name those of training with --train")
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from diffusion.cli import options
 from diffusion.cli.command import Option, checked
 from diffusion.cli.parser import jpeg_quality, plain_name, positive_float
+from diffusion.cli.unused import refuse_unused
 from diffusion.formats import DEFAULT_INDEX, SSL_PREFIX
 
 if TYPE_CHECKING:
@@ -87,6 +88,8 @@ def import_features(
     if patch_files is not None and not patch_files.is_dir():
         raise MissingError(f"--patch-files: no folder {patch_files}")
     root = root or default_root()
+    if slides is None:
+        refuse_unused(import_features, {"quality": quality}, "without --slides, of which patches are cut")
     settings = ImportSettings(
         tool, root, f"{dataset}/{cohort}", size, embedding_suffix, mpp, patch_files, quality, workers or count_cores()
     )

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from diffusion.cli import options
 from diffusion.cli.command import Option, checked
 from diffusion.cli.parser import fraction
+from diffusion.cli.unused import refuse_unused
 from diffusion.formats import DEFAULT_INDEX
 
 
@@ -46,6 +47,8 @@ def index(
     index: options.DataIndex = DEFAULT_INDEX,
     seed: options.Seed = 0,
     root: options.Root = None,
+    *,
+    published: bool = False,
 ) -> None:
     """List the patches of data sets in the index that training and sampling read.
 
@@ -72,6 +75,8 @@ def index(
         raise InputError("--names needs one --dataset: the first folder of the names, and of the key")
     if patients is not None and (split is None or split_by != "patient"):
         raise InputError("--patients belongs to --split SHARE --split-by patient")
+    if split is None:
+        refuse_unused(index_patches, {"split_by": split_by, "seed": seed}, "without --split", published)
     root = root or default_root()
     path = index_path(root, index)
     found = collect_names(root / PATCHES_DIR, dataset, size, names)
@@ -111,3 +116,6 @@ def print_split(
             f"{slides} slides have no TCGA barcode, which would name their patient, and were split by slide; name patients in a "
             "table: --patients FILE"
         )
+
+
+index_patches = index  # within the command, `index` is the file

@@ -8,6 +8,7 @@ from typing import Annotated
 from diffusion.cli import options
 from diffusion.cli.command import Here, Option, checked
 from diffusion.cli.parser import positive_int
+from diffusion.cli.unused import refuse_unused
 from diffusion.formats import DEFAULT_SOLVER, LAST_WEIGHTS
 
 
@@ -59,6 +60,8 @@ def large(
     compile: options.Compile = False,
     device: options.Device = "auto",
     gpu: options.Gpu = None,
+    *,
+    published: bool = False,
 ) -> None:
     """Sample pictures of any size, in windows that are blended.
 
@@ -72,6 +75,11 @@ def large(
       pixcell large --workdir output/1024 --reference tissue.png --height 2048 --width 3072 --out large
       pixcell large --workdir output/1024 --count 100 --window-stride 64
     """
+    if slide is None:
+        refuse_unused(large, {"image_mpp": image_mpp}, "without --slide, whose pixels it is of", published)
+    if slide is None and reference is None:
+        refuse_unused(large, {"encoder": encoder}, "without --slide or --reference, which it embeds", published)
+
     from diffusion.generation.large_pictures import LargeSource, PictureSize, sample_large_pictures
     from diffusion.generation.session import open_session
     from diffusion.generation.solver import Solver

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from diffusion.cli import options
 from diffusion.cli.command import Here, Option, checked
 from diffusion.cli.parser import output_folder, path_text, positive_float, positive_int
+from diffusion.cli.unused import refuse_unused
 from diffusion.formats import DEFAULT_INDEX, SSL_PREFIX, VAE_PREFIX
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ def pack(
     ] = False,
     workers: Annotated[int, Option(options.WORKERS, positive_int, group=options.MACHINE)] = 4,
     root: options.Root = None,
+    *,
+    published: bool = False,
 ) -> int:
     """Pack features into HDF5 shards, from which training reads a crop at once.
 
@@ -67,6 +70,9 @@ def pack(
 
     if unpack and verify:
         raise InputError("--unpack and --verify are two calls; unpacking tests the checksums too")
+    if unpack or verify:
+        of_packing = dict(shard_gb=shard_gb, on_error=on_error, workers=workers)
+        refuse_unused(pack, of_packing, f"beside {'--unpack' if unpack else '--verify'}", published)
     root = root or default_root()
     path, target, prefixes = (
         index_path(root, index),

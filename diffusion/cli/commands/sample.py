@@ -8,6 +8,7 @@ from typing import Annotated
 
 from diffusion.cli import options
 from diffusion.cli.command import Here, checked
+from diffusion.cli.unused import refuse_unused_conditions
 from diffusion.formats import DEFAULT_SOLVER, LAST_WEIGHTS
 
 SIZES = (256, 512, 1024)
@@ -45,6 +46,7 @@ def sample(
     *,
     sizes: Sequence[int] = SIZES,
     index_count: int = INDEX_COUNT,
+    published: bool = False,
 ) -> None:
     """Sample images of a run, or of released weights: tissue for indexed patches, for images or for embeddings.
 
@@ -57,6 +59,9 @@ def sample(
       pixcell sample --workdir output/256 --index patch_names_test.hdf5 --count 5000 --out samples_256
       accelerate launch -m pixcell sample --workdir output/1024 --count 50000 --guidance 1.2
     """
+    indexed = dict(data_root=data_root, index=index, features=features, dataset=dataset)
+    refuse_unused_conditions(sample, images, tokens, {"encoder": encoder}, indexed, published)
+
     from diffusion.generation.output_folder import OutputFolder
     from diffusion.generation.sample_patches import sample_patches
     from diffusion.generation.session import open_session

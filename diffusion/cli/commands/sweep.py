@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from diffusion.cli import options
 from diffusion.cli.command import Here, Option, checked
 from diffusion.cli.parser import positive_float
+from diffusion.cli.unused import refuse_unused_conditions
 from diffusion.evaluation.metrics.quantities import BEST_BY, COMPARED_METRICS, PRDC_NEIGHBOURS, QUANTITIES
 from diffusion.formats import DEFAULT_SOLVER, LAST_WEIGHTS, REAL_DIR
 from diffusion.utils.errors import InputError
@@ -70,6 +71,8 @@ def sweep(
     compile: options.Compile = False,
     device: options.Device = "auto",
     gpu: options.Gpu = None,
+    *,
+    published: bool = False,
 ) -> None:
     """Sample a run at many settings, score each, and say which is best.
 
@@ -84,6 +87,8 @@ def sweep(
       pixcell sweep --workdir output/256 --ema-lengths 0.05 0.1 0.15 --checkpoint checkpoints/last_ema.ckpt
     """
     count = count or len(images) or COUNT
+    indexed = dict(data_root=data_root, index=index, features=features, dataset=dataset)
+    refuse_unused_conditions(sweep, images, tokens, {"encoder": encoder}, indexed, published)
     if tokens and real is None:
         raise InputError("--tokens have no tissue to score against; name a folder of real images with --real")
     if real is not None and not real.is_dir():

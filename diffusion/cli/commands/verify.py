@@ -6,6 +6,7 @@ from typing import Annotated
 
 from diffusion.cli import options
 from diffusion.cli.command import Option, checked
+from diffusion.cli.unused import refuse_unused
 from diffusion.formats import DEFAULT_INDEX, SSL_PREFIX, VAE_PREFIX
 
 ImagesOnly = Annotated[bool, Option("look at the images, not at the features")]
@@ -23,6 +24,8 @@ def verify(
     workers: options.WorkersPerCore = None,
     prune: Prune = False,
     root: options.Root = None,
+    *,
+    published: bool = False,
 ) -> int:
     """Read every image and feature file of an index, and list what is wrong.
 
@@ -34,6 +37,10 @@ def verify(
       pixcell verify --dataset demo --latent-suffix tiny_vae --embedding-suffix mobilenetv2
       pixcell verify --index patch_names_test.hdf5 --images-only
     """
+    if images_only:
+        of_features = dict(features=features, latent_suffix=latent_suffix, embedding_suffix=embedding_suffix)
+        refuse_unused(verify, of_features, "beside --images-only", published)
+
     from functools import partial
 
     from tqdm import tqdm
