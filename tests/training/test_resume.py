@@ -209,7 +209,6 @@ class TestBranches:
 
         def slowly(*arguments):
             monkeypatch.undo()
-            forget_processes()
             train(settings(feature_root), tmp_path, cpu=True)
             return build(*arguments)
 
