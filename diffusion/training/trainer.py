@@ -282,7 +282,9 @@ def start_run(
     model.to(accelerator.device)
     for beside in frozen_networks.values():
         beside.network.to(accelerator.device)
-        beside.network.forward = accelerator.autocast()(beside.network.forward)
+        if accelerator.native_amp:  # torch's own, which lasts when the run, and with it accelerate's state, has ended
+            half = torch.float16 if accelerator.mixed_precision == "fp16" else torch.bfloat16
+            beside.network.forward = torch.autocast(accelerator.device.type, half)(beside.network.forward)
     if config.compile:
         task.compile(model)
     optimizer = task.build_optimizer(model, plan.lr)
