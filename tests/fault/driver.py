@@ -140,9 +140,14 @@ class Driver:
 
     def kill_in_save(self, launched: psutil.Process) -> None:
         """SIGKILL for all at a moment when a checkpoint is half written."""
-        processes = [launched, *launched.children(recursive=True)]
+        processes = [*launched.children(recursive=True), launched]  # the one that writes before the launcher
         deadline = time.monotonic() + PATIENCE
-        while not unfinished(self.work_dir) and time.monotonic() < deadline:
+        while time.monotonic() < deadline:
+            if unfinished(self.work_dir):
+                send(processes, signal.SIGSTOP)
+                if unfinished(self.work_dir):  # still: small files are written within a millisecond
+                    break
+                send(processes, signal.SIGCONT)
             time.sleep(0.0005)
         kill(processes)
 
@@ -165,9 +170,13 @@ class Driver:
 
 
 def kill(processes: list[psutil.Process]) -> None:
+    send(processes, signal.SIGKILL)
+
+
+def send(processes: list[psutil.Process], number: signal.Signals) -> None:
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
+            process.send_signal(number)
 
 
 def ranks(launched: psutil.Process) -> list[psutil.Process]:

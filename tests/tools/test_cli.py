@@ -90,7 +90,9 @@ class TestExtract:
             command(EXTRACT, "--dataset_name", "toy", "--root", tmp_path, *common), "no index at", str(tmp_path)
         )
         assert failed(
-            command(EXTRACT, "--dataset_name", "nope", "--root", root, *common), "nope_256 or nope_1024", "it has"
+            command(EXTRACT, "--dataset_name", "nope", "--root", root, *common),
+            "has no nope",
+            "it has small_256, toy_1024",
         )
         assert failed(command(EXTRACT, "--dataset_name", "toy", "--root", root, *common), "sd-3.5-vae", "tiny")
         encoder = ("--size", 256, "--vae", "tiny", "--encoder", tmp_path / "mobilenet_v2-none.pth")
@@ -221,7 +223,7 @@ class TestSample:
         kept = {name: (out / "syn" / name).stat().st_mtime_ns for name in times if name not in (removed, lost)}
         assert all(times[name] == kept[name] for name in kept)
         same = (SAMPLE, "--workdir", run, "--out_dir", out, "--sampling_algo", "iddpm", "--subset_keys", "small_256")
-        assert failed(command(*same, "--n_images", 4, "--sampling_steps", 3), "sampling_steps 2, not 3")
+        assert failed(command(*same, "--n_images", 4, "--sampling_steps", 3), "--steps 2, not --steps 3")
         assert failed(command(*same, "--n_images", 2, "--sampling_steps", 2), "holds 4 samples, not 2")
         assert json.loads((out / "samples.json").read_text())["sampling_algo"] == "iddpm"
 
@@ -232,7 +234,7 @@ class TestSample:
         assert failed(
             command(*common, "--workdir", run, "--checkpoint", "checkpoints/none.ckpt"), "none.ckpt", str(run)
         )
-        assert failed(command(*common, "--workdir", run, "--subset_keys", "other_256"), "no key other_256")
+        assert failed(command(*common, "--workdir", run, "--subset_keys", "other_256"), "has no other_256; it has")
         for flag in ("--data_root", "--root"):
             assert failed(command(*common, "--workdir", run, flag, tmp_path), "no index at", str(tmp_path))
         assert failed(command(*common, "--workdir", run, "--sampling_steps", 1001), "1001 sampling steps")
