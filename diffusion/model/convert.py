@@ -54,11 +54,13 @@ class Weights(NamedTuple):
     """A state dict in official names, the PixArt arguments that its file stores or its tensors show, and the metadata.
 
     metadata: what the file itself says: PixArt arguments and `prediction_type`; empty for released checkpoints.
+    file: what was read of a folder.
     """
 
     state_dict: dict[str, torch.Tensor]
     architecture: dict[str, Any]
     metadata: dict[str, Any]
+    file: Path | None = None
 
     @property
     def prediction_type(self) -> Literal["epsilon", "v_prediction"]:
@@ -97,7 +99,7 @@ def load_weights(path: str | Path, ema: bool = True, positions: bool = True) -> 
     architecture = check_arguments(arguments, f"{path}: ")
     if positions:
         tensors, architecture = _with_positions(tensors, architecture, path)
-    return Weights(tensors, architecture, metadata)
+    return Weights(tensors, architecture, metadata, file)
 
 
 def save_diffusers(model: PixArt, folder: str | Path, prediction_type: str = "epsilon") -> None:

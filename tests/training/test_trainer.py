@@ -215,7 +215,7 @@ class TestRun:
             model_max_length=4,
             use_cond_pos_embed=True,
             pe_interpolation=1.0,
-            load_from=str(before),
+            load_from=str(before.parent),  # a folder, of which the log names the file that was taken
             max_steps=0,
         )
         with pytest.raises(InputError, match="ignore_keys y_embeding: neither"):
