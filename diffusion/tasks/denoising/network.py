@@ -35,7 +35,8 @@ def build_network(config: Config, load_from: str | None) -> tuple[PixArt, str]:
         weights = load_weights(load_from, positions=False)  # which follow from the config
         check_metadata(weights.metadata, model, config.prediction_type, load_from, ignore=STAGE_ARGUMENTS)
         check_span(config.input_size, config.pe_interpolation, weights.architecture, load_from)
-        return model, f"{weights.file or load_from}:\n{transfer_weights(model, weights.state_dict, config.ignore_keys, load_from)}"
+        transferred = transfer_weights(model, weights.state_dict, config.ignore_keys, load_from)
+        return model, f"{weights.file or load_from}:\n{transferred}"
     return model, f"seed {config.seed}"
 
 
