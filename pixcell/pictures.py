@@ -203,7 +203,7 @@ def read_square(image: ImageLike, size: int, name: str) -> Image.Image:
     """Return the square of `size` pixels in the middle of an image, or of a slide at its region. Raises InputError."""
     if isinstance(image, SlideRegion):
         return image.read(size)
-    region = middle_square(PlainImage.of(to_pil(image, name), name), size, name)
+    region = middle_square(PlainImage.from_image(to_pil(image, name), name), size, name)
     return region.slide.read(region.x, region.y, size)
 
 
@@ -241,5 +241,5 @@ class ImageConditions:
 
     def _embed(self, number: int) -> NamedCondition:
         image = self.images[number]
-        square = PlainImage.of(read_square(image, self.size, label_of(image, number)))
+        square = PlainImage.from_image(read_square(image, self.size, label_of(image, number)))
         return embed_square(Region(square, 0, 0), self.embedder, self.size, name_of(image, number))

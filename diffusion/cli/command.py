@@ -77,7 +77,7 @@ class Option:
 
     @property
     def text(self) -> str:
-        """The help as a command shows it: what it is, the command's note, and the default."""
+        """Return the help as a command shows it: what it is, the command's note, and the default."""
         help, bracket, default = self.help.partition(" [")
         return f"{help}{self.note}{bracket}{default}"
 
@@ -129,17 +129,17 @@ class Parameter:
 
     @property
     def required(self) -> bool:
-        """Whether the command cannot be called without it."""
+        """Tell whether the command cannot be called without it."""
         return self.default is inspect.Parameter.empty
 
     @property
     def label(self) -> str:
-        """How messages call it: by its option, or by its name where it has its place."""
+        """Return what messages call it: its option, or its name where it has its place."""
         return self.name if self.option.positional else flag_name(self.name)
 
     @property
     def completion(self) -> str:
-        """What names a shell is to offer for it."""
+        """Return what names a shell is to offer for it."""
         return self.option.completion(_element_kind(self.kind))
 
     def convert(self, value: Any) -> Any:

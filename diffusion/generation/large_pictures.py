@@ -78,7 +78,7 @@ class LargeSource:
 
     @property
     def file(self) -> Path | None:
-        """The file that conditions; None of an index."""
+        """Return the file that conditions; None of an index."""
         return self.tokens or self.slide or self.reference
 
 

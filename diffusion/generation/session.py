@@ -43,12 +43,12 @@ class Session:
 
     @property
     def device(self) -> torch.device:
-        """The device of the network."""
+        """Return the device of the network."""
         return self.run.device
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """What all images of a folder have in common, independent of where weights and data are stored."""
+        """Return what all images of a folder have in common, independent of where weights and data are stored."""
         solver = self.solver
         return {
             "seed": self.seed,
@@ -65,7 +65,7 @@ class Session:
 
     @property
     def locations(self) -> dict[str, Any]:
-        """Where codec and weights are stored: for readers, and to recognise folders written by older versions."""
+        """Return where codec and weights are stored: for readers, and to recognise folders written by older versions."""
         checkpoint = self.run.checkpoint
         time = checkpoint.stat().st_mtime_ns
         return {"vae": self.codec.name, "checkpoint": str(checkpoint.resolve()), "checkpoint_time": time}
@@ -85,7 +85,7 @@ class Session:
 
     @cached_property
     def embedder(self) -> PatchEmbedder:
-        """The embedder of images and slides. Raises MissingError, InputError."""
+        """Load the embedder of images and slides. Raises MissingError, InputError."""
         return load_embedder(self.run.config, self.device, self.root, self.encoder)
 
 

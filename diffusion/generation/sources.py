@@ -49,7 +49,7 @@ class ConditionSource:
 
     @property
     def files(self) -> Sequence[Path]:
-        """The files that condition; none of an index."""
+        """Return the files that condition; none of an index."""
         return self.images or self.tokens
 
 

@@ -64,7 +64,7 @@ class Weights(NamedTuple):
 
     @property
     def prediction_type(self) -> Literal["epsilon", "v_prediction"]:
-        """What the network predicts: epsilon unless the file says v_prediction."""
+        """Return what the network predicts: epsilon unless the file says v_prediction."""
         return self.metadata.get(PREDICTION_TYPE, "epsilon")
 
 

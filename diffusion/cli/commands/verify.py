@@ -61,7 +61,7 @@ def verify(
     with atomic_write(listing) as temporary, temporary.open("w", encoding="utf-8") as lines:
         for key in keys:
             patches = PatchIndex(path, [key])
-            check = PatchCheck.of_key(root, patches, features, prefixes)
+            check = PatchCheck.open(root, patches, features, prefixes)
             bar = partial(tqdm, total=len(patches), desc=key, unit="patch", leave=False)
             found[key] = verify_key(patches, check, workers or count_cores(), lines, bar)
             print(f"{key}: {found[key]}")

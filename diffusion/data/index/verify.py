@@ -74,10 +74,10 @@ class PatchCheck:
             raise InputError(f"{name} has {label} of width {width}, others of {usual}; extract it again")
 
     @classmethod
-    def of_key(
+    def open(
         cls, root: Path, index: PatchIndex, features_dir: str | None, prefixes: Mapping[str, str] | None
     ) -> PatchCheck:
-        """Return the check of an index of one key.
+        """Open the features of an index of one key, and return the check of its patches.
 
         features_dir: folder of the features; None: wherever they are. prefixes: of the parts; None to look at the images alone.
         """

@@ -103,7 +103,7 @@ class PlainImage:
             self.width, self.height = self._image.size
 
     @classmethod
-    def of(cls, image: Image.Image, name: str = "the image") -> PlainImage:
+    def from_image(cls, image: Image.Image, name: str = "the image") -> PlainImage:
         """Take an image that is in memory, pixel for pixel; name: for errors. Raises InputError unless it is RGB."""
         plain = cls.__new__(cls)
         plain._hold(image, name)

@@ -56,7 +56,7 @@ class Tracker(ABC):
 
     def __init__(self, run: TrackedRun, identity: str | None):
         self.identity = identity
-        self.library: Any = importlib.import_module(self.module)
+        self.client: Any = importlib.import_module(self.module)
         self.tracker: Any = self.build(run)
         self.tracker.start()
         if identity is None:
@@ -125,7 +125,7 @@ class WandB(Tracker):
         self._log(values, step)
 
     def picture(self, name: str, pixels: torch.Tensor, file: Path, step: int) -> None:
-        self._log({name: self.library.Image(str(file))}, step)
+        self._log({name: self.client.Image(str(file))}, step)
 
     def _log(self, values: Mapping[str, Any], step: int) -> None:
         """Log values over a step of our own: wandb's never goes back, as a run does that resumes an earlier state."""
@@ -142,7 +142,7 @@ class MLflow(Tracker):
 
         folder, pictures = run.work_dir.resolve(), None
         if not os.environ.get("MLFLOW_TRACKING_URI"):
-            self.library.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
+            self.client.set_tracking_uri(f"sqlite:///{folder / 'mlflow.db'}")
             pictures = (folder / "mlflow").as_uri()
         return MLflowTracker(PROJECT, logging_dir=pictures, run_id=self.identity, run_name=run.name)
 
@@ -154,7 +154,7 @@ class MLflow(Tracker):
         from PIL import Image
 
         with Image.open(file) as image:
-            self.library.log_image(image, key=name, step=step)
+            self.client.log_image(image, key=name, step=step)
 
 
 class Trackio(Tracker):
@@ -173,7 +173,7 @@ class Trackio(Tracker):
         self.identity = self.run_name
 
     def picture(self, name: str, pixels: torch.Tensor, file: Path, step: int) -> None:
-        self.tracker.log({name: self.library.Image(str(file))}, step=step)
+        self.tracker.log({name: self.client.Image(str(file))}, step=step)
 
 
 TRACKERS: dict[str, type[Tracker]] = {"tensorboard": TensorBoard, "wandb": WandB, "mlflow": MLflow, "trackio": Trackio}
