@@ -16,8 +16,9 @@ import server
 from conftest import PATIENCE, REPOSITORY, texture
 from PIL import Image
 
-from diffusion.cli.command import build_parser, flag_name, read_parameters
+from diffusion.cli.command import build_parser
 from diffusion.cli.commands.table import COMMANDS, load_command
+from diffusion.cli.signature import flag_name, read_parameters
 from diffusion.config.files import find_config, load_config, parse_override
 from diffusion.data.demo import DEMO_SOURCE
 from diffusion.data.index.patch_index import index_path, iterate_names

@@ -15,11 +15,11 @@ from typing import Annotated
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a clone
 
 from diffusion.cli import options
-from diffusion.cli.command import Option
 from diffusion.cli.commands.index import Names, Share, SplitBy, index
 from diffusion.cli.commands.verify import ImagesOnly, Prune, verify
 from diffusion.cli.parser import output_file, run
 from diffusion.cli.script import DATA_FLAGS, Script
+from diffusion.cli.signature import Option
 from diffusion.formats import DEFAULT_INDEX, SSL_PREFIX, VAE_PREFIX
 from diffusion.utils.errors import InputError
 

@@ -11,10 +11,11 @@ from difflib import get_close_matches
 from typing import Any, cast
 
 import diffusion
-from diffusion.cli.command import build_parser, call_command, read_parameters
+from diffusion.cli.command import build_parser, call_command
 from diffusion.cli.commands.table import COMMANDS, load_command
 from diffusion.cli.parser import Parser, run
 from diffusion.cli.script import former_names
+from diffusion.cli.signature import read_parameters
 from diffusion.utils.errors import InputError
 
 SHELLS = ("bash", "zsh", "fish", "tcsh", "powershell")  # as shtab knows them, which is not imported to say so

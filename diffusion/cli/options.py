@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from diffusion.cli.command import Here, Option
 from diffusion.cli.parser import (
     finite_float,
     natural_int,
@@ -23,6 +22,7 @@ from diffusion.cli.parser import (
     positive_int,
     seed_int,
 )
+from diffusion.cli.signature import Here, Option
 from diffusion.formats import METRICS, PRECISIONS, SIZE_POLICIES, SOLVERS
 
 SAMPLING, CONDITIONS, SCORING, TRAINING, DATA, MACHINE = (

@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffusion.cli.command import build_parser, call_command, flag_name, read_parameters
+from diffusion.cli.command import build_parser, call_command
 from diffusion.cli.commands.table import load_command
-from diffusion.cli.parser import Parser
+from diffusion.cli.parser import DEVICES, Parser, finite_float, seed_int
+from diffusion.cli.signature import flag_name, read_parameters
+
+
+def _refuse_tokens(text: str) -> str:
+    raise argparse.ArgumentTypeError(
+        f"got {text}, and tokens have no tissue to score against; sample them first, then give --real and --syn"
+    )
+
+
+# options that published scripts take without a use for them: the first three all do, so that one set serves many calls
+UNUSED: dict[str, dict[str, Any]] = {
+    "root": {"type": Path},
+    "device": {"choices": DEVICES},
+    "seed": {"type": seed_int},
+    "format": {"choices": ("png", "jpeg")},
+    "guidance_interval": {"type": finite_float, "nargs": 2},
+    "tokens": {"type": _refuse_tokens, "nargs": "+"},
+}
 
 
 @dataclass(frozen=True)
@@ -19,7 +38,7 @@ class Script:
 
     command: its name, or a function of the same kind where one script is several commands. flags: the published options
     of some parameters; a parameter without any cannot be given, others are `--like_this`.
-    defaults: other ones than the command's. unused: options that all scripts take, and this one has no use for.
+    defaults: other ones than the command's. unused: of UNUSED, those that this one takes.
     keywords: what the command is called with beside.
     """
 
@@ -45,7 +64,7 @@ class Script:
             Path(sys.argv[0]).name,
             flags,
             self.defaults,
-            self.unused,
+            {name: UNUSED[name] for name in self.unused},
             self.description,
             self.examples,
             abbreviations=True,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from diffusion.cli.command import flag_name, read_parameters
+from diffusion.cli.signature import flag_name, read_parameters
 from diffusion.utils.errors import InputError
 
 

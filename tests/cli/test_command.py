@@ -15,18 +15,10 @@ import pytest
 from conftest import REPOSITORY
 
 from diffusion.cli import main, options
-from diffusion.cli.command import (
-    Here,
-    Option,
-    build_parser,
-    call_command,
-    checked,
-    describe_command,
-    flag_name,
-    read_parameters,
-)
+from diffusion.cli.command import build_parser, call_command, describe_command
 from diffusion.cli.commands.table import COMMANDS, load_command
 from diffusion.cli.parser import positive_int
+from diffusion.cli.signature import Here, Option, checked, flag_name, read_parameters
 from diffusion.utils.errors import InputError
 
 NAMES = [name for group in COMMANDS.values() for name in group]
@@ -88,7 +80,7 @@ def test_what_does_not_fit_is_one_line(line, message, capsys):
 
 def test_a_script_has_its_published_options_and_knows_the_command_s():
     flags = {"size": ("--pixels", "--px"), "batch_size": ("--batch",), "names": ()}
-    parser = build_parser(cut, "cut.py", flags, defaults={"kind": "jpeg"}, unused=("seed",), examples="")
+    parser = build_parser(cut, "cut.py", flags, defaults={"kind": "jpeg"}, unused={"seed": {"type": int}}, examples="")
     for line in (
         ["--pixels", "8", "--batch", "2"],
         ["--px", "8", "--batch-size=2"],
@@ -112,7 +104,7 @@ def test_a_command_has_something_to_add_to_what_an_option_is():
     def cut(count: Annotated[Shared, Here("ten", note="; of each")] = None) -> None: ...
 
     (parameter,) = read_parameters(cut)
-    assert parameter.keywords["help"] == "how many; of each [ten]" and parameter.option.help == "how many [ten]"
+    assert parameter.option.text == "how many; of each [ten]" and parameter.option.help == "how many [ten]"
 
 
 def test_a_call_from_python_converts_texts_to_paths():

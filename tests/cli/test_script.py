@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY
 
-from diffusion.cli.command import flag_name, read_parameters
 from diffusion.cli.commands.table import load_command
 from diffusion.cli.script import former_names
+from diffusion.cli.signature import flag_name, read_parameters
 from diffusion.formats import LAST_WEIGHTS, SOLVERS
 from tools.evaluate import main as evaluate
 from tools.sample_256 import main as sample_256

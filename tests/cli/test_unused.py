@@ -9,9 +9,9 @@ from typing import get_args
 import pytest
 from conftest import REPOSITORY, in_process
 
-from diffusion.cli.command import read_parameters
 from diffusion.cli.commands.bench import USES, Part, bench
 from diffusion.cli.commands.table import load_command
+from diffusion.cli.signature import read_parameters
 from diffusion.cli.unused import refuse_unused
 from diffusion.utils.errors import InputError
 from tools.evaluate import main as evaluate

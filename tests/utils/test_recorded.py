@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from diffusion.cli.command import flag_name, read_parameters
 from diffusion.cli.commands.table import COMMANDS, load_command
+from diffusion.cli.signature import flag_name, read_parameters
 from diffusion.utils.recorded import OPTIONS, describe_setting
 
 

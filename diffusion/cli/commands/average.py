@@ -6,8 +6,8 @@ import sys
 from typing import Annotated
 
 from diffusion.cli import options
-from diffusion.cli.command import Option, checked
 from diffusion.cli.parser import positive_float, positive_int
+from diffusion.cli.signature import Option, checked
 
 MAX_MISFIT = 0.05  # of the profile's norm: beyond, what is written is an average, but hardly the one asked for
 

@@ -9,8 +9,8 @@ from types import ModuleType
 from typing import Annotated, Literal
 
 from diffusion.cli import options
-from diffusion.cli.command import Here, Option, checked
 from diffusion.cli.parser import positive_float, positive_int
+from diffusion.cli.signature import Here, Option, checked
 from diffusion.cli.unused import refuse_unused
 
 Part = Literal["all", "train", "sample", "panorama", "extract", "data", "startup", "busy", "floor"]

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from diffusion.cli import options
-from diffusion.cli.command import Here, Option, checked
 from diffusion.cli.parser import natural_int
+from diffusion.cli.signature import Here, Option, checked
 from diffusion.cli.unused import refuse_unused
 from diffusion.formats import DEFAULT_INDEX, DEFAULT_VAE
 from diffusion.utils.errors import InputError

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from diffusion.cli import options
-from diffusion.cli.command import Here, Option, checked
 from diffusion.cli.parser import output_name, positive_int
+from diffusion.cli.signature import Here, Option, checked
 
 
 @checked

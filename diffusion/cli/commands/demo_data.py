@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 from diffusion.cli import options
-from diffusion.cli.command import Option, checked
 from diffusion.cli.parser import output_folder
+from diffusion.cli.signature import Option, checked
 
 
 @checked

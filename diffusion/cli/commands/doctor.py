@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from diffusion.cli import options
-from diffusion.cli.command import checked
+from diffusion.cli.signature import checked
 
 
 @checked

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 from diffusion.cli import options
-from diffusion.cli.command import Option, checked
+from diffusion.cli.signature import Option, checked
 from diffusion.hub import DEFAULT, MODELS
 
 

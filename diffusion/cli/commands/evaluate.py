@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from diffusion.cli import options
-from diffusion.cli.command import Here, Option, checked, flag_name
+from diffusion.cli.signature import Here, Option, checked, flag_name
 from diffusion.cli.unused import refuse_unused_conditions
 from diffusion.formats import DEFAULT_SOLVER, LAST_WEIGHTS, METRICS, REAL_DIR, SYNTHETIC_DIR, WINDOW
 from diffusion.utils.errors import InputError

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Annotated
 
 from diffusion.cli import options
-from diffusion.cli.command import Here, Option, checked
 from diffusion.cli.parser import natural_int, path_text, plain_name
+from diffusion.cli.signature import Here, Option, checked
 from diffusion.formats import DEFAULT_INDEX, DEFAULT_VAE, PRECISIONS
 
 

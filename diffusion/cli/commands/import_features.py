@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from diffusion.cli import options
-from diffusion.cli.command import Option, checked
 from diffusion.cli.parser import jpeg_quality, plain_name, positive_float
+from diffusion.cli.signature import Option, checked
 from diffusion.cli.unused import refuse_unused
 from diffusion.formats import DEFAULT_INDEX, SSL_PREFIX
 

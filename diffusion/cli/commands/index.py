@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from diffusion.cli import options
-from diffusion.cli.command import Option, checked
 from diffusion.cli.parser import fraction
+from diffusion.cli.signature import Option, checked
 from diffusion.cli.unused import refuse_unused
 from diffusion.formats import DEFAULT_INDEX
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from diffusion.cli import options
-from diffusion.cli.command import Option, checked
 from diffusion.cli.parser import natural_int, output_file
+from diffusion.cli.signature import Option, checked
 from diffusion.formats import DEFAULT_INDEX, SSL_PREFIX, VAE_PREFIX
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 from diffusion.cli import options
-from diffusion.cli.command import Here, Option, checked
 from diffusion.cli.parser import positive_int
+from diffusion.cli.signature import Here, Option, checked
 from diffusion.cli.unused import refuse_unused
 from diffusion.formats import DEFAULT_SOLVER, LAST_WEIGHTS
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from diffusion.cli import options
-from diffusion.cli.command import Here, Option, checked
 from diffusion.cli.parser import fraction, jpeg_quality, output_folder, plain_name, positive_int
+from diffusion.cli.signature import Here, Option, checked
 from diffusion.data.slides.grid import WHOLE_SLIDE
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Annotated
 
 from diffusion.cli import options
-from diffusion.cli.command import Option, checked
 from diffusion.cli.parser import natural_int
+from diffusion.cli.signature import Option, checked
 
 
 @checked

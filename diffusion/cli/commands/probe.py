@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from diffusion.cli import options
-from diffusion.cli.command import Option, checked
 from diffusion.cli.parser import positive_int
+from diffusion.cli.signature import Option, checked
 from diffusion.utils.errors import InputError
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 from diffusion.cli import options
-from diffusion.cli.command import Here, Option, checked
 from diffusion.cli.parser import output_name
+from diffusion.cli.signature import Here, Option, checked
 from diffusion.formats import CONFIG_FILE, LAST_WEIGHTS
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from diffusion.cli import options
-from diffusion.cli.command import Here, checked
+from diffusion.cli.signature import Here, checked
 from diffusion.cli.unused import refuse_unused_conditions
 from diffusion.formats import DEFAULT_SOLVER, LAST_WEIGHTS
 

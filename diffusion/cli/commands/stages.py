@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from diffusion.cli import options
-from diffusion.cli.command import Here, Option, checked
+from diffusion.cli.signature import Here, Option, checked
 
 if TYPE_CHECKING:
     from diffusion.training.stages import Stage

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from diffusion.cli import options
-from diffusion.cli.command import Here, Option, checked
 from diffusion.cli.parser import positive_float
+from diffusion.cli.signature import Here, Option, checked
 from diffusion.cli.unused import refuse_unused_conditions
 from diffusion.evaluation.metrics.quantities import BEST_BY, COMPARED_METRICS, PRDC_NEIGHBOURS, QUANTITIES
 from diffusion.formats import DEFAULT_SOLVER, LAST_WEIGHTS, REAL_DIR

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from diffusion.cli import options
-from diffusion.cli.command import Here, Option, checked
 from diffusion.cli.parser import positive_float
+from diffusion.cli.signature import Here, Option, checked
 
 LONGEST_WAIT = timedelta(minutes=30)  # of a process for another: a lost machine is noticed after so long
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from diffusion.cli import options
-from diffusion.cli.command import Option, checked
+from diffusion.cli.signature import Option, checked
 from diffusion.cli.unused import refuse_unused
 from diffusion.formats import DEFAULT_INDEX, SSL_PREFIX, VAE_PREFIX
 
