@@ -314,7 +314,8 @@ def check_encoder(name: str, root: Path) -> Finding:
     places = [base / spec.default for base in (root, Path(), REPOSITORY)]
     found = next((place for place in places if place.is_file()), None)
     if found is None:
-        return Finding(name, "warning", f"not at {places[0]}; {spec.how_to_get}")
+        how = "it is downloaded when it is first used" if spec.wheel else spec.how_to_get
+        return Finding(name, "warning", f"not at {places[0]}; {how}")
     return Finding(name, "ok", str(found))
 
 

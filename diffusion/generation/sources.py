@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from diffusion.components import check_dataset_tokens, check_tokens
 from diffusion.data.datasets.pan_cancer import PanCancerData
+from diffusion.formats import CONDITIONS_DIR
 from diffusion.generation.conditions import (
     IndexConditions,
     RepeatedConditions,
@@ -25,6 +26,8 @@ from diffusion.utils.errors import InputError, MissingError
 @dataclass(frozen=True)
 class ConditionSource:
     """Where conditions come from: image files, files of tokens, or else an index, by default that of the run.
+
+    Where nothing is named, published weights are sampled for the embeddings that are beside them, if there are any.
 
     data_root, index, features, dataset: of another index than the run's, as the options call them. A text as dataset is one
     name. image_mpp: microns per pixel of the images, None: they are taken pixel for pixel.
@@ -94,6 +97,13 @@ def open_index(session: Session, source: ConditionSource) -> PanCancerData:
     return dataset
 
 
+def with_stored(session: Session, source: ConditionSource) -> ConditionSource:
+    """Return the embeddings that published weights have beside them, where a source names nothing; else the source itself."""
+    if any(vars(source).values()):
+        return source
+    return ConditionSource(tokens=sorted((session.run.folder / CONDITIONS_DIR).glob("*.npy")))
+
+
 def choose_conditions(
     session: Session, source: ConditionSource, pixels: bool = True
 ) -> tuple[IndexConditions | RepeatedConditions, Origin]:
@@ -101,6 +111,7 @@ def choose_conditions(
 
     Raises MissingError, InputError for files that are no conditions of the session's network.
     """
+    source = with_stored(session, source)
     if not source.files:
         dataset = open_index(session, source)
         return IndexConditions(dataset, session.seed, pixels), index_origin(dataset)
@@ -120,6 +131,7 @@ def choose_conditions(
 
 def find_origin(session: Session, source: ConditionSource) -> Origin:
     """Return what identifies the conditions of a source, without reading them."""
+    source = with_stored(session, source)
     return files_origin(session, source) if source.files else index_origin(open_index(session, source))
 
 

@@ -28,6 +28,7 @@ from diffusion.model.diffusers_layout import diffusers_config, from_diffusers, r
 from diffusion.model.matching import POSITIONS
 from diffusion.model.pixart import PixArt
 from diffusion.model.pixart_config import ARGUMENTS, PixArtConfig, check_arguments
+from diffusion.utils.assets import network_folder
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.files import atomic_write
 from diffusion.utils.state_dicts import find_state_dict
@@ -71,12 +72,13 @@ class Weights(NamedTuple):
 def load_weights(path: str | Path, ema: bool = True, positions: bool = True) -> Weights:
     """Read an official .ckpt/.pth, a checkpoint of this project (file or folder), .safetensors, or a diffusers folder.
 
+    A network that comes with the package is named as in `assets.NETWORKS`.
     Shards and the names that wrappers give are read, too. ema: of a checkpoint that holds both, take the averaged
     weights. positions: compute those that the file lacks, as all published stages have them where it does not say;
     without, they are left out of the state dict, and what only they show of the architecture.
     Raises MissingError, or InputError for a file that is damaged, needs unpickling, or holds no PixArt.
     """
-    path = Path(path)
+    path = network_folder(path)
     file = _find_file(path, ema) if path.is_dir() else path
     stored = read_weights(file)
     tensors, metadata = _select_network(stored, path, ema), _read_metadata(stored)

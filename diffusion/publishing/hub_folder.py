@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +17,7 @@ from diffusion.components import resolve_vae
 from diffusion.config.files import dump_config
 from diffusion.config.settings import Config
 from diffusion.encoders.vae_files import EMBEDDED_CODECS, codec_folder, load_vae
-from diffusion.formats import CONFIG_FILE, PIPELINE_INDEX
+from diffusion.formats import CONDITIONS_DIR, CONFIG_FILE, PIPELINE_INDEX
 from diffusion.hub import HUB, check_token, describe_cause, exception_chain, quieten
 from diffusion.pipeline import PixCellPipeline, PixCellTransformer2DModel
 from diffusion.publishing.model_card import CardContent, write_card
@@ -28,16 +30,28 @@ if TYPE_CHECKING:
 CARD = "README.md"
 
 
-def write_hub_folder(folder: Path, run: Run, root: Path, content: CardContent) -> None:
+def write_hub_folder(
+    folder: Path,
+    run: Run,
+    root: Path,
+    content: CardContent,
+    dtype: torch.dtype = torch.float32,
+    conditions: Sequence[Path] = (),
+) -> None:
     """Write what `PixCellPipeline.from_pretrained` opens, README.md, and a run's config.py; all of it or nothing.
 
     content.config: the run's, with the codec that is meant; without content.has_codec the codec is left out, and whoever opens
-    the folder names it. Raises InputError when the folder is there, and for a network that diffusers' layout cannot hold.
+    the folder names it. dtype: of the network's weights. conditions: files of embeddings that go along.
+    Raises InputError when the folder is there, and for a network that diffusers' layout cannot hold.
     """
+    config = content.config
     if folder.exists():
         raise InputError(f"{folder} is already there; name a new folder (--out)")
-    vae = load_vae(codec_folder(resolve_vae(content.config.vae_pretrained, root)), torch.float32)
-    transformer = PixCellTransformer2DModel(run.model, content.config.prediction_type)
+    vae = load_vae(codec_folder(resolve_vae(config.vae_pretrained, root)), torch.float32)
+    network = copy.deepcopy(run.model).to(dtype)
+    side = network.config.base_size
+    network.pos_embed = network.position_grid(side, side).to(dtype)  # which the layout computes anew
+    transformer = PixCellTransformer2DModel(network, config.prediction_type)
     with atomic_write(folder) as temporary:
         PixCellPipeline(transformer, vae).save_pretrained(temporary)
         if not content.has_codec:
@@ -45,7 +59,10 @@ def write_hub_folder(folder: Path, run: Run, root: Path, content: CardContent) -
             index = json.loads((temporary / PIPELINE_INDEX).read_text())
             (temporary / PIPELINE_INDEX).write_text(json.dumps({**index, "vae": [None, None]}, indent=2) + "\n")
         if content.has_settings:
-            dump_config(without_paths(content.config), temporary / CONFIG_FILE)
+            dump_config(without_paths(config), temporary / CONFIG_FILE)
+        for path in conditions:
+            (temporary / CONDITIONS_DIR).mkdir(exist_ok=True)
+            shutil.copyfile(path, temporary / CONDITIONS_DIR / path.name)
         (temporary / CARD).write_text(write_card(content), encoding="utf-8")
 
 

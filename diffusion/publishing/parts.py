@@ -14,6 +14,7 @@ from diffusion.encoders.vae_files import EMBEDDED_CODECS, codec_folder
 from diffusion.formats import CONFIG_FILE, DEFAULT_VAE, SSL_PREFIX
 from diffusion.hub import HUB, ON_PAGE, TABLE
 from diffusion.publishing.licences import LICENCES, Part, unknown_licence
+from diffusion.utils.assets import network_folder
 from diffusion.utils.errors import InputError
 from diffusion.workdir import Run
 
@@ -59,7 +60,7 @@ def _base_weights(config: Config, seen: set[Path]) -> Iterator[Part]:
     for source in (config.load_from, config.resume_from):
         if source in (None, "auto"):
             continue
-        path = Path(source).absolute()
+        path = network_folder(source).absolute()
         folder = next((place for place in (path, *path.parents) if (place / CONFIG_FILE).is_file()), None)
         if folder is None:
             yield _foreign_weights(path)

@@ -14,3 +14,10 @@ def shipped_folder(name: str, in_clone: str) -> Path:
 
 
 ASSETS = shipped_folder("assets", "asset")
+NETWORKS = {"nano": ASSETS / "nano"}  # by the names that --workdir and --load-from take
+
+
+def network_folder(name_or_path: str | Path) -> Path:
+    """Return the folder of a network that comes with the package, or the path itself, which wins where it is there."""
+    path = Path(name_or_path)
+    return path if path.exists() else NETWORKS.get(str(name_or_path), path)

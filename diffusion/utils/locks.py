@@ -13,15 +13,16 @@ WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of Lustre moun
 
 
 @contextlib.contextmanager
-def file_lock(path: Path) -> Iterator[None]:
+def file_lock(path: Path, wait: bool = False) -> Iterator[None]:
     """Hold a lock file while the block runs; it is removed at the end, and child processes do not inherit the lock.
 
-    Raises InputError when another process holds it. Without effect on a file system that has no locks.
+    wait: until another process that holds it is done; else InputError is raised. Without effect on a file system that has no
+    locks.
     """
     from filelock import FileLock, Timeout  # a tenth of a second, which --help does not need
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path, timeout=0, fallback_to_soft=False)
+    lock = FileLock(path, timeout=-1 if wait else 0, fallback_to_soft=False)
     try:
         lock.acquire()
     except Timeout:

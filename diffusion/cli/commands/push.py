@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,17 @@ def push(
         bool,
         Option("write the codec, too, where its terms ask for more than to name its authors; see that they allow it"),
     ] = False,
+    without_codec: Annotated[
+        bool, Option("leave the codec out in any case, as one that everyone has who opens the folder")
+    ] = False,
+    precision: Annotated[options.Precision, Here("of the weights that are written", group="")] = "fp32",
+    conditions: Annotated[
+        Sequence[Path],
+        Option(
+            ".npy files of embeddings that go along, one tissue each, which pixcell sample takes where no image is given",
+            metavar="FILE",
+        ),
+    ] = (),
     report: Annotated[
         Path | None, Option("folder of a report by pixcell evaluate, whose scores the card shows", metavar="FOLDER")
     ] = None,
@@ -59,12 +71,14 @@ def push(
 
     import torch
 
-    from diffusion.components import resolve_latent_scale
+    from diffusion.components import check_tokens, resolve_latent_scale
+    from diffusion.generation.conditions import load_token_conditions
     from diffusion.publishing.hub_folder import check_repository, upload_folder, write_hub_folder
     from diffusion.publishing.licences import check_licence
     from diffusion.publishing.model_card import CardContent, read_scores
     from diffusion.publishing.parts import find_parts
     from diffusion.utils.errors import InputError
+    from diffusion.utils.hardware import torch_dtype
     from diffusion.workdir import default_work_dir, open_run
 
     if dry_run and out is None:
@@ -75,6 +89,8 @@ def push(
         )
     if repository is not None:
         check_repository(repository)
+    if with_codec and without_codec:
+        raise InputError("--with-codec and --without-codec contradict each other; give one")
     scores = None if report is None else read_scores(report)
     run = open_run(workdir or default_work_dir(), checkpoint, torch.device("cpu"), ema=weights == "ema")
     config, place = run.config, root or run.config.data_root
@@ -90,15 +106,17 @@ def push(
         config=config,
         parameters=sum(parameter.numel() for parameter in run.model.parameters()),
         parts=parts,
-        has_codec=with_codec or codec.licence.is_free,
+        has_codec=not without_codec and (with_codec or codec.licence.is_free),
         has_settings=(run.folder / CONFIG_FILE).is_file(),
         licence=license,
         report=scores,
         data=data,
     )
+    for condition in load_token_conditions(conditions, config.model_max_length):
+        check_tokens(condition.condition.tokens[0], config.model_max_length, config.caption_channels, condition.name)
     with contextlib.ExitStack() as stack:
         folder = out or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pixcell-"))) / "hub"
-        write_hub_folder(folder, run, place, content)
+        write_hub_folder(folder, run, place, content, torch_dtype(precision), conditions)
         for part in parts:
             print(f"{part.role}: {part.name} ({part.licence.name})")
         if out is not None:
