@@ -1,4 +1,5 @@
 # make demo: the whole chain on real tissue. make test: lint and tests, on two cores. VENV=... reuses an environment.
+# make nano: train the network that comes with the package again, from its data on; docs/nano.md tells of it.
 VENV ?= .venv
 PYTHON ?= python3
 RUN := $(VENV)/bin/python
@@ -17,7 +18,19 @@ ENCODERS := --size 256 --vae tiny --encoder mobilenetv2
 NOTE := One slide at 20x and two images at their native resolution, about 40x; the bottom quarter of each is held out of all training.
 SAMPLE := sample --dataset demo_heldout --count 96 --guidance 1
 
-.PHONY: demo test test-faults test-all lint docs clean
+NANO := data/nano
+WINDOWS := patches --root $(NANO) --size 256
+NANO_TRAIN := $(PIXCELL) $(WINDOWS) --dataset nano
+NANO_HELD_OUT := $(PIXCELL) $(WINDOWS) --dataset nano_heldout --area 0 0.75 1 1
+SMALL_TILES := --tissue-threshold 0.05 --max-blur 1
+# patches whose embeddings are sampled for where no image is given
+TISSUES := ovary_tumour=ovary/hgsc_nest/5_7 ovary_stroma=ovary/hgsc_stromal_he/5_7 \
+	colon_tumour=colon/TUM-TCGA-LGHAGCRS_105/0_0 colon_mucosa=colon/NORM-TCGA-KHGRVYPS_103/0_0 \
+	colon_muscle=colon/MUS-TCGA-IRTDFLAE_104/0_0 colon_lymphocytes=colon/LYM-TCGA-KPSKCAGA_105/0_0 \
+	colon_mucus=colon/MUC-TCGA-LGPQKMQE_110/0_0 colon_adipose=colon/ADI-TCGA-ICETMNMG_108/0_0
+NANO_DATA = $$(sed -n '/^\#\# Data/,/^\#\# Training/p' docs/nano.md | sed '1,2d;$$d')
+
+.PHONY: demo nano test test-faults test-all lint docs clean
 
 $(READY): requirements.txt pyproject.toml
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
@@ -35,11 +48,32 @@ demo: $(READY)
 	$(PIXCELL) features --root $(DEMO) --dataset demo $(ENCODERS)
 	$(PIXCELL) features --root $(DEMO) --dataset demo_heldout $(ENCODERS)
 	$(LAUNCH) train configs/demo/demo_256.py --workdir $(DEMO)/untrained --set max_steps=0
-	$(LAUNCH) train configs/demo/demo_256.py --workdir $(DEMO)/run --set validation.count=64 validation.type=PanCancerData validation.subset_keys=demo_heldout_256
+	$(LAUNCH) train configs/demo/finetune_256.py --workdir $(DEMO)/finetuned --set validation.count=64 validation.type=PanCancerData validation.subset_keys=demo_heldout_256
 	$(PIXCELL) $(SAMPLE) --workdir $(DEMO)/untrained --out $(DEMO)/samples_untrained
-	$(PIXCELL) $(SAMPLE) --workdir $(DEMO)/run --out $(DEMO)/samples
-	$(PIXCELL) evaluate --real $(DEMO)/samples/real --syn $(DEMO)/samples/syn --untrained $(DEMO)/samples_untrained/syn --losses $(DEMO)/run --train $(DEMO)/patches/demo --on-size windows --out $(DEMO)/report --note "$(NOTE)"
+	$(PIXCELL) $(SAMPLE) --workdir $(DEMO)/finetuned --out $(DEMO)/samples
+	$(PIXCELL) evaluate --real $(DEMO)/samples/real --syn $(DEMO)/samples/syn --untrained $(DEMO)/samples_untrained/syn --losses $(DEMO)/finetuned --train $(DEMO)/patches/demo --on-size windows --out $(DEMO)/report --note "$(NOTE)"
 	@echo "look at $(DEMO)/report/index.html"
+
+nano: $(READY)
+	$(PIXCELL) demo-data --out $(SOURCE) --tiles $(NANO)/source
+	$(NANO_TRAIN) $(SLIDE) --area 0 0 1 0.75 --stride 64 --tissue-threshold 0.585
+	$(NANO_TRAIN) $(IMAGES) --area 0 0 1 0.75 --stride 64
+	$(NANO_TRAIN) --slides $(NANO)/source/crc_val_he_7k $(NANO)/source/nct_crc_he_100k --cohort colon $(SMALL_TILES)
+	$(NANO_TRAIN) --slides $(NANO)/source/nuinsseg $(NANO)/source/tnbc --cohort organs --image-mpp 0.25 $(SMALL_TILES)
+	$(NANO_TRAIN) --slides $(NANO)/source/tnbc --cohort breast --stride 128 --tissue-threshold 0.3 --max-blur 1
+	$(NANO_HELD_OUT) $(SLIDE) --stride 128
+	$(NANO_HELD_OUT) $(IMAGES) --stride 64
+	$(PIXCELL) index --root $(NANO) --dataset nano --size 256
+	$(PIXCELL) index --root $(NANO) --dataset nano_heldout --size 256
+	$(PIXCELL) features --root $(NANO) --dataset nano $(ENCODERS)
+	$(PIXCELL) features --root $(NANO) --dataset nano_heldout $(ENCODERS)
+	$(LAUNCH) train configs/demo/nano_256.py --workdir $(NANO)/run
+	$(PIXCELL) plot $(NANO)/run --out $(NANO)/curve.png
+	$(PIXCELL) sample --dataset nano_heldout --count 96 --guidance 1 --workdir $(NANO)/run --out $(NANO)/samples
+	$(PIXCELL) evaluate --real $(NANO)/samples/real --syn $(NANO)/samples/syn --losses $(NANO)/run --train $(NANO)/patches/nano --out $(NANO)/report
+	mkdir -p $(NANO)/conditions
+	for each in $(TISSUES); do cp $(NANO)/patches/nano/$$(echo $${each#*=} | sed "s,/,/single_256/,")_mobilenetv2.npy $(NANO)/conditions/$${each%%=*}.npy; done
+	$(PIXCELL) push --workdir $(NANO)/run --out $(NANO)/published --dry-run --precision fp16 --without-codec --license apache-2.0 --conditions $(NANO)/conditions/*.npy --report $(NANO)/report --data "$(NANO_DATA)"
 
 lint: $(READY)
 	$(RUN) -m ruff check .

@@ -20,8 +20,8 @@ setup(
     package_dir={"pixcell.assets": "asset", "pixcell.configs": "configs"},
     package_data={
         "": ["py.typed"],
-        "pixcell.assets": ["*.j2", "tiny_vae/*"],
-        "pixcell.configs": ["*.py", "*/*.py"],
+        "pixcell.assets": ["*.j2", "tiny_vae/*", "nano/*", "nano/*/*"],
+        "pixcell.configs": ["*.py", "*/*.py", "*/*.json"],
     },
     cmdclass={"build_py": CleanBuild},
 )

@@ -58,7 +58,8 @@ timestep_sampling = dict(
 sample_grid = dict(
     count=8,  # Pictures; 0: none.
     steps=20,  # Steps of the solver.
-    guidance=2.0,  # Guidance strength; 1 is none.
+    # Guidance strength; 1 is none. Commands that sample the run take it, too, unless they are given another.
+    guidance=2.0,
 )
 # The loss on samples that are held out, at every save, at the same noise and timesteps in every run.
 validation = dict(
@@ -78,7 +79,7 @@ evaluation = dict(
 # --- start and work dir ---
 # What is trained: "denoising" (the diffusion transformer) or "codec" (a small latent codec, with settings of its own).
 task = "denoising"
-load_from = None  # Weights to start from: of a stage before, or released ones.
+load_from = None  # Weights to start from: of a stage before, released ones, or "nano", which comes with the package.
 # Weights of load_from to leave out. What follows from the stage (positions, null condition) is initialised in any case.
 ignore_keys = ()
 freeze = ()  # Parts of the network that are not trained, such as "y_embedder" or "blocks.0.attn".

@@ -30,6 +30,7 @@ from diffusion.model.diffusers_layout import diffusers_config
 from diffusion.model.matching import load_into
 from diffusion.model.pixart import PixArt
 from diffusion.sampling import build_scheduler, denoise
+from diffusion.utils.assets import network_folder
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.text import read_json
 
@@ -316,8 +317,9 @@ def _resolve_folder(path: str | Path, options: dict[str, Any]) -> Path:
 
     Raises MissingError.
     """
-    if Path(path).exists():
-        return Path(path)
+    folder = network_folder(path)
+    if folder.exists():
+        return folder
     if str(path).count("/") != 1 or str(path).startswith((".", "/", "~")):
         raise MissingError(f"no folder {path}, and a repository of the hub would be named OWNER/NAME")
     from huggingface_hub import snapshot_download

@@ -139,7 +139,9 @@ def default_work_dir() -> Path:
     runs = [path.parents[1] for path in files if path.match(LAST_WEIGHTS) and (path.parents[1] / CONFIG_FILE).is_file()]
     if not runs:
         skipped.report()
-        raise MissingError("no run in ./output; name one with --workdir or $PIXCELL_WORKDIR")
+        raise MissingError(
+            "no run in ./output; name one with --workdir or $PIXCELL_WORKDIR, such as nano, which comes with pixcell"
+        )
     return max(runs, key=lambda folder: (folder / LAST_WEIGHTS).stat().st_mtime_ns)
 
 

@@ -28,7 +28,7 @@ from diffusion.generation.conditions import (
 from diffusion.generation.generators import ImageMaker
 from diffusion.generation.session import Session, open_session
 from diffusion.generation.solver import Solver
-from diffusion.generation.sources import ConditionSource, open_index
+from diffusion.generation.sources import ConditionSource, open_index, with_stored
 from diffusion.utils.errors import InputError
 from diffusion.utils.hardware import windows_per_pass
 from diffusion.utils.values import check_whole
@@ -117,7 +117,7 @@ class OpenRun:
         features: str | Path | None = None,
         data_root: str | Path | None = None,
         steps: int = 20,
-        guidance: float = 2.0,
+        guidance: float | None = None,
         guidance_interval: tuple[float, float] | None = None,
         solver: str = DEFAULT_SOLVER,
         seed: int = 0,
@@ -127,9 +127,11 @@ class OpenRun:
 
         images: what conditions: arrays uint8 (H, W, 3), PIL images, files, samples, or a `SlideRegion`, of larger ones the
         middle. They are checked now, and read and embedded batch by batch. tokens: embeddings instead, (L, D) or (n, L, D), or
-        .npy files of them. With neither, patches of the run's index condition; dataset, index, features, data_root: others,
-        as the options of `pixcell sample`. count: how many; None: one for each image or token, 16 of an index. guidance: 1 is
-        none. batch_size: in one pass, None for as many as keep the device busy. Raises MissingError, InputError.
+        .npy files of them. With neither, patches of the run's index condition, or embeddings that published weights have beside
+        them; dataset, index, features, data_root: others, as the options of `pixcell sample`. count: how many; None: one for
+        each image or token, 16 of an index. guidance: 1 is none, None that of the run's sample grids. batch_size: in one pass,
+        None for as many as keep the device busy.
+        Raises MissingError, InputError.
 
         Examples:
             >>> run = open_run("output/256")
@@ -167,7 +169,10 @@ class OpenRun:
             raise InputError("images and tokens: one of them conditions; give one")
         kind = "images" if images is not None else "tokens"
         if images is None and tokens is None:
-            return IndexConditions(open_index(self.session, _index_source(**of_index)), seed, pixels=True)
+            source = with_stored(self.session, _index_source(**of_index))
+            if not source.tokens:
+                return IndexConditions(open_index(self.session, source), seed, pixels=True)
+            tokens = source.tokens
         given = [name for name, value in of_index.items() if value is not None]
         if given:
             raise InputError(f"{kind} and {given[0]}: {kind} condition, and no patches of an index; give one")

@@ -92,7 +92,11 @@ def test_a_wheel_has_the_modules_configs_and_assets_that_are_there_now(tmp_path)
     }
     configs = {f"pixcell/{path.relative_to(clone).as_posix()}" for path in (clone / "configs").rglob("*.py")}
     other = {"pixcell/py.typed", "diffusion/py.typed", "pixcell/assets/report.html.j2"}
-    other |= {f"pixcell/assets/tiny_vae/{name}" for name in ("config.json", "diffusion_pytorch_model.safetensors")}
+    for folder in ("tiny_vae", "nano"):
+        files = (path for path in (clone / "asset" / folder).rglob("*") if path.is_file())
+        other |= {f"pixcell/assets/{path.relative_to(clone / 'asset').as_posix()}" for path in files}
+    other |= {f"pixcell/{path.relative_to(clone).as_posix()}" for path in (clone / "configs").rglob("*.json")}
+    assert "pixcell/assets/nano/transformer/diffusion_pytorch_model.safetensors" in other
     assert {name for name in names if ".dist-info/" not in name} == modules | configs | other
 
 

@@ -28,7 +28,7 @@ from diffusion.tasks.registry import CONFIGS
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 RECORDS = ("performance-notebook.md", "extending.md")  # which have commands and names of their own, tested elsewhere
 NAMES = [name for group in COMMANDS.values() for name in group]
-QUICK = {"docs/quickstart.md": 3, "README.md": 1}  # pages that are run, and how many blocks of each
+QUICK = {"docs/quickstart.md": 4, "README.md": 2}  # pages that are run, and how many blocks of each
 FENCE = re.compile(r"^(?:<!-- (runs|does not run here: [^\n]*) -->\n)?```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # options in the text that are not of pixcell: of accelerate launch, pytest and pip
 FOREIGN = {"--num-cpu-threads-per-process", "--num-processes", "--multi-gpu", "--kills", "--no-deps"}

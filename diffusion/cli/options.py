@@ -58,7 +58,8 @@ RootOfRun = Annotated[Root, Here("the run's, else $PIXCELL_ROOT, else the curren
 Workdir = Annotated[
     Path | None,
     Option(
-        "work dir of a training run, or, where nothing is trained, released weights [$PIXCELL_WORKDIR, else the newest run in ./output]",
+        "work dir of a training run, or, where nothing is trained, released weights, or nano, the small network that comes with "
+        "pixcell [$PIXCELL_WORKDIR, else the newest run in ./output]",
     ),
 ]
 OUT = "where to write"
@@ -101,11 +102,12 @@ Count = Annotated[int | None, Option("how many", positive_int)]
 _STEPS = Option("steps of the solver", positive_int, group=SAMPLING)
 Steps = Annotated[int, _STEPS]
 SeveralSteps = Annotated[Sequence[int], _STEPS]
-_GUIDANCE = Option(
-    "null + w * (conditional - null); 1 is none and runs no null pass", finite_float, metavar="W", group=SAMPLING
-)
-Guidance = Annotated[float, _GUIDANCE]
-SeveralGuidances = Annotated[Sequence[float], _GUIDANCE]
+_STRENGTH = "null + w * (conditional - null); 1 is none and runs no null pass"
+Guidance = Annotated[
+    float | None,
+    Option(f"{_STRENGTH} [the run's sample_grid.guidance, 2 by default]", finite_float, metavar="W", group=SAMPLING),
+]
+SeveralGuidances = Annotated[Sequence[float], Option(_STRENGTH, finite_float, metavar="W", group=SAMPLING)]
 _INTERVAL = "noise levels, std of noise over std of signal, between which to guide; no null pass elsewhere"
 GuidanceInterval = Annotated[
     tuple[float, float] | None,
@@ -239,7 +241,7 @@ AcceptChanges = Annotated[
 LoadFrom = Annotated[
     str | None,
     Option(
-        "start a new run from these weights: .ckpt, .pth, .safetensors or a diffusers folder",
+        "start a new run from these weights: .ckpt, .pth, .safetensors, a diffusers folder, or nano",
         metavar="X",
         group=TRAINING,
         completes="file",

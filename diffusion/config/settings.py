@@ -123,7 +123,7 @@ class TrainingConfig(Section):
     task: Name = "denoising"
     """What is trained: "denoising" (the diffusion transformer) or "codec" (a small latent codec, with settings of its own)."""
     load_from: Name | None = None
-    """Weights to start from: of a stage before, or released ones."""
+    """Weights to start from: of a stage before, released ones, or "nano", which comes with the package."""
     ignore_keys: tuple[Name, ...] = ()
     """Weights of load_from to leave out. What follows from the stage (positions, null condition) is initialised in any
     case."""
@@ -265,7 +265,7 @@ class SampleGridConfig(Section):
     steps: PositiveInt = 20
     """Steps of the solver."""
     guidance: float = 2.0
-    """Guidance strength; 1 is none."""
+    """Guidance strength; 1 is none. Commands that sample the run take it, too, unless they are given another."""
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ class Session:
         return {
             "seed": self.seed,
             "sampling_steps": solver.steps,
-            "guidance_strength": solver.guidance,
+            "guidance_strength": solver.strength(self.run),
             "guidance_interval": solver.guidance_interval,
             "sampling_algo": solver.algorithm,
             "precision": solver.precision,

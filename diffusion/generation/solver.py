@@ -20,24 +20,29 @@ from diffusion.workdir import Run
 
 @dataclass(frozen=True)
 class Solver:
-    """How to sample. precision: of the network, fp32, bf16 or fp16.
+    """How to sample. guidance: None for that of the run's sample grids. precision: of the network, fp32, bf16 or fp16.
 
     Raises InputError for steps that the algorithm cannot take, guidance that is no finite number, an interval without noise
     levels, and an unknown precision.
     """
 
     steps: int = 20
-    guidance: float = 2.0
+    guidance: float | None = None
     algorithm: str = DEFAULT_SOLVER
     guidance_interval: tuple[float, float] | None = None
     precision: str = "fp32"
 
     def __post_init__(self):
         torch_dtype(self.precision)
-        if not (isinstance(self.guidance, Real) and math.isfinite(self.guidance)):
+        known = self.guidance is None or (isinstance(self.guidance, Real) and math.isfinite(self.guidance))
+        if not known:
             raise InputError(f"guidance {self.guidance}: expected a finite number; 1 is none")
         prepare_scheduler(self.algorithm, self.steps)
         check_guidance_interval(self.guidance_interval)
+
+    def strength(self, run: Run) -> float:
+        """Return the guidance that a run is sampled with."""
+        return run.config.sample_grid.guidance if self.guidance is None else self.guidance
 
     def latents(
         self,
@@ -61,7 +66,7 @@ class Solver:
                 condition.to(device),
                 run.model.null_condition,
                 steps=self.steps,
-                guidance=self.guidance,
+                guidance=self.strength(run),
                 algorithm=self.algorithm,
                 generators=generators,
                 prediction_type=run.config.prediction_type,
@@ -70,6 +75,6 @@ class Solver:
             )
         if not torch.isfinite(latents).all():
             raise InputError(
-                f"latents are not finite: {run.checkpoint} is spoilt, or guidance {self.guidance} too strong"
+                f"latents are not finite: {run.checkpoint} is spoilt, or guidance {self.strength(run)} too strong"
             )
         return latents

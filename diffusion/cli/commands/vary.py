@@ -27,7 +27,7 @@ def vary(
     ] = None,
     encoder: options.Encoder = None,
     steps: options.Steps = 20,
-    guidance: options.Guidance = 2.0,
+    guidance: options.Guidance = None,
     guidance_interval: options.GuidanceInterval = None,
     solver: options.Solver = DEFAULT_SOLVER,
     seed: options.Seed = 0,

@@ -1,0 +1,14 @@
+# What a lab does: fine-tune a network that is there. `make demo` fine-tunes nano on the demo's tissue, in a few minutes.
+_base_ = ["./nano_256.py"]
+
+root = "data/demo"
+data = dict(type="PanCancerDataLowRes", train_subset_keys=["demo_1024"])
+
+load_from = "nano"
+local_start = False  # nano's heads have learned where to look
+
+optimizer = dict(lr=0.005)
+ema_rate = 0.99
+max_steps = 700
+save_model_steps = 350
+validation = dict(count=0, subset_keys=None)
