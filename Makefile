@@ -16,7 +16,7 @@ TRAIN := --area 0 0 1 0.75 --dataset demo
 HELD_OUT := --area 0 0.75 1 1 --dataset demo_heldout --size 256
 ENCODERS := --size 256 --vae tiny --encoder mobilenetv2
 NOTE := One slide at 20x and two images at their native resolution, about 40x; the bottom quarter of each is held out of all training.
-SAMPLE := sample --dataset demo_heldout --count 96 --guidance 1
+SAMPLE := sample --dataset demo_heldout --count 96
 
 NANO := data/nano
 WINDOWS := patches --root $(NANO) --size 256
@@ -47,11 +47,11 @@ demo: $(READY)
 	$(PIXCELL) index --root $(DEMO) --dataset demo_heldout --size 256
 	$(PIXCELL) features --root $(DEMO) --dataset demo $(ENCODERS)
 	$(PIXCELL) features --root $(DEMO) --dataset demo_heldout $(ENCODERS)
-	$(LAUNCH) train configs/demo/demo_256.py --workdir $(DEMO)/untrained --set max_steps=0
+	$(LAUNCH) train configs/demo/finetune_256.py --workdir $(DEMO)/not_trained --set max_steps=0 load_from=None local_start=True
 	$(LAUNCH) train configs/demo/finetune_256.py --workdir $(DEMO)/finetuned --set validation.count=64 validation.type=PanCancerData validation.subset_keys=demo_heldout_256
-	$(PIXCELL) $(SAMPLE) --workdir $(DEMO)/untrained --out $(DEMO)/samples_untrained
-	$(PIXCELL) $(SAMPLE) --workdir $(DEMO)/finetuned --out $(DEMO)/samples
-	$(PIXCELL) evaluate --real $(DEMO)/samples/real --syn $(DEMO)/samples/syn --untrained $(DEMO)/samples_untrained/syn --losses $(DEMO)/finetuned --train $(DEMO)/patches/demo --on-size windows --out $(DEMO)/report --note "$(NOTE)"
+	$(PIXCELL) $(SAMPLE) --workdir $(DEMO)/not_trained --out $(DEMO)/samples_not_trained
+	$(PIXCELL) $(SAMPLE) --workdir $(DEMO)/finetuned --out $(DEMO)/samples_finetuned
+	$(PIXCELL) evaluate --real $(DEMO)/samples_finetuned/real --syn $(DEMO)/samples_finetuned/syn --untrained $(DEMO)/samples_not_trained/syn --losses $(DEMO)/finetuned --train $(DEMO)/patches/demo --on-size windows --out $(DEMO)/report --note "$(NOTE)"
 	@echo "look at $(DEMO)/report/index.html"
 
 nano: $(READY)
@@ -67,13 +67,15 @@ nano: $(READY)
 	$(PIXCELL) index --root $(NANO) --dataset nano_heldout --size 256
 	$(PIXCELL) features --root $(NANO) --dataset nano $(ENCODERS)
 	$(PIXCELL) features --root $(NANO) --dataset nano_heldout $(ENCODERS)
-	$(LAUNCH) train configs/demo/nano_256.py --workdir $(NANO)/run
-	$(PIXCELL) plot $(NANO)/run --out $(NANO)/curve.png
-	$(PIXCELL) sample --dataset nano_heldout --count 96 --guidance 1 --workdir $(NANO)/run --out $(NANO)/samples
-	$(PIXCELL) evaluate --real $(NANO)/samples/real --syn $(NANO)/samples/syn --losses $(NANO)/run --train $(NANO)/patches/nano --out $(NANO)/report
+	$(LAUNCH) train configs/demo/nano_256.py --workdir $(NANO)/nano
+	$(PIXCELL) plot $(NANO)/nano --out $(NANO)/curve.png
+	$(PIXCELL) sample --dataset nano_heldout --count 96 --workdir $(NANO)/nano --out $(NANO)/samples
+	$(PIXCELL) evaluate --real $(NANO)/samples/real --syn $(NANO)/samples/syn --losses $(NANO)/nano --train $(NANO)/patches/nano --out $(NANO)/report
 	mkdir -p $(NANO)/conditions
-	for each in $(TISSUES); do cp $(NANO)/patches/nano/$$(echo $${each#*=} | sed "s,/,/single_256/,")_mobilenetv2.npy $(NANO)/conditions/$${each%%=*}.npy; done
-	$(PIXCELL) push --workdir $(NANO)/run --out $(NANO)/published --dry-run --precision fp16 --without-codec --license apache-2.0 --conditions $(NANO)/conditions/*.npy --report $(NANO)/report --data "$(NANO_DATA)"
+	for each in $(TISSUES); do cp $(NANO)/patches/nano/$$(echo $${each#*=} | sed "s,/,/single_256/,")_mobilenetv2.npy $(NANO)/conditions/$${each%%=*}.npy || exit 1; done
+	rm -rf $(NANO)/published
+	$(PIXCELL) push --workdir $(NANO)/nano --out $(NANO)/published --dry-run --precision fp16 --without-codec --license apache-2.0 --conditions $(NANO)/conditions/*.npy --report $(NANO)/report --data "$(NANO_DATA)"
+	@echo "$(NANO)/published is what asset/nano has"
 
 lint: $(READY)
 	$(RUN) -m ruff check .
@@ -94,4 +96,4 @@ test-all: lint
 	$(RUN) -m pytest -m "slow or not slow" --durations 15
 
 clean:
-	rm -rf $(DEMO) .venv
+	rm -rf $(DEMO) $(NANO) .venv

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +28,8 @@ from diffusion.utils.folders import SkippedEntries, walk_files
 from diffusion.utils.locks import is_locked
 from diffusion.utils.text import abbreviate, expand_path
 from diffusion.utils.weights import find_weights
+
+log = logging.getLogger(__name__)
 
 LOCK_FILE = ".lock"
 
@@ -96,10 +99,18 @@ def _load_run(folder: Path, path: Path, config: Config, weights: Weights, device
 
 
 def _published_config(weights: Weights, folder: Path) -> Config:
-    """Return the settings that published weights have beside them, or else imply; with the codec that is beside them, if any."""
-    stored = folder / CONFIG_FILE
-    config = read_config(stored) if stored.is_file() else _implied_config(weights, folder)
-    assert isinstance(config, Config)  # read_config refuses other tasks
+    """Return the settings that published weights have beside them, or else imply; with the codec that is beside them, if any.
+
+    A config.py that is not of this project, or of a later version of it, is left alone, with a warning.
+    """
+    stored, config = folder / CONFIG_FILE, None
+    if stored.is_file():
+        try:
+            config = read_config(stored)
+        except InputError as error:
+            log.warning("%s; settings are those that the weights imply", error)
+    if not isinstance(config, Config):
+        config = _implied_config(weights, folder)
     if (folder / "vae").is_dir():
         config = dataclasses.replace(config, vae_pretrained=str(folder.resolve()))
     return config

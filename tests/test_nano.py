@@ -17,6 +17,7 @@ from diffusion.formats import DIFFUSERS_WEIGHTS, LAST_WEIGHTS
 from diffusion.pipeline import PixCellPipeline
 from diffusion.tasks.denoising.network import build_network
 from diffusion.utils.assets import NETWORKS
+from diffusion.utils.errors import MissingError
 from diffusion.workdir import open_run
 
 NANO = NETWORKS["nano"]
@@ -72,8 +73,10 @@ def test_the_pipeline_opens_it_by_its_name(tmp_path, monkeypatch):
     assert pipeline(tokens, num_inference_steps=1, output_type="np").images.shape == (1, 256, 256, 3)
 
 
-def test_a_folder_of_that_name_wins(tmp_path, monkeypatch):
+def test_a_run_of_that_name_wins_and_another_folder_does_not(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "nano").mkdir()
-    with pytest.raises(Exception, match="nano"):
+    (tmp_path / "nano/syn").mkdir(parents=True)
+    assert open_run("nano", LAST_WEIGHTS, torch.device("cpu")).folder == NANO
+    (tmp_path / "nano/config.py").write_text("seed = 1\n")
+    with pytest.raises(MissingError, match="no weights at nano/checkpoints"):
         open_run("nano", LAST_WEIGHTS, torch.device("cpu"))

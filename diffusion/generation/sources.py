@@ -27,8 +27,6 @@ from diffusion.utils.errors import InputError, MissingError
 class ConditionSource:
     """Where conditions come from: image files, files of tokens, or else an index, by default that of the run.
 
-    Where nothing is named, published weights are sampled for the embeddings that are beside them, if there are any.
-
     data_root, index, features, dataset: of another index than the run's, as the options call them. A text as dataset is one
     name. image_mpp: microns per pixel of the images, None: they are taken pixel for pixel.
     Raises InputError when both images and tokens are given.
@@ -97,8 +95,8 @@ def open_index(session: Session, source: ConditionSource) -> PanCancerData:
     return dataset
 
 
-def with_stored(session: Session, source: ConditionSource) -> ConditionSource:
-    """Return the embeddings that published weights have beside them, where a source names nothing; else the source itself."""
+def or_stored(session: Session, source: ConditionSource) -> ConditionSource:
+    """Return a source, or where it names nothing, the embeddings that published weights have beside them, if there are any."""
     if any(vars(source).values()):
         return source
     return ConditionSource(tokens=sorted((session.run.folder / CONDITIONS_DIR).glob("*.npy")))
@@ -111,7 +109,6 @@ def choose_conditions(
 
     Raises MissingError, InputError for files that are no conditions of the session's network.
     """
-    source = with_stored(session, source)
     if not source.files:
         dataset = open_index(session, source)
         return IndexConditions(dataset, session.seed, pixels), index_origin(dataset)
@@ -131,7 +128,6 @@ def choose_conditions(
 
 def find_origin(session: Session, source: ConditionSource) -> Origin:
     """Return what identifies the conditions of a source, without reading them."""
-    source = with_stored(session, source)
     return files_origin(session, source) if source.files else index_origin(open_index(session, source))
 
 

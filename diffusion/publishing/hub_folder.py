@@ -17,8 +17,9 @@ from diffusion.components import resolve_vae
 from diffusion.config.files import dump_config
 from diffusion.config.settings import Config
 from diffusion.encoders.vae_files import EMBEDDED_CODECS, codec_folder, load_vae
-from diffusion.formats import CONDITIONS_DIR, CONFIG_FILE, PIPELINE_INDEX
+from diffusion.formats import CONDITIONS_DIR, CONFIG_FILE, DEFAULT_VAE, PIPELINE_INDEX
 from diffusion.hub import HUB, check_token, describe_cause, exception_chain, quieten
+from diffusion.model.pixart import PixArt
 from diffusion.pipeline import PixCellPipeline, PixCellTransformer2DModel
 from diffusion.publishing.model_card import CardContent, write_card
 from diffusion.utils.errors import SYSTEM_ERRORS, InputError
@@ -48,9 +49,7 @@ def write_hub_folder(
     if folder.exists():
         raise InputError(f"{folder} is already there; name a new folder (--out)")
     vae = load_vae(codec_folder(resolve_vae(config.vae_pretrained, root)), torch.float32)
-    network = copy.deepcopy(run.model).to(dtype)
-    side = network.config.base_size
-    network.pos_embed = network.position_grid(side, side).to(dtype)  # which the layout computes anew
+    network = run.model if dtype == torch.float32 else round_network(run.model, dtype)
     transformer = PixCellTransformer2DModel(network, config.prediction_type)
     with atomic_write(folder) as temporary:
         PixCellPipeline(transformer, vae).save_pretrained(temporary)
@@ -66,20 +65,39 @@ def write_hub_folder(
         (temporary / CARD).write_text(write_card(content), encoding="utf-8")
 
 
+def round_network(network: PixArt, dtype: torch.dtype) -> PixArt:
+    """Return a copy of a network in half precision. Raises InputError for weights that it cannot hold.
+
+    Positions that are the grid of the network's size stay so: as that grid rounded once.
+    """
+    side = network.config.base_size
+    grid = network.position_grid(side, side)
+    has_grid = torch.equal(network.pos_embed.cpu(), grid)
+    rounded = copy.deepcopy(network).to(dtype)
+    if has_grid:
+        rounded.pos_embed = grid.to(dtype)
+    for name, tensor in rounded.state_dict().items():
+        if not tensor.isfinite().all():
+            raise InputError(
+                f"{name} has values that {str(dtype).removeprefix('torch.')} cannot hold; publish fp32 or bf16"
+            )
+    return rounded
+
+
 def without_paths(config: Config) -> Config:
     """Return a config that says nothing of the folders of the machine that it is from."""
 
     def last(path: str | None) -> str | None:
         return None if path is None else Path(path).name
 
-    vae = config.vae_pretrained
+    vae, name = config.vae_pretrained, Path(config.vae_pretrained).name
     return dataclasses.replace(
         config,
         root=None,
         work_dir=None,
         load_from=last(config.load_from),
         resume_from=last(config.resume_from),
-        vae_pretrained=vae if vae in EMBEDDED_CODECS else Path(vae).name,
+        vae_pretrained=vae if vae in EMBEDDED_CODECS else DEFAULT_VAE if name == Path(DEFAULT_VAE).name else name,
         data=dataclasses.replace(
             config.data,
             root=None,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.config.settings import Config
+from diffusion.encoders.vae_files import EMBEDDED_CODECS
 from diffusion.evaluation.metrics.quantities import QUANTITIES
 from diffusion.publishing.licences import LICENCES, Part, strictest_licence
 from diffusion.utils.errors import InputError
@@ -101,18 +102,19 @@ def _introduction(content: CardContent) -> str:
 
 
 def _usage(content: CardContent) -> str:
-    codec = next(part.name for part in content.parts if part.role == "codec")
-    vae = "" if content.has_codec else ', vae="FOLDER"'
+    codec, config = next(part.name for part in content.parts if part.role == "codec"), content.config
+    embedded = config.vae_pretrained if config.vae_pretrained in EMBEDDED_CODECS else None
+    vae = "" if content.has_codec else f', vae="{embedded or "FOLDER"}"'
     lines = [
         "```python",
         "from pixcell import PixCellPipeline",
         "",
         f"pipeline = PixCellPipeline.from_pretrained({json.dumps(content.name)}{vae})",
-        f"images = pipeline(embeddings, guidance_scale=2.0).images  # embeddings: (B, {content.config.model_max_length}, "
-        f"{content.config.caption_channels})",
+        f"images = pipeline(embeddings, guidance_scale={config.sample_grid.guidance:g}).images  "
+        f"# embeddings: (B, {config.model_max_length}, {config.caption_channels})",
         "```",
     ]
-    if not content.has_codec:
+    if not content.has_codec and not embedded:
         lines += ["", f"The codec is not part of this folder: FOLDER is that of the {codec}, on its own terms."]
     return "\n".join(lines)
 

@@ -14,7 +14,7 @@ from diffusion.encoders.vae_files import EMBEDDED_CODECS, codec_folder
 from diffusion.formats import CONFIG_FILE, DEFAULT_VAE, SSL_PREFIX
 from diffusion.hub import HUB, ON_PAGE, TABLE
 from diffusion.publishing.licences import LICENCES, Part, unknown_licence
-from diffusion.utils.assets import network_folder
+from diffusion.utils.assets import NETWORKS, network_folder
 from diffusion.utils.errors import InputError
 from diffusion.workdir import Run
 
@@ -61,6 +61,9 @@ def _base_weights(config: Config, seen: set[Path]) -> Iterator[Part]:
         if source in (None, "auto"):
             continue
         path = network_folder(source).absolute()
+        if path in NETWORKS.values():
+            yield Part("base weights", f"{path.name} of PixCell", LICENCES["apache-2.0"])
+            continue
         folder = next((place for place in (path, *path.parents) if (place / CONFIG_FILE).is_file()), None)
         if folder is None:
             yield _foreign_weights(path)

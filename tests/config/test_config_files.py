@@ -38,7 +38,8 @@ def test_configs_that_come_with_the_package_have_names(tmp_path, monkeypatch):
         assert find_config(name).samefile(expected)
     with pytest.raises(
         MissingError,
-        match="no config file demo/none; .* are demo/demo_1024, demo/demo_256, demo/demo_512, finetune/own_slides_256, pan",
+        match="no config file demo/none; .* are demo/demo_1024, demo/demo_256, demo/demo_512, demo/finetune_256, "
+        "demo/nano_256, finetune/own_slides_256, pan",
     ):
         find_config("demo/none")
     (tmp_path / "demo").mkdir()

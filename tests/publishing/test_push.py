@@ -18,7 +18,7 @@ from diffusion.cli.commands.push import push
 from diffusion.cli.commands.sample import sample
 from diffusion.config.files import dump_config, read_config
 from diffusion.encoders.vae_files import EMBEDDED_CODECS, codec_folder
-from diffusion.formats import LAST_WEIGHTS
+from diffusion.formats import DEFAULT_VAE, LAST_WEIGHTS
 from diffusion.pipeline import PixCellPipeline, PixCellTransformer2DModel
 from diffusion.publishing.parts import find_parts
 from diffusion.utils.assets import NETWORKS
@@ -289,3 +289,40 @@ def test_embeddings_of_another_width_do_not_go_along(run, tmp_path):
     with pytest.raises(InputError, match=r"tokens of wide are \(1, 9\)"):
         push(workdir=run, out=tmp_path / "hub", dry_run=True, conditions=[tmp_path / "wide.npy"])
     assert not (tmp_path / "hub").exists()
+
+
+def test_a_folder_without_its_codec_looks_for_it_where_pixcell_download_puts_it(run, sd3_like, tmp_path):
+    place = tmp_path / "root" / DEFAULT_VAE
+    shutil.copytree(sd3_like, place)
+    change(run, vae_pretrained=str(place))
+    push(workdir=run, out=tmp_path / "hub", dry_run=True)
+    assert not (tmp_path / "hub/vae").exists()
+    assert open_run(tmp_path / "hub", LAST_WEIGHTS, torch.device("cpu")).config.vae_pretrained == DEFAULT_VAE
+
+
+@pytest.mark.parametrize("text", ["import os\n", "task = 'denoising'\nlater_key = 1\n"])
+def test_a_config_of_others_beside_weights_is_left_alone_with_a_warning(run, tmp_path, caplog, text):
+    push(workdir=run, out=tmp_path / "hub", dry_run=True)
+    (tmp_path / "hub/config.py").write_text(text)
+    assert open_run(tmp_path / "hub", LAST_WEIGHTS, torch.device("cpu")).config.caption_channels == 8
+    assert "settings are those that the weights imply" in caplog.text
+
+
+def test_half_precision_refuses_what_it_cannot_hold_and_positions_of_others(run, tmp_path):
+    path = run / LAST_WEIGHTS
+    stored = torch.load(path, weights_only=True)
+    for name, value, problem in (
+        ("final_layer.linear.bias", 1e6, "float16 cannot hold"),
+        ("pos_embed", 0.5, "not the grid"),
+    ):
+        changed = {**stored["state_dict"], name: torch.full_like(stored["state_dict"][name], value)}
+        torch.save({**stored, "state_dict": changed}, path)
+        with pytest.raises(InputError, match=problem):
+            push(workdir=run, out=tmp_path / "hub", dry_run=True, precision="fp16")
+    assert not (tmp_path / "hub").exists()
+
+
+def test_a_run_from_nano_says_so(run, tmp_path):
+    change(run, load_from="nano")
+    push(workdir=run, out=tmp_path / "hub", dry_run=True)
+    assert "| base weights | nano of PixCell | " in read_card(tmp_path / "hub")[1]

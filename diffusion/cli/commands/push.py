@@ -28,7 +28,7 @@ def push(
     without_codec: Annotated[
         bool, Option("leave the codec out in any case, as one that everyone has who opens the folder")
     ] = False,
-    precision: Annotated[options.Precision, Here("of the weights that are written", group="")] = "fp32",
+    precision: Annotated[options.Precision, Here(group="", note="; any can be written")] = "fp32",
     conditions: Annotated[
         Sequence[Path],
         Option(
