@@ -207,7 +207,7 @@ def test_absent_files_and_both_kinds_of_conditions_are_refused(run):
         (dict(seed=-1), "seed -1: expected a whole number of at least 0"),
         (dict(steps=2.5), "2.5 sampling steps: expected 1 to 1000"),
         (dict(guidance=float("nan")), "guidance nan: expected a finite number"),
-        (dict(guidance=None), "guidance None: expected a finite number"),
+        (dict(guidance="strong"), "guidance strong: expected a finite number"),
         (dict(guidance_interval=(1, 2, 3)), "expected two noise levels, LO and HI"),
         (dict(guidance_interval=(np.nan, 2)), "guidance interval nan to 2: expected"),
         (dict(solver="euler"), "no sampling algorithm 'euler'"),
