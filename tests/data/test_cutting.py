@@ -10,6 +10,8 @@ from conftest import REPOSITORY
 from PIL import Image
 from slide_files import file_names, picture, pixels_of, tool
 
+from diffusion.cli.commands.patches import TURNS
+from diffusion.data.slides.patches import ORIENTATIONS
 from diffusion.utils.locks import file_lock
 
 
@@ -39,6 +41,18 @@ def test_area_step_and_threshold_choose_the_patches(png, cut, tmp_path):
     assert file_names(folder) == {f"{column}_{row}.jpeg" for column in (1, 2, 3, 4) for row in (0, 1, 2)}
     expected = np.asarray(picture(600, 400).crop((250, 250, 350, 350))).astype(int)
     assert np.abs(pixels_of(folder / "2_1.jpeg") - expected).mean() < 1.5
+
+
+def test_patches_can_be_turned_and_mirrored(png, cut, tmp_path):
+    assert set(TURNS) == ORIENTATIONS.keys()
+    assert cut(png.parent).returncode == 0
+    upright = pixels_of(tmp_path / "patches/toy/a/single_128/half/2_1.jpeg").astype(int)
+    for name, turned in (("rotate_90", np.rot90(upright)), ("flip_left_right", upright[:, ::-1])):
+        assert cut(png.parent, "--cohort", name, "--orientation", name).returncode == 0
+        found = pixels_of(tmp_path / "patches/toy" / name / "single_128/half/2_1.jpeg").astype(int)
+        assert np.abs(found - turned).mean() < 1.5 < np.abs(found - upright).mean()
+    again = cut(png.parent, "--orientation", "transpose")
+    assert again.returncode == 1 and "was cut with orientation None before, and now transpose" in again.stderr
 
 
 def test_a_slide_killed_half_way_is_cut_again(png, cut, tmp_path):

@@ -16,6 +16,7 @@ from diffusion.data.slides.grid import WHOLE_SLIDE
 if TYPE_CHECKING:
     from diffusion.data.slides.records import SlideRecord
 
+TURNS = ("flip_left_right", "flip_top_bottom", "rotate_90", "rotate_180", "rotate_270", "transpose", "transverse")
 MAX_TABLE_ROWS = 40  # a table of more slides is for no one to read: their records are in files
 
 
@@ -47,6 +48,14 @@ def patches(
         ),
     ] = WHOLE_SLIDE,
     quality: Annotated[int, Option("JPEG quality, without colour subsampling", jpeg_quality)] = 95,
+    orientation: Annotated[
+        str | None,
+        Option(
+            "turn or mirror every patch, for further training tissue from few slides; each orientation needs a --cohort of its own "
+            "[as the slide is]",
+            choices=TURNS,
+        ),
+    ] = None,
     workers: options.WorkersPerCore = None,
     out: Annotated[Path | None, Option(f"{options.OUT} [ROOT/patches]", output_folder, metavar="FOLDER")] = None,
     root: options.Root = None,
@@ -82,7 +91,7 @@ def patches(
         raise InputError("--dataset metadata: ROOT/patches/metadata is where the index lies; take another name")
     x0, y0, x1, y1 = area
     settings = CutSettings(
-        Grid(size, stride or size, (x0, y0, x1, y1)), mpp, image_mpp, tissue_threshold, max_blur, quality
+        Grid(size, stride or size, (x0, y0, x1, y1)), mpp, image_mpp, tissue_threshold, max_blur, quality, orientation
     )
     found = find_slides(slides)
     paths = [*found.paths, *found.refused]

@@ -28,6 +28,7 @@ class CutSettings:
     tissue_threshold: float = 0.5
     max_blur: float = 0.68
     quality: int = 95  # of the JPEG
+    orientation: str | None = None  # how patches are turned or mirrored, one of ORIENTATIONS
 
 
 @dataclass(frozen=True)
@@ -110,4 +111,6 @@ def grid_stride(patches: Path, name: str, size: int) -> int | None:
 def settings_json(settings: CutSettings) -> dict:
     """Return settings as JSON gives them back, one level deep."""
     values = asdict(settings)
+    if values["orientation"] is None:
+        del values["orientation"]  # which older records have not
     return json.loads(json.dumps({**values.pop("grid"), **values}))
