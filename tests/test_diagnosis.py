@@ -15,6 +15,7 @@ from diffusion.cli.commands.doctor import doctor
 from diffusion.cli.parser import EXTRAS
 from diffusion.diagnosis import Finding, declared_packages, diagnose
 from diffusion.utils.errors import InputError
+from diffusion.utils.hardware import NUMERIC_VARIABLES
 
 
 @pytest.fixture
@@ -92,6 +93,8 @@ def test_a_token_is_found_and_not_shown(variable, monkeypatch):
 
 
 def test_variables_that_change_numbers_are_named(monkeypatch):
+    for name in NUMERIC_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
     assert diagnosis.check_variables().text.startswith("NVIDIA_TF32_OVERRIDE=1 change")
 

@@ -24,7 +24,7 @@ ALLOWED = {
     "evaluation": {"data", "encoders"},
     "model": {"condition"},
     "diagnosis": {"encoders", "hub"},
-    "publishing": {"config", "encoders", "evaluation", "components", "workdir", "pipeline", "hub"},
+    "publishing": {"config", "encoders", "model", "evaluation", "components", "workdir", "pipeline", "hub"},
     "pipeline": {"condition", "model", "encoders", "sampling"},
     "components": {"config", "data", "encoders"},
     "workdir": {"config", "data", "model", "encoders"},

@@ -7,6 +7,7 @@ from runs import dry_run, set_variables, settings
 
 from diffusion.training.environment import check_accelerator, environment_notes, start_accelerator
 from diffusion.utils.errors import InputError
+from diffusion.utils.hardware import NUMERIC_VARIABLES
 
 OVERRULING = dict(
     ACCELERATE_GRADIENT_ACCUMULATION_STEPS="4",
@@ -37,6 +38,8 @@ def test_an_accelerator_that_contradicts_the_config_is_refused(feature_root):
 
 def test_the_log_begins_with_variables_without_effect(feature_root, tmp_path, monkeypatch):
     config = settings(feature_root)
+    for name in NUMERIC_VARIABLES:  # which the machine may have set
+        monkeypatch.delenv(name, raising=False)
     set_variables(
         monkeypatch,
         dict(ACCELERATE_MIXED_PRECISION="bf16", ACCELERATE_DYNAMO_BACKEND="NO", ACCELERATE_USE_CPU="False"),

@@ -16,6 +16,7 @@ from diffusion.config.files import read_config
 from diffusion.config.settings import (
     Config,
     DataConfig,
+    EvaluationConfig,
     OptimizerConfig,
     SampleGridConfig,
     ValidationConfig,
@@ -322,7 +323,16 @@ class TestDryRun:
             (dict(resume_from="a", load_from="b"), "resume_from a goes on with a run, load_from b begins one"),
             (dict(max_steps=10**9, save_model_steps=2), "save_model_steps 2 is 500000000 times"),
             (dict(train_batch_size=2**20), "train_batch_size 1048576: its latents alone take 3.* GiB, and cpu has"),
-            (dict(eval_steps=2, vae_pretrained="tiny", scale_factor=None, shift_factor=None), "mobilenet_v2"),
+            (
+                dict(
+                    eval_steps=2,
+                    vae_pretrained="tiny",
+                    scale_factor=None,
+                    shift_factor=None,
+                    evaluation=EvaluationConfig(encoder="uni2"),
+                ),
+                "no weights of uni2",
+            ),
             (dict(validation=ValidationConfig(count=1, subset_keys=("other_1024",))), "no key other_1024"),
         ],
         ids=str,
