@@ -43,4 +43,7 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 SOLVERS = ("dpm-solver", "ddim", "iddpm", "sa-solver")  # built by diffusion/sampling.py
 DEFAULT_SOLVER = "dpm-solver"  # DPM-Solver++ 2M, as the published samples
 METRICS = ("fd", "fd_infinity", "kid", "prdc", "similarity", "neighbours")  # computed by diffusion/evaluation/metrics
+ORIENTATIONS = (  # of patches that are turned or mirrored; as Pillow names them
+    *("flip_left_right", "flip_top_bottom", "rotate_90", "rotate_180", "rotate_270", "transpose", "transverse"),
+)
 SIZE_POLICIES = ("refuse", "resize", "windows")  # of images to score that are not WINDOW pixels a side

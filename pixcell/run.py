@@ -28,7 +28,7 @@ from diffusion.generation.conditions import (
 from diffusion.generation.generators import ImageMaker
 from diffusion.generation.session import Session, open_session
 from diffusion.generation.solver import Solver
-from diffusion.generation.sources import ConditionSource, open_index, or_stored
+from diffusion.generation.sources import ConditionSource, choose_source, open_index
 from diffusion.utils.errors import InputError
 from diffusion.utils.hardware import windows_per_pass
 from diffusion.utils.values import check_whole
@@ -169,7 +169,7 @@ class OpenRun:
             raise InputError("images and tokens: one of them conditions; give one")
         kind = "images" if images is not None else "tokens"
         if images is None and tokens is None:
-            source = or_stored(self.session, _index_source(**of_index))
+            source = choose_source(self.session, _index_source(**of_index))
             if not source.tokens:
                 return IndexConditions(open_index(self.session, source), seed, pixels=True)
             tokens = source.tokens

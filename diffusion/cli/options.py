@@ -61,7 +61,7 @@ Workdir = Annotated[
         "work dir of a training run, or, where nothing is trained, released weights [$PIXCELL_WORKDIR, else the newest run in ./output]",
     ),
 ]
-OR_NANO = "; or nano, the small network that comes with pixcell"
+NANO_NOTE = "; or nano, the small network that comes with pixcell"
 OUT = "where to write"
 OutFolder = Annotated[Path, Option(OUT, output_folder, metavar="FOLDER")]
 OutFile = Annotated[Path, Option(OUT, output_file, metavar="FILE")]

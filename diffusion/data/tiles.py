@@ -25,7 +25,7 @@ from diffusion.utils.text import abbreviate, read_json
 
 ARCHIVES = "https://github.com/{repository}/archive/{commit}.tar.gz"
 LARGEST_TILE = 64 << 20  # bytes; larger files of an archive are none
-CUT_SHORT = (OSError, HTTPException, tarfile.TarError, EOFError, zlib.error)  # how downloads fail
+DOWNLOAD_ERRORS = (OSError, HTTPException, tarfile.TarError, EOFError, zlib.error)  # how downloads fail
 TIMEOUT = 60.0  # seconds without an answer
 
 
@@ -122,7 +122,7 @@ def read_archive(address: str) -> Generator[bytes]:
                 file = archive.extractfile(member) if member.isfile() and member.size <= LARGEST_TILE else None
                 if file is not None:
                     yield file.read()
-    except CUT_SHORT as error:
+    except DOWNLOAD_ERRORS as error:
         raise InputError(
             f"{address} could not be downloaded ({error}); run again with network, or name a folder that has the files with --tiles-from"
         ) from None

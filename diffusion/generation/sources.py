@@ -95,7 +95,7 @@ def open_index(session: Session, source: ConditionSource) -> PanCancerData:
     return dataset
 
 
-def or_stored(session: Session, source: ConditionSource) -> ConditionSource:
+def choose_source(session: Session, source: ConditionSource) -> ConditionSource:
     """Return a source, or where it names nothing, the embeddings that published weights have beside them, if there are any."""
     if any(vars(source).values()):
         return source

@@ -10,8 +10,7 @@ from conftest import REPOSITORY
 from PIL import Image
 from slide_files import file_names, picture, pixels_of, tool
 
-from diffusion.cli.commands.patches import TURNS
-from diffusion.data.slides.patches import ORIENTATIONS
+from diffusion.formats import ORIENTATIONS
 from diffusion.utils.locks import file_lock
 
 
@@ -44,7 +43,7 @@ def test_area_step_and_threshold_choose_the_patches(png, cut, tmp_path):
 
 
 def test_patches_can_be_turned_and_mirrored(png, cut, tmp_path):
-    assert set(TURNS) == ORIENTATIONS.keys()
+    assert {each.name.lower() for each in Image.Transpose} == set(ORIENTATIONS)
     assert cut(png.parent).returncode == 0
     upright = pixels_of(tmp_path / "patches/toy/a/single_128/half/2_1.jpeg").astype(int)
     for name, turned in (("rotate_90", np.rot90(upright)), ("flip_left_right", upright[:, ::-1])):

@@ -34,14 +34,14 @@ def tile_set(enlarge_to: int | None = None, **contents: bytes) -> TileSet:
     return TileSet("some", "owner/name", "abc", "a title", "someone", "CC0", 0.5, files, enlarge_to)
 
 
-class CutShort(io.BytesIO):
+class InterruptedResponse(io.BytesIO):
     """An answer whose connection ends in the middle of a part."""
 
     def read(self, size: int | None = -1) -> bytes:
         raise IncompleteRead(b"")
 
 
-class Quiet(SimpleHTTPRequestHandler):
+class QuietHandler(SimpleHTTPRequestHandler):
     """A server of files that prints nothing."""
 
     def log_message(self, *_: object) -> None:
@@ -53,7 +53,7 @@ def serve(tmp_path, monkeypatch):
     """Serve a folder on this machine as the place of all archives, and return the folder."""
     folder = tmp_path / "served"
     folder.mkdir()
-    handler = functools.partial(Quiet, directory=str(folder))
+    handler = functools.partial(QuietHandler, directory=str(folder))
     server = HTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(tiles, "ARCHIVES", f"http://127.0.0.1:{server.server_port}/{{commit}}.tar.gz")
@@ -95,7 +95,7 @@ def test_tiles_come_out_of_a_repository_s_archive(tmp_path, serve, monkeypatch):
     assert fetch_tiles(tile_set(a=png(10)), tmp_path / "out") == 1
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.png"]
     with monkeypatch.context() as patched, pytest.raises(InputError, match="could not be downloaded .IncompleteRead"):
-        patched.setattr(tiles.urllib.request, "urlopen", lambda *_, **__: CutShort())
+        patched.setattr(tiles.urllib.request, "urlopen", lambda *_, **__: InterruptedResponse())
         fetch_tiles(tile_set(a=png(10)), tmp_path / "again")
     whole = (serve / "abc.tar.gz").read_bytes()
     for content, problem in ((whole[:40], "could not be downloaded"), (None, "HTTP Error 404")):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from diffusion.generation.sources import ConditionSource, identify_files, or_stored, training_data_notes
+from diffusion.generation.sources import ConditionSource, choose_source, identify_files, training_data_notes
 from diffusion.utils.content import fingerprint_file
 from diffusion.utils.errors import InputError, MissingError
 
@@ -43,14 +43,14 @@ def test_conditions_of_the_training_set_are_noted():
 
 def test_the_embeddings_beside_published_weights_count_where_nothing_is_named(tmp_path):
     session = SimpleNamespace(run=SimpleNamespace(folder=tmp_path))
-    assert not or_stored(session, ConditionSource()).files
+    assert not choose_source(session, ConditionSource()).files
     (tmp_path / "conditions").mkdir()
     for name in ("b.npy", "a.npy", "note.txt"):
         (tmp_path / "conditions" / name).touch()
-    assert [path.name for path in or_stored(session, ConditionSource()).tokens] == ["a.npy", "b.npy"]
+    assert [path.name for path in choose_source(session, ConditionSource()).tokens] == ["a.npy", "b.npy"]
     for named in (
         ConditionSource(images=[tmp_path / "x.png"]),
         ConditionSource(dataset="mine"),
         ConditionSource(index="i"),
     ):
-        assert or_stored(session, named) is named
+        assert choose_source(session, named) is named

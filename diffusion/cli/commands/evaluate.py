@@ -29,7 +29,7 @@ def evaluate(
         Path | None,
         Option("the same of synthetic ones; samples.json beside a folder is shown as settings"),
     ] = None,
-    workdir: Annotated[options.Workdir, Here("none is sampled", note=options.OR_NANO)] = None,
+    workdir: Annotated[options.Workdir, Here("none is sampled", note=options.NANO_NOTE)] = None,
     out: options.OutFolder = Path("report"),
     count: Annotated[options.Count, Here(f"{COUNT}; of --images one each")] = None,
     seed: options.Seed = 0,

@@ -14,7 +14,7 @@ from diffusion.formats import DEFAULT_SOLVER, LAST_WEIGHTS
 
 @checked
 def large(
-    workdir: Annotated[options.Workdir, Here(note=options.OR_NANO)] = None,
+    workdir: Annotated[options.Workdir, Here(note=options.NANO_NOTE)] = None,
     out: options.OutFolder = Path("samples_large"),
     count: options.Count = 1,
     height: Annotated[int, Option("of the picture in pixels, a multiple of 256", positive_int)] = 4096,

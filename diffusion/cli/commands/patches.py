@@ -12,11 +12,11 @@ from diffusion.cli import options
 from diffusion.cli.parser import fraction, jpeg_quality, output_folder, plain_name, positive_int
 from diffusion.cli.signature import Here, Option, checked
 from diffusion.data.slides.grid import WHOLE_SLIDE
+from diffusion.formats import ORIENTATIONS
 
 if TYPE_CHECKING:
     from diffusion.data.slides.records import SlideRecord
 
-TURNS = ("flip_left_right", "flip_top_bottom", "rotate_90", "rotate_180", "rotate_270", "transpose", "transverse")
 MAX_TABLE_ROWS = 40  # a table of more slides is for no one to read: their records are in files
 
 
@@ -53,7 +53,7 @@ def patches(
         Option(
             "turn or mirror every patch, for further training tissue from few slides; each orientation needs a --cohort of its own "
             "[as the slide is]",
-            choices=TURNS,
+            choices=ORIENTATIONS,
         ),
     ] = None,
     workers: options.WorkersPerCore = None,

@@ -17,7 +17,7 @@ INDEX_COUNT = 16
 
 @checked
 def sample(
-    workdir: Annotated[options.Workdir, Here(note=options.OR_NANO)] = None,
+    workdir: Annotated[options.Workdir, Here(note=options.NANO_NOTE)] = None,
     out: options.OutFolder = Path("samples"),
     count: Annotated[options.Count, Here(f"one for each file that conditions; {INDEX_COUNT} of an index")] = None,
     images: options.Images = (),
@@ -66,7 +66,7 @@ def sample(
     from diffusion.generation.sample_patches import sample_patches
     from diffusion.generation.session import open_session
     from diffusion.generation.solver import Solver
-    from diffusion.generation.sources import ConditionSource, or_stored
+    from diffusion.generation.sources import ConditionSource, choose_source
 
     source = ConditionSource(images, tokens, data_root, index, features, dataset, image_mpp)
     session = open_session(
@@ -82,5 +82,5 @@ def sample(
         device=device,
         gpu_id=gpu,
     )
-    source = source if root else or_stored(session, source)  # a root is that of an index
+    source = source if root else choose_source(session, source)  # a root is that of an index
     sample_patches(session, source, OutputFolder(out, format), sizes, count, index_count, batch_size)

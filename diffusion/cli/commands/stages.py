@@ -24,7 +24,7 @@ def stages(
         ),
     ],
     out: options.OutFolder,
-    load_from: Annotated[options.LoadFrom, Here("what its config says", "", note=options.OR_NANO)] = None,
+    load_from: Annotated[options.LoadFrom, Here("what its config says", "", note=options.NANO_NOTE)] = None,
     launch: Annotated[str, Option("arguments of accelerate launch, in quotes", metavar="ARGS")] = "",
     train_options: Annotated[
         str, Option("further options of pixcell train, in quotes, such as '--batch-size 64'", metavar="ARGS")

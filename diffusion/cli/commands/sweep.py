@@ -23,7 +23,7 @@ COUNT = 1000  # of an index or of tokens
 
 @checked
 def sweep(
-    workdir: Annotated[options.Workdir, Here(note=options.OR_NANO)] = None,
+    workdir: Annotated[options.Workdir, Here(note=options.NANO_NOTE)] = None,
     out: options.OutFolder = Path("sweep"),
     count: Annotated[options.Count, Here(f"{COUNT}; of --images one each")] = None,
     seed: options.Seed = 0,

@@ -48,7 +48,7 @@ def train(
             group=options.TRAINING,
         ),
     ] = None,
-    load_from: Annotated[options.LoadFrom, Here(note=options.OR_NANO)] = None,
+    load_from: Annotated[options.LoadFrom, Here(note=options.NANO_NOTE)] = None,
     batch_size: Annotated[options.BatchSize, Here("the config's train_batch_size", options.TRAINING)] = None,
     report_to: Annotated[
         Sequence[Literal["tensorboard", "wandb", "mlflow", "trackio", "none"]] | None,

@@ -18,7 +18,7 @@ def vary(
         Sequence[Path],
         Option("image files; of those larger than the network's size, the middle", positional=True),
     ],
-    workdir: Annotated[options.Workdir, Here(note=options.OR_NANO)] = None,
+    workdir: Annotated[options.Workdir, Here(note=options.NANO_NOTE)] = None,
     out: options.OutFile = Path("variations.png"),
     variations: Annotated[int, Option("images sampled for each", natural_int)] = 4,
     between: Annotated[

@@ -19,7 +19,7 @@ from PIL import Image
 
 from diffusion.data.slides.grid import Cell, Grid
 from diffusion.data.slides.overview import render_overview
-from diffusion.data.slides.patches import ORIENTATIONS, patch_path, save_patch
+from diffusion.data.slides.patches import patch_path, save_patch
 from diffusion.data.slides.reader import Slide, open_slide
 from diffusion.data.slides.records import CutSettings, SlideRecord, find_record, settings_json, slide_folders
 from diffusion.data.slides.tissue import THUMBNAIL_SIDE, SlideMap, blur_score
@@ -105,7 +105,7 @@ def _write_patches(
             outcome = _judge_pixels(patch, settings.max_blur)
             if outcome is None:
                 if settings.orientation is not None:
-                    patch = patch.transpose(ORIENTATIONS[settings.orientation])
+                    patch = patch.transpose(Image.Transpose[settings.orientation.upper()])
                 save_patch(patch, patch_path(folder, cell.column, cell.row), settings.quality)
         outcomes[cell] = outcome
     return outcomes

@@ -21,7 +21,6 @@ from diffusion.utils.folders import SkippedEntries, walk_folders
 
 PATCH_SUFFIXES = (".jpeg", ".jpg", ".png")
 UNSUPPORTED_SUFFIXES = frozenset((".bmp", ".gif", ".jp2", ".jpe", ".tif", ".tiff", ".webp"))  # which patches cannot be
-ORIENTATIONS = {each.name.lower(): each for each in Image.Transpose}  # the seven other than as a slide has it
 SIZE_FOLDER = re.compile(r"single_(\d+)")
 
 
