@@ -284,6 +284,17 @@ def test_a_codec_that_everyone_has_can_be_left_out(run, tmp_path):
         push(workdir=run, out=tmp_path / "more", dry_run=True, without_codec=True, with_codec=True)
 
 
+def test_embeddings_that_would_not_be_found_again_are_refused(run, tmp_path):
+    for path in (tmp_path / "a/gland.npy", tmp_path / "b/gland.npy", tmp_path / "gland.NPY"):
+        path.parent.mkdir(exist_ok=True)
+        with open(path, "wb") as file:
+            np.save(file, np.zeros((1, 8), np.float32))
+    for conditions in ([tmp_path / "a/gland.npy", tmp_path / "b/gland.npy"], [tmp_path / "gland.NPY"]):
+        with pytest.raises(InputError, match=r"expected .npy files, each with a name of its own"):
+            push(workdir=run, out=tmp_path / "hub", dry_run=True, conditions=conditions)
+    assert not (tmp_path / "hub").exists()
+
+
 def test_embeddings_of_another_width_do_not_go_along(run, tmp_path):
     np.save(tmp_path / "wide.npy", np.zeros((1, 9), np.float32))
     with pytest.raises(InputError, match=r"tokens of wide are \(1, 9\)"):

@@ -112,6 +112,9 @@ def push(
         report=scores,
         data=data,
     )
+    names = [path.name for path in conditions]
+    if len(set(names)) < len(names) or any(path.suffix != ".npy" for path in conditions):
+        raise InputError(f"--conditions {', '.join(names)}: expected .npy files, each with a name of its own")
     for condition in load_token_conditions(conditions, config.model_max_length):
         check_tokens(condition.condition.tokens[0], config.model_max_length, config.caption_channels, condition.name)
     with contextlib.ExitStack() as stack:
