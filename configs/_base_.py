@@ -51,6 +51,8 @@ timestep_sampling = dict(
     type="uniform",
     mean=0.0,  # Of logit_normal: of the logit of t / 1000; noise and signal are equal at -1.05.
     std=1.0,  # Of logit_normal.
+    # Of logit_normal: share of samples with a uniform timestep, for the ends that a narrow one leaves untrained.
+    uniform_share=0.0,
 )
 
 # --- evaluation ---

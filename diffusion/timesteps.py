@@ -51,19 +51,28 @@ class LogitNormal(TimestepSampler):
     Timesteps in the middle are drawn more often, and their losses keep weight 1: the density is the weighting. In the
     paper noise and signal are equal at t = 1/2; on this schedule they are equal at timestep 259, which is the median
     for mean -1.05.
-    Raises InputError for a std that is not positive and finite, and a mean that is not finite.
+    uniform_share: share of samples whose timestep is uniform instead, so that a narrow distribution leaves no timestep
+    untrained that sampling passes through.
+    Raises InputError for a std that is not positive and finite, a mean that is not finite, and a share outside 0..1.
     """
 
-    def __init__(self, mean: float = 0.0, std: float = 1.0):
+    def __init__(self, mean: float = 0.0, std: float = 1.0, uniform_share: float = 0.0):
         if not 0 < std < math.inf:
             raise InputError(f"std {std}: expected more than 0, and finite")
         if not math.isfinite(mean):
             raise InputError(f"mean {mean}: expected a finite number")
-        self.mean, self.std = mean, std
+        if not 0 <= uniform_share < 1:
+            raise InputError(f"uniform_share {uniform_share}: expected 0 or more, and less than 1")
+        self.mean, self.std, self.uniform_share = mean, std, uniform_share
 
     def __call__(self, u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        normal = torch.special.ndtri(u.double())  # -inf at 0, which is t = 0
-        return to_timestep(torch.sigmoid(self.mean + self.std * normal)), torch.ones(len(u))
+        u, share = u.double(), self.uniform_share
+        rest = ((u - share) / (1 - share)).clamp(min=0)  # uniform again, of the numbers that are not below the share
+        normal = torch.special.ndtri(rest)  # -inf at 0, which is t = 0
+        position = torch.sigmoid(self.mean + self.std * normal)
+        if share:
+            position = torch.where(u < share, u / share, position)
+        return to_timestep(position), torch.ones(len(u))
 
 
 class LossAware(TimestepSampler):
@@ -134,9 +143,15 @@ class LossAware(TimestepSampler):
             getattr(self, name).copy_(tensor)
 
 
-def build_timestep_sampler(type: str = "uniform", mean: float = 0.0, std: float = 1.0) -> TimestepSampler:
-    """Return the sampler of a type: uniform, logit_normal (with mean and std), or loss_aware. Raises InputError."""
-    builders = {"uniform": Uniform, "logit_normal": lambda: LogitNormal(mean, std), "loss_aware": LossAware}
+def build_timestep_sampler(
+    type: str = "uniform", mean: float = 0.0, std: float = 1.0, uniform_share: float = 0.0
+) -> TimestepSampler:
+    """Return the sampler of a type: uniform, logit_normal (which the numbers are of), or loss_aware. Raises InputError."""
+    builders = {
+        "uniform": Uniform,
+        "logit_normal": lambda: LogitNormal(mean, std, uniform_share),
+        "loss_aware": LossAware,
+    }
     if type not in builders:
         raise InputError(f"timestep sampling {type!r}: expected one of {', '.join(builders)}")
     return builders[type]()

@@ -45,13 +45,15 @@ def test_uniform_timesteps_are_equally_frequent():
     assert torch.equal(shares(Uniform()(GRID)[0]), torch.full((1000,), 1e-3))
 
 
-@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (-1.05, 1.0), (0.5, 0.6)])
-def test_logit_normal_has_its_distribution(mean, std):
-    """The share of step k is that of the normal between the logits of k / 1000 and (k + 1) / 1000."""
-    timestep, weight = LogitNormal(mean, std)(GRID)
+@pytest.mark.parametrize(
+    ("mean", "std", "uniform"), [(0.0, 1.0, 0.0), (-1.05, 1.0, 0.0), (0.5, 0.6, 0.0), (-1.05, 0.5, 0.2)]
+)
+def test_logit_normal_has_its_distribution(mean, std, uniform):
+    """The share of step k is that of the normal between the logits of k / 1000 and (k + 1) / 1000, beside the uniform."""
+    timestep, weight = LogitNormal(mean, std, uniform)(GRID)
     below = norm.cdf((logit(np.arange(1001) / 1000) - mean) / std)
-    expected = torch.from_numpy(below[1:] - below[:-1])
-    assert (shares(timestep) - expected).abs().max() <= 1.01 / N
+    expected = uniform / 1000 + (1 - uniform) * torch.from_numpy(below[1:] - below[:-1])
+    assert (shares(timestep) - expected).abs().max() <= 2.01 / N
     assert torch.all(weight == 1)
     median = LogitNormal(mean, std)(torch.tensor([0.5]))[0].item()
     assert median == int(1000 / (1 + math.exp(-mean)))

@@ -246,11 +246,13 @@ class TimestepConfig(Section):
     """Of logit_normal: of the logit of t / 1000; noise and signal are equal at -1.05."""
     std: Positive = 1.0
     """Of logit_normal."""
+    uniform_share: Annotated[float, Range(least=0, below=1)] = 0.0
+    """Of logit_normal: share of samples with a uniform timestep, for the ends that a narrow one leaves untrained."""
 
     def check(self) -> None:
         _check(
-            self.type == "logit_normal" or (self.mean, self.std) == (0.0, 1.0),
-            f"timestep_sampling.mean and std are of type logit_normal, not {self.type}",
+            self.type == "logit_normal" or (self.mean, self.std, self.uniform_share) == (0.0, 1.0, 0.0),
+            f"timestep_sampling.mean, std and uniform_share are of type logit_normal, not {self.type}",
         )
 
 

@@ -77,7 +77,7 @@ def test_the_published_recipe_is_shipped(name, size, tokens, interpolation, batc
         ("timestep_sampling = dict(type='logit_normal', std=0)", "timestep_sampling.std 0.0: expected more than 0"),
         (
             "timestep_sampling = dict(type='loss_aware', mean=0.5)",
-            "mean and std are of type logit_normal, not loss_aware",
+            "mean, std and uniform_share are of type logit_normal, not loss_aware",
         ),
         ("power_ema = dict(lengths=[0.3])", "power_ema.lengths 0.3: expected 0 < length < 0.289"),
         ("power_ema = dict(lengths=[0.05, 0.05])", "one is there twice"),
@@ -140,7 +140,7 @@ def test_every_optimizer_is_documented_and_built():
 def test_nested_keys_become_settings(write_config, tmp_path):
     text = "timestep_sampling = dict(type='logit_normal', mean=-1)\npower_ema = dict(lengths=[0.05, 0.1])"
     config = load_config(write_config(text))
-    assert config.timestep_sampling == TimestepConfig("logit_normal", -1.0, 1.0) and config.auto_lr is None
+    assert config.timestep_sampling == TimestepConfig("logit_normal", -1.0, 1.0, 0.0) and config.auto_lr is None
     assert config.power_ema == PowerEmaConfig((0.05, 0.1), 2000)
     dump_config(config, tmp_path / "saved.py")
     assert read_config(tmp_path / "saved.py") == config

@@ -21,6 +21,16 @@ from diffusion.data.slides.discovery import FoundSlides
 from diffusion.data.slides.records import CutSettings, SlideRecord, find_record
 from diffusion.utils.errors import InputError
 
+# what cutting imports: once, not by every process, which is most of the time of a small image
+LIBRARIES = (
+    cut_slide.__module__,
+    "openslide",
+    "scipy.ndimage",
+    "skimage.filters.edges",
+    "skimage.filters.thresholding",
+    "skimage.measure._blur_effect",
+)
+
 
 def cut_cohort(
     slides: FoundSlides, cohort: Path, settings: CutSettings, workers: int
@@ -78,6 +88,8 @@ def run_isolated(
     little memory, takes no other slide along.
     """
     context = get_context("forkserver" if sys.platform != "win32" else "spawn")
+    if sys.platform != "win32":
+        context.set_forkserver_preload([*LIBRARIES])
 
     def alone(path: Path) -> SlideRecord | Exception:
         with ProcessPoolExecutor(1, mp_context=context) as process:
