@@ -19,10 +19,24 @@ NOTE := One slide at 20x and two images at their native resolution, about 40x; t
 SAMPLE := sample --dataset demo_heldout --count 96
 
 NANO := data/nano
-WINDOWS := patches --root $(NANO) --size 256
-NANO_TRAIN := $(PIXCELL) $(WINDOWS) --dataset nano
-NANO_HELD_OUT := $(PIXCELL) $(WINDOWS) --dataset nano_heldout --area 0 0.75 1 1
+WINDOWS := $(PIXCELL) patches --root $(NANO) --size 256
+NANO_HELD_OUT := $(WINDOWS) --dataset nano_heldout --area 0 0.75 1 1
+TURNS := flip_left_right flip_top_bottom rotate_90 rotate_180 rotate_270 transpose transverse
+UPPER := --area 0 0 1 0.75
 SMALL_TILES := --tissue-threshold 0.05 --max-blur 1
+# all windows of nano's tissue; $(1): the data set, $(2): added to the names of cohorts, $(3): further options
+define NANO_WINDOWS
+$(WINDOWS) --dataset $(1) $(SLIDE)$(2) $(UPPER) --stride 64 --tissue-threshold 0.585 $(3)
+$(WINDOWS) --dataset $(1) $(IMAGES)$(2) $(UPPER) --stride 64 $(3)
+$(WINDOWS) --dataset $(1) --slides $(NANO)/source/crc_val_he_7k $(NANO)/source/nct_crc_he_100k --cohort colon$(2) $(SMALL_TILES) $(3)
+$(WINDOWS) --dataset $(1) --slides $(NANO)/source/nuinsseg $(NANO)/source/tnbc --cohort organs$(2) --image-mpp 0.25 $(SMALL_TILES) $(3)
+$(WINDOWS) --dataset $(1) --slides $(NANO)/source/tnbc --cohort breast$(2) --stride 128 --tissue-threshold 0.3 --max-blur 1 $(3)
+
+endef
+define NANO_FURTHER
+$(WINDOWS) --dataset nano_turned $(IMAGES)_smaller$(1) --image-mpp 0.25 --mpp 0.35 $(UPPER) --stride 64 $(2)
+
+endef
 # patches whose embeddings are sampled for where no image is given
 TISSUES := ovary_tumour=ovary/hgsc_nest/5_7 ovary_stroma=ovary/hgsc_stromal_he/5_7 \
 	colon_tumour=colon/TUM-TCGA-LGHAGCRS_105/0_0 colon_mucosa=colon/NORM-TCGA-KHGRVYPS_103/0_0 \
@@ -56,25 +70,26 @@ demo: $(READY)
 
 nano: $(READY)
 	$(PIXCELL) demo-data --out $(SOURCE) --tiles $(NANO)/source
-	$(NANO_TRAIN) $(SLIDE) --area 0 0 1 0.75 --stride 64 --tissue-threshold 0.585
-	$(NANO_TRAIN) $(IMAGES) --area 0 0 1 0.75 --stride 64
-	$(NANO_TRAIN) --slides $(NANO)/source/crc_val_he_7k $(NANO)/source/nct_crc_he_100k --cohort colon $(SMALL_TILES)
-	$(NANO_TRAIN) --slides $(NANO)/source/nuinsseg $(NANO)/source/tnbc --cohort organs --image-mpp 0.25 $(SMALL_TILES)
-	$(NANO_TRAIN) --slides $(NANO)/source/tnbc --cohort breast --stride 128 --tissue-threshold 0.3 --max-blur 1
+	$(call NANO_WINDOWS,nano)
+	$(foreach turn,$(TURNS),$(call NANO_WINDOWS,nano_turned,_$(turn),--orientation $(turn)))
+	$(call NANO_FURTHER)
+	$(foreach turn,$(TURNS),$(call NANO_FURTHER,_$(turn),--orientation $(turn)))
 	$(NANO_HELD_OUT) $(SLIDE) --stride 128
 	$(NANO_HELD_OUT) $(IMAGES) --stride 64
 	$(PIXCELL) index --root $(NANO) --dataset nano --size 256
+	$(PIXCELL) index --root $(NANO) --dataset nano_turned --size 256
 	$(PIXCELL) index --root $(NANO) --dataset nano_heldout --size 256
 	$(PIXCELL) features --root $(NANO) --dataset nano $(ENCODERS)
+	$(PIXCELL) features --root $(NANO) --dataset nano_turned $(ENCODERS)
 	$(PIXCELL) features --root $(NANO) --dataset nano_heldout $(ENCODERS)
-	$(LAUNCH) train configs/demo/nano_256.py --workdir $(NANO)/nano
-	$(PIXCELL) plot $(NANO)/nano --out $(NANO)/curve.png
-	$(PIXCELL) sample --dataset nano_heldout --count 96 --workdir $(NANO)/nano --out $(NANO)/samples
-	$(PIXCELL) evaluate --real $(NANO)/samples/real --syn $(NANO)/samples/syn --losses $(NANO)/nano --train $(NANO)/patches/nano --out $(NANO)/report
+	$(PIXCELL) stages configs/demo/nano_start_256.py configs/demo/nano_256.py --out $(NANO)/runs --launch "--num_cpu_threads_per_process $(CORES)"
+	$(PIXCELL) plot $(NANO)/runs/nano_256 --out $(NANO)/curve.png
+	$(PIXCELL) sample --dataset nano_heldout --count 96 --workdir $(NANO)/runs/nano_256 --out $(NANO)/samples
+	$(PIXCELL) evaluate --real $(NANO)/samples/real --syn $(NANO)/samples/syn --losses $(NANO)/runs/nano_256 --train $(NANO)/patches/nano --out $(NANO)/report
 	mkdir -p $(NANO)/conditions
 	for each in $(TISSUES); do cp $(NANO)/patches/nano/$$(echo $${each#*=} | sed "s,/,/single_256/,")_mobilenetv2.npy $(NANO)/conditions/$${each%%=*}.npy || exit 1; done
 	rm -rf $(NANO)/published
-	$(PIXCELL) push --workdir $(NANO)/nano --out $(NANO)/published --dry-run --precision fp16 --without-codec --license apache-2.0 --conditions $(NANO)/conditions/*.npy --report $(NANO)/report --data "$(NANO_DATA)"
+	$(PIXCELL) push --workdir $(NANO)/runs/nano_256 --out $(NANO)/published --dry-run --precision fp16 --without-codec --license apache-2.0 --conditions $(NANO)/conditions/*.npy --report $(NANO)/report --data "$(NANO_DATA)"
 	@echo "$(NANO)/published is what asset/nano has"
 
 lint: $(READY)

@@ -16,6 +16,13 @@ data = dict(
     features_dir=None,  # None: beside the images, else root/features, else root/packed.
     vae_prefix="sd3_vae",  # Ending of the latent files: <column>_<row>_sd3_vae.npy.
     ssl_prefix="uni",  # Ending of the embedding files: <column>_<row>_uni.npy.
+    # Ending of masks to control by: <column>_<row>_mask.png, or .npy with several channels. None: none are read.
+    mask_prefix=None,
+    # Values of masks: 0 and 255; numbers of objects; numbers of classes, from 1 on; or maps of any values.
+    mask_kind="binary",
+    maps=("nuclei",),  # What each map of a mask shows: its classes, or its channels.
+    # Ending of the latents of images to control by, instead of masks: <column>_<row>_control.npy. None: none are read.
+    control_prefix=None,
     train_subset_keys=None,  # Keys of the index to train on, each once. None: all of the size that `type` reads.
     # At an item that cannot be read: raise, or skip: leave it out of its batch, count it and name it.
     on_error="raise",
@@ -79,8 +86,9 @@ evaluation = dict(
 )
 
 # --- start and work dir ---
-# What is trained: "denoising" (the diffusion transformer) or "codec" (a small latent codec, with settings of its own).
-task = "denoising"
+# What is trained: "denoising" (the diffusion transformer), "control" (a ControlNet beside one), or "codec" (a small
+# latent codec, with settings of its own). Settings of its own can stand beside it: dict(type="control", base=...).
+task = dict(type="denoising")
 load_from = None  # Weights to start from: of a stage before, released ones, or "nano", which comes with the package.
 # Weights of load_from to leave out. What follows from the stage (positions, null condition) is initialised in any case.
 ignore_keys = ()

@@ -21,10 +21,18 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 
-from diffusion.condition import Condition
+from diffusion.condition import Condition, as_condition
+from diffusion.control import ControlledNetwork, maps_to_control
 from diffusion.encoders.latents import LatentScale
 from diffusion.encoders.vae_files import codec_folder, load_vae
 from diffusion.formats import DEFAULT_SOLVER, LATENT_FACTOR, PIPELINE_INDEX
+from diffusion.model.controlnet import (
+    ControlNet,
+    check_control_fits,
+    controlnet_layout,
+    load_controlnet,
+    save_controlnet,
+)
 from diffusion.model.convert import load_weights, save_diffusers
 from diffusion.model.diffusers_layout import diffusers_config
 from diffusion.model.matching import load_into
@@ -75,16 +83,62 @@ class PixCellTransformer2DModel(ModelMixin, ConfigMixin):
         encoder_hidden_states: torch.Tensor | Condition,
         timestep: torch.Tensor,
         return_dict: bool = True,
+        controlnet_outputs: Sequence[torch.Tensor] | None = None,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
-        """hidden_states (B, C, H/8, W/8), encoder_hidden_states (B, L, D), timestep (B,) or one -> (B, 2C, H/8, W/8)."""
+        """hidden_states (B, C, H/8, W/8), encoder_hidden_states (B, L, D), timestep (B,) or one -> (B, 2C, H/8, W/8).
+
+        controlnet_outputs: residuals (B, N, W) of a ControlNet, added behind the first blocks.
+        """
         timestep = torch.as_tensor(timestep, device=hidden_states.device).expand(len(hidden_states))
-        output = self.network(hidden_states.to(self.dtype), timestep, encoder_hidden_states.to(self.dtype))
+        tokens = encoder_hidden_states.to(self.dtype)
+        output = self.network(hidden_states.to(self.dtype), timestep, tokens, residuals=controlnet_outputs)
         return Transformer2DModelOutput(sample=output) if return_dict else (output,)
 
 
-class PixCellPipeline(DiffusionPipeline):
-    """Images for UNI2-h embeddings. Components: transformer, vae (16 channels, an eighth of the size), scheduler.
+class PixCellControlNet(ModelMixin, ConfigMixin):
+    """A ControlNet as a diffusers model: `network` is the ControlNet itself, and folders have the released layout."""
 
+    config_name = "config.json"
+
+    def __init__(self, network: ControlNet):
+        super().__init__()
+        self.network = network
+        self.register_to_config(**controlnet_layout(network.config))
+
+    @classmethod
+    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # takes fewer options
+        cls, path: str | Path, subfolder: str = "", torch_dtype: torch.dtype | None = None, **_: Any
+    ) -> PixCellControlNet:
+        """Open whatever `load_controlnet` reads, or a repository of the hub. Raises as it does."""
+        network = load_controlnet(_resolve_folder(path, {}) / subfolder)
+        return cls(network.to(torch_dtype) if torch_dtype is not None else network).eval()
+
+    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # takes fewer options
+        self, save_directory: str | Path, variant: str | None = None, **_: Any
+    ) -> None:
+        """Write a folder of the released layout. Raises InputError when it is already there, and for a variant."""
+        if variant is not None:
+            raise InputError(f"variant {variant!r}: a folder holds one set of weights; name another folder for another")
+        save_controlnet(self.network, save_directory)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        conditioning: torch.Tensor,
+        dropped: torch.Tensor | None = None,
+    ) -> list[torch.Tensor]:
+        """Return the residuals (B, N, W) of each block, as ControlNet.forward does."""
+        inputs = (each.to(self.dtype) for each in (hidden_states, encoder_hidden_states, conditioning))
+        x, tokens, control = inputs
+        return self.network(x, timestep, tokens, control, dropped)
+
+
+class PixCellPipeline(DiffusionPipeline):
+    """Images for UNI2-h embeddings. Components: transformer, vae (16 channels, an eighth of the size), scheduler, controlnet.
+
+    controlnet: what an image steers the samples by; None where there is none.
     scheduler: any of diffusers that takes what the network predicts; the default is the project's dpm-solver.
 
     Examples:
@@ -94,16 +148,22 @@ class PixCellPipeline(DiffusionPipeline):
         >>> pipe(embeddings, num_inference_steps=4, num_images_per_prompt=2).images[1].save("sample.png")
     """
 
-    model_cpu_offload_seq = "transformer->vae"
-    _optional_components: ClassVar[list[str]] = ["scheduler"]
+    model_cpu_offload_seq = "controlnet->transformer->vae"
+    _optional_components: ClassVar[list[str]] = ["scheduler", "controlnet"]
 
     def __init__(
-        self, transformer: PixCellTransformer2DModel, vae: AutoencoderKL, scheduler: SchedulerMixin | None = None
+        self,
+        transformer: PixCellTransformer2DModel,
+        vae: AutoencoderKL,
+        scheduler: SchedulerMixin | None = None,
+        controlnet: PixCellControlNet | None = None,
     ):
         super().__init__()
         if scheduler is None:
             scheduler = build_scheduler(DEFAULT_SOLVER, transformer.prediction_type)
-        self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler)
+        if controlnet is not None:
+            check_control_fits(controlnet.network.config, transformer.network.config)
+        self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler, controlnet=controlnet)
         self.image_processor = VaeImageProcessor(vae_scale_factor=LATENT_FACTOR)
 
     @classmethod
@@ -113,13 +173,15 @@ class PixCellPipeline(DiffusionPipeline):
         transformer: PixCellTransformer2DModel | None = None,
         vae: AutoencoderKL | str | Path | None = None,
         scheduler: SchedulerMixin | None = None,
+        controlnet: PixCellControlNet | str | Path | None = None,
         torch_dtype: torch.dtype | None = None,
         **options: Any,
     ) -> PixCellPipeline:
         """Open a pipeline's folder, a transformer's alone, weights that `load_weights` reads, or a repository of the hub.
 
         Components given win over those of the folder and stay as they are, whatever torch_dtype says. vae: also a folder
-        or the name of an embedded codec, needed where the folder has none, as the released ones. Of a repository only
+        or the name of an embedded codec, needed where the folder has none, as the released ones. controlnet: also whatever
+        `load_controlnet` reads, or a repository. Of a repository only
         .json and .safetensors files are downloaded, and nothing in it is executed. options: revision, cache_dir, token,
         local_files_only, for a repository. Raises MissingError, InputError.
         """
@@ -140,14 +202,20 @@ class PixCellPipeline(DiffusionPipeline):
             raise MissingError(
                 f"{path} has no VAE: give vae=, an AutoencoderKL or its folder (SD3.5's for the released weights)"
             )
+        if controlnet is None and (folder / "controlnet").is_dir():
+            controlnet = folder / "controlnet"
+        if controlnet is not None and not isinstance(controlnet, PixCellControlNet):
+            controlnet = PixCellControlNet.from_pretrained(controlnet, torch_dtype=torch_dtype)
         if not isinstance(vae, torch.nn.Module):
             vae = load_vae(codec_folder(vae), torch_dtype or torch.float32)
-        return cls(transformer, vae.eval(), scheduler)
+        return cls(transformer, vae.eval(), scheduler, controlnet)
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # takes fewer options
         self, save_directory: str | Path, **options: Any
     ) -> None:
-        """Write transformer/, vae/, scheduler/ and model_index.json. Raises InputError when the folder holds a transformer."""
+        """Write transformer/, vae/, scheduler/, a controlnet/ if there is one, and model_index.json.
+
+        Raises InputError when the folder holds a transformer."""
         if options.get("variant") is not None:
             raise InputError(f"variant {options['variant']!r}: a folder holds one set of weights; name another folder")
         if (Path(save_directory) / "transformer").exists():
@@ -191,6 +259,8 @@ class PixCellPipeline(DiffusionPipeline):
         callback_on_step_end: Callable[[Any, int, Any, dict[str, torch.Tensor]], dict] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         return_dict: bool = True,
+        control_image: Any = None,
+        controlnet_conditioning_scale: float = 1.0,
     ) -> ImagePipelineOutput | tuple:
         """Sample images for embeddings (B, L, D) or a Condition, num_images_per_prompt of each, one after the other.
 
@@ -199,6 +269,9 @@ class PixCellPipeline(DiffusionPipeline):
         which may be a list of one for each image. output_type: pil, np (B * n, H, W, 3) and pt (B * n, 3, H, W) in [0, 1],
         or latent, the network's. height, width: in pixels, of the trained size when not given; over another size positions
         are spread as the released code does, so that tissue shrinks on larger pictures: pixcell large keeps its scale.
+        control_image: what steers the ControlNet, of height and width: a PIL image, an array uint8 (H, W, 3), a tensor (B, 3, H,
+        W) in [0, 1], or a list of one for each condition; of a ControlNet of maps a mask (H, W), or maps (K, H, W) or (B, K,
+        H, W) from 0 to 1. controlnet_conditioning_scale: how much it counts. The null pass has no control, as released.
         guidance_interval: as `diffusion.sampling.denoise` has it. callback_on_step_end(pipe, i, t, {"latents": ...}) may
         return other latents. Raises InputError for invalid arguments, and for a scheduler of another prediction.
         """
@@ -217,6 +290,10 @@ class PixCellPipeline(DiffusionPipeline):
         scheduler, device = self._compatible_scheduler(), self._execution_device
         tokens, null = self._conditions(uni_embeds, negative_uni_embeds, num_images_per_prompt)
         latents = self._noise(len(tokens), height, width, latents, generator)
+        if control_image is not None:
+            control = self._control(control_image, latents.shape[2:], len(tokens))
+            weight = torch.full((len(tokens),), float(controlnet_conditioning_scale))
+            tokens = Condition(as_condition(tokens).tokens, control.cpu(), weight)
         scheduler.set_timesteps(num_inference_steps, device=device)
         with self.progress_bar(total=len(scheduler.timesteps)) as progress:  # pyright: ignore[reportCallIssue]  # untyped
 
@@ -226,7 +303,7 @@ class PixCellPipeline(DiffusionPipeline):
                 return (changed or {}).get("latents")
 
             latents = denoise(
-                lambda x, t, y: self.transformer(x, encoder_hidden_states=y, timestep=t, return_dict=False)[0],
+                self._predict,
                 scheduler,
                 latents.to(device, torch.float32),
                 tokens.to(device),
@@ -239,6 +316,48 @@ class PixCellPipeline(DiffusionPipeline):
         images: Any = latents if output_type == "latent" else self._decode(latents, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _predict(self, x: torch.Tensor, timestep: torch.Tensor, y: torch.Tensor | Condition) -> torch.Tensor:
+        """Return the transformer's prediction, steered by the ControlNet where the condition has a control."""
+
+        def transformer(
+            x: torch.Tensor,
+            timestep: torch.Tensor,
+            y: torch.Tensor | Condition,
+            dropped: torch.Tensor | None = None,
+            residuals: Sequence[torch.Tensor] | None = None,
+        ) -> torch.Tensor:
+            # the modules themselves are called: hooks move them to their device
+            return self.transformer(x, y, timestep, return_dict=False, controlnet_outputs=residuals)[0]
+
+        if not isinstance(y, Condition) or y.control is None:
+            return transformer(x, timestep, y)
+        times = torch.as_tensor(timestep, device=x.device).expand(len(x))
+        return ControlledNetwork(transformer, self.controlnet)(x, times, y)
+
+    def _control(self, images: Any, cells: torch.Size, count: int) -> torch.Tensor:
+        """Return the controls (B * n, K, h, w) of control images; one is taken for all. Raises InputError."""
+        if self.controlnet is None:
+            raise InputError("control_image: the pipeline has no ControlNet; open it with controlnet=")
+        maps = self.controlnet.network.config.maps
+        listed = images if isinstance(images, (list, tuple)) else [images]
+        pixels = torch.cat([_control_pixels(image, len(maps)) for image in listed])
+        wanted = tuple(LATENT_FACTOR * side for side in cells)
+        if tuple(pixels.shape[2:]) != wanted:
+            raise InputError(
+                f"control_image of {pixels.shape[3]} x {pixels.shape[2]} pixels: expected {wanted[1]} x {wanted[0]}, as the image"
+            )
+        if len(pixels) not in (1, count) and count % len(pixels):
+            raise InputError(
+                f"{len(pixels)} control images for {count} images: expected one, or one for each condition"
+            )
+        if maps:
+            control = maps_to_control(pixels)
+        else:
+            scale = LatentScale(self.vae.config.scaling_factor, self.vae.config.shift_factor or 0.0)
+            encoded = self.vae.encode((2 * pixels - 1).to(self._execution_device, self.vae.dtype)).latent_dist.mean
+            control = scale.to_network(encoded.float())
+        return control.repeat_interleave(count // len(control), dim=0)
 
     def _conditions(
         self, embeds: torch.Tensor | Condition, null: torch.Tensor | None, images_each: int
@@ -310,6 +429,24 @@ class PixCellPipeline(DiffusionPipeline):
         scale = LatentScale(self.vae.config.scaling_factor, self.vae.config.shift_factor or 0.0)
         pixels = self.vae.decode(scale.to_raw(latents).to(self.vae.dtype), return_dict=False)[0]
         return self.image_processor.postprocess(pixels.float().clamp(-1, 1), output_type=output_type)
+
+
+def _control_pixels(image: Any, maps: int) -> torch.Tensor:
+    """Return a control image (B, 3, H, W), or maps (B, K, H, W), float32 from 0 to 1. Raises InputError for another shape."""
+    import numpy as np
+
+    if not isinstance(image, torch.Tensor):
+        array = np.array(image.convert("RGB") if not maps and hasattr(image, "convert") else image)
+        if array.dtype == np.uint8 and (array.max(initial=0) > 1 or not maps):
+            array = array / 255
+        if array.ndim == 3 and (not maps or array.shape[0] != maps):
+            array = array.transpose(2, 0, 1)[: maps or 3]
+        image = torch.from_numpy(np.ascontiguousarray(array))
+    values = image.float()
+    values = values[None, None] if values.ndim == 2 else values[None] if values.ndim == 3 else values
+    if values.ndim != 4 or values.shape[1] != (maps or 3):
+        raise InputError(f"control_image of shape {tuple(values.shape)}: expected (B, {maps or 3}, H, W)")
+    return values
 
 
 def _resolve_folder(path: str | Path, options: dict[str, Any]) -> Path:

@@ -164,15 +164,20 @@ def _uses_learned_variance(scheduler: Scheduler) -> bool:
     return isinstance(scheduler, DDPMScheduler) and config.variance_type == "learned_range"
 
 
-def check_guidance_interval(interval: tuple[float, float] | None) -> tuple[float, float]:
-    """Return the lowest and highest noise level with guidance; None: all. Raises InputError for an interval without any."""
+def check_guidance_interval(
+    interval: tuple[float, float] | None, name: str = "guidance interval"
+) -> tuple[float, float]:
+    """Return the lowest and highest noise level of an interval; None: all. Raises InputError for one without any.
+
+    name: what messages call it.
+    """
     if interval is not None and not (isinstance(interval, Sequence) and len(interval) == 2):
-        raise InputError(f"guidance interval {interval}: expected two noise levels, LO and HI")
+        raise InputError(f"{name} {interval}: expected two noise levels, LO and HI")
     low, high = interval or (0.0, math.inf)
     levels = linear_schedule().noise_levels
     if not (0 <= low < high and low <= levels[-1] and high >= levels[0]):
         raise InputError(
-            f"guidance interval {low:g} to {high:g}: expected noise levels with 0 <= LO < HI; "
+            f"{name} {low:g} to {high:g}: expected noise levels with 0 <= LO < HI; "
             f"there are those from {levels[0]:.2g} to {levels[-1]:.0f}"
         )
     return low, high

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,11 +13,14 @@ from pathlib import Path
 import torch
 
 from diffusion.config.files import read_config
-from diffusion.config.settings import Config, DataConfig
+from diffusion.config.settings import Config, ControlConfig, DataConfig
+from diffusion.control import ControlledNetwork
 from diffusion.data.datasets.pan_cancer import LARGE_PATCH
 from diffusion.encoders.networks import EMBEDDERS
 from diffusion.formats import CONFIG_FILE, LAST_WEIGHTS, LATENT_FACTOR, PIPELINE_INDEX, SSL_PREFIX
-from diffusion.model.convert import Weights, load_weights
+from diffusion.model.controlnet import ControlNet, check_control_fits, load_controlnet
+from diffusion.model.convert import Weights, load_network, load_weights
+from diffusion.model.lora import load_lora
 from diffusion.model.matching import add_positions, check_metadata, load_into
 from diffusion.model.pixart import PixArt, build_model
 from diffusion.model.pixart_config import PixArtConfig
@@ -32,21 +36,32 @@ from diffusion.utils.weights import find_weights
 log = logging.getLogger(__name__)
 
 LOCK_FILE = ".lock"
+OPENED = {"denoising": Config, "control": ControlConfig}  # tasks whose runs can be sampled
 
 
 @dataclass(frozen=True)
 class Run:
-    """A work dir's settings and one of its networks, in eval mode on its device."""
+    """A work dir's settings and one of its networks, in eval mode on its device; controlnet: what may steer it."""
 
     folder: Path
     checkpoint: Path
     config: Config
     model: PixArt
+    controlnet: ControlNet | None = None
 
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the network's weights; takes about a second a gigabyte."""
         return fingerprint_tensors(self.model.state_dict())
+
+    @cached_property
+    def controlnet_fingerprint(self) -> str | None:
+        """A hash of the ControlNet's weights, if there is one."""
+        return fingerprint_tensors(self.controlnet.state_dict()) if self.controlnet is not None else None
+
+    def controlled(self, interval: tuple[float, float] | None = None) -> PixArt | ControlledNetwork:
+        """Return the network, with its ControlNet, if it has one, at noise levels of an interval; None: all."""
+        return self.model if self.controlnet is None else ControlledNetwork(self.model, self.controlnet, interval)
 
     @property
     def device(self) -> torch.device:
@@ -59,18 +74,20 @@ def open_run(work_dir: str | Path, checkpoint: str | Path, device: torch.device,
 
     ema: of a file with averaged and raw weights take the averaged ones. work_dir may also be the name of a network that
     comes with the package, or weights alone, as released: a checkpoint, or a diffusers folder. One that pixcell push wrote
-    has settings of its own; what others do not say is as published.
+    has settings of its own; what others do not say is as published. A run of the task `control`, and a pipeline's folder with a
+    ControlNet, open as the network that is steered, with the ControlNet beside it.
     Raises MissingError, or InputError for a checkpoint of another architecture than the saved config's.
     """
     folder = network_folder(work_dir)
     if _is_weights(folder):
         weights = load_weights(folder, ema)
-        return _load_run(folder, folder, _published_config(weights, folder), weights, device)
+        run = _load_run(folder, folder, _published_config(weights, folder), weights, device)
+        return with_controlnet(run, folder) if (folder / "controlnet").is_dir() else run
     if not folder.is_dir():
         raise MissingError(
             f"no work dir {folder}; name one with --workdir: that of a training run, or weights that pixcell download fetched"
         )
-    config, path = read_config(folder / CONFIG_FILE), folder / checkpoint
+    config, path = read_config(folder / CONFIG_FILE, OPENED), folder / checkpoint
     assert isinstance(config, Config)  # read_config refuses other tasks
     if not path.exists():
         present = sorted(file.name for suffix in ("ckpt", "pth") for file in path.parent.glob(f"*.{suffix}"))
@@ -80,7 +97,33 @@ def open_run(work_dir: str | Path, checkpoint: str | Path, device: torch.device,
             else "; name others with --checkpoint, or train until the run has saved some"
         )
         raise MissingError(f"no weights at {path}{hint}")
+    if isinstance(config, ControlConfig):
+        base, prediction = config.control.base or "", config.prediction_type
+        model, _ = load_network(base, config.model, config.model_arguments, prediction)
+        return with_controlnet(Run(folder, path, config, model.eval().to(device)), path, ema)
+    if config.lora.rank:
+        base, prediction = config.load_from or "", config.prediction_type
+        model, _ = load_network(base, config.model, config.model_arguments, prediction)
+        load_lora(model, path, name="run")
+        return Run(folder, path, config, model.eval().to(device))
     return _load_run(folder, path, config, load_weights(path, ema, positions=False), device)
+
+
+def add_loras(run: Run, loras: Sequence[tuple[str | Path, float]]) -> None:
+    """Add adapters to the network of a run, in place, each with how much it counts. Raises MissingError, InputError."""
+    for number, (path, scale) in enumerate(loras):
+        load_lora(run.model, path, scale, name=f"lora_{number}")  # the same one may be there twice
+    run.__dict__.pop("fingerprint", None)  # which was that of the network without them
+
+
+def with_controlnet(run: Run, source: str | Path, ema: bool = True) -> Run:
+    """Return a run with a ControlNet beside its network, read from `source` as `load_controlnet` does.
+
+    Raises MissingError, and InputError for a ControlNet of another network.
+    """
+    controlnet = load_controlnet(source, ema)
+    check_control_fits(controlnet.config, run.model.config)
+    return dataclasses.replace(run, controlnet=controlnet.to(run.device))
 
 
 def _is_weights(path: Path) -> bool:

@@ -23,6 +23,7 @@ from diffusion.config.settings import (
     Config,
     DataConfig,
     EvaluationConfig,
+    LoraConfig,
     OptimizerConfig,
     SampleGridConfig,
     ScheduleConfig,
@@ -44,6 +45,7 @@ KINDS = dict(
     validation=ValidationConfig,
     evaluation=EvaluationConfig,
     timestep_sampling=TimestepConfig,
+    lora=LoraConfig,
 )
 WIDTH = 8  # of the embeddings of `feature_root`
 

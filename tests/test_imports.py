@@ -14,9 +14,10 @@ MODULES = sorted((REPOSITORY / "diffusion").rglob("*.py"))
 # room of the package -> the rooms that it may import, besides itself, `formats` and `utils`; downwards only
 ALLOWED = {
     **{room: set() for room in ("formats", "utils", "schedule", "condition", "config", "encoders", "hub")},
-    "data": {"condition"},
+    "data": {"condition", "control", "schedule"},
     **{room: {"schedule"} for room in ("objective", "timesteps")},
     "guidance": {"condition"},
+    "control": {"condition", "schedule"},
     "sampling": {"schedule", "guidance", "condition"},
     "panorama": {"guidance", "condition"},
     "optim": {"config"},
@@ -25,14 +26,24 @@ ALLOWED = {
     "model": {"condition"},
     "diagnosis": {"encoders", "hub"},
     "publishing": {"config", "encoders", "model", "evaluation", "components", "workdir", "pipeline", "hub"},
-    "pipeline": {"condition", "model", "encoders", "sampling"},
+    "pipeline": {"condition", "control", "model", "encoders", "sampling"},
     "components": {"config", "data", "encoders"},
-    "workdir": {"config", "data", "model", "encoders"},
-    "generation": {"condition", "data", "encoders", "guidance", "sampling", "panorama", "components", "workdir"},
+    "workdir": {"config", "data", "model", "encoders", "control"},
+    "generation": {
+        "condition",
+        "control",
+        "data",
+        "encoders",
+        "guidance",
+        "sampling",
+        "panorama",
+        "components",
+        "workdir",
+    },
     "training": {"config", "data", "optim", "workdir"},
     "tasks": {
         *("config", "data", "encoders", "model", "evaluation", "training", "components", "condition"),
-        *("schedule", "timesteps", "objective", "sampling"),
+        *("schedule", "timesteps", "objective", "sampling", "control", "optim"),
     },
 }
 ALLOWED["cli"] = set(ALLOWED)  # commands, which no room imports

@@ -17,11 +17,13 @@ from diffusers import (
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
 )
+from PIL import Image
 
 from diffusion.encoders.latents import LatentCodec
 from diffusion.model import PixArt
+from diffusion.model.controlnet import ControlNet
 from diffusion.model.convert import load_weights, save_diffusers
-from diffusion.pipeline import PixCellPipeline, PixCellTransformer2DModel
+from diffusion.pipeline import PixCellControlNet, PixCellPipeline, PixCellTransformer2DModel
 from diffusion.sampling import sample_latents
 from diffusion.utils.errors import InputError, MissingError
 
@@ -101,6 +103,43 @@ def test_callback_sees_every_step_and_may_change_latents(pipe):
         embeddings(1), num_inference_steps=3, latents=noise(1), output_type="latent", callback_on_step_end=callback
     ).images
     assert [i for i, _ in steps] == [0, 1, 2] and torch.all(images == 0)
+
+
+@pytest.mark.parametrize("maps", [(), ("nuclei",)], ids=["latents", "maps"])
+def test_a_controlnet_steers_it_and_is_saved_and_opened_again(pipe, tmp_path, maps):
+    torch.manual_seed(3)
+    network = ControlNet.of(pipe.transformer.network, maps=maps).eval()
+    for projection in network.projections:
+        torch.nn.init.normal_(projection.weight, std=0.05)
+    torch.nn.init.normal_(network.control_embedder.proj.weight, std=0.1)
+    steered = PixCellPipeline(pipe.transformer, pipe.vae, controlnet=PixCellControlNet(network))
+    side = pipe.transformer.config.sample_size * 8
+    mask = np.zeros((side, side), np.uint8)
+    mask[: side // 2] = 255
+    image = mask if maps else np.repeat(mask[..., None], 3, 2)
+    settings = dict(num_inference_steps=2, output_type="latent", latents=noise(2), guidance_scale=2.0)
+
+    def run(pipeline, **changes):
+        return pipeline(embeddings(2), **{**settings, **changes}).images
+
+    plain = run(pipe)
+    assert torch.equal(run(steered), plain), "without an image"
+    assert torch.equal(run(steered, control_image=image, controlnet_conditioning_scale=0.0), plain)
+    controlled = run(steered, control_image=image)
+    assert controlled.isfinite().all() and not torch.allclose(controlled, plain)
+    same = Image.fromarray(image)
+    assert torch.equal(run(steered, control_image=same), controlled)
+    other = run(steered, control_image=[image, image[::-1].copy()])
+    assert torch.equal(other[0], controlled[0]) and not torch.equal(other[1], controlled[1])
+    steered.save_pretrained(tmp_path / "folder")
+    again = PixCellPipeline.from_pretrained(tmp_path / "folder")
+    assert torch.equal(run(again, control_image=image), controlled)
+    beside = PixCellPipeline(pipe.transformer, pipe.vae, controlnet=again.controlnet)
+    assert torch.equal(run(beside, control_image=image), controlled)
+    with pytest.raises(InputError, match=f"expected {side} x {side}, as the image"):
+        run(steered, control_image=image[:8])
+    with pytest.raises(InputError, match="control_image: the pipeline has no ControlNet; open it with controlnet="):
+        run(pipe, control_image=image)
 
 
 def test_other_sizes(pipe):

@@ -8,7 +8,8 @@ data = dict(train_subset_keys=["nano_256", "nano_turned_256"])
 # which lay out light and dark: some uniform ones mend that.
 timestep_sampling = dict(type="logit_normal", mean=-1.05, std=0.6, uniform_share=0.15)
 
+local_start = False
 optimizer = dict(lr=0.008)
-max_steps = 7000
-save_model_steps = 1000
-keep_every = 1000
+max_steps = 3600
+save_model_steps = 600
+keep_every = 1200

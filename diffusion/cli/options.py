@@ -25,9 +25,10 @@ from diffusion.cli.parser import (
 from diffusion.cli.signature import Here, Option
 from diffusion.formats import METRICS, PRECISIONS, SIZE_POLICIES, SOLVERS
 
-SAMPLING, CONDITIONS, SCORING, TRAINING, DATA, MACHINE = (
+SAMPLING, CONDITIONS, CONTROL, SCORING, TRAINING, DATA, MACHINE = (
     "sampling",
     "conditions",
+    "control",
     "scoring",
     "training",
     "data",
@@ -117,6 +118,42 @@ SeveralIntervals = Annotated[
     Sequence[tuple[float, float] | None],
     Option(f"{_INTERVAL} [all]", noise_interval, metavar="LO:HI", group=SAMPLING, note=", or all"),
 ]
+ControlNet = Annotated[
+    Path | None,
+    Option(
+        "a ControlNet to steer the network by: a run that trained one, a checkpoint of it, or a released folder [the run's, if it "
+        "has one]",
+        group=CONTROL,
+    ),
+]
+Control = Annotated[
+    Sequence[Path],
+    Option("masks, or images, to control by: files and folders of them [those of the index, if the run has any]",
+           metavar="PATH", group=CONTROL),
+]  # fmt: skip
+Lora = Annotated[
+    Sequence[str],
+    Option(
+        "adapters to sample with, each with how much it counts: a run that trained one, a file, or a folder of peft or diffusers",
+        metavar="FILE[:SCALE]",
+        group=SAMPLING,
+    ),
+]
+ControlScale = Annotated[
+    float, Option("how much the control counts; 0: not at all", finite_float, metavar="S", group=CONTROL)
+]
+ControlInterval = Annotated[
+    tuple[float, float] | None,
+    Option(
+        "noise levels, std of noise over std of signal, between which to control [0.01 to 157]",
+        finite_float,
+        metavar=("LO", "HI"),
+        group=CONTROL,
+    ),
+]
+ControlInNull = Annotated[
+    bool, Option("control guidance's null pass, too, which released ControlNets were not trained for", group=CONTROL)
+]
 _SOLVER = Option("the solver", choices=SOLVERS, group=SAMPLING)
 Solver = Annotated[str, _SOLVER]
 SeveralSolvers = Annotated[Sequence[str], _SOLVER]
@@ -186,6 +223,9 @@ DataFeatures = Annotated[
 ]
 LatentSuffix = Annotated[str, Option(LATENTS, plain_name)]
 EmbeddingSuffix = Annotated[str, Option(EMBEDDINGS, plain_name)]
+MaskSuffix = Annotated[
+    str | None, Option("ending of the masks, where there are some, such as mask [none are read]", plain_name)
+]
 OnError = Annotated[
     Literal["raise", "skip"],
     Option("at a patch that cannot be read or written: stop, or leave it out, name it, and go on"),

@@ -60,9 +60,11 @@ def base_file() -> str:
             if is_dataclass(hints[key.name]):
                 parts += [*_comment(key.doc), f"{key.name} = dict(\n", *_section(value), ")\n"]
             else:
-                text = (
-                    "dict()" if _takes_dict(hints[key.name]) else _literal(value)
-                )  # mmengine merges a dict into no None
+                text = _literal(value)
+                if _takes_dict(hints[key.name]):
+                    text = "dict()"  # mmengine merges a dict into no None
+                elif key.name == "task":
+                    text = f"dict(type={text})"  # nor into a text
                 parts += _assignment(f"{key.name} = {text}", key.doc)
     return "".join(parts)
 

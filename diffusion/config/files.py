@@ -36,6 +36,7 @@ ENCODER_KEY = "evaluation.encoder"  # NAME=FILE, or a name
 PATH_KEYS = (
     *("root", "vae_pretrained", "load_from", "resume_from", "work_dir"),
     *("data.root", "data.patch_names_file", "data.features_dir", "validation.patch_names_file", ENCODER_KEY),
+    "control.base",
 )
 
 
@@ -109,7 +110,7 @@ def parse_config(
 
     `source` is named in errors and in the one warning about keys without effect. Raises InputError.
     """
-    values = modernise(values, source)
+    values = _flatten_task(modernise(values, source), source)
     values["auto_lr"] = values.get("auto_lr") or None  # the base file's is empty: mmengine merges a dict into no None
     kind = _choose_kind(values, source, kinds)
     return _build(kind, _expand_paths(values, source) if expand else values, str(source))
@@ -138,6 +139,7 @@ def read_config(path: Path, kinds: Mapping[str, type[TrainingConfig]] = DENOISIN
         raise InputError(
             f"{path} goes on from {values['_base_']}: a config to train with, not one that a run has saved, which is whole"
         )
+    values = _flatten_task(values, path)
     kind = _choose_kind(values, path, kinds)
     for key in TRAINING_KEYS & values.keys():
         try:
@@ -146,6 +148,19 @@ def read_config(path: Path, kinds: Mapping[str, type[TrainingConfig]] = DENOISIN
             log.warning("%s; it counts in training alone, and is left out here", error)
             del values[key]
     return parse_config(values, path, expand=False, kinds=kinds)
+
+
+def _flatten_task(values: Mapping[str, Any], source: Path) -> dict[str, Any]:
+    """Return values in which `task = dict(type="control", base=...)` is a name, and a section of that name. Raises InputError."""
+    task = values.get("task")
+    if not isinstance(task, Mapping):
+        return dict(values)
+    own = dict(task)
+    name = own.pop("type", None)
+    if not isinstance(name, str):
+        raise InputError(f"{source}: task {dict(task)}: expected dict(type=...), with the name of a task")
+    section = values.get(name, {})
+    return {**values, "task": name, **({name: {**section, **own}} if own or section else {})}
 
 
 def _choose_kind(

@@ -121,7 +121,8 @@ class TrainingConfig(Section):
 
     # start and work dir
     task: Name = "denoising"
-    """What is trained: "denoising" (the diffusion transformer) or "codec" (a small latent codec, with settings of its own)."""
+    """What is trained: "denoising" (the diffusion transformer), "control" (a ControlNet beside one), or "codec" (a small latent
+    codec, with settings of its own). Settings of its own can stand beside it: dict(type="control", base=...)."""
     load_from: Name | None = None
     """Weights to start from: of a stage before, released ones, or "nano", which comes with the package."""
     ignore_keys: tuple[Name, ...] = ()
@@ -226,12 +227,35 @@ class DataConfig(Section):
     """Ending of the latent files: <column>_<row>_sd3_vae.npy."""
     ssl_prefix: FilePart = SSL_PREFIX
     """Ending of the embedding files: <column>_<row>_uni.npy."""
+    mask_prefix: FilePart | None = None
+    """Ending of masks to control by: <column>_<row>_mask.png, or .npy with several channels. None: none are read."""
+    mask_kind: Literal["binary", "labels", "types", "channels"] = "binary"
+    """Values of masks: 0 and 255; numbers of objects; numbers of classes, from 1 on; or maps of any values."""
+    maps: Names = ("nuclei",)
+    """What each map of a mask shows: its classes, or its channels."""
+    control_prefix: FilePart | None = None
+    """Ending of the latents of images to control by, instead of masks: <column>_<row>_control.npy. None: none are read."""
     train_subset_keys: Names | None = None
     """Keys of the index to train on, each once. None: all of the size that `type` reads."""
     on_error: Literal["raise", "skip"] = "raise"
     """At an item that cannot be read: raise, or skip: leave it out of its batch, count it and name it."""
     max_bad_fraction: Annotated[float, Range(least=0, most=1)] = 0.01
     """Of all items read; more skipped ones stop the run."""
+
+    def check(self) -> None:
+        _check(
+            self.mask_prefix is None or self.control_prefix is None,
+            f"data.mask_prefix {self.mask_prefix} and data.control_prefix {self.control_prefix}: a network is controlled by one",
+        )
+        _check(
+            len(self.maps) == 1 or self.mask_kind in ("types", "channels"),
+            f"data.maps {', '.join(self.maps)}: a mask of kind {self.mask_kind} has one",
+        )
+
+    @property
+    def control_maps(self) -> tuple[str, ...]:
+        """The maps that a network is controlled by; none where it is by latents, or not at all."""
+        return self.maps if self.mask_prefix is not None else ()
 
 
 @dataclass(frozen=True)
@@ -310,6 +334,20 @@ class EvaluationConfig(Section):
 
 
 @dataclass(frozen=True)
+class LoraConfig(Section):
+    """A low-rank adapter (Hu et al. 2021) of the network in load_from, which is trained instead of the network."""
+
+    PREFIX = "lora."
+
+    rank: NaturalInt = 0
+    """Rank of the adapter, such as 4; 0: none, the network itself is trained."""
+    alpha: Positive | None = None
+    """The adapter counts alpha / rank. None: the rank, so once."""
+    targets: Names = ("cross_attention",)
+    """Maps to adapt: cross_attention, self_attention, mlp, or single ones, such as attn2.to_q."""
+
+
+@dataclass(frozen=True)
 class Config(TrainingConfig):
     """The keys of denoising: those of the trainer, and data, network, latents, loss and evaluation.
 
@@ -348,6 +386,8 @@ class Config(TrainingConfig):
     """Attention outside autocast: fp16 overflows there in deep networks."""
     grad_checkpointing: bool = False
     """Recompute blocks in the backward pass: less memory, a third more time."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """Train a low-rank adapter of the network in load_from instead of the network."""
 
     # latents
     vae_pretrained: Name = DEFAULT_VAE
@@ -391,6 +431,10 @@ class Config(TrainingConfig):
         _check(
             self.model_kwargs.get("pred_sigma", True) is not False,
             "model_kwargs.pred_sigma False: the objective trains the variance",
+        )
+        _check(
+            not (self.lora.rank and (self.freeze or self.local_start)),
+            "lora trains an adapter beside a network that stays; leave out freeze and local_start",
         )
         _check(not self.local_start or self.qk_norm, "local_start needs qk_norm = True")
         _check(
@@ -445,6 +489,41 @@ class Config(TrainingConfig):
             "train_subset_keys": self.validation.subset_keys,
         }
         return self.data_arguments | {name: value for name, value in overrides.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class ControlNetSection(Section):
+    """Which network a ControlNet steers, and how many of its blocks it has."""
+
+    PREFIX = "control."
+
+    base: Name | None = None
+    """Weights of the network to steer, which are not changed: a run's, released ones, or "nano"."""
+    blocks: PositiveInt | None = None
+    """Blocks of the ControlNet, copied from the first ones of the network. None: all but the last, as released."""
+
+
+@dataclass(frozen=True)
+class ControlConfig(Config):
+    """The keys of the task `control`: those of denoising, which describe the network that is steered, and the ControlNet's.
+
+    Raises InputError as Config does.
+    """
+
+    task: Name = "control"
+    """Always "control"."""
+    control: ControlNetSection = field(default_factory=ControlNetSection)
+    """Which network is steered; `task = dict(type="control", base=...)` sets it, too."""
+    class_dropout_prob: Annotated[float, Range(least=0, below=1, symbol="p")] = 0.0
+    """Share of samples with the null condition. As released none: the null pass of guidance has no control."""
+
+    def check_controlled(self) -> None:
+        """Raise InputError without a network to steer, or anything to steer it by; keys are also read one by one, without these."""
+        _check(self.control.base is not None, "control.base None: expected the weights of the network to steer")
+        _check(
+            self.data.mask_prefix is not None or self.data.control_prefix is not None,
+            "nothing to control by: set data.mask_prefix, such as mask, or data.control_prefix",
+        )
 
 
 def _check(holds: bool, message: str) -> None:

@@ -22,7 +22,7 @@ class PatchItem:
 
     name: the patch's path below ROOT/patches; crop: which crop of it, row-major; image: its pixels, uint8 (3, S, S);
     seed: of all else that is random about it, None when it was not asked for by a Draw; control (C, h, w): an image that
-    steers the network, of the latent's height and width, where the data set has one.
+    steers the network, of the latent's height and width, where the data set has one; latents on the VAE's scale, too.
     """
 
     latent: torch.Tensor

@@ -23,6 +23,7 @@ from diffusion.data.slides.patches import neighbour_name
 from diffusion.data.slides.reader import PlainImage, Slide
 from diffusion.data.slides.records import grid_stride
 from diffusion.encoders.embedders import PatchEmbedder
+from diffusion.encoders.latents import LatentScale
 from diffusion.formats import NETWORK_MPP, PATCHES_DIR, WINDOW
 from diffusion.generation.regions import Region, embed_region
 from diffusion.utils.errors import InputError, MissingError
@@ -54,11 +55,12 @@ class Conditions(Protocol):
 class IndexConditions:
     """Patches of an index in random order: every patch once, then all of them in another order, and so on.
 
-    pixels: whether conditions carry their tissue, where its image is there.
+    pixels: whether conditions carry their tissue, where its image is there. scale: of latents that control, where the data
+    set has some.
     """
 
-    def __init__(self, dataset: PanCancerData, seed: int, pixels: bool = False):
-        self.dataset, self.seed, self.pixels = dataset, seed, pixels
+    def __init__(self, dataset: PanCancerData, seed: int, pixels: bool = False, scale: LatentScale | None = None):
+        self.dataset, self.seed, self.pixels, self.scale = dataset, seed, pixels, scale
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -67,7 +69,12 @@ class IndexConditions:
         item = self.dataset[Draw(self._sample(i), mix_seed(self.seed, i))]
         stem = Path(item.name)
         image = self.dataset.image(item.name, item.crop) if self.has_pixels(i) else None
-        return NamedCondition(f"{stem.parent.name}_{stem.stem}_{item.crop}", Condition(item.tokens[None]), image)
+        control = None if item.control is None else item.control[None]
+        if control is not None and self.scale is not None and not self.dataset.maps_control:
+            control = self.scale.to_network(control)
+        return NamedCondition(
+            f"{stem.parent.name}_{stem.stem}_{item.crop}", Condition(item.tokens[None], control), image
+        )
 
     def has_pixels(self, i: int) -> bool:
         """Tell whether condition `i` carries its tissue; features without images condition as well."""
@@ -151,7 +158,7 @@ def load_token_conditions(paths: Sequence[Path], tokens: int) -> list[NamedCondi
     """Load embeddings from .npy files, (L, D) for one image or (n, L, D) for several. Raises MissingError, InputError."""
     conditions = []
     for path in paths:
-        values = read_tokens_file(path)
+        values = read_numbers(path, "tokens")
         images = values[None] if values.ndim == 2 else values
         if images.ndim != 3 or images.shape[1] != tokens:
             raise InputError(
@@ -162,10 +169,10 @@ def load_token_conditions(paths: Sequence[Path], tokens: int) -> list[NamedCondi
     return conditions
 
 
-def read_tokens_file(path: Path) -> torch.Tensor:
+def read_numbers(path: Path, what: str = "numbers") -> torch.Tensor:
     """Read an .npy file as float32. Raises MissingError, or InputError for one that is damaged or has NaN or infinity."""
     if not path.is_file():
-        raise MissingError(f"no file of tokens at {path}")
+        raise MissingError(f"no file of {what} at {path}")
     try:
         with open(path, "rb") as file:
             if file.read(6) != b"\x93NUMPY":

@@ -71,7 +71,7 @@ class LargeImageMaker:
         parts = window_tokens(fill_window(condition, windows), windows, self.run.config.input_size // TOKEN_CELLS)
         generator = image_generator(self.seed, i)
         noise = initial_noise([generator], (self.run.model.config.in_channels, windows.height, windows.width))
-        network = WindowedNetwork(self.run.model, windows, self.batch_size)
+        network = WindowedNetwork(self.run.controlled(self.solver.control_interval), windows, self.batch_size)
         latents = self.solver.latents(self.run, noise, parts, [generator], network, on_step)
         return latents[:, :, : TOKEN_CELLS * rows, : TOKEN_CELLS * columns]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -13,13 +13,21 @@ from tqdm import tqdm
 from diffusion.condition import Condition
 from diffusion.data.slides.reader import PlainImage, Slide, open_slide
 from diffusion.formats import REAL_DIR, SYNTHETIC_DIR, WINDOW
-from diffusion.generation.conditions import NamedCondition, neighbourhood, read_tokens_file
+from diffusion.generation.conditions import NamedCondition, neighbourhood, read_numbers
+from diffusion.generation.controls import check_controlled, list_controls, read_control
 from diffusion.generation.generators import LargeImageMaker
 from diffusion.generation.image_files import LARGEST_PNG, write_large_image
 from diffusion.generation.output_folder import OutputFolder
 from diffusion.generation.regions import Region, embed_region, region_bands
 from diffusion.generation.session import Session
-from diffusion.generation.sources import ConditionSource, Origin, identify_files, index_origin, open_index
+from diffusion.generation.sources import (
+    ConditionSource,
+    Origin,
+    identify_files,
+    index_origin,
+    open_index,
+    with_controls,
+)
 from diffusion.utils.errors import InputError
 from diffusion.utils.hardware import describe_device, windows_per_pass
 
@@ -59,7 +67,8 @@ class LargeSource:
     """What large pictures are of: an image, a region of a slide, or a file with a grid of tokens; else the run's index.
 
     x, y: top left corner of the region, in pixels of the slide's finest level. image_mpp: microns per pixel of the
-    slide, whatever it says itself. Raises InputError for several of them, and a corner without a slide.
+    slide, whatever it says itself. control: a mask or image of the picture's size that controls.
+    Raises InputError for several of them, and a corner without a slide.
     """
 
     reference: Path | None = None
@@ -68,6 +77,7 @@ class LargeSource:
     y: int = 0
     tokens: Path | None = None
     image_mpp: float | None = None
+    control: Path | None = None
 
     def __post_init__(self):
         given = [name for name in ("reference", "slide", "tokens") if getattr(self, name) is not None]
@@ -187,6 +197,27 @@ def open_region(source: LargeSource, size: PictureSize, say: Callable[[str], Non
 def choose_grids(
     session: Session, source: LargeSource, region: Region | None, size: PictureSize
 ) -> tuple[Callable[[int], NamedCondition], Origin]:
+    """Return a function that gives the condition of picture i, a grid of tokens with what controls, and what identifies it.
+
+    Raises MissingError, InputError for tokens or a control of another size.
+    """
+    grid_of, origin = _choose_tokens(session, source, region, size)
+    if source.control is None:
+        return grid_of, origin
+    files = list_controls([source.control])
+    check_controlled(session.run)
+    control = read_control(files[0], session.run, session.codec, (size.height, size.width))
+
+    def controlled(i: int) -> NamedCondition:
+        named = grid_of(i)
+        return replace(named, condition=Condition(named.condition.tokens, control))
+
+    return controlled, with_controls(origin, files)
+
+
+def _choose_tokens(
+    session: Session, source: LargeSource, region: Region | None, size: PictureSize
+) -> tuple[Callable[[int], NamedCondition], Origin]:
     """Return a function that gives the condition of picture i, a grid of tokens (rows, columns, D), and what identifies it.
 
     Raises MissingError, InputError for tokens of another shape.
@@ -202,7 +233,7 @@ def choose_grids(
         # when the first is sampled: all that can be refused is refused before a network runs
         embedded = cache(lambda: embed_region(region, size.rows, size.columns, session.embedder))
         return lambda i: NamedCondition(name, Condition(embedded()[None])), Origin({**origin, **place}, {})
-    grid, wanted = read_tokens_file(path), (size.rows, size.columns, session.run.config.caption_channels)
+    grid, wanted = read_numbers(path, "tokens"), (size.rows, size.columns, session.run.config.caption_channels)
     if tuple(grid.shape) != wanted:
         raise InputError(
             f"{path} holds tokens {tuple(grid.shape)}: expected {wanted}, one for each {WINDOW} pixels a side"

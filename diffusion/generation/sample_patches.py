@@ -9,11 +9,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from diffusion.formats import SYNTHETIC_DIR
-from diffusion.generation.conditions import IndexConditions, RepeatedConditions
+from diffusion.generation.conditions import IndexConditions
 from diffusion.generation.generators import ImageMaker
 from diffusion.generation.output_folder import OutputFolder
 from diffusion.generation.session import Session
-from diffusion.generation.sources import ConditionSource, choose_conditions
+from diffusion.generation.sources import ConditionSource, SampleConditions, choose_conditions
 from diffusion.utils.errors import InputError
 from diffusion.utils.hardware import describe_device, windows_per_pass
 
@@ -73,7 +73,7 @@ def sample_patches(
     return config.image_size
 
 
-def print_summary(samples: Path, real: Path, conditions: IndexConditions | RepeatedConditions, count: int) -> None:
+def print_summary(samples: Path, real: Path, conditions: SampleConditions, count: int) -> None:
     """Print how many images there are, and for how many there is tissue to compare with."""
     names = set(os.listdir(samples))
     tissue = len(names & set(os.listdir(real))) if real.is_dir() else 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +22,8 @@ from diffusion.generation.solver import Solver
 from diffusion.utils.errors import InputError
 from diffusion.utils.hardware import prepare_device, suggest_batch_size
 from diffusion.utils.launch import start_processes
-from diffusion.workdir import Run, default_work_dir, open_run
+from diffusion.utils.text import expand_path
+from diffusion.workdir import Run, add_loras, default_work_dir, open_run, with_controlnet
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Session:
     encoder: str | None = None
     compiled: bool = False
     averaged: bool = True
+    loras: Sequence[tuple[Path, float]] = ()
 
     @property
     def device(self) -> torch.device:
@@ -59,8 +63,23 @@ class Session:
             "precision": solver.precision,
             **({"compiled": True} if self.compiled else {}),  # which rounds otherwise
             **({} if self.averaged else {"averaged": False}),
+            **({"loras": [scale for _, scale in self.loras]} if self.loras else {}),
+            **self._control_settings,
             "weights": self.run.fingerprint,
             "vae_weights": self.codec.fingerprint,
+        }
+
+    @property
+    def _control_settings(self) -> dict[str, Any]:
+        """Return the settings of a ControlNet; none without one."""
+        solver = self.solver
+        if self.run.controlnet is None:
+            return {}
+        return {
+            "controlnet": self.run.controlnet_fingerprint,
+            "control_scale": solver.control_scale,
+            "control_interval": solver.control_interval,
+            "control_in_null": solver.control_in_null,
         }
 
     @property
@@ -102,12 +121,16 @@ def open_session(
     encoder: str | None = None,
     device: str | torch.device = "auto",
     gpu_id: int | None = None,
+    loras: Sequence[str] = (),
+    controlnet: Path | None = None,
 ) -> Session:
     """Open a run for sampling.
 
     workdir: of a training run, or released weights; None: the default one. checkpoint: relative to it. averaged: which
     weights of a checkpoint that holds both. compiled: compile the network. root: of data and codec, None: the run's.
-    vae, encoder: other ones than the run's. device: as the option --device; gpu_id: which GPU of several.
+    vae, encoder: other ones than the run's. controlnet: another one
+    than the run's, if it has one. loras: adapters to add, `FILE` or
+    `FILE:SCALE`. device: as the option --device; gpu_id: which GPU of several.
     Raises MissingError, InputError for a run, weights, codec or device that cannot be opened.
     """
     solver = solver or Solver()
@@ -123,10 +146,31 @@ def open_session(
     if solver.precision == "fp16" and place.type == "cpu":
         raise InputError("--precision fp16 needs a GPU; on a CPU take fp32, or bf16 where the processor has it")
     run = open_run(workdir or default_work_dir(), checkpoint, place, ema=averaged)
+    adapters = [split_scale(text) for text in loras]
+    add_loras(run, adapters)
+    if controlnet is not None:
+        run = with_controlnet(run, controlnet, averaged)
     if compiled:
         run.model.compile_blocks()
+        if run.controlnet is not None:
+            run.controlnet.compile_blocks()
     config = run.config
     if vae:  # its own scale goes with it
         config = dataclasses.replace(config, vae_pretrained=vae, scale_factor=None, shift_factor=None)
     root = root or config.data_root
-    return Session(state, run, load_codec(config, place, root), solver, seed, root, encoder, compiled, averaged)
+    codec = load_codec(config, place, root)
+    return Session(state, run, codec, solver, seed, root, encoder, compiled, averaged, adapters)
+
+
+def split_scale(text: str) -> tuple[Path, float]:
+    """Return the path and the scale of `FILE:SCALE`; 1 where there is none. Raises InputError for a scale that is no number."""
+    path, colon, scale = text.rpartition(":")
+    if not colon or len(path) == 1 or Path(text).exists():  # C:\\adapter has none, either
+        return Path(expand_path(text)), 1.0
+    try:
+        value = float(scale)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise InputError(f"--lora {text}: got the scale {scale!r}, expected a finite number")
+    return Path(expand_path(path)), value

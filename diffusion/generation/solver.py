@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 
 import torch
@@ -22,6 +22,8 @@ from diffusion.workdir import Run
 class Solver:
     """How to sample. guidance: None for that of the run's sample grids. precision: of the network, fp32, bf16 or fp16.
 
+    Of a ControlNet: control_scale, which residuals are multiplied by; control_interval, the noise levels that have control,
+    None for all; control_in_null, whether guidance's null pass has it, too, which released ControlNets were not trained for.
     Raises InputError for steps that the algorithm cannot take, guidance that is no finite number, an interval without noise
     levels, and an unknown precision.
     """
@@ -31,6 +33,9 @@ class Solver:
     algorithm: str = DEFAULT_SOLVER
     guidance_interval: tuple[float, float] | None = None
     precision: str = "fp32"
+    control_scale: float = 1.0
+    control_interval: tuple[float, float] | None = None
+    control_in_null: bool = False
 
     def __post_init__(self):
         torch_dtype(self.precision)
@@ -39,6 +44,9 @@ class Solver:
             raise InputError(f"guidance {self.guidance}: expected a finite number; 1 is none")
         prepare_scheduler(self.algorithm, self.steps)
         check_guidance_interval(self.guidance_interval)
+        check_guidance_interval(self.control_interval, "control interval")
+        if not math.isfinite(self.control_scale):
+            raise InputError(f"control scale {self.control_scale}: expected a finite number; 0 is no control")
 
     def strength(self, run: Run) -> float:
         """Return the guidance that a run is sampled with."""
@@ -59,12 +67,17 @@ class Solver:
         Raises InputError when they are not finite.
         """
         device, dtype = run.device, torch_dtype(self.precision)
+        condition, null_condition = condition.to(device), run.model.null_condition
+        if isinstance(condition, Condition) and condition.weight is not None:
+            condition = replace(condition, weight=self.control_scale * condition.weight)
+            if self.control_in_null:
+                null_condition = condition.null(run.model, keep_control=True)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             latents = sample_latents(
-                network or run.model,
+                network or run.controlled(self.control_interval),
                 noise.to(device),
-                condition.to(device),
-                run.model.null_condition,
+                condition,
+                null_condition,
                 steps=self.steps,
                 guidance=self.strength(run),
                 algorithm=self.algorithm,

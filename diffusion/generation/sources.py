@@ -18,6 +18,7 @@ from diffusion.generation.conditions import (
     load_token_conditions,
     open_condition_dataset,
 )
+from diffusion.generation.controls import ControlledConditions, list_controls, load_controls
 from diffusion.generation.session import Session
 from diffusion.utils.content import fingerprint_file
 from diffusion.utils.errors import InputError, MissingError
@@ -28,7 +29,8 @@ class ConditionSource:
     """Where conditions come from: image files, files of tokens, or else an index, by default that of the run.
 
     data_root, index, features, dataset: of another index than the run's, as the options call them. A text as dataset is one
-    name. image_mpp: microns per pixel of the images, None: they are taken pixel for pixel.
+    name. image_mpp: microns per pixel of the images, None: they are taken pixel for pixel. control: files of masks or images,
+    and folders of them, which control, one an image.
     Raises InputError when both images and tokens are given.
     """
 
@@ -39,6 +41,7 @@ class ConditionSource:
     features: str | None = None
     dataset: Sequence[str] | None = None
     image_mpp: float | None = None
+    control: Sequence[Path] = ()
 
     def __post_init__(self):
         if isinstance(self.dataset, str):
@@ -62,6 +65,9 @@ def training_data_notes(source: ConditionSource) -> list[str]:
         "Conditions and real images are of the index that the run was trained on; name held-out ones with "
         "--index or --dataset."
     ]
+
+
+SampleConditions = IndexConditions | RepeatedConditions | ControlledConditions
 
 
 class Origin(NamedTuple):
@@ -97,21 +103,40 @@ def open_index(session: Session, source: ConditionSource) -> PanCancerData:
 
 def choose_source(session: Session, source: ConditionSource) -> ConditionSource:
     """Return a source, or where it names nothing, the embeddings that published weights have beside them, if there are any."""
-    if any(vars(source).values()):
+    if any(value for name, value in vars(source).items() if name != "control"):
         return source
-    return ConditionSource(tokens=sorted((session.run.folder / CONDITIONS_DIR).glob("*.npy")))
+    stored = sorted((session.run.folder / CONDITIONS_DIR).glob("*.npy"))
+    return dataclasses.replace(source, tokens=stored)
 
 
 def choose_conditions(
     session: Session, source: ConditionSource, pixels: bool = True
-) -> tuple[IndexConditions | RepeatedConditions, Origin]:
+) -> tuple[SampleConditions, Origin]:
     """Return the conditions of a source, and what identifies them. pixels: whether they carry the tissue that they are of.
 
-    Raises MissingError, InputError for files that are no conditions of the session's network.
+    Raises MissingError, InputError for files that are no conditions of the session's network, or no controls.
     """
+    files = list_controls(source.control)
+    conditions, origin = _choose_tokens(session, source, pixels and not files)
+    if not files:
+        return conditions, origin
+    controls = load_controls(files, session.run, session.codec)
+    return ControlledConditions(conditions, controls), with_controls(origin, files)
+
+
+def with_controls(origin: Origin, files: Sequence[Path]) -> Origin:
+    """Add what identifies files that control, if there are any."""
+    found = {"controls": [[path.name, fingerprint_file(path)] for path in files]} if files else {}
+    return Origin({**origin.content, **found}, origin.locations)
+
+
+def _choose_tokens(
+    session: Session, source: ConditionSource, pixels: bool
+) -> tuple[IndexConditions | RepeatedConditions, Origin]:
+    """Return the conditions of a source without the files that control."""
     if not source.files:
         dataset = open_index(session, source)
-        return IndexConditions(dataset, session.seed, pixels), index_origin(dataset)
+        return IndexConditions(dataset, session.seed, pixels, session.codec.scale), index_origin(dataset)
     config = session.run.config
     origin = files_origin(session, source)
     conditions = list(
@@ -128,7 +153,8 @@ def choose_conditions(
 
 def find_origin(session: Session, source: ConditionSource) -> Origin:
     """Return what identifies the conditions of a source, without reading them."""
-    return files_origin(session, source) if source.files else index_origin(open_index(session, source))
+    origin = files_origin(session, source) if source.files else index_origin(open_index(session, source))
+    return with_controls(origin, list_controls(source.control))
 
 
 def files_origin(session: Session, source: ConditionSource) -> Origin:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
-from diffusion.condition import Condition
 from diffusion.generation.conditions import NamedCondition, load_image_conditions, slerp
+from diffusion.generation.controls import ControlledConditions, list_controls, load_controls
 from diffusion.generation.generators import ImageMaker
 from diffusion.generation.image_files import labelled_grid
 from diffusion.generation.session import Session
@@ -50,21 +51,28 @@ def sample_variations(
     between: int | None = None,
     batch_size: int | None = None,
     image_mpp: float | None = None,
+    control: Sequence[Path] = (),
 ) -> Variations:
     """Sample for the embeddings of images, in their middle where they are larger than the network's size.
 
     variations: for each. between: on the arc from the first to the second of two, None: 5 of two images. batch_size: images in one
-    pass, None: as many as keep the device busy. image_mpp: microns per pixel of the images, None: taken pixel for pixel.
+    pass, None: as many as keep the device busy. image_mpp: microns per pixel of the images, None: taken pixel for pixel. control:
+    masks or images that control the samples of each image, in their order; between two, that of the first.
     Raises MissingError, InputError.
     """
     between = check_variations(len(images), variations, between)
     config = session.run.config
     originals = load_image_conditions(images, session.embedder, config.image_size, image_mpp)
+    files = list_controls(control)
+    if files:
+        controlled = ControlledConditions(originals, load_controls(files, session.run, session.codec))
+        originals = [replace(controlled[i], name=original.name) for i, original in enumerate(originals)]
     # Column by column the same noise, so that what differs within a column is the condition's doing.
     jobs = [(original, f"variation {n}", n) for original in originals for n in range(variations)]
     for part in torch.linspace(0, 1, between).tolist():
         first, second = (original.condition.tokens for original in originals)
-        jobs.append((NamedCondition("", Condition(slerp(first, second, part))), f"{part:.2f} of the way", 0))
+        way = originals[0].condition.replace_tokens(slerp(first, second, part), keep_control=True)
+        jobs.append((NamedCondition("", way), f"{part:.2f} of the way", 0))
     make = ImageMaker(session.run, session.codec, [condition for condition, _, _ in jobs], session.seed, session.solver)
     batch_size = batch_size or windows_per_pass(session.device, config.input_size)
     sampled: list[torch.Tensor] = []

@@ -25,8 +25,8 @@ from diffusion.model.architecture import (
     token_positions,
 )
 from diffusion.model.diffusers_layout import diffusers_config, from_diffusers, read_diffusers_config, to_diffusers
-from diffusion.model.matching import POSITIONS
-from diffusion.model.pixart import PixArt
+from diffusion.model.matching import POSITIONS, add_positions, check_metadata, load_into
+from diffusion.model.pixart import PixArt, build_model
 from diffusion.model.pixart_config import ARGUMENTS, PixArtConfig, check_arguments
 from diffusion.utils.assets import network_folder
 from diffusion.utils.errors import InputError, MissingError
@@ -45,6 +45,7 @@ SHAPING = (
 FOREIGN_NETWORKS = {  # parts of names, and whose they are
     "lora": "a LoRA, which changes a network; give the network's own weights",
     "controlnet": "a ControlNet; give the network that it steers",
+    ".control_embedder.": "a ControlNet; give the network that it steers",
     ".encoder.conv_in.": "an autoencoder, which belongs at --vae",
     ".cls_token": "an embedder of patches, which belongs at --encoder",
     ".patch_embed.": "an embedder of patches, which belongs at --encoder",
@@ -102,6 +103,20 @@ def load_weights(path: str | Path, ema: bool = True, positions: bool = True) -> 
     if positions:
         tensors, architecture = _with_positions(tensors, architecture, path)
     return Weights(tensors, architecture, metadata, file)
+
+
+def load_network(
+    source: str | Path, preset: str, arguments: Mapping[str, Any], prediction_type: str, ema: bool = True
+) -> tuple[PixArt, Path]:
+    """Build the network of a preset, load weights that must be its own, and return it with the file that they are from.
+
+    Raises MissingError, InputError as `load_weights` does, and for weights of another network.
+    """
+    weights = load_weights(source, ema, positions=False)
+    model, file = build_model(preset, **arguments), weights.file or network_folder(source)
+    check_metadata(weights.metadata, model, prediction_type, file)
+    load_into(model, add_positions(model, weights.state_dict), file)
+    return model, file
 
 
 def save_diffusers(model: PixArt, folder: str | Path, prediction_type: str = "epsilon") -> None:

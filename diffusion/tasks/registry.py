@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from diffusion.config.settings import Config, TrainingConfig
+from diffusion.config.settings import Config, ControlConfig, TrainingConfig
 from diffusion.tasks.codec.task import Codec, CodecConfig
+from diffusion.tasks.control.task import Control
 from diffusion.tasks.denoising.task import Denoising
 from diffusion.training.task import Task
 
@@ -17,9 +18,10 @@ class Trainable(NamedTuple):
     config: type[TrainingConfig]
 
 
-TRAINABLE = {
-    each.task.name: each for each in (Trainable(Denoising, Config), Trainable(Codec, CodecConfig))
-}  # by what `task` in a config file says
+TRAINABLE = {  # by what `task` in a config file says
+    each.task.name: each
+    for each in (Trainable(Denoising, Config), Trainable(Control, ControlConfig), Trainable(Codec, CodecConfig))
+}
 CONFIGS = {name: each.config for name, each in TRAINABLE.items()}
 
 

@@ -41,29 +41,45 @@ class FrozenNetwork:
 
 @dataclass(frozen=True)
 class FrozenParameters:
-    """A network's parameters that are not trained, on the CPU; of a network that is trained wholly, none."""
+    """A network's parameters that are not trained, on the CPU; of a network that is trained wholly, none.
+
+    source: where they stay, for a run that keeps no copy of them; None: the run stores them itself.
+    """
 
     tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
     fingerprint: str = ""
+    source: Path | None = None
 
     @staticmethod
-    def of(network: nn.Module) -> FrozenParameters:
+    def of(network: nn.Module, source: Path | None = None) -> FrozenParameters:
         """Collect a network's frozen parameters; called by all processes before the network is sharded."""
         names = [name for name, parameter in network.named_parameters() if not parameter.requires_grad]
         state = network.state_dict()
         tensors = {name: state[name].detach().cpu().clone() for name in names}
-        return FrozenParameters(tensors, fingerprint_tensors(tensors) if tensors else "")
+        return FrozenParameters(tensors, fingerprint_tensors(tensors) if tensors else "", source)
 
     def describe(self) -> dict[str, Any] | None:
-        """Return what a checkpoint says of them: the file beside it, and the hash of the tensors."""
-        return {"file": self._name, "fingerprint": self.fingerprint} if self.tensors else None
+        """Return what a checkpoint says of them: the file beside it, or where they stay, and the hash of the tensors."""
+        if not self.tensors:
+            return None
+        place = {"file": self._name} if self.source is None else {"source": str(self.source)}
+        return {**place, "fingerprint": self.fingerprint}
+
+    def check_same(self, saved: Mapping[str, Any], path: Path) -> None:
+        """Raise InputError when a checkpoint was trained beside other weights than these."""
+        before = saved.get("frozen") or {}
+        if before.get("fingerprint") != self.fingerprint:
+            raise InputError(
+                f"{path} was trained on {before.get('source', 'other weights')}, and the weights of {self.source} are others; name "
+                "those of before with load_from, or start a new run"
+            )
 
     def save(self, folder: Path, verify: bool = True) -> None:
         """Write them into a checkpoints folder, unless they are there. Raises OSError.
 
         verify: read a file that is there, which takes a second or two a gigabyte, and replace one that is not whole.
         """
-        if not self.tensors:
+        if not self.tensors or self.source is not None:
             return
         path = folder / self._name
         if path.is_file() and (not verify or self._is_whole(path)):

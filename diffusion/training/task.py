@@ -152,6 +152,13 @@ class Task(ABC, Generic[ConfigType]):
         """
         return {}
 
+    def frozen_source(self) -> Path | None:
+        """Return where the frozen parameters of the network are, for a run that stores no copy of them, such as one of an adapter.
+
+        Called after `build_network`, which then loads them in a run that is resumed, too. None: the run stores them.
+        """
+        return None
+
     # ---- how it is trained
 
     def select_matrices(self, network: Any) -> list[nn.Parameter]:

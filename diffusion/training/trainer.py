@@ -278,7 +278,9 @@ def start_run(
     freeze_parameters(model, config.freeze, task.description[0])
     if saved is not None and checkpoint is not None:
         task.load_weights(model, saved, checkpoint)
-    frozen, frozen_networks = FrozenParameters.of(model), task.frozen_networks()
+    frozen, frozen_networks = FrozenParameters.of(model, task.frozen_source()), task.frozen_networks()
+    if saved is not None and checkpoint is not None and frozen.source is not None:
+        frozen.check_same(saved, checkpoint)
     model.to(accelerator.device)
     for beside in frozen_networks.values():
         beside.network.to(accelerator.device)

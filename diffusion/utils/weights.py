@@ -85,8 +85,8 @@ def restore_frozen(content: Any, path: Path) -> Any:
     as it is. Raises MissingError when the file is not there, InputError when its tensors have changed.
     """
     described = content.get("frozen") if isinstance(content, dict) else None
-    if not isinstance(described, dict) or "fingerprint" not in described:
-        return content
+    if not isinstance(described, dict) or "fingerprint" not in described or "source" in described:
+        return content  # of one with a source, the frozen weights stay there
     name = Path(str(described.get("file"))).name
     places = [folder / name for folder in (path.parent, path.parent.parent)]
     file = next((place for place in places if place.is_file()), None)

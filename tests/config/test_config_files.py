@@ -39,7 +39,7 @@ def test_configs_that_come_with_the_package_have_names(tmp_path, monkeypatch):
     with pytest.raises(
         MissingError,
         match="no config file demo/none; .* are demo/demo_1024, demo/demo_256, demo/demo_512, demo/finetune_256, "
-        "demo/nano_256, finetune/own_slides_256, pan",
+        "demo/nano_256, demo/nano_start_256, finetune/own_slides_256, pan",
     ):
         find_config("demo/none")
     (tmp_path / "demo").mkdir()

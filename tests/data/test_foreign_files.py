@@ -20,7 +20,7 @@ from diffusion.data.index.patch_index import PatchIndex, index_keys
 from diffusion.data.slides.patches import read_patch
 from diffusion.evaluation.sets.feature_files import read_feature_file
 from diffusion.evaluation.sets.image_set import ImageSet
-from diffusion.generation.conditions import read_tokens_file
+from diffusion.generation.conditions import read_numbers
 from diffusion.utils.errors import InputError
 from diffusion.utils.text import read_json
 
@@ -68,7 +68,7 @@ READERS = {
     "made_by": lambda path: read_made_by(path.parent, "key"),
     "image": open_image,
     "patch": lambda path: read_patch(path, 256),
-    "token_file": read_tokens_file,
+    "token_file": read_numbers,
     "feature_file": read_feature_file,
     "feature_archive": read_feature_file,
     "json": read_json,

@@ -11,7 +11,14 @@ import pytest
 import torch
 from runs import equal, forget_processes, launch, logged, read, settings, train, train_for
 
-from diffusion.config.settings import DataConfig, PowerEmaConfig, SampleGridConfig, TimestepConfig, ValidationConfig
+from diffusion.config.settings import (
+    Config,
+    DataConfig,
+    PowerEmaConfig,
+    SampleGridConfig,
+    TimestepConfig,
+    ValidationConfig,
+)
 from diffusion.data.batch import PatchItem, collate
 from diffusion.data.datasets.pan_cancer import build_dataset
 from diffusion.data.index.patch_index import index_path
@@ -171,7 +178,9 @@ def test_a_sample_grid_is_of_spread_conditions_and_the_noise_of_its_seed():
     network, pictures = Zeros(), []
     codec = SimpleNamespace(decode=lambda latent: torch.full((1, 3, 4, 4), 0.5))
     process = SimpleNamespace(is_main_process=False, is_fsdp2=False)
-    grid = SampleGrid(TenItems(), codec, SampleGridConfig(count=5, steps=2, guidance=1.0), 7, "epsilon", process)
+    task = SimpleNamespace(predictor=lambda network: network, collate=collate)
+    config = Config(seed=7, sample_grid=SampleGridConfig(count=5, steps=2, guidance=1.0))
+    grid = SampleGrid(TenItems(), task, codec, config, process)
     for process.is_main_process, process.is_fsdp2 in ((False, False), (False, True), (True, False)):
         grid(network, SimpleNamespace(picture=lambda *arguments: pictures.append(arguments)), 3)
     assert len(network) == 4  # the first process needs nothing, the second only shares the network

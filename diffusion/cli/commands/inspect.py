@@ -21,6 +21,7 @@ def inspect(
     features: options.DataFeatures = None,
     latent_suffix: options.LatentSuffix = VAE_PREFIX,
     embedding_suffix: options.EmbeddingSuffix = SSL_PREFIX,
+    mask_suffix: options.MaskSuffix = None,
     sample: Annotated[int, Option("patches of a key whose files are looked for; 0: all", natural_int)] = 10_000,
     pictures: Annotated[int, Option("patches on the sheet; 0: no sheet", natural_int)] = 48,
     out: Annotated[
@@ -48,7 +49,7 @@ def inspect(
 
     root = root or default_root()
     path = index_path(root, index)
-    prefixes, draw = part_prefixes(latent_suffix, embedding_suffix), random.Random(seed)
+    prefixes, draw = part_prefixes(latent_suffix, embedding_suffix, mask_suffix), random.Random(seed)
     rows = [("key", "cohort", "patches", "slides")]
     lines, shown = [], []
     present = index_keys(path)

@@ -60,6 +60,15 @@ def large(
     compile: options.Compile = False,
     device: options.Device = "auto",
     gpu: options.Gpu = None,
+    lora: options.Lora = (),
+    controlnet: options.ControlNet = None,
+    control: Annotated[
+        Path | None,
+        Option("one mask, or image, of the picture's size to control by", metavar="FILE", group=options.CONTROL),
+    ] = None,
+    control_scale: options.ControlScale = 1.0,
+    control_interval: options.ControlInterval = None,
+    control_in_null: options.ControlInNull = False,
     *,
     published: bool = False,
 ) -> None:
@@ -84,12 +93,21 @@ def large(
     from diffusion.generation.session import open_session
     from diffusion.generation.solver import Solver
 
-    source = LargeSource(reference, slide, x, y, tokens, image_mpp)
+    source = LargeSource(reference, slide, x, y, tokens, image_mpp, control)
     size = PictureSize(height, width, mpp)
     session = open_session(
         workdir,
         checkpoint,
-        Solver(steps, guidance, solver, guidance_interval, precision),
+        Solver(
+            steps,
+            guidance,
+            solver,
+            guidance_interval,
+            precision,
+            control_scale,
+            control_interval,
+            control_in_null,
+        ),
         seed=seed,
         averaged=weights == "ema",
         compiled=compile,
@@ -98,5 +116,7 @@ def large(
         encoder=encoder,
         device=device,
         gpu_id=gpu,
+        loras=lora,
+        controlnet=controlnet,
     )
     sample_large_pictures(session, source, out, size, count or 1, window_stride, batch_size, decode_tile, format)

@@ -26,6 +26,7 @@ def pack(
     ] = None,
     latent_suffix: options.LatentSuffix = VAE_PREFIX,
     embedding_suffix: options.EmbeddingSuffix = SSL_PREFIX,
+    mask_suffix: options.MaskSuffix = None,
     out: Annotated[
         Path | None,
         Option(f"{options.OUT} [ROOT/packed, where data sets look]", output_folder, metavar="FOLDER"),
@@ -77,7 +78,7 @@ def pack(
     path, target, prefixes = (
         index_path(root, index),
         out or root / PACKED_DIR,
-        part_prefixes(latent_suffix, embedding_suffix),
+        part_prefixes(latent_suffix, embedding_suffix, mask_suffix),
     )
     if unpack or verify:  # what is packed says what it is, without an index
         key = dataset if (target / dataset).is_dir() else f"{dataset}_{size}"

@@ -43,6 +43,12 @@ def sample(
     device: options.Device = "auto",
     gpu: options.Gpu = None,
     image_mpp: options.ConditionMpp = None,
+    lora: options.Lora = (),
+    controlnet: options.ControlNet = None,
+    control: options.Control = (),
+    control_scale: options.ControlScale = 1.0,
+    control_interval: options.ControlInterval = None,
+    control_in_null: options.ControlInNull = False,
     *,
     sizes: Sequence[int] = SIZES,
     index_count: int = INDEX_COUNT,
@@ -52,12 +58,14 @@ def sample(
 
     OUT/syn gets the samples and OUT/real, under the same names, the tissue that conditions. An image depends on the seed and its
     number only, and the same command goes on after a stop. Without --count there is one for each file that conditions, and
-    16 of an index.
+    16 of an index. A ControlNet takes masks or images from --control, each beside the embeddings of whatever conditions: the look
+    of one patch, the layout of another.
 
     Examples:
       pixcell sample --workdir output/256 --images tissue.png --count 8
       pixcell sample --workdir output/256 --index patch_names_test.hdf5 --count 5000 --out samples_256
       accelerate launch -m pixcell sample --workdir output/1024 --count 50000 --guidance 1.2
+      pixcell sample --workdir output/controlnet --control masks/ --images tissue.png
     """
     indexed = dict(data_root=data_root, index=index, features=features, dataset=dataset)
     refuse_unused_conditions(sample, images, tokens, {"encoder": encoder}, indexed, published)
@@ -68,11 +76,20 @@ def sample(
     from diffusion.generation.solver import Solver
     from diffusion.generation.sources import ConditionSource, choose_source
 
-    source = ConditionSource(images, tokens, data_root, index, features, dataset, image_mpp)
+    source = ConditionSource(images, tokens, data_root, index, features, dataset, image_mpp, control)
     session = open_session(
         workdir,
         checkpoint,
-        Solver(steps, guidance, solver, guidance_interval, precision),
+        Solver(
+            steps,
+            guidance,
+            solver,
+            guidance_interval,
+            precision,
+            control_scale,
+            control_interval,
+            control_in_null,
+        ),
         seed=seed,
         averaged=weights == "ema",
         compiled=compile,
@@ -81,6 +98,8 @@ def sample(
         encoder=encoder,
         device=device,
         gpu_id=gpu,
+        loras=lora,
+        controlnet=controlnet,
     )
     source = source if root else choose_source(session, source)  # a root is that of an index
     sample_patches(session, source, OutputFolder(out, format), sizes, count, index_count, batch_size)

@@ -71,6 +71,11 @@ def sweep(
     compile: options.Compile = False,
     device: options.Device = "auto",
     gpu: options.Gpu = None,
+    lora: options.Lora = (),
+    controlnet: options.ControlNet = None,
+    control_scale: options.ControlScale = 1.0,
+    control_interval: options.ControlInterval = None,
+    control_in_null: options.ControlInNull = False,
     *,
     published: bool = False,
 ) -> None:
@@ -126,7 +131,11 @@ def sweep(
         {"weights": list(files), "solver": solver, "steps": steps, "guidance": guidance, "interval": guidance_interval}
     )
     # all that can be refused, before hours of sampling
-    solvers = {point: Solver(point.steps, point.guidance, point.solver, point.interval, precision) for point in points}
+    controlled = (control_scale, control_interval, control_in_null)
+    solvers = {
+        point: Solver(point.steps, point.guidance, point.solver, point.interval, precision, *controlled)
+        for point in points
+    }
     source = ConditionSource(images, tokens, data_root, index, features, dataset)
     if state.is_main_process:
         for path, mix in averages.items():
@@ -147,6 +156,8 @@ def sweep(
             encoder=encoder,
             device=device,
             gpu_id=gpu,
+            loras=lora,
+            controlnet=controlnet,
         )
 
     def sample(point: Point, samples: Path, tissue: Path, with_real: bool) -> int:

@@ -18,6 +18,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "verify": ("verify:verify", "Read every image and feature file of an index, and list what is wrong"),
         "inspect": ("inspect:inspect", "Show what an index holds: patches, slides, features, and a sheet of pictures"),
         "features": ("features:features", "Extract latents and embeddings of every indexed patch"),
+        "masks": ("masks:masks", "Make masks of nuclei for every indexed patch, which a ControlNet is trained with"),
         "pack": ("pack:pack", "Pack features into HDF5 shards, from which training reads a crop at once"),
         "demo-data": ("demo_data:demo_data", "Fetch the demo's real tissue and small network weights"),
     },

@@ -41,11 +41,18 @@ def vary(
     device: options.Device = "auto",
     gpu: options.Gpu = None,
     image_mpp: options.ConditionMpp = None,
+    lora: options.Lora = (),
+    controlnet: options.ControlNet = None,
+    control: options.Control = (),
+    control_scale: options.ControlScale = 1.0,
+    control_interval: options.ControlInterval = None,
+    control_in_null: options.ControlInNull = False,
 ) -> None:
     """Sample variations of images, and images between two, as one picture.
 
     Each row of the picture begins with an image, and goes on with samples for its embedding. Of two images, the last row is the
-    way from one embedding to the other. Images of a column begin with the same noise.
+    way from one embedding to the other. Images of a column begin with the same noise. Of several masks that --control names, the
+    first is of the first image, and so on.
 
     Examples:
       pixcell vary tissue.png --workdir output/256 --variations 6
@@ -61,7 +68,16 @@ def vary(
     session = open_session(
         workdir,
         checkpoint,
-        Solver(steps, guidance, solver, guidance_interval, precision),
+        Solver(
+            steps,
+            guidance,
+            solver,
+            guidance_interval,
+            precision,
+            control_scale,
+            control_interval,
+            control_in_null,
+        ),
         seed=seed,
         averaged=weights == "ema",
         compiled=compile,
@@ -70,7 +86,9 @@ def vary(
         encoder=encoder,
         device=device,
         gpu_id=gpu,
+        loras=lora,
+        controlnet=controlnet,
     )
-    made = sample_variations(session, images, variations, between, batch_size, image_mpp)
+    made = sample_variations(session, images, variations, between, batch_size, image_mpp, control)
     save_image(out, made.picture, {**session.image_metadata(0), "condition": made.names})
     print(f"{made.samples} images, written: {out}")

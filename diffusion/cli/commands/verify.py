@@ -21,6 +21,7 @@ def verify(
     features: options.DataFeatures = None,
     latent_suffix: options.LatentSuffix = VAE_PREFIX,
     embedding_suffix: options.EmbeddingSuffix = SSL_PREFIX,
+    mask_suffix: options.MaskSuffix = None,
     workers: options.WorkersPerCore = None,
     prune: Prune = False,
     root: options.Root = None,
@@ -38,7 +39,12 @@ def verify(
       pixcell verify --index patch_names_test.hdf5 --images-only
     """
     if images_only:
-        of_features = dict(features=features, latent_suffix=latent_suffix, embedding_suffix=embedding_suffix)
+        of_features = dict(
+            features=features,
+            latent_suffix=latent_suffix,
+            embedding_suffix=embedding_suffix,
+            mask_suffix=mask_suffix,
+        )
         refuse_unused(verify, of_features, "beside --images-only", published)
 
     from functools import partial
@@ -56,7 +62,7 @@ def verify(
     path = index_path(root, index)
     present = index_keys(path)
     keys = find_keys(present, dataset) if dataset else present
-    prefixes = None if images_only else part_prefixes(latent_suffix, embedding_suffix)
+    prefixes = None if images_only else part_prefixes(latent_suffix, embedding_suffix, mask_suffix)
     found, listing = {}, path.with_name("patch_names_wrong.txt")
     with atomic_write(listing) as temporary, temporary.open("w", encoding="utf-8") as lines:
         for key in keys:

@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from diffusion.control import maps_to_control
 from diffusion.data.batch import BadItem, PatchItem
 from diffusion.data.crops import CropBox, crop_box, crops_per_side
+from diffusion.data.features.masks import MaskKind, mask_maps
 from diffusion.data.features.packed import PackedFeatures
-from diffusion.data.features.parts import LATENTS, TOKENS, part_prefixes
+from diffusion.data.features.parts import CONTROL_LATENTS, LATENTS, MASK, TOKENS, Record, part_prefixes
 from diffusion.data.features.store import FeatureStore, open_features, probe_names
 from diffusion.data.index.patch_index import PatchIndex, index_keys, index_path
 from diffusion.data.sampler import Draw
@@ -41,7 +43,8 @@ class PanCancerData(Dataset):
 
     root: the folder of patches/ (and features/, packed/); train_subset_keys: index keys to take (default: all of that
     size); features_dir: None to look beside the images, in ROOT/features, and for packed ones in ROOT/packed;
-    return_img: items carry their pixels too.
+    return_img: items carry their pixels too. mask_prefix, mask_kind, maps: items carry the maps of their masks as control,
+    of which each is named; control_prefix: or the latents of a control image.
     Raises MissingError or InputError at once for an index, key or features folder that is not there.
     """
 
@@ -56,19 +59,31 @@ class PanCancerData(Dataset):
         train_subset_keys: Sequence[str] | None = None,
         return_img: bool = False,
         patch_size: int | None = None,
+        mask_prefix: str | None = None,
+        mask_kind: MaskKind = "binary",
+        maps: Sequence[str] = ("nuclei",),
+        control_prefix: str | None = None,
     ):
         self.root, self.resolution = Path(root), resolution
         self.patch_size = patch_size or resolution
         self.crops_per_side = crops_per_side(self.patch_size, resolution)
         self.vae_prefix, self.ssl_prefix, self.return_img = vae_prefix, ssl_prefix, return_img
+        self.mask_kind: MaskKind = mask_kind
+        self.maps = tuple(maps)
         self.index = _open_index(
             index_path(self.root, patch_names_file), train_subset_keys, self.patch_size, resolution
         )
-        prefixes = part_prefixes(vae_prefix, ssl_prefix)
+        prefixes = part_prefixes(vae_prefix, ssl_prefix, mask_prefix, control_prefix)
+        self.control = {part: prefixes[part] for part in (MASK.name, CONTROL_LATENTS.name) if part in prefixes}
         self.features = [
             open_features(self.root, features_dir, key, probe_names(self.index, i), self.patch_size, prefixes)
             for i, key in enumerate(self.index.keys)
         ]
+
+    @property
+    def maps_control(self) -> bool:
+        """Whether items are controlled by the maps of masks, not by latents."""
+        return MASK.name in self.control
 
     def __len__(self) -> int:
         return len(self.index) * self.crops_per_side**2
@@ -93,6 +108,8 @@ class PanCancerData(Dataset):
             "patch_size": self.patch_size,
             "resolution": self.resolution,
             "features": f"{self.vae_prefix}, {self.ssl_prefix}",
+            **({"control": self.control} if self.control else {}),
+            **({"maps": [self.mask_kind, *self.maps]} if MASK.name in self.control else {}),
         }
 
     def __getitem__(self, key: int | Draw) -> PatchItem:
@@ -112,9 +129,18 @@ class PanCancerData(Dataset):
         tokens = [torch.from_numpy(record[TOKENS.name]).float() for record in records]
         images = [self.image(crop.name, crop.number) if self.return_img else None for crop in crops]
         return [
-            PatchItem(latent=latent, tokens=embeddings, name=crop.name, crop=crop.number, image=image, seed=crop.seed)
-            for crop, latent, embeddings, image in zip(crops, latents, tokens, images, strict=True)
+            PatchItem(latent, embeddings, crop.name, crop.number, image, crop.seed, self._control(record, crop.name))
+            for crop, latent, embeddings, image, record in zip(crops, latents, tokens, images, records, strict=True)
         ]
+
+    def _control(self, record: Record, name: str) -> torch.Tensor | None:
+        """Return the control that a crop has: its mask's maps, or the mean of the latents of its control image."""
+        if MASK.name in record:
+            maps = mask_maps(record[MASK.name], self.mask_kind, len(self.maps), f"the mask of {name}")
+            return maps_to_control(torch.from_numpy(maps))
+        if CONTROL_LATENTS.name in record:
+            return torch.from_numpy(record[CONTROL_LATENTS.name]).float().chunk(2)[0]
+        return None
 
     def _locate(self, key: int | Draw) -> CropLocation:
         index, seed = key[:2] if isinstance(key, tuple) else (key, None)

@@ -1,7 +1,7 @@
 """Loose features: one file a patch for each part, beside its image or in a folder of their own.
 
 Beside `<column>_<row>.jpeg` (or, in older sets, under ROOT/features/<same path>) lie `<column>_<row>_<prefix>.npy`, such as
-`3_4_sd3_vae.npy` with the latents and `3_4_uni.npy` with the tokens of a patch.
+`3_4_sd3_vae.npy` with the latents and `3_4_uni.npy` with the tokens of a patch; `3_4_mask.png`, or `.npy`, with its mask.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class LooseFeatures:
 
     def present(self, name: str) -> dict[str, bool]:
         """Tell which parts of a patch are there; they are not read."""
-        return {part: feature_path(self.folder, name, prefix).is_file() for part, prefix in self.prefixes.items()}
+        paths = {part: feature_path(self.folder, name, prefix) for part, prefix in self.prefixes.items()}
+        return {part: PARTS[part].is_there(path) for part, path in paths.items()}
 
 
 def feature_path(folder: Path, patch_name: str, prefix: str) -> Path:

@@ -95,11 +95,11 @@ class PackedFeatures:
         return dict.fromkeys(self.prefixes, True)
 
     def _read(self, shard: Shard, row: int, part: str, name: str, box: CropBox | None) -> np.ndarray:
-        data, layout, width = shard.parts[part], PARTS[part], self._metadata.embedding_width
+        data, layout, width = shard.parts[part], PARTS[part], self._metadata.width(part)
         if box is None or box.side * WINDOW == self.patch_size:
             array = read_row(shard, data, row)
         else:
-            array = np.empty(layout.packed_shape(box.side * WINDOW, width), dtype=np.float16)
+            array = np.empty(self._metadata.shape(part, box.side * WINDOW), dtype=np.float16)
             chunk = layout.chunk_shape(width)
             for offset, place in layout.window_places(box, self.patch_size):
                 array[place] = read_chunk(shard, data, (row, *offset), chunk)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffusion.data.features.parts import PARTS, USUAL_PARTS
+from diffusion.data.features.parts import MASK, PARTS, USUAL_PARTS
 from diffusion.utils.errors import InputError
 from diffusion.utils.text import read_json
 
@@ -25,7 +25,8 @@ def packed_folder(folder: Path, key: str, prefixes: Mapping[str, str]) -> Path:
 class PackedMetadata:
     """What a packed folder holds.
 
-    prefixes: of the loose files of each part; made_by: weights and window by prefix, as extraction notes them.
+    prefixes: of the loose files of each part; made_by: weights and window by prefix, as extraction notes them;
+    mask_channels: of masks, where there are some.
     """
 
     key: str
@@ -33,12 +34,20 @@ class PackedMetadata:
     embedding_width: int
     prefixes: dict[str, str]
     made_by: dict[str, dict[str, Any]] = field(default_factory=dict)
+    mask_channels: int = 1
 
     @property
     def patch_bytes(self) -> int:
         """Return the bytes of one patch, all parts."""
-        shapes = [PARTS[part].packed_shape(self.patch_size, self.embedding_width) for part in self.prefixes]
-        return 2 * sum(map(math.prod, shapes))
+        return 2 * sum(math.prod(self.shape(part, self.patch_size)) for part in self.prefixes)
+
+    def width(self, part: str) -> int:
+        """Return the length of a part that may be any: channels of masks, else the width of embeddings."""
+        return self.mask_channels if part == MASK.name else self.embedding_width
+
+    def shape(self, part: str, size: int) -> tuple[int, ...]:
+        """Return the shape of a part of an image of `size` pixels."""
+        return PARTS[part].packed_shape(size, self.width(part))
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of packed.json."""
@@ -46,6 +55,7 @@ class PackedMetadata:
             "key": self.key,
             "patch_size": self.patch_size,
             "embedding_width": self.embedding_width,
+            **({"mask_channels": self.mask_channels} if MASK.name in self.prefixes else {}),
             **{PARTS[part].setting: prefix for part, prefix in self.prefixes.items()},
             "made_by": self.made_by,
             "format": FORMAT,
@@ -57,8 +67,8 @@ class PackedMetadata:
         rest = dict(values)
         rest.pop("format", None)
         prefixes = {part.name: rest.pop(part.setting) for part in PARTS.values() if part.setting in rest}
-        rest.setdefault("made_by", {})
-        fields = {"key": str, "patch_size": int, "embedding_width": int, "made_by": dict}
+        rest = {"made_by": {}, "mask_channels": 1} | rest
+        fields = {"key": str, "patch_size": int, "embedding_width": int, "made_by": dict, "mask_channels": int}
         if missing := [*(fields.keys() - rest.keys()), *(PARTS[p].setting for p in USUAL_PARTS if p not in prefixes)]:
             raise ValueError(f"{', '.join(sorted(missing))} missing")
         if unknown := rest.keys() - fields.keys():

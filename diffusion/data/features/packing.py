@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from diffusion.data.features.loose import read_made_by
 from diffusion.data.features.packed_metadata import METADATA, PackedMetadata, read_metadata
-from diffusion.data.features.parts import PARTS, TOKENS, Part
+from diffusion.data.features.parts import MASK, PARTS, TOKENS, Part
 from diffusion.data.features.shards import (
     PackedPatch,
     count_patches,
@@ -60,8 +60,11 @@ def pack_key(
     noted = read_made_by(loose.folder, key)
     prefixes = dict(loose.prefixes)
     made_by = {prefix: noted[prefix] for prefix in prefixes.values() if prefix in noted}
-    width = find_width(loose, probe_names(index, 0))
-    metadata = PackedMetadata(key, patch_size, width, prefixes, made_by)
+    probed = probe_names(index, 0)
+    widths = {part.name: find_width(loose, part, probed) for part in (TOKENS, MASK) if part.name in prefixes}
+    metadata = PackedMetadata(
+        key, patch_size, widths[TOKENS.name], prefixes, made_by, mask_channels=widths.get(MASK.name, 1)
+    )
     init_folder(folder, metadata)
     rows = max(1, int(shard_bytes / metadata.patch_bytes))
     there = count_patches(folder)
@@ -91,12 +94,12 @@ def pack_key(
     return PackedCount(total, number, total - there, left_out)
 
 
-def find_width(features: FeatureStore, names: list[str]) -> int:
-    """Return the width of the embeddings of the first patch that has readable ones. Raises InputError when none has."""
+def find_width(features: FeatureStore, part: Part, names: list[str]) -> int:
+    """Return the length that may be any of a part, of the first patch whose part is readable. Raises InputError when none is."""
     failure = InputError("no patch to pack")
     for name in names:
         try:
-            return features.read_part(TOKENS.name, name).shape[1]
+            return part.width_of(features.read_part(part.name, name)) or 0
         except InputError as error:
             failure = error
     raise failure
@@ -135,9 +138,9 @@ def read_patches(
         except InputError as error:
             return error
         for part, array in parts.items():
-            expected = PARTS[part].packed_shape(metadata.patch_size, metadata.embedding_width)
-            if array.shape != expected:
-                return InputError(f"{name} has {PARTS[part].label} of width {array.shape[-1]}, expected {expected[-1]}")
+            if array.shape != metadata.shape(part, metadata.patch_size):
+                found, expected = PARTS[part].width_of(array), metadata.width(part)
+                return InputError(f"{name} has {PARTS[part].label} of width {found}, expected {expected}")
         return PackedPatch(name, parts)
 
     remaining = iter(names)
@@ -185,8 +188,8 @@ def _create(file: h5py.File, part: Part, rows: int, metadata: PackedMetadata) ->
 
     Latents hardly compress, so nothing is compressed.
     """
-    width = metadata.embedding_width
-    shape, chunks = (rows, *part.packed_shape(metadata.patch_size, width)), (1, *part.chunk_shape(width))
+    shape = (rows, *metadata.shape(part.name, metadata.patch_size))
+    chunks = (1, *part.chunk_shape(metadata.width(part.name)))
     return file.create_dataset(part.name, shape, np.float16, maxshape=shape, chunks=chunks, fletcher32=True)
 
 

@@ -68,7 +68,7 @@ class PatchCheck:
         return found
 
     def _read_part(self, features: FeatureStore, part: str, name: str) -> None:
-        width = features.read_part(part, name).shape[-1]
+        width = PARTS[part].width_of(features.read_part(part, name))
         if (usual := self.widths.get(part, width)) != width:
             label = PARTS[part].label
             raise InputError(f"{name} has {label} of width {width}, others of {usual}; extract it again")
@@ -138,12 +138,12 @@ def write_sound_index(path: Path, index: Path, faults: Mapping[str, KeyFaults]) 
 
 def find_usual_widths(features: FeatureStore, names: Iterable[str]) -> dict[str, int]:
     """Return the commonest width of each part whose width is free; a part that no patch has is left out."""
-    free = [part for part in features.prefixes if PARTS[part].shape(WINDOW)[-1] is None]
+    free = [part for part in features.prefixes if None in PARTS[part].shape(WINDOW)]
     widths: dict[str, Counter[int]] = {part: Counter() for part in free}
     for name in names:
         for part in free:
             with contextlib.suppress(InputError):
-                widths[part][features.read_part(part, name).shape[-1]] += 1
+                widths[part][PARTS[part].width_of(features.read_part(part, name)) or 0] += 1
     return {part: counts.most_common(1)[0][0] for part, counts in widths.items() if counts}
 
 

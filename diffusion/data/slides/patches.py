@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +22,7 @@ from diffusion.utils.folders import SkippedEntries, walk_folders
 PATCH_SUFFIXES = (".jpeg", ".jpg", ".png")
 UNSUPPORTED_SUFFIXES = frozenset((".bmp", ".gif", ".jp2", ".jpe", ".tif", ".tiff", ".webp"))  # which patches cannot be
 SIZE_FOLDER = re.compile(r"single_(\d+)")
+MASK_ENDING = re.compile(r"_mask\w*$")  # of the masks that lie beside patches
 
 
 def patch_path(folder: Path, column: int, row: int) -> Path:
@@ -63,6 +64,8 @@ def _filter_patches(names: list[str], folder: str, skipped: SkippedEntries) -> I
     for name in names:
         stem, suffix = os.path.splitext(name)
         suffix = suffix.lower()
+        if is_mask(stem, stems):
+            continue
         if suffix in UNSUPPORTED_SUFFIXES:
             skipped.add(f"images that are not {', '.join(PATCH_SUFFIXES)}", f"{folder}/{name}")
         elif suffix in PATCH_SUFFIXES and stem in stems:  # its features would be the same files
@@ -70,6 +73,12 @@ def _filter_patches(names: list[str], folder: str, skipped: SkippedEntries) -> I
         elif suffix in PATCH_SUFFIXES:
             stems.add(stem)
             yield f"{folder}/{name}"
+
+
+def is_mask(stem: str, stems: Collection[str]) -> bool:
+    """Tell whether a file is the mask of another beside it: 3_4_mask of 3_4. stems: of the files beside it."""
+    image = MASK_ENDING.sub("", stem)
+    return image != stem and image in stems
 
 
 def list_patch_sizes(folder: Path) -> list[int]:

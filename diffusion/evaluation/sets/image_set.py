@@ -14,6 +14,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from diffusion.data.images import open_image
+from diffusion.data.slides.patches import is_mask
 from diffusion.formats import WINDOW
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.folders import SkippedEntries, walk_files
@@ -58,6 +59,7 @@ class ImageSet:
                 raise InputError(f"{files[name]} and {path} have one name; keep one of them")
             files[name] = path
         skipped.report()
+        files = {name: path for name, path in files.items() if not is_mask(name, files)}  # which lie beside patches
         if not files:
             raise MissingError(f"no image in {folder}; expected {', '.join(SUFFIXES)}")
         return cls(folder, dict(sorted(files.items())), fit)

@@ -15,6 +15,7 @@ import torch
 from diffusion.data.batch import PatchBatch
 from diffusion.encoders.latents import LatentScale
 from diffusion.objective import training_losses
+from diffusion.tasks.denoising.prediction import Predictor
 from diffusion.timesteps import TimestepSampler, Uniform
 from diffusion.utils.hardware import to_device
 from diffusion.utils.seeds import mix_seed
@@ -72,7 +73,7 @@ class BatchLosses:
             to_device(timestep, device), to_device(weight, device), to_device(dropped, device), randomness.noise
         )
 
-    def losses_at(self, network: torch.nn.Module, batch: PatchBatch, noise: BatchNoise) -> dict[str, torch.Tensor]:
+    def losses_at(self, network: Predictor, batch: PatchBatch, noise: BatchNoise) -> dict[str, torch.Tensor]:
         """Compute the losses (B,) of a batch with the noise that was drawn for it."""
         losses = training_losses(
             lambda x, t, y: network(x, t, y, noise.dropped),

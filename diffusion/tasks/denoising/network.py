@@ -7,9 +7,10 @@ from typing import Any
 
 from diffusion.config.settings import Config
 from diffusion.formats import LATENT_CHANNELS
-from diffusion.model.convert import load_weights
+from diffusion.model.convert import load_network, load_weights
 from diffusion.model.initial_weights import transfer_weights
 from diffusion.model.local_attention_init import init_local_attention
+from diffusion.model.lora import LoraSettings, add_lora
 from diffusion.model.matching import check_metadata
 from diffusion.model.pixart import PixArt, build_model
 from diffusion.model.pixart_config import check_arguments
@@ -22,8 +23,11 @@ STAGE_ARGUMENTS = frozenset({"input_size", "pe_interpolation", "model_max_length
 def build_network(config: Config, load_from: str | None) -> tuple[PixArt, str]:
     """Build a new network, or one that starts from weights, without the config's `ignore_keys` of them; and where it is from.
 
-    Raises InputError for weights of another architecture or prediction.
+    With a `lora`, the network is that of the config's load_from, frozen, with a new adapter beside its maps.
+    Raises InputError for weights of another architecture or prediction, and an adapter of no network.
     """
+    if config.lora.rank:
+        return build_adapted_network(config)
     kwargs = check_arguments(config.model_kwargs, "model_kwargs.")
     if kwargs.get("in_channels", LATENT_CHANNELS) != LATENT_CHANNELS:
         raise InputError(f"model_kwargs.in_channels {kwargs['in_channels']}: latents have {LATENT_CHANNELS} channels")
@@ -38,6 +42,17 @@ def build_network(config: Config, load_from: str | None) -> tuple[PixArt, str]:
         transferred = transfer_weights(model, weights.state_dict, config.ignore_keys, load_from)
         return model, f"{weights.file or load_from}:\n{transferred}"
     return model, f"seed {config.seed}"
+
+
+def build_adapted_network(config: Config) -> tuple[PixArt, str]:
+    """Load the network of the config's load_from, freeze it, and add a new adapter. Raises InputError for a config without one."""
+    if config.load_from is None:
+        raise InputError("lora without load_from: which network is adapted? Name its weights with load_from")
+    model, file = load_network(config.load_from, config.model, config.model_arguments, config.prediction_type)
+    model.grad_checkpointing = config.grad_checkpointing
+    model.requires_grad_(False)
+    add_lora(model, LoraSettings.of(config.lora.rank, config.lora.alpha, config.lora.targets))
+    return model, f"{file}, with a new adapter"
 
 
 def check_span(size: int, interpolation: float, architecture: Mapping[str, Any], source: str) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
-from diffusion.config.settings import SampleGridConfig
-from diffusion.data.batch import PatchBatch, collate
+from diffusion.config.settings import Config, SampleGridConfig
+from diffusion.data.batch import BadItem, PatchItem, collate
 from diffusion.data.datasets.pan_cancer import PanCancerData, SkipBad
 from diffusion.data.sampler import Draw
 from diffusion.formats import DEFAULT_SOLVER
-from diffusion.model.pixart import PixArt
 from diffusion.sampling import image_generator, initial_noise, prepare_scheduler, sample_latents
+from diffusion.tasks.denoising.prediction import PredictingTask
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -29,16 +30,15 @@ class SampleGrid:
     def __init__(
         self,
         dataset: PanCancerData | SkipBad,
+        task: PredictingTask,
         codec: LatentCodec | None,
-        settings: SampleGridConfig,
-        seed: int,
-        prediction_type: str,
+        config: Config,
         accelerator: Accelerator,
     ):
-        self.dataset, self.settings, self.seed = dataset, settings, seed
-        self.codec, self.prediction_type, self.accelerator = codec, prediction_type, accelerator
+        self.dataset, self.task, self.settings, self.seed = dataset, task, config.sample_grid, config.seed
+        self.codec, self.prediction_type, self.accelerator = codec, config.prediction_type, accelerator
 
-    def __call__(self, network: PixArt, logger: RunLogger, step: int) -> None:
+    def __call__(self, network: nn.Module, logger: RunLogger, step: int) -> None:
         """Sample, in all processes when they share the network, and log the picture in the main one."""
         main = self.accelerator.is_main_process
         if main or self.accelerator.is_fsdp2:
@@ -46,15 +46,16 @@ class SampleGrid:
             if pixels is not None:
                 logger.picture("samples", pixels, step)
 
-    def sample(self, network: PixArt, codec: LatentCodec | None) -> torch.Tensor | None:
+    def sample(self, network: nn.Module, codec: LatentCodec | None) -> torch.Tensor | None:
         """Return a picture (3, H, W) in [0, 1]; None without a codec, for processes that only share the network."""
         from torchvision.utils import make_grid
 
-        null_tokens, count = network.null_condition, self.settings.count
-        batch = read_grid_batch(self.dataset, count, self.seed)
+        predictor, count = self.task.predictor(network), self.settings.count
+        null_tokens = predictor.null_condition
+        batch = self.task.collate(read_grid_items(self.dataset, count, self.seed))
         noise = initial_noise([image_generator(self.seed, i) for i in range(count)], tuple(batch.latents.shape[1:]))
         latents = sample_latents(
-            network,
+            predictor,
             noise.to(null_tokens.device),
             batch.condition.to(null_tokens.device),
             null_tokens,
@@ -73,9 +74,9 @@ def check_sample_grid(dataset: PanCancerData | SkipBad, settings: SampleGridConf
     """Raise InputError for steps that the sample grids' solver cannot take, and conditions that cannot be read."""
     if settings.count:
         prepare_scheduler(DEFAULT_SOLVER, settings.steps)
-        read_grid_batch(dataset, settings.count, seed)
+        collate(read_grid_items(dataset, settings.count, seed))
 
 
-def read_grid_batch(dataset: PanCancerData | SkipBad, count: int, seed: int) -> PatchBatch:
-    """Read the conditions of the sample grids: spread evenly over the data set."""
-    return collate([dataset[Draw(i * len(dataset) // count, seed)] for i in range(count)])
+def read_grid_items(dataset: PanCancerData | SkipBad, count: int, seed: int) -> list[PatchItem | BadItem]:
+    """Read the items whose conditions the sample grids have: spread evenly over the data set."""
+    return [dataset[Draw(i * len(dataset) // count, seed)] for i in range(count)]

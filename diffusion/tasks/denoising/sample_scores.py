@@ -7,10 +7,11 @@ import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
+from torch import nn
 
 from diffusion.components import PROBES, check_dataset_tokens
 from diffusion.config.settings import Config
-from diffusion.data.batch import PatchItem, collate
+from diffusion.data.batch import PatchItem
 from diffusion.data.datasets.pan_cancer import PanCancerData, SkipBad, build_dataset
 from diffusion.data.sampler import Draw
 from diffusion.encoders.embedder_files import resolve_embedder
@@ -19,9 +20,9 @@ from diffusion.encoders.latents import LatentCodec, to_uint8
 from diffusion.evaluation.metrics.quantities import CURVE_METRICS, CURVES
 from diffusion.evaluation.metrics.scores import score
 from diffusion.evaluation.sets.features import Features
-from diffusion.formats import DEFAULT_SOLVER, WINDOW
-from diffusion.model.pixart import PixArt
+from diffusion.formats import DEFAULT_SOLVER, LATENT_CHANNELS, WINDOW
 from diffusion.sampling import image_generator, initial_noise, prepare_scheduler, sample_latents
+from diffusion.tasks.denoising.prediction import PredictingTask
 from diffusion.utils.errors import InputError
 from diffusion.utils.seeds import mix_seed
 from diffusion.utils.windows import cut_windows
@@ -52,7 +53,10 @@ class SampleScores:
     Raises MissingError, InputError for a set, its images or an encoder that are not there.
     """
 
-    def __init__(self, config: Config, codec: LatentCodec, accelerator: Accelerator, total_steps: int):
+    def __init__(
+        self, config: Config, task: PredictingTask, codec: LatentCodec, accelerator: Accelerator, total_steps: int
+    ):
+        self.task = task
         self.steps = score_steps(config.eval_steps, total_steps)
         self.config, self.settings, self.codec, self.accelerator = config, config.evaluation, codec, accelerator
         dataset = check_scoring(config)
@@ -63,12 +67,12 @@ class SampleScores:
         first = each * accelerator.process_index
         self.numbers = [number % self.settings.count for number in range(first, first + each)]
         items = [first_readable_item(dataset, number, self.settings.count) for number in self.numbers]
-        self.conditions = collate(items).condition
+        self.conditions = task.collate(items).condition
         images = [item.image for item in items if item.image is not None]  # all: the set returns them
         self.shown = images[:SHOWN]
         self.real = Features.from_tensor(self._gather([self._features(image) for image in images]), self.embedder.name)
 
-    def __call__(self, network: PixArt, logger: RunLogger, step: int) -> None:
+    def __call__(self, network: nn.Module, logger: RunLogger, step: int) -> None:
         """Sample with a network in eval mode, score, and log scores and picture."""
         result = self.compute(network)
         if result is None:
@@ -79,7 +83,7 @@ class SampleScores:
         logger.picture("evaluation", result.picture, step)
 
     @torch.no_grad()
-    def compute(self, network: PixArt) -> SampleScoreResult | None:
+    def compute(self, network: nn.Module) -> SampleScoreResult | None:
         """Sample with a network in eval mode, and score; for all processes together. None but in the main one.
 
         Scores are none when a sample is not finite.
@@ -99,15 +103,16 @@ class SampleScores:
         size = self.config.train_batch_size
         return [range(i, min(i + size, len(self.numbers))) for i in range(0, len(self.numbers), size)]
 
-    def _sample(self, network: PixArt, batch: range) -> list[torch.Tensor]:
+    def _sample(self, network: nn.Module, batch: range) -> list[torch.Tensor]:
         """Return pixels (3, S, S) of some of the samples, whole numbers from 0 to 255, or not finite; on the CPU."""
         device, side = self.accelerator.device, self.config.input_size
         generators = [image_generator(SEED, self.numbers[i]) for i in batch]
+        predictor = self.task.predictor(network)
         latents = sample_latents(
-            network,
-            initial_noise(generators, (network.config.in_channels, side, side)).to(device),
+            predictor,
+            initial_noise(generators, (LATENT_CHANNELS, side, side)).to(device),
             self.conditions[list(batch)].to(device),
-            network.null_condition,
+            predictor.null_condition,
             steps=self.settings.steps,
             guidance=self.settings.guidance,
             algorithm=DEFAULT_SOLVER,

@@ -21,11 +21,15 @@ from diffusion.encoders.vae_files import EMBEDDED_CODECS
 from diffusion.formats import LATENT_CHANNELS
 from diffusion.model.convert import read_metadata
 from diffusion.model.flops import training_flops
-from diffusion.model.matching import check_metadata, load_into
+from diffusion.model.lora import CHECKPOINT_KEY as LORA_KEY
+from diffusion.model.lora import LoraSettings, lora_metadata, rename_lora
+from diffusion.model.matching import check_fit, check_metadata, load_into
 from diffusion.model.pixart import PixArt
 from diffusion.model.pixart_config import preset_config
+from diffusion.optim.ema import trained_state
 from diffusion.tasks.denoising.losses import BatchLosses, BatchNoise, SampleRandomness, draw_randomness
 from diffusion.tasks.denoising.network import build_network
+from diffusion.tasks.denoising.prediction import Predictor
 from diffusion.tasks.denoising.sample_grid import SampleGrid, check_sample_grid
 from diffusion.tasks.denoising.sample_scores import SampleScores
 from diffusion.tasks.denoising.validation import Validation
@@ -77,14 +81,13 @@ class Denoising(Task[Config]):
         evaluations: list[Evaluation] = []
         scale = self.batch_losses.scale
         if config.validation.count:
-            evaluations.append(Validation(config, scale, accelerator))
+            evaluations.append(Validation(config, self, scale, accelerator))
         needs_codec = config.eval_steps or (main and config.sample_grid.count)
         codec = load_codec(config, accelerator.device) if needs_codec else None
         if config.sample_grid.count:
-            grid = SampleGrid(dataset, codec, config.sample_grid, config.seed, config.prediction_type, accelerator)
-            evaluations.append(grid)
+            evaluations.append(SampleGrid(dataset, self, codec, config, accelerator))
         if config.eval_steps and codec is not None:
-            evaluations.append(SampleScores(config, codec, accelerator, total_steps))
+            evaluations.append(SampleScores(config, self, codec, accelerator, total_steps))
         return evaluations
 
     def build_network(self, load_from: str | None) -> tuple[PixArt, str]:
@@ -102,7 +105,11 @@ class Denoising(Task[Config]):
 
     def compute_losses(self, network: nn.Module, batch: PatchBatch, noise: BatchNoise) -> dict[str, torch.Tensor]:
         """Compute loss, squared error and bound of every sample, (B,) each."""
-        return self.batch_losses.losses_at(network, batch, noise)
+        return self.batch_losses.losses_at(self.predictor(network), batch, noise)
+
+    def predictor(self, network: Any) -> Predictor:
+        """Return what predicts with the network that is trained: that network itself."""
+        return network
 
     def update(self, steps: Sequence[tuple[BatchNoise, dict[str, torch.Tensor]]], accelerator: Accelerator) -> None:
         """Update a loss-aware timestep sampler with all processes' unweighted losses."""
@@ -137,7 +144,26 @@ class Denoising(Task[Config]):
     def load_weights(self, network: PixArt, saved: Mapping[str, Any], source: Path) -> None:
         """Load a checkpoint's weights. Raises InputError for those of another architecture, or another prediction."""
         check_metadata(read_metadata(saved), network, self.config.prediction_type, source)
-        load_into(network, saved["model"], source)
+        if self.config.lora.rank:  # the rest stays where load_from has it
+            own = trained_state(network)
+            check_fit(own, saved["model"], source)
+            network.load_state_dict(saved["model"], strict=False)
+        else:
+            load_into(network, saved["model"], source)
+
+    def frozen_source(self) -> Path | None:
+        """Return the weights that an adapter is trained beside, of which the run keeps no copy."""
+        return Path(str(self.config.load_from)) if self.config.lora.rank else None
+
+    def export(
+        self, averaged: Mapping[str, torch.Tensor], frozen: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Return the averaged weights with what belongs to them; of a run that trains an adapter, the adapter alone."""
+        lora = self.config.lora
+        if not lora.rank:
+            return super().export(averaged, frozen, metadata)
+        settings = lora_metadata(LoraSettings.of(lora.rank, lora.alpha, lora.targets))
+        return {"state_dict": rename_lora(averaged), LORA_KEY: settings, **metadata}
 
     def select_matrices(self, network: PixArt) -> list[nn.Parameter]:
         """Return the linear maps of the blocks and of the condition's embedder."""
@@ -167,8 +193,8 @@ class Denoising(Task[Config]):
             )
 
     def flops_per_sample(self) -> float | None:
-        """Return those of the network; None where a part of it is frozen, or a subclass trains another."""
-        if self.config.freeze or type(self).build_network is not Denoising.build_network:
+        """Return those of the network; None where a part of it is frozen, or another is trained."""
+        if self.config.freeze or self.config.lora.rank or type(self).build_network is not Denoising.build_network:
             return None
         return float(training_flops(preset_config(self.config.model, self.config.model_arguments)))
 
@@ -180,7 +206,12 @@ class Denoising(Task[Config]):
         if vae not in EMBEDDED_CODECS and not is_below_root and Path(vae).is_dir():
             vae = str(Path(vae).resolve())
         data = dataclasses.replace(config.data, root=root)
-        return dataclasses.replace(config, work_dir=str(work_dir.resolve()), root=root, data=data, vae_pretrained=vae)
+        resolved = dataclasses.replace(
+            config, work_dir=str(work_dir.resolve()), root=root, data=data, vae_pretrained=vae
+        )
+        if config.lora.rank and Path(str(config.load_from)).exists():  # which the adapter is opened with
+            resolved = dataclasses.replace(resolved, load_from=str(Path(str(config.load_from)).resolve()))
+        return resolved
 
     @property
     def description(self) -> tuple[str, str, str]:

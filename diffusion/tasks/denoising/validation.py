@@ -11,12 +11,12 @@ from torch import nn
 
 from diffusion.components import check_dataset_tokens
 from diffusion.config.settings import Config
-from diffusion.data.batch import collate
 from diffusion.data.datasets.pan_cancer import build_dataset
 from diffusion.data.sampler import Draw
 from diffusion.encoders.latents import LatentScale
 from diffusion.schedule import TIMESTEPS
 from diffusion.tasks.denoising.losses import BatchLosses, BatchNoise, draw_randomness
+from diffusion.tasks.denoising.prediction import PredictingTask
 from diffusion.utils.seeds import mix_seed
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ class Validation:
 
     steps = None
 
-    def __init__(self, config: Config, scale: LatentScale, accelerator: Accelerator):
+    def __init__(self, config: Config, task: PredictingTask, scale: LatentScale, accelerator: Accelerator):
+        self.task = task
         self.accelerator, self.count, self.batch_size = accelerator, config.validation.count, config.train_batch_size
         self.losses = BatchLosses(scale, config.prediction_type, dropout=0.0)
         self.dataset = build_dataset(**config.validation_arguments)
@@ -74,7 +75,7 @@ class Validation:
         device, length = self.accelerator.device, len(self.dataset)
         seeds = [mix_seed(SEED, number) for number in numbers]
         places = [number % self.count * length // self.count for number in numbers]
-        batch = collate([self.dataset[Draw(*pair)] for pair in zip(places, seeds, strict=True)]).to(device)
+        batch = self.task.collate([self.dataset[Draw(*pair)] for pair in zip(places, seeds, strict=True)]).to(device)
         spread = torch.tensor([number * GOLDEN % 1 for number in numbers], dtype=torch.float64)
         timestep = 1 + (spread * (TIMESTEPS - 1)).long().to(device)
         noise = draw_randomness(seeds, batch.latents.shape[1:], torch.device("cpu")).noise.to(
@@ -82,5 +83,7 @@ class Validation:
         )  # the same on any device
         dropped = torch.zeros(len(numbers), dtype=torch.bool, device=device)
         return self.losses.losses_at(
-            network, batch, BatchNoise(timestep, torch.ones(len(numbers), device=device), dropped, noise)
+            self.task.predictor(network),
+            batch,
+            BatchNoise(timestep, torch.ones(len(numbers), device=device), dropped, noise),
         )

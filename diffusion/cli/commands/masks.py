@@ -1,0 +1,100 @@
+"""pixcell masks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from diffusion.cli import options
+from diffusion.cli.parser import path_text, plain_name, positive_float
+from diffusion.cli.signature import Here, Option, checked
+from diffusion.formats import DEFAULT_INDEX
+
+
+@checked
+def masks(
+    dataset: Annotated[options.Dataset, Here(note=options.A_KEY)],
+    size: options.Size = 256,
+    source: Annotated[
+        Path | None,
+        Option(
+            "a label image or annotations of a slide, or a folder of them named after slides: images, .npy, .npz, GeoJSON, JSON of "
+            "CellViT, HoVer-Net or StarDist [nuclei are found in the patches themselves, by haematoxylin]",
+            metavar="PATH",
+        ),
+    ] = None,
+    mask_mpp: Annotated[
+        float | None, Option("microns per pixel of --source, whose files do not say it", positive_float)
+    ] = None,
+    kind: Annotated[
+        Literal["binary", "labels", "types"],
+        Option("what is written: 255 within a nucleus; numbers of nuclei; or numbers of classes, from 1 on"),
+    ] = "binary",
+    classes: Annotated[
+        Sequence[str],
+        Option("classes of annotations to take, in the order of their numbers [all, as one]", metavar="NAME"),
+    ] = (),
+    suffix: Annotated[str, Option("ending of the files, which begins with mask", plain_name)] = "mask",
+    index: options.DataIndex = DEFAULT_INDEX,
+    features: Annotated[
+        str | None, Option(f"{options.FEATURES} [beside the images]", path_text, metavar="FOLDER")
+    ] = None,
+    on_error: options.OnError = "skip",
+    workers: options.WorkersPerCore = None,
+    root: options.Root = None,
+) -> int:
+    """Make masks of nuclei for every indexed patch, which a ControlNet is trained with.
+
+    Each goes to <column>_<row>_mask.png beside its patch; one that is there is left alone, and a run that was stopped goes on.
+    Without --source, nuclei are found by colour deconvolution, threshold and watershed, which needs no weights. With it, masks
+    are cut from what other programs found in the whole slide; how large their pixels are has to be given, and is compared with the
+    slide's. A patch without mask is counted and named, and the exit code is then 1.
+
+    Examples:
+      pixcell masks --dataset demo --size 1024
+      pixcell masks --dataset tcga --source cellvit/ --mask-mpp 0.25 --kind types --classes Neoplastic Inflammatory Connective
+      pixcell masks --dataset mine --source hgsc_nest_inst_mask.npz --mask-mpp 0.5 --kind labels
+    """
+    import sys
+    from contextlib import closing
+
+    from tqdm import tqdm
+
+    from diffusion.data.features.loose import features_folder
+    from diffusion.data.index.patch_index import PatchIndex, find_keys, index_keys, index_path, iterate_names, split_key
+    from diffusion.data.nuclei.making import MaskMaker, make_masks
+    from diffusion.formats import NETWORK_MPP
+    from diffusion.utils.errors import InputError
+    from diffusion.utils.hardware import count_cores
+    from diffusion.utils.text import default_root
+
+    if source is not None and mask_mpp is None:
+        raise InputError("--source without --mask-mpp: say how many microns a pixel of it is; 0.25 at 40x, 0.5 at 20x")
+    if source is None and (mask_mpp is not None or classes):
+        raise InputError("--mask-mpp and --classes are of --source, and none is given")
+    if kind == "types" and not classes:
+        raise InputError("--kind types: which classes? Name them with --classes, in the order of their numbers")
+    if not suffix.startswith("mask"):
+        raise InputError(f"--suffix {suffix}: expected one that begins with mask, by which masks are told from patches")
+    root = root or default_root()
+    path = index_path(root, index)
+    (key,) = find_keys(index_keys(path), [dataset], (size,))
+    size = split_key(key)[1]
+    maker = MaskMaker(root, size, features, suffix, kind, source, mask_mpp or NETWORK_MPP, tuple(classes))
+    patches = PatchIndex(path, [key])
+    made, objects, wrong = 0, 0, []
+    with closing(make_masks(maker, iterate_names(path, key), workers or count_cores())) as outcomes:
+        for outcome in tqdm(outcomes, total=len(patches), unit="patch", desc=key):
+            if outcome.error is not None:
+                if on_error == "raise":
+                    raise InputError(outcome.error)
+                wrong.append(outcome)
+                tqdm.write(f"left out: {outcome.name}: {outcome.error}", file=sys.stderr)
+            elif outcome.objects is not None:
+                made, objects = made + 1, objects + outcome.objects
+    there = len(patches) - made - len(wrong)
+    mean = f", {objects / made:.1f} nuclei each" if made else ""
+    print(f"{key}: {made} masks written{mean}; {there} were there, {len(wrong)} left out")
+    print(f"in {features_folder(root, features)}: *_{suffix}.png")
+    return 1 if wrong else 0

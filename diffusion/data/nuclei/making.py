@@ -1,0 +1,128 @@
+"""Masks of indexed patches: from their pixels, or from label images and outlines of their slides; one PNG file a patch."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from diffusion.data.features.loose import feature_path, features_folder
+from diffusion.data.features.masks import write_mask
+from diffusion.data.nuclei.segmentation import segment_nuclei
+from diffusion.data.nuclei.slide_masks import (
+    LABEL_SUFFIXES,
+    OUTLINE_SUFFIXES,
+    SlideMask,
+    find_place,
+    open_slide_mask,
+    turn,
+)
+from diffusion.data.slides.patches import read_patch
+from diffusion.formats import PATCHES_DIR
+from diffusion.utils.errors import InputError, MissingError
+from diffusion.utils.text import abbreviate
+
+AT_ONCE = 256  # patches handed out to the workers
+OPEN_SLIDES = 2  # label images of slides that one process keeps in memory
+
+
+class MaskOutcome(NamedTuple):
+    """What became of a patch: how many objects its mask has, None for one that was there or could not be made; and why not."""
+
+    name: str
+    objects: int | None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class MaskMaker:
+    """How the masks of patches of one size are made.
+
+    source: a label image, a file of outlines, or a folder of them, named after slides; None: the patches' own pixels.
+    mpp: microns per pixel of the source, or of the patches. kind: what is stored, as `features.masks.MaskKind` calls it.
+    classes: of outlines, in the order of their numbers. suffix: ending of the files.
+    """
+
+    root: Path
+    patch_size: int
+    features_dir: str | None = None
+    suffix: str = "mask"
+    kind: Literal["binary", "labels", "types"] = "binary"
+    source: Path | None = None
+    mpp: float = 0.5
+    classes: Sequence[str] = field(default_factory=tuple)
+
+    def path(self, name: str) -> Path:
+        """Return the mask's file of a patch."""
+        return feature_path(features_folder(self.root, self.features_dir), name, self.suffix).with_suffix(".png")
+
+    def make(self, name: str) -> MaskOutcome:
+        """Make the mask of a patch, unless it is there; errors are part of the outcome."""
+        path = self.path(name)
+        if path.is_file():
+            return MaskOutcome(name, None)
+        try:
+            labels = self.labels(name)
+        except InputError as error:
+            return MaskOutcome(name, None, str(error))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_mask(path, 255 * (labels > 0).astype(np.uint8) if self.kind == "binary" else labels)
+        return MaskOutcome(name, len(np.unique(labels[labels > 0])))
+
+    def labels(self, name: str) -> np.ndarray:
+        """Return the objects of a patch as whole numbers, int32 (S, S). Raises MissingError, InputError."""
+        patches = self.root / PATCHES_DIR
+        if self.source is None:
+            return segment_nuclei(read_patch(patches / name, self.patch_size), self.mpp)
+        place = find_place(patches, name, self.patch_size)
+        file = find_slide_file(self.source, place.slide)
+        labels = _open_cached(file, self.mpp, tuple(self.classes)).labels(place, self.patch_size)
+        return turn(labels, place.orientation)
+
+
+@lru_cache(maxsize=OPEN_SLIDES)
+def _open_cached(path: Path, mpp: float, classes: tuple[str, ...]) -> SlideMask:
+    return open_slide_mask(path, mpp, classes)
+
+
+def find_slide_file(source: Path, slide: str) -> Path:
+    """Return the file of a slide: the one named, or in a folder the one that begins with its name. Raises MissingError, InputError."""
+    if source.is_file():
+        return source
+    if not source.is_dir():
+        raise MissingError(f"no label images or annotations at {source}")
+    known = [path for path in source.iterdir() if path.suffix.lower() in (*LABEL_SUFFIXES, *OUTLINE_SUFFIXES)]
+    same = [path for path in known if path.stem == slide]
+    same = same or [path for path in known if path.name.startswith((f"{slide}_", f"{slide}."))]
+    if not same:
+        raise MissingError(
+            f"no label image or annotations of the slide {slide} in {source}: expected {slide}.png, or .geojson ..."
+        )
+    if len(same) > 1:
+        names = abbreviate(sorted(path.name for path in same))
+        raise InputError(f"{source} has several files of the slide {slide}: {names}; keep one of them there")
+    return same[0]
+
+
+def make_masks(maker: MaskMaker, names: Iterable[str], workers: int) -> Generator[MaskOutcome]:
+    """Make the masks of patches, in order; `workers` processes share them; with one, this process makes them itself."""
+    if workers == 1:
+        yield from map(maker.make, names)
+        return
+    remaining = iter(names)
+    with ProcessPoolExecutor(workers) as pool:
+        while part := list(islice(remaining, AT_ONCE)):
+            yield from pool.map(maker.make, part, chunksize=8)
+
+
+def describe_unknown_classes(kinds: Mapping[str, int], classes: Sequence[str]) -> str:
+    """Return a sentence on classes of outlines that are not drawn, with their numbers; nothing where all are."""
+    left = {kind or "without a class": count for kind, count in kinds.items() if kind not in classes}
+    named = ", ".join(f"{kind} ({count})" for kind, count in sorted(left.items()))
+    return f"left out, as --classes does not name them: {named}" if left else ""

@@ -1,0 +1,114 @@
+"""Controls of samples: masks or images from files, each beside the tokens of whatever patch conditions.
+
+Letters: K channels of a control, h w sides of the latents, S pixels a side of an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from diffusion.condition import Condition
+from diffusion.control import maps_to_control
+from diffusion.data.features.masks import mask_maps, read_mask_image
+from diffusion.data.images import open_image
+from diffusion.encoders.latents import LatentCodec, from_uint8
+from diffusion.generation.conditions import Conditions, IndexConditions, NamedCondition, read_numbers
+from diffusion.utils.errors import InputError, MissingError
+from diffusion.utils.folders import natural_key
+from diffusion.workdir import Run
+
+SUFFIXES = (".png", ".npy", ".jpg", ".jpeg", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class NamedControl:
+    """A control (1, K, h, w), with the name of its file."""
+
+    name: str
+    control: torch.Tensor
+
+
+class ControlledConditions:
+    """Conditions, each with a control: image i has the tokens of condition i and control i, both repeated as often as needed."""
+
+    def __init__(self, conditions: Conditions, controls: Sequence[NamedControl]):
+        self.conditions, self.controls = conditions, controls
+
+    def __len__(self) -> int:
+        """Return how many images make sense: one for each control, or each file that conditions, whatever is more."""
+        if isinstance(self.conditions, IndexConditions):
+            return len(self.controls)
+        return max(len(self.controls), len(self.conditions))
+
+    def __getitem__(self, i: int) -> NamedCondition:
+        named, control = self.conditions[i], self.controls[i % len(self.controls)]
+        condition = Condition(named.condition.tokens, control.control)
+        return replace(named, name=f"{named.name}_{control.name}", condition=condition)
+
+    def has_pixels(self, i: int) -> bool:
+        """Tell whether condition `i` carries its tissue: not of a layout that is the control's."""
+        return False
+
+
+def list_controls(paths: Sequence[Path]) -> list[Path]:
+    """Return files, and those in folders in natural order. Raises MissingError for what is not there, and an empty folder."""
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(
+                (each for each in path.iterdir() if each.suffix.lower() in SUFFIXES),
+                key=lambda each: natural_key(each.name),
+            )
+            if not inside:
+                raise MissingError(f"no masks or images in {path}")
+            found += inside
+        elif path.is_file():
+            found.append(path)
+        else:
+            raise MissingError(f"no file or folder {path} to control by")
+    return found
+
+
+def load_controls(paths: Sequence[Path], run: Run, codec: LatentCodec) -> list[NamedControl]:
+    """Read files as a run's ControlNet takes them: masks by its maps, or images as latents; all of the run's own size.
+
+    Raises MissingError, and InputError for a run without ControlNet, and files of another size or kind.
+    """
+    check_controlled(run)
+    size = run.config.image_size
+    return [NamedControl(path.stem, read_control(path, run, codec, (size, size))) for path in paths]
+
+
+def check_controlled(run: Run) -> None:
+    """Raise InputError for a run without ControlNet."""
+    if run.controlnet is None:
+        raise InputError(
+            f"--control: {run.folder} has no ControlNet to read it; name one with --controlnet, or a run of the task control"
+        )
+
+
+def read_control(path: Path, run: Run, codec: LatentCodec, size: tuple[int, int]) -> torch.Tensor:
+    """Read one file as a control (1, K, h, w) of an image of `size`, rows and columns of pixels. Raises MissingError, InputError."""
+    assert run.controlnet is not None
+    maps = run.controlnet.config.maps
+    if not maps:
+        image = np.asarray(open_image(path).convert("RGB"))
+        _check_size(path, image.shape[:2], size)
+        pixels = from_uint8(torch.from_numpy(image.copy()).permute(2, 0, 1)[None])
+        return codec.encode(pixels.to(run.device)).float().cpu()
+    mask = read_numbers(path).numpy() if path.suffix == ".npy" else read_mask_image(path)
+    mask = mask if mask.ndim == 3 else mask[None]
+    _check_size(path, mask.shape[1:], size)
+    return maps_to_control(torch.from_numpy(mask_maps(mask, run.config.data.mask_kind, len(maps), path)))[None]
+
+
+def _check_size(path: Path, found: tuple[int, ...], size: tuple[int, int]) -> None:
+    if tuple(found) != size:
+        raise InputError(
+            f"{path} has {found[1]} x {found[0]} pixels: expected {size[1]} x {size[0]}, those of the image"
+        )

@@ -1,0 +1,369 @@
+"""Low-rank adapters (LoRA, Hu et al. 2021): a linear map W becomes W + scale * alpha / rank * B A, and only A and B are trained.
+
+Files are those of peft and diffusers: each of the maps that we keep in one tensor (queries, keys and values) has an adapter of
+its own there, and here an adapter of a part of the tensor's rows.
+Letters: r rank, I inputs and O outputs of a linear map.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from diffusion.formats import LAST_WEIGHTS
+from diffusion.model.diffusers_layout import FUSED_IN_BLOCK, RENAMED_IN_BLOCK
+from diffusion.model.pixart import PixArt
+from diffusion.utils.errors import InputError, MissingError
+from diffusion.utils.files import atomic_write
+from diffusion.utils.text import abbreviate
+from diffusion.utils.weights import read_weights
+
+LORA_FILE = "pytorch_lora_weights.safetensors"  # in an adapter's folder, as diffusers names it
+METADATA_KEY = "lora_adapter_metadata"  # of the file: the settings as JSON, as diffusers writes them
+CHECKPOINT_KEY = "lora"  # of a run's file of averaged weights: the same
+BLOCKS = "transformer_blocks."
+# what can be adapted, by the names of peft; whole names and these groups of them can be given as targets
+GROUPS = {
+    "cross_attention": ("attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"),
+    "self_attention": ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0"),
+    "mlp": ("ff.net.0.proj", "ff.net.2"),
+}
+TARGETS = tuple(target for group in GROUPS.values() for target in group)
+
+
+class Place(NamedTuple):
+    """Where a map of the released layout is in a block: the module of ours, and which of its equal parts."""
+
+    module: str
+    part: int
+    parts: int
+
+
+PLACES = {
+    **{new: Place(old, 0, 1) for old, new in RENAMED_IN_BLOCK.items() if new in TARGETS},
+    **{new: Place(old, i, len(parts)) for old, parts in FUSED_IN_BLOCK.items() for i, new in enumerate(parts)},
+}
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """The settings of an adapter: its rank, alpha (the scale is alpha / rank), and the maps of every block that it adapts."""
+
+    rank: int = 4
+    alpha: float = 4.0
+    targets: tuple[str, ...] = GROUPS["cross_attention"]
+
+    @staticmethod
+    def of(rank: int, alpha: float | None = None, targets: Sequence[str] = ("cross_attention",)) -> LoraSettings:
+        """Return settings for targets that are names of peft or of GROUPS; alpha: None for the rank. Raises InputError."""
+        named = [each for target in targets for each in GROUPS.get(target, (target,))]
+        unknown = [name for name in named if name not in TARGETS]
+        if unknown:
+            raise InputError(f"lora target {unknown[0]!r}: expected {', '.join((*GROUPS, *TARGETS))}")
+        if rank < 1:
+            raise InputError(f"lora rank {rank}: expected at least 1")
+        ordered = tuple(name for name in TARGETS if name in named)
+        return LoraSettings(rank, float(rank if alpha is None else alpha), ordered)
+
+    @property
+    def scale(self) -> float:
+        """Return what the product of both maps is multiplied by."""
+        return self.alpha / self.rank
+
+
+class LoraMap(nn.Module):
+    """The adapter of one part of a linear map's outputs: A (r, I) is drawn, B (O, r) begins at zero."""
+
+    def __init__(self, inputs: int, outputs: int, rank: int):
+        super().__init__()
+        self.A = nn.Parameter(torch.randn(rank, inputs) / rank)  # as peft's init_lora_weights="gaussian"
+        self.B = nn.Parameter(torch.zeros(outputs, rank))
+
+
+class LoraLinear(nn.Linear):
+    """A linear map with adapters by name, each of some of its parts; weight and bias keep their names in the state dict.
+
+    scales: of the adapters that count; one of scale 0 is not computed, so that the map is its own to the bit.
+    """
+
+    def __init__(self, linear: nn.Linear, parts: int):
+        nn.Module.__init__(self)
+        self.in_features, self.out_features, self.parts = linear.in_features, linear.out_features, parts
+        self.weight, self.bias = linear.weight, linear.bias
+        self.adapters = nn.ModuleDict()
+        self.scales: dict[str, float] = {}
+        self._original: torch.Tensor | None = None  # the weight, while adapters are merged into it
+
+    def add(self, name: str, part: int, rank: int, scale: float) -> LoraMap:
+        """Add an adapter of a part."""
+        if name not in self.adapters:
+            self.adapters[name] = nn.ModuleDict()
+        adapter = LoraMap(self.in_features, self.out_features // self.parts, rank).to(self.weight)
+        cast(nn.ModuleDict, self.adapters[name])[str(part)] = adapter
+        self.scales[name] = scale
+        return adapter
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the map of x (..., I) with its adapters: (..., O)."""
+        out = super().forward(x)
+        if self._original is not None:
+            return out
+        for name, scale in self.scales.items():
+            if scale:
+                out = out + scale * self._difference(name, x)
+        return out
+
+    def _difference(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        maps = cast(nn.ModuleDict, self.adapters[name])
+        width = self.out_features // self.parts
+        found = []
+        for part in range(self.parts):
+            if str(part) in maps:
+                adapter = cast(LoraMap, maps[str(part)])
+                found.append(F.linear(F.linear(x, adapter.A), adapter.B))
+            else:
+                found.append(x.new_zeros(*x.shape[:-1], width))
+        return found[0] if self.parts == 1 else torch.cat(found, dim=-1)
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Add the adapters to the weight, which is then computed alone; done again after a change of scales."""
+        self.unmerge()
+        self._original = self.weight.detach().clone()
+        rows = self.weight.view(self.parts, -1, self.in_features)
+        for name, scale in self.scales.items():
+            for part, adapter in cast(nn.ModuleDict, self.adapters[name]).items():
+                adapter = cast(LoraMap, adapter)
+                rows[int(part)] += (scale * (adapter.B.double() @ adapter.A.double())).to(rows.dtype)
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Give the weight back as it was, to the bit."""
+        if self._original is not None:
+            self.weight.copy_(self._original)
+            self._original = None
+
+
+def add_lora(network: PixArt, settings: LoraSettings, name: str = "default", scale: float = 1.0) -> None:
+    """Add a new adapter to a network, which changes nothing at first. Raises InputError for a name that is there."""
+    _check_new(network, name)
+    for number in range(network.config.depth):
+        for target in settings.targets:
+            place, linear = _linear(network, number, target)
+            linear.add(name, place.part, settings.rank, scale * settings.scale)
+    adapter_settings(network)[name] = settings
+
+
+def load_lora(
+    network: PixArt, path: str | Path, scale: float = 1.0, name: str | None = None, alpha: float | None = None
+) -> str:
+    """Add an adapter: a file or folder of peft or diffusers, a whole network with adapters, as released, or a run that trained one.
+
+    name: None for that of the file or its folder. alpha: where the file does not say it; None: the rank, a scale of 1.
+    Returns the name. Raises MissingError, and InputError for a file that is damaged, without adapters, or of another network,
+    naming the first tensor that differs.
+    """
+    source = Path(path)
+    file = source
+    if source.is_dir():
+        file = source / (LAST_WEIGHTS if (source / LAST_WEIGHTS).is_file() else LORA_FILE)
+    if not file.is_file():
+        raise MissingError(f"no adapter at {file}; name a file of adapters, or a folder with {LORA_FILE}")
+    stored = read_weights(file).content
+    tensors = _adapter_tensors(stored, file)
+    metadata = read_lora_metadata(file, stored)
+    ranks = sorted({tensor.shape[0] for each, tensor in tensors.items() if each[2] == "A"})
+    if len(ranks) != 1:
+        raise InputError(f"{file} has adapters of ranks {', '.join(map(str, ranks))}: expected one")
+    given = metadata.get("lora_alpha", alpha)
+    chosen = LoraSettings.of(ranks[0], given, sorted({target for _, target, _ in tensors}))
+    own = name or (source.name if source.is_dir() else source.stem).replace(".", "_")
+    _check_tensors(network, tensors, file)
+    _check_new(network, own)
+    for number, target in sorted({(number, target) for number, target, _ in tensors}):
+        place, linear = _linear(network, number, target)
+        adapter = linear.add(own, place.part, chosen.rank, scale * chosen.scale)
+        with torch.no_grad():
+            adapter.A.copy_(tensors[number, target, "A"])
+            adapter.B.copy_(tensors[number, target, "B"])
+    adapter_settings(network)[own] = chosen
+    return own
+
+
+def save_lora(network: PixArt, folder: str | Path, name: str | None = None) -> None:
+    """Write an adapter into a folder as diffusers does, which peft reads, too; name: None for the only one.
+
+    Raises InputError for a folder that is already there, or an adapter that is not.
+    """
+    from safetensors.torch import save_file
+
+    folder, own = Path(folder), _one_name(network, name)
+    if folder.exists():
+        raise InputError(f"{folder} is already there; name a new folder")
+    metadata = lora_metadata(adapter_settings(network)[own])
+    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in lora_tensors(network, own).items()}
+    with atomic_write(folder) as temporary:
+        temporary.mkdir()
+        save_file(tensors, temporary / LORA_FILE, metadata={"format": "pt", METADATA_KEY: json.dumps(metadata)})
+
+
+def lora_tensors(network: PixArt, name: str | None = None) -> dict[str, torch.Tensor]:
+    """Return an adapter's tensors by the names of peft and diffusers; name: None for the only one."""
+    own = _one_name(network, name)
+    return rename_lora({key: tensor for key, tensor in network.state_dict().items() if f".adapters.{own}." in key})
+
+
+def rename_lora(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors of an adapter, of a network's state dict, by the names of peft and diffusers; others are left out."""
+    targets = {(place.module, place.part): target for target, place in PLACES.items()}
+    found = {}
+    for name, tensor in tensors.items():
+        match = re.fullmatch(r"blocks\.(\d+)\.(.+)\.adapters\.[^.]+\.(\d+)\.(A|B)", name)
+        if match is not None:
+            target = targets[match[2], int(match[3])]
+            found[f"{BLOCKS}{match[1]}.{target}.lora_{match[4]}.weight"] = tensor
+    return found
+
+
+def lora_metadata(settings: LoraSettings) -> dict[str, Any]:
+    """Return what a file says of its adapter, as peft names it."""
+    return {
+        "r": settings.rank,
+        "lora_alpha": settings.alpha,
+        "target_modules": list(settings.targets),
+        "peft_type": "LORA",
+        "bias": "none",
+        "lora_dropout": 0.0,
+    }
+
+
+def set_lora_scales(network: PixArt, scales: Mapping[str, float]) -> None:
+    """Set how much each adapter named counts; 0: not at all. Merged ones are merged again. Raises InputError for others."""
+    known = adapter_settings(network)
+    for name, scale in scales.items():
+        if name not in known:
+            raise InputError(f"no adapter {name!r}; there are {', '.join(known) or 'none'}")
+        for linear in _lora_linears(network):
+            if name in linear.scales:
+                linear.scales[name] = scale * known[name].scale
+    for linear in _lora_linears(network):
+        if linear._original is not None:
+            linear.merge()
+
+
+def merge_lora(network: PixArt) -> None:
+    """Add all adapters to the weights, at the scales that they have: as fast as without, and exact to rounding."""
+    for linear in _lora_linears(network):
+        linear.merge()
+
+
+def unmerge_lora(network: PixArt) -> None:
+    """Give the weights back as they were, to the bit, with the adapters beside them."""
+    for linear in _lora_linears(network):
+        linear.unmerge()
+
+
+def adapter_settings(network: PixArt) -> dict[str, LoraSettings]:
+    """Return the settings of a network's adapters by name."""
+    if not hasattr(network, "lora_settings"):
+        network.lora_settings = {}  # type: ignore[assignment] - a plain attribute, which no state dict has
+    return cast("dict[str, LoraSettings]", network.lora_settings)
+
+
+def read_lora_metadata(path: Path, content: Any) -> dict[str, Any]:
+    """Return the settings that diffusers stores in a file, peft in adapter_config.json beside it, or a run in its checkpoint."""
+    from safetensors import safe_open
+
+    if isinstance(content, Mapping) and isinstance(content.get(CHECKPOINT_KEY), Mapping):
+        return dict(content[CHECKPOINT_KEY])
+    beside = path.with_name("adapter_config.json")
+    if beside.is_file():
+        return dict(json.loads(beside.read_text(encoding="utf-8")))
+    if path.suffix != ".safetensors":
+        return {}
+    with safe_open(path, "pt") as file:
+        text = (file.metadata() or {}).get(METADATA_KEY)
+    try:
+        stored = json.loads(text) if text else {}
+    except ValueError as error:
+        raise InputError(f"{path}: the settings of its adapter are damaged ({error})") from None
+    # of a pipeline, settings have the name of the network before them
+    return {key.removeprefix("transformer."): value for key, value in stored.items()}
+
+
+def _adapter_tensors(content: Any, file: Path) -> dict[tuple[int, str, str], torch.Tensor]:
+    """Return the tensors of adapters by block, target and letter. Raises InputError for a file without any."""
+    content = content.get("state_dict", content) if isinstance(content, Mapping) else {}
+    pattern = re.compile(rf"(?:.*\.)?{re.escape(BLOCKS)}(\d+)\.(.+?)\.lora(?:_|\.)(A|B|down|up)(?:\.[^.]+)?\.weight")
+    letters = {"down": "A", "up": "B"}
+    found: dict[tuple[int, str, str], torch.Tensor] = {}
+    for name, tensor in content.items():
+        match = pattern.fullmatch(str(name))
+        if match is not None and isinstance(tensor, torch.Tensor):
+            found[int(match[1]), match[2], letters.get(match[3], match[3])] = tensor
+    if not found:
+        raise InputError(f"{file} holds no adapter: expected tensors such as {BLOCKS}0.attn2.to_q.lora_A.weight")
+    for number, target, letter in list(found):
+        other = "B" if letter == "A" else "A"
+        if (number, target, other) not in found:
+            raise InputError(f"{file} has lora_{letter} of {BLOCKS}{number}.{target}, and no lora_{other}")
+    return found
+
+
+def _check_tensors(network: PixArt, tensors: Mapping[tuple[int, str, str], torch.Tensor], file: Path) -> None:
+    """Raise InputError naming the first tensor that is of another network."""
+    for (number, target, letter), tensor in sorted(tensors.items(), key=lambda each: each[0]):
+        name = f"{BLOCKS}{number}.{target}.lora_{letter}.weight"
+        if number >= network.config.depth:
+            raise InputError(
+                f"{file} is of another network: it has {name}, and the network {network.config.depth} blocks"
+            )
+        if target not in PLACES:
+            raise InputError(f"{file} is of another network: it has {name}; known maps are {abbreviate(TARGETS, 10)}")
+        place = PLACES[target]
+        linear = cast(nn.Linear, network.blocks[number].get_submodule(place.module))
+        size = linear.in_features if letter == "A" else linear.out_features // place.parts
+        if tensor.ndim != 2 or tensor.shape[1 if letter == "A" else 0] != size:
+            raise InputError(
+                f"{file} is of another network: {name} is {tuple(tensor.shape)}, and the network's map has {size} "
+                f"{'inputs' if letter == 'A' else 'outputs'}"
+            )
+
+
+def _linear(network: PixArt, number: int, target: str) -> tuple[Place, LoraLinear]:
+    """Return where a target is, and the map of a block that adapters can be added to."""
+    place, block = PLACES[target], network.blocks[number]
+    linear = block.get_submodule(place.module)
+    if not isinstance(linear, LoraLinear):
+        linear = LoraLinear(cast(nn.Linear, linear), place.parts)
+        parent, _, child = place.module.rpartition(".")
+        setattr(block.get_submodule(parent), child, linear)
+    return place, linear
+
+
+def _lora_linears(network: PixArt) -> Iterator[LoraLinear]:
+    return (module for module in network.modules() if isinstance(module, LoraLinear))
+
+
+def _one_name(network: PixArt, name: str | None) -> str:
+    known = adapter_settings(network)
+    if name is None and len(known) == 1:
+        return next(iter(known))
+    if name is None or name not in known:
+        raise InputError(f"no adapter {name!r}: the network has {', '.join(known) or 'none'}; name one of them")
+    return name
+
+
+def _check_new(network: PixArt, name: str) -> None:
+    if name in adapter_settings(network):
+        raise InputError(f"there is an adapter {name!r} already; name this one otherwise")
+    if "." in name or not name:
+        raise InputError(f"an adapter cannot be named {name!r}: expected a name without dots")
