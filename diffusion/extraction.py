@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from tqdm import tqdm
 from diffusion.data.crops import tokens_per_image
 from diffusion.data.datasets.pan_cancer import LARGE_PATCH
 from diffusion.data.features.loose import feature_path, features_folder, imported_width, made_by_path, read_made_by
+from diffusion.data.features.masks import mask_maps, read_mask
 from diffusion.data.features.npy import is_valid, read_array, write_feature
 from diffusion.data.features.parts import LATENTS
 from diffusion.data.index.patch_index import PatchIndex, find_keys, index_keys, split_key
@@ -222,6 +224,35 @@ def extract_features(
                 yield from waiting.popleft().result()
         while waiting:
             yield from waiting.popleft().result()
+
+
+def encode_masks(
+    names: Iterable[str], folder: Path, size: int, suffix: str, codec: LatentCodec, latents: str, batch_size: int
+) -> Generator[Outcome]:
+    """Write the latents of masks, white on black, as a ControlNet of latents takes them; yield what became of each.
+
+    suffix: ending of the masks; latents: of the codec's files: `3_4_mask_sd3_vae.npy` of `3_4_mask.png`. One that is whole is left.
+    """
+    remaining = iter(names)
+    while part := list(islice(remaining, batch_size)):
+        waiting: dict[str, torch.Tensor] = {}
+        for name in part:
+            if is_valid(feature_path(folder, name, f"{suffix}_{latents}"), LATENTS.shape(size)):
+                yield Outcome(name, False)
+                continue
+            try:
+                mask = read_mask(feature_path(folder, name, suffix), size)
+                binary = mask_maps(mask, "labels", 1, f"the mask of {name}")
+                waiting[name] = torch.from_numpy(binary).expand(3, -1, -1)
+            except InputError as error:
+                yield Outcome(name, False, str(error))
+        if not waiting:
+            continue
+        device = codec.vae.device
+        moments = encode_patches(255 * torch.stack(list(waiting.values())).to(device), codec, WINDOW, batch_size)
+        for name, each in zip(waiting, moments, strict=True):
+            write_feature(feature_path(folder, name, f"{suffix}_{latents}"), each.cpu().numpy())
+            yield Outcome(name, True)
 
 
 def group_patches(patches: Iterable[DecodedPatch], at_once: int) -> Iterator[list[DecodedPatch] | Outcome]:

@@ -105,6 +105,7 @@ def _usage(content: CardContent) -> str:
     codec, config = next(part.name for part in content.parts if part.role == "codec"), content.config
     embedded = config.vae_pretrained if config.vae_pretrained in EMBEDDED_CODECS else None
     vae = "" if content.has_codec else f', vae="{embedded or "FOLDER"}"'
+    vae_option = "" if content.has_codec or embedded else " --vae FOLDER"
     lines = [
         "```python",
         "from pixcell import PixCellPipeline",
@@ -112,6 +113,12 @@ def _usage(content: CardContent) -> str:
         f"pipeline = PixCellPipeline.from_pretrained({json.dumps(content.name)}{vae})",
         f"images = pipeline(embeddings, guidance_scale={config.sample_grid.guidance:g}).images  "
         f"# embeddings: (B, {config.model_max_length}, {config.caption_channels})",
+        "```",
+        "",
+        "On a command line, for images of tissue, which are embedded:",
+        "",
+        "```",
+        f"pixcell sample --workdir {content.name}{vae_option} --images tissue.png --count 4",
         "```",
     ]
     if not content.has_codec and not embedded:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from diffusion.cli import options
 from diffusion.cli.parser import path_text, plain_name, positive_float
 from diffusion.cli.signature import Here, Option, checked
 from diffusion.formats import DEFAULT_INDEX
+
+if TYPE_CHECKING:
+    from diffusion.extraction import Outcome
 
 
 @checked
@@ -41,15 +44,25 @@ def masks(
         str | None, Option(f"{options.FEATURES} [beside the images]", path_text, metavar="FOLDER")
     ] = None,
     on_error: options.OnError = "skip",
+    vae: Annotated[
+        str | None,
+        Option(
+            f"{options.CODEC} whose latents of the masks are written, too, for a ControlNet of latents, as released [none]",
+            completes="folder",
+        ),
+    ] = None,
     workers: options.WorkersPerCore = None,
     root: options.Root = None,
+    batch_size: options.BatchSize = 16,
+    device: options.Device = "auto",
 ) -> int:
     """Make masks of nuclei for every indexed patch, which a ControlNet is trained with.
 
     Each goes to <column>_<row>_mask.png beside its patch; one that is there is left alone, and a run that was stopped goes on.
     Without --source, nuclei are found by colour deconvolution, threshold and watershed, which needs no weights. With it, masks
     are cut from what other programs found in the whole slide; how large their pixels are has to be given, and is compared with the
-    slide's. A patch without mask is counted and named, and the exit code is then 1.
+    slide's. --vae adds *_mask_<codec>.npy, the latents of the masks as white on black. A patch without mask is counted and
+    named, and the exit code is then 1.
 
     Examples:
       pixcell masks --dataset demo --size 1024
@@ -96,5 +109,44 @@ def masks(
     there = len(patches) - made - len(wrong)
     mean = f", {objects / made:.1f} nuclei each" if made else ""
     print(f"{key}: {made} masks written{mean}; {there} were there, {len(wrong)} left out")
-    print(f"in {features_folder(root, features)}: *_{suffix}.png")
+    folder = features_folder(root, features)
+    print(f"in {folder}: *_{suffix}.png")
+    if vae is not None:
+        left = {outcome.name for outcome in wrong}
+        names = (name for name in iterate_names(path, key) if name not in left)
+        wrong += encode(names, folder, size, suffix, vae, root, batch_size or 16, device, len(patches) - len(left))
     return 1 if wrong else 0
+
+
+def encode(
+    names: Iterable[str],
+    folder: Path,
+    size: int,
+    suffix: str,
+    vae: str,
+    root: Path,
+    batch_size: int,
+    device: str,
+    total: int,
+) -> list[Outcome]:
+    """Write the latents of masks, say how many, and return those that could not be."""
+    import sys
+
+    from tqdm import tqdm
+
+    from diffusion.components import resolve_vae
+    from diffusion.encoders.latents import LatentCodec
+    from diffusion.extraction import default_latent_suffix, encode_masks
+    from diffusion.utils.hardware import prepare_device
+
+    location = resolve_vae(vae, root)
+    codec, latents = LatentCodec.load(location, prepare_device(device)), default_latent_suffix(location)
+    written, wrong = 0, []
+    outcomes = encode_masks(names, folder, size, suffix, codec, latents, batch_size)
+    for outcome in tqdm(outcomes, total=total, unit="mask"):
+        written += outcome.written
+        if outcome.error is not None:
+            wrong.append(outcome)
+            tqdm.write(f"left out: {outcome.error}", file=sys.stderr)
+    print(f"{written} masks encoded, {total - written - len(wrong)} were there: *_{suffix}_{latents}.npy")
+    return wrong
