@@ -82,14 +82,15 @@ nano: $(READY)
 	$(PIXCELL) features --root $(NANO) --dataset nano $(ENCODERS)
 	$(PIXCELL) features --root $(NANO) --dataset nano_turned $(ENCODERS)
 	$(PIXCELL) features --root $(NANO) --dataset nano_heldout $(ENCODERS)
-	$(PIXCELL) stages configs/demo/nano_start_256.py configs/demo/nano_256.py --out $(NANO)/runs --launch "--num_cpu_threads_per_process $(CORES)"
-	$(PIXCELL) plot $(NANO)/runs/nano_256 --out $(NANO)/curve.png
-	$(PIXCELL) sample --dataset nano_heldout --count 96 --workdir $(NANO)/runs/nano_256 --out $(NANO)/samples
-	$(PIXCELL) evaluate --real $(NANO)/samples/real --syn $(NANO)/samples/syn --losses $(NANO)/runs/nano_256 --train $(NANO)/patches/nano --out $(NANO)/report
+	$(LAUNCH) train configs/demo/nano_start_256.py --workdir $(NANO)/nano_start
+	$(LAUNCH) train configs/demo/nano_256.py --workdir $(NANO)/nano --load-from $(NANO)/nano_start/checkpoints/last_ema.ckpt
+	$(PIXCELL) plot $(NANO)/nano --out $(NANO)/curve.png
+	$(PIXCELL) sample --dataset nano_heldout --count 96 --workdir $(NANO)/nano --out $(NANO)/samples
+	$(PIXCELL) evaluate --real $(NANO)/samples/real --syn $(NANO)/samples/syn --losses $(NANO)/nano --train $(NANO)/patches/nano --out $(NANO)/report
 	mkdir -p $(NANO)/conditions
 	for each in $(TISSUES); do cp $(NANO)/patches/nano/$$(echo $${each#*=} | sed "s,/,/single_256/,")_mobilenetv2.npy $(NANO)/conditions/$${each%%=*}.npy || exit 1; done
 	rm -rf $(NANO)/published
-	$(PIXCELL) push --workdir $(NANO)/runs/nano_256 --out $(NANO)/published --dry-run --precision fp16 --without-codec --license apache-2.0 --conditions $(NANO)/conditions/*.npy --report $(NANO)/report --data "$(NANO_DATA)"
+	$(PIXCELL) push --workdir $(NANO)/nano --out $(NANO)/published --dry-run --precision fp16 --without-codec --license apache-2.0 --conditions $(NANO)/conditions/*.npy --report $(NANO)/report --data "$(NANO_DATA)"
 	@echo "$(NANO)/published is what asset/nano has"
 
 lint: $(READY)

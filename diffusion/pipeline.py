@@ -25,7 +25,7 @@ from diffusion.condition import Condition, as_condition
 from diffusion.control import ControlledNetwork, maps_to_control
 from diffusion.encoders.latents import LatentScale
 from diffusion.encoders.vae_files import codec_folder, load_vae
-from diffusion.formats import DEFAULT_SOLVER, LATENT_FACTOR, PIPELINE_INDEX
+from diffusion.formats import DEFAULT_SOLVER, LATENT_FACTOR, PIPELINE_INDEX, WINDOW
 from diffusion.model.controlnet import (
     ControlNet,
     check_control_fits,
@@ -291,7 +291,7 @@ class PixCellPipeline(DiffusionPipeline):
         tokens, null = self._conditions(uni_embeds, negative_uni_embeds, num_images_per_prompt)
         latents = self._noise(len(tokens), height, width, latents, generator)
         if control_image is not None:
-            control = self._control(control_image, latents.shape[2:], len(tokens))
+            control = self._control(control_image, latents.shape[2:], len(uni_embeds), len(tokens))
             weight = torch.full((len(tokens),), float(controlnet_conditioning_scale))
             tokens = Condition(as_condition(tokens).tokens, control.cpu(), weight)
         scheduler.set_timesteps(num_inference_steps, device=device)
@@ -335,8 +335,8 @@ class PixCellPipeline(DiffusionPipeline):
         times = torch.as_tensor(timestep, device=x.device).expand(len(x))
         return ControlledNetwork(transformer, self.controlnet)(x, times, y)
 
-    def _control(self, images: Any, cells: torch.Size, count: int) -> torch.Tensor:
-        """Return the controls (B * n, K, h, w) of control images; one is taken for all. Raises InputError."""
+    def _control(self, images: Any, cells: torch.Size, conditions: int, count: int) -> torch.Tensor:
+        """Return the controls (B * n, K, h, w) of control images, one for each of B conditions, or for all. Raises InputError."""
         if self.controlnet is None:
             raise InputError("control_image: the pipeline has no ControlNet; open it with controlnet=")
         maps = self.controlnet.network.config.maps
@@ -347,16 +347,18 @@ class PixCellPipeline(DiffusionPipeline):
             raise InputError(
                 f"control_image of {pixels.shape[3]} x {pixels.shape[2]} pixels: expected {wanted[1]} x {wanted[0]}, as the image"
             )
-        if len(pixels) not in (1, count) and count % len(pixels):
-            raise InputError(
-                f"{len(pixels)} control images for {count} images: expected one, or one for each condition"
-            )
+        if len(pixels) not in (1, conditions):
+            raise InputError(f"{len(pixels)} control images: expected one, or one for each of {conditions} conditions")
         if maps:
             control = maps_to_control(pixels)
         else:
             scale = LatentScale(self.vae.config.scaling_factor, self.vae.config.shift_factor or 0.0)
-            encoded = self.vae.encode((2 * pixels - 1).to(self._execution_device, self.vae.dtype)).latent_dist.mean
-            control = scale.to_network(encoded.float())
+            whole = (2 * pixels - 1).to(self._execution_device, self.vae.dtype)
+            bands = [  # in windows, as the masks of training are encoded
+                torch.cat([self.vae.encode(part).latent_dist.mean for part in band.split(WINDOW, dim=3)], dim=3)
+                for band in whole.split(WINDOW, dim=2)
+            ]
+            control = scale.to_network(torch.cat(bands, dim=2).float())
         return control.repeat_interleave(count // len(control), dim=0)
 
     def _conditions(
@@ -437,13 +439,26 @@ def _control_pixels(image: Any, maps: int) -> torch.Tensor:
 
     if not isinstance(image, torch.Tensor):
         array = np.array(image.convert("RGB") if not maps and hasattr(image, "convert") else image)
-        if array.dtype == np.uint8 and (array.max(initial=0) > 1 or not maps):
+        if (
+            array.dtype.kind in "iub"
+            and maps
+            and len(np.setdiff1d(array, (0, 1)))
+            and len(np.setdiff1d(array, (0, 255)))
+        ):
+            raise InputError(
+                "control_image of whole numbers: expected a binary mask, of 0 and 255 or 1; give maps from 0 to 1"
+            )
+        if array.dtype.kind in "iub" and (array.max(initial=0) > 1 or not maps):
             array = array / 255
         if array.ndim == 3 and (not maps or array.shape[0] != maps):
             array = array.transpose(2, 0, 1)[: maps or 3]
         image = torch.from_numpy(np.ascontiguousarray(array))
     values = image.float()
     values = values[None, None] if values.ndim == 2 else values[None] if values.ndim == 3 else values
+    if not (values.min() >= 0 and values.max() <= 1):
+        raise InputError(
+            f"control_image from {values.min():g} to {values.max():g}: expected 0 to 1, or 0 to 255 of whole numbers"
+        )
     if values.ndim != 4 or values.shape[1] != (maps or 3):
         raise InputError(f"control_image of shape {tuple(values.shape)}: expected (B, {maps or 3}, H, W)")
     return values

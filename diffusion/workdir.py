@@ -104,7 +104,7 @@ def open_run(work_dir: str | Path, checkpoint: str | Path, device: torch.device,
     if config.lora.rank:
         base, prediction = config.load_from or "", config.prediction_type
         model, _ = load_network(base, config.model, config.model_arguments, prediction)
-        load_lora(model, path, name="run")
+        load_lora(model, path, name="run", ema=ema)
         return Run(folder, path, config, model.eval().to(device))
     return _load_run(folder, path, config, load_weights(path, ema, positions=False), device)
 

@@ -171,7 +171,9 @@ class OpenRun:
         if images is None and tokens is None:
             source = choose_source(self.session, _index_source(**of_index))
             if not source.tokens:
-                return IndexConditions(open_index(self.session, source), seed, pixels=True)
+                return IndexConditions(
+                    open_index(self.session, source), seed, pixels=True, scale=self.session.codec.scale
+                )
             tokens = source.tokens
         given = [name for name, value in of_index.items() if value is not None]
         if given:

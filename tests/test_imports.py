@@ -14,7 +14,7 @@ MODULES = sorted((REPOSITORY / "diffusion").rglob("*.py"))
 # room of the package -> the rooms that it may import, besides itself, `formats` and `utils`; downwards only
 ALLOWED = {
     **{room: set() for room in ("formats", "utils", "schedule", "condition", "config", "encoders", "hub")},
-    "data": {"condition", "control", "schedule"},
+    "data": {"condition", "control"},
     **{room: {"schedule"} for room in ("objective", "timesteps")},
     "guidance": {"condition"},
     "control": {"condition", "schedule"},

@@ -8,7 +8,9 @@ pe_interpolation = 0.5
 # 27 of 28 blocks, copied from the network's, which the published training code forgot; the patch embedding learns, too
 task = dict(type="control", base="pretrained_models/pixcell-256")
 
-# the paper's: 25,000 steps of 4 on 10,000 patches; without dropped embeddings, as the null pass of guidance has no control
+class_dropout_prob = 0.0  # the null pass of guidance has no control
+
+# the paper's: 25,000 steps of 4 on 10,000 patches
 train_batch_size = 4
 optimizer = dict(type="AdamW", lr=1e-5, weight_decay=0.01)
 lr_schedule = "cosine"

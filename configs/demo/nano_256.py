@@ -4,7 +4,7 @@ _base_ = ["./nano_start_256.py"]
 # the same windows, and all of them turned and mirrored: eight times as many, which it does not learn by heart so soon
 data = dict(train_subset_keys=["nano_256", "nano_turned_256"])
 
-# From the first stage, which `pixcell stages` names, to finer tissue. Its narrow timesteps hardly held those above 900,
+# From the first stage, which --load-from names, to finer tissue. Its narrow timesteps hardly held those above 900,
 # which lay out light and dark: some uniform ones mend that.
 timestep_sampling = dict(type="logit_normal", mean=-1.05, std=0.6, uniform_share=0.15)
 

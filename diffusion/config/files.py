@@ -160,7 +160,7 @@ def _flatten_task(values: Mapping[str, Any], source: Path) -> dict[str, Any]:
     if not isinstance(name, str):
         raise InputError(f"{source}: task {dict(task)}: expected dict(type=...), with the name of a task")
     section = values.get(name, {})
-    return {**values, "task": name, **({name: {**section, **own}} if own or section else {})}
+    return {**values, "task": name, **({name: {**own, **section}} if own or section else {})}
 
 
 def _choose_kind(

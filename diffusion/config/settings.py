@@ -519,6 +519,7 @@ class ControlConfig(Config):
 
     def check_controlled(self) -> None:
         """Raise InputError without a network to steer, or anything to steer it by; keys are also read one by one, without these."""
+        _check(not self.lora.rank, "lora.rank with task control: a ControlNet is trained whole; leave it out")
         _check(self.control.base is not None, "control.base None: expected the weights of the network to steer")
         _check(
             self.data.mask_prefix is not None or self.data.control_prefix is not None,

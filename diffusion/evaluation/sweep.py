@@ -9,7 +9,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -87,7 +87,7 @@ class PointScorer:
 
     count: images of a point. real: folder of real images; tissue_is_given: whether it is there, else the first point fills it
     with the tissue that conditions. fit: what becomes of images that are not 256 x 256, where `refuse` holds for small ones alone.
-    weights, precision, compiled: how points are sampled, for their records.
+    weights, precision, compiled: how points are sampled, for their records; steering: by which adapters and ControlNet.
     """
 
     out: Path
@@ -102,6 +102,7 @@ class PointScorer:
     weights: str = "ema"
     precision: str = "fp32"
     compiled: bool = False
+    steering: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -116,6 +117,7 @@ class PointScorer:
             "on_size": self.fit,
             "precision": self.precision,
             "compile": self.compiled,
+            **({"steering": json.loads(json.dumps(self.steering))} if self.steering else {}),
         }
 
     def score(self, point: Point, checkpoint: Path, sample: Sample) -> None:

@@ -17,6 +17,7 @@ from diffusion.control import maps_to_control
 from diffusion.data.features.masks import mask_maps, read_mask_image
 from diffusion.data.images import open_image
 from diffusion.encoders.latents import LatentCodec, from_uint8
+from diffusion.formats import WINDOW
 from diffusion.generation.conditions import Conditions, IndexConditions, NamedCondition, read_numbers
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.folders import natural_key
@@ -97,14 +98,34 @@ def read_control(path: Path, run: Run, codec: LatentCodec, size: tuple[int, int]
     assert run.controlnet is not None
     maps = run.controlnet.config.maps
     if not maps:
-        image = np.asarray(open_image(path).convert("RGB"))
+        image = read_picture(path)
         _check_size(path, image.shape[:2], size)
-        pixels = from_uint8(torch.from_numpy(image.copy()).permute(2, 0, 1)[None])
-        return codec.encode(pixels.to(run.device)).float().cpu()
+        pixels = from_uint8(torch.from_numpy(image).permute(2, 0, 1)[None])
+        return torch.cat(
+            [
+                torch.cat(
+                    [codec.encode(part.to(run.device)).float().cpu() for part in band.split(WINDOW, dim=3)], dim=3
+                )
+                for band in pixels.split(WINDOW, dim=2)  # in windows, as the masks of training are encoded
+            ],
+            dim=2,
+        )
     mask = read_numbers(path).numpy() if path.suffix == ".npy" else read_mask_image(path)
     mask = mask if mask.ndim == 3 else mask[None]
     _check_size(path, mask.shape[1:], size)
-    return maps_to_control(torch.from_numpy(mask_maps(mask, run.config.data.mask_kind, len(maps), path)))[None]
+    return maps_to_control(torch.from_numpy(mask_maps(mask, run.controlnet.config.mask_kind, len(maps), path)))[None]
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """Read an image to control by, uint8 (H, W, 3); one of one channel as a binary mask, white on black.
+
+    Raises MissingError, InputError.
+    """
+    image = open_image(path)
+    if len(image.getbands()) > 2:
+        return np.array(image.convert("RGB"))
+    mask = mask_maps(read_mask_image(path)[None], "binary", 1, path)
+    return np.repeat(255 * mask[0].astype(np.uint8)[..., None], 3, axis=2)
 
 
 def _check_size(path: Path, found: tuple[int, ...], size: tuple[int, int]) -> None:

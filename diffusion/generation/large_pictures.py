@@ -203,6 +203,7 @@ def choose_grids(
     """
     grid_of, origin = _choose_tokens(session, source, region, size)
     if source.control is None:
+        session.solver.check_control(session.run, Condition(session.run.model.null_condition[None]))
         return grid_of, origin
     files = list_controls([source.control])
     check_controlled(session.run)
@@ -224,7 +225,7 @@ def _choose_tokens(
     """
     path = source.file
     if path is None:
-        dataset = open_index(session, ConditionSource())
+        dataset = open_index(session, ConditionSource(), with_control=False)
         return lambda i: neighbourhood(dataset, i, session.seed, size.rows, size.columns), index_origin(dataset)
     origin = identify_files(session, [path], embedded=region is not None)
     if region is not None:

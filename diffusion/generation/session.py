@@ -63,19 +63,20 @@ class Session:
             "precision": solver.precision,
             **({"compiled": True} if self.compiled else {}),  # which rounds otherwise
             **({} if self.averaged else {"averaged": False}),
-            **({"loras": [scale for _, scale in self.loras]} if self.loras else {}),
-            **self._control_settings,
+            **self.steering,
             "weights": self.run.fingerprint,
             "vae_weights": self.codec.fingerprint,
         }
 
     @property
-    def _control_settings(self) -> dict[str, Any]:
-        """Return the settings of a ControlNet; none without one."""
+    def steering(self) -> dict[str, Any]:
+        """Return what identifies the adapters and the ControlNet that are added to the network, and how much they count."""
         solver = self.solver
+        adapters = {"loras": [scale for _, scale in self.loras], "adapted": self.run.fingerprint} if self.loras else {}
         if self.run.controlnet is None:
-            return {}
+            return adapters
         return {
+            **adapters,
             "controlnet": self.run.controlnet_fingerprint,
             "control_scale": solver.control_scale,
             "control_interval": solver.control_interval,
@@ -150,6 +151,8 @@ def open_session(
     add_loras(run, adapters)
     if controlnet is not None:
         run = with_controlnet(run, controlnet, averaged)
+    if run.controlnet is None and solver.controls:
+        raise InputError(f"options of a control, and {run.folder} has no ControlNet; name one with --controlnet")
     if compiled:
         run.model.compile_blocks()
         if run.controlnet is not None:

@@ -48,6 +48,19 @@ class Solver:
         if not math.isfinite(self.control_scale):
             raise InputError(f"control scale {self.control_scale}: expected a finite number; 0 is no control")
 
+    @property
+    def controls(self) -> bool:
+        """Whether the settings of a control are other than usual."""
+        return self.control_scale != 1 or self.control_interval is not None or self.control_in_null
+
+    def check_control(self, run: Run, condition: Condition) -> None:
+        """Raise InputError for a run with a ControlNet that the condition gives nothing to read, unless it counts nothing."""
+        if run.controlnet is not None and condition.control is None and self.control_scale:
+            raise InputError(
+                "the ControlNet has nothing to read: name masks or images with --control, or take --control-scale 0 to sample "
+                "without it"
+            )
+
     def strength(self, run: Run) -> float:
         """Return the guidance that a run is sampled with."""
         return run.config.sample_grid.guidance if self.guidance is None else self.guidance

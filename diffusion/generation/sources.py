@@ -90,12 +90,17 @@ def identify_files(session: Session, paths: Sequence[Path], embedded: bool) -> d
     return {**content, "encoder": [session.embedder.name, session.embedder.fingerprint]} if embedded else content
 
 
-def open_index(session: Session, source: ConditionSource) -> PanCancerData:
-    """Open the run's data set, or the one that the source names, and check it against the network. Raises InputError."""
+def open_index(session: Session, source: ConditionSource, with_control: bool = True) -> PanCancerData:
+    """Open the run's data set, or the one that the source names, and check it against the network.
+
+    with_control: whether to read the masks that the run was trained with; never where the source names others. Raises InputError.
+    """
     config = session.run.config
     arguments = {**config.data_arguments, "root": source.data_root or session.root}
     arguments["patch_names_file"] = source.index or arguments["patch_names_file"]
     arguments["features_dir"] = source.features or arguments["features_dir"]
+    if source.control or not with_control:
+        arguments |= {"mask_prefix": None, "control_prefix": None}
     dataset = open_condition_dataset(arguments, source.dataset)
     check_dataset_tokens(dataset, config.model_max_length, config.caption_channels)
     return dataset

@@ -13,7 +13,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -34,7 +34,7 @@ from diffusion.utils.weights import find_weights, read_safetensors, read_weights
 
 CONTROLNET_CLASS = "PixCellControlNet"
 ARCHITECTURE = "controlnet"  # key of checkpoints under which its arguments are
-CONTROL_MAPS = "control_maps"  # a key of config.json that the released class does not have
+CONTROL_MAPS, MASK_KIND = "control_maps", "control_mask_kind"  # keys that the released class does not have
 # official name -> diffusers name, of what a network does not have; maps that begin at zero, one behind every block
 CONTROL_EMBEDDER, PROJECTIONS = ("control_embedder.proj", "cond_pos_embed.proj"), ("projections", "controlnet_blocks")
 OLD_PREFIX = "transformer."  # of the first released class, which wrapped a whole network
@@ -45,7 +45,7 @@ class ControlNetConfig(PixArtConfig):
     """The arguments of a ControlNet: those of the network that it steers, of whose blocks it has the first `depth`.
 
     base_depth: blocks of that network. maps: names of the channels of the control image, such as nuclei; without any the
-    control is the latents of an image, as released.
+    control is the latents of an image, as released. mask_kind: what the values of masks are that maps are made of.
     Raises InputError for values out of their range, and for more blocks than the network has.
     """
 
@@ -53,6 +53,7 @@ class ControlNetConfig(PixArtConfig):
 
     base_depth: Annotated[int, Range(least=1, most=1024)] = 28
     maps: Annotated[tuple[Name, ...], Distinct()] = ()
+    mask_kind: Literal["binary", "labels", "types", "channels"] = "binary"
 
     def check(self) -> None:
         super().check()
@@ -84,13 +85,16 @@ class ControlNet(Trunk):
         self.final_layer.requires_grad_(False)
 
     @staticmethod
-    def of(base: PixArt, blocks: int | None = None, maps: tuple[str, ...] = ()) -> ControlNet:
+    def of(
+        base: PixArt, blocks: int | None = None, maps: tuple[str, ...] = (), mask_kind: str = "binary"
+    ) -> ControlNet:
         """Return a ControlNet that begins as a copy of a network's first blocks; None: all but the last, as released.
 
-        maps: as in ControlNetConfig. Raises InputError for more blocks than there are.
+        maps, mask_kind: as in ControlNetConfig. Raises InputError for more blocks than there are.
         """
         depth = max(1, base.config.depth - 1) if blocks is None else blocks
-        arguments = {**base.config.to_dict(), "depth": depth, "base_depth": base.config.depth, "maps": maps}
+        arguments = {**base.config.to_dict(), "depth": depth, "base_depth": base.config.depth}
+        arguments |= {"maps": maps, "mask_kind": mask_kind}
         controlnet = ControlNet(ControlNetConfig(**arguments))
         own, copied = controlnet.state_dict(), base.state_dict()
         controlnet.load_state_dict({**own, **{name: copied[name] for name in own if name in copied}})
@@ -127,7 +131,7 @@ def check_control_fits(controlnet: PixArtConfig, base: PixArtConfig) -> None:
     theirs = base.to_dict()
     theirs["base_depth"] = theirs["depth"]
     for name, value in controlnet.to_dict().items():
-        if name in PixArtConfig.TRAINING_ONLY or name in ("depth", "maps") or theirs[name] == value:
+        if name in PixArtConfig.TRAINING_ONLY or name in ("depth", "maps", "mask_kind") or theirs[name] == value:
             continue
         raise InputError(f"the ControlNet is of another network ({name} {value} instead of {theirs[name]})")
 
@@ -202,7 +206,7 @@ def controlnet_layout(config: ControlNetConfig) -> dict[str, Any]:
         "_class_name": CONTROLNET_CLASS,
         "num_layers": config.base_depth,
         "n_controlnet_blocks": config.depth,
-        **({CONTROL_MAPS: list(config.maps)} if config.maps else {}),
+        **({CONTROL_MAPS: list(config.maps), MASK_KIND: config.mask_kind} if config.maps else {}),
     }
 
 
@@ -242,6 +246,7 @@ def _read_config(path: Path, tensors: Mapping[str, torch.Tensor], source: Path) 
                 "pe_interpolation": settings["interpolation_scale"],
                 "base_depth": settings["num_layers"],
                 "maps": settings.get(CONTROL_MAPS, ()),
+                "mask_kind": settings.get(MASK_KIND, "binary"),
                 COND_POSITIONS: settings.get(COND_POSITIONS, settings["caption_num_tokens"] > 1),
             }
         )

@@ -16,6 +16,7 @@ from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.text import read_json
 
 DIFFUSERS_CLASS = "PixCellTransformer2DModel"
+CONTROLLED_CLASS = "PixCellTransformer2DModelControlNet"  # the same weights, released beside a ControlNet
 
 # official name -> diffusers name, for what is the same tensor in both
 RENAMED = {
@@ -142,7 +143,7 @@ def read_diffusers_config(path: Path) -> dict[str, Any]:
     except InputError as error:
         raise InputError(f"{path} is not the config of a {DIFFUSERS_CLASS} ({error})") from None
     try:
-        if settings["_class_name"] != DIFFUSERS_CLASS:
+        if settings["_class_name"] not in (DIFFUSERS_CLASS, CONTROLLED_CLASS):
             raise InputError(f"{path} is the config of a {settings['_class_name']}: expected a {DIFFUSERS_CLASS}")
         return {
             "input_size": settings["sample_size"],

@@ -27,6 +27,8 @@ from diffusion.utils.text import abbreviate
 from diffusion.utils.weights import read_weights
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # in an adapter's folder, as diffusers names it
+PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # and as peft does
+PEFT_PREFIX = "base_model.model."
 METADATA_KEY = "lora_adapter_metadata"  # of the file: the settings as JSON, as diffusers writes them
 CHECKPOINT_KEY = "lora"  # of a run's file of averaged weights: the same
 BLOCKS = "transformer_blocks."
@@ -163,28 +165,25 @@ def add_lora(network: PixArt, settings: LoraSettings, name: str = "default", sca
 
 
 def load_lora(
-    network: PixArt, path: str | Path, scale: float = 1.0, name: str | None = None, alpha: float | None = None
+    network: PixArt,
+    path: str | Path,
+    scale: float = 1.0,
+    name: str | None = None,
+    alpha: float | None = None,
+    ema: bool = True,
 ) -> str:
     """Add an adapter: a file or folder of peft or diffusers, a whole network with adapters, as released, or a run that trained one.
 
-    name: None for that of the file or its folder. alpha: where the file does not say it; None: the rank, a scale of 1.
+    name: None for that of the file or its folder. alpha: where the file does not say it; None: the rank, a scale of 1. ema: of a
+    checkpoint that holds both, take the averaged weights.
     Returns the name. Raises MissingError, and InputError for a file that is damaged, without adapters, or of another network,
     naming the first tensor that differs.
     """
     source = Path(path)
-    file = source
-    if source.is_dir():
-        file = source / (LAST_WEIGHTS if (source / LAST_WEIGHTS).is_file() else LORA_FILE)
-    if not file.is_file():
-        raise MissingError(f"no adapter at {file}; name a file of adapters, or a folder with {LORA_FILE}")
+    file = _find_adapter(source)
     stored = read_weights(file).content
-    tensors = _adapter_tensors(stored, file)
-    metadata = read_lora_metadata(file, stored)
-    ranks = sorted({tensor.shape[0] for each, tensor in tensors.items() if each[2] == "A"})
-    if len(ranks) != 1:
-        raise InputError(f"{file} has adapters of ranks {', '.join(map(str, ranks))}: expected one")
-    given = metadata.get("lora_alpha", alpha)
-    chosen = LoraSettings.of(ranks[0], given, sorted({target for _, target, _ in tensors}))
+    tensors = _adapter_tensors(stored, file, ema)
+    chosen = _settings_of(tensors, read_lora_metadata(file, stored), file, alpha)
     own = name or (source.name if source.is_dir() else source.stem).replace(".", "_")
     _check_tensors(network, tensors, file)
     _check_new(network, own)
@@ -199,20 +198,42 @@ def load_lora(
 
 
 def save_lora(network: PixArt, folder: str | Path, name: str | None = None) -> None:
-    """Write an adapter into a folder as diffusers does, which peft reads, too; name: None for the only one.
+    """Write an adapter into a folder as diffusers does, and beside it as peft does; name: None for the only one.
 
     Raises InputError for a folder that is already there, or an adapter that is not.
     """
+    own = _one_name(network, name)
+    _write_adapter(lora_tensors(network, own), lora_metadata(adapter_settings(network)[own]), Path(folder))
+
+
+def convert_lora(source: str | Path, folder: str | Path, ema: bool = True) -> tuple[int, LoraSettings]:
+    """Write the adapter of a run, or of a file that `load_lora` reads, as `save_lora` does; return its values and settings.
+
+    Raises MissingError, InputError.
+    """
+    file = _find_adapter(Path(source))
+    stored = read_weights(file).content
+    tensors = _adapter_tensors(stored, file, ema)
+    settings = _settings_of(tensors, read_lora_metadata(file, stored), file)
+    named = {
+        f"{BLOCKS}{number}.{target}.lora_{letter}.weight": each for (number, target, letter), each in tensors.items()
+    }
+    _write_adapter(named, lora_metadata(settings), Path(folder))
+    return sum(tensor.numel() for tensor in named.values()), settings
+
+
+def _write_adapter(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, Any], folder: Path) -> None:
     from safetensors.torch import save_file
 
-    folder, own = Path(folder), _one_name(network, name)
     if folder.exists():
         raise InputError(f"{folder} is already there; name a new folder")
-    metadata = lora_metadata(adapter_settings(network)[own])
-    tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in lora_tensors(network, own).items()}
+    whole = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     with atomic_write(folder) as temporary:
         temporary.mkdir()
-        save_file(tensors, temporary / LORA_FILE, metadata={"format": "pt", METADATA_KEY: json.dumps(metadata)})
+        save_file(whole, temporary / LORA_FILE, metadata={"format": "pt", METADATA_KEY: json.dumps(metadata)})
+        prefixed = {f"{PEFT_PREFIX}{key}": tensor for key, tensor in whole.items()}
+        save_file(prefixed, temporary / PEFT_FILE, metadata={"format": "pt"})
+        (temporary / PEFT_CONFIG).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
 
 
 def lora_tensors(network: PixArt, name: str | None = None) -> dict[str, torch.Tensor]:
@@ -284,7 +305,7 @@ def read_lora_metadata(path: Path, content: Any) -> dict[str, Any]:
 
     if isinstance(content, Mapping) and isinstance(content.get(CHECKPOINT_KEY), Mapping):
         return dict(content[CHECKPOINT_KEY])
-    beside = path.with_name("adapter_config.json")
+    beside = path.with_name(PEFT_CONFIG)
     if beside.is_file():
         return dict(json.loads(beside.read_text(encoding="utf-8")))
     if path.suffix != ".safetensors":
@@ -299,9 +320,37 @@ def read_lora_metadata(path: Path, content: Any) -> dict[str, Any]:
     return {key.removeprefix("transformer."): value for key, value in stored.items()}
 
 
-def _adapter_tensors(content: Any, file: Path) -> dict[tuple[int, str, str], torch.Tensor]:
+def _find_adapter(source: Path) -> Path:
+    """Return the file of an adapter: the one named, or that of a run, of diffusers or of peft in a folder. Raises MissingError."""
+    names = (LAST_WEIGHTS, LORA_FILE, PEFT_FILE)
+    file = (
+        source / next((each for each in names if (source / each).is_file()), LORA_FILE) if source.is_dir() else source
+    )
+    if not file.is_file():
+        raise MissingError(f"no adapter at {file}; name a file of adapters, or a folder with {LORA_FILE}")
+    return file
+
+
+def _settings_of(
+    tensors: Mapping[tuple[int, str, str], torch.Tensor],
+    metadata: Mapping[str, Any],
+    file: Path,
+    alpha: float | None = None,
+) -> LoraSettings:
+    """Return what tensors and metadata say of an adapter; alpha: where they do not. Raises InputError for several ranks."""
+    ranks = sorted({tensor.shape[0] for (_, _, letter), tensor in tensors.items() if letter == "A"})
+    if len(ranks) != 1:
+        raise InputError(f"{file} has adapters of ranks {', '.join(map(str, ranks))}: expected one")
+    targets = sorted({target for _, target, _ in tensors})
+    return LoraSettings.of(ranks[0], metadata.get("lora_alpha", alpha), targets)
+
+
+def _adapter_tensors(content: Any, file: Path, ema: bool) -> dict[tuple[int, str, str], torch.Tensor]:
     """Return the tensors of adapters by block, target and letter. Raises InputError for a file without any."""
-    content = content.get("state_dict", content) if isinstance(content, Mapping) else {}
+    content = content if isinstance(content, Mapping) else {}
+    parts = ("state_dict", "ema", "model") if ema else ("model", "state_dict")
+    content = next((content[part] for part in parts if isinstance(content.get(part), Mapping)), content)
+    content = {**content, **rename_lora(content)}  # of a run, names are ours
     pattern = re.compile(rf"(?:.*\.)?{re.escape(BLOCKS)}(\d+)\.(.+?)\.lora(?:_|\.)(A|B|down|up)(?:\.[^.]+)?\.weight")
     letters = {"down": "A", "up": "B"}
     found: dict[tuple[int, str, str], torch.Tensor] = {}
@@ -331,10 +380,11 @@ def _check_tensors(network: PixArt, tensors: Mapping[tuple[int, str, str], torch
         place = PLACES[target]
         linear = cast(nn.Linear, network.blocks[number].get_submodule(place.module))
         size = linear.in_features if letter == "A" else linear.out_features // place.parts
-        if tensor.ndim != 2 or tensor.shape[1 if letter == "A" else 0] != size:
+        rank = tensors[number, target, "A"].shape[0]
+        if tensor.shape != ((rank, size) if letter == "A" else (size, rank)):
             raise InputError(
                 f"{file} is of another network: {name} is {tuple(tensor.shape)}, and the network's map has {size} "
-                f"{'inputs' if letter == 'A' else 'outputs'}"
+                f"{'inputs' if letter == 'A' else 'outputs'}, the adapter rank {rank}"
             )
 
 
@@ -363,6 +413,8 @@ def _one_name(network: PixArt, name: str | None) -> str:
 
 
 def _check_new(network: PixArt, name: str) -> None:
+    if any(linear._original is not None for linear in _lora_linears(network)):
+        raise InputError("adapters are merged; unmerge_lora before another is added")
     if name in adapter_settings(network):
         raise InputError(f"there is an adapter {name!r} already; name this one otherwise")
     if "." in name or not name:

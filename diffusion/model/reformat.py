@@ -6,13 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from diffusion.formats import TORCH_SUFFIXES
+from diffusion.model.controlnet import load_controlnet, save_controlnet
 from diffusion.model.convert import load_weights, save_diffusers, save_official, save_safetensors
+from diffusion.model.lora import convert_lora
 from diffusion.model.matching import check_fit
 from diffusion.model.pixart import PixArt
 from diffusion.utils.errors import InputError
 
 WRITERS = {"official": save_official, "safetensors": save_safetensors, "diffusers": save_diffusers}
-SUFFIXES = {"official": TORCH_SUFFIXES, "safetensors": (".safetensors",), "diffusers": ()}  # a folder has none
+ADDITIONS = ("controlnet", "lora")  # what is beside a network, in folders of diffusers, too
+SUFFIXES = {  # a folder has none
+    "official": TORCH_SUFFIXES,
+    "safetensors": (".safetensors",),
+    **dict.fromkeys(("diffusers", *ADDITIONS), ()),
+}
 
 
 def check_target(target: Path, kind: str) -> None:
@@ -22,6 +29,20 @@ def check_target(target: Path, kind: str) -> None:
     if target.suffix not in own if own else target.suffix in foreign:
         wanted = f"a {' or '.join(own)} file" if own else "a folder"
         raise InputError(f"{target}: --to {kind} writes {wanted}; name one")
+
+
+def convert_addition(source: Path, target: Path, kind: str, ema: bool = True) -> str:
+    """Write a ControlNet or an adapter, of a run or a file, as the folder that is released; return what it is, in words.
+
+    Raises MissingError, and InputError for weights of another kind.
+    """
+    if kind == "lora":
+        count, settings = convert_lora(source, target, ema)
+        return f"{count / 1e6:.2f} M values, rank {settings.rank}, alpha {settings.alpha:g}, of {', '.join(settings.targets)}"
+    controlnet = load_controlnet(source, ema)
+    save_controlnet(controlnet, target)
+    count = sum(parameter.numel() for parameter in controlnet.parameters())
+    return f"{count / 1e6:.2f} M values, {controlnet.config.depth} blocks of width {controlnet.config.hidden_size}"
 
 
 def convert_weights(

@@ -155,7 +155,7 @@ class Task(ABC, Generic[ConfigType]):
     def frozen_source(self) -> Path | None:
         """Return where the frozen parameters of the network are, for a run that stores no copy of them, such as one of an adapter.
 
-        Called after `build_network`, which then loads them in a run that is resumed, too. None: the run stores them.
+        `build_network` then loads them in a run that is resumed, too. None: the run stores them.
         """
         return None
 

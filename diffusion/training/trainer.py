@@ -245,8 +245,10 @@ def prepare(
 
     # ---- network, its average, and what trains it
     latest = on_main(accelerator, lambda: read_latest(work_dir))
+    # of an adapter, load_from names the network beside it, in a run that goes on, too
+    begins_from = config.load_from if task.frozen_source() is None else None
     checkpoint, is_own = on_main(
-        accelerator, lambda: choose_checkpoint(config.resume_from, config.load_from, work_dir, fresh)
+        accelerator, lambda: choose_checkpoint(config.resume_from, begins_from, work_dir, fresh)
     )
     saved = open_checkpoint(checkpoint, task.name, config.optimizer.type) if checkpoint else None
     if saved is not None:

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from small_pixart import ARGUMENTS, build_small_pixart
-from torch import nn
 
 from diffusion.model.lora import (
     LORA_FILE,
     TARGETS,
+    LoraLinear,
     LoraSettings,
     add_lora,
     load_lora,
@@ -122,11 +122,13 @@ def test_files_of_diffusers_peft_and_whole_networks(tmp_path):
     first, second = (load_file(tmp_path / name / LORA_FILE) for name in ("adapter", "again"))
     assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
     assert (tmp_path / "adapter" / LORA_FILE).stat().st_size < 0.1 * 4 * sum(p.numel() for p in build().parameters())
-    # peft: other names, and the settings beside them
+    # peft: other names of file and tensors, and the settings beside them
     peft = tmp_path / "peft"
-    peft.mkdir()
-    save_file({f"base_model.model.{name}": tensor for name, tensor in first.items()}, peft / LORA_FILE)
-    (peft / "adapter_config.json").write_text(json.dumps({"r": 3, "lora_alpha": 6, "peft_type": "LORA"}))
+    (tmp_path / "again").rename(peft)
+    (peft / LORA_FILE).unlink()
+    stored = load_file(peft / "adapter_model.safetensors")
+    assert {name.removeprefix("base_model.model.") for name in stored} == first.keys()
+    assert json.loads((peft / "adapter_config.json").read_text())["lora_alpha"] == 6
     # a whole network, as released: nothing says its alpha, which is the rank
     whole = {name.replace(".weight", ".default.weight"): tensor for name, tensor in first.items()}
     whole |= {"transformer_blocks.0.attn2.to_q.base_layer.weight": torch.zeros(48, 48)}
@@ -160,4 +162,10 @@ def test_what_is_not_of_the_network_is_named(tmp_path):
         LoraSettings.of(4, None, ("attn3",))
     with pytest.raises(InputError, match="is already there; name a new folder"):
         save_lora(adapted(build()), Path(tmp_path / "adapter"))
-    assert isinstance(build().blocks[0].mlp.fc1, nn.Linear)
+    assert not any(isinstance(module, LoraLinear) for module in narrow.modules()), (
+        "nothing was added before it was refused"
+    )
+    merged = adapted(build())
+    merge_lora(merged)
+    with pytest.raises(InputError, match="adapters are merged; unmerge_lora before another is added"):
+        add_lora(merged, LoraSettings.of(2), "b")

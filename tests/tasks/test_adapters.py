@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from runs import equal, forget_processes, launch, read, settings, train, train_for
 
+from diffusion.cli.commands.convert import convert
 from diffusion.cli.commands.sample import sample
 from diffusion.config.settings import LoraConfig
 from diffusion.formats import LAST_WEIGHTS
@@ -74,12 +75,20 @@ def test_a_network_is_sampled_with_adapters(feature_root, base, tmp_path):
     sample(workdir=run, out=tmp_path / "own", count=1, steps=2)
     sample(workdir=other, lora=[str(run)], out=tmp_path / "added", count=1, steps=2)
     sample(workdir=other, lora=[f"{run}:0"], out=tmp_path / "none", count=1, steps=2)
+    convert(run, tmp_path / "released", to="lora")
+    sample(workdir=other, lora=[str(tmp_path / "released")], out=tmp_path / "converted", count=1, steps=2)
     sample(workdir=other, out=tmp_path / "plain", count=1, steps=2)
     pixels = {}
-    for name in ("own", "added", "none", "plain"):
+    for name in ("own", "added", "converted", "none", "plain"):
         (path,) = (tmp_path / name / "syn").iterdir()
         pixels[name] = np.asarray(Image.open(path))
     assert np.array_equal(pixels["own"], pixels["added"]) and np.array_equal(pixels["none"], pixels["plain"])
+    assert np.array_equal(pixels["own"], pixels["converted"])
+    raw, averaged = (
+        open_run(run, path, CPU, ema=ema)
+        for path, ema in (("checkpoints/step_00000004.ckpt", False), (LAST_WEIGHTS, True))
+    )
+    assert raw.fingerprint != averaged.fingerprint, "raw weights of the last step"
     assert not np.array_equal(pixels["own"], pixels["plain"])
     with pytest.raises(InputError, match="got the scale 'x', expected a finite number"):
         sample(workdir=other, lora=[f"{run}:x"], out=tmp_path / "wrong", count=1, steps=2)

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from runs import equal, forget_processes, read, save_run, settings, train, train_for
 
+from diffusion.cli.commands.convert import convert
 from diffusion.cli.commands.sample import sample
 from diffusion.config.settings import Config, ControlConfig, ControlNetSection, DataConfig, SampleGridConfig
 from diffusion.data.datasets.pan_cancer import build_dataset
@@ -108,9 +109,17 @@ def test_a_run_is_sampled_with_masks_of_its_index_and_of_files(masked_root, base
     masks.mkdir()
     for i in range(3):
         Image.fromarray(np.full((256, 256), 255 * (i % 2), np.uint8)).save(masks / f"layout_{i}.png")
+    convert(run, tmp_path / "released", to="controlnet")
     sample(workdir=base, controlnet=run, control=[masks], out=tmp_path / "files", steps=2)
+    sample(workdir=base, controlnet=tmp_path / "released", control=[masks], out=tmp_path / "again", steps=2)
+    for one, other in zip(*(sorted((tmp_path / name / "syn").iterdir()) for name in ("files", "again")), strict=True):
+        assert one.name == other.name and np.array_equal(Image.open(one), Image.open(other))
     names = sorted(path.stem for path in (tmp_path / "files/syn").iterdir())
     assert [name.rpartition("layout")[2] for name in names] == ["_0", "_1", "_2"]
+    with pytest.raises(InputError, match="the ControlNet has nothing to read: name masks or images with --control"):
+        sample(workdir=base, controlnet=run, out=tmp_path / "nothing", count=1, steps=2)
+    with pytest.raises(InputError, match="options of a control, and .* has no ControlNet"):
+        sample(workdir=base, control_scale=0.5, out=tmp_path / "nothing", count=1, steps=2)
     with pytest.raises(InputError, match="--control: .* has no ControlNet to read it"):
         sample(workdir=base, control=[masks], out=tmp_path / "none", steps=2)
     Image.fromarray(np.zeros((128, 256), np.uint8)).save(masks / "small.png")

@@ -23,7 +23,10 @@ def convert(
         Path,
         Option("the file, or for diffusers the folder, to write; it must not be there", output_name, positional=True),
     ],
-    to: Annotated[Literal["official", "safetensors", "diffusers"], Option("the format to write")],
+    to: Annotated[
+        Literal["official", "safetensors", "diffusers", "controlnet", "lora"],
+        Option("the format to write; controlnet and lora: what a run has trained beside a network, as a folder"),
+    ],
     weights: Annotated[options.Weights, Here(group="")] = "ema",
     num_heads: Annotated[
         int | None, Option("heads of attention, where neither file nor width tells", positive_int)
@@ -31,16 +34,21 @@ def convert(
 ) -> None:
     """Convert weights between the formats that they come in, to the bit.
 
-    These are the official torch file, safetensors, and the folder of diffusers.
+    These are the official torch file, safetensors, and the folder of diffusers. A ControlNet's folder is as released; an adapter's has
+    the files of diffusers and of peft.
 
     Examples:
       pixcell convert pixcell_256.ckpt pixcell-256 --to diffusers
       pixcell convert output/256/checkpoints/last_ema.ckpt pixcell.safetensors --to safetensors
       pixcell convert output/256/checkpoints/step_00120000.ckpt raw.ckpt --to official --weights raw
+      pixcell convert output/adapter stain_lora --to lora
     """
-    from diffusion.model.reformat import check_target, convert_weights
+    from diffusion.model.reformat import ADDITIONS, check_target, convert_addition, convert_weights
 
     check_target(target, to)
+    if to in ADDITIONS:
+        print(f"{target}: {convert_addition(source, target, to, ema=weights == 'ema')}")
+        return
     count, architecture = convert_weights(source, target, to, ema=weights == "ema", num_heads=num_heads)
     print(
         f"{target}: {count / 1e6:.2f} M values, {architecture['depth']} blocks of width {architecture['hidden_size']}"

@@ -61,12 +61,12 @@ def masks(
     Each goes to <column>_<row>_mask.png beside its patch; one that is there is left alone, and a run that was stopped goes on.
     Without --source, nuclei are found by colour deconvolution, threshold and watershed, which needs no weights. With it, masks
     are cut from what other programs found in the whole slide; how large their pixels are has to be given, and is compared with the
-    slide's. --vae adds *_mask_<codec>.npy, the latents of the masks as white on black. A patch without mask is counted and
+    size of the slide. --vae adds *_mask_<codec>.npy, the latents of the masks as white on black. A patch without mask is counted and
     named, and the exit code is then 1.
 
     Examples:
       pixcell masks --dataset demo --size 1024
-      pixcell masks --dataset tcga --source cellvit/ --mask-mpp 0.25 --kind types --classes Neoplastic Inflammatory Connective
+      pixcell masks --dataset tcga --source qupath/ --mask-mpp 0.25 --kind types --classes Tumor Stroma "Immune cells"
       pixcell masks --dataset mine --source hgsc_nest_inst_mask.npz --mask-mpp 0.5 --kind labels
     """
     import sys
@@ -107,7 +107,7 @@ def masks(
             elif outcome.objects is not None:
                 made, objects = made + 1, objects + outcome.objects
     there = len(patches) - made - len(wrong)
-    mean = f", {objects / made:.1f} nuclei each" if made else ""
+    mean = f", {objects / made:.1f} nuclei each" if made and kind != "types" else ""
     print(f"{key}: {made} masks written{mean}; {there} were there, {len(wrong)} left out")
     folder = features_folder(root, features)
     print(f"in {folder}: *_{suffix}.png")

@@ -93,6 +93,11 @@ def push(
         raise InputError("--with-codec and --without-codec contradict each other; give one")
     scores = None if report is None else read_scores(report)
     run = open_run(workdir or default_work_dir(), checkpoint, torch.device("cpu"), ema=weights == "ema")
+    if run.controlnet is not None or run.config.lora.rank:
+        kind = "a ControlNet" if run.controlnet is not None else "an adapter"
+        raise InputError(
+            f"{run.folder} is a run of {kind}, and push writes whole networks; pixcell convert writes what is added to one"
+        )
     config, place = run.config, root or run.config.data_root
     if vae is not None:  # its own scale goes with it
         config = dataclasses.replace(config, vae_pretrained=vae, scale_factor=None, shift_factor=None)

@@ -174,6 +174,8 @@ def sweep(
             needs_real=with_real,
         )
 
+    first = open_point(points[0])
+    steering = first.steering
     if state.is_main_process:
         older = {
             "images": list(images) or None,
@@ -183,7 +185,7 @@ def sweep(
             "features_dir": features,
             "subset_keys": dataset,
         }
-        content = find_origin(open_point(points[0]), source).content
+        content = find_origin(first, source).content
         check_conditions(out, {"n_images": count, "seed": seed}, content, older)
     state.wait_for_everyone()
     for note in training_data_notes(source):
@@ -201,6 +203,7 @@ def sweep(
         weights=weights,
         precision=precision,
         compiled=compile,
+        steering=steering,
     )
     for i, point in enumerate(points):
         state.print(f"point {i + 1} of {len(points)}: {point.name}")

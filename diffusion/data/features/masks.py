@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image
 
-from diffusion.data.features.npy import read_array
+from diffusion.data.features.npy import check_finite
 from diffusion.data.images import open_image
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.files import atomic_write
@@ -29,7 +29,7 @@ def read_mask(path: Path, size: int) -> np.ndarray:
     path: ends in .npy. Raises MissingError, and InputError for one that is damaged or of another size.
     """
     if path.is_file():
-        return read_array(path, (None, size, size))
+        return _read_channels(path, size)
     picture = path.with_suffix(".png")
     if not picture.is_file():
         raise MissingError(f"no mask {picture}, nor {path.name}; make it with pixcell masks")
@@ -43,6 +43,22 @@ def read_mask(path: Path, size: int) -> np.ndarray:
     if values.max() > EXACT:
         raise InputError(f"{picture} has {values.max()} objects: expected at most {EXACT} in a patch")
     return values.astype(np.float16)[None]
+
+
+def _read_channels(path: Path, size: int) -> np.ndarray:
+    """Read an array (C, S, S), or (S, S), of any numbers as float16. Raises InputError for what is not finite then."""
+    try:
+        with open(path, "rb") as file:
+            values = np.load(file, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise InputError(f"{path} is not a whole .npy file ({error}); make the mask again") from None
+    values = values[None] if values.ndim == 2 else values
+    if values.ndim != 3 or values.shape[1:] != (size, size) or values.dtype.kind not in "fiub":
+        raise InputError(
+            f"{path} holds {values.dtype} of shape {values.shape}: expected maps ({size}, {size}), or several as (C, {size}, {size})"
+        )
+    with np.errstate(over="ignore"):
+        return check_finite(path, np.ascontiguousarray(values, dtype=np.float16))
 
 
 def read_mask_image(path: Path) -> np.ndarray:
@@ -86,7 +102,7 @@ def mask_maps(mask: np.ndarray, kind: MaskKind, count: int, where: str | Path) -
     if kind == "types":
         if present[-1] > count or (present % 1).any() or present[0] < 0:
             found = abbreviate([f"{value:g}" for value in present])
-            raise InputError(f"{where}: values {found}: expected classes 0 to {count}, as data.mask_maps names them")
+            raise InputError(f"{where}: values {found}: expected classes 0 to {count}, as data.maps names them")
         return (values == np.arange(1, count + 1)[:, None, None]).astype(np.float32)
     if len(present) > 2 or (not {*present} <= {0, 1} and not {*present} <= {0, 255}):
         found = abbreviate([f"{value:g}" for value in present])

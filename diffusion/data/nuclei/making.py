@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -14,7 +14,7 @@ import numpy as np
 
 from diffusion.data.features.loose import feature_path, features_folder
 from diffusion.data.features.masks import write_mask
-from diffusion.data.nuclei.segmentation import segment_nuclei
+from diffusion.data.nuclei.segmentation import renumber, segment_nuclei
 from diffusion.data.nuclei.slide_masks import (
     LABEL_SUFFIXES,
     OUTLINE_SUFFIXES,
@@ -28,6 +28,21 @@ from diffusion.formats import PATCHES_DIR
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.text import abbreviate
 
+# of the files of a slide's objects, as programs name them
+ENDINGS = (
+    *(
+        "cells",
+        "cell_detection",
+        "cell_segmentation",
+        "detections",
+        "inst",
+        "inst_mask",
+        "instances",
+        "label",
+        "labels",
+    ),
+    *("mask", "masks", "nuclei", "type_mask", "types"),
+)
 AT_ONCE = 256  # patches handed out to the workers
 OPEN_SLIDES = 2  # label images of slides that one process keeps in memory
 
@@ -72,8 +87,12 @@ class MaskMaker:
         except InputError as error:
             return MaskOutcome(name, None, str(error))
         path.parent.mkdir(parents=True, exist_ok=True)
+        if self.kind == "labels":
+            labels = renumber(labels)  # of a whole slide's, few are in a patch
         write_mask(path, 255 * (labels > 0).astype(np.uint8) if self.kind == "binary" else labels)
-        return MaskOutcome(name, len(np.unique(labels[labels > 0])))
+        return MaskOutcome(
+            name, int((labels > 0).any()) if self.kind == "types" else len(np.unique(labels[labels > 0]))
+        )
 
     def labels(self, name: str) -> np.ndarray:
         """Return the objects of a patch as whole numbers, int32 (S, S). Raises MissingError, InputError."""
@@ -82,24 +101,30 @@ class MaskMaker:
             return segment_nuclei(read_patch(patches / name, self.patch_size), self.mpp)
         place = find_place(patches, name, self.patch_size)
         file = find_slide_file(self.source, place.slide)
-        labels = _open_cached(file, self.mpp, tuple(self.classes)).labels(place, self.patch_size)
+        mask = _open_cached(file, self.mpp, tuple(self.classes), self.kind == "types")
+        labels = mask.labels(place, self.patch_size)
         return turn(labels, place.orientation)
 
 
 @lru_cache(maxsize=OPEN_SLIDES)
-def _open_cached(path: Path, mpp: float, classes: tuple[str, ...]) -> SlideMask:
-    return open_slide_mask(path, mpp, classes)
+def _open_cached(path: Path, mpp: float, classes: tuple[str, ...], by_class: bool) -> SlideMask:
+    return open_slide_mask(path, mpp, classes, by_class)
 
 
 def find_slide_file(source: Path, slide: str) -> Path:
-    """Return the file of a slide: the one named, or in a folder the one that begins with its name. Raises MissingError, InputError."""
+    """Return the file of a slide: the one named, or in a folder that of its name, or of its name and one of ENDINGS.
+
+    Raises MissingError, InputError.
+    """
     if source.is_file():
         return source
     if not source.is_dir():
         raise MissingError(f"no label images or annotations at {source}")
     known = [path for path in source.iterdir() if path.suffix.lower() in (*LABEL_SUFFIXES, *OUTLINE_SUFFIXES)]
     same = [path for path in known if path.stem == slide]
-    same = same or [path for path in known if path.name.startswith((f"{slide}_", f"{slide}."))]
+    same = same or [
+        path for path in known if path.stem in {f"{slide}{mark}{ending}" for mark in "_." for ending in ENDINGS}
+    ]
     if not same:
         raise MissingError(
             f"no label image or annotations of the slide {slide} in {source}: expected {slide}.png, or .geojson ..."
@@ -119,10 +144,3 @@ def make_masks(maker: MaskMaker, names: Iterable[str], workers: int) -> Generato
     with ProcessPoolExecutor(workers) as pool:
         while part := list(islice(remaining, AT_ONCE)):
             yield from pool.map(maker.make, part, chunksize=8)
-
-
-def describe_unknown_classes(kinds: Mapping[str, int], classes: Sequence[str]) -> str:
-    """Return a sentence on classes of outlines that are not drawn, with their numbers; nothing where all are."""
-    left = {kind or "without a class": count for kind, count in kinds.items() if kind not in classes}
-    named = ", ".join(f"{kind} ({count})" for kind, count in sorted(left.items()))
-    return f"left out, as --classes does not name them: {named}" if left else ""

@@ -16,7 +16,7 @@ from diffusion.data.nuclei.annotations import SUFFIXES as OUTLINE_SUFFIXES
 from diffusion.data.nuclei.annotations import Outline, draw_outlines, read_outlines
 from diffusion.data.slides.grid import Grid
 from diffusion.utils.errors import InputError, MissingError
-from diffusion.utils.text import read_json
+from diffusion.utils.text import abbreviate, read_json
 
 LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".npy", ".npz")
 TOLERANCE = 0.01  # by which the size of a label image may differ from its slide's
@@ -53,12 +53,10 @@ def find_place(patches: Path, name: str, size: int) -> PatchPlace:
     if position is None or dimensions is None:
         raise InputError(f"{name} is no place of a slide's grid, or {record} does not say how large the slide is")
     width, height = int(dimensions[1]), int(dimensions[2])
-    column, row = int(position[1]), int(position[2])
-    places = {(cell.column, cell.row): cell for cell in grid.cells(width, height)}
-    if (column, row) not in places:
+    corner = grid.corner(int(position[1]), int(position[2]), width, height)
+    if corner is None:
         raise InputError(f"{name} is outside of the grid of its slide, as {record} has it; cut the slide again")
-    cell = places[column, row]
-    return PatchPlace(folder.name, cell.x, cell.y, orientation, width, height, mpp)
+    return PatchPlace(folder.name, *corner, orientation, width, height, mpp)
 
 
 class SlideMask(Protocol):
@@ -97,23 +95,55 @@ class LabelImage:
 
 @dataclass(frozen=True)
 class Outlines:
-    """Outlines of a slide's objects, in pixels of `mpp` microns; classes: those to take, in the order of their numbers."""
+    """Outlines of a slide's objects, in pixels of `mpp` microns; bounds (n, 4): the smallest x and y of each, and the largest.
+
+    classes: those whose numbers are drawn, from 1 on; none to draw the numbers of objects.
+    """
 
     path: Path
     outlines: Sequence[Outline]
+    bounds: np.ndarray
     mpp: float
     classes: Sequence[str] = ()
 
+    @staticmethod
+    def read(path: Path, mpp: float, classes: Sequence[str] = (), by_class: bool = False) -> Outlines:
+        """Read a file; classes: those to take, all where none are named; by_class: draw their numbers.
+
+        Raises MissingError, InputError, also for a file without any object of the classes.
+        """
+        outlines = read_outlines(path)
+        kinds = sorted({outline.kind for outline in outlines})
+        outlines = [outline for outline in outlines if not classes or outline.kind in classes]
+        if not outlines:
+            raise InputError(
+                f"{path} has no object of the classes {', '.join(classes)}: it has {abbreviate(kinds, 10)}; name some with --classes"
+            )
+        bounds = np.array([[*outline.ring.min(0), *outline.ring.max(0)] for outline in outlines])
+        return Outlines(path, outlines, bounds, mpp, classes if by_class else ())
+
     def labels(self, place: PatchPlace, size: int) -> np.ndarray:
-        """Draw the objects of a patch."""
+        """Draw the objects of a patch. Raises InputError for outlines that reach beyond the slide, so of another scale."""
         scale = self.mpp / place.mpp
-        return draw_outlines(self.outlines, place.x / scale, place.y / scale, scale, size, self.classes)
+        reach, sides = self.bounds[:, 2:].max(0) * scale, np.array([place.width, place.height])
+        if (reach > sides * (1 + TOLERANCE) + 1).any():
+            raise InputError(
+                f"{self.path} has outlines as far as {reach[0]:.0f}, {reach[1]:.0f} in pixels of the patches, of which the slide "
+                f"{place.slide} has {place.width} x {place.height}; give the resolution of its own pixels with --mask-mpp"
+            )
+        low = np.array([place.x, place.y]) / scale
+        high = low + size / scale
+        near = (self.bounds[:, 2:] >= low).all(1) & (self.bounds[:, :2] <= high).all(1)
+        outlines = [self.outlines[i] for i in np.flatnonzero(near)]
+        return draw_outlines(outlines, *low, scale, size, self.classes)
 
 
-def open_slide_mask(path: Path, mpp: float, classes: Sequence[str] = ()) -> SlideMask:
-    """Open a label image, or a file of outlines. Raises MissingError, InputError."""
+def open_slide_mask(path: Path, mpp: float, classes: Sequence[str] = (), by_class: bool = False) -> SlideMask:
+    """Open a label image, or a file of outlines, as Outlines.read does. Raises MissingError, InputError."""
     if path.suffix.lower() in OUTLINE_SUFFIXES:
-        return Outlines(path, read_outlines(path), mpp, classes)
+        return Outlines.read(path, mpp, classes, by_class)
+    if classes:
+        raise InputError(f"{path} is a label image, and --classes are of annotations; leave them out")
     return LabelImage(path, read_labels(path), mpp)
 
 

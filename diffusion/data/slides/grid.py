@@ -42,6 +42,14 @@ class Grid:
         rows = enumerate(self._starts(top * height, bottom * height))
         return [Cell(column, row, x, y) for row, y in rows for column, x in columns]
 
+    def corner(self, column: int, row: int, width: int, height: int) -> tuple[int, int] | None:
+        """Return the top-left pixel of a square of the grid of such a slide; None for one that is not there."""
+        left, top, right, bottom = self.area
+        columns, rows = self._starts(left * width, right * width), self._starts(top * height, bottom * height)
+        if not (column < len(columns) and row < len(rows)):
+            return None
+        return columns[column], rows[row]
+
     def _starts(self, low: float, high: float) -> range:
         tiny = 1e-6  # of a pixel: 0.29 * 100 is 28.999999999999996
         return range(math.ceil(low - tiny), math.floor(high + tiny) - self.size + 1, self.step)

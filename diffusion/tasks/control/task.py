@@ -18,9 +18,11 @@ from diffusion.data.datasets.pan_cancer import PanCancerData, SkipBad
 from diffusion.formats import LATENT_CHANNELS, LATENT_FACTOR
 from diffusion.model.controlnet import ARCHITECTURE, ControlNet, load_controlnet, load_controlnet_weights
 from diffusion.model.convert import load_network
+from diffusion.model.pixart import PixArt
 from diffusion.tasks.denoising.prediction import Predictor
 from diffusion.tasks.denoising.task import Denoising
 from diffusion.training.frozen import FrozenNetwork
+from diffusion.utils.errors import InputError
 
 
 class Control(Denoising):
@@ -51,12 +53,18 @@ class Control(Denoising):
         """Build a ControlNet: a copy of the first blocks of the network that it is to steer, or from weights of one."""
         config, source = self.config, cast(str, self.config.control.base)
         base, file = load_network(source, config.model, config.model_arguments, config.prediction_type)
+        base.grad_checkpointing = config.grad_checkpointing  # the gradient of the ControlNet runs through it
         self._base = FrozenNetwork.of(base, file)
-        controlnet = ControlNet.of(base, config.control.blocks, config.data.control_maps)
+        controlnet = ControlNet.of(base, config.control.blocks, config.data.control_maps, config.data.mask_kind)
         controlnet.grad_checkpointing = config.grad_checkpointing
         if load_from is None:
             return controlnet, f"the first {controlnet.config.depth} blocks of {self._base.path}"
         loaded = load_controlnet(load_from)
+        if loaded.config.maps != controlnet.config.maps:
+            raise InputError(
+                f"{load_from} is controlled by {', '.join(loaded.config.maps) or 'latents'}, the config by "
+                f"{', '.join(controlnet.config.maps) or 'latents'}: expected the same"
+            )
         load_controlnet_weights(controlnet, loaded.state_dict(), load_from)
         return controlnet, load_from
 
@@ -68,7 +76,7 @@ class Control(Denoising):
     def predictor(self, network: Any) -> Predictor:
         """Return the network that is steered, with the ControlNet beside it."""
         assert self._base is not None
-        return ControlledNetwork(cast(Any, self._base.network), network)
+        return ControlledNetwork(cast(Any, self._base.network), network, everywhere=True)
 
     def metadata(self, network: ControlNet) -> dict[str, Any]:
         """Return the ControlNet's arguments, and what is predicted."""
@@ -82,6 +90,11 @@ class Control(Denoising):
         """Return the linear maps of the blocks, of those behind them, and of the condition's embedder."""
         hidden = [m for part in (network.blocks, network.y_embedder, network.projections) for m in part.modules()]
         return [cast(nn.Parameter, module.weight) for module in hidden if isinstance(module, nn.Linear)]
+
+    def compile(self, network: ControlNet) -> None:
+        """Compile the blocks of both networks."""
+        network.compile_blocks()
+        cast(PixArt, self.frozen_networks()["base"].network).compile_blocks()
 
     def build_warm_up_batch(self, dataset: PanCancerData | SkipBad, count: int) -> PatchBatch:
         """Return zeros, for which nothing is read."""

@@ -138,8 +138,14 @@ class Denoising(Task[Config]):
         self.timesteps.load_state_dict(saved["timesteps"])
 
     def metadata(self, network: PixArt) -> dict[str, Any]:
-        """Return the network's architecture, and what it predicts."""
-        return {"architecture": network.config.to_dict(), "prediction_type": self.config.prediction_type}
+        """Return the network's architecture, and what it predicts; the settings of an adapter, where one is trained."""
+        lora = self.config.lora
+        adapter = lora_metadata(LoraSettings.of(lora.rank, lora.alpha, lora.targets)) if lora.rank else None
+        return {
+            "architecture": network.config.to_dict(),
+            "prediction_type": self.config.prediction_type,
+            **({LORA_KEY: adapter} if adapter else {}),
+        }
 
     def load_weights(self, network: PixArt, saved: Mapping[str, Any], source: Path) -> None:
         """Load a checkpoint's weights. Raises InputError for those of another architecture, or another prediction."""
@@ -159,11 +165,9 @@ class Denoising(Task[Config]):
         self, averaged: Mapping[str, torch.Tensor], frozen: Mapping[str, torch.Tensor], metadata: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Return the averaged weights with what belongs to them; of a run that trains an adapter, the adapter alone."""
-        lora = self.config.lora
-        if not lora.rank:
+        if not self.config.lora.rank:
             return super().export(averaged, frozen, metadata)
-        settings = lora_metadata(LoraSettings.of(lora.rank, lora.alpha, lora.targets))
-        return {"state_dict": rename_lora(averaged), LORA_KEY: settings, **metadata}
+        return {"state_dict": rename_lora(averaged), **metadata}
 
     def select_matrices(self, network: PixArt) -> list[nn.Parameter]:
         """Return the linear maps of the blocks and of the condition's embedder."""

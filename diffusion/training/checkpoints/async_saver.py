@@ -123,7 +123,8 @@ class Saver:
             self._has_saved = True
             path = write_checkpoint(state, self.work_dir, run.export(state, metadata))
             if state["step"] in self.snapshots:
-                save_snapshots(state["power_ema"], metadata, run.frozen.tensors, self.work_dir)
+                frozen = {} if run.frozen.source is not None else run.frozen.tensors
+                save_snapshots(state["power_ema"], metadata, frozen, self.work_dir)
             mark_latest(path, self.named)
             rotate(self.work_dir, state["step"], self.keep_last, self.keep_every)
         except Exception as error:  # raised by wait(): nobody catches a thread's own
