@@ -32,14 +32,28 @@ def test_settings_of_another_task_survive_the_round_trip_where_it_is_known(tmp_p
         read_config(tmp_path / "config.py")
 
 
+def test_a_task_with_settings_of_its_own(tmp_path, write_config):
+    """They stand in a section of the task's name, and an override of that section wins."""
+    text = "task = dict(type='control', base='nano', blocks=3)\ndata = dict(mask_prefix='mask')"
+    config = load_config(write_config(text), {"control.base": "other"}, KINDS)
+    assert config.task == "control" and (config.control.base, config.control.blocks) == ("other", 3)
+    assert config.class_dropout_prob == 0.1, "of the base file"
+    assert load_config(CONFIGS / "control/nuclei_256.py", kinds=KINDS).class_dropout_prob == 0.0
+    with pytest.raises(InputError, match=r"expected dict\(type=...\), with the name of a task"):
+        load_config(write_config("task = dict(_delete_=True, base='nano')"), kinds=KINDS)
+    with pytest.raises(InputError, match="unknown key 'control.bass'"):
+        load_config(write_config("task = dict(type='control', bass='nano')"), kinds=KINDS)
+
+
 def test_configs_that_come_with_the_package_have_names(tmp_path, monkeypatch):
     expected = CONFIGS / "demo/demo_256.py"
     for name in ("demo/demo_256", "demo/demo_256.py", expected):
         assert find_config(name).samefile(expected)
     with pytest.raises(
         MissingError,
-        match="no config file demo/none; .* are demo/demo_1024, demo/demo_256, demo/demo_512, demo/finetune_256, "
-        "demo/nano_256, demo/nano_start_256, finetune/own_slides_256, pan",
+        match="no config file demo/none; .* are control/nuclei_1024, control/nuclei_256, control/nuclei_512, demo/control_256, "
+        "demo/demo_1024, demo/demo_256, demo/demo_512, demo/finetune_256, demo/nano_256, demo/nano_start_256, "
+        "finetune/own_slides_256, pan",
     ):
         find_config("demo/none")
     (tmp_path / "demo").mkdir()
