@@ -7,8 +7,8 @@ data = dict(type="PanCancerDataLowRes", train_subset_keys=["demo_1024"])
 load_from = "nano"
 local_start = False  # nano's heads have learned where to look
 
-optimizer = dict(lr=0.005)
+optimizer = dict(lr=0.003)
 ema_rate = 0.99
-max_steps = 700
-save_model_steps = 350
+max_steps = 400
+save_model_steps = 200
 validation = dict(count=0, subset_keys=None)
