@@ -43,6 +43,13 @@ class_dropout_prob = 0.1  # Share of samples that train the null condition.
 local_start = False
 fp32_attention = True  # Attention outside autocast: fp16 overflows there in deep networks.
 grad_checkpointing = False  # Recompute blocks in the backward pass: less memory, a third more time.
+# Train a low-rank adapter of the network in load_from instead of the network.
+lora = dict(
+    rank=0,  # Rank of the adapter, such as 4; 0: none, the network itself is trained.
+    alpha=None,  # The adapter counts alpha / rank. None: the rank, so once.
+    # Maps to adapt: cross_attention, self_attention, mlp, or single ones, such as attn2.to_q.
+    targets=("cross_attention",),
+)
 
 # --- latents ---
 vae_pretrained = "pretrained_models/sd-3.5-vae"  # A diffusers folder below root, or "tiny"; decodes the sample grids.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -67,7 +67,7 @@ class LargeSource:
     """What large pictures are of: an image, a region of a slide, or a file with a grid of tokens; else the run's index.
 
     x, y: top left corner of the region, in pixels of the slide's finest level. image_mpp: microns per pixel of the
-    slide, whatever it says itself. control: a mask or image of the picture's size that controls.
+    slide, whatever it says itself. control: at most one mask or image, of the picture's size.
     Raises InputError for several of them, and a corner without a slide.
     """
 
@@ -77,12 +77,14 @@ class LargeSource:
     y: int = 0
     tokens: Path | None = None
     image_mpp: float | None = None
-    control: Path | None = None
+    control: Sequence[Path] = ()
 
     def __post_init__(self):
         given = [name for name in ("reference", "slide", "tokens") if getattr(self, name) is not None]
         if len(given) > 1:
             raise InputError(f"--{' and --'.join(given)}: one of them conditions; give one")
+        if len(self.control) > 1:
+            raise InputError(f"--control: {len(self.control)} files for one picture: name one, of its size")
         if self.slide is None and (self.x or self.y):
             raise InputError("--x and --y are of a region of --slide; --reference begins at its top left corner")
 
@@ -202,10 +204,10 @@ def choose_grids(
     Raises MissingError, InputError for tokens or a control of another size.
     """
     grid_of, origin = _choose_tokens(session, source, region, size)
-    if source.control is None:
+    files = list_controls(source.control)
+    if not files:
         session.solver.check_control(session.run, Condition(session.run.model.null_condition[None]))
         return grid_of, origin
-    files = list_controls([source.control])
     check_controlled(session.run)
     control = read_control(files[0], session.run, session.codec, (size.height, size.width))
 

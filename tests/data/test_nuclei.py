@@ -139,7 +139,9 @@ def test_masks_are_cut_from_a_slides_labels_at_their_scale(slide_root, capsys):
     root, labels = slide_root
     fine = np.kron(labels, np.ones((2, 2), int))  # of half the microns a pixel
     np.savez(root / "case_inst.npz", labels=fine.astype(np.int32))
-    assert masks(dataset="mine", source=root / "case_inst.npz", mask_mpp=0.25, kind="labels", root=root, workers=1) == 0
+    assert (
+        masks(dataset="mine", objects=root / "case_inst.npz", mask_mpp=0.25, kind="labels", root=root, workers=1) == 0
+    )
     assert "18 masks written" in capsys.readouterr().out
     expected = renumber(labels[128:384, 256:512])  # few of a slide's objects are in a patch
     assert np.array_equal(read(root, "plain", "2_1"), expected)
@@ -148,14 +150,16 @@ def test_masks_are_cut_from_a_slides_labels_at_their_scale(slide_root, capsys):
         list(iterate_names(index_path(root), "mine_256"))
     )
     assert len(ImageSet.open(root / "patches/mine/plain/single_256").files) == 9, "masks are no images to score"
-    assert masks(dataset="mine", source=root / "case_inst.npz", mask_mpp=0.25, kind="labels", root=root, workers=1) == 0
+    assert (
+        masks(dataset="mine", objects=root / "case_inst.npz", mask_mpp=0.25, kind="labels", root=root, workers=1) == 0
+    )
     assert "0 masks written; 18 were there" in capsys.readouterr().out
 
 
 def test_masks_of_the_wrong_scale_or_slide_are_counted_and_named(slide_root, capsys):
     root, labels = slide_root
     np.save(root / "slides/case.npy", labels.astype(np.uint16))
-    assert masks(dataset="mine", source=root / "slides/case.npy", mask_mpp=0.25, root=root, workers=1) == 1
+    assert masks(dataset="mine", objects=root / "slides/case.npy", mask_mpp=0.25, root=root, workers=1) == 1
     printed = capsys.readouterr()
     assert "0 masks written; 0 were there, 18 left out" in printed.out
     assert "has 512 x 512 pixels of 0.25 um: expected 1024 x 1024, those of the slide case" in printed.err
@@ -165,18 +169,18 @@ def test_masks_of_the_wrong_scale_or_slide_are_counted_and_named(slide_root, cap
         InputError,
         match="has outlines as far as 630, 40 in pixels of the patches, of which the slide case has 512 x 512",
     ):
-        masks(dataset="mine", source=root / "far.geojson", mask_mpp=0.5, root=root, workers=1, on_error="raise")
+        masks(dataset="mine", objects=root / "far.geojson", mask_mpp=0.5, root=root, workers=1, on_error="raise")
     with pytest.raises(InputError, match="has no object of the classes Stroma: it has"):
         masks(
-            dataset="mine", source=root / "far.geojson", mask_mpp=0.25, kind="types", classes=["Stroma"], root=root, workers=1,
+            dataset="mine", objects=root / "far.geojson", mask_mpp=0.25, kind="types", classes=["Stroma"], root=root, workers=1,
             on_error="raise",
         )  # fmt: skip
     (root / "none").mkdir()
     (root / "none/case_2.geojson").write_text(json.dumps(far))  # of another slide
     with pytest.raises(InputError, match="no label image or annotations of the slide case"):
-        masks(dataset="mine", source=root / "none", mask_mpp=0.5, root=root, workers=1, on_error="raise")
-    with pytest.raises(InputError, match="--source without --mask-mpp"):
-        masks(dataset="mine", source=root / "none", root=root)
+        masks(dataset="mine", objects=root / "none", mask_mpp=0.5, root=root, workers=1, on_error="raise")
+    with pytest.raises(InputError, match="--objects without --mask-mpp"):
+        masks(dataset="mine", objects=root / "none", root=root)
 
 
 def test_masks_of_the_pixels_and_of_outlines(slide_root, capsys):
@@ -194,7 +198,7 @@ def test_masks_of_the_pixels_and_of_outlines(slide_root, capsys):
     (root / "case.geojson").write_text(json.dumps(outlines))
     done = masks(
         dataset="mine",
-        source=root / "case.geojson",
+        objects=root / "case.geojson",
         mask_mpp=0.5,
         kind="types",
         classes=("Tumor", "Stroma"),

@@ -21,7 +21,6 @@ def inspect(
     features: options.DataFeatures = None,
     latent_suffix: options.LatentSuffix = VAE_PREFIX,
     embedding_suffix: options.EmbeddingSuffix = SSL_PREFIX,
-    mask_suffix: options.MaskSuffix = None,
     sample: Annotated[int, Option("patches of a key whose files are looked for; 0: all", natural_int)] = 10_000,
     pictures: Annotated[int, Option("patches on the sheet; 0: no sheet", natural_int)] = 48,
     out: Annotated[
@@ -29,6 +28,7 @@ def inspect(
     ] = None,
     seed: options.Seed = 0,
     root: options.Root = None,
+    mask_suffix: options.MaskSuffix = None,
 ) -> None:
     """Show what an index holds: patches, slides, features, and a sheet of pictures.
 

@@ -62,10 +62,7 @@ def large(
     gpu: options.Gpu = None,
     lora: options.Lora = (),
     controlnet: options.ControlNet = None,
-    control: Annotated[
-        Path | None,
-        Option("one mask, or image, of the picture's size to control by", metavar="FILE", group=options.CONTROL),
-    ] = None,
+    control: Annotated[options.Control, Here("none; one, of the picture's size")] = (),
     control_scale: options.ControlScale = 1.0,
     control_interval: options.ControlInterval = None,
     control_in_null: options.ControlInNull = False,

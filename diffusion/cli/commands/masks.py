@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def masks(
     dataset: Annotated[options.Dataset, Here(note=options.A_KEY)],
     size: options.Size = 256,
-    source: Annotated[
+    objects: Annotated[
         Path | None,
         Option(
             "a label image or annotations of a slide, or a folder of them named after slides: images, .npy, .npz, GeoJSON, JSON of "
@@ -28,7 +28,8 @@ def masks(
         ),
     ] = None,
     mask_mpp: Annotated[
-        float | None, Option("microns per pixel of --source, whose files do not say it", positive_float)
+        float | None,
+        Option("microns per pixel of --objects, whose files do not say it [needed with --objects]", positive_float),
     ] = None,
     kind: Annotated[
         Literal["binary", "labels", "types"],
@@ -47,7 +48,7 @@ def masks(
     vae: Annotated[
         str | None,
         Option(
-            f"{options.CODEC} whose latents of the masks are written, too, for a ControlNet of latents, as released [none]",
+            f"{options.CODEC} [none; with one, latents of the masks are written, too, for a ControlNet of latents, as released]",
             completes="folder",
         ),
     ] = None,
@@ -59,15 +60,15 @@ def masks(
     """Make masks of nuclei for every indexed patch, which a ControlNet is trained with.
 
     Each goes to <column>_<row>_mask.png beside its patch; one that is there is left alone, and a run that was stopped goes on.
-    Without --source, nuclei are found by colour deconvolution, threshold and watershed, which needs no weights. With it, masks
+    Without --objects, nuclei are found by colour deconvolution, threshold and watershed, which needs no weights. With it, masks
     are cut from what other programs found in the whole slide; how large their pixels are has to be given, and is compared with the
     size of the slide. --vae adds *_mask_<codec>.npy, the latents of the masks as white on black. A patch without mask is counted and
     named, and the exit code is then 1.
 
     Examples:
       pixcell masks --dataset demo --size 1024
-      pixcell masks --dataset tcga --source qupath/ --mask-mpp 0.25 --kind types --classes Tumor Stroma "Immune cells"
-      pixcell masks --dataset mine --source hgsc_nest_inst_mask.npz --mask-mpp 0.5 --kind labels
+      pixcell masks --dataset tcga --objects qupath/ --mask-mpp 0.25 --kind types --classes Tumor Stroma "Immune cells"
+      pixcell masks --dataset mine --objects hgsc_nest_inst_mask.npz --mask-mpp 0.5 --kind labels
     """
     import sys
     from contextlib import closing
@@ -82,10 +83,10 @@ def masks(
     from diffusion.utils.hardware import count_cores
     from diffusion.utils.text import default_root
 
-    if source is not None and mask_mpp is None:
-        raise InputError("--source without --mask-mpp: say how many microns a pixel of it is; 0.25 at 40x, 0.5 at 20x")
-    if source is None and (mask_mpp is not None or classes):
-        raise InputError("--mask-mpp and --classes are of --source, and none is given")
+    if objects is not None and mask_mpp is None:
+        raise InputError("--objects without --mask-mpp: say how many microns a pixel of it is; 0.25 at 40x, 0.5 at 20x")
+    if objects is None and (mask_mpp is not None or classes):
+        raise InputError("--mask-mpp and --classes are of --objects, and none is given")
     if kind == "types" and not classes:
         raise InputError("--kind types: which classes? Name them with --classes, in the order of their numbers")
     if not suffix.startswith("mask"):
@@ -94,9 +95,9 @@ def masks(
     path = index_path(root, index)
     (key,) = find_keys(index_keys(path), [dataset], (size,))
     size = split_key(key)[1]
-    maker = MaskMaker(root, size, features, suffix, kind, source, mask_mpp or NETWORK_MPP, tuple(classes))
+    maker = MaskMaker(root, size, features, suffix, kind, objects, mask_mpp or NETWORK_MPP, tuple(classes))
     patches = PatchIndex(path, [key])
-    made, objects, wrong = 0, 0, []
+    made, nuclei, wrong = 0, 0, []
     with closing(make_masks(maker, iterate_names(path, key), workers or count_cores())) as outcomes:
         for outcome in tqdm(outcomes, total=len(patches), unit="patch", desc=key):
             if outcome.error is not None:
@@ -105,9 +106,9 @@ def masks(
                 wrong.append(outcome)
                 tqdm.write(f"left out: {outcome.name}: {outcome.error}", file=sys.stderr)
             elif outcome.objects is not None:
-                made, objects = made + 1, objects + outcome.objects
+                made, nuclei = made + 1, nuclei + outcome.objects
     there = len(patches) - made - len(wrong)
-    mean = f", {objects / made:.1f} nuclei each" if made and kind != "types" else ""
+    mean = f", {nuclei / made:.1f} nuclei each" if made and kind != "types" else ""
     print(f"{key}: {made} masks written{mean}; {there} were there, {len(wrong)} left out")
     folder = features_folder(root, features)
     print(f"in {folder}: *_{suffix}.png")

@@ -26,7 +26,6 @@ def pack(
     ] = None,
     latent_suffix: options.LatentSuffix = VAE_PREFIX,
     embedding_suffix: options.EmbeddingSuffix = SSL_PREFIX,
-    mask_suffix: options.MaskSuffix = None,
     out: Annotated[
         Path | None,
         Option(f"{options.OUT} [ROOT/packed, where data sets look]", output_folder, metavar="FOLDER"),
@@ -40,6 +39,7 @@ def pack(
     ] = False,
     workers: Annotated[int, Option(options.WORKERS, positive_int, group=options.MACHINE)] = 4,
     root: options.Root = None,
+    mask_suffix: options.MaskSuffix = None,
     *,
     published: bool = False,
 ) -> int:

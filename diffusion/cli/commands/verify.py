@@ -21,10 +21,10 @@ def verify(
     features: options.DataFeatures = None,
     latent_suffix: options.LatentSuffix = VAE_PREFIX,
     embedding_suffix: options.EmbeddingSuffix = SSL_PREFIX,
-    mask_suffix: options.MaskSuffix = None,
     workers: options.WorkersPerCore = None,
     prune: Prune = False,
     root: options.Root = None,
+    mask_suffix: options.MaskSuffix = None,
     *,
     published: bool = False,
 ) -> int:
