@@ -190,7 +190,7 @@ def save_controlnet(controlnet: ControlNet, folder: str | Path) -> None:
     state = controlnet.state_dict()
     own = {name: tensor for name, tensor in state.items() if name.startswith((CONTROL_EMBEDDER[0], PROJECTIONS[0]))}
     tensors = to_diffusers({name: tensor for name, tensor in state.items() if name not in own})
-    tensors |= {_rename(name, CONTROL_EMBEDDER, PROJECTIONS): tensor for name, tensor in own.items()}
+    tensors |= {_rename(name): tensor for name, tensor in own.items()}
     with atomic_write(folder) as temporary:
         temporary.mkdir()
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -220,12 +220,16 @@ def _official_names(tensors: Mapping[str, torch.Tensor], source: Path) -> dict[s
     except InputError as error:
         raise InputError(f"{source}: {error}") from None
     shared.pop("pos_embed", None)  # computed, as the released files leave it out
-    return shared | {_rename(name, CONTROL_EMBEDDER[::-1], PROJECTIONS[::-1]): part for name, part in own.items()}
+    return shared | {_rename(name, back=True): part for name, part in own.items()}
 
 
-def _rename(name: str, *pairs: tuple[str, str]) -> str:
-    old, new = next(pair for pair in pairs if name.startswith(f"{pair[0]}."))
-    return f"{new}{name.removeprefix(old)}"
+def _rename(name: str, back: bool = False) -> str:
+    """Return a tensor's name in the released layout for an official one of what networks do not have; back: the other way."""
+    for official, released in (CONTROL_EMBEDDER, PROJECTIONS):
+        old, new = (released, official) if back else (official, released)
+        if name.startswith(f"{old}."):
+            return f"{new}{name.removeprefix(old)}"
+    raise ValueError(name)
 
 
 def _read_config(path: Path, tensors: Mapping[str, torch.Tensor], source: Path) -> ControlNetConfig:

@@ -113,14 +113,14 @@ class LoraLinear(nn.Linear):
         self.scales[name] = scale
         return adapter
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the map of x (..., I) with its adapters: (..., O)."""
-        out = super().forward(x)
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Return the map of inputs (..., I) with its adapters: (..., O)."""
+        out = super().forward(input)
         if self._original is not None:
             return out
         for name, scale in self.scales.items():
             if scale:
-                out = out + scale * self._difference(name, x)
+                out = out + scale * self._difference(name, input)
         return out
 
     def _difference(self, name: str, x: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ import torch
 from diffusion.model.architecture import PREDICTION_TYPE
 from diffusion.model.pixart import PixArt
 from diffusion.model.pixart_config import PixArtConfig
+from diffusion.model.trunk import Trunk
 from diffusion.utils.errors import InputError
 from diffusion.utils.state_dicts import check_types
 from diffusion.utils.text import abbreviate
@@ -24,7 +25,7 @@ def load_into(model: PixArt, weights: Mapping[str, torch.Tensor], source: str | 
     model.load_state_dict(weights)
 
 
-def add_positions(model: PixArt, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def add_positions(model: Trunk, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return weights with the positions of the network that they are for, where they have none."""
     own = model.state_dict()
     return {**weights, **{name: own[name] for name in POSITIONS if name in own and name not in weights}}

@@ -46,6 +46,7 @@ def segment_nuclei(pixels: np.ndarray, mpp: float = NETWORK_MPP, settings: Nucle
     from scipy import ndimage
     from skimage.feature import peak_local_max
     from skimage.filters import gaussian, threshold_otsu
+    from skimage.measure import label
     from skimage.morphology import disk, opening
     from skimage.segmentation import watershed
 
@@ -53,12 +54,12 @@ def segment_nuclei(pixels: np.ndarray, mpp: float = NETWORK_MPP, settings: Nucle
     density = gaussian(haematoxylin(pixels), settings.blur / mpp)
     threshold = float(np.clip(threshold_otsu(density), settings.low, settings.high))
     smallest = settings.area / mpp**2
-    inside = ndimage.binary_fill_holes(opening(density > threshold, disk(max(1, round(0.5 / mpp)))))
-    inside = remove_small(inside, smallest)
+    opened = opening(density > threshold, disk(max(1, round(0.5 / mpp))))
+    inside = remove_small(np.asarray(ndimage.binary_fill_holes(opened)), smallest)
     if not inside.any():
         return np.zeros(inside.shape, np.int32)
     depth = gaussian(ndimage.distance_transform_edt(inside), 0.5 / mpp)
-    parts, _ = ndimage.label(inside)
+    parts = label(inside, connectivity=1)
     peaks = peak_local_max(
         depth, min_distance=max(1, round(settings.distance / mpp)), labels=parts, exclude_border=False
     )
@@ -69,10 +70,9 @@ def segment_nuclei(pixels: np.ndarray, mpp: float = NETWORK_MPP, settings: Nucle
 
 def remove_small(mask: np.ndarray, smallest: float) -> np.ndarray:
     """Return a mask without the connected parts of fewer than `smallest` pixels."""
-    from scipy import ndimage
+    from skimage.measure import label
 
-    labels, _ = ndimage.label(mask)
-    return remove_small_labels(labels, smallest) > 0
+    return remove_small_labels(np.asarray(label(mask, connectivity=1)), smallest) > 0
 
 
 def remove_small_labels(labels: np.ndarray, smallest: float) -> np.ndarray:

@@ -133,9 +133,9 @@ class Outlines:
             )
         low = np.array([place.x, place.y]) / scale
         high = low + size / scale
-        near = (self.bounds[:, 2:] >= low).all(1) & (self.bounds[:, :2] <= high).all(1)
-        outlines = [self.outlines[i] for i in np.flatnonzero(near)]
-        return draw_outlines(outlines, *low, scale, size, self.classes)
+        near = np.all(np.hstack([self.bounds[:, 2:] >= low, self.bounds[:, :2] <= high]), axis=1).tolist()
+        outlines = [outline for outline, is_near in zip(self.outlines, near, strict=True) if is_near]
+        return draw_outlines(outlines, float(low[0]), float(low[1]), scale, size, self.classes)
 
 
 def open_slide_mask(path: Path, mpp: float, classes: Sequence[str] = (), by_class: bool = False) -> SlideMask:

@@ -89,7 +89,7 @@ def aggregated_jaccard(overlaps: Overlaps) -> float:
 class NucleiCount(NamedTuple):
     """The nuclei of one image: how many, their mean area in square microns, and their number per square millimetre."""
 
-    count: int
+    number: int
     area: float
     density: float
 

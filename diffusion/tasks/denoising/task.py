@@ -24,7 +24,6 @@ from diffusion.model.flops import training_flops
 from diffusion.model.lora import CHECKPOINT_KEY as LORA_KEY
 from diffusion.model.lora import LoraSettings, lora_metadata, rename_lora
 from diffusion.model.matching import check_fit, check_metadata, load_into
-from diffusion.model.pixart import PixArt
 from diffusion.model.pixart_config import preset_config
 from diffusion.optim.ema import trained_state
 from diffusion.tasks.denoising.losses import BatchLosses, BatchNoise, SampleRandomness, draw_randomness
@@ -90,7 +89,7 @@ class Denoising(Task[Config]):
             evaluations.append(SampleScores(config, self, codec, accelerator, total_steps))
         return evaluations
 
-    def build_network(self, load_from: str | None) -> tuple[PixArt, str]:
+    def build_network(self, load_from: str | None) -> tuple[Any, str]:
         """Build the config's transformer: new, or from weights, with the config's parts frozen."""
         return build_network(self.config, load_from)
 
@@ -137,7 +136,7 @@ class Denoising(Task[Config]):
             )
         self.timesteps.load_state_dict(saved["timesteps"])
 
-    def metadata(self, network: PixArt) -> dict[str, Any]:
+    def metadata(self, network: Any) -> dict[str, Any]:
         """Return the network's architecture, and what it predicts; the settings of an adapter, where one is trained."""
         lora = self.config.lora
         adapter = lora_metadata(LoraSettings.of(lora.rank, lora.alpha, lora.targets)) if lora.rank else None
@@ -147,7 +146,7 @@ class Denoising(Task[Config]):
             **({LORA_KEY: adapter} if adapter else {}),
         }
 
-    def load_weights(self, network: PixArt, saved: Mapping[str, Any], source: Path) -> None:
+    def load_weights(self, network: Any, saved: Mapping[str, Any], source: Path) -> None:
         """Load a checkpoint's weights. Raises InputError for those of another architecture, or another prediction."""
         check_metadata(read_metadata(saved), network, self.config.prediction_type, source)
         if self.config.lora.rank:  # the rest stays where load_from has it
@@ -169,12 +168,12 @@ class Denoising(Task[Config]):
             return super().export(averaged, frozen, metadata)
         return {"state_dict": rename_lora(averaged), **metadata}
 
-    def select_matrices(self, network: PixArt) -> list[nn.Parameter]:
+    def select_matrices(self, network: Any) -> list[nn.Parameter]:
         """Return the linear maps of the blocks and of the condition's embedder."""
         hidden = [module for part in (network.blocks, network.y_embedder) for module in part.modules()]
         return [cast(nn.Parameter, module.weight) for module in hidden if isinstance(module, nn.Linear)]
 
-    def compile(self, network: PixArt) -> None:
+    def compile(self, network: Any) -> None:
         """Compile the blocks, which share one graph."""
         network.compile_blocks()
 
