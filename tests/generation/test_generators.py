@@ -50,6 +50,7 @@ def run() -> SimpleNamespace:
     config = SimpleNamespace(input_size=SIDE, prediction_type="epsilon")
     return SimpleNamespace(
         model=network,
+        controlled=lambda interval: network,
         config=config,
         null_tokens=network.null_condition,
         device=torch.device("cpu"),
