@@ -30,7 +30,7 @@ class ControlledNetwork:
 
     base: a network that takes residuals, as PixArt does. controlnet: as it is, or as several processes share it. interval: the
     lowest and highest noise level, std of noise over std of signal, at which there is control; None: all. everywhere: all samples have a
-    control that counts once, as in training, so that nothing has to be looked up, for which a GPU would wait.
+    control that counts once, as in training without guidance, so that nothing has to be looked up, for which a GPU would wait.
     """
 
     def __init__(

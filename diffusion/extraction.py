@@ -5,7 +5,6 @@ Letters: P patches of one group, S pixels a side, k windows a side, W pixels a w
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -21,7 +20,7 @@ from tqdm import tqdm
 
 from diffusion.data.crops import tokens_per_image
 from diffusion.data.datasets.pan_cancer import LARGE_PATCH
-from diffusion.data.features.loose import feature_path, features_folder, imported_width, made_by_path, read_made_by
+from diffusion.data.features.loose import check_or_write_record, feature_path, features_folder, imported_width
 from diffusion.data.features.masks import mask_maps, read_mask
 from diffusion.data.features.npy import is_valid, read_array, write_feature
 from diffusion.data.features.parts import LATENTS
@@ -130,22 +129,9 @@ class FeatureFiles:
     def check_or_write_record(self, key: str, made_by: dict[str, dict[str, Any]]) -> None:
         """Compare how the features of each prefix are made with the record of earlier runs, and add to the record.
 
-        The names of feature files tell neither window nor weights, and files of two kinds must not be mixed.
         Raises InputError naming the first difference.
         """
-        path, recorded = made_by_path(self.folder, key), read_made_by(self.folder, key)
-        for prefix, made in made_by.items():
-            for what, value in made.items():
-                previous = recorded.get(prefix, {}).get(what, value)
-                if previous != value:
-                    raise InputError(
-                        f"*_{prefix}.npy of {key} were made with {what} {previous}, and now {value} is asked for; "
-                        "give other endings (--latent-suffix, --embedding-suffix) or another --features, "
-                        f"or delete those files and {path}"
-                    )
-        with atomic_write(path) as temporary:
-            merged = {prefix: {**recorded.get(prefix, {}), **made} for prefix, made in made_by.items()}
-            temporary.write_text(json.dumps({**recorded, **merged}, indent=1))
+        check_or_write_record(self.folder, key, made_by, "--latent-suffix, --embedding-suffix")
 
 
 class DecodedPatch(NamedTuple):

@@ -130,8 +130,7 @@ class PixCellControlNet(ModelMixin, ConfigMixin):
         dropped: torch.Tensor | None = None,
     ) -> list[torch.Tensor]:
         """Return the residuals (B, N, W) of each block, as ControlNet.forward does."""
-        inputs = (each.to(self.dtype) for each in (hidden_states, encoder_hidden_states, conditioning))
-        x, tokens, control = inputs
+        x, tokens, control = (each.to(self.dtype) for each in (hidden_states, encoder_hidden_states, conditioning))
         return self.network(x, timestep, tokens, control, dropped)
 
 
@@ -215,7 +214,8 @@ class PixCellPipeline(DiffusionPipeline):
     ) -> None:
         """Write transformer/, vae/, scheduler/, a controlnet/ if there is one, and model_index.json.
 
-        Raises InputError when the folder holds a transformer."""
+        Raises InputError when the folder holds a transformer.
+        """
         if options.get("variant") is not None:
             raise InputError(f"variant {options['variant']!r}: a folder holds one set of weights; name another folder")
         if (Path(save_directory) / "transformer").exists():
@@ -320,13 +320,7 @@ class PixCellPipeline(DiffusionPipeline):
     def _predict(self, x: torch.Tensor, timestep: torch.Tensor, y: torch.Tensor | Condition) -> torch.Tensor:
         """Return the transformer's prediction, steered by the ControlNet where the condition has a control."""
 
-        def transformer(
-            x: torch.Tensor,
-            timestep: torch.Tensor,
-            y: torch.Tensor | Condition,
-            dropped: torch.Tensor | None = None,
-            residuals: Sequence[torch.Tensor] | None = None,
-        ) -> torch.Tensor:
+        def transformer(x: Any, timestep: Any, y: Any, dropped: None = None, residuals: Any = None) -> torch.Tensor:
             # the modules themselves are called: hooks move them to their device
             return self.transformer(x, y, timestep, return_dict=False, controlnet_outputs=residuals)[0]
 

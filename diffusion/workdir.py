@@ -56,7 +56,7 @@ class Run:
 
     @cached_property
     def controlnet_fingerprint(self) -> str | None:
-        """A hash of the ControlNet's weights, if there is one."""
+        """Return a hash of the ControlNet's weights, if there is one."""
         return fingerprint_tensors(self.controlnet.state_dict()) if self.controlnet is not None else None
 
     def controlled(self, interval: tuple[float, float] | None = None) -> PixArt | ControlledNetwork:

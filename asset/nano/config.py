@@ -1,6 +1,6 @@
 # The settings of this run, written by the trainer; read back as data, never executed.
 task = 'denoising'
-load_from = None
+load_from = 'last_ema.ckpt'
 ignore_keys = ()
 freeze = ('y_embedder.y_proj',)
 resume_from = None

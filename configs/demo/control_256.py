@@ -1,4 +1,6 @@
-# A ControlNet of nuclei masks beside the demo's fine-tuned network: `make demo-control`.
+# A ControlNet of nuclei masks beside the demo's fine-tuned network, once `make demo` has made it:
+#   pixcell masks --root data/demo --dataset demo --size 1024
+#   pixcell train demo/control_256.py --workdir data/demo/controlnet
 _base_ = ["./finetune_256.py"]
 
 data = dict(mask_prefix="mask")

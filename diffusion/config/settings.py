@@ -17,6 +17,7 @@ from diffusion.utils.values import (
     Count,
     Distinct,
     FilePart,
+    MaskKind,
     Name,
     Names,
     NaturalInt,
@@ -229,7 +230,7 @@ class DataConfig(Section):
     """Ending of the embedding files: <column>_<row>_uni.npy."""
     mask_prefix: FilePart | None = None
     """Ending of masks to control by: <column>_<row>_mask.png, or .npy with several channels. None: none are read."""
-    mask_kind: Literal["binary", "labels", "types", "channels"] = "binary"
+    mask_kind: MaskKind = "binary"
     """Values of masks: 0 and 255; numbers of objects; numbers of classes, from 1 on; or maps of any values."""
     maps: Names = ("nuclei",)
     """What each map of a mask shows: its classes, or its channels."""
@@ -254,7 +255,7 @@ class DataConfig(Section):
 
     @property
     def control_maps(self) -> tuple[str, ...]:
-        """The maps that a network is controlled by; none where it is by latents, or not at all."""
+        """Return the maps that a network is controlled by; none where it is by latents, or not at all."""
         return self.maps if self.mask_prefix is not None else ()
 
 
@@ -354,6 +355,8 @@ class Config(TrainingConfig):
     Raises InputError for values that are out of their range, and for those that contradict each other.
     """
 
+    HAS_CONTROL = False  # whether the task reads what controls a network
+
     image_size: Annotated[int, Range(least=WINDOW, most=2**14)] = WINDOW
     """Pixels a side of a training image; the latents have image_size / 8 cells a side."""
     root: Name | None = None
@@ -432,6 +435,11 @@ class Config(TrainingConfig):
             self.model_kwargs.get("pred_sigma", True) is not False,
             "model_kwargs.pred_sigma False: the objective trains the variance",
         )
+        reads_control = self.data.mask_prefix is not None or self.data.control_prefix is not None
+        _check(
+            self.HAS_CONTROL or not reads_control,
+            "data.mask_prefix and control_prefix are of the task control, and this one trains a network without",
+        )
         _check(
             not (self.lora.rank and (self.freeze or self.local_start)),
             "lora trains an adapter beside a network that stays; leave out freeze and local_start",
@@ -509,6 +517,8 @@ class ControlConfig(Config):
 
     Raises InputError as Config does.
     """
+
+    HAS_CONTROL = True
 
     task: Name = "control"
     """Always "control"."""

@@ -206,7 +206,7 @@ def choose_grids(
     grid_of, origin = _choose_tokens(session, source, region, size)
     files = list_controls(source.control)
     if not files:
-        session.solver.check_control(session.run, Condition(session.run.model.null_condition[None]))
+        session.solver.check_control(session.run, is_given=False)
         return grid_of, origin
     check_controlled(session.run)
     control = read_control(files[0], session.run, session.codec, (size.height, size.width))

@@ -43,7 +43,7 @@ def sample_patches(
         known = " and ".join(str(size) for size in sizes)
         raise InputError(f"{session.run.folder} was trained at {config.image_size} pixels: this tool samples {known}")
     conditions, origin = choose_conditions(session, source, with_real)
-    session.solver.check_control(session.run, conditions[0].condition)
+    session.solver.check_control(session.run, conditions[0].condition.control is not None)
     count = count or (index_count if isinstance(conditions, IndexConditions) else len(conditions))
 
     if needs_real and not any(map(conditions.has_pixels, range(min(count, CHECKED)))):

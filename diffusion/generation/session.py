@@ -129,9 +129,8 @@ def open_session(
 
     workdir: of a training run, or released weights; None: the default one. checkpoint: relative to it. averaged: which
     weights of a checkpoint that holds both. compiled: compile the network. root: of data and codec, None: the run's.
-    vae, encoder: other ones than the run's. controlnet: another one
-    than the run's, if it has one. loras: adapters to add, `FILE` or
-    `FILE:SCALE`. device: as the option --device; gpu_id: which GPU of several.
+    vae, encoder: other ones than the run's. device: as the option --device; gpu_id: which GPU of several. loras: adapters to
+    add, `FILE` or `FILE:SCALE`. controlnet: another one than the run's, if it has one.
     Raises MissingError, InputError for a run, weights, codec or device that cannot be opened.
     """
     solver = solver or Solver()
@@ -151,7 +150,7 @@ def open_session(
     add_loras(run, adapters)
     if controlnet is not None:
         run = with_controlnet(run, controlnet, averaged)
-    if run.controlnet is None and solver.controls:
+    if run.controlnet is None and solver.sets_control:
         raise InputError(f"options of a control, and {run.folder} has no ControlNet; name one with --controlnet")
     if compiled:
         run.model.compile_blocks()

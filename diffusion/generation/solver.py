@@ -49,13 +49,13 @@ class Solver:
             raise InputError(f"control scale {self.control_scale}: expected a finite number; 0 is no control")
 
     @property
-    def controls(self) -> bool:
-        """Whether the settings of a control are other than usual."""
+    def sets_control(self) -> bool:
+        """Tell whether settings of a control are other than usual."""
         return self.control_scale != 1 or self.control_interval is not None or self.control_in_null
 
-    def check_control(self, run: Run, condition: Condition) -> None:
-        """Raise InputError for a run with a ControlNet that the condition gives nothing to read, unless it counts nothing."""
-        if run.controlnet is not None and condition.control is None and self.control_scale:
+    def check_control(self, run: Run, is_given: bool) -> None:
+        """Raise InputError for a run whose ControlNet is given nothing to read, unless it counts nothing."""
+        if run.controlnet is not None and not is_given and self.control_scale:
             raise InputError(
                 "the ControlNet has nothing to read: name masks or images with --control, or take --control-scale 0 to sample "
                 "without it"
@@ -77,8 +77,9 @@ class Solver:
         """Sample network latents of the noise's shape (B, C, H, W), with one generator an image.
 
         condition: tokens (B, L, D) or a Condition. network: what predicts, where it is not the run's own model.
-        Raises InputError when they are not finite.
+        Raises InputError when they are not finite, and as `check_control` does.
         """
+        self.check_control(run, isinstance(condition, Condition) and condition.control is not None)
         device, dtype = run.device, torch_dtype(self.precision)
         condition, null_condition = condition.to(device), run.model.null_condition
         if isinstance(condition, Condition) and condition.weight is not None:

@@ -67,7 +67,6 @@ def sample_variations(
     if files:
         controlled = ControlledConditions(originals, load_controls(files, session.run, session.codec))
         originals = [replace(controlled[i], name=original.name) for i, original in enumerate(originals)]
-    session.solver.check_control(session.run, originals[0].condition)
     # Column by column the same noise, so that what differs within a column is the condition's doing.
     jobs = [(original, f"variation {n}", n) for original in originals for n in range(variations)]
     for part in torch.linspace(0, 1, between).tolist():

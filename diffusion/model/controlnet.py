@@ -13,7 +13,7 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import nn
@@ -29,7 +29,7 @@ from diffusion.model.trunk import Trunk
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.files import atomic_write
 from diffusion.utils.text import read_json
-from diffusion.utils.values import Distinct, Name, Range
+from diffusion.utils.values import Distinct, MaskKind, Name, Range
 from diffusion.utils.weights import find_weights, read_safetensors, read_weights
 
 CONTROLNET_CLASS = "PixCellControlNet"
@@ -53,7 +53,7 @@ class ControlNetConfig(PixArtConfig):
 
     base_depth: Annotated[int, Range(least=1, most=1024)] = 28
     maps: Annotated[tuple[Name, ...], Distinct()] = ()
-    mask_kind: Literal["binary", "labels", "types", "channels"] = "binary"
+    mask_kind: MaskKind = "binary"
 
     def check(self) -> None:
         super().check()
@@ -86,7 +86,7 @@ class ControlNet(Trunk):
 
     @staticmethod
     def of(
-        base: PixArt, blocks: int | None = None, maps: tuple[str, ...] = (), mask_kind: str = "binary"
+        base: PixArt, blocks: int | None = None, maps: tuple[str, ...] = (), mask_kind: MaskKind = "binary"
     ) -> ControlNet:
         """Return a ControlNet that begins as a copy of a network's first blocks; None: all but the last, as released.
 
@@ -150,9 +150,9 @@ def load_controlnet(path: str | Path, ema: bool = True) -> ControlNet:
     file = find_weights(folder) if folder.is_dir() else None
     if file is None:
         raise MissingError(f"no ControlNet in {folder}: expected config.json and {DIFFUSERS_WEIGHTS}")
-    tensors = read_safetensors(file)
-    controlnet = ControlNet(_read_config(folder / "config.json", tensors, file))
-    load_controlnet_weights(controlnet, _official_names(tensors, file), file)
+    weights = _official_names(read_safetensors(file), file)
+    controlnet = ControlNet(_read_config(folder / "config.json", weights, file))
+    load_controlnet_weights(controlnet, weights, file)
     return controlnet.eval()
 
 
@@ -232,19 +232,18 @@ def _rename(name: str, back: bool = False) -> str:
     raise ValueError(name)
 
 
-def _read_config(path: Path, tensors: Mapping[str, torch.Tensor], source: Path) -> ControlNetConfig:
-    """Return what a config.json says, and the shapes of the tensors beside it. Raises MissingError, InputError."""
+def _read_config(path: Path, weights: Mapping[str, torch.Tensor], source: Path) -> ControlNetConfig:
+    """Return what a config.json says, and the shapes of the weights beside it, in official names. Raises MissingError, InputError."""
     if not path.is_file():
         raise MissingError(f"no {path}, which says what the tensors beside it are")
     settings = read_json(path)
     kind = settings.get("_class_name")
     if kind != CONTROLNET_CLASS:
         raise InputError(f"{path} is the config of a {kind}: expected a {CONTROLNET_CLASS}")
-    named = _official_names(tensors, source)
     try:
         return ControlNetConfig(
             **{
-                **infer_architecture(named, source),
+                **infer_architecture(weights, source),
                 "input_size": settings["sample_size"],
                 "num_heads": settings["num_attention_heads"],
                 "pe_interpolation": settings["interpolation_scale"],

@@ -23,7 +23,7 @@ from diffusion.model.diffusers_layout import FUSED_IN_BLOCK, RENAMED_IN_BLOCK
 from diffusion.model.pixart import PixArt
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.files import atomic_write
-from diffusion.utils.text import abbreviate
+from diffusion.utils.text import abbreviate, read_json
 from diffusion.utils.weights import read_weights
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # in an adapter's folder, as diffusers names it
@@ -307,7 +307,7 @@ def read_lora_metadata(path: Path, content: Any) -> dict[str, Any]:
         return dict(content[CHECKPOINT_KEY])
     beside = path.with_name(PEFT_CONFIG)
     if beside.is_file():
-        return dict(json.loads(beside.read_text(encoding="utf-8")))
+        return read_json(beside, "settings of an adapter")
     if path.suffix != ".safetensors":
         return {}
     with safe_open(path, "pt") as file:

@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from diffusion.utils.errors import InputError
 
@@ -109,6 +109,8 @@ Seed = Annotated[int, Range(least=0, most=MAX_INT)]
 Name = Annotated[str, NotEmpty()]
 FilePart = Annotated[str, PlainName()]
 Names = Annotated[tuple[Name, ...], NotEmpty("at least one name"), Distinct()]
+# what the values of a mask are: 0 and 255 (or 1); numbers of objects; numbers of classes from 1 on; maps from 0 to 1
+MaskKind = Literal["binary", "labels", "types", "channels"]
 
 
 @dataclass(frozen=True)

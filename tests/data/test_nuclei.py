@@ -131,8 +131,8 @@ def slide_root(tmp_path: Path) -> tuple[Path, np.ndarray]:
     return tmp_path, labels
 
 
-def read(root: Path, cohort: str, place: str) -> np.ndarray:
-    return np.asarray(Image.open(root / f"patches/mine/{cohort}/single_256/case/{place}_mask.png"))
+def read(root: Path, cohort: str, place: str, suffix: str = "mask") -> np.ndarray:
+    return np.asarray(Image.open(root / f"patches/mine/{cohort}/single_256/case/{place}_{suffix}.png"))
 
 
 def test_masks_are_cut_from_a_slides_labels_at_their_scale(slide_root, capsys):
@@ -172,8 +172,8 @@ def test_masks_of_the_wrong_scale_or_slide_are_counted_and_named(slide_root, cap
         masks(dataset="mine", objects=root / "far.geojson", mask_mpp=0.5, root=root, workers=1, on_error="raise")
     with pytest.raises(InputError, match="has no object of the classes Stroma: it has"):
         masks(
-            dataset="mine", objects=root / "far.geojson", mask_mpp=0.25, kind="types", classes=["Stroma"], root=root, workers=1,
-            on_error="raise",
+            dataset="mine", objects=root / "far.geojson", mask_mpp=0.25, kind="types", suffix="mask_types", classes=["Stroma"],
+            root=root, workers=1, on_error="raise",
         )  # fmt: skip
     (root / "none").mkdir()
     (root / "none/case_2.geojson").write_text(json.dumps(far))  # of another slide
@@ -181,6 +181,17 @@ def test_masks_of_the_wrong_scale_or_slide_are_counted_and_named(slide_root, cap
         masks(dataset="mine", objects=root / "none", mask_mpp=0.5, root=root, workers=1, on_error="raise")
     with pytest.raises(InputError, match="--objects without --mask-mpp"):
         masks(dataset="mine", objects=root / "none", root=root)
+
+
+def test_masks_of_two_kinds_are_not_mixed(slide_root):
+    root, _ = slide_root
+    assert masks(dataset="mine", root=root, workers=1) == 0
+    with pytest.raises(
+        InputError, match=r"\*_mask.png of mine_256 were made with kind binary, and now labels is asked for; .*--suffix"
+    ):
+        masks(dataset="mine", root=root, workers=1, kind="labels")
+    assert masks(dataset="mine", root=root, workers=1, kind="labels", suffix="mask_labels") == 0
+    assert len(list(list_patches(root / "patches", "mine", 256))) == 18
 
 
 def test_masks_of_the_pixels_and_of_outlines(slide_root, capsys):
@@ -201,9 +212,10 @@ def test_masks_of_the_pixels_and_of_outlines(slide_root, capsys):
         objects=root / "case.geojson",
         mask_mpp=0.5,
         kind="types",
+        suffix="mask_types",
         classes=("Tumor", "Stroma"),
         root=root,
         workers=1,
     )
-    drawn = read(root, "plain", "0_0")
-    assert done == 0 and drawn[30, 20] == 2 and drawn[30, 120] == 1 and not read(root, "plain", "2_2").any()
+    drawn, elsewhere = (read(root, "plain", place, "mask_types") for place in ("0_0", "2_2"))
+    assert done == 0 and drawn[30, 20] == 2 and drawn[30, 120] == 1 and not elsewhere.any()

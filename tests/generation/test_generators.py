@@ -51,6 +51,7 @@ def run() -> SimpleNamespace:
     return SimpleNamespace(
         model=network,
         controlled=lambda interval: network,
+        controlnet=None,
         config=config,
         null_tokens=network.null_condition,
         device=torch.device("cpu"),

@@ -18,7 +18,9 @@ from diffusion.data.datasets.pan_cancer import build_dataset
 from diffusion.data.features.loose import feature_path
 from diffusion.data.features.npy import write_feature
 from diffusion.data.index.patch_index import index_path, iterate_names
+from diffusion.data.sampler import Draw
 from diffusion.formats import LAST_WEIGHTS
+from diffusion.guidance import guided_prediction
 from diffusion.tasks.control.task import Control
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.weights import read_torch_file
@@ -156,11 +158,31 @@ def test_masks_that_do_not_fit_are_named(masked_root, base, tmp_path):
         first_item(mask_kind="channels")
 
 
+def test_guidance_in_a_runs_own_samples_has_an_uncontrolled_null_pass(masked_root, base):
+    """As when it is sampled: its sample grids and scores at guidance 2 are 2 * controlled - uncontrolled null."""
+    task = Control(control_settings(masked_root, base))
+    controlnet = task.build_network(None)[0].eval()
+    torch.nn.init.normal_(controlnet.projections[0].weight)
+    network = task.predictor(controlnet)
+    batch = task.collate([task.build_dataset()[Draw(i, i)] for i in range(2)])
+    timestep, null = torch.tensor([200, 700]), batch.condition.null(network)
+    with torch.no_grad():
+        steered = network(batch.latents, timestep, batch.condition)[:, :16]
+        plain = task.frozen_networks()["base"].network(batch.latents, timestep, null.tokens)[:, :16]
+        guided, _ = guided_prediction(network, batch.latents, timestep, batch.condition, network.null_condition, 2.0)
+    torch.testing.assert_close(guided, 2 * steered - plain, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(
+        steered, task.frozen_networks()["base"].network(batch.latents, timestep, batch.condition.tokens)[:, :16]
+    )
+
+
 def test_it_is_no_run_without_a_base_or_masks(masked_root, base):
     with pytest.raises(InputError, match=r"control.base None: expected the weights of the network to steer"):
         Control(control_settings(masked_root, base, control=ControlNetSection()))
     with pytest.raises(InputError, match="nothing to control by: set data.mask_prefix"):
         Control(dataclasses.replace(control_settings(masked_root, base), data=DataConfig(root=str(masked_root))))
+    with pytest.raises(InputError, match="are of the task control, and this one trains a network without"):
+        settings(masked_root, data=DataConfig(root=str(masked_root), mask_prefix="mask"))
     other = save_run(base.parent / "other", masked_root, 8, image_size=256)
     with pytest.raises(InputError, match="is of another architecture than the network"):
         train(control_settings(masked_root, other), base.parent / "wrong", cpu=True)

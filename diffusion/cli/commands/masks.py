@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from diffusion.cli import options
 from diffusion.cli.parser import path_text, plain_name, positive_float
 from diffusion.cli.signature import Here, Option, checked
-from diffusion.formats import DEFAULT_INDEX
+from diffusion.formats import DEFAULT_INDEX, WINDOW
 
 if TYPE_CHECKING:
     from diffusion.extraction import Outcome
@@ -75,7 +75,7 @@ def masks(
 
     from tqdm import tqdm
 
-    from diffusion.data.features.loose import features_folder
+    from diffusion.data.features.loose import check_or_write_record, features_folder
     from diffusion.data.index.patch_index import PatchIndex, find_keys, index_keys, index_path, iterate_names, split_key
     from diffusion.data.nuclei.making import MaskMaker, make_masks
     from diffusion.formats import NETWORK_MPP
@@ -96,7 +96,8 @@ def masks(
     (key,) = find_keys(index_keys(path), [dataset], (size,))
     size = split_key(key)[1]
     maker = MaskMaker(root, size, features, suffix, kind, objects, mask_mpp or NETWORK_MPP, tuple(classes))
-    patches = PatchIndex(path, [key])
+    patches, folder = PatchIndex(path, [key]), features_folder(root, features)
+    check_or_write_record(folder, key, {suffix: {"kind": kind, "classes": list(classes)}}, "--suffix", ".png")
     made, nuclei, wrong = 0, 0, []
     with closing(make_masks(maker, iterate_names(path, key), workers or count_cores())) as outcomes:
         for outcome in tqdm(outcomes, total=len(patches), unit="patch", desc=key):
@@ -110,18 +111,18 @@ def masks(
     there = len(patches) - made - len(wrong)
     mean = f", {nuclei / made:.1f} nuclei each" if made and kind != "types" else ""
     print(f"{key}: {made} masks written{mean}; {there} were there, {len(wrong)} left out")
-    folder = features_folder(root, features)
     print(f"in {folder}: *_{suffix}.png")
     if vae is not None:
         left = {outcome.name for outcome in wrong}
         names = (name for name in iterate_names(path, key) if name not in left)
-        wrong += encode(names, folder, size, suffix, vae, root, batch_size or 16, device, len(patches) - len(left))
+        wrong += encode(names, folder, key, size, suffix, vae, root, batch_size or 16, device, len(patches) - len(left))
     return 1 if wrong else 0
 
 
 def encode(
     names: Iterable[str],
     folder: Path,
+    key: str,
     size: int,
     suffix: str,
     vae: str,
@@ -136,12 +137,15 @@ def encode(
     from tqdm import tqdm
 
     from diffusion.components import resolve_vae
+    from diffusion.data.features.loose import check_or_write_record
     from diffusion.encoders.latents import LatentCodec
     from diffusion.extraction import default_latent_suffix, encode_masks
     from diffusion.utils.hardware import prepare_device
 
     location = resolve_vae(vae, root)
     codec, latents = LatentCodec.load(location, prepare_device(device)), default_latent_suffix(location)
+    made_by = {f"{suffix}_{latents}": {"weights": codec.fingerprint, "window": WINDOW}}
+    check_or_write_record(folder, key, made_by, "--suffix")
     written, wrong = 0, []
     outcomes = encode_masks(names, folder, size, suffix, codec, latents, batch_size)
     for outcome in tqdm(outcomes, total=total, unit="mask"):

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from diffusion.control import maps_to_control
 from diffusion.data.batch import BadItem, PatchItem
 from diffusion.data.crops import CropBox, crop_box, crops_per_side
-from diffusion.data.features.masks import MaskKind, mask_maps
+from diffusion.data.features.masks import mask_maps
 from diffusion.data.features.packed import PackedFeatures
 from diffusion.data.features.parts import CONTROL_LATENTS, LATENTS, MASK, TOKENS, Record, part_prefixes
 from diffusion.data.features.store import FeatureStore, open_features, probe_names
@@ -23,6 +23,7 @@ from diffusion.data.sampler import Draw
 from diffusion.data.slides.patches import read_patch
 from diffusion.formats import DEFAULT_INDEX, PATCHES_DIR, SSL_PREFIX, VAE_PREFIX, WINDOW
 from diffusion.utils.errors import InputError
+from diffusion.utils.values import MaskKind
 
 LARGE_PATCH = 1024  # pixels of the patches that low-resolution stages crop
 IDENTITY_NAMES = 256  # that stand for all names of an index: reading 30 million takes minutes
@@ -82,7 +83,7 @@ class PanCancerData(Dataset):
 
     @property
     def maps_control(self) -> bool:
-        """Whether items are controlled by the maps of masks, not by latents."""
+        """Tell whether items are controlled by the maps of masks, not by latents."""
         return MASK.name in self.control
 
     def __len__(self) -> int:

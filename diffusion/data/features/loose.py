@@ -6,6 +6,7 @@ Beside `<column>_<row>.jpeg` (or, in older sets, under ROOT/features/<same path>
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from diffusion.data.crops import CropBox
 from diffusion.data.features.parts import PARTS, Record
 from diffusion.formats import METADATA_DIR, PATCHES_DIR
 from diffusion.utils.errors import InputError, MissingError
+from diffusion.utils.files import atomic_write
 from diffusion.utils.text import read_json
 
 
@@ -70,6 +72,28 @@ def read_made_by(folder: Path, key: str) -> dict[str, dict[str, Any]]:
     if not all(isinstance(made, dict) for made in noted.values()):
         raise InputError(f"{path} is no record of features; delete it")
     return noted
+
+
+def check_or_write_record(
+    folder: Path, key: str, made_by: Mapping[str, Mapping[str, Any]], endings: str, suffix: str = ".npy"
+) -> None:
+    """Compare how the files of each prefix are made with the record of earlier runs, and add to the record.
+
+    The names of files tell neither window, weights nor kind, and files of two kinds must not be mixed. endings: options that
+    choose other prefixes; suffix: of the files. Raises InputError naming the first difference.
+    """
+    path, recorded = made_by_path(folder, key), read_made_by(folder, key)
+    for prefix, made in made_by.items():
+        for what, value in made.items():
+            previous = recorded.get(prefix, {}).get(what, value)
+            if previous != value:
+                raise InputError(
+                    f"*_{prefix}{suffix} of {key} were made with {what} {previous}, and now {value} is asked for; give other endings "
+                    f"({endings}) or another --features, or delete those files and {path}"
+                )
+    with atomic_write(path) as temporary:
+        merged = {prefix: {**recorded.get(prefix, {}), **made} for prefix, made in made_by.items()}
+        temporary.write_text(json.dumps({**recorded, **merged}, indent=1))
 
 
 def imported_width(folder: Path, key: str, prefix: str) -> int | None:

@@ -6,7 +6,6 @@ Letters: C channels of a mask, K maps, S pixels a side of a patch.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image
@@ -16,10 +15,8 @@ from diffusion.data.images import open_image
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.files import atomic_write
 from diffusion.utils.text import abbreviate
+from diffusion.utils.values import MaskKind
 
-# what the values of a mask are: 0 and 255 (or 1); numbers of objects; numbers of classes from 1 on; maps as they are
-MaskKind = Literal["binary", "labels", "types", "channels"]
-MASK_KINDS: tuple[MaskKind, ...] = get_args(MaskKind)
 EXACT = 2048  # whole numbers up to it are exact in float16
 
 

@@ -30,18 +30,8 @@ from diffusion.utils.text import abbreviate
 
 # of the files of a slide's objects, as programs name them
 ENDINGS = (
-    *(
-        "cells",
-        "cell_detection",
-        "cell_segmentation",
-        "detections",
-        "inst",
-        "inst_mask",
-        "instances",
-        "label",
-        "labels",
-    ),
-    *("mask", "masks", "nuclei", "type_mask", "types"),
+    *("cells", "cell_detection", "cell_segmentation", "detections", "inst", "inst_mask", "instances"),
+    *("label", "labels", "mask", "masks", "nuclei", "type_mask", "types"),
 )
 AT_ONCE = 256  # patches handed out to the workers
 OPEN_SLIDES = 2  # label images of slides that one process keeps in memory

@@ -19,6 +19,7 @@ from diffusion.formats import LATENT_CHANNELS, LATENT_FACTOR
 from diffusion.model.controlnet import ARCHITECTURE, ControlNet, load_controlnet, load_controlnet_weights
 from diffusion.model.convert import load_network
 from diffusion.model.pixart import PixArt
+from diffusion.tasks.denoising.losses import BatchNoise
 from diffusion.tasks.denoising.prediction import Predictor
 from diffusion.tasks.denoising.task import Denoising
 from diffusion.training.frozen import FrozenNetwork
@@ -75,8 +76,12 @@ class Control(Denoising):
 
     def predictor(self, network: Any) -> Predictor:
         """Return the network that is steered, with the ControlNet beside it."""
-        assert self._base is not None
-        return ControlledNetwork(cast(Any, self._base.network), network, everywhere=True)
+        return ControlledNetwork(cast(Any, self.frozen_networks()["base"].network), network)
+
+    def compute_losses(self, network: nn.Module, batch: PatchBatch, noise: BatchNoise) -> dict[str, torch.Tensor]:
+        """Compute loss, squared error and bound of every sample, (B,) each; all of a batch have a control that counts once."""
+        base = cast(Any, self.frozen_networks()["base"].network)
+        return self.batch_losses.losses_at(ControlledNetwork(base, network, everywhere=True), batch, noise)
 
     def metadata(self, network: ControlNet) -> dict[str, Any]:
         """Return the ControlNet's arguments, and what is predicted."""
