@@ -36,13 +36,21 @@ CONDITIONS_DIR = "conditions"  # embeddings to sample for where no image is at h
 
 # A folder of samples
 SAMPLES_FILE = "samples.json"  # the settings that the samples were made with
-SYNTHETIC_DIR, REAL_DIR = "syn", "real"
+SYNTHETIC_DIR, REAL_DIR, CONTROL_DIR = "syn", "real", "control"
 
 # Names of choices, as options and config files take them
 PRECISIONS = ("fp32", "bf16", "fp16")
 SOLVERS = ("dpm-solver", "ddim", "iddpm", "sa-solver")  # built by diffusion/sampling.py
 DEFAULT_SOLVER = "dpm-solver"  # DPM-Solver++ 2M, as the published samples
-METRICS = ("fd", "fd_infinity", "kid", "prdc", "similarity", "neighbours")  # computed by diffusion/evaluation/metrics
+METRICS = (
+    "fd",
+    "fd_infinity",
+    "kid",
+    "prdc",
+    "similarity",
+    "neighbours",
+    "cells",
+)  # computed by diffusion/evaluation/metrics
 ORIENTATIONS = (  # of patches that are turned or mirrored; as Pillow names them
     *("flip_left_right", "flip_top_bottom", "rotate_90", "rotate_180", "rotate_270", "transpose", "transverse"),
 )

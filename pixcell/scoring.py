@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,15 +15,17 @@ from accelerate import PartialState
 
 from diffusion.encoders.embedder_files import check_encoders
 from diffusion.encoders.embedders import PatchEmbedder
-from diffusion.evaluation.measure import REAL, SYNTHETIC, TRAINING, describe_sets
+from diffusion.evaluation.measure import REAL, SYNTHETIC, TRAINING, describe_sets, measure_mask_adherence
+from diffusion.evaluation.metrics.cell_scores import Adherence, score_cells
 from diffusion.evaluation.metrics.scores import REPLICATES, Scores
 from diffusion.evaluation.metrics.scores import score as score_features
+from diffusion.evaluation.sets.cells import CellTable, NucleiSource, measure_cells, measure_window
 from diffusion.evaluation.sets.embedding import embed_set
 from diffusion.evaluation.sets.features import Features, Row
 from diffusion.evaluation.sets.image_set import ImageSet
-from diffusion.formats import METRICS, SIZE_POLICIES, WINDOW
+from diffusion.formats import METRICS, NETWORK_MPP, SIZE_POLICIES, WINDOW
 from diffusion.utils.errors import InputError
-from diffusion.utils.hardware import prepare_device
+from diffusion.utils.hardware import count_cores, prepare_device
 from diffusion.utils.launch import read_launch, start_processes
 from diffusion.utils.text import default_root
 from diffusion.utils.values import check_whole
@@ -46,15 +48,19 @@ def score(
     bootstrap: int = REPLICATES,
     root: str | Path | None = None,
     device: str | torch.device = "auto",
+    mpp: float = NETWORK_MPP,
+    masks: str | Path | None = None,
 ) -> Scores:
     """Score synthetic images against real ones, as `pixcell evaluate` does it.
 
     real, synthetic: folders of images, or images as `OpenRun.sample` takes and yields them, which are cut into windows of 256
     pixels. A synthetic image belongs to the real one of the same name below its folder, or of the same number. training:
     images among which each one's nearest is looked up. encoder: as --encoders. metrics: fd, fd_infinity, kid, prdc,
-    similarity, neighbours; all that applies. on_size: of folders, what to do with images that are not 256 x 256: refuse,
-    resize, windows. bootstrap: replicates for the intervals of distances. Returns values with their 95 % intervals by name, and
-    notes. In one process; several share the work of `accelerate launch -m pixcell evaluate`. Raises MissingError, InputError.
+    similarity, neighbours, cells; all that applies. on_size: of folders, what to do with images that are not 256 x 256: refuse,
+    resize, windows. bootstrap: replicates for the intervals of distances. mpp: microns per pixel of the images, by which nuclei
+    are found. masks: folder of those that samples in a folder were made for, under the same names. Returns values with their
+    95 % intervals by name, and notes. In one process; several share the work of `accelerate launch -m pixcell evaluate`.
+    Raises MissingError, InputError.
 
     Examples:
         >>> scores = score("real", "synthetic", metrics=["fd", "similarity"], bootstrap=0)
@@ -75,13 +81,25 @@ def score(
         )
     home = Path(root) if root is not None else default_root()
     check_encoders([encoder], home)
+    if masks is not None and not all(isinstance(images, (str, Path)) for images in (real, synthetic)):
+        raise InputError("masks belong to images of the same names: expected real and synthetic images in folders")
+    nuclei = NucleiSource(mpp) if "cells" in chosen else None
     given = {REAL: real, SYNTHETIC: synthetic, TRAINING: training}
     sources = {kind: _open(images, on_size) for kind, images in given.items() if images is not None}
     embedder, state = PatchEmbedder.load(encoder, place, root=home), start_processes(place)
-    features = {kind: _embed(source, embedder, state) for kind, source in sources.items()}
+    embedded = {
+        kind: _embed(source, embedder, state, None if kind == TRAINING else nuclei) for kind, source in sources.items()
+    }
+    features = {kind: found for kind, (found, _) in embedded.items()}
     sums = place if place.type == "cuda" else torch.device("cpu")  # float64, which MPS has not
     sets = (features[REAL], features[SYNTHETIC], chosen, features.get(TRAINING))
     scores = score_features(*sets, seed=seed, replicates=bootstrap, device=sums)
+    tables = [embedded[kind][1] for kind in (REAL, SYNTHETIC)]
+    if tables[0] is not None and tables[1] is not None:
+        adherence = None if masks is None or nuclei is None else _compare_with_masks(sources, nuclei, Path(masks), seed)
+        of_cells = score_cells(tables[0], tables[1], mpp, adherence, seed)
+        scores.values |= of_cells.values
+        scores.notes += of_cells.notes
     known = {kind: source if isinstance(source, ImageSet) else features[kind] for kind, source in sources.items()}
     scores.notes += describe_sets(known, features)
     return scores
@@ -120,17 +138,42 @@ def _count_windows(image: ImageLike, name: str) -> int:
     return (width // WINDOW) * (height // WINDOW)
 
 
-def _embed(source: Source, embedder: PatchEmbedder, state: PartialState) -> Features:
+def _embed(
+    source: Source, embedder: PatchEmbedder, state: PartialState, nuclei: NucleiSource | None
+) -> tuple[Features, CellTable | None]:
+    """Return the features of a source and, where it is said how nuclei are found, these."""
     if not isinstance(source, ImageSet):
-        return embed_windows(source, embedder)
+        measured: list[np.ndarray] = []
+
+        def measure_nuclei(window: torch.Tensor) -> None:
+            pixels = window.permute(1, 2, 0).numpy()[None]
+            if nuclei is not None:
+                measured.append(measure_window(pixels[0], nuclei.find("", pixels)[0], nuclei.mpp))
+
+        features = embed_windows(source, embedder, measure_nuclei)
+        return features, CellTable(features.rows, np.stack(measured)) if measured else None
     with TemporaryDirectory() as cache:
         found = embed_set(source, embedder, Path(cache), state)
         arrays = [load() for load in found.parts]
-    return dataclasses.replace(found, parts=[lambda array=array: array for array in arrays])
+        cells = None if nuclei is None else measure_cells(source, nuclei, Path(cache), count_cores())
+    return dataclasses.replace(found, parts=[lambda array=array: array for array in arrays]), cells
 
 
-def embed_windows(images: Iterable[ImageLike], embedder: PatchEmbedder) -> Features:
-    """Embed the windows of images, which are read one by one. Raises InputError for one without a window, and for none."""
+def _compare_with_masks(sources: Mapping[str, Source], nuclei: NucleiSource, masks: Path, seed: int) -> Adherence:
+    images = {kind: source for kind, source in sources.items() if isinstance(source, ImageSet)}
+    with TemporaryDirectory() as cache:
+        return measure_mask_adherence(images, nuclei, nuclei, masks, Path(cache), seed, count_cores())
+
+
+def embed_windows(
+    images: Iterable[ImageLike],
+    embedder: PatchEmbedder,
+    on_window: Callable[[torch.Tensor], None] = lambda window: None,
+) -> Features:
+    """Embed the windows of images, which are read one by one. Raises InputError for one without a window, and for none.
+
+    on_window: gets each window, uint8 (3, 256, 256), in order.
+    """
     rows: list[Row] = []
 
     def read() -> Iterator[torch.Tensor]:
@@ -140,6 +183,7 @@ def embed_windows(images: Iterable[ImageLike], embedder: PatchEmbedder) -> Featu
             pixels = torch.from_numpy(np.array(to_pil(image, name))).permute(2, 0, 1)[None]
             for i, window in enumerate(cut_windows(pixels, WINDOW)):
                 rows.append(Row(str(number), i))
+                on_window(window)
                 yield window
 
     windows, values = read(), []

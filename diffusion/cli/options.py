@@ -261,13 +261,37 @@ Metrics = Annotated[
     Sequence[str],
     Option(
         "fd_infinity: FD extrapolated to infinitely many images; prdc: precision, recall, density, coverage; "
-        "similarity: of pairs; neighbours: the nearest training images [all that applies]",
+        "similarity: of pairs; neighbours: the nearest training images; cells: nuclei, stains and masks [all that applies]",
         choices=METRICS,
         group=SCORING,
     ),
 ]
 Bootstrap = Annotated[
     int, Option("replicates for the interval of a distance; 0: no interval", natural_int, group=SCORING)
+]
+
+CellMpp = Annotated[
+    float, Option("microns per pixel of the images, by which nuclei are found", positive_float, group=SCORING)
+]
+RealNuclei = Annotated[
+    Path | None,
+    Option(
+        "folder of label images of the nuclei in the real images, under the same names [found by haematoxylin]",
+        metavar="DIR",
+        group=SCORING,
+    ),
+]
+SyntheticNuclei = Annotated[
+    Path | None,
+    Option("the same of the synthetic images [found by haematoxylin]", metavar="DIR", group=SCORING),
+]
+SampleMasks = Annotated[
+    Path | None,
+    Option(
+        "folder of the masks that samples were made for, under the same names [the folder control beside the samples, if there is one]",
+        metavar="DIR",
+        group=SCORING,
+    ),
 ]
 
 # ---- what is done

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,20 +10,43 @@ from typing import TYPE_CHECKING
 import torch
 
 from diffusion.encoders.embedders import PatchEmbedder
+from diffusion.evaluation.metrics.cell_scores import Adherence, score_cells
 from diffusion.evaluation.metrics.quantities import COMPARED_METRICS
 from diffusion.evaluation.metrics.scores import REPLICATES, Scores, score
+from diffusion.evaluation.sets.cells import NucleiSource, measure_adherence, measure_cells
 from diffusion.evaluation.sets.embedding import Timing, embed_set
 from diffusion.evaluation.sets.feature_files import FEATURE_SUFFIXES, read_feature_file
 from diffusion.evaluation.sets.features import Features, Row
 from diffusion.evaluation.sets.image_set import LOSSY, ImageSet
-from diffusion.formats import METRICS
+from diffusion.formats import METRICS, NETWORK_MPP
 from diffusion.utils.errors import InputError
+from diffusion.utils.hardware import count_cores
 from diffusion.utils.text import abbreviate
 
 if TYPE_CHECKING:
     from accelerate import PartialState
 
 REAL, SYNTHETIC, UNTRAINED, TRAINING = ("real", "synthetic", "untrained", "training")
+
+
+@dataclass(frozen=True)
+class CellOptions:
+    """How nuclei are found, and what they are compared with.
+
+    mpp: microns per pixel of the images. real_nuclei, synthetic_nuclei: folders of label images; None: they are found by
+    haematoxylin. masks: folder of those that samples were made for.
+    """
+
+    mpp: float = NETWORK_MPP
+    real_nuclei: Path | None = None
+    synthetic_nuclei: Path | None = None
+    masks: Path | None = None
+
+    def described(self) -> dict[str, str]:
+        """Return the options for the table of a report."""
+        nuclei = "found by haematoxylin" if self.real_nuclei is None else f"{self.real_nuclei}, {self.synthetic_nuclei}"
+        masks = {} if self.masks is None else {"masks": str(self.masks)}
+        return {"nuclei": nuclei, "microns per pixel": f"{self.mpp:g}", **masks}
 
 
 @dataclass(frozen=True)
@@ -36,6 +59,7 @@ class ScoringOptions:
     batch_size: int = 32
     workers: int = 0
     strict: bool = False
+    cells: CellOptions = field(default_factory=CellOptions)
 
 
 @dataclass
@@ -112,6 +136,62 @@ def score_sets(
         untrained = score(real, features[UNTRAINED], metrics, None, *settings)
     weights = "" if embedder is None else embedder.fingerprint
     return EncoderScores(scores, features, untrained, describe_sets(sources, features), weights)
+
+
+def score_cell_sets(
+    sources: Mapping[str, Source], cache: Path, state: PartialState, options: ScoringOptions
+) -> EncoderScores | None:
+    """Score the nuclei and stains of sets in the main process; return None in the others.
+
+    Raises MissingError, InputError for sets that cannot be scored, and masks that are missing or of another size.
+    """
+    if not state.is_main_process:
+        return None
+    images = {kind: source for kind, source in sources.items() if isinstance(source, ImageSet) and kind != TRAINING}
+    if len(images) < 2:
+        raise InputError("cells are scored in images: give folders of them instead of files of features")
+    given = options.cells
+    found = {kind: NucleiSource(given.mpp) for kind in images}
+    if given.real_nuclei is not None:
+        found[REAL] = NucleiSource(given.mpp, given.real_nuclei)
+        found[SYNTHETIC] = NucleiSource(given.mpp, given.synthetic_nuclei)
+    workers = max(options.workers, count_cores()) if options.workers else 0
+    tables = {kind: measure_cells(each, found[kind], cache, workers) for kind, each in images.items()}
+    adherence = None
+    if given.masks is not None:
+        sets = {kind: replace(each, files=_without(each.files, tables[kind].bad)) for kind, each in images.items()}
+        ways = found[REAL], found[SYNTHETIC]
+        adherence = measure_mask_adherence(sets, *ways, given.masks, cache, options.seed, workers)
+    scores = score_cells(tables[REAL], tables[SYNTHETIC], given.mpp, adherence, options.seed)
+    untrained = None
+    if UNTRAINED in tables:
+        untrained = score_cells(tables[REAL], tables[UNTRAINED], given.mpp, None, options.seed)
+    return EncoderScores(scores, {kind: table.features() for kind, table in tables.items()}, untrained)
+
+
+def _without(files: Mapping[str, Path], names: Collection[str]) -> dict[str, Path]:
+    return {name: path for name, path in files.items() if name not in names}
+
+
+def measure_mask_adherence(
+    images: Mapping[str, ImageSet],
+    real_nuclei: NucleiSource,
+    synthetic_nuclei: NucleiSource,
+    masks: Path,
+    cache: Path,
+    seed: int = 0,
+    workers: int = 0,
+) -> Adherence:
+    """Compare the nuclei of samples, and of real images of the same names, with the masks of these names.
+
+    Raises MissingError for samples without mask, InputError for a mask of another size.
+    """
+    synthetic = measure_adherence(images[SYNTHETIC], synthetic_nuclei, masks, cache, seed, workers)
+    same = {name: path for name, path in images[REAL].files.items() if name in images[SYNTHETIC].files}
+    if not same:
+        return Adherence(synthetic)
+    real = replace(images[REAL], files=same)
+    return Adherence(synthetic, measure_adherence(real, real_nuclei, masks, cache, seed, workers))
 
 
 def _check_paired(real: Features, synthetic: Features) -> None:

@@ -17,15 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffusion.evaluation.measure import REAL, SYNTHETIC, ScoringOptions, score_sets, scores_by_encoder
+from diffusion.evaluation.measure import REAL, SYNTHETIC, ScoringOptions, score_cell_sets, score_sets, scores_by_encoder
 from diffusion.evaluation.metrics import intervals
+from diffusion.evaluation.metrics.cell_scores import CELLS
 from diffusion.evaluation.metrics.intervals import Value
 from diffusion.evaluation.metrics.quantities import QUANTITIES, SHOWN
 from diffusion.evaluation.reports.charts import ScoreLine, ScorePanel, plot_score_panels
 from diffusion.evaluation.sets.cache import hash_files
 from diffusion.evaluation.sets.embedding import Timing
 from diffusion.evaluation.sets.image_set import ImageSet
-from diffusion.formats import SYNTHETIC_DIR, WINDOW
+from diffusion.formats import CONTROL_DIR, SYNTHETIC_DIR, WINDOW
 from diffusion.utils.content import fingerprint_file
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import atomic_write_bytes
@@ -115,6 +116,7 @@ class PointScorer:
             "seed": self.options.seed,
             "bootstrap": self.options.replicates,
             "on_size": self.fit,
+            "mpp": self.options.cells.mpp,
             "precision": self.precision,
             "compile": self.compiled,
             **({"steering": json.loads(json.dumps(self.steering))} if self.steering else {}),
@@ -136,6 +138,10 @@ class PointScorer:
         parts = [
             score_sets(sources, embedder, self.cache, self.state, self.options, Timing()) for embedder in self.embedders
         ]
+        if CELLS in self.options.metrics:
+            masks = folder / CONTROL_DIR
+            cells = replace(self.options.cells, masks=masks if masks.is_dir() else None)
+            parts.append(score_cell_sets(sources, self.cache, self.state, replace(self.options, cells=cells)))
         measured = [part for part in parts if part is not None]  # all in the main process, none in the others
         if self.state.is_main_process:
             record = {"about": self._point_settings(folder, checkpoint), "point": asdict(point)}
@@ -225,8 +231,13 @@ def best_point(scored: ScoredPoints, by: str, encoder: str) -> Point:
     return (max if QUANTITIES[by].more_is_better else min)(known_values, key=known_values.__getitem__)
 
 
+def scoring_encoder(scored: ScoredPoints, name: str = "fd") -> str:
+    """Return by which encoder a score is taken: the first, or what stands for one in scores of cells."""
+    return CELLS if QUANTITIES[name].metric == CELLS else next(iter(next(iter(scored.values()))))
+
+
 def _value(record: Mapping[str, Any], encoder: str, name: str) -> Mapping[str, Any] | None:
-    return record[encoder]["values"].get(name)
+    return record[encoder]["values"].get(name) if encoder in record else None
 
 
 def difference_to_best(scored: ScoredPoints, best: Point, encoder: str) -> dict[Point, Value]:
@@ -250,7 +261,7 @@ def difference_to_best(scored: ScoredPoints, best: Point, encoder: str) -> dict[
 
 def write_sweep(out: Path, scored: ScoredPoints, by: str, about: Mapping[str, Any]) -> Point:
     """Write sweep.csv, sweep.json and a plot of each axis that has several values; return the best point."""
-    encoder = next(iter(next(iter(scored.values()))))
+    encoder = scoring_encoder(scored, by)
     best = best_point(scored, by, encoder)
     record = {**about, "by": by, "encoder": encoder, "best": best.name,
               "points": [{"name": point.name, **asdict(point), "encoders": scored[point]} for point in scored]}  # fmt: skip
@@ -258,7 +269,7 @@ def write_sweep(out: Path, scored: ScoredPoints, by: str, about: Mapping[str, An
     atomic_write_bytes(out / "sweep.csv", points_csv(scored, best).encode("utf-8"))
     for axis in AXES:
         if axis in varied_axes(scored):
-            atomic_write_bytes(out / f"{axis}.png", plot_axis(scored, axis, encoder))
+            atomic_write_bytes(out / f"{axis}.png", plot_axis(scored, axis))
         else:
             (out / f"{axis}.png").unlink(missing_ok=True)  # a plot of earlier points
     return best
@@ -277,7 +288,7 @@ def points_csv(scored: ScoredPoints, best: Point) -> str:
     rows = csv.writer(text, lineterminator="\n")
     ends = ("", " low", " high")
     columns = [f"{encoder} {name}{end}" for encoder, name in names for end in ends]
-    encoder = next(iter(first))
+    encoder = scoring_encoder(scored)
     differences = difference_to_best(scored, best, encoder)
     rows.writerow([*AXES, *columns, "best", *(f"{encoder} fd less best{end}" for end in ends)])
     for point, record in scored.items():
@@ -289,7 +300,7 @@ def points_csv(scored: ScoredPoints, best: Point) -> str:
     return text.getvalue()
 
 
-def plot_axis(scored: ScoredPoints, axis: str, encoder: str) -> bytes:
+def plot_axis(scored: ScoredPoints, axis: str) -> bytes:
     """Plot each score over one axis, a line for each choice of the other settings; words are at the places 0, 1, ..."""
     labels = {getattr(point, axis): point.label(axis) for point in scored}
     numeric = all(isinstance(choice, (int, float)) for choice in labels)
@@ -302,12 +313,12 @@ def plot_axis(scored: ScoredPoints, axis: str, encoder: str) -> bytes:
         groups.setdefault(label, []).append(point)
     panels = []
     for name in SHOWN:
-        lines = [_build_line(label, points, scored, axis, places, encoder, name) for label, points in groups.items()]
+        lines = [_build_line(label, points, scored, axis, places, name) for label, points in groups.items()]
         lines = [line for line in lines if line.places]
         if lines:
             panels.append(ScorePanel(QUANTITIES[name].title, QUANTITIES[name].more_is_better, lines))
     ticks = {labels[choice]: places[choice] for choice in choices}
-    return plot_score_panels(panels, f"{AXES[axis]}; scores by {encoder}", ticks)
+    return plot_score_panels(panels, f"{AXES[axis]}; scores by {scoring_encoder(scored)}", ticks)
 
 
 def _build_line(
@@ -316,10 +327,10 @@ def _build_line(
     scored: ScoredPoints,
     axis: str,
     places: Mapping[Any, float],
-    encoder: str,
     name: str,
 ) -> ScoreLine:
     """Return the values of a score at those points that have it."""
+    encoder = scoring_encoder(scored, name)
     values = [(point, _value(scored[point], encoder, name)) for point in points]
     known = [(places[getattr(point, axis)], value) for point, value in values if value is not None]
     bounds = [None if value["low"] is None else (value["low"], value["high"]) for _, value in known]

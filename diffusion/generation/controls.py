@@ -11,18 +11,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from diffusion.condition import Condition
 from diffusion.control import maps_to_control
 from diffusion.data.features.masks import mask_maps, read_mask_image
 from diffusion.data.images import open_image
-from diffusion.encoders.latents import LatentCodec, from_uint8
-from diffusion.formats import WINDOW
+from diffusion.encoders.latents import LatentCodec, from_uint8, to_uint8
+from diffusion.formats import LATENT_FACTOR, WINDOW
 from diffusion.generation.conditions import Conditions, IndexConditions, NamedCondition, read_numbers
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.folders import natural_key
 from diffusion.workdir import Run
 
+GREY = 16  # mean difference of the channels of a decoded picture, up to which it is one of a mask
 SUFFIXES = (".png", ".npy", ".jpg", ".jpeg", ".tif", ".tiff")
 
 
@@ -114,6 +116,24 @@ def read_control(path: Path, run: Run, codec: LatentCodec, size: tuple[int, int]
     mask = mask if mask.ndim == 3 else mask[None]
     _check_size(path, mask.shape[1:], size)
     return maps_to_control(torch.from_numpy(mask_maps(mask, run.controlnet.config.mask_kind, len(maps), path)))[None]
+
+
+def control_mask(control: torch.Tensor, run: Run, codec: LatentCodec) -> np.ndarray | None:
+    """Return the mask that a control (1, K, h, w) of a run's ControlNet was made of, uint8 (S, S): 255 within objects.
+
+    Latents are decoded. None for channels of numbers, and for latents of a picture that is no mask.
+    """
+    assert run.controlnet is not None
+    if run.controlnet.config.mask_kind == "channels":
+        return None
+    if run.controlnet.config.maps:
+        inside = F.pixel_shuffle(control[0].float(), LATENT_FACTOR).amax(0) > 0.5
+        return 255 * inside.cpu().numpy().astype(np.uint8)
+    with torch.inference_mode():
+        picture = to_uint8(codec.decode(control.to(run.device)))[0].numpy().astype(np.int16)
+    if np.ptp(picture, axis=0).mean() > GREY:
+        return None
+    return 255 * (picture.mean(0) > 127.5).astype(np.uint8)
 
 
 def read_picture(path: Path) -> np.ndarray:

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from diffusion.formats import REAL_DIR, SAMPLES_FILE, SYNTHETIC_DIR
+from diffusion.data.features.masks import write_mask
+from diffusion.formats import CONTROL_DIR, REAL_DIR, SAMPLES_FILE, SYNTHETIC_DIR
 from diffusion.generation.conditions import NamedCondition
 from diffusion.generation.image_files import save_image
 from diffusion.utils.errors import InputError
@@ -27,7 +29,7 @@ SAVE_OPTIONS = {"png": {"compress_level": 3}, "jpeg": {}}
 
 @dataclass(frozen=True)
 class OutputFolder:
-    """A folder of samples: `syn/` and, where there is tissue to compare with, `real/` with the same file names.
+    """A folder of samples: `syn/` and, with the same file names, `real/` of tissue to compare with and `control/` of masks.
 
     tissue: another folder than `real/`, which several output folders may share.
     """
@@ -91,8 +93,20 @@ class OutputFolder:
         """Return the folder of the tissue that conditions."""
         return self.tissue or self.path / REAL_DIR
 
-    def write_images(self, i: int, condition: NamedCondition, synthetic: torch.Tensor, note: dict[str, Any]) -> None:
-        """Write image i, uint8 (3, S, S), with a note of how it was made, and the condition's own pixels if it has some."""
+    def write_images(
+        self,
+        i: int,
+        condition: NamedCondition,
+        synthetic: torch.Tensor,
+        note: dict[str, Any],
+        mask: np.ndarray | None = None,
+    ) -> None:
+        """Write image i, uint8 (3, S, S), with a note of how it was made, and the condition's own pixels if it has some.
+
+        mask: that it was made for, uint8 (S, S); written first, so that a sample that is there has its mask.
+        """
+        if mask is not None:
+            write_mask(self.image_path(CONTROL_DIR, i, condition.name).with_suffix(".png"), mask)
         pictures = [(SYNTHETIC_DIR, synthetic, {**note, "condition": condition.name})]
         if condition.pixels is not None:
             # after the sample: a folder without samples accepts other settings, and must not hold tissue of these

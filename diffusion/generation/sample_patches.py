@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from diffusion.formats import SYNTHETIC_DIR
 from diffusion.generation.conditions import IndexConditions
+from diffusion.generation.controls import control_mask
 from diffusion.generation.generators import ImageMaker
 from diffusion.generation.output_folder import OutputFolder
 from diffusion.generation.session import Session
@@ -64,7 +65,9 @@ def sample_patches(
     with tqdm(total=len(mine), unit="image", disable=not state.is_main_process) as progress:
         for first in range(0, len(mine), batch_size):
             for i, condition, pixels in make.images(mine[first : first + batch_size]):
-                folder.write_images(i, condition, pixels, session.image_metadata(i))
+                control = condition.condition.control
+                mask = None if control is None else control_mask(control, session.run, session.codec)
+                folder.write_images(i, condition, pixels, session.image_metadata(i), mask)
                 progress.update()
             if first == 0 and batch_size < len(mine):
                 session.print_batch_advice(batch_size)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from phantoms import phantom
 from PIL import Image
 
 from diffusion.cli.commands.masks import masks
@@ -21,19 +22,6 @@ from diffusion.utils.errors import InputError, MissingError
 
 SQUARE = [[10.0, 20.0], [30.0, 20.0], [30.0, 40.0], [10.0, 40.0]]  # 20 pixels a side
 HOLE = [[15.0, 25.0], [20.0, 25.0], [20.0, 30.0], [15.0, 30.0]]
-
-
-def phantom(nuclei: int, size: int = 256, seed: int = 0, radius: float = 7.0) -> tuple[np.ndarray, np.ndarray]:
-    """Tissue of pink with blue discs that do not touch: uint8 (S, S, 3), and their labels."""
-    random, labels, centres = np.random.default_rng(seed), np.zeros((size, size), int), []
-    rows, columns = np.mgrid[:size, :size]
-    while len(centres) < nuclei:
-        centre = random.uniform(radius + 1, size - radius - 1, 2)
-        if all(np.hypot(*(centre - other)) > 2 * radius + 2 for other in centres):
-            centres.append(centre)
-            labels[np.hypot(rows - centre[0], columns - centre[1]) <= radius] = len(centres)
-    pixels = np.where((labels > 0)[..., None], (90, 60, 140), (235, 190, 210)) + random.normal(0, 6, (size, size, 3))
-    return pixels.clip(0, 255).astype(np.uint8), labels
 
 
 @pytest.mark.parametrize("count", [0, 10, 60])

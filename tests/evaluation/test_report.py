@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import command, in_process, texture
+from phantoms import phantom
 from PIL import Image
 from scoring_data import (
     MeanColour,
@@ -18,6 +19,7 @@ from scoring_data import (
     write_events,
 )
 
+from diffusion.data.features.masks import write_mask
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.networks import View
 from diffusion.evaluation.reports.charts import plot_losses
@@ -111,10 +113,48 @@ def test_report(tmp_path, evaluate):
     assert "http" not in re.sub(r"base64,[^\"]*", "", shown)
 
     assert evaluate(*arguments, "--out", tmp_path / "two", "--cache", tmp_path / "one" / "features").returncode == 0
-    files = ["index.html", "pairs.csv", "pairs.png", "scores.json"]
+    files = ["cells.csv", "index.html", "pairs.csv", "pairs.png", "scores.json"]
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == files
     same = [name for name in files if (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()]
-    assert same == files[1:]  # the page tells the time that features took, and the second time there was none
+    assert same == [
+        name for name in files if name != "index.html"
+    ]  # the page tells the time that features took, and the second time there was none
+
+
+def test_cells_and_masks_are_scored(tmp_path, evaluate):
+    """Of a folder as `pixcell sample` writes it, whose masks are found beside the samples; no encoder is needed."""
+    for i in range(4):
+        pixels, labels = phantom(12 + 6 * i, seed=i)
+        for part in ("real", "syn"):
+            (tmp_path / part).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / part / f"{i}.png")
+        write_mask(tmp_path / "control" / f"{i}.png", 255 * (labels > 0).astype(np.uint8))
+    sets = ("--real", tmp_path / "real", "--syn", tmp_path / "syn", "--out", tmp_path / "out")
+    answer = evaluate(*sets, "--metrics", "cells", "--mpp", "0.5")
+    assert answer.returncode == 0, answer.stderr
+    record = json.loads((tmp_path / "out" / "scores.json").read_text())
+    values = record["encoders"]["cells"]["values"]
+    assert values["mask_dice"] == values["mask_dice_of_real"] and values["mask_dice"]["value"] > 0.9
+    assert values["mask_dice_above_others"]["low"] > 0.5 and values["nuclei_correlation"]["value"] > 0.99
+    assert record["measured"]["masks"] == str(tmp_path / "control") and record["measured"]["microns per pixel"] == "0.5"
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "Masks and their samples" in page and "Panoptic quality" in page and "nuclei and stains" in page
+    assert Image.open(tmp_path / "out" / "masks.png").size == (4 * 132 - 4, 4 * 132 - 4)
+    lines = (tmp_path / "out" / "cells.csv").read_text().splitlines()
+    assert (
+        lines[0].startswith("set,name,window,nuclei,area,") and lines[1].startswith("real,0,0,12,") and len(lines) == 9
+    )
+
+    (tmp_path / "control" / "2.png").unlink()
+    refused = evaluate(*sets, "--metrics", "cells")
+    assert refused.returncode == 2 and "1 images have no mask in" in refused.stderr
+    for arguments, message in (
+        (("--masks", tmp_path / "control", "--metrics", "fd"), "--masks is of the metric cells"),
+        (("--real-nuclei", tmp_path / "control"), "--real-nuclei and --syn-nuclei: expected both"),
+        (("--masks", tmp_path / "nowhere"), "nowhere: no such folder"),
+    ):
+        refused = evaluate(*sets, *arguments)
+        assert refused.returncode == 2 and message in refused.stderr
 
 
 def test_notes_name_left_out_and_lossy_images(tmp_path, evaluate):

@@ -9,8 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 from diffusion.cli import options
 from diffusion.cli.signature import Here, Option, checked, flag_name
 from diffusion.cli.unused import refuse_unused_conditions
-from diffusion.formats import DEFAULT_SOLVER, LAST_WEIGHTS, METRICS, REAL_DIR, SYNTHETIC_DIR, WINDOW
-from diffusion.utils.errors import InputError
+from diffusion.formats import (
+    CONTROL_DIR,
+    DEFAULT_SOLVER,
+    LAST_WEIGHTS,
+    METRICS,
+    NETWORK_MPP,
+    REAL_DIR,
+    SYNTHETIC_DIR,
+    WINDOW,
+)
+from diffusion.utils.errors import InputError, MissingError
 
 if TYPE_CHECKING:
     from diffusion.evaluation.measure import EncoderScores
@@ -74,6 +83,10 @@ def evaluate(
     compile: options.Compile = False,
     device: options.Device = "auto",
     gpu: options.Gpu = None,
+    mpp: options.CellMpp = NETWORK_MPP,
+    masks: options.SampleMasks = None,
+    real_nuclei: options.RealNuclei = None,
+    syn_nuclei: options.SyntheticNuclei = None,
     *,
     published: bool = False,
 ) -> None:
@@ -81,8 +94,8 @@ def evaluate(
 
     Give two folders of images (--real, --syn; a synthetic image belongs to the real one of the same path below its folder,
     suffix aside), two files of features (.npy, .npz), or a run to sample from (--workdir). OUT/index.html is the page,
-    OUT/scores.json its numbers, OUT/pairs.csv the similarity of every pair, OUT/pairs.png a picture of some. Options of sampling
-    and of conditions are for --workdir alone.
+    OUT/scores.json its numbers, OUT/pairs.csv the similarity of every pair, OUT/cells.csv the nuclei of every image, OUT/pairs.png
+    a picture of some pairs, OUT/masks.png of some masks and their samples. Options of sampling and of conditions are for --workdir alone.
 
     Examples:
       pixcell evaluate --real samples_256/real --syn samples_256/syn --encoders mobilenetv2 uni2
@@ -102,6 +115,7 @@ def evaluate(
         refuse_unused_conditions(evaluate, images, (), {"encoder": encoder}, indexed, published)
     if list(metrics) == ["neighbours"] and train is None:
         raise InputError("--metrics neighbours: among which images? Name those of training with --train")
+    check_cells(metrics, real_nuclei, syn_nuclei, masks)
 
     from diffusion.encoders.embedder_files import check_encoders
     from diffusion.encoders.embedders import PatchEmbedder
@@ -110,8 +124,10 @@ def evaluate(
         SYNTHETIC,
         TRAINING,
         UNTRAINED,
+        CellOptions,
         ScoringOptions,
         open_sources,
+        score_cell_sets,
         score_sets,
     )
     from diffusion.evaluation.reports.report import ReportInfo, read_losses, write_report
@@ -126,7 +142,9 @@ def evaluate(
     if losses is None and workdir is not None and (workdir / "tensorboard").is_dir():
         losses = workdir
     curves = None if losses is None else read_losses(losses)
-    if has_images := real is None or real.is_dir():
+    has_images = real is None or real.is_dir()
+    encoded = set(metrics) != {"cells"}
+    if has_images and encoded:
         check_encoders(encoders, home)
 
     origin: list[str] = []
@@ -169,16 +187,21 @@ def evaluate(
     settings = read_sampling_settings(syn) if syn.is_dir() else {}
     place = prepare_device(device)
     state = start_processes(place)
-    scoring = ScoringOptions(tuple(metrics), seed, bootstrap, batch_size or BATCH_SIZE, workers or 0, strict)
+    beside = syn.absolute().parent / CONTROL_DIR
+    cells = CellOptions(mpp, real_nuclei, syn_nuclei, masks or (beside if beside.is_dir() else None))
+    scoring = ScoringOptions(tuple(metrics), seed, bootstrap, batch_size or BATCH_SIZE, workers or 0, strict, cells)
     timing, measured = Timing(), []
-    for name in encoders if has_images else [None]:
+    kept = cache or out / "features"
+    for name in (encoders if has_images else [None]) if encoded else []:
         embedder = PatchEmbedder.load(name, state.device or place, root=home) if name else None
-        measured.append(score_sets(sources, embedder, cache or out / "features", state, scoring, timing))
+        measured.append(score_sets(sources, embedder, kept, state, scoring, timing))
+    if "cells" in metrics and (has_images or not encoded):
+        measured.append(score_cell_sets(sources, kept, state, scoring))
     if state.is_main_process:
         how = {kind: str(place) for kind, place in places.items() if place is not None}
         how |= {"images of other sizes": on_size, "metrics": " ".join(metrics), "seed": str(seed)}
-        how |= {"replicates of intervals": str(bootstrap)}
-        about = ReportInfo(note, seed, how, settings, curves, timing, origin)
+        how |= {"replicates of intervals": str(bootstrap)} | cells.described()
+        about = ReportInfo(note, seed, how, settings, curves, timing, origin, cells)
         notes = write_report(out, measured, sources, about)
         print_summary(measured, notes, timing)
         print(f"written: {out / 'index.html'}")
@@ -192,6 +215,19 @@ def check_sets(real: Path | None, syn: Path | None, workdir: Path | None) -> Non
     if workdir is None and not (real and syn):
         missing = "--real and --syn, or --workdir" if not (real or syn) else "--syn" if real else "--real"
         raise InputError(f"{missing}: missing; expected two sets to compare, or a run to sample")
+
+
+def check_cells(metrics: Sequence[str], real_nuclei: Path | None, syn_nuclei: Path | None, masks: Path | None) -> None:
+    """Raise InputError for nuclei of one set alone, for options of cells that are not scored, and MissingError for no folder."""
+    if (real_nuclei is None) != (syn_nuclei is None):
+        raise InputError(
+            "--real-nuclei and --syn-nuclei: expected both, since two ways of finding nuclei do not compare"
+        )
+    for name, folder in {"masks": masks, "real-nuclei": real_nuclei, "syn-nuclei": syn_nuclei}.items():
+        if folder is not None and "cells" not in metrics:
+            raise InputError(f"--{name} is of the metric cells, which is not among --metrics")
+        if folder is not None and not folder.is_dir():
+            raise MissingError(f"--{name} {folder}: no such folder")
 
 
 def refuse_sampling_options(**options: Any) -> None:

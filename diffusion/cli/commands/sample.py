@@ -59,7 +59,7 @@ def sample(
     OUT/syn gets the samples and OUT/real, under the same names, the tissue that conditions. An image depends on the seed and its
     number only, and the same command goes on after a stop. Without --count there is one for each file that conditions, and
     16 of an index. A ControlNet takes masks or images from --control, each beside the embeddings of whatever conditions: the look
-    of one patch, the layout of another.
+    of one patch, the layout of another; OUT/control gets the masks.
 
     Examples:
       pixcell sample --workdir output/256 --images tissue.png --count 8

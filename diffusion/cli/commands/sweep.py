@@ -11,7 +11,7 @@ from diffusion.cli.parser import positive_float
 from diffusion.cli.signature import Here, Option, checked
 from diffusion.cli.unused import refuse_unused_conditions
 from diffusion.evaluation.metrics.quantities import BEST_BY, COMPARED_METRICS, PRDC_NEIGHBOURS, QUANTITIES
-from diffusion.formats import DEFAULT_SOLVER, LAST_WEIGHTS, REAL_DIR
+from diffusion.formats import DEFAULT_SOLVER, LAST_WEIGHTS, NETWORK_MPP, REAL_DIR
 from diffusion.utils.errors import InputError
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def sweep(
     control_scale: options.ControlScale = 1.0,
     control_interval: options.ControlInterval = None,
     control_in_null: options.ControlInNull = False,
+    mpp: options.CellMpp = NETWORK_MPP,
     *,
     published: bool = False,
 ) -> None:
@@ -103,7 +104,7 @@ def sweep(
 
     from diffusion.encoders.embedder_files import check_encoders
     from diffusion.encoders.embedders import PatchEmbedder
-    from diffusion.evaluation.measure import ScoringOptions
+    from diffusion.evaluation.measure import CellOptions, ScoringOptions
     from diffusion.evaluation.sweep import PointScorer, check_conditions, make_grid, read_points, write_sweep
     from diffusion.generation.output_folder import OutputFolder
     from diffusion.generation.sample_patches import sample_patches
@@ -195,7 +196,7 @@ def sweep(
         count,
         [PatchEmbedder.load(name, state.device or place, root=home) for name in encoders],
         state,
-        ScoringOptions(COMPARED_METRICS, seed, bootstrap, batch_size or 32, workers or 0, strict),
+        ScoringOptions(COMPARED_METRICS, seed, bootstrap, batch_size or 32, workers or 0, strict, CellOptions(mpp)),
         on_size,
         real or out / REAL_DIR,
         tissue_is_given=real is not None,
@@ -217,10 +218,10 @@ def sweep(
 
 def print_summary(scored: ScoredPoints, best: Point, by: str) -> None:
     """Print every point's score, how far its Frechet distance is above that of the best point, and the notes."""
-    from diffusion.evaluation.sweep import difference_to_best
+    from diffusion.evaluation.sweep import difference_to_best, scoring_encoder
     from diffusion.utils.text import format_number
 
-    encoder = next(iter(scored[best]))
+    encoder = scoring_encoder(scored, by)
     differences = difference_to_best(scored, best, encoder) if by == "fd" else {}
     for point, record in scored.items():
         value = record[encoder]["values"].get(by)

@@ -68,6 +68,12 @@ def compare_segmentations(reference: np.ndarray, found: np.ndarray) -> Agreement
     return Agreement(float(dice), float(covered), aggregated_jaccard(overlaps), quality * overlap, quality, overlap)
 
 
+def dice(reference: np.ndarray, found: np.ndarray) -> float:
+    """Return the Dice overlap of two masks (H, W), of truth values: 1 where both are empty."""
+    total = int(reference.sum()) + int(found.sum())
+    return 2 * int((reference & found).sum()) / total if total else 1.0
+
+
 def aggregated_jaccard(overlaps: Overlaps) -> float:
     """Compute the aggregated Jaccard index (Kumar et al. 2017).
 

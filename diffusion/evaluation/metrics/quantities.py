@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+DENSITY = "optical density, synthetic less real:"
 PRDC_NEIGHBOURS = 5  # of precision, recall, density and coverage, as Naeem et al. 2020
 
 
@@ -108,6 +109,51 @@ QUANTITIES = {  # in the order of reports
         metric="neighbours",
         comparable=False,
     ),
+    "nuclei_number": Quantity(
+        "Nuclei, beside real ones", None, "their number over that in real images; 1 is as many", metric="cells"
+    ),
+    "nuclei_area": Quantity(
+        "Area of nuclei, beside real ones", None, "the mean over that of real ones", metric="cells"
+    ),
+    "nuclei_correlation": Quantity(
+        "Correlation of nuclei in pairs",
+        True,
+        "of their numbers in a real image and in the one sampled for it (Pearson)",
+        metric="cells",
+    ),
+    "haematoxylin_of_nuclei_difference": Quantity(
+        "Haematoxylin of nuclei", None, f"{DENSITY} each nucleus's mean", metric="cells"
+    ),
+    "eosin_of_nuclei_difference": Quantity("Eosin of nuclei", None, "the same", metric="cells"),
+    "haematoxylin_of_stroma_difference": Quantity(
+        "Haematoxylin beside nuclei", None, f"{DENSITY} stained tissue beside nuclei", metric="cells"
+    ),
+    "eosin_of_stroma_difference": Quantity("Eosin beside nuclei", None, "the same", metric="cells"),
+    "haematoxylin_angle": Quantity(
+        "Hue of haematoxylin",
+        False,
+        "degrees between the mean stain vectors of synthetic and real images (Macenko)",
+        metric="cells",
+    ),
+    "eosin_angle": Quantity("Hue of eosin", False, "the same", metric="cells"),
+    "mask_dice": Quantity(
+        "Dice with masks",
+        True,
+        "overlap of the nuclei found in a sample and the mask that it was made for",
+        metric="cells",
+    ),
+    "mask_dice_of_others": Quantity(
+        "Dice with other images' masks", None, "to compare with: what is alike by chance", metric="cells"
+    ),
+    "mask_dice_above_others": Quantity("Dice above that", True, "the difference, image by image", metric="cells"),
+    "mask_dice_of_real": Quantity(
+        "Dice of real images", None, "to compare with: nuclei found in the tissue of the masks", metric="cells"
+    ),
+    "mask_found": Quantity("Objects of masks found", True, "share of which at least half is covered", metric="cells"),
+    "mask_aji": Quantity(
+        "Aggregated Jaccard index", True, "of the objects of masks (Kumar et al. 2017)", metric="cells"
+    ),
+    "mask_pq": Quantity("Panoptic quality", True, "of the objects of masks (Kirillov et al. 2019)", metric="cells"),
 }
 SHOWN = tuple(name for name, each in QUANTITIES.items() if each.shown)
 COMPARED_METRICS = tuple(dict.fromkeys(each.metric for each in QUANTITIES.values() if each.comparable))

@@ -13,11 +13,22 @@ from typing import Any
 
 from PIL import Image
 
-from diffusion.evaluation.measure import REAL, SYNTHETIC, TRAINING, EncoderScores, Source, scores_by_encoder
+from diffusion.evaluation.measure import (
+    REAL,
+    SYNTHETIC,
+    TRAINING,
+    CellOptions,
+    EncoderScores,
+    Source,
+    scores_by_encoder,
+)
+from diffusion.evaluation.metrics.cell_scores import CELLS
 from diffusion.evaluation.metrics.intervals import Value
 from diffusion.evaluation.metrics.quantities import QUANTITIES, SHOWN
 from diffusion.evaluation.reports import charts, page
 from diffusion.evaluation.reports.curves import Curve, read_curves
+from diffusion.evaluation.reports.mask_sheet import mask_grid
+from diffusion.evaluation.sets.cells import COLUMNS
 from diffusion.evaluation.sets.embedding import Timing
 from diffusion.evaluation.sets.features import Row
 from diffusion.evaluation.sets.image_set import ImageSet, load_window
@@ -48,7 +59,8 @@ def read_losses(workdir: Path) -> Losses:
 
 @dataclass(frozen=True)
 class ReportInfo:
-    """What a report shows beside the scores. measured: how these were taken, by names; settings: of the samples."""
+    """What a report shows beside the scores. measured: how these were taken, by names; settings: of the samples.
+    cells: how nuclei were found, and the masks that they were compared with."""
 
     note: str = ""
     seed: int = 0
@@ -57,6 +69,7 @@ class ReportInfo:
     losses: Losses | None = None
     timing: Timing = field(default_factory=Timing)
     notes: Sequence[str] = ()
+    cells: CellOptions = field(default_factory=CellOptions)
 
 
 def write_report(
@@ -71,7 +84,12 @@ def write_report(
         chosen = page.draw_pairs(pairs, about.seed)
         windows = [[_window(images[kind], row) for row in chosen] for kind in (REAL, SYNTHETIC)]
         grid = page.png_bytes(page.pairs_grid(*windows))
-    content = page.render_page(TEMPLATE, page_fields(measured, sources, about, notes))
+    masks = None
+    if images and about.cells.masks is not None:
+        masks = page.png_bytes(mask_grid(images, about.cells, about.seed))
+    content = page.render_page(
+        TEMPLATE, {**page_fields(measured, sources, about, notes), "masks": masks and page.png_uri(masks)}
+    )
     record = {"encoders": scores_by_encoder(measured), "notes": notes, "note": about.note, "seed": about.seed,
               "images": {kind: _set_fields(kind, measured[0]) for kind in sources},
               "measured": dict(about.measured), "settings": dict(about.settings), "versions": package_versions()}  # fmt: skip
@@ -81,6 +99,8 @@ def write_report(
         "scores.json": (json.dumps(record, indent=2) + "\n").encode("utf-8"),
         "pairs.csv": pairs_table(measured),
         "pairs.png": grid,
+        "cells.csv": cells_table(measured),
+        "masks.png": masks,
         "index.html": content,
     }
     for name, written in files.items():
@@ -97,10 +117,11 @@ def image_sets(sources: Mapping[str, Source]) -> dict[str, ImageSet]:
 
 
 def gather_notes(measured: Sequence[EncoderScores]) -> list[str]:
-    """Return the notes on the sets, and those of each encoder, which is named where there are several."""
-    notes = list(measured[0].notes)
+    """Return the notes on the sets, and those of each encoder, which is named where there are several, and of cells."""
+    notes, cells = list(measured[0].notes), find_cells(measured)
+    several = len(measured) > (1 if cells is None else 2)
     for part in measured:
-        name = f"{part.scores.encoder}: " if len(measured) > 1 else ""
+        name = f"{part.scores.encoder}: " if several and part is not cells else ""
         notes += [name + note for note in part.scores.notes]
     return list(dict.fromkeys(notes))
 
@@ -112,26 +133,63 @@ def pairs_table(measured: Sequence[EncoderScores]) -> bytes | None:
         return None
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["name", "window", *(part.scores.encoder for part in measured)])
-    by_encoder = [part.scores.pairs.similarity.tolist() for part in measured if part.scores.pairs is not None]
+    compared = {part.scores.encoder: part.scores.pairs for part in measured if part.scores.pairs is not None}
+    table.writerow(["name", "window", *compared])
+    by_encoder = [each.similarity.tolist() for each in compared.values()]
     for row, *similarities in zip(pairs.rows, *by_encoder, strict=True):
         table.writerow([row.name, row.window, *(f"{similarity:.6f}" for similarity in similarities)])
     return text.getvalue().encode("utf-8")
+
+
+def cells_table(measured: Sequence[EncoderScores]) -> bytes | None:
+    """Return the nuclei and stains of every image, as CSV; None where they were not scored."""
+    cells = find_cells(measured)
+    if cells is None:
+        return None
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["set", "name", "window", *COLUMNS])
+    for kind, features in cells.features.items():
+        values = iter(row.tolist() for part in features for row in part)
+        for row, numbers in zip(features.rows, values, strict=True):
+            table.writerow([kind, row.name, row.window, *(f"{number:.6g}" for number in numbers)])
+    return text.getvalue().encode("utf-8")
+
+
+def find_cells(measured: Sequence[EncoderScores]) -> EncoderScores | None:
+    """Return the scores of cells among those of encoders; None where there are none."""
+    return next((part for part in measured if part.scores.encoder == CELLS), None)
 
 
 def page_fields(
     measured: Sequence[EncoderScores], sources: Mapping[str, Source], about: ReportInfo, notes: Sequence[str]
 ) -> dict[str, Any]:
     """Return the fields of the template."""
-    first, images = measured[0], image_sets(sources)
-    names = [name for name in QUANTITIES if any(name in part.scores.values for part in measured)]
+    first, images, cells = measured[0], image_sets(sources), find_cells(measured)
+    encoded = [part for part in measured if part is not cells]
     fields: dict[str, Any] = {
         "note": about.note,
         "notes": notes,
         "sets": [{"kind": kind, **_set_fields(kind, first)} for kind in sources],
-        "encoders": [_encoder_fields(part) for part in measured],
-        "cards": [_card(name, first) for name in SHOWN if name in first.scores.values],
-        "rows": [{**QUANTITIES[name]._asdict(), "cells": _cells(name, measured)} for name in names],
+        "encoders": [_encoder_fields(part) for part in encoded],
+        "cards": [
+            _card(name, part)
+            for part in (first, *([cells] if cells and cells is not first else []))
+            for name in SHOWN
+            if name in part.scores.values
+        ],
+        "score_tables": [
+            {
+                "columns": [title for part in parts for title in _column_titles(part)],
+                "rows": [
+                    {**QUANTITIES[name]._asdict(), "cells": _cells(name, parts)}
+                    for name in QUANTITIES
+                    if any(name in part.scores.values for part in parts)
+                ],
+            }
+            for parts in (encoded, [cells] if cells else [])
+            if parts
+        ],
         "loss": None if about.losses is None else _loss_fields(about.losses, plot=True),
         "pairs": [],
         "pair_count": 0 if first.scores.pairs is None else len(first.scores.pairs.rows),
@@ -187,6 +245,12 @@ def _card(name: str, part: EncoderScores) -> dict[str, Any]:
     compared = part.untrained.values.get(name) if part.untrained is not None else None
     fields = {**QUANTITIES[name]._asdict(), **part.scores.values[name]._asdict()}
     return {**fields, "compared": None if compared is None else compared.value}
+
+
+def _column_titles(part: EncoderScores) -> list[str]:
+    """Return the titles of an encoder's columns."""
+    name = part.scores.encoder
+    return [name] if part.untrained is None else [name, f"{name}, untrained"]
 
 
 def _cells(name: str, measured: Sequence[EncoderScores]) -> list[Value | None]:
