@@ -1,4 +1,5 @@
 # make demo: the whole chain on real tissue. make test: lint and tests, on two cores. VENV=... reuses an environment.
+# make demo-control, after it: samples steered by masks of nuclei.
 # make nano: train the network that comes with the package again, from its data on; docs/nano.md tells of it.
 VENV ?= .venv
 PYTHON ?= python3
@@ -18,9 +19,13 @@ ENCODERS := --size 256 --vae tiny --encoder mobilenetv2
 NOTE := One slide at 20x and two images at their native resolution, about 40x; the bottom quarter of each is held out of all training.
 SAMPLE := sample --dataset demo_heldout --count 96
 
+CONTROL := $(PIXCELL) patches --root $(DEMO) --size 256 --slides $(SOURCE)/hgsc_nest.jpg --stride 64
+CELL_MASKS := --objects $(SOURCE)/hgsc_nest_type_mask.npz --mask-mpp 0.5
+
 NANO := data/nano
 WINDOWS := $(PIXCELL) patches --root $(NANO) --size 256
 NANO_HELD_OUT := $(WINDOWS) --dataset nano_heldout --area 0 0.75 1 1
+MIRRORS := flip_left_right flip_top_bottom rotate_180
 TURNS := flip_left_right flip_top_bottom rotate_90 rotate_180 rotate_270 transpose transverse
 UPPER := --area 0 0 1 0.75
 SMALL_TILES := --tissue-threshold 0.05 --max-blur 1
@@ -44,7 +49,7 @@ TISSUES := ovary_tumour=ovary/hgsc_nest/5_7 ovary_stroma=ovary/hgsc_stromal_he/5
 	colon_mucus=colon/MUC-TCGA-LGPQKMQE_110/0_0 colon_adipose=colon/ADI-TCGA-ICETMNMG_108/0_0
 NANO_DATA = $$(sed -n '/^\#\# Data/,/^\#\# Training/p' docs/nano.md | sed '1,2d;$$d')
 
-.PHONY: demo nano test test-faults test-all lint docs clean
+.PHONY: demo demo-control nano test test-faults test-all lint docs clean
 
 $(READY): requirements.txt pyproject.toml
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
@@ -67,6 +72,20 @@ demo: $(READY)
 	$(PIXCELL) $(SAMPLE) --workdir $(DEMO)/finetuned --out $(DEMO)/samples_finetuned
 	$(PIXCELL) evaluate --real $(DEMO)/samples_finetuned/real --syn $(DEMO)/samples_finetuned/syn --untrained $(DEMO)/samples_not_trained/syn --losses $(DEMO)/finetuned --train $(DEMO)/patches/demo --on-size windows --out $(DEMO)/report --note "$(NOTE)"
 	@echo "look at $(DEMO)/report/index.html"
+
+# after make demo: a ControlNet of the real masks of one image's nuclei, tried on its held-out quarter
+demo-control: $(READY)
+	@test -d $(DEMO)/finetuned/checkpoints || { echo "no network to steer in $(DEMO)/finetuned: run make demo first" >&2; exit 1; }
+	$(CONTROL) --dataset nuclei --cohort nest --area 0 0 1 0.75
+	$(foreach turn,$(MIRRORS),$(CONTROL) --dataset nuclei --cohort nest_$(turn) --area 0 0 1 0.75 --orientation $(turn);)
+	$(CONTROL) --dataset nuclei_heldout --cohort nest --area 0 0.75 1 1
+	for each in nuclei nuclei_heldout; do $(PIXCELL) index --root $(DEMO) --dataset $$each --size 256 \
+		&& $(PIXCELL) features --root $(DEMO) --dataset $$each $(ENCODERS) \
+		&& $(PIXCELL) masks --root $(DEMO) --dataset $$each $(CELL_MASKS) || exit 1; done
+	$(LAUNCH) train configs/demo/control_256.py --workdir $(DEMO)/controlnet
+	$(PIXCELL) sample --workdir $(DEMO)/controlnet --dataset nuclei_heldout --count 40 --out $(DEMO)/samples_control
+	$(PIXCELL) evaluate --real $(DEMO)/samples_control/real --syn $(DEMO)/samples_control/syn --losses $(DEMO)/controlnet --out $(DEMO)/report_control
+	@echo "look at $(DEMO)/report_control/index.html"
 
 nano: $(READY)
 	$(PIXCELL) demo-data --out $(SOURCE) --tiles $(NANO)/source

@@ -346,6 +346,8 @@ class LoraConfig(Section):
     """The adapter counts alpha / rank. None: the rank, so once."""
     targets: Names = ("cross_attention",)
     """Maps to adapt: cross_attention, self_attention, mlp, or single ones, such as attn2.to_q."""
+    load_from: Name | None = None
+    """An adapter to begin with, as --lora takes it: trained on if there is a rank, else added to the weights for good."""
 
 
 @dataclass(frozen=True)
@@ -441,6 +443,10 @@ class Config(TrainingConfig):
             "data.mask_prefix and control_prefix are of the task control, and this one trains a network without",
         )
         _check(
+            self.lora.load_from is None or self.load_from is not None,
+            "lora.load_from is an adapter; name the network that it is of with load_from",
+        )
+        _check(
             not (self.lora.rank and (self.freeze or self.local_start)),
             "lora trains an adapter beside a network that stays; leave out freeze and local_start",
         )
@@ -529,7 +535,10 @@ class ControlConfig(Config):
 
     def check_controlled(self) -> None:
         """Raise InputError without a network to steer, or anything to steer it by; keys are also read one by one, without these."""
-        _check(not self.lora.rank, "lora.rank with task control: a ControlNet is trained whole; leave it out")
+        _check(
+            not self.lora.rank and self.lora.load_from is None,
+            "lora with task control: a ControlNet is trained whole, beside a network as it is; leave it out",
+        )
         _check(self.control.base is not None, "control.base None: expected the weights of the network to steer")
         _check(
             self.data.mask_prefix is not None or self.data.control_prefix is not None,

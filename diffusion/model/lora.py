@@ -80,6 +80,10 @@ class LoraSettings:
         """Return what the product of both maps is multiplied by."""
         return self.alpha / self.rank
 
+    def describe(self) -> str:
+        """Return the settings in words."""
+        return f"rank {self.rank}, alpha {self.alpha:g}, targets {', '.join(self.targets)}"
+
 
 class LoraMap(nn.Module):
     """The adapter of one part of a linear map's outputs: A (r, I) is drawn, B (O, r) begins at zero."""
@@ -286,6 +290,12 @@ def merge_lora(network: PixArt) -> None:
         linear.merge()
 
 
+def merged_state(network: PixArt) -> dict[str, torch.Tensor]:
+    """Return a network's tensors with its adapters added for good: those of a network without adapters."""
+    merge_lora(network)
+    return {name: tensor.detach().clone() for name, tensor in network.state_dict().items() if ".adapters." not in name}
+
+
 def unmerge_lora(network: PixArt) -> None:
     """Give the weights back as they were, to the bit, with the adapters beside them."""
     for linear in _lora_linears(network):
@@ -297,6 +307,23 @@ def adapter_settings(network: PixArt) -> dict[str, LoraSettings]:
     if not hasattr(network, "lora_settings"):
         network.lora_settings = {}  # type: ignore[assignment] - a plain attribute, which no state dict has
     return cast("dict[str, LoraSettings]", network.lora_settings)
+
+
+def is_adapter(path: str | Path) -> bool:
+    """Tell whether a file or folder is that of an adapter alone: of peft, of diffusers, or of a run that trained one."""
+    source = Path(path)
+    if source.is_dir():
+        names = [name for name in (LAST_WEIGHTS, LORA_FILE, PEFT_FILE) if (source / name).is_file()]
+        if not names:
+            return False
+        source = source / names[0]
+    if not source.is_file():
+        return False
+    content = read_weights(source).content
+    return isinstance(content, Mapping) and (
+        isinstance(content.get(CHECKPOINT_KEY), Mapping)
+        or (len(content) > 0 and all(re.search(r"\.lora(_|\.)", str(name)) for name in content))
+    )
 
 
 def read_lora_metadata(path: Path, content: Any) -> dict[str, Any]:

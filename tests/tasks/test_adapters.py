@@ -12,7 +12,7 @@ from runs import equal, forget_processes, launch, read, settings, train, train_f
 
 from diffusion.cli.commands.convert import convert
 from diffusion.cli.commands.sample import sample
-from diffusion.config.settings import LoraConfig
+from diffusion.config.settings import LoraConfig, OptimizerConfig
 from diffusion.formats import LAST_WEIGHTS
 from diffusion.utils.errors import InputError
 from diffusion.workdir import open_run
@@ -107,3 +107,41 @@ def test_it_needs_the_network_that_it_adapts(feature_root, base, tmp_path):
     torch.save(stored, base)
     with pytest.raises(InputError, match=r"was trained on .*last_ema.ckpt, and the weights of .* are others"):
         train(adapter_settings(feature_root, base), tmp_path / "run", cpu=True)
+
+
+def test_a_run_starts_from_an_adapter(feature_root, base, tmp_path):
+    """Trained on where it has a rank, else added to the network for good; at a rate of zero both stay what they were."""
+    first = tmp_path / "first"
+    train(adapter_settings(feature_root, base), first, cpu=True)
+    forget_processes()
+    still = dict(max_steps=1, optimizer=OptimizerConfig(type="AdamW", lr=1e-30, weight_decay=0.0))
+    lora = dict(rank=2, targets=("cross_attention", "mlp"), load_from=str(first))
+    train(adapter_settings(feature_root, base, lora=LoraConfig(**lora), **still), tmp_path / "on", cpu=True)
+    forget_processes()
+    before, after = (open_run(folder, LAST_WEIGHTS, CPU) for folder in (first, tmp_path / "on"))
+    assert before.fingerprint == after.fingerprint
+
+    whole = settings(feature_root, **CODEC, load_from=str(base), lora=LoraConfig(load_from=str(first)), **still)
+    train(whole, tmp_path / "merged", cpu=True)
+    forget_processes()
+    merged = open_run(tmp_path / "merged", LAST_WEIGHTS, CPU).model
+    assert not any("adapters" in name for name in merged.state_dict())
+    inputs = torch.randn(2, 16, 32, 32), torch.tensor([3, 700]), torch.randn(2, 1, merged.config.caption_channels)
+    with torch.inference_mode():
+        assert merged(*inputs) == pytest.approx(before.model(*inputs), abs=1e-5)
+
+    for changes, message in (
+        (
+            dict(load_from=str(first)),
+            "is an adapter, not a network: name the network with load_from, and this with lora.load_from=",
+        ),
+        (
+            dict(lora=LoraConfig(rank=3, load_from=str(first))),
+            "has rank 2, .* the config rank 3, .*: expected the same",
+        ),
+    ):
+        with pytest.raises(InputError, match=message):
+            train(adapter_settings(feature_root, base, **changes), tmp_path / "refused", cpu=True)
+        forget_processes()
+    with pytest.raises(InputError, match="name the network that it is of with load_from"):
+        settings(feature_root, lora=LoraConfig(load_from=str(first)))

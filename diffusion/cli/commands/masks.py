@@ -109,7 +109,7 @@ def masks(
             elif outcome.objects is not None:
                 made, nuclei = made + 1, nuclei + outcome.objects
     there = len(patches) - made - len(wrong)
-    mean = f", {nuclei / made:.1f} nuclei each" if made and kind != "types" else ""
+    mean = f", {nuclei / made:.1f} objects each" if made else ""
     print(f"{key}: {made} masks written{mean}; {there} were there, {len(wrong)} left out")
     print(f"in {folder}: *_{suffix}.png")
     if vae is not None:

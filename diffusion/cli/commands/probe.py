@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from diffusion.cli import options
 from diffusion.cli.parser import positive_int
-from diffusion.cli.signature import Option, checked
+from diffusion.cli.signature import Here, Option, checked
+from diffusion.formats import NETWORK_MPP
 from diffusion.utils.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,9 +36,14 @@ def probe(
     strict: options.Strict = False,
     cache: options.Cache = None,
     root: options.Root = None,
-    batch_size: options.BatchSize = 32,
+    batch_size: Annotated[options.BatchSize, Here("32; of the U-Net 8")] = None,
     workers: options.Workers = 1,
     device: options.Device = "auto",
+    segmentation: Annotated[
+        bool, Option("segment nuclei with a small U-Net instead of telling classes; every image needs a mask")
+    ] = False,
+    steps: Annotated[int, Option("of the U-Net's training, on every set alike", positive_int)] = 400,
+    mpp: options.CellMpp = NETWORK_MPP,
 ) -> None:
     """Measure how useful synthetic patches are to classifiers that are tested on real ones.
 
@@ -47,13 +53,28 @@ def probe(
     OUT gets scores.json, scores.csv and plot.png; features stay in --cache, so that another --k, --seed or --per-class takes
     seconds.
 
+    With --segmentation there are no classes: a small U-Net learns to segment nuclei from real pairs of image and mask, from
+    synthetic ones, or from both, and OUT gets Dice, AJI and PQ on real test images. A mask is <image>_mask.png beside the image,
+    as `pixcell masks` writes it, or control/<image>.png beside the folder, as `pixcell sample` does.
+
     Examples:
       pixcell probe --train-real train/ --train-syn samples/ --test test/ --encoders mobilenetv2 uni2 --out probe
       pixcell probe --train-syn samples/ --test test/ --per-class 16 --seed 1 --cache probe/features --out probe_16
       accelerate launch -m pixcell probe --train-real train/ --test test/ --encoders uni2 --batch-size 256
+      pixcell probe --segmentation --train-real patches/mine --train-syn made/syn --test patches/mine_heldout
     """
     if train_real is None and train_syn is None:
         raise InputError("expected --train-real or --train-syn, or both: what to train on")
+    if segmentation:
+        others = {
+            "--k": k != 20,
+            "--per-class": per_class is not None,
+            "--encoders": tuple(encoders) != ("mobilenetv2",),
+        }
+        if given := [name for name, is_given in others.items() if is_given]:
+            raise InputError(f"{given[0]} is of probes of classes: leave it out with --segmentation")
+        probe_masks(test, train_real, train_syn, out, seed, on_size, device, steps, batch_size, mpp)
+        return
 
     from diffusion.encoders.embedder_files import check_encoders
     from diffusion.encoders.embedders import PatchEmbedder
@@ -110,6 +131,64 @@ def probe(
     write_probe_report(out, about, results)
     print_summary(about, results)
     print(f"written: {out / 'scores.json'}, scores.csv, plot.png")
+
+
+def probe_masks(
+    test: Path,
+    train_real: Path | None,
+    train_syn: Path | None,
+    out: Path,
+    seed: int,
+    on_size: str,
+    device: str,
+    steps: int,
+    batch_size: int | None,
+    mpp: float,
+) -> None:
+    """Train a segmenter on each set, and write and print its scores."""
+    from functools import reduce
+
+    from tqdm import tqdm
+
+    from diffusion.evaluation.metrics.intervals import CLUSTER_RESAMPLES
+    from diffusion.evaluation.reports.segmentation_report import (
+        difference_rows,
+        score_rows,
+        write_segmentation_report,
+    )
+    from diffusion.evaluation.segmentation import TrainingOptions, probe_segmentation
+    from diffusion.evaluation.sets.classes import find_leaks
+    from diffusion.evaluation.sets.image_set import ImageSet
+    from diffusion.evaluation.sets.masked_images import MaskedImages, load_masked_images, resample_slides
+    from diffusion.utils.hardware import prepare_device
+    from diffusion.utils.text import format_table
+
+    folders = {"test": test, "real": train_real, "synthetic": train_syn}
+    images = {name: ImageSet.open(folder, on_size) for name, folder in folders.items() if folder is not None}
+    training = {name: each for name, each in images.items() if name != "test"}
+    warnings = [leak for name, each in training.items() for leak in find_leaks(name, each, images["test"])]
+    loaded = {name: load_masked_images(each) for name, each in images.items()}
+    tested = loaded.pop("test")
+    sets = loaded | ({"both": reduce(MaskedImages.concat, loaded.values())} if len(loaded) > 1 else {})
+    tested, slides = resample_slides(tested)
+    notes = [f"Intervals (95 %) are from {CLUSTER_RESAMPLES} resamples of the test set's {slides}."]
+    place = prepare_device(device)
+    with tqdm(total=steps * len(sets), unit="step", leave=False) as bar:
+        chosen = TrainingOptions(steps, batch_size or 8, seed, mpp)
+        results, found = probe_segmentation(sets, tested, chosen, place, bar.update)
+    about = {
+        "images": {name: {"folder": str(each.folder), "files": len(each.files)} for name, each in images.items()},
+        "steps": steps, "batch_size": chosen.batch_size, "seed": seed, "mpp": mpp, "warnings": warnings, "notes": notes,
+    }  # fmt: skip
+    write_segmentation_report(out, about, results, tested, found)
+    print(format_table(score_rows(results)))
+    if rows := difference_rows(results):
+        print(f"\n{format_table(rows)}")
+    print()
+    for label in ("note", "warning"):
+        for sentence in about[f"{label}s"]:
+            print(f"{label}: {sentence}")
+    print(f"written: {out / 'scores.json'}, scores.csv, examples.png")
 
 
 def print_summary(about: Mapping[str, Any], results: Mapping[str, Sequence[ProbeResult]]) -> None:

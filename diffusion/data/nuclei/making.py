@@ -80,9 +80,7 @@ class MaskMaker:
         if self.kind == "labels":
             labels = renumber(labels)  # of a whole slide's, few are in a patch
         write_mask(path, 255 * (labels > 0).astype(np.uint8) if self.kind == "binary" else labels)
-        return MaskOutcome(
-            name, int((labels > 0).any()) if self.kind == "types" else len(np.unique(labels[labels > 0]))
-        )
+        return MaskOutcome(name, count_objects(labels))
 
     def labels(self, name: str) -> np.ndarray:
         """Return the objects of a patch as whole numbers, int32 (S, S). Raises MissingError, InputError."""
@@ -94,6 +92,13 @@ class MaskMaker:
         mask = _open_cached(file, self.mpp, tuple(self.classes), self.kind == "types")
         labels = mask.labels(place, self.patch_size)
         return turn(labels, place.orientation)
+
+
+def count_objects(labels: np.ndarray) -> int:
+    """Return the number of objects: connected parts of one number."""
+    from skimage.measure import label
+
+    return int(np.asarray(label(labels, connectivity=1)).max())
 
 
 @lru_cache(maxsize=OPEN_SLIDES)

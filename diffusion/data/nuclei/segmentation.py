@@ -44,18 +44,29 @@ def segment_nuclei(pixels: np.ndarray, mpp: float = NETWORK_MPP, settings: Nucle
     mpp: microns per pixel.
     """
     from scipy import ndimage
-    from skimage.feature import peak_local_max
     from skimage.filters import gaussian, threshold_otsu
-    from skimage.measure import label
     from skimage.morphology import disk, opening
-    from skimage.segmentation import watershed
 
     settings = settings or NucleiSettings()
     density = gaussian(haematoxylin(pixels), settings.blur / mpp)
     threshold = float(np.clip(threshold_otsu(density), settings.low, settings.high))
-    smallest = settings.area / mpp**2
     opened = opening(density > threshold, disk(max(1, round(0.5 / mpp))))
-    inside = remove_small(np.asarray(ndimage.binary_fill_holes(opened)), smallest)
+    inside = remove_small(np.asarray(ndimage.binary_fill_holes(opened)), settings.area / mpp**2)
+    return split_touching(inside, mpp, settings)
+
+
+def split_touching(inside: np.ndarray, mpp: float, settings: NucleiSettings | None = None) -> np.ndarray:
+    """Return nuclei (H, W) within a mask as numbers from 1 on, int32: those that touch are cut where they are narrowest.
+
+    By watershed of the smoothed distance from the outside.
+    """
+    from scipy import ndimage
+    from skimage.feature import peak_local_max
+    from skimage.filters import gaussian
+    from skimage.measure import label
+    from skimage.segmentation import watershed
+
+    settings = settings or NucleiSettings()
     if not inside.any():
         return np.zeros(inside.shape, np.int32)
     depth = gaussian(ndimage.distance_transform_edt(inside), 0.5 / mpp)
@@ -65,7 +76,7 @@ def segment_nuclei(pixels: np.ndarray, mpp: float = NETWORK_MPP, settings: Nucle
     )
     seeds = np.zeros(inside.shape, np.int32)
     seeds[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
-    return renumber(remove_small_labels(watershed(-depth, seeds, mask=inside), smallest))
+    return renumber(remove_small_labels(watershed(-depth, seeds, mask=inside), settings.area / mpp**2))
 
 
 def remove_small(mask: np.ndarray, smallest: float) -> np.ndarray:
