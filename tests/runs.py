@@ -21,6 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from diffusion.config.files import dump_config
 from diffusion.config.settings import (
     Config,
+    ControlConfig,
+    ControlNetSection,
     DataConfig,
     EvaluationConfig,
     LoraConfig,
@@ -46,6 +48,7 @@ KINDS = dict(
     evaluation=EvaluationConfig,
     timestep_sampling=TimestepConfig,
     lora=LoraConfig,
+    control=ControlNetSection,
 )
 WIDTH = 8  # of the embeddings of `feature_root`
 
@@ -72,6 +75,21 @@ def settings(root: Path, **changes) -> Config:
         report_to="none",
     )
     return dataclasses.replace(config, **changes)
+
+
+def control_settings(root: Path, base: Path | str, data: dict | None = None, **changes) -> ControlConfig:
+    """A run of seconds of the task, beside a network of `settings`."""
+    config = settings(root)
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(Config)}
+    values |= dict(
+        task="control",
+        data=DataConfig(root=str(root), mask_prefix="mask", **(data or {})),
+        control=ControlNetSection(base=str(base)),
+        class_dropout_prob=0.0,
+        sample_grid=SampleGridConfig(count=2, steps=2),
+        vae_pretrained="tiny", scale_factor=None, shift_factor=None,
+    )  # fmt: skip
+    return ControlConfig(**{**values, **changes})
 
 
 def save_run(folder: Path, root: Path, width: int, image_size: int = 1024, **changes) -> Path:
@@ -219,7 +237,9 @@ def main() -> None:
     for run in json.loads(Path(sys.argv[1]).read_text()):
         changes = run["changes"]
         changes = {name: KINDS[name](**value) if name in KINDS else value for name, value in changes.items()}
-        config, work_dir = settings(Path(run["root"]), **changes), Path(run["work_dir"])
+        root, work_dir = Path(run["root"]), Path(run["work_dir"])
+        base = changes.pop("control").base if "control" in changes else None
+        config = settings(root, **changes) if base is None else control_settings(root, base, **changes)
         if run["spoil"]:
             spoil_step(*run["spoil"])
         if "stop_after" in run:

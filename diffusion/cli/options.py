@@ -139,9 +139,9 @@ Lora = Annotated[
         group=SAMPLING,
     ),
 ]
-ControlScale = Annotated[
-    float, Option("how much the control counts; 0: not at all", finite_float, metavar="S", group=CONTROL)
-]
+_CONTROL_SCALE = Option("how much the control counts; 0: not at all", finite_float, metavar="S", group=CONTROL)
+ControlScale = Annotated[float, _CONTROL_SCALE]
+SeveralControlScales = Annotated[Sequence[float], _CONTROL_SCALE]
 ControlInterval = Annotated[
     tuple[float, float] | None,
     Option(
@@ -226,6 +226,13 @@ EmbeddingSuffix = Annotated[str, Option(EMBEDDINGS, plain_name)]
 MaskSuffix = Annotated[
     str | None, Option("ending of the masks, where there are some, such as mask [none are read]", plain_name)
 ]
+ControlSuffix = Annotated[
+    str | None,
+    Option(
+        "ending of the latents of control images, where there are some, such as mask_sd3_vae [none are read]",
+        plain_name,
+    ),
+]
 OnError = Annotated[
     Literal["raise", "skip"],
     Option("at a patch that cannot be read or written: stop, or leave it out, name it, and go on"),
@@ -270,9 +277,6 @@ Bootstrap = Annotated[
     int, Option("replicates for the interval of a distance; 0: no interval", natural_int, group=SCORING)
 ]
 
-CellMpp = Annotated[
-    float, Option("microns per pixel of the images, by which nuclei are found", positive_float, group=SCORING)
-]
 RealNuclei = Annotated[
     Path | None,
     Option(
@@ -315,6 +319,7 @@ LoadFrom = Annotated[
 # ---- slides
 MPP = "microns per pixel, of which 0.5 is 20x"
 Mpp = Annotated[float, Option(MPP, positive_float)]
+CellMpp = Annotated[float, Option(MPP, positive_float, group=SCORING)]
 ConditionMpp = Annotated[
     float | None,
     Option(

@@ -44,6 +44,7 @@ AXES = {
     "solver": "solver",
     "interval": "guidance interval, noise levels",
     "weights": "weights",
+    "control_scale": "scale of the control",
 }
 
 
@@ -56,11 +57,13 @@ class Point:
     steps: int
     guidance: float
     interval: tuple[float, float] | None = None
+    control_scale: float = 1.0
 
     @property
     def name(self) -> str:
-        """Return the name of the point's folder, such as `last_ema-dpm-solver-20-g1.5`, with the interval at the end, if there is one."""
+        """Return the name of the point's folder, such as `last_ema-dpm-solver-20-g1.5`, with what is not usual at the end."""
         ends = "" if self.interval is None else f"-i{self.interval[0]:g}-{self.interval[1]:g}"
+        ends += "" if self.control_scale == 1 else f"-c{self.control_scale:g}"
         return f"{self.weights}-{self.solver}-{self.steps}-g{self.guidance:g}{ends}"
 
     def label(self, axis: str) -> str:

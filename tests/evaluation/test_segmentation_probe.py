@@ -75,7 +75,7 @@ def test_pairs_teach_to_segment(tmp_path, capsys):
             mask = tmp_path / "made" / "control" / f"{i}.png" if name.startswith("made") else folder / f"{i}_mask.png"
             write_mask(mask, 255 * (labels > 0).astype(np.uint8))
     sets = dict(test=tmp_path / "test", train_real=tmp_path / "train", train_syn=tmp_path / "made" / "syn")
-    probe(**sets, segmentation=True, steps=30, out=tmp_path / "out", batch_size=4, device="cpu")
+    probe(**sets, segmentation=True, train_steps=20, out=tmp_path / "out", batch_size=4, device="cpu")
     record = json.loads((tmp_path / "out" / "scores.json").read_text())
     assert [(each["training"], each["windows"]) for each in record["scores"]] == [
         ("real", 6),

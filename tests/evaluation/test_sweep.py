@@ -28,6 +28,7 @@ def test_every_combination_is_there_once():
     assert Point("ema", "ddim", 10, 1.0) in points and Point("ema", "ddim", 10, 2.0, (0.3, 5.0)) in points
     assert len({point.name for point in points}) == 6
     assert Point("last_ema", "dpm-solver", 20, 1.5, (0.3, 5.0)).name == "last_ema-dpm-solver-20-g1.5-i0.3-5"
+    assert Point("last_ema", "ddim", 5, 2.0, control_scale=0.5).name == "last_ema-ddim-5-g2-c0.5"
 
 
 def scored(**values: tuple[float, ...]) -> dict[Point, dict]:

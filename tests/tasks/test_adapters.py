@@ -64,8 +64,13 @@ def test_it_resumes_to_the_bit_and_keeps_the_adapter_alone(feature_root, base, t
 
 def test_two_processes_resume_to_the_bit(feature_root, base, tmp_path):
     changes = dict(**CODEC, load_from=str(base), lora=dict(rank=2), max_steps=4)
-    launch(feature_root, tmp_path, [(changes, "whole", None), (changes, "parts", 2), (changes, "parts", None)])
+    runs = [(changes, "whole", None), (changes, "parts", 2), (changes, "parts", None)]
+    sharded = changes | dict(use_fsdp=True)
+    launch(feature_root, tmp_path, [*runs, (sharded, "fsdp", None), (sharded, "shards", 2), (sharded, "shards", None)])
     assert equal(read(tmp_path / "whole", 4), read(tmp_path / "parts", 4))
+    assert equal(read(tmp_path / "fsdp", 4), read(tmp_path / "shards", 4))
+    for name, tensor in read(tmp_path / "whole", 4)["model"].items():
+        assert torch.allclose(tensor, read(tmp_path / "fsdp", 4)["model"][name], atol=1e-5), name
 
 
 def test_a_network_is_sampled_with_adapters(feature_root, base, tmp_path):

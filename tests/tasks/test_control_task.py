@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import equal, forget_processes, read, save_run, settings, train, train_for
+from runs import control_settings, equal, forget_processes, launch, read, save_run, settings, train, train_for
 
 from diffusion.cli.commands.convert import convert
 from diffusion.cli.commands.sample import sample
-from diffusion.config.settings import Config, ControlConfig, ControlNetSection, DataConfig, SampleGridConfig
+from diffusion.config.settings import ControlNetSection, DataConfig
 from diffusion.data.datasets.pan_cancer import build_dataset
 from diffusion.data.features.loose import feature_path
 from diffusion.data.features.npy import write_feature
@@ -47,21 +47,6 @@ def masked_root(feature_root: Path) -> Path:
     return feature_root
 
 
-def control_settings(root: Path, base: Path | str, data: dict | None = None, **changes) -> ControlConfig:
-    """A run of seconds of the task, beside a network of `settings`."""
-    config = settings(root)
-    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(Config)}
-    values |= dict(
-        task="control",
-        data=DataConfig(root=str(root), mask_prefix="mask", **(data or {})),
-        control=ControlNetSection(base=str(base)),
-        class_dropout_prob=0.0,
-        sample_grid=SampleGridConfig(count=2, steps=2),
-        vae_pretrained="tiny", scale_factor=None, shift_factor=None,
-    )  # fmt: skip
-    return ControlConfig(**{**values, **changes})
-
-
 @pytest.fixture
 def base(masked_root: Path, tmp_path: Path) -> Path:
     """A trained network of one block."""
@@ -91,6 +76,20 @@ def test_it_learns_beside_a_network_that_stays_and_resumes_to_the_bit(masked_roo
     assert beside.controlnet_fingerprint == run.controlnet_fingerprint != None  # noqa: E711
     exported = read_torch_file(tmp_path / "whole" / LAST_WEIGHTS)
     assert set(exported) == {"state_dict", "controlnet", "prediction_type", "step"}
+
+
+def test_two_processes_resume_to_the_bit_and_shards_learn_the_same(masked_root, base, tmp_path):
+    own = dict(
+        control=dict(base=str(base)), max_steps=4, optimizer=dict(type="AdamW", lr=1e-2), sample_grid=dict(count=0)
+    )
+    sharded = own | dict(use_fsdp=True)
+    runs = [(own, "ddp", None), (own, "parts", 2), (own, "parts", None)]
+    runs += [(sharded, "fsdp", None), (sharded, "shards", 2), (sharded, "shards", None)]
+    launch(masked_root, tmp_path, runs)
+    assert equal(read(tmp_path / "ddp", 4), read(tmp_path / "parts", 4))
+    assert equal(read(tmp_path / "fsdp", 4), read(tmp_path / "shards", 4))
+    for name, tensor in read(tmp_path / "ddp", 4)["model"].items():
+        assert torch.allclose(tensor, read(tmp_path / "fsdp", 4)["model"][name], atol=1e-5), name
 
 
 def test_a_run_is_sampled_with_masks_of_its_index_and_of_files(masked_root, base, tmp_path):

@@ -29,6 +29,7 @@ def inspect(
     seed: options.Seed = 0,
     root: options.Root = None,
     mask_suffix: options.MaskSuffix = None,
+    control_suffix: options.ControlSuffix = None,
 ) -> None:
     """Show what an index holds: patches, slides, features, and a sheet of pictures.
 
@@ -49,7 +50,7 @@ def inspect(
 
     root = root or default_root()
     path = index_path(root, index)
-    prefixes, draw = part_prefixes(latent_suffix, embedding_suffix, mask_suffix), random.Random(seed)
+    prefixes, draw = part_prefixes(latent_suffix, embedding_suffix, mask_suffix, control_suffix), random.Random(seed)
     rows = [("key", "cohort", "patches", "slides")]
     lines, shown = [], []
     present = index_keys(path)

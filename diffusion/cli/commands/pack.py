@@ -40,6 +40,7 @@ def pack(
     workers: Annotated[int, Option(options.WORKERS, positive_int, group=options.MACHINE)] = 4,
     root: options.Root = None,
     mask_suffix: options.MaskSuffix = None,
+    control_suffix: options.ControlSuffix = None,
     *,
     published: bool = False,
 ) -> int:
@@ -78,7 +79,7 @@ def pack(
     path, target, prefixes = (
         index_path(root, index),
         out or root / PACKED_DIR,
-        part_prefixes(latent_suffix, embedding_suffix, mask_suffix),
+        part_prefixes(latent_suffix, embedding_suffix, mask_suffix, control_suffix),
     )
     if unpack or verify:  # what is packed says what it is, without an index
         key = dataset if (target / dataset).is_dir() else f"{dataset}_{size}"

@@ -42,7 +42,7 @@ def probe(
     segmentation: Annotated[
         bool, Option("segment nuclei with a small U-Net instead of telling classes; every image needs a mask")
     ] = False,
-    steps: Annotated[int, Option("of the U-Net's training, on every set alike", positive_int)] = 400,
+    train_steps: Annotated[int, Option("steps of the U-Net, on every set alike", positive_int)] = 400,
     mpp: options.CellMpp = NETWORK_MPP,
 ) -> None:
     """Measure how useful synthetic patches are to classifiers that are tested on real ones.
@@ -73,7 +73,7 @@ def probe(
         }
         if given := [name for name, is_given in others.items() if is_given]:
             raise InputError(f"{given[0]} is of probes of classes: leave it out with --segmentation")
-        probe_masks(test, train_real, train_syn, out, seed, on_size, device, steps, batch_size, mpp)
+        probe_masks(test, train_real, train_syn, out, seed, on_size, device, train_steps, batch_size, mpp)
         return
 
     from diffusion.encoders.embedder_files import check_encoders

@@ -73,19 +73,20 @@ def sweep(
     gpu: options.Gpu = None,
     lora: options.Lora = (),
     controlnet: options.ControlNet = None,
-    control_scale: options.ControlScale = 1.0,
+    control_scale: Annotated[options.SeveralControlScales, Here("1")] = (1.0,),
     control_interval: options.ControlInterval = None,
     control_in_null: options.ControlInNull = False,
     mpp: options.CellMpp = NETWORK_MPP,
+    control: options.Control = (),
     *,
     published: bool = False,
 ) -> None:
     """Sample a run at many settings, score each, and say which is best.
 
-    Every combination of the values of --guidance, --steps, --solver, --guidance-interval and weights is a point. Conditions, noise and
-    the real tissue are the same at all of them. OUT/sweep.csv and sweep.json are the table, with the best point marked;
-    OUT/<setting>.png shows the scores over each setting that has several values; OUT/points/ keeps samples and scores, so
-    that the same command goes on where it was stopped, and one with more values computes those alone.
+    Every combination of the values of --guidance, --steps, --solver, --guidance-interval, --control-scale and weights is a
+    point. Conditions, noise and the real tissue are the same at all of them. OUT/sweep.csv and sweep.json are the table, with
+    the best point marked; OUT/<setting>.png shows the scores over each setting that has several values; OUT/points/ keeps
+    samples and scores, so that the same command goes on where it was stopped, and one with more values computes those alone.
 
     Examples:
       pixcell sweep --workdir output/256 --guidance 1 1.5 2 3 4 --count 5000 --out sweep
@@ -95,6 +96,10 @@ def sweep(
     count = count or len(images) or COUNT
     indexed = dict(data_root=data_root, index=index, features=features, dataset=dataset)
     refuse_unused_conditions(sweep, images, tokens, {"encoder": encoder}, indexed, published)
+    if control and real is None:
+        raise InputError(
+            "--control: samples of other layouts have no tissue to score against; name real images with --real"
+        )
     if tokens and real is None:
         raise InputError("--tokens have no tissue to score against; name a folder of real images with --real")
     if real is not None and not real.is_dir():
@@ -129,15 +134,24 @@ def sweep(
     if len(files) < len(named) + len(ema_lengths):
         raise InputError("--checkpoint or --ema-lengths: two have one name, and so would their points")
     points = make_grid(
-        {"weights": list(files), "solver": solver, "steps": steps, "guidance": guidance, "interval": guidance_interval}
+        {
+            "weights": list(files),
+            "solver": solver,
+            "steps": steps,
+            "guidance": guidance,
+            "interval": guidance_interval,
+            "control_scale": control_scale,
+        }
     )
     # all that can be refused, before hours of sampling
-    controlled = (control_scale, control_interval, control_in_null)
+    controlled = (control_interval, control_in_null)
     solvers = {
-        point: Solver(point.steps, point.guidance, point.solver, point.interval, precision, *controlled)
+        point: Solver(
+            point.steps, point.guidance, point.solver, point.interval, precision, point.control_scale, *controlled
+        )
         for point in points
     }
-    source = ConditionSource(images, tokens, data_root, index, features, dataset)
+    source = ConditionSource(images, tokens, data_root, index, features, dataset, control=control)
     if state.is_main_process:
         for path, mix in averages.items():
             if not path.is_file():
@@ -176,7 +190,9 @@ def sweep(
         )
 
     first = open_point(points[0])
-    steering = first.steering
+    steering = {
+        name: value for name, value in first.steering.items() if name != "control_scale"
+    }  # points have their own
     if state.is_main_process:
         older = {
             "images": list(images) or None,

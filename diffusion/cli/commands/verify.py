@@ -25,6 +25,7 @@ def verify(
     prune: Prune = False,
     root: options.Root = None,
     mask_suffix: options.MaskSuffix = None,
+    control_suffix: options.ControlSuffix = None,
     *,
     published: bool = False,
 ) -> int:
@@ -44,6 +45,7 @@ def verify(
             latent_suffix=latent_suffix,
             embedding_suffix=embedding_suffix,
             mask_suffix=mask_suffix,
+            control_suffix=control_suffix,
         )
         refuse_unused(verify, of_features, "beside --images-only", published)
 
@@ -62,7 +64,7 @@ def verify(
     path = index_path(root, index)
     present = index_keys(path)
     keys = find_keys(present, dataset) if dataset else present
-    prefixes = None if images_only else part_prefixes(latent_suffix, embedding_suffix, mask_suffix)
+    prefixes = None if images_only else part_prefixes(latent_suffix, embedding_suffix, mask_suffix, control_suffix)
     found, listing = {}, path.with_name("patch_names_wrong.txt")
     with atomic_write(listing) as temporary, temporary.open("w", encoding="utf-8") as lines:
         for key in keys:
