@@ -59,7 +59,10 @@ class ControlledConditions:
 
 
 def list_controls(paths: Sequence[Path]) -> list[Path]:
-    """Return files, and those in folders in natural order. Raises MissingError for what is not there, and an empty folder."""
+    """Return files, and those in folders in natural order: of a folder of patches the masks beside them, as they are named.
+
+    Raises MissingError for what is not there, and an empty folder.
+    """
     found: list[Path] = []
     for path in paths:
         if path.is_dir():
@@ -67,6 +70,11 @@ def list_controls(paths: Sequence[Path]) -> list[Path]:
                 (each for each in path.iterdir() if each.suffix.lower() in SUFFIXES),
                 key=lambda each: natural_key(each.name),
             )
+            stems = {each.stem for each in path.iterdir()}
+            masks = [
+                each for each in inside if each.stem.endswith("_mask") and each.stem.removesuffix("_mask") in stems
+            ]
+            inside = masks or inside
             if not inside:
                 raise MissingError(f"no masks or images in {path}")
             found += inside

@@ -20,6 +20,7 @@ from diffusion.data.features.npy import write_feature
 from diffusion.data.index.patch_index import index_path, iterate_names
 from diffusion.data.sampler import Draw
 from diffusion.formats import LAST_WEIGHTS
+from diffusion.generation.controls import list_controls
 from diffusion.guidance import guided_prediction
 from diffusion.tasks.control.task import Control
 from diffusion.utils.errors import InputError, MissingError
@@ -115,6 +116,11 @@ def test_a_run_is_sampled_with_masks_of_its_index_and_of_files(masked_root, base
     sample(workdir=base, controlnet=tmp_path / "released", control=[masks], out=tmp_path / "again", steps=2)
     for one, other in zip(*(sorted((tmp_path / name / "syn").iterdir()) for name in ("files", "again")), strict=True):
         assert one.name == other.name and np.array_equal(Image.open(one), Image.open(other))
+    drawn = [np.unique(Image.open(path)).tolist() for path in sorted((tmp_path / "files/control").iterdir())]
+    assert drawn == [[0], [255], [0]] and len(list((tmp_path / "indexed/control").iterdir())) == 2
+    (masks / "3_4.jpeg").touch(), (masks / "3_4_uni.npy").touch()  # as a folder of patches has it
+    (masks / "layout_0.png").rename(masks / "3_4_mask.png")
+    assert list_controls([masks]) == [masks / "3_4_mask.png"]
     names = sorted(path.stem for path in (tmp_path / "files/syn").iterdir())
     assert [name.rpartition("layout")[2] for name in names] == ["_0", "_1", "_2"]
     with pytest.raises(InputError, match="the ControlNet has nothing to read: name masks or images with --control"):
