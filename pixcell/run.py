@@ -25,6 +25,14 @@ from diffusion.generation.conditions import (
     RepeatedConditions,
     load_token_conditions,
 )
+from diffusion.generation.controls import (
+    ControlledConditions,
+    NamedControl,
+    check_controlled,
+    list_controls,
+    load_controls,
+    to_control,
+)
 from diffusion.generation.generators import ImageMaker
 from diffusion.generation.session import Session, open_session
 from diffusion.generation.solver import Solver
@@ -35,6 +43,7 @@ from diffusion.utils.values import check_whole
 from pixcell.pictures import ImageConditions, Images, Sample, as_list, label_of, measure, to_pil
 
 INDEX_COUNT = 16  # samples of an index, where it is not said how many
+Controls: TypeAlias = "np.ndarray | str | Path | Sequence[np.ndarray | str | Path]"
 Tokens: TypeAlias = "np.ndarray | torch.Tensor | str | Path | Sequence[str | Path]"
 
 
@@ -49,13 +58,16 @@ def open_run(
     device: str | torch.device = "auto",
     precision: str = "fp32",
     compile: bool = False,
+    loras: Sequence[str | Path] = (),
+    controlnet: str | Path | None = None,
 ) -> OpenRun:
     """Open a training run's work dir, or released weights: a checkpoint or a diffusers folder.
 
     workdir: None for $PIXCELL_WORKDIR, else the newest run in ./output. checkpoint: below it. averaged: of a file with averaged
     and raw weights the former. vae, encoder: other ones than the run's own. root: folder of patches/, features/ and
     pretrained_models/, None for the run's. device: auto, cpu, cuda, cuda:N or mps. precision: of the network, fp32, bf16 or
-    fp16. Raises MissingError, InputError.
+    fp16. loras: adapters to add, each a run or file, or `FILE:SCALE`. controlnet: a run that trained one, or its folder.
+    Raises MissingError, InputError.
 
     Examples:
         >>> run = open_run("output/256")
@@ -72,6 +84,8 @@ def open_run(
         vae=vae,
         encoder=encoder,
         device=device,
+        loras=[str(lora) for lora in loras],
+        controlnet=None if controlnet is None else Path(controlnet),
     )
     return OpenRun(session)
 
@@ -122,6 +136,8 @@ class OpenRun:
         solver: str = DEFAULT_SOLVER,
         seed: int = 0,
         batch_size: int | None = None,
+        control: Controls | None = None,
+        control_scale: float = 1.0,
     ) -> Iterator[Sample]:
         """Sample images, one after the other as they are finished; image i depends on the seed, i and its condition alone.
 
@@ -130,7 +146,8 @@ class OpenRun:
         .npy files of them. With neither, patches of the run's index condition, or embeddings that published weights have beside
         them; dataset, index, features, data_root: others, as the options of `pixcell sample`. count: how many; None: one for
         each image or token, 16 of an index. guidance: 1 is none, None that of the run's sample grids. batch_size: in one pass,
-        None for as many as keep the device busy.
+        None for as many as keep the device busy. control: masks (H, W) or maps (K, H, W) for a ControlNet, or files and folders
+        of them, one an image; None: those of the index, if the run has any. control_scale: how much they count.
         Raises MissingError, InputError.
 
         Examples:
@@ -144,13 +161,16 @@ class OpenRun:
             >>> first.image.size
             (256, 256)
         """
-        chosen = Solver(steps, guidance, solver, guidance_interval, self.session.solver.precision)
+        chosen = Solver(steps, guidance, solver, guidance_interval, self.session.solver.precision, control_scale)
         seed = check_whole(seed, "seed", least=0)
         count = None if count is None else check_whole(count, "count")
         size = windows_per_pass(self.session.device, self.session.run.config.input_size)
         size = size if batch_size is None else check_whole(batch_size, "batch_size")
         of_index = {"dataset": dataset, "index": index, "features": features, "data_root": data_root}
-        conditions = self._conditions(images, tokens, of_index, seed)
+        conditions = self._conditions(images, tokens, of_index, seed, control is None)
+        if control is not None:
+            conditions = ControlledConditions(conditions, self._controls(control))
+        chosen.check_control(self.session.run, conditions[0].condition.control is not None)
         if count is None:
             count = INDEX_COUNT if isinstance(conditions, IndexConditions) else len(conditions)
         make = ImageMaker(self.session.run, self.session.codec, conditions, seed, chosen)
@@ -163,7 +183,7 @@ class OpenRun:
                 yield Sample(i, condition.name, _to_array(pixels), tissue)
 
     def _conditions(
-        self, images: Images | None, tokens: Tokens | None, of_index: dict[str, Any], seed: int
+        self, images: Images | None, tokens: Tokens | None, of_index: dict[str, Any], seed: int, with_control: bool
     ) -> Conditions:
         if images is not None and tokens is not None:
             raise InputError("images and tokens: one of them conditions; give one")
@@ -172,7 +192,10 @@ class OpenRun:
             source = choose_source(self.session, _index_source(**of_index))
             if not source.tokens:
                 return IndexConditions(
-                    open_index(self.session, source), seed, pixels=True, scale=self.session.codec.scale
+                    open_index(self.session, source, with_control),
+                    seed,
+                    pixels=True,
+                    scale=self.session.codec.scale,
                 )
             tokens = source.tokens
         given = [name for name, value in of_index.items() if value is not None]
@@ -184,6 +207,21 @@ class OpenRun:
         for named in conditions:
             check_tokens(named.condition.tokens[0], self.tokens_per_image, self.token_width, named.name)
         return RepeatedConditions(conditions)
+
+    def _controls(self, control: Controls) -> list[NamedControl]:
+        run, codec = self.session.run, self.session.codec
+        check_controlled(run)
+        given = [control] if isinstance(control, (str, Path, np.ndarray)) else list(control)
+        if not given:
+            raise InputError("no masks: control is empty")
+        found: list[NamedControl] = []
+        for number, each in enumerate(given):
+            if isinstance(each, (str, Path)):
+                found += load_controls(list_controls([Path(each)]), run, codec)
+            else:
+                name = f"mask_{number}"
+                found.append(NamedControl(name, to_control(np.asarray(each), run, codec, (self.size, self.size), name)))
+        return found
 
     def embed(self, images: Images) -> np.ndarray:
         """Embed images as conditions of this network: float32 (n, L, D). Raises MissingError, InputError.

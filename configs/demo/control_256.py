@@ -8,5 +8,5 @@ class_dropout_prob = 0.0
 
 optimizer = dict(lr=0.005)
 ema_rate = 0.98
-max_steps = 300
-save_model_steps = 100
+max_steps = 240
+save_model_steps = 120

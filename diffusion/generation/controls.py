@@ -106,24 +106,37 @@ def check_controlled(run: Run) -> None:
 def read_control(path: Path, run: Run, codec: LatentCodec, size: tuple[int, int]) -> torch.Tensor:
     """Read one file as a control (1, K, h, w) of an image of `size`, rows and columns of pixels. Raises MissingError, InputError."""
     assert run.controlnet is not None
-    maps = run.controlnet.config.maps
-    if not maps:
-        image = read_picture(path)
-        _check_size(path, image.shape[:2], size)
-        pixels = from_uint8(torch.from_numpy(image).permute(2, 0, 1)[None])
-        return torch.cat(
-            [
-                torch.cat(
-                    [codec.encode(part.to(run.device)).float().cpu() for part in band.split(WINDOW, dim=3)], dim=3
-                )
-                for band in pixels.split(WINDOW, dim=2)  # in windows, as the masks of training are encoded
-            ],
-            dim=2,
-        )
-    mask = read_numbers(path).numpy() if path.suffix == ".npy" else read_mask_image(path)
-    mask = mask if mask.ndim == 3 else mask[None]
-    _check_size(path, mask.shape[1:], size)
-    return maps_to_control(torch.from_numpy(mask_maps(mask, run.controlnet.config.mask_kind, len(maps), path)))[None]
+    if not run.controlnet.config.maps:
+        return to_control(read_picture(path), run, codec, size, path)
+    values = read_numbers(path).numpy() if path.suffix == ".npy" else read_mask_image(path)
+    return to_control(values, run, codec, size, path)
+
+
+def to_control(
+    values: np.ndarray, run: Run, codec: LatentCodec, size: tuple[int, int], name: str | Path
+) -> torch.Tensor:
+    """Return a control (1, K, h, w) of an image of `size`, rows and columns of pixels, as the run's ControlNet takes it.
+
+    values: a mask (H, W) or maps (K, H, W); for a ControlNet of latents a picture, uint8 (H, W, 3). name: for messages.
+    Raises InputError for another size or kind.
+    """
+    assert run.controlnet is not None
+    config = run.controlnet.config
+    if not config.maps:
+        if values.ndim != 3 or values.shape[2] != 3 or values.dtype != np.uint8:
+            raise InputError(f"{name} is {values.dtype} {values.shape}: expected a picture, uint8 (H, W, 3)")
+        _check_size(name, values.shape[:2], size)
+        pixels = from_uint8(torch.from_numpy(values).permute(2, 0, 1)[None])
+        bands = [  # in windows, as the masks of training are encoded
+            [codec.encode(part.to(run.device)).float().cpu() for part in band.split(WINDOW, dim=3)]
+            for band in pixels.split(WINDOW, dim=2)
+        ]
+        return torch.cat([torch.cat(parts, dim=3) for parts in bands], dim=2)
+    if values.ndim not in (2, 3):
+        raise InputError(f"{name} has shape {values.shape}: expected a mask (H, W), or maps (K, H, W)")
+    mask = values if values.ndim == 3 else values[None]
+    _check_size(name, mask.shape[1:], size)
+    return maps_to_control(torch.from_numpy(mask_maps(mask, config.mask_kind, len(config.maps), name)))[None]
 
 
 def control_mask(control: torch.Tensor, run: Run, codec: LatentCodec) -> np.ndarray | None:
@@ -156,7 +169,7 @@ def read_picture(path: Path) -> np.ndarray:
     return np.repeat(255 * mask[0].astype(np.uint8)[..., None], 3, axis=2)
 
 
-def _check_size(path: Path, found: tuple[int, ...], size: tuple[int, int]) -> None:
+def _check_size(path: str | Path, found: tuple[int, ...], size: tuple[int, int]) -> None:
     if tuple(found) != size:
         raise InputError(
             f"{path} has {found[1]} x {found[0]} pixels: expected {size[1]} x {size[0]}, those of the image"

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from runs import control_settings, equal, forget_processes, launch, read, save_run, settings, train, train_for
 
+import pixcell
 from diffusion.cli.commands.convert import convert
 from diffusion.cli.commands.sample import sample
 from diffusion.config.settings import ControlNetSection, DataConfig
@@ -116,8 +117,19 @@ def test_a_run_is_sampled_with_masks_of_its_index_and_of_files(masked_root, base
     sample(workdir=base, controlnet=tmp_path / "released", control=[masks], out=tmp_path / "again", steps=2)
     for one, other in zip(*(sorted((tmp_path / name / "syn").iterdir()) for name in ("files", "again")), strict=True):
         assert one.name == other.name and np.array_equal(Image.open(one), Image.open(other))
+    steered = sorted(path.stem for path in (tmp_path / "files/syn").iterdir())
     drawn = [np.unique(Image.open(path)).tolist() for path in sorted((tmp_path / "files/control").iterdir())]
     assert drawn == [[0], [255], [0]] and len(list((tmp_path / "indexed/control").iterdir())) == 2
+    opened = pixcell.open_run(base, controlnet=run)
+    again = list(opened.sample(control=masks, steps=2))
+    mask = np.full((256, 256), 255, np.uint8)
+    assert [each.name for each in again] == [name.partition("_")[2] for name in steered]
+    alone = next(opened.sample(control=[mask * 0], count=1, steps=2)).pixels
+    assert np.abs(alone.astype(int) - again[0].pixels).max() <= 1  # batches of one and of three round apart
+    with pytest.raises(InputError, match=r"mask_0 has 128 x 128 pixels: expected 256 x 256"):
+        opened.sample(control=[mask[:128, :128]])
+    with pytest.raises(InputError, match="the ControlNet has nothing to read"):
+        opened.sample()
     (masks / "3_4.jpeg").touch(), (masks / "3_4_uni.npy").touch()  # as a folder of patches has it
     (masks / "layout_0.png").rename(masks / "3_4_mask.png")
     assert list_controls([masks]) == [masks / "3_4_mask.png"]
