@@ -49,7 +49,7 @@ lora = dict(
     alpha=None,  # The adapter counts alpha / rank. None: the rank, so once.
     # Maps to adapt: cross_attention, self_attention, mlp, or single ones, such as attn2.to_q.
     targets=("cross_attention",),
-    # An adapter to begin with, as --lora takes it: trained on if there is a rank, else added to the weights for good.
+    # A run or file of an adapter to begin with: trained on if there is a rank, else added to the weights for good.
     load_from=None,
 )
 

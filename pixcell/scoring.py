@@ -13,19 +13,27 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
+from diffusion.data.nuclei.segmentation import segment_nuclei
 from diffusion.encoders.embedder_files import check_encoders
 from diffusion.encoders.embedders import PatchEmbedder
-from diffusion.evaluation.measure import REAL, SYNTHETIC, TRAINING, describe_sets, measure_mask_adherence
-from diffusion.evaluation.metrics.cell_scores import Adherence, score_cells
+from diffusion.evaluation.measure import REAL, SYNTHETIC, TRAINING, describe_sets
+from diffusion.evaluation.metrics.cell_scores import score_cells
 from diffusion.evaluation.metrics.scores import REPLICATES, Scores
 from diffusion.evaluation.metrics.scores import score as score_features
-from diffusion.evaluation.sets.cells import CellTable, NucleiSource, measure_cells, measure_window
+from diffusion.evaluation.sets.cells import (
+    CellMeasurement,
+    CellTable,
+    NucleiSource,
+    measure_cells,
+    measure_window,
+    plan_measurement,
+)
 from diffusion.evaluation.sets.embedding import embed_set
 from diffusion.evaluation.sets.features import Features, Row
 from diffusion.evaluation.sets.image_set import ImageSet
 from diffusion.formats import METRICS, NETWORK_MPP, SIZE_POLICIES, WINDOW
 from diffusion.utils.errors import InputError
-from diffusion.utils.hardware import count_cores, prepare_device
+from diffusion.utils.hardware import prepare_device
 from diffusion.utils.launch import read_launch, start_processes
 from diffusion.utils.text import default_root
 from diffusion.utils.values import check_whole
@@ -83,12 +91,16 @@ def score(
     check_encoders([encoder], home)
     if masks is not None and not all(isinstance(images, (str, Path)) for images in (real, synthetic)):
         raise InputError("masks belong to images of the same names: expected real and synthetic images in folders")
-    nuclei = NucleiSource(mpp) if "cells" in chosen else None
+    if not mpp > 0:
+        raise InputError(f"mpp {mpp!r}: expected the microns per pixel of the images")
+    if masks is not None and "cells" not in chosen:
+        raise InputError("masks are of the metric cells, which is not among metrics")
     given = {REAL: real, SYNTHETIC: synthetic, TRAINING: training}
     sources = {kind: _open(images, on_size) for kind, images in given.items() if images is not None}
     embedder, state = PatchEmbedder.load(encoder, place, root=home), start_processes(place)
     embedded = {
-        kind: _embed(source, embedder, state, None if kind == TRAINING else nuclei) for kind, source in sources.items()
+        kind: _embed(source, embedder, state, _cells_of(kind, sources, chosen, mpp, masks, seed))
+        for kind, source in sources.items()
     }
     features = {kind: found for kind, (found, _) in embedded.items()}
     sums = place if place.type == "cuda" else torch.device("cpu")  # float64, which MPS has not
@@ -96,8 +108,7 @@ def score(
     scores = score_features(*sets, seed=seed, replicates=bootstrap, device=sums)
     tables = [embedded[kind][1] for kind in (REAL, SYNTHETIC)]
     if tables[0] is not None and tables[1] is not None:
-        adherence = None if masks is None or nuclei is None else _compare_with_masks(sources, nuclei, Path(masks), seed)
-        of_cells = score_cells(tables[0], tables[1], mpp, adherence, seed)
+        of_cells = score_cells(CellTable.of(tables[0]), CellTable.of(tables[1]), mpp, seed)
         scores.values |= of_cells.values
         scores.notes += of_cells.notes
     known = {kind: source if isinstance(source, ImageSet) else features[kind] for kind, source in sources.items()}
@@ -138,31 +149,53 @@ def _count_windows(image: ImageLike, name: str) -> int:
     return (width // WINDOW) * (height // WINDOW)
 
 
+def _cells_of(
+    kind: str,
+    sources: Mapping[str, Source],
+    metrics: Sequence[str],
+    mpp: float,
+    masks: str | Path | None,
+    seed: int,
+) -> CellMeasurement | None:
+    """Return how the nuclei of a set are measured; None where they are not."""
+    images, nuclei = sources[kind], NucleiSource(mpp)
+    if "cells" not in metrics or kind == TRAINING:
+        return None
+    if not isinstance(images, ImageSet):
+        return CellMeasurement(nuclei)
+    if metrics == METRICS and images.fit == "resize":  # all that applies
+        return None
+    samples = sources[SYNTHETIC]
+    masked = masks is not None and isinstance(samples, ImageSet) and images.files.keys() <= samples.files.keys()
+    return plan_measurement(images, nuclei, Path(masks) if masked else None, seed)
+
+
 def _embed(
-    source: Source, embedder: PatchEmbedder, state: PartialState, nuclei: NucleiSource | None
-) -> tuple[Features, CellTable | None]:
-    """Return the features of a source and, where it is said how nuclei are found, these."""
+    source: Source, embedder: PatchEmbedder, state: PartialState, cells: CellMeasurement | None
+) -> tuple[Features, Features | None]:
+    """Return the features of a source, and its nuclei, where it is said how these are measured."""
     if not isinstance(source, ImageSet):
         measured: list[np.ndarray] = []
 
         def measure_nuclei(window: torch.Tensor) -> None:
-            pixels = window.permute(1, 2, 0).numpy()[None]
-            if nuclei is not None:
-                measured.append(measure_window(pixels[0], nuclei.find("", pixels)[0], nuclei.mpp))
+            pixels = window.permute(1, 2, 0).numpy()
+            if cells is not None:
+                measured.append(measure_window(pixels, segment_nuclei(pixels, cells.nuclei.mpp), cells.nuclei.mpp))
 
         features = embed_windows(source, embedder, measure_nuclei)
-        return features, CellTable(features.rows, np.stack(measured)) if measured else None
+        if not measured:
+            return features, None
+        values = np.stack(measured).astype(np.float32)
+        return features, Features(features.rows, values.shape[1], [lambda: values], [len(values)], "cells")
     with TemporaryDirectory() as cache:
-        found = embed_set(source, embedder, Path(cache), state)
-        arrays = [load() for load in found.parts]
-        cells = None if nuclei is None else measure_cells(source, nuclei, Path(cache), count_cores())
-    return dataclasses.replace(found, parts=[lambda array=array: array for array in arrays]), cells
+        found = _in_memory(embed_set(source, embedder, Path(cache), state))
+        return found, None if cells is None else _in_memory(measure_cells(source, cells, Path(cache), state))
 
 
-def _compare_with_masks(sources: Mapping[str, Source], nuclei: NucleiSource, masks: Path, seed: int) -> Adherence:
-    images = {kind: source for kind, source in sources.items() if isinstance(source, ImageSet)}
-    with TemporaryDirectory() as cache:
-        return measure_mask_adherence(images, nuclei, nuclei, masks, Path(cache), seed, count_cores())
+def _in_memory(features: Features) -> Features:
+    """Return features whose parts no longer need their files."""
+    arrays = [load() for load in features.parts]
+    return dataclasses.replace(features, parts=[lambda array=array: array for array in arrays])
 
 
 def embed_windows(

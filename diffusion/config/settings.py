@@ -347,7 +347,7 @@ class LoraConfig(Section):
     targets: Names = ("cross_attention",)
     """Maps to adapt: cross_attention, self_attention, mlp, or single ones, such as attn2.to_q."""
     load_from: Name | None = None
-    """An adapter to begin with, as --lora takes it: trained on if there is a rank, else added to the weights for good."""
+    """A run or file of an adapter to begin with: trained on if there is a rank, else added to the weights for good."""
 
 
 @dataclass(frozen=True)

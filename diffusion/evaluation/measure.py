@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,17 +10,23 @@ from typing import TYPE_CHECKING
 import torch
 
 from diffusion.encoders.embedders import PatchEmbedder
-from diffusion.evaluation.metrics.cell_scores import Adherence, score_cells
+from diffusion.evaluation.metrics.cell_scores import score_cells
 from diffusion.evaluation.metrics.quantities import COMPARED_METRICS
 from diffusion.evaluation.metrics.scores import REPLICATES, Scores, score
-from diffusion.evaluation.sets.cells import NucleiSource, measure_adherence, measure_cells
+from diffusion.evaluation.sets.cells import (
+    CellMeasurement,
+    CellTable,
+    NucleiSource,
+    find_all_objects,
+    measure_cells,
+    plan_measurement,
+)
 from diffusion.evaluation.sets.embedding import Timing, embed_set
 from diffusion.evaluation.sets.feature_files import FEATURE_SUFFIXES, read_feature_file
 from diffusion.evaluation.sets.features import Features, Row
 from diffusion.evaluation.sets.image_set import LOSSY, ImageSet
-from diffusion.formats import METRICS, NETWORK_MPP
-from diffusion.utils.errors import InputError
-from diffusion.utils.hardware import count_cores
+from diffusion.formats import CONTROL_DIR, METRICS, NETWORK_MPP
+from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.text import abbreviate
 
 if TYPE_CHECKING:
@@ -141,57 +147,59 @@ def score_sets(
 def score_cell_sets(
     sources: Mapping[str, Source], cache: Path, state: PartialState, options: ScoringOptions
 ) -> EncoderScores | None:
-    """Score the nuclei and stains of sets in the main process; return None in the others.
+    """Measure nuclei and stains of sets, by all processes together, and score them in the main one; return None in the others.
 
     Raises MissingError, InputError for sets that cannot be scored, and masks that are missing or of another size.
     """
+    images = {kind: source for kind, source in sources.items() if isinstance(source, ImageSet) and kind != TRAINING}
+    measurements = plan_cells(images, options)
+    features = {}
+    for kind, measurement in measurements.items():
+        reading = (options.workers, options.strict)
+        features[kind] = measure_cells(images[kind], measurement, cache, state, *reading)
     if not state.is_main_process:
         return None
-    images = {kind: source for kind, source in sources.items() if isinstance(source, ImageSet) and kind != TRAINING}
-    if len(images) < 2:
-        raise InputError("cells are scored in images: give folders of them instead of files of features")
-    given = options.cells
-    found = {kind: NucleiSource(given.mpp) for kind in images}
-    if given.real_nuclei is not None:
-        found[REAL] = NucleiSource(given.mpp, given.real_nuclei)
-        found[SYNTHETIC] = NucleiSource(given.mpp, given.synthetic_nuclei)
-    workers = max(options.workers, count_cores()) if options.workers else 0
-    tables = {kind: measure_cells(each, found[kind], cache, workers) for kind, each in images.items()}
-    adherence = None
-    if given.masks is not None:
-        sets = {kind: replace(each, files=_without(each.files, tables[kind].bad)) for kind, each in images.items()}
-        ways = found[REAL], found[SYNTHETIC]
-        adherence = measure_mask_adherence(sets, *ways, given.masks, cache, options.seed, workers)
-    scores = score_cells(tables[REAL], tables[SYNTHETIC], given.mpp, adherence, options.seed)
+    if options.strict:
+        _check_paired(features[REAL], features[SYNTHETIC])
+    tables = {kind: CellTable.of(rows) for kind, rows in features.items()}
+    scores = score_cells(tables[REAL], tables[SYNTHETIC], options.cells.mpp, options.seed)
     untrained = None
     if UNTRAINED in tables:
-        untrained = score_cells(tables[REAL], tables[UNTRAINED], given.mpp, None, options.seed)
-    return EncoderScores(scores, {kind: table.features() for kind, table in tables.items()}, untrained)
+        untrained = score_cells(tables[REAL], tables[UNTRAINED], options.cells.mpp, options.seed)
+    elif UNTRAINED in images:
+        scores.notes.append("The untrained network's nuclei are not compared: those of the others were given.")
+    return EncoderScores(scores, features, untrained, describe_sets(images, features))
 
 
-def _without(files: Mapping[str, Path], names: Collection[str]) -> dict[str, Path]:
-    return {name: path for name, path in files.items() if name not in names}
+def find_sample_masks(samples: Source) -> tuple[Path | None, list[str]]:
+    """Return the folder `control` beside that of samples, where it has the mask of each; and a note where it has those of some."""
+    if not isinstance(samples, ImageSet):
+        return None, []
+    folder = samples.folder.absolute().parent / CONTROL_DIR
+    if not folder.is_dir():
+        return None, []
+    try:
+        find_all_objects(folder, samples.files)
+    except MissingError as error:
+        return None, [f"Samples are not compared with masks: {error}."]
+    return folder, []
 
 
-def measure_mask_adherence(
-    images: Mapping[str, ImageSet],
-    real_nuclei: NucleiSource,
-    synthetic_nuclei: NucleiSource,
-    masks: Path,
-    cache: Path,
-    seed: int = 0,
-    workers: int = 0,
-) -> Adherence:
-    """Compare the nuclei of samples, and of real images of the same names, with the masks of these names.
-
-    Raises MissingError for samples without mask, InputError for a mask of another size.
-    """
-    synthetic = measure_adherence(images[SYNTHETIC], synthetic_nuclei, masks, cache, seed, workers)
-    same = {name: path for name, path in images[REAL].files.items() if name in images[SYNTHETIC].files}
-    if not same:
-        return Adherence(synthetic)
-    real = replace(images[REAL], files=same)
-    return Adherence(synthetic, measure_adherence(real, real_nuclei, masks, cache, seed, workers))
+def plan_cells(images: Mapping[str, ImageSet], options: ScoringOptions) -> dict[str, CellMeasurement]:
+    """Look for everything that measuring nuclei needs, before anything is computed. Raises MissingError, InputError."""
+    given, plans = options.cells, {}
+    if REAL not in images or SYNTHETIC not in images:
+        raise InputError("cells are scored in images: give folders of them instead of files of features")
+    for kind in (REAL, SYNTHETIC):
+        folder = given.real_nuclei if kind == REAL else given.synthetic_nuclei
+        files = images[kind].files
+        masked = kind == SYNTHETIC or files.keys() <= images[SYNTHETIC].files.keys()  # the tissue of the same masks
+        plans[kind] = plan_measurement(
+            images[kind], NucleiSource(given.mpp, folder), given.masks if masked else None, options.seed
+        )
+    if UNTRAINED in images and given.real_nuclei is None:
+        plans[UNTRAINED] = plan_measurement(images[UNTRAINED], NucleiSource(given.mpp))
+    return plans
 
 
 def _check_paired(real: Features, synthetic: Features) -> None:

@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from diffusion.evaluation.measure import REAL, SYNTHETIC, ScoringOptions, score_cell_sets, score_sets, scores_by_encoder
+from diffusion.evaluation.measure import (
+    REAL,
+    SYNTHETIC,
+    ScoringOptions,
+    find_sample_masks,
+    score_cell_sets,
+    score_sets,
+    scores_by_encoder,
+)
 from diffusion.evaluation.metrics import intervals
 from diffusion.evaluation.metrics.cell_scores import CELLS
 from diffusion.evaluation.metrics.intervals import Value
@@ -26,7 +34,7 @@ from diffusion.evaluation.reports.charts import ScoreLine, ScorePanel, plot_scor
 from diffusion.evaluation.sets.cache import hash_files
 from diffusion.evaluation.sets.embedding import Timing
 from diffusion.evaluation.sets.image_set import ImageSet
-from diffusion.formats import CONTROL_DIR, SYNTHETIC_DIR, WINDOW
+from diffusion.formats import SYNTHETIC_DIR, WINDOW
 from diffusion.utils.content import fingerprint_file
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import atomic_write_bytes
@@ -141,10 +149,10 @@ class PointScorer:
         parts = [
             score_sets(sources, embedder, self.cache, self.state, self.options, Timing()) for embedder in self.embedders
         ]
-        if CELLS in self.options.metrics:
-            masks = folder / CONTROL_DIR
-            cells = replace(self.options.cells, masks=masks if masks.is_dir() else None)
-            parts.append(score_cell_sets(sources, self.cache, self.state, replace(self.options, cells=cells)))
+        if CELLS in self.options.metrics and fit != "resize":
+            cells = replace(self.options.cells, masks=find_sample_masks(sources[SYNTHETIC])[0])
+            options = replace(self.options, cells=cells)
+            parts.append(score_cell_sets(sources, self.cache, self.state, options))
         measured = [part for part in parts if part is not None]  # all in the main process, none in the others
         if self.state.is_main_process:
             record = {"about": self._point_settings(folder, checkpoint), "point": asdict(point)}

@@ -139,6 +139,12 @@ def to_control(
     return maps_to_control(torch.from_numpy(mask_maps(mask, config.mask_kind, len(config.maps), name)))[None]
 
 
+def always_has_mask(run: Run) -> bool:
+    """Tell whether every control of a run's ControlNet has a mask, as `control_mask` returns it: not latents, nor numbers."""
+    assert run.controlnet is not None
+    return bool(run.controlnet.config.maps) and run.controlnet.config.mask_kind != "channels"
+
+
 def control_mask(control: torch.Tensor, run: Run, codec: LatentCodec) -> np.ndarray | None:
     """Return the mask that a control (1, K, h, w) of a run's ControlNet was made of, uint8 (S, S): 255 within objects.
 

@@ -62,10 +62,12 @@ class OutputFolder:
             return
         atomic_write_bytes(file, (json.dumps({**settings, **places}, indent=2) + "\n").encode())
 
-    def list_missing(self, count: int, has_real: Callable[[int], bool] = lambda i: False) -> list[int]:
+    def list_missing(
+        self, count: int, has_real: Callable[[int], bool] = lambda i: False, has_mask: bool = False
+    ) -> list[int]:
         """Return the numbers of the images, of `count`, that are not yet in `syn` and, where they have tissue, in `real`.
 
-        Files are written atomically, so one that exists is complete.
+        has_mask: whether each has a mask in `control`, too. Files are written atomically, so one that exists is complete.
         Raises InputError when there are more than `count`, or files that are not samples.
         """
         folder = self.path / SYNTHETIC_DIR
@@ -80,11 +82,14 @@ class OutputFolder:
             raise InputError(
                 f"{self.path} holds {len(present)} samples, not {count}; name another folder with --out, or ask for as many with --count"
             )
+        if has_mask:
+            masks = self.path / CONTROL_DIR
+            present = {i: name for i, name in present.items() if (masks / name).with_suffix(".png").is_file()}
         complete = {i for i, name in present.items() if (self.real_folder / name).is_file() or not has_real(i)}
         return [i for i in range(count) if i not in complete]
 
     def image_path(self, part: str, i: int, name: str) -> Path:
-        """Return the path of image i; part: `syn` or `real`."""
+        """Return the path of image i; part: `syn`, `real` or `control`."""
         folder = self.real_folder if part == REAL_DIR else self.path / part
         return folder / f"{i:06d}_{name}.{self.extension}"
 
@@ -103,13 +108,13 @@ class OutputFolder:
     ) -> None:
         """Write image i, uint8 (3, S, S), with a note of how it was made, and the condition's own pixels if it has some.
 
-        mask: that it was made for, uint8 (S, S); written first, so that a sample that is there has its mask.
+        mask: that it was made for, uint8 (S, S), which is written, too.
         """
-        if mask is not None:
-            write_mask(self.image_path(CONTROL_DIR, i, condition.name).with_suffix(".png"), mask)
         pictures = [(SYNTHETIC_DIR, synthetic, {**note, "condition": condition.name})]
         if condition.pixels is not None:
             # after the sample: a folder without samples accepts other settings, and must not hold tissue of these
             pictures.append((REAL_DIR, condition.pixels, {"condition": condition.name}))
         for part, pixels, metadata in pictures:
             save_image(self.image_path(part, i, condition.name), pixels, metadata, **SAVE_OPTIONS[self.extension])
+        if mask is not None:
+            write_mask(self.image_path(CONTROL_DIR, i, condition.name).with_suffix(".png"), mask)

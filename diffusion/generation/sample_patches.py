@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from diffusion.formats import SYNTHETIC_DIR
 from diffusion.generation.conditions import IndexConditions
-from diffusion.generation.controls import control_mask
+from diffusion.generation.controls import always_has_mask, control_mask
 from diffusion.generation.generators import ImageMaker
 from diffusion.generation.output_folder import OutputFolder
 from diffusion.generation.session import Session
@@ -44,7 +44,8 @@ def sample_patches(
         known = " and ".join(str(size) for size in sizes)
         raise InputError(f"{session.run.folder} was trained at {config.image_size} pixels: this tool samples {known}")
     conditions, origin = choose_conditions(session, source, with_real)
-    session.solver.check_control(session.run, conditions[0].condition.control is not None)
+    is_controlled = conditions[0].condition.control is not None
+    session.solver.check_control(session.run, is_controlled)
     count = count or (index_count if isinstance(conditions, IndexConditions) else len(conditions))
 
     if needs_real and not any(map(conditions.has_pixels, range(min(count, CHECKED)))):
@@ -52,7 +53,7 @@ def sample_patches(
             f"the patches that condition have no images in {session.root / 'patches'}, so there is nothing to score samples "
             "against; put them there, or score against other tissue with --real"
         )
-    todo = folder.list_missing(count, conditions.has_pixels)
+    todo = folder.list_missing(count, conditions.has_pixels, is_controlled and always_has_mask(session.run))
     if state.is_main_process:
         settings = {"pictures": "patches", **session.settings, "format": folder.extension}
         folder.check_or_write_settings({**settings, **origin.content}, {**session.locations, **origin.locations})

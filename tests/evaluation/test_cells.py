@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from diffusion.evaluation.metrics.cells import compare_segmentations, count_nuclei
+from diffusion.evaluation.metrics.cells import compare_segmentations
 
 
 def random_labels(seed: int, objects: int = 12, size: int = 48) -> np.ndarray:
@@ -81,11 +81,3 @@ def test_the_ends_of_the_scale():
     assert compare_segmentations(none, labels).dice == compare_segmentations(none, labels).aji == 0.0
     with pytest.raises(ValueError, match="expected one image"):
         compare_segmentations(labels, none[:3])
-
-
-def test_nuclei_are_counted_in_microns():
-    labels = np.zeros((100, 100), int)
-    labels[:10, :10], labels[50:60, 50:70] = 7, 9
-    counted = count_nuclei(labels, mpp=0.5)
-    assert counted == (2, 37.5, 2 / 0.0025)
-    assert count_nuclei(labels * 0, 0.5)[::2] == (0, 0.0) and np.isnan(count_nuclei(labels * 0, 0.5).area)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,6 @@ from diffusion.cli import options
 from diffusion.cli.signature import Here, Option, checked, flag_name
 from diffusion.cli.unused import refuse_unused_conditions
 from diffusion.formats import (
-    CONTROL_DIR,
     DEFAULT_SOLVER,
     LAST_WEIGHTS,
     METRICS,
@@ -115,7 +115,6 @@ def evaluate(
         refuse_unused_conditions(evaluate, images, (), {"encoder": encoder}, indexed, published)
     if list(metrics) == ["neighbours"] and train is None:
         raise InputError("--metrics neighbours: among which images? Name those of training with --train")
-    check_cells(metrics, real_nuclei, syn_nuclei, masks)
 
     from diffusion.encoders.embedder_files import check_encoders
     from diffusion.encoders.embedders import PatchEmbedder
@@ -126,12 +125,15 @@ def evaluate(
         UNTRAINED,
         CellOptions,
         ScoringOptions,
+        find_sample_masks,
         open_sources,
+        plan_cells,
         score_cell_sets,
         score_sets,
     )
     from diffusion.evaluation.reports.report import ReportInfo, read_losses, write_report
     from diffusion.evaluation.sets.embedding import Timing
+    from diffusion.evaluation.sets.image_set import ImageSet
     from diffusion.evaluation.sets.provenance import read_sampling_settings
     from diffusion.utils.hardware import prepare_device
     from diffusion.utils.launch import start_processes
@@ -143,6 +145,7 @@ def evaluate(
         losses = workdir
     curves = None if losses is None else read_losses(losses)
     has_images = real is None or real.is_dir()
+    check_cells(metrics, has_images, real_nuclei, syn_nuclei, masks, mpp)
     encoded = set(metrics) != {"cells"}
     if has_images and encoded:
         check_encoders(encoders, home)
@@ -187,21 +190,29 @@ def evaluate(
     settings = read_sampling_settings(syn) if syn.is_dir() else {}
     place = prepare_device(device)
     state = start_processes(place)
-    beside = syn.absolute().parent / CONTROL_DIR
-    cells = CellOptions(mpp, real_nuclei, syn_nuclei, masks or (beside if beside.is_dir() else None))
+    scores_cells = "cells" in metrics and (has_images or not encoded)
+    if scores_cells and on_size == "resize" and tuple(metrics) == METRICS:  # all that applies
+        scores_cells = False
+        origin.append("Cells are not scored in images that are resized.")
+    cells = CellOptions(mpp, real_nuclei, syn_nuclei, masks)
+    if scores_cells and masks is None:
+        found, told = find_sample_masks(sources[SYNTHETIC])
+        cells, origin = replace(cells, masks=found), origin + told
     scoring = ScoringOptions(tuple(metrics), seed, bootstrap, batch_size or BATCH_SIZE, workers or 0, strict, cells)
+    if scores_cells:
+        plan_cells({kind: each for kind, each in sources.items() if isinstance(each, ImageSet)}, scoring)
     timing, measured = Timing(), []
     kept = cache or out / "features"
     for name in (encoders if has_images else [None]) if encoded else []:
         embedder = PatchEmbedder.load(name, state.device or place, root=home) if name else None
         measured.append(score_sets(sources, embedder, kept, state, scoring, timing))
-    if "cells" in metrics and (has_images or not encoded):
+    if scores_cells:
         measured.append(score_cell_sets(sources, kept, state, scoring))
     if state.is_main_process:
         how = {kind: str(place) for kind, place in places.items() if place is not None}
         how |= {"images of other sizes": on_size, "metrics": " ".join(metrics), "seed": str(seed)}
-        how |= {"replicates of intervals": str(bootstrap)} | cells.described()
-        about = ReportInfo(note, seed, how, settings, curves, timing, origin, cells)
+        how |= {"replicates of intervals": str(bootstrap)} | (cells.described() if scores_cells else {})
+        about = ReportInfo(note, seed, how, settings, curves, timing, origin, cells if scores_cells else None)
         notes = write_report(out, measured, sources, about)
         print_summary(measured, notes, timing)
         print(f"written: {out / 'index.html'}")
@@ -217,15 +228,26 @@ def check_sets(real: Path | None, syn: Path | None, workdir: Path | None) -> Non
         raise InputError(f"{missing}: missing; expected two sets to compare, or a run to sample")
 
 
-def check_cells(metrics: Sequence[str], real_nuclei: Path | None, syn_nuclei: Path | None, masks: Path | None) -> None:
-    """Raise InputError for nuclei of one set alone, for options of cells that are not scored, and MissingError for no folder."""
+def check_cells(
+    metrics: Sequence[str],
+    has_images: bool,
+    real_nuclei: Path | None,
+    syn_nuclei: Path | None,
+    masks: Path | None,
+    mpp: float,
+) -> None:
+    """Raise InputError for nuclei of one set alone, and options of cells that are not scored, MissingError for no folder."""
     if (real_nuclei is None) != (syn_nuclei is None):
         raise InputError(
             "--real-nuclei and --syn-nuclei: expected both, since two ways of finding nuclei do not compare"
         )
-    for name, folder in {"masks": masks, "real-nuclei": real_nuclei, "syn-nuclei": syn_nuclei}.items():
-        if folder is not None and "cells" not in metrics:
-            raise InputError(f"--{name} is of the metric cells, which is not among --metrics")
+    folders = {"masks": masks, "real-nuclei": real_nuclei, "syn-nuclei": syn_nuclei}
+    given = [name for name, folder in folders.items() if folder is not None] + ["mpp"] * (mpp != NETWORK_MPP)
+    if given and "cells" not in metrics:
+        raise InputError(f"--{given[0]} is of the metric cells, which is not among --metrics")
+    if not has_images and (given or ("cells" in metrics and tuple(metrics) != METRICS)):
+        raise InputError("cells are scored in images: give folders of them instead of files of features")
+    for name, folder in folders.items():
         if folder is not None and not folder.is_dir():
             raise MissingError(f"--{name} {folder}: no such folder")
 

@@ -65,6 +65,8 @@ def probe(
     """
     if train_real is None and train_syn is None:
         raise InputError("expected --train-real or --train-syn, or both: what to train on")
+    if not segmentation and (train_steps != 400 or mpp != NETWORK_MPP):
+        raise InputError(f"--{'mpp' if train_steps == 400 else 'train-steps'} is of --segmentation, which is not given")
     if segmentation:
         others = {
             "--k": k != 20,
@@ -159,23 +161,33 @@ def probe_masks(
     from diffusion.evaluation.segmentation import TrainingOptions, probe_segmentation
     from diffusion.evaluation.sets.classes import find_leaks
     from diffusion.evaluation.sets.image_set import ImageSet
-    from diffusion.evaluation.sets.masked_images import MaskedImages, load_masked_images, resample_slides
+    from diffusion.evaluation.sets.masked_images import (
+        MaskedImages,
+        find_shared_slides,
+        load_masked_images,
+        resample_slides,
+    )
     from diffusion.utils.hardware import prepare_device
+    from diffusion.utils.launch import start_processes
     from diffusion.utils.text import format_table
 
     folders = {"test": test, "real": train_real, "synthetic": train_syn}
     images = {name: ImageSet.open(folder, on_size) for name, folder in folders.items() if folder is not None}
     training = {name: each for name, each in images.items() if name != "test"}
     warnings = [leak for name, each in training.items() for leak in find_leaks(name, each, images["test"])]
-    loaded = {name: load_masked_images(each) for name, each in images.items()}
+    warnings += [leak for name, each in training.items() for leak in find_shared_slides(name, each, images["test"])]
+    place = prepare_device(device)
+    state = start_processes(place)
+    if not state.is_main_process:  # one network of a minute is not shared
+        return
+    loaded = {name: load_masked_images(each, mpp) for name, each in images.items()}
     tested = loaded.pop("test")
     sets = loaded | ({"both": reduce(MaskedImages.concat, loaded.values())} if len(loaded) > 1 else {})
     tested, slides = resample_slides(tested)
     notes = [f"Intervals (95 %) are from {CLUSTER_RESAMPLES} resamples of the test set's {slides}."]
-    place = prepare_device(device)
     with tqdm(total=steps * len(sets), unit="step", leave=False) as bar:
         chosen = TrainingOptions(steps, batch_size or 8, seed, mpp)
-        results, found = probe_segmentation(sets, tested, chosen, place, bar.update)
+        results, found = probe_segmentation(sets, tested, chosen, state.device or place, bar.update)
     about = {
         "images": {name: {"folder": str(each.folder), "files": len(each.files)} for name, each in images.items()},
         "steps": steps, "batch_size": chosen.batch_size, "seed": seed, "mpp": mpp, "warnings": warnings, "notes": notes,

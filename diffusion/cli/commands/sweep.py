@@ -190,6 +190,8 @@ def sweep(
         )
 
     first = open_point(points[0])
+    if by.startswith("mask_") and first.run.controlnet is None:
+        raise InputError(f"--by {by}: the run has no ControlNet, so that samples have no masks")
     steering = {
         name: value for name, value in first.steering.items() if name != "control_scale"
     }  # points have their own

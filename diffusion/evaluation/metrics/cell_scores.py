@@ -1,13 +1,11 @@
 """Scores of a synthetic set by what pathologists look at: nuclei, stains, and the masks that samples were made for.
 
-Letters: N M windows of two sets, R resamples.
+Letters: N M windows of two sets, P pairs of windows, R resamples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -20,112 +18,140 @@ from diffusion.utils.errors import InputError
 
 CELLS = "cells"  # what takes the place of an encoder in tables
 RESAMPLES = 1000  # of windows, for intervals
-FEWEST_PAIRS = 3  # of which a correlation is taken
+FEWEST_PAIRS = 10  # of which a correlation is taken
 
 
-@dataclass(frozen=True)
-class Adherence:
-    """How nuclei agree with masks, window by window: of samples, and of the real images that the masks were taken from, if known."""
+def score_cells(real: CellTable, synthetic: CellTable, mpp: float, seed: int = 0) -> Scores:
+    """Score a synthetic set against a real one by their nuclei and stains, and by masks, where tables have compared them.
 
-    synthetic: CellTable
-    real: CellTable | None = None
-
-
-def score_cells(
-    real: CellTable, synthetic: CellTable, mpp: float, adherence: Adherence | None = None, seed: int = 0
-) -> Scores:
-    """Score a synthetic set against a real one by their nuclei and stains, and by its masks, if there are some.
-
-    mpp: microns per pixel. Windows of the same name are resampled together. Raises InputError for fewer than two windows on a side.
+    mpp: microns per pixel. Where all windows are pairs of one name, pairs are resampled. Raises InputError for fewer than two
+    windows on a side.
     """
     if min(len(real.rows), len(synthetic.rows)) < 2:
         raise InputError(
             f"got {len(real.rows)} real and {len(synthetic.rows)} synthetic images, expected at least 2 of each"
         )
     scores = Scores(CELLS, len(COLUMNS), {"real": len(real.rows), "synthetic": len(synthetic.rows)})
-    add_nuclei(scores, real, synthetic, mpp, seed)
-    if adherence is not None:
-        add_adherence(scores, adherence, seed)
+    pairs = find_pairs(real, synthetic)
+    add_nuclei(scores, real, synthetic, pairs, seed)
+    add_stains(scores, real, synthetic, pairs, seed)
+    add_adherence(scores, real, synthetic, seed)
+    scores.notes += describe_nuclei(real, synthetic, mpp)
     return scores
 
 
-def add_nuclei(scores: Scores, real: CellTable, synthetic: CellTable, mpp: float, seed: int) -> None:
-    """Add how many nuclei there are, how large, how deeply stained and in which colours, compared with the real ones."""
-    pairs = find_pairs(real, synthetic)
-    resample = partial(_resampled, real=real, synthetic=synthetic, pairs=pairs, seed=seed)
+def add_nuclei(scores: Scores, real: CellTable, synthetic: CellTable, pairs: np.ndarray, seed: int) -> None:
+    """Add how many nuclei there are and how large, over those in real images, and how numbers go together in pairs (P, 2)."""
+    resamples = _draw(real, synthetic, pairs, seed)
     for name, column in (("nuclei_number", "nuclei"), ("nuclei_area", "area")):
-        scores.values[name] = resample(lambda a, b, column=column: _ratio(_mean(b, column), _mean(a, column)))
+        value = _compare(
+            real, synthetic, column, resamples, lambda real, synthetic: synthetic / real if real else np.nan
+        )
+        if value is not None:
+            scores.values[name] = value
+    if len(pairs) < FEWEST_PAIRS:
+        return
+    counts = np.stack([real.column("nuclei")[pairs[:, 0]], synthetic.column("nuclei")[pairs[:, 1]]])
+    if (counts.max(1) == counts.min(1)).any():
+        scores.notes.append("All images of a set have as many nuclei: there is no correlation of pairs.")
+        return
+    drawn = [np.arange(len(pairs)), *(rows for (rows,) in draw_resamples([len(pairs)], RESAMPLES, seed))]
+    with np.errstate(invalid="ignore"):  # of a resample whose counts are all one
+        found = np.array([np.corrcoef(counts[:, rows])[0, 1] for rows in drawn])
+    scores.values["nuclei_correlation"] = percentile_value(found)
+
+
+def add_stains(scores: Scores, real: CellTable, synthetic: CellTable, pairs: np.ndarray, seed: int) -> None:
+    """Add how much more deeply synthetic tissue is stained, and by how many degrees the colours of stains differ.
+
+    Angles have no interval, since none is negative and chance alone makes some; a note has that of two halves of the real set.
+    """
+    resamples = _draw(real, synthetic, pairs, seed)
     for name in DENSITIES:
-        scores.values[f"{name}_difference"] = resample(lambda a, b, name=name: _mean(b, name) - _mean(a, name))
+        value = _compare(real, synthetic, name, resamples, lambda real, synthetic: synthetic - real)
+        if value is not None:
+            scores.values[f"{name}_difference"] = value
+    order = np.random.default_rng(seed).permutation(len(real.rows))
+    halves = real.values[order[::2]], real.values[order[1::2]]
+    by_chance = {}
     for stain in STAINS:
-        scores.values[f"{stain}_angle"] = resample(lambda a, b, stain=stain: _vector_angle(a, b, stain))
-    scores.values = {name: value for name, value in scores.values.items() if np.isfinite(value.value)}
-    if pairs is not None and len(pairs) >= FEWEST_PAIRS:
-        counts = np.stack([real.column("nuclei")[pairs[:, 0]], synthetic.column("nuclei")[pairs[:, 1]]])
-        if (counts.max(1) > counts.min(1)).all():
-            drawn = [np.arange(len(pairs)), *(rows for (rows,) in draw_resamples([len(pairs)], RESAMPLES, seed))]
-            with np.errstate(invalid="ignore"):  # of a resample whose counts are all one
-                found = np.array([np.corrcoef(counts[:, rows])[0, 1] for rows in drawn])
-            scores.values["nuclei_correlation"] = percentile_value(found)
-    area = (WINDOW * mpp / 1000) ** 2  # square millimetres of a window
-    told = [
-        f"{table.column('nuclei').mean() / area:.0f} nuclei per square millimetre of {_mean(table.values, 'area'):.1f} square microns"
-        for table in (real, synthetic)
-    ]
-    scores.notes.append(
-        f"Real images have {told[0]} in the mean, synthetic ones {told[1]}, at {mpp:g} microns a pixel."
-    )
+        angle = _vector_angle(real.values, synthetic.values, stain)
+        if np.isfinite(angle):
+            scores.values[f"{stain}_angle"] = Value(angle)
+            by_chance[stain] = _vector_angle(*halves, stain)
+    if by_chance:
+        told = ", ".join(f"{stain} {angle:.2g}" for stain, angle in by_chance.items())
+        scores.notes.append(f"The hues of two random halves of the real images are apart, too, by degrees: {told}.")
+
+
+def add_adherence(scores: Scores, real: CellTable, synthetic: CellTable, seed: int) -> None:
+    """Add how the nuclei of samples agree with their masks, beside other images' masks, and beside real tissue."""
+    if not np.isfinite(synthetic.column("dice")).any():
+        return
+    for name in ("dice", "found", "aji", "pq"):
+        scores.values[f"mask_{name}"] = mean_value(synthetic.column(name), seed)
+    known = np.isfinite(synthetic.column("dice_of_others"))
+    if known.sum() > 1:
+        own, others = (synthetic.column(name)[known] for name in ("dice", "dice_of_others"))
+        scores.values["mask_dice_of_others"] = mean_value(others, seed)
+        scores.values["mask_dice_above_others"] = mean_value(own - others, seed)
+    if not known.all():
+        scores.notes.append(f"{int((~known).sum())} samples are compared with no other mask: all have the same.")
+    tissue = real.column("dice")
+    if np.isfinite(tissue).sum() > 1:
+        scores.values["mask_dice_of_real"] = mean_value(tissue[np.isfinite(tissue)], seed)
+
+
+def describe_nuclei(real: CellTable, synthetic: CellTable, mpp: float) -> list[str]:
+    """Return sentences on the nuclei of both sets as they are."""
+    area, told = (WINDOW * mpp / 1000) ** 2, []  # square millimetres of a window
+    for table in (real, synthetic):
+        mean = _mean(table.column("area"))
+        size = f" of {mean:.1f} square microns" if np.isfinite(mean) else ""
+        told.append(f"{table.column('nuclei').mean() / area:.0f} nuclei per square millimetre{size}")
+    notes = [f"Real images have {told[0]} in the mean, synthetic ones {told[1]}, at {mpp:g} microns a pixel."]
     for kind, table in (("real", real), ("synthetic", synthetic)):
         if empty := int((table.column("nuclei") == 0).sum()):
-            scores.notes.append(f"In {empty} of {len(table.rows)} {kind} images no nucleus was found.")
+            notes.append(f"In {empty} of {len(table.rows)} {kind} images no nucleus was found.")
+    return notes
 
 
-def add_adherence(scores: Scores, adherence: Adherence, seed: int) -> None:
-    """Add how the nuclei of samples agree with their masks, beside other images' masks, and beside real tissue."""
-    from diffusion.evaluation.sets.cells import ADHERENCE
-
-    columns = dict(zip(ADHERENCE, adherence.synthetic.values.T, strict=True))
-    for name in ("dice", "found", "aji", "pq"):
-        scores.values[f"mask_{name}"] = mean_value(columns[name], seed)
-    if np.isfinite(columns["dice_of_others"]).all():
-        scores.values["mask_dice_of_others"] = mean_value(columns["dice_of_others"], seed)
-        scores.values["mask_dice_above_others"] = mean_value(columns["dice"] - columns["dice_of_others"], seed)
-    if adherence.real is not None and len(adherence.real.rows) > 1:
-        scores.values["mask_dice_of_real"] = mean_value(adherence.real.values[:, ADHERENCE.index("dice")], seed)
-
-
-def find_pairs(real: CellTable, synthetic: CellTable) -> np.ndarray | None:
-    """Return the row numbers of windows that both sets have (P, 2); None where these are not all of both."""
+def find_pairs(real: CellTable, synthetic: CellTable) -> np.ndarray:
+    """Return the row numbers of windows that both sets have (P, 2)."""
     place = {row: i for i, row in enumerate(synthetic.rows)}
-    pairs = np.array([(i, place[row]) for i, row in enumerate(real.rows) if row in place])
-    return pairs if len(pairs) == len(real.rows) == len(synthetic.rows) else None
+    pairs = [(i, place[row]) for i, row in enumerate(real.rows) if row in place]
+    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
 
 
-def _resampled(
-    statistic: Callable[[np.ndarray, np.ndarray], float],
+Resamples = Sequence[tuple[np.ndarray, np.ndarray]]
+
+
+def _draw(real: CellTable, synthetic: CellTable, pairs: np.ndarray, seed: int) -> Resamples:
+    """Return row numbers of both tables: first all, then R resamples, of pairs where there is nothing else."""
+    counts = [len(real.rows), len(synthetic.rows)]
+    whole = [(np.arange(counts[0]), np.arange(counts[1]))]
+    if [len(pairs)] * 2 == counts:
+        return whole + [tuple(pairs[rows].T) for (rows,) in draw_resamples([len(pairs)], RESAMPLES, seed)]
+    return whole + [(rows[0], rows[1]) for rows in draw_resamples(counts, RESAMPLES, seed)]
+
+
+def _compare(
     real: CellTable,
     synthetic: CellTable,
-    pairs: np.ndarray | None,
-    seed: int,
-) -> Value:
-    """Return a statistic of two tables with its percentile interval over resamples of their windows, of pairs where there are some."""
-    values = [statistic(real.values, synthetic.values)]
-    counts = [len(pairs)] if pairs is not None else [len(real.rows), len(synthetic.rows)]
-    for drawn in draw_resamples(counts, RESAMPLES, seed):
-        a, b = (pairs[drawn[0]].T) if pairs is not None else drawn
-        values.append(statistic(real.values[a], synthetic.values[b]))
-    return percentile_value(np.array(values))
+    column: str,
+    resamples: Resamples,
+    statistic: Callable[[float, float], float],
+) -> Value | None:
+    """Return a statistic of the means of a column, with its percentile interval; None where a set has no such value."""
+    first, second = real.column(column), synthetic.column(column)
+    value = percentile_value(np.array([statistic(_mean(first[a]), _mean(second[b])) for a, b in resamples]))
+    return value if np.isfinite(value.value) else None
 
 
-def _mean(values: np.ndarray, column: str) -> float:
-    """Return the mean of a column over those windows that have it; NaN where none has."""
-    known = values[:, COLUMNS.index(column)]
-    known = known[np.isfinite(known)]
+def _mean(values: np.ndarray) -> float:
+    """Return the mean of those values that are known; NaN where none is."""
+    known = values[np.isfinite(values)]
     return float(known.mean()) if len(known) else np.nan
-
-
-def _ratio(value: float, of: float) -> float:
-    return value / of if of else np.nan
 
 
 def _vector_angle(real: np.ndarray, synthetic: np.ndarray, stain: str) -> float:

@@ -90,19 +90,3 @@ def aggregated_jaccard(overlaps: Overlaps) -> float:
     union = (area + other[best] - shared[numbers, best])[touching].sum() + area[~touching].sum()
     unused = np.setdiff1d(np.arange(len(other)), best[touching])
     return float(intersection / (union + other[unused].sum()))
-
-
-class NucleiCount(NamedTuple):
-    """The nuclei of one image: how many, their mean area in square microns, and their number per square millimetre."""
-
-    number: int
-    area: float
-    density: float
-
-
-def count_nuclei(labels: np.ndarray, mpp: float) -> NucleiCount:
-    """Count the nuclei of labels (H, W), with `mpp` microns per pixel; without any, the area is NaN."""
-    areas = np.bincount(labels.ravel())[1:]
-    areas = areas[areas > 0] * mpp**2
-    mean = float(areas.mean()) if len(areas) else float("nan")
-    return NucleiCount(len(areas), mean, len(areas) / (labels.size * (mpp / 1000) ** 2))

@@ -120,6 +120,7 @@ QUANTITIES = {  # in the order of reports
         True,
         "of their numbers in a real image and in the one sampled for it (Pearson)",
         metric="cells",
+        shown=True,
     ),
     "haematoxylin_of_nuclei_difference": Quantity(
         "Haematoxylin of nuclei", None, f"{DENSITY} each nucleus's mean", metric="cells"
@@ -141,6 +142,7 @@ QUANTITIES = {  # in the order of reports
         True,
         "overlap of the nuclei found in a sample and the mask that it was made for",
         metric="cells",
+        shown=True,
     ),
     "mask_dice_of_others": Quantity(
         "Dice with other images' masks", None, "to compare with: what is alike by chance", metric="cells"

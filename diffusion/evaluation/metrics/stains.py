@@ -11,6 +11,7 @@ import numpy as np
 # each channel; but eosin alone hardly absorbs red)
 TISSUE_DENSITY = 0.065
 FEWEST_PIXELS = 256  # stained, from which on colours of stains are estimated
+DECADES = 6.0  # of optical density are 1 in skimage, which divides by the logarithm of 1e-6
 PERCENT = 1.0  # of pixels that may lie beyond the two stains (Macenko et al. 2009)
 
 
@@ -25,13 +26,13 @@ def stained(pixels: np.ndarray) -> np.ndarray:
 
 
 def stain_densities(pixels: np.ndarray) -> np.ndarray:
-    """Return the densities of haematoxylin and eosin (H, W, 2), float32, of an image, uint8 (H, W, 3).
+    """Return the optical densities of haematoxylin and eosin, to base 10, (H, W, 2), float32, of an image, uint8 (H, W, 3).
 
     By the stain vectors of Ruifrok and Johnston 2001, the same for all images, so that densities of two can be compared.
     """
     from skimage.color import rgb2hed
 
-    return rgb2hed(pixels)[..., :2].astype(np.float32)
+    return DECADES * rgb2hed(pixels)[..., :2].astype(np.float32)
 
 
 def estimate_stain_vectors(pixels: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from diffusion.evaluation.measure import REAL, SYNTHETIC, CellOptions
-from diffusion.evaluation.sets.cells import NucleiSource, read_objects
+from diffusion.evaluation.sets.cells import NucleiSource, find_objects_file, image_size, read_objects
 from diffusion.evaluation.sets.image_set import ImageSet, decode_image
 
 COLUMNS, CELL, GAP = 8, 128, 4  # pixels
@@ -25,15 +25,16 @@ def mask_grid(images: Mapping[str, ImageSet], options: CellOptions, seed: int) -
     for name in chosen:
         windows = {kind: _windows(images[kind], name) for kind in (SYNTHETIC, REAL)}
         synthetic = windows[SYNTHETIC]
-        if synthetic is None:
+        if synthetic is None:  # a file that cannot be read, which is named elsewhere
             continue
-        mask = read_objects(options.masks, name, len(synthetic))[0]
-        found = source.find(name, synthetic)[0]
+        path = images[SYNTHETIC].files[name]
+        mask = read_objects(find_objects_file(options.masks, name), options.mpp, image_size(path))[0]
+        found = source.find(name, path, synthetic)[0]
         real = windows[REAL]
         columns.append([_picture(mask), _picture(found), synthetic[0], None if real is None else real[0]])
     rows = 4 if any(column[3] is not None for column in columns) else 3
     pitch = CELL + GAP
-    grid = Image.new("RGB", (len(columns) * pitch - GAP, rows * pitch - GAP), "white")
+    grid = Image.new("RGB", (max(len(columns), 1) * pitch - GAP, rows * pitch - GAP), "white")
     for x, column in enumerate(columns):
         for y, pixels in enumerate(column[:rows]):
             if pixels is not None:

@@ -60,7 +60,7 @@ def read_losses(workdir: Path) -> Losses:
 @dataclass(frozen=True)
 class ReportInfo:
     """What a report shows beside the scores. measured: how these were taken, by names; settings: of the samples.
-    cells: how nuclei were found, and the masks that they were compared with."""
+    cells: how nuclei were found, and the masks that they were compared with; None where they were not."""
 
     note: str = ""
     seed: int = 0
@@ -69,7 +69,7 @@ class ReportInfo:
     losses: Losses | None = None
     timing: Timing = field(default_factory=Timing)
     notes: Sequence[str] = ()
-    cells: CellOptions = field(default_factory=CellOptions)
+    cells: CellOptions | None = None
 
 
 def write_report(
@@ -85,13 +85,13 @@ def write_report(
         windows = [[_window(images[kind], row) for row in chosen] for kind in (REAL, SYNTHETIC)]
         grid = page.png_bytes(page.pairs_grid(*windows))
     masks = None
-    if images and about.cells.masks is not None:
+    if images and about.cells is not None and about.cells.masks is not None:
         masks = page.png_bytes(mask_grid(images, about.cells, about.seed))
     content = page.render_page(
         TEMPLATE, {**page_fields(measured, sources, about, notes), "masks": masks and page.png_uri(masks)}
     )
     record = {"encoders": scores_by_encoder(measured), "notes": notes, "note": about.note, "seed": about.seed,
-              "images": {kind: _set_fields(kind, measured[0]) for kind in sources},
+              "images": {kind: _set_fields(kind, measured[0]) for kind in measured[0].features},
               "measured": dict(about.measured), "settings": dict(about.settings), "versions": package_versions()}  # fmt: skip
     if about.losses is not None:
         record["loss"] = _loss_fields(about.losses)
@@ -170,7 +170,7 @@ def page_fields(
     fields: dict[str, Any] = {
         "note": about.note,
         "notes": notes,
-        "sets": [{"kind": kind, **_set_fields(kind, first)} for kind in sources],
+        "sets": [{"kind": kind, **_set_fields(kind, first)} for kind in first.features],
         "encoders": [_encoder_fields(part) for part in encoded],
         "cards": [
             _card(name, part)

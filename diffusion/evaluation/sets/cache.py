@@ -14,11 +14,10 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.evaluation.sets.features import Features, Row
 from diffusion.evaluation.sets.image_set import ImageSet
 from diffusion.utils.errors import InputError, MissingError
@@ -36,6 +35,21 @@ READ_ERRORS = (
 )  # raised by numpy for damaged files
 
 
+class Encoder(Protocol):
+    """What features are taken with, as far as they depend on it."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def dtype(self) -> Any: ...
+    @property
+    def view(self) -> Any: ...
+
+
 class CachePart(NamedTuple):
     """The files of one part, and the file of their features."""
 
@@ -44,7 +58,7 @@ class CachePart(NamedTuple):
     file: Path
 
 
-def split_into_parts(images: ImageSet, embedder: PatchEmbedder, cache: Path) -> Iterator[CachePart]:
+def split_into_parts(images: ImageSet, embedder: Encoder, cache: Path) -> Iterator[CachePart]:
     """Yield the parts of a set, each with its name on disk."""
     identity = [VERSION, embedder.name, embedder.fingerprint, str(embedder.dtype), str(embedder.view), images.fit]
     files = list(images.files.items())
@@ -86,7 +100,7 @@ def is_readable(path: Path) -> bool:
         return False
 
 
-def load_parts(parts: Sequence[CachePart], images: ImageSet, embedder: PatchEmbedder, strict: bool) -> Features:
+def load_parts(parts: Sequence[CachePart], images: ImageSet, embedder: Encoder, strict: bool) -> Features:
     """Open all parts as one set of features.
 
     Raises MissingError for a part that is missing; InputError when no image could be read or, if strict, when one could not.

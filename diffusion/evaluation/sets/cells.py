@@ -1,62 +1,77 @@
-"""What every window of a set of images shows of nuclei and stains. Letters: N windows of 256, k windows of an image."""
+"""What every window of a set of images shows of nuclei, stains and masks. Letters: N windows of 256, k windows of an image.
+
+The tables are features like those of an encoder: in the same cache, shared among processes, with the same notes on what was left out.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from diffusion.data.nuclei.segmentation import segment_nuclei
+from diffusion.data.nuclei.annotations import SUFFIXES as OUTLINE_SUFFIXES
+from diffusion.data.nuclei.annotations import draw_outlines, read_outlines
+from diffusion.data.nuclei.segmentation import segment_nuclei, split_touching
 from diffusion.data.nuclei.slide_masks import LABEL_SUFFIXES, read_labels
 from diffusion.evaluation.metrics.cells import compare_segmentations, dice
 from diffusion.evaluation.metrics.stains import estimate_stain_vectors, stain_densities, stained
-from diffusion.evaluation.sets.cache import READ_ERRORS, hash_files
+from diffusion.evaluation.sets.cache import FileRecord, hash_files, load_parts, write_part
+from diffusion.evaluation.sets.embedding import check_file, share_parts
 from diffusion.evaluation.sets.features import Features, Row
 from diffusion.evaluation.sets.image_set import ImageSet, decode_image
 from diffusion.formats import WINDOW
+from diffusion.utils.content import fingerprint_file
 from diffusion.utils.errors import InputError, MissingError
-from diffusion.utils.files import atomic_write
 from diffusion.utils.text import abbreviate
 
-VERSION = 1  # of what is measured, and how
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+VERSION = 2  # of what is measured, and how
 STAINS = ("haematoxylin", "eosin")
 VECTORS = tuple(f"{stain}_{channel}" for stain in STAINS for channel in ("red", "green", "blue"))
 DENSITIES = tuple(f"{stain}_of_{place}" for place in ("nuclei", "stroma") for stain in STAINS)
-COLUMNS = ("nuclei", "area", *DENSITIES, *VECTORS)
-Given = TypeVar("Given", bound=tuple)
+ADHERENCE = ("dice", "found", "aji", "pq", "dice_of_others")
+COLUMNS = ("nuclei", "area", *DENSITIES, *VECTORS, *ADHERENCE)
+OTHERS = 8  # masks of other images that each image is compared with, too: one alone is more or less alike by chance
+Given = TypeVar("Given")
 Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
 class CellTable:
-    """Nuclei and stains of every window of a set, (N, 12) in the order of COLUMNS.
+    """Nuclei and stains of every window of a set, (N, 17) in the order of COLUMNS.
 
-    nuclei: how many; area: their mean, in square microns; densities: optical, the mean over nuclei of each one's mean, and that
-    of stained pixels beside them; the parts of the unit vectors of the stains. NaN where there is no nucleus, no stroma, too little tissue.
+    nuclei: how many; area: their mean, in square microns; densities: optical, to base 10, the mean over nuclei of each one's
+    mean, and that of stained pixels beside them; the unit vectors of the stains; then, against the mask of the image: Dice, the share of
+    the mask's objects found, AJI, PQ, and the mean Dice with masks of other images.
+    NaN where there is no nucleus, no stroma, too little tissue, or no mask.
     """
 
     rows: Sequence[Row]
     values: np.ndarray
-    bad: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, features: Features) -> CellTable:
+        """Read a table whole."""
+        return cls(features.rows, features.take(range(len(features))).double().numpy())
 
     def column(self, name: str) -> np.ndarray:
         """Return one column (N,) by its name."""
         return self.values[:, COLUMNS.index(name)]
 
-    def features(self) -> Features:
-        """Return the table as features, whose rows, windows and files left out a report shows."""
-        return Features(self.rows, len(COLUMNS), [lambda: self.values], [len(self.rows)], "cells", self.bad)
-
 
 def measure_window(pixels: np.ndarray, labels: np.ndarray, mpp: float) -> np.ndarray:
-    """Measure one window, uint8 (256, 256, 3), with its nuclei as numbers (256, 256): (12,) in the order of COLUMNS."""
+    """Measure one window, uint8 (256, 256, 3), with its nuclei as numbers (256, 256): (17,), without a mask."""
     densities = stain_densities(pixels)
     areas = np.bincount(labels.ravel())
     present = np.flatnonzero(areas[1:]) + 1
@@ -69,43 +84,144 @@ def measure_window(pixels: np.ndarray, labels: np.ndarray, mpp: float) -> np.nda
         ]
     stroma = stained(pixels) & (labels == 0)
     of_stroma = densities[stroma].mean(0).tolist() if stroma.any() else [np.nan, np.nan]
-    return np.array(
-        [len(present), mean_area, *of_nuclei, *of_stroma, *estimate_stain_vectors(pixels).ravel()], np.float64
-    )
+    vectors = estimate_stain_vectors(pixels).ravel().tolist()
+    return np.array([len(present), mean_area, *of_nuclei, *of_stroma, *vectors, *[np.nan] * len(ADHERENCE)])
 
 
 class NucleiSource(NamedTuple):
-    """Where the nuclei of images come from: found by haematoxylin at `mpp` microns a pixel, or label images of a folder."""
+    """Where the nuclei of images come from: found by haematoxylin at `mpp` microns a pixel, or files of a folder."""
 
     mpp: float
     folder: Path | None = None
 
-    def find(self, name: str, windows: np.ndarray) -> np.ndarray:
+    def find(self, name: str, path: Path, windows: np.ndarray) -> np.ndarray:
         """Return the nuclei of an image's windows, uint8 (k, 256, 256, 3), as numbers (k, 256, 256). Raises MissingError, InputError."""
         if self.folder is None:
             return np.stack([segment_nuclei(window, self.mpp) for window in windows])
-        return read_objects(self.folder, name, len(windows))
+        return read_objects(find_objects_file(self.folder, name), self.mpp, image_size(path))
 
-    def identity(self, names: Iterable[str]) -> list[Any]:
-        """Return what the nuclei of images depend on beside these. Raises MissingError for an image without label image."""
-        if self.folder is None:
-            return [self.mpp]
-        return [self.mpp, hash_files(find_all_objects(self.folder, names))]
+
+@dataclass(frozen=True)
+class CellMeasurement:
+    """How a set is measured; in a cache of features it stands where an encoder does.
+
+    nuclei: where they come from. masks: of every image, by its name; others: names of images of other masks, by that name.
+    """
+
+    nuclei: NucleiSource
+    masks: Mapping[str, Path] = field(default_factory=dict)
+    others: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    files: Mapping[str, Path] = field(default_factory=dict)
+    name: str = "cells"
+    width: int = len(COLUMNS)
+    dtype: str = "float32"
+    view: str = ""
+
+    @property
+    def fingerprint(self) -> str:
+        """Return a hash of everything that values depend on beside the images."""
+        own: list[Any] = [VERSION, self.nuclei.mpp, hash_files(self.files), hash_files(self.masks), dict(self.others)]
+        return hashlib.blake2b(json.dumps(own, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+    def measure(self, item: tuple[str, Path], fit: str) -> tuple[np.ndarray, FileRecord]:
+        """Return the windows of an image file (k, 17), and the result of reading it. Raises InputError for masks that are not its own."""
+        name, path = item
+        windows, kind, wrong, refused = decode_image(path, fit)
+        if windows is None:
+            return np.empty((0, self.width)), FileRecord(0, kind, wrong, refused)
+        if fit == "resize" and image_size(path) != (WINDOW, WINDOW):
+            raise InputError(
+                f"{path} would be resized, and its nuclei with it: take --on-size windows, or --metrics without cells"
+            )
+        labels = self.nuclei.find(name, path, windows)
+        rows = np.stack([measure_window(*each, self.nuclei.mpp) for each in zip(windows, labels, strict=True)])
+        if name in self.masks:
+            rows[:, -len(ADHERENCE) :] = self._compare(name, path, labels)
+        return rows, FileRecord(len(windows), kind, "", False)
+
+    def _compare(self, name: str, path: Path, labels: np.ndarray) -> np.ndarray:
+        """Return the agreement of windows with the mask of their image, and with those of others, (k, 5)."""
+        mask = read_objects(self.masks[name], self.nuclei.mpp, image_size(path))
+        others = [read_objects(self.masks[other], self.nuclei.mpp) for other in self.others[name]]
+        rows = []
+        for i, (asked, found) in enumerate(zip(mask, labels, strict=True)):
+            agreement = compare_segmentations(asked, found)
+            by_chance = [dice(other[i] > 0, found > 0) for other in others if i < len(other)]
+            chance = float(np.mean(by_chance)) if by_chance else np.nan
+            rows.append([agreement.dice, agreement.found, agreement.aji, agreement.pq, chance])
+        return np.array(rows)
+
+
+def plan_measurement(
+    images: ImageSet, nuclei: NucleiSource, masks: Path | None = None, seed: int = 0
+) -> CellMeasurement:
+    """Look for the files of nuclei and masks of all images, and draw by `seed` which other masks each is compared with.
+
+    Raises MissingError, with how many have none.
+    """
+    names = list(images.files)
+    files = {} if nuclei.folder is None else find_all_objects(nuclei.folder, names)
+    if masks is None:
+        return CellMeasurement(nuclei, files=files)
+    found = find_all_objects(masks, names)
+    return CellMeasurement(nuclei, found, draw_others(found, seed), files)
+
+
+def draw_others(masks: Mapping[str, Path], seed: int) -> dict[str, list[str]]:
+    """Return for every image some images whose masks are others in content, too: one mask may control many samples."""
+    names = list(masks)
+    contents = {name: fingerprint_file(path) for name, path in masks.items()}
+    order = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
+    drawn = {}
+    for place, name in enumerate(order):
+        following = (order[(place + step) % len(order)] for step in range(1, len(order)))
+        different = (other for other in following if contents[other] != contents[name])
+        drawn[name] = [other for other, _ in zip(different, range(OTHERS), strict=False)]
+    return drawn
+
+
+def measure_cells(
+    images: ImageSet,
+    measurement: CellMeasurement,
+    cache: Path,
+    state: PartialState,
+    workers: int = 0,
+    strict: bool = False,
+) -> Features:
+    """Measure every window of a set, from the cache where it is there; processes share the work on the rest.
+
+    workers: further processes of each. strict: a file that cannot be read is an error. Raises MissingError, InputError for an
+    image of a size that is refused, for none that can be read, and for nuclei and masks that are not theirs.
+    """
+    parts, mine = share_parts(images, measurement, cache, state)
+    total = sum(len(part.paths) for part in mine)
+    quiet = not state.is_main_process
+    with tqdm(total=total, desc=f"cells: {images.folder}", unit="image", leave=False, disable=quiet) as progress:
+        for part in mine:
+            values, records = [np.empty((0, measurement.width))], []
+            items = list(zip(part.names, part.paths, strict=True))
+            job = partial(measurement.measure, fit=images.fit)
+            for (_, path), (rows, record) in zip(items, map_in_processes(job, items, workers), strict=True):
+                check_file(path, record, strict)
+                values.append(rows)
+                records.append(record)
+                progress.update()
+            write_part(part.file, np.concatenate(values).astype(np.float32), records)
+    state.wait_for_everyone()
+    return load_parts(parts, images, measurement, strict)
 
 
 def find_objects_file(folder: Path, name: str) -> Path:
-    """Return the label image or mask in a folder that has the name of an image. Raises MissingError."""
-    for suffix in LABEL_SUFFIXES:
+    """Return the file of an image's objects in a folder: a label image, a mask or outlines of its name. Raises MissingError."""
+    for suffix in (*LABEL_SUFFIXES, *OUTLINE_SUFFIXES):
         path = folder / f"{name}{suffix}"
         if path.is_file():
             return path
-    raise MissingError(
-        f"no mask of {name} in {folder}: expected {name}{LABEL_SUFFIXES[0]}, or {', '.join(LABEL_SUFFIXES[1:])}"
-    )
+    raise MissingError(f"no mask of {name} in {folder}: expected {name}.png, .npy, .geojson, ...")
 
 
 def find_all_objects(folder: Path, names: Iterable[str]) -> dict[str, Path]:
-    """Return the label image or mask of every image. Raises MissingError, with how many have none."""
+    """Return the file of every image's objects. Raises MissingError, with how many have none."""
     found, missing = {}, []
     for name in names:
         try:
@@ -114,136 +230,47 @@ def find_all_objects(folder: Path, names: Iterable[str]) -> dict[str, Path]:
             missing.append(name)
     if missing:
         raise MissingError(
-            f"{len(missing)} images have no mask in {folder}: {abbreviate(missing)}; expected files of their names"
+            f"{len(missing)} of {len(missing) + len(found)} images have no mask in {folder}: {abbreviate(missing)}; expected "
+            "files of their names"
         )
     return found
 
 
-def read_objects(folder: Path, name: str, count: int) -> np.ndarray:
-    """Read the objects of an image as the numbers of its `count` windows (k, 256, 256), row by row.
+def image_size(path: Path) -> tuple[int, int]:
+    """Return rows and columns of an image file."""
+    with Image.open(path) as image:
+        return image.height, image.width
 
-    Of a binary mask, each connected part is an object. Raises MissingError, InputError for a mask of another size.
+
+def read_objects(path: Path, mpp: float, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Read the objects of an image as the numbers of its complete windows (k, 256, 256), row by row.
+
+    Of a label image, each connected part of one number is an object; those of a binary mask, which may touch, are cut as found
+    nuclei are, at `mpp` microns a pixel. size: rows and columns of the image. Raises MissingError, InputError for another size.
     """
-    path = find_objects_file(folder, name)
-    labels = read_labels(path)
-    across, down = labels.shape[1] // WINDOW, labels.shape[0] // WINDOW
-    if across * down != count or labels.shape != (down * WINDOW, across * WINDOW):
+    if path.suffix.lower() in OUTLINE_SUFFIXES:
+        if size is None:
+            raise InputError(f"{path}: outlines do not say how large their image is; give masks")
+        labels = draw_outlines(read_outlines(path), 0, 0, 1.0, max(size))[: size[0], : size[1]]
+    else:
+        labels = read_labels(path)
+    if labels.dtype.kind not in "iub" or labels.min() < 0:
+        raise InputError(f"{path} holds {labels.dtype}, the least {labels.min()}: expected whole numbers from 0 on")
+    if size is not None and labels.shape != size:
         raise InputError(
-            f"{path} has {labels.shape[1]} x {labels.shape[0]} pixels, and its image {count} windows of {WINDOW}: expected the "
-            "mask of that image"
+            f"{path} has {labels.shape[1]} x {labels.shape[0]} pixels, its image {size[1]} x {size[0]}: expected the same"
         )
-    windows = labels.reshape(down, WINDOW, across, WINDOW).swapaxes(1, 2).reshape(-1, WINDOW, WINDOW)
-    return np.stack([split_binary(window) for window in windows])
+    down, across = labels.shape[0] // WINDOW, labels.shape[1] // WINDOW
+    labels = _as_objects(labels, mpp)[: down * WINDOW, : across * WINDOW]
+    return labels.reshape(down, WINDOW, across, WINDOW).swapaxes(1, 2).reshape(-1, WINDOW, WINDOW)
 
 
-def split_binary(labels: np.ndarray) -> np.ndarray:
-    """Return the connected parts of a mask of one value as objects; labels already, as they are."""
+def _as_objects(labels: np.ndarray, mpp: float) -> np.ndarray:
     from skimage.measure import label
 
-    return np.asarray(label(labels > 0, connectivity=1)) if len(np.unique(labels[labels > 0])) == 1 else labels
-
-
-def measure_cells(images: ImageSet, source: NucleiSource, cache: Path, workers: int = 0) -> CellTable:
-    """Measure nuclei and stains of every window of a set, from the cache where they are there; `workers` processes share the work.
-
-    Raises MissingError, InputError for images of which none can be read, and nuclei that are missing or not theirs.
-    """
-    identity = ["cells", VERSION, images.fit, *source.identity(images.files)]
-    file = cache / f"cells_{hash_files(images.files, identity, str(images.folder.resolve()))}.npz"
-    job = partial(_measure_file, source=source, fit=images.fit)
-    measured = _load_or_measure(file, job, list(images.files.items()), workers, f"cells: {images.folder}", len(COLUMNS))
-    if not measured.rows:
-        name, reason = next(iter(measured.bad.items()))
-        raise InputError(f"{images.files[name]} {reason}")
-    return measured
-
-
-def _measure_file(item: tuple[str, Path], source: NucleiSource, fit: str) -> tuple[np.ndarray, str]:
-    """Return the windows of a file (k, 12), and what is wrong with it."""
-    name, path = item
-    windows, _, wrong, _ = decode_image(path, fit)
-    if windows is None:
-        return np.empty((0, len(COLUMNS))), wrong
-    labels = source.find(name, windows)
-    return np.stack([measure_window(*each, source.mpp) for each in zip(windows, labels, strict=True)]), ""
-
-
-ADHERENCE = ("dice", "found", "aji", "pq", "dice_of_others")
-OTHERS = 8  # masks of other images that each image is compared with, too: one alone is more or less alike by chance
-
-
-def measure_adherence(
-    images: ImageSet, source: NucleiSource, masks: Path, cache: Path, seed: int = 0, workers: int = 0
-) -> CellTable:
-    """Compare the nuclei of every window with the mask of its image, and with those of other images drawn by `seed`.
-
-    Columns are those of ADHERENCE: Dice, the share of the mask's objects found, AJI, PQ, and the mean Dice with other masks.
-    Raises MissingError, InputError for a mask that is missing, or not of its image's size.
-    """
-    names = list(images.files)
-    files = find_all_objects(masks, names)
-    identity = ["adherence", VERSION, images.fit, seed, hash_files(files), *source.identity(names)]
-    file = cache / f"adherence_{hash_files(images.files, identity, str(images.folder.resolve()))}.npz"
-    order = np.random.default_rng(seed).permutation(len(names)).tolist()
-    place = {number: i for i, number in enumerate(order)}
-    others = [
-        [names[order[(place[i] + step) % len(names)]] for step in range(1, min(OTHERS, len(names) - 1) + 1)]
-        for i in range(len(names))
-    ]
-    items = [(name, path, other) for (name, path), other in zip(images.files.items(), others, strict=True)]
-    job = partial(_compare_file, source=source, fit=images.fit, masks=masks)
-    return _load_or_measure(file, job, items, workers, f"masks: {images.folder}", len(ADHERENCE))
-
-
-def _compare_file(
-    item: tuple[str, Path, list[str]], source: NucleiSource, fit: str, masks: Path
-) -> tuple[np.ndarray, str]:
-    name, path, others = item
-    windows, _, wrong, _ = decode_image(path, fit)
-    if windows is None:
-        return np.empty((0, len(ADHERENCE))), wrong
-    found, asked = source.find(name, windows), read_objects(masks, name, len(windows))
-    other_masks = [read_objects(masks, other, len(windows)) for other in others]
-    rows = []
-    for i, (labels, mask) in enumerate(zip(found, asked, strict=True)):
-        agreement = compare_segmentations(mask, labels)
-        by_chance = [dice(other[i] > 0, labels > 0) for other in other_masks]
-        chance = float(np.mean(by_chance)) if by_chance else np.nan
-        rows.append([agreement.dice, agreement.found, agreement.aji, agreement.pq, chance])
-    return np.array(rows), ""
-
-
-def _load_or_measure(
-    file: Path,
-    job: Callable[[Given], tuple[np.ndarray, str]],
-    items: Sequence[Given],
-    workers: int,
-    title: str,
-    width: int,
-) -> CellTable:
-    """Return the table of a file, or measure it and write that. An item is a tuple that begins with a name."""
-    with suppress(*READ_ERRORS), np.load(file, allow_pickle=False) as stored:
-        rows = [Row(name, int(i)) for name, i in zip(stored["names"].tolist(), stored["windows"], strict=True)]
-        return CellTable(
-            rows,
-            stored["values"],
-            dict(zip(*(stored[f"bad_{of}"].tolist() for of in ("names", "reasons")), strict=True)),
-        )
-    rows, bad, values = [], {}, [np.empty((0, width))]
-    with tqdm(total=len(items), desc=title, unit="image", leave=False) as progress:
-        for item, (measured, wrong) in zip(items, map_in_processes(job, items, workers), strict=True):
-            name = item[0]
-            rows += [Row(name, i) for i in range(len(measured))]
-            values.append(measured)
-            if wrong:
-                bad[name] = wrong
-            progress.update()
-    table = CellTable(rows, np.concatenate(values), bad)
-    columns = dict(names=np.array([row.name for row in rows], str), windows=np.array([row.window for row in rows], int))
-    columns |= dict(bad_names=np.array(list(bad), str), bad_reasons=np.array(list(bad.values()), str))
-    with atomic_write(file) as temporary, open(temporary, "wb") as stored:
-        np.savez(stored, values=table.values, **columns)
-    return table
+    if len(np.unique(labels[labels > 0])) == 1:
+        return split_touching(labels > 0, mpp)
+    return np.asarray(label(labels, connectivity=1))
 
 
 class _Results(Dataset):

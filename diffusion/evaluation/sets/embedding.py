@@ -14,7 +14,15 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from diffusion.encoders.embedders import PatchEmbedder
-from diffusion.evaluation.sets.cache import CachePart, FileRecord, is_readable, load_parts, split_into_parts, write_part
+from diffusion.evaluation.sets.cache import (
+    CachePart,
+    Encoder,
+    FileRecord,
+    is_readable,
+    load_parts,
+    split_into_parts,
+    write_part,
+)
 from diffusion.evaluation.sets.features import Features
 from diffusion.evaluation.sets.image_set import DecodedImage, ImageSet, WindowDataset
 from diffusion.formats import WINDOW
@@ -55,16 +63,23 @@ def embed_set(
     strict: a file that cannot be read is an error. timing: is added to. Raises InputError for an image of a size that is
     refused, and when no image can be read.
     """
-    parts = list(split_into_parts(images, embedder, cache))
-    missing = [part for part in parts if not is_readable(part.file)]
-    state.wait_for_everyone()  # all have checked before one of them writes
-    # the hash shifts the share, so that sets of a single part do not all fall to the first process
-    first = (state.process_index + int(parts[0].file.stem[-8:], 16)) % state.num_processes
-    mine = missing[first :: state.num_processes]
+    parts, mine = share_parts(images, embedder, cache, state)
     timing = timing if timing is not None else Timing()
     embed_parts(mine, images, embedder, batch_size, workers, strict, timing, quiet=not state.is_main_process)
     state.wait_for_everyone()
     return load_parts(parts, images, embedder, strict)
+
+
+def share_parts(
+    images: ImageSet, encoder: Encoder, cache: Path, state: PartialState
+) -> tuple[list[CachePart], list[CachePart]]:
+    """Return all parts of a set, and those that this process is to compute."""
+    parts = list(split_into_parts(images, encoder, cache))
+    missing = [part for part in parts if not is_readable(part.file)]
+    state.wait_for_everyone()  # all have checked before one of them writes
+    # the hash shifts the share, so that sets of a single part do not all fall to the first process
+    first = (state.process_index + int(parts[0].file.stem[-8:], 16)) % state.num_processes
+    return parts, missing[first :: state.num_processes]
 
 
 def embed_parts(

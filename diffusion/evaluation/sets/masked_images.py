@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
-from diffusion.evaluation.sets.cells import find_objects_file, read_objects
+from diffusion.evaluation.sets.cells import find_objects_file, image_size, read_objects
 from diffusion.evaluation.sets.image_set import ImageSet, decode_image
-from diffusion.formats import CONTROL_DIR
+from diffusion.formats import CONTROL_DIR, NETWORK_MPP
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.text import abbreviate
 
+FEW_GROUPS = 20  # with fewer, percentiles of the bootstrap are known to be too narrow
 MASK_ENDING = "_mask"  # of masks beside images, as pixcell masks names them
 
 
@@ -36,8 +38,8 @@ class MaskedImages:
         return MaskedImages(*(np.concatenate(pair) for pair in pairs))
 
 
-def load_masked_images(images: ImageSet) -> MaskedImages:
-    """Read all images of a set with their masks.
+def load_masked_images(images: ImageSet, mpp: float = NETWORK_MPP) -> MaskedImages:
+    """Read all images of a set with their masks, of `mpp` microns a pixel.
 
     A mask is `<image>_mask.png` or `.npy` beside the image, or has its name in the folder `control` beside that of the set, where
     `pixcell sample` writes it. Raises MissingError, with the number of images that have none, and InputError for one of another size.
@@ -53,25 +55,23 @@ def load_masked_images(images: ImageSet) -> MaskedImages:
         windows, _, wrong, _ = decode_image(path, images.fit)
         if windows is None:
             raise InputError(f"{path} {wrong}")
-        folder, stem = places[name] or (path.parent, "")
         pixels.append(windows)
-        labels.append(read_objects(folder, stem, len(windows)))
+        labels.append(read_objects(cast(Path, places[name]), mpp, image_size(path)))
         slides += [f"{Path(name).parent}/" if "/" in name else name] * len(windows)
     return MaskedImages(np.concatenate(pixels), np.concatenate(labels).astype(np.int32), np.array(slides))
 
 
-def find_mask(images: ImageSet, name: str) -> tuple[Path, str] | None:
-    """Return the folder and the name of an image's mask; None where there is none."""
+def find_mask(images: ImageSet, name: str) -> Path | None:
+    """Return the file of an image's mask; None where there is none."""
     path = images.files[name]
     for folder, stem in (
         (path.parent, f"{path.stem}{MASK_ENDING}"),
         (images.folder.absolute().parent / CONTROL_DIR, name),
     ):
         try:
-            find_objects_file(folder, stem)
+            return find_objects_file(folder, stem)
         except MissingError:
             continue
-        return folder, stem
     return None
 
 
@@ -79,9 +79,20 @@ def resample_slides(images: MaskedImages) -> tuple[MaskedImages, str]:
     """Return a set, and in words what is resampled for intervals: its slides; of a single one, the windows, which are alike."""
     names = set(images.slides.tolist())
     slides = sum(name.endswith("/") for name in names)
+    few = "" if len(names) >= FEW_GROUPS else f"; with fewer than {FEW_GROUPS} they are too narrow"
     if len(names) > 1:
-        return images, f"{slides} slides" if slides == len(
-            names
-        ) else f"{len(names)} slides and images that lie in no folder"
+        kind = "slides" if slides == len(names) else "slides and images that lie in no folder"
+        return images, f"{len(names)} {kind}{few}"
     windows = replace(images, slides=np.arange(len(images)).astype(str))
     return windows, f"{len(windows)} windows, which are of one slide: too narrow, since these are alike"
+
+
+def find_shared_slides(name: str, training: ImageSet, test: ImageSet) -> list[str]:
+    """Return a sentence on slides, the folders of images, that a training set called `name` shares with the test set."""
+    slides, own = ({Path(image).parent.as_posix() for image in each.files} - {"."} for each in (test, training))
+    if not slides & own:
+        return []
+    shared = abbreviate(sorted(slides & own))
+    return [
+        f"{len(slides & own)} of {len(slides)} test slides are in the {name} training set, too ({shared}): scores come out too good."
+    ]
