@@ -166,8 +166,9 @@ def _cells_of(
     if metrics == METRICS and images.fit == "resize":  # all that applies
         return None
     samples = sources[SYNTHETIC]
-    masked = masks is not None and isinstance(samples, ImageSet) and images.files.keys() <= samples.files.keys()
-    return plan_measurement(images, nuclei, Path(masks) if masked else None, seed)
+    if masks is None or not isinstance(samples, ImageSet) or not images.files.keys() <= samples.files.keys():
+        return plan_measurement(images, nuclei, None, seed)
+    return plan_measurement(images, nuclei, Path(masks), seed)
 
 
 def _embed(

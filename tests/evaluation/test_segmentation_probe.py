@@ -61,7 +61,11 @@ def test_scores_and_differences_are_over_slides():
     assert worse.difference_to(right)["pq"].value == -0.5
     one_slide = MaskedImages(test.pixels, test.labels, np.array(["slide/"] * 4))
     windows, told = resample_slides(one_slide)
-    assert len(set(windows.slides)) == 4 and "too narrow" in told and resample_slides(test)[1].startswith("2 slides; with fewer")
+    assert (
+        len(set(windows.slides)) == 4
+        and "too narrow" in told
+        and resample_slides(test)[1].startswith("2 slides; with fewer")
+    )
 
 
 def test_pairs_teach_to_segment(tmp_path, capsys):

@@ -282,12 +282,21 @@ def test_latents_go_to_pixels_and_back(run, in_folder):
 
 
 def test_sequences_score_as_their_folders(in_folder):
-    settings = dict(metrics=("fd", "similarity"), bootstrap=0, root=in_folder, device="cpu")
+    settings = dict(metrics=("fd", "similarity", "cells"), bootstrap=0, root=in_folder, device="cpu")
     folders = pixcell.score("real", "synthetic", **settings)
     images = [[f"{name}/{i}.png" for i in range(3)] for name in ("real", "synthetic")]
     sequences = pixcell.score(*images, **settings)
     values = [{name: value.value for name, value in scores.values.items()} for scores in (sequences, folders)]
-    assert values[0] == pytest.approx(values[1]) and "similarity" in values[1]
+    assert values[0] == pytest.approx(values[1], rel=1e-4) and {"similarity", "nuclei_number"} <= values[1].keys()
+    Path("masks").mkdir()
+    for i in range(3):
+        Image.fromarray(np.full((256, 256), 255, np.uint8)).save(f"masks/{i}.png")
+    masked = pixcell.score("real", "synthetic", masks="masks", **settings)
+    assert "mask_dice" in masked.values
+    with pytest.raises(
+        InputError, match="masks belong to images of the same names: expected real and synthetic images in folders"
+    ):
+        pixcell.score(*images, masks="masks", **settings)
 
 
 def test_a_process_trains_with_one_precision_after_another(in_folder):
@@ -311,6 +320,8 @@ def test_a_process_trains_with_one_precision_after_another(in_folder):
         (dict(metrics=[]), "expected some of"),
         (dict(metrics=["neighbours"]), "Give those of training as training="),
         (dict(on_size="x"), "on_size 'x': expected refuse, resize, windows"),
+        (dict(mpp=0.0), "mpp 0.0: expected the microns per pixel"),
+        (dict(metrics=["fd"], masks="masks"), "masks are of the metric cells"),
         (dict(bootstrap=-1), "bootstrap -1: expected"),
         (dict(encoder="nothing"), "encoder 'nothing' is none of"),
         (dict(real=[]), "no images"),

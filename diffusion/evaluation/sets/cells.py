@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -273,7 +273,7 @@ def _as_objects(labels: np.ndarray, mpp: float) -> np.ndarray:
     return np.asarray(label(labels, connectivity=1))
 
 
-class _Results(Dataset):
+class _Results(Dataset, Generic[Given, Found]):
     """The results of a job by the numbers of its items, for the workers of a loader: errors are returned, not raised."""
 
     def __init__(self, job: Callable[[Given], Found], items: Sequence[Given]):
