@@ -69,7 +69,7 @@ demo: $(READY)
 	$(LAUNCH) train configs/demo/finetune_256.py --workdir $(DEMO)/not_trained --set max_steps=0 load_from=None local_start=True
 	$(LAUNCH) train configs/demo/finetune_256.py --workdir $(DEMO)/finetuned --set validation.count=64 validation.type=PanCancerData validation.subset_keys=demo_heldout_256
 	$(PIXCELL) $(SAMPLE) --workdir $(DEMO)/not_trained --out $(DEMO)/samples_not_trained --steps 5 --guidance 1
-	$(PIXCELL) $(SAMPLE) --workdir $(DEMO)/finetuned --out $(DEMO)/samples_finetuned
+	$(PIXCELL) $(SAMPLE) --workdir $(DEMO)/finetuned --out $(DEMO)/samples_finetuned --steps 15 --guidance-interval 0.3 5
 	$(PIXCELL) evaluate --real $(DEMO)/samples_finetuned/real --syn $(DEMO)/samples_finetuned/syn --untrained $(DEMO)/samples_not_trained/syn --losses $(DEMO)/finetuned --train $(DEMO)/patches/demo --on-size windows --out $(DEMO)/report --note "$(NOTE)"
 	@echo "look at $(DEMO)/report/index.html"
 
