@@ -170,7 +170,8 @@ class OpenRun:
         conditions = self._conditions(images, tokens, of_index, seed, control is None)
         if control is not None:
             conditions = ControlledConditions(conditions, self._controls(control))
-        chosen.check_control(self.session.run, conditions[0].condition.control is not None)
+        if self.session.run.controlnet is not None:  # else nothing is read before it is sampled for
+            chosen.check_control(self.session.run, conditions[0].condition.control is not None)
         if count is None:
             count = INDEX_COUNT if isinstance(conditions, IndexConditions) else len(conditions)
         make = ImageMaker(self.session.run, self.session.codec, conditions, seed, chosen)
