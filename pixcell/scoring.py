@@ -16,17 +16,25 @@ from accelerate import PartialState
 from diffusion.data.nuclei.segmentation import segment_nuclei
 from diffusion.encoders.embedder_files import check_encoders
 from diffusion.encoders.embedders import PatchEmbedder
-from diffusion.evaluation.measure import REAL, SYNTHETIC, TRAINING, describe_sets
+from diffusion.evaluation.measure import (
+    REAL,
+    SYNTHETIC,
+    TRAINING,
+    CellOptions,
+    ScoringOptions,
+    describe_sets,
+    plan_cells,
+)
 from diffusion.evaluation.metrics.cell_scores import score_cells
 from diffusion.evaluation.metrics.scores import REPLICATES, Scores
 from diffusion.evaluation.metrics.scores import score as score_features
 from diffusion.evaluation.sets.cells import (
+    CELLS,
     CellMeasurement,
     CellTable,
     NucleiSource,
     measure_cells,
     measure_window,
-    plan_measurement,
 )
 from diffusion.evaluation.sets.embedding import embed_set
 from diffusion.evaluation.sets.features import Features, Row
@@ -93,15 +101,13 @@ def score(
         raise InputError("masks belong to images of the same names: expected real and synthetic images in folders")
     if not mpp > 0:
         raise InputError(f"mpp {mpp!r}: expected the microns per pixel of the images")
-    if masks is not None and "cells" not in chosen:
+    if masks is not None and CELLS not in chosen:
         raise InputError("masks are of the metric cells, which is not among metrics")
     given = {REAL: real, SYNTHETIC: synthetic, TRAINING: training}
     sources = {kind: _open(images, on_size) for kind, images in given.items() if images is not None}
+    plans = _plan_cells(sources, chosen, mpp, masks, seed)
     embedder, state = PatchEmbedder.load(encoder, place, root=home), start_processes(place)
-    embedded = {
-        kind: _embed(source, embedder, state, _cells_of(kind, sources, chosen, mpp, masks, seed))
-        for kind, source in sources.items()
-    }
+    embedded = {kind: _embed(source, embedder, state, plans.get(kind)) for kind, source in sources.items()}
     features = {kind: found for kind, (found, _) in embedded.items()}
     sums = place if place.type == "cuda" else torch.device("cpu")  # float64, which MPS has not
     sets = (features[REAL], features[SYNTHETIC], chosen, features.get(TRAINING))
@@ -149,26 +155,18 @@ def _count_windows(image: ImageLike, name: str) -> int:
     return (width // WINDOW) * (height // WINDOW)
 
 
-def _cells_of(
-    kind: str,
-    sources: Mapping[str, Source],
-    metrics: Sequence[str],
-    mpp: float,
-    masks: str | Path | None,
-    seed: int,
-) -> CellMeasurement | None:
-    """Return how the nuclei of a set are measured; None where they are not."""
-    images, nuclei = sources[kind], NucleiSource(mpp)
-    if "cells" not in metrics or kind == TRAINING:
-        return None
-    if not isinstance(images, ImageSet):
-        return CellMeasurement(nuclei)
-    if metrics == METRICS and images.fit == "resize":  # all that applies
-        return None
-    samples = sources[SYNTHETIC]
-    if masks is None or not isinstance(samples, ImageSet) or not images.files.keys() <= samples.files.keys():
-        return plan_measurement(images, nuclei, None, seed)
-    return plan_measurement(images, nuclei, Path(masks), seed)
+def _plan_cells(
+    sources: Mapping[str, Source], metrics: Sequence[str], mpp: float, masks: str | Path | None, seed: int
+) -> Mapping[str, CellMeasurement]:
+    """Return how the nuclei of real and synthetic images are measured, by kind; empty where they are not."""
+    sets = {kind: source for kind, source in sources.items() if isinstance(source, ImageSet) and kind != TRAINING}
+    resized = any(images.fit == "resize" for images in sets.values())
+    if CELLS not in metrics or (resized and metrics == METRICS):  # all that applies
+        return {}
+    if len(sets) == 2:
+        cells = CellOptions(mpp, masks=None if masks is None else Path(masks))
+        return plan_cells(sets, ScoringOptions(seed=seed, cells=cells))
+    return dict.fromkeys((REAL, SYNTHETIC), CellMeasurement(NucleiSource(mpp)))
 
 
 def _embed(
@@ -187,7 +185,7 @@ def _embed(
         if not measured:
             return features, None
         values = np.stack(measured).astype(np.float32)
-        return features, Features(features.rows, values.shape[1], [lambda: values], [len(values)], "cells")
+        return features, Features(features.rows, values.shape[1], [lambda: values], [len(values)], CELLS)
     with TemporaryDirectory() as cache:
         found = _in_memory(embed_set(source, embedder, Path(cache), state))
         return found, None if cells is None else _in_memory(measure_cells(source, cells, Path(cache), state))

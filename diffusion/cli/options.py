@@ -280,7 +280,7 @@ Bootstrap = Annotated[
 RealNuclei = Annotated[
     Path | None,
     Option(
-        "folder of label images of the nuclei in the real images, under the same names [found by haematoxylin]",
+        "folder of label images or outlines of the nuclei in the real images, under the same names [found by haematoxylin]",
         metavar="DIR",
         group=SCORING,
     ),

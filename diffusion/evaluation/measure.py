@@ -14,10 +14,10 @@ from diffusion.evaluation.metrics.cell_scores import score_cells
 from diffusion.evaluation.metrics.quantities import COMPARED_METRICS
 from diffusion.evaluation.metrics.scores import REPLICATES, Scores, score
 from diffusion.evaluation.sets.cells import (
+    CELLS,
     CellMeasurement,
     CellTable,
     NucleiSource,
-    find_all_objects,
     measure_cells,
     plan_measurement,
 )
@@ -25,6 +25,7 @@ from diffusion.evaluation.sets.embedding import Timing, embed_set
 from diffusion.evaluation.sets.feature_files import FEATURE_SUFFIXES, read_feature_file
 from diffusion.evaluation.sets.features import Features, Row
 from diffusion.evaluation.sets.image_set import LOSSY, ImageSet
+from diffusion.evaluation.sets.objects import find_all_objects
 from diffusion.formats import CONTROL_DIR, METRICS, NETWORK_MPP
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.text import abbreviate
@@ -39,7 +40,7 @@ REAL, SYNTHETIC, UNTRAINED, TRAINING = ("real", "synthetic", "untrained", "train
 class CellOptions:
     """How nuclei are found, and what they are compared with.
 
-    mpp: microns per pixel of the images. real_nuclei, synthetic_nuclei: folders of label images; None: they are found by
+    mpp: microns per pixel of the images. real_nuclei, synthetic_nuclei: folders of label images or outlines; None: they are found by
     haematoxylin. masks: folder of those that samples were made for.
     """
 
@@ -144,19 +145,56 @@ def score_sets(
     return EncoderScores(scores, features, untrained, describe_sets(sources, features), weights)
 
 
-def score_cell_sets(
-    sources: Mapping[str, Source], cache: Path, state: PartialState, options: ScoringOptions
-) -> EncoderScores | None:
-    """Measure nuclei and stains of sets, by all processes together, and score them in the main one; return None in the others.
+def choose_cells(
+    sources: Mapping[str, Source], metrics: Sequence[str], given: CellOptions
+) -> tuple[CellOptions | None, list[str]]:
+    """Return how cells are scored, with the masks beside the samples where none are named, and notes; None where they are not."""
+    samples = sources[SYNTHETIC]
+    if CELLS not in metrics or not isinstance(samples, ImageSet):
+        return None, []
+    if samples.fit == "resize" and tuple(metrics) == METRICS:  # all that applies
+        return None, ["Cells are not scored in images that are resized."]
+    folder = samples.folder.absolute().parent / CONTROL_DIR
+    if given.masks is not None or not folder.is_dir():
+        return given, []
+    try:
+        find_all_objects(folder, samples.files)
+    except MissingError as error:
+        return given, [f"Samples are not compared with masks: {error}."]
+    return replace(given, masks=folder), []
 
-    Raises MissingError, InputError for sets that cannot be scored, and masks that are missing or of another size.
+
+def plan_cells(sources: Mapping[str, Source], options: ScoringOptions) -> dict[str, CellMeasurement]:
+    """Look for everything that measuring nuclei of sets needs, before anything is computed. Raises MissingError, InputError."""
+    given, plans = options.cells, {}
+    images = {kind: source for kind, source in sources.items() if isinstance(source, ImageSet)}
+    if REAL not in images or SYNTHETIC not in images:
+        raise InputError("cells are scored in images: give folders of them instead of files of features")
+    for kind in (REAL, SYNTHETIC):
+        folder = given.real_nuclei if kind == REAL else given.synthetic_nuclei
+        masked = images[kind].files.keys() <= images[SYNTHETIC].files.keys()  # real: the tissue of the same masks
+        plans[kind] = plan_measurement(
+            images[kind], NucleiSource(given.mpp, folder), given.masks if masked else None, options.seed
+        )
+    if UNTRAINED in images and given.real_nuclei is None:
+        plans[UNTRAINED] = plan_measurement(images[UNTRAINED], NucleiSource(given.mpp))
+    return plans
+
+
+def score_cell_sets(
+    sources: Mapping[str, Source],
+    plans: Mapping[str, CellMeasurement],
+    cache: Path,
+    state: PartialState,
+    options: ScoringOptions,
+) -> EncoderScores | None:
+    """Measure nuclei and stains of sets as planned, by all processes together, and score them in the main one; None in the others.
+
+    Raises InputError for sets that cannot be scored, and masks of another size than their images.
     """
-    images = {kind: source for kind, source in sources.items() if isinstance(source, ImageSet) and kind != TRAINING}
-    measurements = plan_cells(images, options)
-    features = {}
-    for kind, measurement in measurements.items():
-        reading = (options.workers, options.strict)
-        features[kind] = measure_cells(images[kind], measurement, cache, state, *reading)
+    images = {kind: source for kind, source in sources.items() if isinstance(source, ImageSet)}
+    reading = (cache, state, options.workers, options.strict)
+    features = {kind: measure_cells(images[kind], plan, *reading) for kind, plan in plans.items()}
     if not state.is_main_process:
         return None
     if options.strict:
@@ -169,37 +207,6 @@ def score_cell_sets(
     elif UNTRAINED in images:
         scores.notes.append("The untrained network's nuclei are not compared: those of the others were given.")
     return EncoderScores(scores, features, untrained, describe_sets(images, features))
-
-
-def find_sample_masks(samples: Source) -> tuple[Path | None, list[str]]:
-    """Return the folder `control` beside that of samples, where it has the mask of each; and a note where it has those of some."""
-    if not isinstance(samples, ImageSet):
-        return None, []
-    folder = samples.folder.absolute().parent / CONTROL_DIR
-    if not folder.is_dir():
-        return None, []
-    try:
-        find_all_objects(folder, samples.files)
-    except MissingError as error:
-        return None, [f"Samples are not compared with masks: {error}."]
-    return folder, []
-
-
-def plan_cells(images: Mapping[str, ImageSet], options: ScoringOptions) -> dict[str, CellMeasurement]:
-    """Look for everything that measuring nuclei needs, before anything is computed. Raises MissingError, InputError."""
-    given, plans = options.cells, {}
-    if REAL not in images or SYNTHETIC not in images:
-        raise InputError("cells are scored in images: give folders of them instead of files of features")
-    for kind in (REAL, SYNTHETIC):
-        folder = given.real_nuclei if kind == REAL else given.synthetic_nuclei
-        files = images[kind].files
-        masked = kind == SYNTHETIC or files.keys() <= images[SYNTHETIC].files.keys()  # the tissue of the same masks
-        plans[kind] = plan_measurement(
-            images[kind], NucleiSource(given.mpp, folder), given.masks if masked else None, options.seed
-        )
-    if UNTRAINED in images and given.real_nuclei is None:
-        plans[UNTRAINED] = plan_measurement(images[UNTRAINED], NucleiSource(given.mpp))
-    return plans
 
 
 def _check_paired(real: Features, synthetic: Features) -> None:

@@ -17,12 +17,17 @@ from tqdm import tqdm
 
 from diffusion.evaluation.classifiers import fit_knn, fit_linear, limit_k
 from diffusion.evaluation.metrics.classification import confusion_matrix, resampled_scores
-from diffusion.evaluation.metrics.intervals import CLUSTER_RESAMPLES, ClusterBootstrap, Value, percentile_value
+from diffusion.evaluation.metrics.intervals import (
+    CLUSTER_RESAMPLES,
+    FEW_GROUPS,
+    ClusterBootstrap,
+    Value,
+    percentile_value,
+)
 from diffusion.evaluation.sets.features import Features
 from diffusion.evaluation.sets.labelled import LabelledEmbeddings
 
 PROBES = {"linear": "linear probe", "knn": "k-NN"}
-FEW_GROUPS = 20  # with fewer, percentiles of the bootstrap are known to be too narrow
 
 
 @dataclass

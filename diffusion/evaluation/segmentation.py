@@ -128,12 +128,11 @@ def segment(network: UNet, pixels: np.ndarray, mpp: float, device: torch.device 
 
 @dataclass(frozen=True)
 class SegmentationResult:
-    """The scores on the test set of a network trained on one set. count: its windows. scores: of each test window, (M,) by measure."""
+    """The scores on the test set of a network trained on one set. count: its windows. resampled: means by measure, (1 + R,) each."""
 
     training: str
     count: int
-    scores: Mapping[str, np.ndarray]
-    resampled: Mapping[str, np.ndarray]  # (1 + R,)
+    resampled: Mapping[str, np.ndarray]
 
     def values(self) -> dict[str, Value]:
         """Return the mean of each measure with its interval."""
@@ -147,10 +146,11 @@ class SegmentationResult:
 def score_segmenter(training: str, count: int, found: np.ndarray, test: MaskedImages, seed: int) -> SegmentationResult:
     """Score what was found in the test windows, with resamples of whole slides."""
     agreements = [compare_segmentations(*pair) for pair in zip(test.labels, found, strict=True)]
-    scores = {name: np.array([getattr(each, name) for each in agreements]) for name in MEASURES}
     weights = np.stack(list(ClusterBootstrap(test.slides, seed)))
-    resampled = {name: weights @ values / weights.sum(1) for name, values in scores.items()}
-    return SegmentationResult(training, count, scores, resampled)
+    resampled = {
+        name: weights @ np.array([getattr(each, name) for each in agreements]) / weights.sum(1) for name in MEASURES
+    }
+    return SegmentationResult(training, count, resampled)
 
 
 def probe_segmentation(

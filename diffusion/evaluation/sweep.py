@@ -21,17 +21,18 @@ from diffusion.evaluation.measure import (
     REAL,
     SYNTHETIC,
     ScoringOptions,
-    find_sample_masks,
+    choose_cells,
+    plan_cells,
     score_cell_sets,
     score_sets,
     scores_by_encoder,
 )
 from diffusion.evaluation.metrics import intervals
-from diffusion.evaluation.metrics.cell_scores import CELLS
 from diffusion.evaluation.metrics.intervals import Value
 from diffusion.evaluation.metrics.quantities import QUANTITIES, SHOWN
 from diffusion.evaluation.reports.charts import ScoreLine, ScorePanel, plot_score_panels
 from diffusion.evaluation.sets.cache import hash_files
+from diffusion.evaluation.sets.cells import CELLS
 from diffusion.evaluation.sets.embedding import Timing
 from diffusion.evaluation.sets.image_set import ImageSet
 from diffusion.formats import SYNTHETIC_DIR, WINDOW
@@ -149,10 +150,11 @@ class PointScorer:
         parts = [
             score_sets(sources, embedder, self.cache, self.state, self.options, Timing()) for embedder in self.embedders
         ]
-        if CELLS in self.options.metrics and fit != "resize":
-            cells = replace(self.options.cells, masks=find_sample_masks(sources[SYNTHETIC])[0])
+        cells, _ = choose_cells(sources, self.options.metrics, self.options.cells)
+        if cells and fit != "resize":
             options = replace(self.options, cells=cells)
-            parts.append(score_cell_sets(sources, self.cache, self.state, options))
+            plans = plan_cells(sources, options)
+            parts.append(score_cell_sets(sources, plans, self.cache, self.state, options))
         measured = [part for part in parts if part is not None]  # all in the main process, none in the others
         if self.state.is_main_process:
             record = {"about": self._point_settings(folder, checkpoint), "point": asdict(point)}

@@ -311,15 +311,10 @@ def adapter_settings(network: PixArt) -> dict[str, LoraSettings]:
 
 def is_adapter(path: str | Path) -> bool:
     """Tell whether a file or folder is that of an adapter alone: of peft, of diffusers, or of a run that trained one."""
-    source = Path(path)
-    if source.is_dir():
-        names = [name for name in (LAST_WEIGHTS, LORA_FILE, PEFT_FILE) if (source / name).is_file()]
-        if not names:
-            return False
-        source = source / names[0]
-    if not source.is_file():
+    try:
+        content = read_weights(_find_adapter(Path(path))).content
+    except InputError:  # no such file, or none of weights
         return False
-    content = read_weights(source).content
     return isinstance(content, Mapping) and (
         isinstance(content.get(CHECKPOINT_KEY), Mapping)
         or (len(content) > 0 and all(re.search(r"\.lora(_|\.)", str(name)) for name in content))

@@ -20,9 +20,9 @@ from diffusion.evaluation.sets.cells import (
     measure_cells,
     measure_window,
     plan_measurement,
-    read_objects,
 )
 from diffusion.evaluation.sets.image_set import ImageSet
+from diffusion.evaluation.sets.objects import read_objects
 from diffusion.utils.errors import InputError, MissingError
 
 COUNT = 12

@@ -319,14 +319,13 @@ def test_page_in_a_browser(tmp_path, evaluate, browser):
         assert similarities() == most_first[::-1]
         view.select_option("#group", "worst")
         assert similarities() == most_first[::-1][:6]
-        view.click("#scores thead th:nth-child(2) button")
-        shown = view.evaluate("[...document.querySelectorAll('#scores tbody td')].map(cell => +cell.dataset.value)")
+        head = view.locator(".scores").first.locator("thead th:nth-child(2) button")
+        values = "[...document.querySelector('.scores').querySelectorAll('tbody td')].map(cell => +cell.dataset.value)"
+        head.click()
+        shown = view.evaluate(values)
         assert shown == sorted(shown) and len(shown) > 8
-        view.click("#scores thead th:nth-child(2) button")
-        assert (
-            view.evaluate("[...document.querySelectorAll('#scores tbody td')].map(cell => +cell.dataset.value)")
-            == shown[::-1]
-        )
+        head.click()
+        assert view.evaluate(values) == shown[::-1]
         view.emulate_media(media="print")
         assert view.is_hidden("#order")
         assert len(similarities()) == 6 and view.is_visible("#pairs figure:last-child")

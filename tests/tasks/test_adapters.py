@@ -133,7 +133,9 @@ def test_a_run_starts_from_an_adapter(feature_root, base, tmp_path):
     assert not any("adapters" in name for name in merged.state_dict())
     inputs = torch.randn(2, 16, 32, 32), torch.tensor([3, 700]), torch.randn(2, 1, merged.config.caption_channels)
     with torch.inference_mode():
-        assert merged(*inputs) == pytest.approx(before.model(*inputs), abs=1e-5)
+        adapted, plain = before.model(*inputs), open_run(base.parents[1], LAST_WEIGHTS, CPU).model(*inputs)
+        torch.testing.assert_close(merged(*inputs), adapted, atol=1e-5, rtol=0)
+        assert (adapted - plain).abs().max() > 1e-3, "the adapter changes what is predicted"
 
     for changes, message in (
         (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -125,7 +124,7 @@ def evaluate(
         UNTRAINED,
         CellOptions,
         ScoringOptions,
-        find_sample_masks,
+        choose_cells,
         open_sources,
         plan_cells,
         score_cell_sets,
@@ -133,7 +132,6 @@ def evaluate(
     )
     from diffusion.evaluation.reports.report import ReportInfo, read_losses, write_report
     from diffusion.evaluation.sets.embedding import Timing
-    from diffusion.evaluation.sets.image_set import ImageSet
     from diffusion.evaluation.sets.provenance import read_sampling_settings
     from diffusion.utils.hardware import prepare_device
     from diffusion.utils.launch import start_processes
@@ -190,29 +188,23 @@ def evaluate(
     settings = read_sampling_settings(syn) if syn.is_dir() else {}
     place = prepare_device(device)
     state = start_processes(place)
-    scores_cells = "cells" in metrics and (has_images or not encoded)
-    if scores_cells and on_size == "resize" and tuple(metrics) == METRICS:  # all that applies
-        scores_cells = False
-        origin.append("Cells are not scored in images that are resized.")
-    cells = CellOptions(mpp, real_nuclei, syn_nuclei, masks)
-    if scores_cells and masks is None:
-        found, told = find_sample_masks(sources[SYNTHETIC])
-        cells, origin = replace(cells, masks=found), origin + told
-    scoring = ScoringOptions(tuple(metrics), seed, bootstrap, batch_size or BATCH_SIZE, workers or 0, strict, cells)
-    if scores_cells:
-        plan_cells({kind: each for kind, each in sources.items() if isinstance(each, ImageSet)}, scoring)
+    cells, told = choose_cells(sources, metrics, CellOptions(mpp, real_nuclei, syn_nuclei, masks))
+    origin += told
+    reading = (batch_size or BATCH_SIZE, workers or 0, strict)
+    scoring = ScoringOptions(tuple(metrics), seed, bootstrap, *reading, cells or CellOptions())
+    plans = plan_cells(sources, scoring) if cells else {}
     timing, measured = Timing(), []
     kept = cache or out / "features"
     for name in (encoders if has_images else [None]) if encoded else []:
         embedder = PatchEmbedder.load(name, state.device or place, root=home) if name else None
         measured.append(score_sets(sources, embedder, kept, state, scoring, timing))
-    if scores_cells:
-        measured.append(score_cell_sets(sources, kept, state, scoring))
+    if cells:
+        measured.append(score_cell_sets(sources, plans, kept, state, scoring))
     if state.is_main_process:
         how = {kind: str(place) for kind, place in places.items() if place is not None}
         how |= {"images of other sizes": on_size, "metrics": " ".join(metrics), "seed": str(seed)}
-        how |= {"replicates of intervals": str(bootstrap)} | (cells.described() if scores_cells else {})
-        about = ReportInfo(note, seed, how, settings, curves, timing, origin, cells if scores_cells else None)
+        how |= {"replicates of intervals": str(bootstrap)} | (cells.described() if cells else {})
+        about = ReportInfo(note, seed, how, settings, curves, timing, origin, cells)
         notes = write_report(out, measured, sources, about)
         print_summary(measured, notes, timing)
         print(f"written: {out / 'index.html'}")

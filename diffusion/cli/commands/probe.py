@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from diffusion.cli import options
 from diffusion.cli.parser import positive_int
 from diffusion.cli.signature import Here, Option, checked
 from diffusion.formats import NETWORK_MPP
 from diffusion.utils.errors import InputError
-
-if TYPE_CHECKING:
-    from diffusion.evaluation.probe import ProbeResult
 
 
 @checked
@@ -81,7 +78,7 @@ def probe(
     from diffusion.encoders.embedder_files import check_encoders
     from diffusion.encoders.embedders import PatchEmbedder
     from diffusion.evaluation.probe import probe_encoders
-    from diffusion.evaluation.reports.probe_report import write_probe_report
+    from diffusion.evaluation.reports.probe_report import difference_rows, score_rows, write_probe_report
     from diffusion.evaluation.sets.classes import (
         choose_training_sets,
         describe_unreadable,
@@ -131,7 +128,7 @@ def probe(
         "notes": notes + more,
     }
     write_probe_report(out, about, results)
-    print_summary(about, results)
+    print_summary(about, score_rows(results), difference_rows(results))
     print(f"written: {out / 'scores.json'}, scores.csv, plot.png")
 
 
@@ -161,21 +158,14 @@ def probe_masks(
     from diffusion.evaluation.segmentation import TrainingOptions, probe_segmentation
     from diffusion.evaluation.sets.classes import find_leaks
     from diffusion.evaluation.sets.image_set import ImageSet
-    from diffusion.evaluation.sets.masked_images import (
-        MaskedImages,
-        find_shared_slides,
-        load_masked_images,
-        resample_slides,
-    )
+    from diffusion.evaluation.sets.masked_images import MaskedImages, load_masked_images, resample_slides, slide_of
     from diffusion.utils.hardware import prepare_device
     from diffusion.utils.launch import start_processes
-    from diffusion.utils.text import format_table
 
     folders = {"test": test, "real": train_real, "synthetic": train_syn}
     images = {name: ImageSet.open(folder, on_size) for name, folder in folders.items() if folder is not None}
     training = {name: each for name, each in images.items() if name != "test"}
-    warnings = [leak for name, each in training.items() for leak in find_leaks(name, each, images["test"])]
-    warnings += [leak for name, each in training.items() for leak in find_shared_slides(name, each, images["test"])]
+    warnings = [leak for name, each in training.items() for leak in find_leaks(name, each, images["test"], slide_of)]
     place = prepare_device(device)
     state = start_processes(place)
     if not state.is_main_process:  # one network of a minute is not shared
@@ -193,24 +183,19 @@ def probe_masks(
         "steps": steps, "batch_size": chosen.batch_size, "seed": seed, "mpp": mpp, "warnings": warnings, "notes": notes,
     }  # fmt: skip
     write_segmentation_report(out, about, results, tested, found)
-    print(format_table(score_rows(results)))
-    if rows := difference_rows(results):
-        print(f"\n{format_table(rows)}")
-    print()
-    for label in ("note", "warning"):
-        for sentence in about[f"{label}s"]:
-            print(f"{label}: {sentence}")
+    print_summary(about, score_rows(results), difference_rows(results))
     print(f"written: {out / 'scores.json'}, scores.csv, examples.png")
 
 
-def print_summary(about: Mapping[str, Any], results: Mapping[str, Sequence[ProbeResult]]) -> None:
+def print_summary(
+    about: Mapping[str, Any], scores: Sequence[tuple[str, ...]], differences: Sequence[tuple[str, ...]]
+) -> None:
     """Print the tables of scores and differences, notes and warnings."""
-    from diffusion.evaluation.reports.probe_report import difference_rows, score_rows
     from diffusion.utils.text import format_table
 
-    print(format_table(score_rows(results)))
-    if rows := difference_rows(results):
-        print(f"\n{format_table(rows)}")
+    print(format_table(scores))
+    if differences:
+        print(f"\n{format_table(differences)}")
     print()
     for label in ("note", "warning"):
         for sentence in about[f"{label}s"]:

@@ -12,11 +12,10 @@ import numpy as np
 from diffusion.evaluation.metrics.intervals import Value, draw_resamples, mean_value, percentile_value
 from diffusion.evaluation.metrics.scores import Scores
 from diffusion.evaluation.metrics.stains import angle_between
-from diffusion.evaluation.sets.cells import COLUMNS, DENSITIES, STAINS, CellTable
+from diffusion.evaluation.sets.cells import CELLS, COLUMNS, DENSITIES, STAINS, CellTable
 from diffusion.formats import WINDOW
 from diffusion.utils.errors import InputError
 
-CELLS = "cells"  # what takes the place of an encoder in tables
 RESAMPLES = 1000  # of windows, for intervals
 FEWEST_PAIRS = 10  # of which a correlation is taken
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 Z95 = 1.959964  # standard errors to either side
 CLUSTER_RESAMPLES = 1000
+FEW_GROUPS = 20  # with fewer, percentiles of the bootstrap are known to be too narrow
 
 
 class Interval(NamedTuple):

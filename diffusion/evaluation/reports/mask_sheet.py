@@ -1,52 +1,57 @@
-"""A picture of masks, the nuclei found in the samples made for them, the samples, and the tissue of the masks."""
+"""Pictures of windows with their masks, and what was found in them: a window in each column, from above to below what belongs to it."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image
 
 from diffusion.evaluation.measure import REAL, SYNTHETIC, CellOptions
-from diffusion.evaluation.sets.cells import NucleiSource, find_objects_file, image_size, read_objects
-from diffusion.evaluation.sets.image_set import ImageSet, decode_image
+from diffusion.evaluation.sets.cells import NucleiSource
+from diffusion.evaluation.sets.image_set import DecodedImage, ImageSet, decode_image
+from diffusion.evaluation.sets.objects import find_objects_file, read_objects
 
-COLUMNS, CELL, GAP = 8, 128, 4  # pixels
+COLUMNS, CELL, GAP = 8, 128, 4  # windows of a picture; pixels
 
 
 def mask_grid(images: Mapping[str, ImageSet], options: CellOptions, seed: int) -> Image.Image:
-    """Return a picture of at most 8 masks that are drawn by `seed`, each in a column. Raises MissingError, InputError."""
+    """Return a picture of at most 8 masks that are drawn by `seed`, with the nuclei found in the sample, the sample, and real tissue.
+
+    Raises MissingError, InputError.
+    """
     assert options.masks is not None
     names = sorted(images[SYNTHETIC].files)
     chosen = sorted(random.Random(seed).sample(names, min(COLUMNS, len(names))))
     source = NucleiSource(options.mpp, options.synthetic_nuclei)
     columns = []
     for name in chosen:
-        windows = {kind: _windows(images[kind], name) for kind in (SYNTHETIC, REAL)}
-        synthetic = windows[SYNTHETIC]
-        if synthetic is None:  # a file that cannot be read, which is named elsewhere
+        sample, real = (_decode(images[kind], name) for kind in (SYNTHETIC, REAL))
+        if sample is None or sample.windows is None:  # a file that cannot be read, which is named elsewhere
             continue
-        path = images[SYNTHETIC].files[name]
-        mask = read_objects(find_objects_file(options.masks, name), options.mpp, image_size(path))[0]
-        found = source.find(name, path, synthetic)[0]
-        real = windows[REAL]
-        columns.append([_picture(mask), _picture(found), synthetic[0], None if real is None else real[0]])
-    rows = 4 if any(column[3] is not None for column in columns) else 3
+        mask = read_objects(find_objects_file(options.masks, name), options.mpp, sample.size)[0]
+        tissue = None if real is None or real.windows is None else real.windows[0]
+        columns.append([label_picture(mask), label_picture(source.find(name, sample)[0]), sample.windows[0], tissue])
+    return window_grid(columns)
+
+
+def window_grid(columns: Sequence[Sequence[np.ndarray | None]]) -> Image.Image:
+    """Return one picture of columns of windows, uint8 (H, W, 3); None leaves a place empty, and a row of these is left out."""
+    rows = max((i + 1 for column in columns for i, each in enumerate(column) if each is not None), default=1)
     pitch = CELL + GAP
     grid = Image.new("RGB", (max(len(columns), 1) * pitch - GAP, rows * pitch - GAP), "white")
     for x, column in enumerate(columns):
-        for y, pixels in enumerate(column[:rows]):
+        for y, pixels in enumerate(column):
             if pixels is not None:
                 grid.paste(Image.fromarray(pixels).resize((CELL, CELL)), (x * pitch, y * pitch))
     return grid
 
 
-def _windows(images: ImageSet, name: str) -> np.ndarray | None:
-    """Return the windows of an image, uint8 (k, 256, 256, 3), if it is there and can be read."""
-    return decode_image(images.files[name], images.fit).windows if name in images.files else None
-
-
-def _picture(labels: np.ndarray) -> np.ndarray:
-    """Return objects as white on black, uint8 (H, W, 3)."""
+def label_picture(labels: np.ndarray) -> np.ndarray:
+    """Return objects (H, W) as white on black, uint8 (H, W, 3)."""
     return np.repeat(255 * (labels > 0).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def _decode(images: ImageSet, name: str) -> DecodedImage | None:
+    return decode_image(images.files[name], images.fit) if name in images.files else None

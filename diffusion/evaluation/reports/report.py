@@ -22,13 +22,12 @@ from diffusion.evaluation.measure import (
     Source,
     scores_by_encoder,
 )
-from diffusion.evaluation.metrics.cell_scores import CELLS
 from diffusion.evaluation.metrics.intervals import Value
 from diffusion.evaluation.metrics.quantities import QUANTITIES, SHOWN
 from diffusion.evaluation.reports import charts, page
 from diffusion.evaluation.reports.curves import Curve, read_curves
 from diffusion.evaluation.reports.mask_sheet import mask_grid
-from diffusion.evaluation.sets.cells import COLUMNS
+from diffusion.evaluation.sets.cells import CELLS, COLUMNS
 from diffusion.evaluation.sets.embedding import Timing
 from diffusion.evaluation.sets.features import Row
 from diffusion.evaluation.sets.image_set import ImageSet, load_window

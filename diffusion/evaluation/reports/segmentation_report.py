@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from diffusion.evaluation.reports.mask_sheet import COLUMNS, label_picture, window_grid
 from diffusion.evaluation.reports.page import png_bytes
 from diffusion.evaluation.reports.probe_report import DIFFERENCES, format_value
 from diffusion.evaluation.segmentation import MEASURES, SegmentationResult
 from diffusion.evaluation.sets.masked_images import MaskedImages
 from diffusion.utils.files import atomic_write_bytes
-
-SHOWN, CELL, GAP = 8, 128, 4  # windows of the picture; pixels
 
 Results = Sequence[SegmentationResult]
 
@@ -81,16 +80,6 @@ def write_segmentation_report(
 
 def draw_examples(test: MaskedImages, found: Mapping[str, np.ndarray]) -> Image.Image:
     """Return a picture of some test windows, from above: image, mask, and what each network found."""
-    chosen = np.unique(np.linspace(0, len(test) - 1, min(SHOWN, len(test))).round().astype(int)).tolist()
-    rows = [test.pixels[chosen], *(_as_pictures(labels[chosen]) for labels in (test.labels, *found.values()))]
-    pitch = CELL + GAP
-    picture = Image.new("RGB", (len(chosen) * pitch - GAP, len(rows) * pitch - GAP), "white")
-    for y, row in enumerate(rows):
-        for x, pixels in enumerate(row):
-            picture.paste(Image.fromarray(pixels).resize((CELL, CELL)), (x * pitch, y * pitch))
-    return picture
-
-
-def _as_pictures(labels: np.ndarray) -> np.ndarray:
-    """Return objects as white on black, uint8 (n, S, S, 3)."""
-    return np.repeat(255 * (labels > 0).astype(np.uint8)[..., None], 3, axis=3)
+    chosen = np.unique(np.linspace(0, len(test) - 1, min(COLUMNS, len(test))).round().astype(int)).tolist()
+    labels = (test.labels, *found.values())
+    return window_grid([[test.pixels[i], *(label_picture(each[i]) for each in labels)] for i in chosen])

@@ -7,35 +7,32 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from diffusion.data.nuclei.annotations import SUFFIXES as OUTLINE_SUFFIXES
-from diffusion.data.nuclei.annotations import draw_outlines, read_outlines
-from diffusion.data.nuclei.segmentation import segment_nuclei, split_touching
-from diffusion.data.nuclei.slide_masks import LABEL_SUFFIXES, read_labels
+from diffusion.data.nuclei.segmentation import segment_nuclei
 from diffusion.evaluation.metrics.cells import compare_segmentations, dice
 from diffusion.evaluation.metrics.stains import estimate_stain_vectors, stain_densities, stained
 from diffusion.evaluation.sets.cache import FileRecord, hash_files, load_parts, write_part
 from diffusion.evaluation.sets.embedding import check_file, share_parts
 from diffusion.evaluation.sets.features import Features, Row
-from diffusion.evaluation.sets.image_set import ImageSet, decode_image
+from diffusion.evaluation.sets.image_set import DecodedImage, ImageSet, decode_image
+from diffusion.evaluation.sets.objects import find_all_objects, find_objects_file, read_objects
 from diffusion.formats import WINDOW
 from diffusion.utils.content import fingerprint_file
-from diffusion.utils.errors import InputError, MissingError
-from diffusion.utils.text import abbreviate
+from diffusion.utils.errors import InputError
 
 if TYPE_CHECKING:
     from accelerate import PartialState
 
+CELLS = "cells"  # the metric, which takes the place of an encoder in caches and tables
 VERSION = 2  # of what is measured, and how
 STAINS = ("haematoxylin", "eosin")
 VECTORS = tuple(f"{stain}_{channel}" for stain in STAINS for channel in ("red", "green", "blue"))
@@ -94,11 +91,12 @@ class NucleiSource(NamedTuple):
     mpp: float
     folder: Path | None = None
 
-    def find(self, name: str, path: Path, windows: np.ndarray) -> np.ndarray:
-        """Return the nuclei of an image's windows, uint8 (k, 256, 256, 3), as numbers (k, 256, 256). Raises MissingError, InputError."""
+    def find(self, name: str, image: DecodedImage) -> np.ndarray:
+        """Return the nuclei of an image's windows as numbers (k, 256, 256). Raises MissingError, InputError."""
+        assert image.windows is not None
         if self.folder is None:
-            return np.stack([segment_nuclei(window, self.mpp) for window in windows])
-        return read_objects(find_objects_file(self.folder, name), self.mpp, image_size(path))
+            return np.stack([segment_nuclei(window, self.mpp) for window in image.windows])
+        return read_objects(find_objects_file(self.folder, name), self.mpp, image.size)
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ class CellMeasurement:
     masks: Mapping[str, Path] = field(default_factory=dict)
     others: Mapping[str, Sequence[str]] = field(default_factory=dict)
     files: Mapping[str, Path] = field(default_factory=dict)
-    name: str = "cells"
+    name: str = CELLS
     width: int = len(COLUMNS)
     dtype: str = "float32"
     view: str = ""
@@ -126,22 +124,22 @@ class CellMeasurement:
     def measure(self, item: tuple[str, Path], fit: str) -> tuple[np.ndarray, FileRecord]:
         """Return the windows of an image file (k, 17), and the result of reading it. Raises InputError for masks that are not its own."""
         name, path = item
-        windows, kind, wrong, refused = decode_image(path, fit)
-        if windows is None:
-            return np.empty((0, self.width)), FileRecord(0, kind, wrong, refused)
-        if fit == "resize" and image_size(path) != (WINDOW, WINDOW):
+        image = decode_image(path, fit)
+        if image.windows is None:
+            return np.empty((0, self.width)), FileRecord(0, image.format, image.wrong, image.refused)
+        if fit == "resize" and image.size != (WINDOW, WINDOW):
             raise InputError(
                 f"{path} would be resized, and its nuclei with it: take --on-size windows, or --metrics without cells"
             )
-        labels = self.nuclei.find(name, path, windows)
-        rows = np.stack([measure_window(*each, self.nuclei.mpp) for each in zip(windows, labels, strict=True)])
+        labels = self.nuclei.find(name, image)
+        rows = np.stack([measure_window(*each, self.nuclei.mpp) for each in zip(image.windows, labels, strict=True)])
         if name in self.masks:
-            rows[:, -len(ADHERENCE) :] = self._compare(name, path, labels)
-        return rows, FileRecord(len(windows), kind, "", False)
+            rows[:, -len(ADHERENCE) :] = self._compare(name, image.size, labels)
+        return rows, FileRecord(len(rows), image.format, "", False)
 
-    def _compare(self, name: str, path: Path, labels: np.ndarray) -> np.ndarray:
+    def _compare(self, name: str, size: tuple[int, int], labels: np.ndarray) -> np.ndarray:
         """Return the agreement of windows with the mask of their image, and with those of others, (k, 5)."""
-        mask = read_objects(self.masks[name], self.nuclei.mpp, image_size(path))
+        mask = read_objects(self.masks[name], self.nuclei.mpp, size)
         others = [read_objects(self.masks[other], self.nuclei.mpp) for other in self.others[name]]
         rows = []
         for i, (asked, found) in enumerate(zip(mask, labels, strict=True)):
@@ -209,68 +207,6 @@ def measure_cells(
             write_part(part.file, np.concatenate(values).astype(np.float32), records)
     state.wait_for_everyone()
     return load_parts(parts, images, measurement, strict)
-
-
-def find_objects_file(folder: Path, name: str) -> Path:
-    """Return the file of an image's objects in a folder: a label image, a mask or outlines of its name. Raises MissingError."""
-    for suffix in (*LABEL_SUFFIXES, *OUTLINE_SUFFIXES):
-        path = folder / f"{name}{suffix}"
-        if path.is_file():
-            return path
-    raise MissingError(f"no mask of {name} in {folder}: expected {name}.png, .npy, .geojson, ...")
-
-
-def find_all_objects(folder: Path, names: Iterable[str]) -> dict[str, Path]:
-    """Return the file of every image's objects. Raises MissingError, with how many have none."""
-    found, missing = {}, []
-    for name in names:
-        try:
-            found[name] = find_objects_file(folder, name)
-        except MissingError:
-            missing.append(name)
-    if missing:
-        raise MissingError(
-            f"{len(missing)} of {len(missing) + len(found)} images have no mask in {folder}: {abbreviate(missing)}; expected "
-            "files of their names"
-        )
-    return found
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """Return rows and columns of an image file."""
-    with Image.open(path) as image:
-        return image.height, image.width
-
-
-def read_objects(path: Path, mpp: float, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Read the objects of an image as the numbers of its complete windows (k, 256, 256), row by row.
-
-    Of a label image, each connected part of one number is an object; those of a binary mask, which may touch, are cut as found
-    nuclei are, at `mpp` microns a pixel. size: rows and columns of the image. Raises MissingError, InputError for another size.
-    """
-    if path.suffix.lower() in OUTLINE_SUFFIXES:
-        if size is None:
-            raise InputError(f"{path}: outlines do not say how large their image is; give masks")
-        labels = draw_outlines(read_outlines(path), 0, 0, 1.0, max(size))[: size[0], : size[1]]
-    else:
-        labels = read_labels(path)
-    if labels.dtype.kind not in "iub" or labels.min() < 0:
-        raise InputError(f"{path} holds {labels.dtype}, the least {labels.min()}: expected whole numbers from 0 on")
-    if size is not None and labels.shape != size:
-        raise InputError(
-            f"{path} has {labels.shape[1]} x {labels.shape[0]} pixels, its image {size[1]} x {size[0]}: expected the same"
-        )
-    down, across = labels.shape[0] // WINDOW, labels.shape[1] // WINDOW
-    labels = _as_objects(labels, mpp)[: down * WINDOW, : across * WINDOW]
-    return labels.reshape(down, WINDOW, across, WINDOW).swapaxes(1, 2).reshape(-1, WINDOW, WINDOW)
-
-
-def _as_objects(labels: np.ndarray, mpp: float) -> np.ndarray:
-    from skimage.measure import label
-
-    if len(np.unique(labels[labels > 0])) == 1:
-        return split_touching(labels > 0, mpp)
-    return np.asarray(label(labels, connectivity=1))
 
 
 class _Results(Dataset, Generic[Given, Found]):

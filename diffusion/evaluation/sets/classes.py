@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,8 +104,13 @@ def choose_training_sets(training: Mapping[str, ImageSet], test: ImageSet) -> tu
     return chosen | ({"both": list(training)} if len(training) > 1 else {}), notes
 
 
-def find_leaks(name: str, training: ImageSet, test: ImageSet) -> list[str]:
-    """Return sentences on what a training set, called `real` or `synthetic`, shares with the test set."""
+def find_leaks(
+    name: str, training: ImageSet, test: ImageSet, slide_of: Callable[[str], str] = slide_folder
+) -> list[str]:
+    """Return sentences on what a training set, called `real` or `synthetic`, shares with the test set.
+
+    slide_of: returns the slide of an image by its name, empty where it has none.
+    """
     found = []
     tested = {key for image in test.files for key in image_keys(image)}
     shared = [image for image in training.files if image_keys(image) & tested]
@@ -115,7 +120,7 @@ def find_leaks(name: str, training: ImageSet, test: ImageSet) -> list[str]:
             f"{len(shared)} {name} training images have the names of test images ({abbreviate(sorted(shared))}): where they {same}, "
             "scores come out too good."
         )
-    slides, own = ({slide_folder(image) for image in images.files} - {""} for images in (test, training))
+    slides, own = ({slide_of(image) for image in images.files} - {""} for images in (test, training))
     if slides & own:
         found.append(
             f"{len(slides & own)} of {len(slides)} test slides are in the {name} training set, too ({abbreviate(sorted(slides & own))}): "

@@ -66,12 +66,13 @@ class ImageSet:
 
 
 class DecodedImage(NamedTuple):
-    """A file that was read: its windows, uint8 (k, 256, 256, 3), and its format; or what is wrong with it."""
+    """A file that was read: its windows, uint8 (k, 256, 256, 3), its format, rows and columns of pixels; or what is wrong with it."""
 
     windows: np.ndarray | None
     format: str = ""
     wrong: str = ""
     refused: bool = False  # readable, but of a size that is refused
+    size: tuple[int, int] = (0, 0)
 
 
 class WindowDataset(Dataset):
@@ -108,7 +109,7 @@ def decode_image(path: Path, fit: str = "refuse") -> DecodedImage:
     else:
         windows = _windows(np.array(image))
     in_jpeg = image.format == "TIFF" and image.info.get("compression") == "jpeg"
-    return DecodedImage(windows, "JPEG in TIFF" if in_jpeg else image.format or "")
+    return DecodedImage(windows, "JPEG in TIFF" if in_jpeg else image.format or "", size=(height, width))
 
 
 def _center_square(image: Image.Image) -> Image.Image:

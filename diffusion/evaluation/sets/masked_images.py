@@ -8,13 +8,13 @@ from typing import cast
 
 import numpy as np
 
-from diffusion.evaluation.sets.cells import find_objects_file, image_size, read_objects
+from diffusion.evaluation.metrics.intervals import FEW_GROUPS
 from diffusion.evaluation.sets.image_set import ImageSet, decode_image
+from diffusion.evaluation.sets.objects import find_objects_file, read_objects
 from diffusion.formats import CONTROL_DIR, NETWORK_MPP
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.text import abbreviate
 
-FEW_GROUPS = 20  # with fewer, percentiles of the bootstrap are known to be too narrow
 MASK_ENDING = "_mask"  # of masks beside images, as pixcell masks names them
 
 
@@ -52,13 +52,19 @@ def load_masked_images(images: ImageSet, mpp: float = NETWORK_MPP) -> MaskedImag
         )
     pixels, labels, slides = [], [], []
     for name, path in images.files.items():
-        windows, _, wrong, _ = decode_image(path, images.fit)
-        if windows is None:
-            raise InputError(f"{path} {wrong}")
-        pixels.append(windows)
-        labels.append(read_objects(cast(Path, places[name]), mpp, image_size(path)))
-        slides += [f"{Path(name).parent}/" if "/" in name else name] * len(windows)
+        image = decode_image(path, images.fit)
+        if image.windows is None:
+            raise InputError(f"{path} {image.wrong}")
+        pixels.append(image.windows)
+        labels.append(read_objects(cast(Path, places[name]), mpp, image.size))
+        slide = slide_of(name)
+        slides += [f"{slide}/" if slide else name] * len(image.windows)
     return MaskedImages(np.concatenate(pixels), np.concatenate(labels).astype(np.int32), np.array(slides))
+
+
+def slide_of(name: str) -> str:
+    """Return the folder of an image, which stands for its slide; empty where it lies in none."""
+    return name.rpartition("/")[0]
 
 
 def find_mask(images: ImageSet, name: str) -> Path | None:
@@ -85,14 +91,3 @@ def resample_slides(images: MaskedImages) -> tuple[MaskedImages, str]:
         return images, f"{len(names)} {kind}{few}"
     windows = replace(images, slides=np.arange(len(images)).astype(str))
     return windows, f"{len(windows)} windows, which are of one slide: too narrow, since these are alike"
-
-
-def find_shared_slides(name: str, training: ImageSet, test: ImageSet) -> list[str]:
-    """Return a sentence on slides, the folders of images, that a training set called `name` shares with the test set."""
-    slides, own = ({Path(image).parent.as_posix() for image in each.files} - {"."} for each in (test, training))
-    if not slides & own:
-        return []
-    shared = abbreviate(sorted(slides & own))
-    return [
-        f"{len(slides & own)} of {len(slides)} test slides are in the {name} training set, too ({shared}): scores come out too good."
-    ]
