@@ -1,5 +1,6 @@
 # make demo: the whole chain on real tissue. make test: lint and tests, on two cores. VENV=... reuses an environment.
 # make demo-control, after it: samples steered by masks of nuclei.
+# make demo-stain: virtual staining, on a simulated stain.
 # make nano: train the network that comes with the package again, from its data on; docs/nano.md tells of it.
 VENV ?= .venv
 PYTHON ?= python3
@@ -21,6 +22,12 @@ SAMPLE := sample --dataset demo_heldout --count 96
 
 CONTROL := $(PIXCELL) patches --root $(DEMO) --size 256 --slides $(SOURCE)/hgsc_nest.jpg --stride 64
 CELL_MASKS := --objects $(SOURCE)/hgsc_nest_type_mask.npz --mask-mpp 0.5
+
+STAIN := $(DEMO)/stained
+SIMULATED := $(SOURCE)/simulated_dab
+STAIN_PAIRS = $(foreach each,hgsc_nest hgsc_stromal_he,$(PIXCELL) pairs --root $(DEMO) --layout slides --source $(SOURCE)/$(each).jpg \
+	--target $(SIMULATED)/$(each).png --registration $(SIMULATED)/same_pixels.csv --size 256 --stain dab $(1);)
+STAIN_NETWORK := --flow $(DEMO)/stain_flow --steps 15 --guidance-interval 0.3 5
 
 NANO := data/nano
 WINDOWS := $(PIXCELL) patches --root $(NANO) --size 256
@@ -49,7 +56,7 @@ TISSUES := ovary_tumour=ovary/hgsc_nest/5_7 ovary_stroma=ovary/hgsc_stromal_he/5
 	colon_mucus=colon/MUC-TCGA-LGPQKMQE_110/0_0 colon_adipose=colon/ADI-TCGA-ICETMNMG_108/0_0
 NANO_DATA = $$(sed -n '/^\#\# Data/,/^\#\# Training/p' docs/nano.md | sed '1,2d;$$d')
 
-.PHONY: demo demo-control nano test test-faults test-all lint docs clean
+.PHONY: demo demo-control demo-stain nano test test-faults test-all lint docs clean
 
 $(READY): requirements.txt pyproject.toml
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
@@ -86,6 +93,18 @@ demo-control: $(READY)
 	$(PIXCELL) sample --workdir $(DEMO)/controlnet --dataset nuclei_heldout --count 40 --out $(DEMO)/samples_control
 	$(PIXCELL) evaluate --real $(DEMO)/samples_control/real --syn $(DEMO)/samples_control/syn --losses $(DEMO)/controlnet --out $(DEMO)/report_control
 	@echo "look at $(DEMO)/report_control/index.html"
+
+demo-stain: $(READY)
+	$(PIXCELL) demo-data --out $(SOURCE) --simulated-stain
+	$(call STAIN_PAIRS,--dataset stain --stride 64 --area 0 0 1 0.75)
+	$(call STAIN_PAIRS,--dataset stain_heldout --stride 128 --area 0 0.75 1 1)
+	for each in stain_he stain_dab stain_heldout_dab stain_heldout_he; do $(PIXCELL) features --root $(DEMO) --dataset $$each $(ENCODERS) || exit 1; done
+	$(LAUNCH) train demo/stain_flow_256 --workdir $(DEMO)/stain_flow
+	$(LAUNCH) train demo/stain_lora_256 --workdir $(DEMO)/stain_lora
+	$(LAUNCH) train demo/stain_control_256 --workdir $(DEMO)/stain_control
+	$(PIXCELL) stain $(DEMO)/patches/stain_heldout_he --workdir $(DEMO)/stain_lora $(STAIN_NETWORK) --out $(STAIN)/none
+	$(PIXCELL) stain $(DEMO)/patches/stain_heldout_he --workdir $(DEMO)/stain_lora $(STAIN_NETWORK) --structure sdedit --out $(STAIN)/sdedit
+	$(PIXCELL) stain $(DEMO)/patches/stain_heldout_he --workdir $(DEMO)/stain_control $(STAIN_NETWORK) --structure control --out $(STAIN)/control
 
 nano: $(READY)
 	$(PIXCELL) demo-data --out $(SOURCE) --tiles $(NANO)/source

@@ -14,8 +14,12 @@ data = dict(
     root=None,  # None: root.
     patch_names_file="patch_names_all.hdf5",  # The index, in root/patches/metadata.
     features_dir=None,  # None: beside the images, else root/features, else root/packed.
-    vae_prefix="sd3_vae",  # Ending of the latent files: <column>_<row>_sd3_vae.npy.
     ssl_prefix="uni",  # Ending of the embedding files: <column>_<row>_uni.npy.
+    train_subset_keys=None,  # Keys of the index to train on, each once. None: all of the size that `type` reads.
+    # At an item that cannot be read: raise, or skip: leave it out of its batch, count it and name it.
+    on_error="raise",
+    max_bad_fraction=0.01,  # Of all items read; more skipped ones stop the run.
+    vae_prefix="sd3_vae",  # Ending of the latent files: <column>_<row>_sd3_vae.npy.
     # Ending of masks to control by: <column>_<row>_mask.png, or .npy with several channels. None: none are read.
     mask_prefix=None,
     # Values of masks: 0 and 255; numbers of objects; numbers of classes, from 1 on; or maps of any values.
@@ -23,10 +27,9 @@ data = dict(
     maps=("nuclei",),  # What each map of a mask shows: its classes, or its channels.
     # Ending of the latents of images to control by, instead of masks: <column>_<row>_control.npy. None: none are read.
     control_prefix=None,
-    train_subset_keys=None,  # Keys of the index to train on, each once. None: all of the size that `type` reads.
-    # At an item that cannot be read: raise, or skip: leave it out of its batch, count it and name it.
-    on_error="raise",
-    max_bad_fraction=0.01,  # Of all items read; more skipped ones stop the run.
+    # Data set whose latents of the same patches control, instead of files beside the patches: mine_he of pairs of
+    # stains.
+    control_dataset=None,
 )
 
 # --- network ---
@@ -49,7 +52,8 @@ lora = dict(
     alpha=None,  # The adapter counts alpha / rank. None: the rank, so once.
     # Maps to adapt: cross_attention, self_attention, mlp, or single ones, such as attn2.to_q.
     targets=("cross_attention",),
-    # A run or file of an adapter to begin with: trained on if there is a rank, else added to the weights for good.
+    # A run or file of an adapter to begin with: trained on if there is a rank, else added to the weights for good; with
+    # task control, to those of the network that is steered.
     load_from=None,
 )
 
@@ -95,8 +99,9 @@ evaluation = dict(
 )
 
 # --- start and work dir ---
-# What is trained: "denoising" (the diffusion transformer), "control" (a ControlNet beside one), or "codec" (a small
-# latent codec, with settings of its own). Settings of its own can stand beside it: dict(type="control", base=...).
+# What is trained: "denoising" (the diffusion transformer), "control" (a ControlNet beside one), "embedding_flow" (a
+# flow between embeddings) or "codec" (a small latent codec), both with settings of their own. These can stand beside
+# it: dict(type="control", base=...).
 task = dict(type="denoising")
 load_from = None  # Weights to start from: of a stage before, released ones, or "nano", which comes with the package.
 # Weights of load_from to leave out. What follows from the stage (positions, null condition) is initialised in any case.

@@ -31,7 +31,6 @@ from diffusion.encoders.latents import LatentCodec, from_uint8
 from diffusion.encoders.vae_files import EMBEDDED_CODECS, codec_folder
 from diffusion.formats import PATCHES_DIR, SSL_PREFIX, VAE_PREFIX, WINDOW
 from diffusion.utils.errors import InputError, MissingError
-from diffusion.utils.files import atomic_write
 from diffusion.utils.windows import cut_windows, join_windows
 
 WRITERS = 4  # threads; on a network drive, one thread would wait for every file
@@ -300,12 +299,3 @@ def collect_outcomes(outcomes: Iterable[Outcome], stop: bool) -> tuple[int, list
         wrong.append((outcome.name, outcome.error))
         tqdm.write(f"left out: {outcome.error}", file=sys.stderr)
     return written, wrong
-
-
-def write_faults(path: Path, wrong: list[tuple[str, str]]) -> None:
-    """Write which patches could not be extracted, one a line with the reason; without any, remove an earlier list."""
-    if not wrong:
-        path.unlink(missing_ok=True)
-        return
-    with atomic_write(path) as temporary:
-        temporary.write_text("".join(f"{name}\t{reason}\n" for name, reason in wrong), encoding="utf-8")

@@ -42,9 +42,12 @@ SYNTHETIC_DIR, REAL_DIR, CONTROL_DIR = "syn", "real", "control"
 PRECISIONS = ("fp32", "bf16", "fp16")
 SOLVERS = ("dpm-solver", "ddim", "iddpm", "sa-solver")  # built by diffusion/sampling.py
 DEFAULT_SOLVER = "dpm-solver"  # DPM-Solver++ 2M, as the published samples
-METRICS = (  # computed by diffusion/evaluation/metrics
+METRICS = (  # computed by diffusion/evaluation/metrics; those that are taken where none are named
     *("fd", "fd_infinity", "kid", "prdc", "similarity", "neighbours", "cells"),
 )
+MEASURED_METRICS = ("cells", "stain")  # in images themselves, without an encoder
+ALL_METRICS = (*METRICS, "stain")
+MARKERS = ("er", "pr", "ki67")  # of immunohistochemistry, by whose thresholds images are called positive
 ORIENTATIONS = (  # of patches that are turned or mirrored; as Pillow names them
     *("flip_left_right", "flip_top_bottom", "rotate_90", "rotate_180", "rotate_270", "transpose", "transverse"),
 )

@@ -164,15 +164,27 @@ def decode_bands(
     side = min(tile, height, width)
     windows = Windows(height, width, side, side - min(overlap, side // 4))
     pixel_windows = Windows(*(LATENT_FACTOR * cells for cells in (height, width, side, windows.stride)))
-    weights = pixel_windows.blend_weights()
-    heights = sum_weights(pixel_windows.rows, weights, pixel_windows.height)
-    widths = sum_weights(pixel_windows.columns, weights, pixel_windows.width)
-    band, top = torch.zeros(3, pixel_windows.side, pixel_windows.width), 0
-    for row, below in zip(windows.rows, [*windows.rows[1:], height], strict=True):
-        for column, left in zip(windows.columns, pixel_windows.columns, strict=True):
-            pixels = decode(latents[:, :, row : row + side, column : column + side])[0].float().cpu()
-            band[:, :, left : left + pixel_windows.side] += pixels * weights[:, None] * weights
-        finished = LATENT_FACTOR * (below - row)
-        yield band[:, :finished] / (heights[top : top + finished, None] * widths)
-        top += finished
-        band = torch.cat([band[:, finished:], band.new_zeros(3, finished, pixel_windows.width)], dim=1)
+
+    def decode_tile(row: int, column: int) -> torch.Tensor:
+        cells = latents[:, :, windows.rows[row] :, windows.columns[column] :]
+        return decode(cells[:, :, :side, :side])[0].float().cpu()
+
+    yield from blend_bands(decode_tile, pixel_windows)
+
+
+def blend_bands(tile: Callable[[int, int], torch.Tensor], windows: Windows) -> Iterator[torch.Tensor]:
+    """Yield the pixels of a picture from the top down, in bands (3, rows, W), float32, blended of tiles that overlap.
+
+    tile: returns the pixels (3, S, S) of the tile in a row and a column of the windows, which count pixels here. One row of tiles
+    is in memory at a time.
+    """
+    weights = windows.blend_weights()
+    heights = sum_weights(windows.rows, weights, windows.height)
+    widths = sum_weights(windows.columns, weights, windows.width)
+    band = torch.zeros(3, windows.side, windows.width)
+    for row, (top, below) in enumerate(zip(windows.rows, [*windows.rows[1:], windows.height], strict=True)):
+        for column, left in enumerate(windows.columns):
+            band[:, :, left : left + windows.side] += tile(row, column) * weights[:, None] * weights
+        finished = below - top
+        yield band[:, :finished] / (heights[top:below, None] * widths)
+        band = torch.cat([band[:, finished:], band.new_zeros(3, finished, windows.width)], dim=1)

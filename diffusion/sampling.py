@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from diffusion.condition import Condition
 from diffusion.formats import DEFAULT_SOLVER
 from diffusion.guidance import Network, guided_prediction
-from diffusion.schedule import BETA_END, BETA_START, TIMESTEPS, linear_schedule
+from diffusion.schedule import BETA_END, BETA_START, TIMESTEPS, add_noise, linear_schedule
 from diffusion.utils.errors import InputError
 from diffusion.utils.hardware import to_device
 from diffusion.utils.seeds import mix_seed
@@ -94,6 +95,7 @@ def sample_latents(
     prediction_type: str = "epsilon",
     guidance_interval: tuple[float, float] | None = None,
     on_step: OnStep | None = None,
+    start: Start | None = None,
 ) -> torch.Tensor:
     """Return network latents (B, C, H, W) from noise of that shape and conditions y: tokens (B, L, D) or a Condition.
 
@@ -102,11 +104,11 @@ def sample_latents(
     as tokens, the null pass gets no control; `y.null(network, keep_control=True)` is one that does.
     generators: one per image, for the algorithms that draw noise in every step (iddpm, sa-solver), so that an image
     depends on its own seed alone. prediction_type: what the network was trained to predict, epsilon or v_prediction.
-    guidance_interval, on_step: as `denoise` takes them. Raises InputError for an algorithm, steps or interval that
+    guidance_interval, on_step, start: as `denoise` takes them. Raises InputError for an algorithm, steps or interval that
     cannot be.
     """
     scheduler = prepare_scheduler(algorithm, steps, prediction_type)
-    return denoise(model, scheduler, noise, y, null_y, guidance, guidance_interval, generators, on_step)
+    return denoise(model, scheduler, noise, y, null_y, guidance, guidance_interval, generators, on_step, start)
 
 
 @torch.no_grad()
@@ -120,6 +122,7 @@ def denoise(
     guidance_interval: tuple[float, float] | None = None,
     generators: torch.Generator | Sequence[torch.Generator] | None = None,
     on_step: OnStep | None = None,
+    start: Start | None = None,
 ) -> torch.Tensor:
     """Return network latents (B, C, H, W) from noise of that shape: the loop over a scheduler's timesteps.
 
@@ -127,6 +130,7 @@ def denoise(
     guidance_interval: the lowest and highest noise level, std of noise over std of signal, at which there is guidance;
     outside it the null pass is not run (Kynkaanniemi et al. 2024, "Applying Guidance in a Limited Interval").
     on_step: called after each step with its number, timestep and latents; latents that it returns replace them.
+    start: latents to begin at instead of noise alone.
     dpm-solver, ddim and sa-solver end at the lowest noise level, 0.01, as the original solver does, iddpm at zero noise.
     Raises InputError for an interval without noise levels, ValueError for a scheduler that needs a learned variance and
     a network without one.
@@ -137,8 +141,10 @@ def denoise(
     draws = {}
     if "generator" in inspect.signature(scheduler.step).parameters:  # only stochastic schedulers use it
         draws["generator"] = list(generators) if isinstance(generators, Sequence) else generators
-    x = noise * scheduler.init_noise_sigma
-    for i, t in enumerate(scheduler.timesteps):
+    x, timesteps = noise * scheduler.init_noise_sigma, scheduler.timesteps
+    if start is not None and start.strength < 1:
+        x, timesteps = start.add_noise(noise, scheduler)
+    for i, t in enumerate(timesteps):
         strength = guidance if low <= levels[int(t)] <= high else 1.0
         inputs = scheduler.scale_model_input(x, t)
         prediction, variance = guided_prediction(
@@ -154,6 +160,39 @@ def denoise(
             changed = on_step(i, t, x)
             x = x if changed is None else changed
     return x
+
+
+@dataclass(frozen=True)
+class Start:
+    """Latents (B, C, H, W) of images to begin at, with noise on them (SDEdit, Meng et al. 2022).
+
+    strength: share of the steps that are taken, those of the lower noise levels; 1 begins at noise alone. Raises InputError
+    for one outside of 0 to 1, and 0, which changes nothing.
+    """
+
+    latents: torch.Tensor
+    strength: float
+
+    def __post_init__(self):
+        check_strength(self.strength)
+
+    def add_noise(self, noise: torch.Tensor, scheduler: Scheduler) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the latents with noise of the first level that is left of a scheduler's, and the timesteps from there on."""
+        count = len(scheduler.timesteps)
+        first = count - max(1, round(self.strength * count))
+        if hasattr(scheduler, "set_begin_index"):  # those that keep a list of noise levels
+            scheduler.set_begin_index(first)
+        timesteps = scheduler.timesteps[first:]
+        timestep = to_device(timesteps[0].long(), noise.device).expand(len(noise))
+        return add_noise(linear_schedule(), self.latents.to(noise), noise, timestep), timesteps
+
+
+def check_strength(strength: float) -> None:
+    """Raise InputError for a strength that is not above 0 and at most 1."""
+    if not 0 < strength <= 1:
+        raise InputError(
+            f"strength {strength:g}: expected more than 0, which changes nothing, up to 1, which keeps nothing"
+        )
 
 
 def _uses_learned_variance(scheduler: Scheduler) -> bool:

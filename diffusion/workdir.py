@@ -20,7 +20,7 @@ from diffusion.encoders.networks import EMBEDDERS
 from diffusion.formats import CONFIG_FILE, LAST_WEIGHTS, LATENT_FACTOR, PIPELINE_INDEX, SSL_PREFIX
 from diffusion.model.controlnet import ControlNet, check_control_fits, load_controlnet
 from diffusion.model.convert import Weights, load_network, load_weights
-from diffusion.model.lora import load_lora
+from diffusion.model.lora import load_lora, merge_lora
 from diffusion.model.matching import add_positions, check_metadata, load_into
 from diffusion.model.pixart import PixArt, build_model
 from diffusion.model.pixart_config import PixArtConfig
@@ -100,6 +100,9 @@ def open_run(work_dir: str | Path, checkpoint: str | Path, device: torch.device,
     if isinstance(config, ControlConfig):
         base, prediction = config.control.base or "", config.prediction_type
         model, _ = load_network(base, config.model, config.model_arguments, prediction)
+        if config.lora.load_from is not None:
+            load_lora(model, config.lora.load_from)
+            merge_lora(model)
         return with_controlnet(Run(folder, path, config, model.eval().to(device)), path, ema)
     if config.lora.rank:
         base, prediction = config.load_from or "", config.prediction_type

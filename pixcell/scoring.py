@@ -22,24 +22,28 @@ from diffusion.evaluation.measure import (
     TRAINING,
     CellOptions,
     ScoringOptions,
+    StainOptions,
     describe_sets,
     plan_cells,
+    plan_stain,
 )
 from diffusion.evaluation.metrics.cell_scores import score_cells
 from diffusion.evaluation.metrics.scores import REPLICATES, Scores
 from diffusion.evaluation.metrics.scores import score as score_features
+from diffusion.evaluation.metrics.stain_scores import score_stain
 from diffusion.evaluation.sets.cells import (
     CELLS,
     CellMeasurement,
     CellTable,
     NucleiSource,
-    measure_cells,
     measure_window,
 )
 from diffusion.evaluation.sets.embedding import embed_set
 from diffusion.evaluation.sets.features import Features, Row
 from diffusion.evaluation.sets.image_set import ImageSet
-from diffusion.formats import METRICS, NETWORK_MPP, SIZE_POLICIES, WINDOW
+from diffusion.evaluation.sets.measuring import measure_set
+from diffusion.evaluation.sets.stain import STAIN, StainMeasurement, StainTable
+from diffusion.formats import ALL_METRICS, MARKERS, METRICS, NETWORK_MPP, SIZE_POLICIES, WINDOW
 from diffusion.utils.errors import InputError
 from diffusion.utils.hardware import prepare_device
 from diffusion.utils.launch import read_launch, start_processes
@@ -66,16 +70,19 @@ def score(
     device: str | torch.device = "auto",
     mpp: float = NETWORK_MPP,
     masks: str | Path | None = None,
+    marker: str | None = None,
+    registered: bool = False,
 ) -> Scores:
     """Score synthetic images against real ones, as `pixcell evaluate` does it.
 
     real, synthetic: folders of images, or images as `OpenRun.sample` takes and yields them, which are cut into windows of 256
     pixels. A synthetic image belongs to the real one of the same name below its folder, or of the same number. training:
     images among which each one's nearest is looked up. encoder: as --encoders. metrics: fd, fd_infinity, kid, prdc,
-    similarity, neighbours, cells; all that applies. on_size: of folders, what to do with images that are not 256 x 256: refuse,
-    resize, windows. bootstrap: replicates for the intervals of distances. mpp: microns per pixel of the images, by which nuclei
-    are found. masks: folder of those that samples in a folder were made for, under the same names. Returns values with their
-    95 % intervals by name, and notes. In one process; several share the work of `accelerate launch -m pixcell evaluate`.
+    similarity, neighbours, cells, all that applies; or stain, of virtual immunohistochemistry. on_size: of folders, what to do with
+    images that are not 256 x 256: refuse, resize, windows. bootstrap: replicates for the intervals of distances. mpp: microns per
+    pixel of the images, by which nuclei are found. masks: folder of those that samples in a folder were made for, under the same
+    names. marker, registered: of the metric stain, as the options of these names. Returns values with their 95 % intervals by name,
+    and notes. In one process; several share the work of `accelerate launch -m pixcell evaluate`.
     Raises MissingError, InputError.
 
     Examples:
@@ -103,9 +110,12 @@ def score(
         raise InputError(f"mpp {mpp!r}: expected the microns per pixel of the images")
     if masks is not None and CELLS not in chosen:
         raise InputError("masks are of the metric cells, which is not among metrics")
+    _check_stain(chosen, real, synthetic, marker, registered)
     given = {REAL: real, SYNTHETIC: synthetic, TRAINING: training}
     sources = {kind: _open(images, on_size) for kind, images in given.items() if images is not None}
     plans = _plan_cells(sources, chosen, mpp, masks, seed)
+    options = ScoringOptions(seed=seed, cells=CellOptions(mpp), stain=StainOptions(marker, registered))
+    stain_plans = plan_stain(sets_of_images(sources), options) if STAIN in chosen else {}
     embedder, state = PatchEmbedder.load(encoder, place, root=home), start_processes(place)
     embedded = {kind: _embed(source, embedder, state, plans.get(kind)) for kind, source in sources.items()}
     features = {kind: found for kind, (found, _) in embedded.items()}
@@ -117,6 +127,11 @@ def score(
         of_cells = score_cells(CellTable.of(tables[0]), CellTable.of(tables[1]), mpp, seed)
         scores.values |= of_cells.values
         scores.notes += of_cells.notes
+    if stain_plans:
+        stains = _measure_stain(sources, stain_plans, state)
+        of_stain = score_stain(stains[REAL], stains[SYNTHETIC], marker, seed)
+        scores.values |= of_stain.values
+        scores.notes += of_stain.notes
     known = {kind: source if isinstance(source, ImageSet) else features[kind] for kind, source in sources.items()}
     scores.notes += describe_sets(known, features)
     return scores
@@ -125,14 +140,48 @@ def score(
 def _check_metrics(metrics: str | Sequence[str], trained: bool) -> tuple[str, ...]:
     """Return the metrics to compute; a text is one. trained: whether there are training images. Raises InputError."""
     chosen = (metrics,) if isinstance(metrics, str) else tuple(metrics)
-    unknown = [metric for metric in chosen if metric not in METRICS]
+    unknown = [metric for metric in chosen if metric not in ALL_METRICS]
     if unknown or not chosen:
         raise InputError(
-            f"metrics {', '.join(map(str, unknown)) or 'of no name'}: expected some of {', '.join(METRICS)}"
+            f"metrics {', '.join(map(str, unknown)) or 'of no name'}: expected some of {', '.join(ALL_METRICS)}"
         )
     if "neighbours" in chosen and chosen != METRICS and not trained:
         raise InputError("metrics neighbours: among which images? Give those of training as training=")
     return chosen
+
+
+def _check_stain(
+    metrics: Sequence[str],
+    real: str | Path | Images,
+    synthetic: str | Path | Images,
+    marker: str | None,
+    registered: bool,
+) -> None:
+    """Raise InputError for options of a stain that is not scored, an unknown marker, and images that are in no folder."""
+    if STAIN not in metrics and (marker is not None or registered):
+        raise InputError("marker and registered are of the metric stain, which is not among metrics")
+    if marker is not None and marker not in MARKERS:
+        raise InputError(f"marker {marker!r}: expected one of {', '.join(MARKERS)}")
+    if STAIN in metrics and not all(isinstance(images, (str, Path)) for images in (real, synthetic)):
+        raise InputError(
+            "the metric stain compares files of the same names: expected real and synthetic images in folders"
+        )
+
+
+def _measure_stain(
+    sources: Mapping[str, Source], plans: Mapping[str, StainMeasurement], state: PartialState
+) -> dict[str, StainTable]:
+    """Return the stain of real and of synthetic images in folders, by kind."""
+    images = sets_of_images(sources)
+    with TemporaryDirectory() as cache:
+        return {
+            kind: StainTable.of(measure_set(images[kind], plan, Path(cache), state)) for kind, plan in plans.items()
+        }
+
+
+def sets_of_images(sources: Mapping[str, Source]) -> dict[str, ImageSet]:
+    """Return those sources that are folders of images, by kind."""
+    return {kind: source for kind, source in sources.items() if isinstance(source, ImageSet)}
 
 
 def _open(images: str | Path | Images, on_size: str) -> Source:
@@ -188,7 +237,7 @@ def _embed(
         return features, Features(features.rows, values.shape[1], [lambda: values], [len(values)], CELLS)
     with TemporaryDirectory() as cache:
         found = _in_memory(embed_set(source, embedder, Path(cache), state))
-        return found, None if cells is None else _in_memory(measure_cells(source, cells, Path(cache), state))
+        return found, None if cells is None else _in_memory(measure_set(source, cells, Path(cache), state))
 
 
 def _in_memory(features: Features) -> Features:

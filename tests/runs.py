@@ -19,6 +19,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from diffusion.config.files import dump_config
+from diffusion.config.flow_settings import EmbeddingFlowConfig, FlowDataConfig, FlowNetworkConfig
 from diffusion.config.settings import (
     Config,
     ControlConfig,
@@ -90,6 +91,23 @@ def control_settings(root: Path, base: Path | str, data: dict | None = None, **c
         vae_pretrained="tiny", scale_factor=None, shift_factor=None,
     )  # fmt: skip
     return ControlConfig(**{**values, **changes})
+
+
+def flow_settings(root: Path, data: dict | None = None, **changes) -> EmbeddingFlowConfig:
+    """A run of seconds of the task embedding_flow: a prior, unless `data` names a source_dataset."""
+    values = dict(
+        data=FlowDataConfig(root=str(root), **(data or {})),
+        embedding_flow=FlowNetworkConfig(hidden_size=16, depth=2),
+        train_batch_size=4,
+        optimizer=OptimizerConfig(lr=1e-2),
+        ema_rate=0.5,
+        max_steps=4,
+        log_interval=1,
+        save_model_steps=2,
+        keep_last=None,
+        report_to="none",
+    )
+    return EmbeddingFlowConfig(**{**values, **changes})
 
 
 def save_run(folder: Path, root: Path, width: int, image_size: int = 1024, **changes) -> Path:
@@ -238,8 +256,12 @@ def main() -> None:
         changes = run["changes"]
         changes = {name: KINDS[name](**value) if name in KINDS else value for name, value in changes.items()}
         root, work_dir = Path(run["root"]), Path(run["work_dir"])
-        base = changes.pop("control").base if "control" in changes else None
-        config = settings(root, **changes) if base is None else control_settings(root, base, **changes)
+        if "flow_data" in changes:
+            config: TrainingConfig = flow_settings(root, changes.pop("flow_data"), **changes)
+        elif "control" in changes:
+            config = control_settings(root, changes.pop("control").base, **changes)
+        else:
+            config = settings(root, **changes)
         if run["spoil"]:
             spoil_step(*run["spoil"])
         if "stop_after" in run:

@@ -39,6 +39,7 @@ ALLOWED = {
         "panorama",
         "components",
         "workdir",
+        "model",
     },
     "training": {"config", "data", "optim", "workdir"},
     "tasks": {

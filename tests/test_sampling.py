@@ -10,6 +10,7 @@ import torch
 from diffusion.formats import SOLVERS
 from diffusion.sampling import (
     ALGORITHMS,
+    Start,
     check_guidance_interval,
     image_generator,
     initial_noise,
@@ -159,3 +160,22 @@ def test_unknown_algorithms_and_impossible_steps_raise():
     for algorithm, steps in (("dpm-solver", 1000), ("iddpm", 1)):
         with pytest.raises(InputError, match=f"cannot take {steps} steps"):
             prepare_scheduler(algorithm, steps)
+
+
+@pytest.mark.parametrize("algorithm", ["dpm-solver", "ddim", "sa-solver", "iddpm"])
+def test_samples_that_start_from_latents(algorithm):
+    """For Gaussian data the mean goes from the start's to the data's as the strength grows; at 1 it is the plain sample."""
+    start = torch.full((8, 16, 16, 16), 5.0)
+    means = [sample(algorithm, 50, start=Start(start, strength)).mean().item() for strength in (0.02, 0.3, 0.6, 1.0)]
+    assert means[0] > means[1] > means[2] > means[3] - 0.02 and means[0] == pytest.approx(5.0, abs=0.2)
+    assert means[3] == pytest.approx(sample(algorithm, 50).mean().item(), abs=0.02)
+    if algorithm in ("dpm-solver", "ddim"):
+        assert torch.equal(sample(algorithm, 50, start=Start(start, 1.0)), sample(algorithm, 50))
+        level = prepare_scheduler(algorithm, 50).timesteps[-25].long()  # of the first step that is left
+        kept = ALPHA_BAR[level] * STD**2
+        # the exact flow keeps the distance from the data's mean but for what noise has hidden: x0 - mean shrinks by this
+        expected = MEAN + (5.0 - MEAN) * ALPHA_BAR[level].sqrt() * STD / (kept + 1 - ALPHA_BAR[level]).sqrt()
+        found = sample(algorithm, 50, start=Start(start, 0.5)).mean().item()
+        assert found == pytest.approx(expected.item(), rel=0.05)
+    with pytest.raises(InputError, match="strength 0: expected more than 0"):
+        Start(start, 0)

@@ -12,6 +12,8 @@ from typing import Annotated, Literal
 
 from diffusion.cli.parser import (
     finite_float,
+    fraction,
+    jpeg_quality,
     natural_int,
     noise_interval,
     output_file,
@@ -23,7 +25,7 @@ from diffusion.cli.parser import (
     seed_int,
 )
 from diffusion.cli.signature import Here, Option
-from diffusion.formats import METRICS, PRECISIONS, SIZE_POLICIES, SOLVERS
+from diffusion.formats import ALL_METRICS, MARKERS, PRECISIONS, SIZE_POLICIES, SOLVERS
 
 SAMPLING, CONDITIONS, CONTROL, SCORING, TRAINING, DATA, MACHINE = (
     "sampling",
@@ -45,6 +47,7 @@ LATENTS = "ending of the latent files"
 EMBEDDINGS = "ending of the embedding files"
 CODEC = "diffusers folder or embedded name of the codec"
 IMAGES = "images instead of indexed patches"
+SOURCE = "where the images come from"
 ENCODER = "embedder of images: uni2, mobilenetv2, a weights file or its folder, or NAME=FILE"
 
 # ---- places and the machine
@@ -137,6 +140,27 @@ Lora = Annotated[
         "adapters to sample with, each with how much it counts: a run that trained one, a file, or a folder of peft or diffusers",
         metavar="FILE[:SCALE]",
         group=SAMPLING,
+    ),
+]
+WindowStride = Annotated[
+    int | None,
+    Option(
+        "cells of the latents, 8 pixels each, from one window to the next [half the network's, 64 at 1024 pixels]",
+        positive_int,
+        group=SAMPLING,
+    ),
+]
+Prior = Annotated[
+    Path | None,
+    Option(
+        "a prior that draws embeddings, instead of tissue that conditions: a run of pixcell prior [none]",
+        group=CONDITIONS,
+    ),
+]
+Classes = Annotated[
+    Sequence[str],
+    Option(
+        "classes of the prior to draw from [all, as often as in its training set]", metavar="NAME", group=CONDITIONS
     ),
 ]
 _CONTROL_SCALE = Option("how much the control counts; 0: not at all", finite_float, metavar="S", group=CONTROL)
@@ -238,6 +262,26 @@ OnError = Annotated[
     Option("at a patch that cannot be read or written: stop, or leave it out, name it, and go on"),
 ]
 
+COHORT = "folder below the data set, such as an organ"
+Cohort = Annotated[str, Option(COHORT, plain_name)]
+JpegQuality = Annotated[int, Option("JPEG quality, without colour subsampling", jpeg_quality)]
+Stride = Annotated[
+    int | None,
+    Option("pixels from one patch to the next; less than --size makes them overlap [--size]", positive_int),
+]
+Area = Annotated[
+    tuple[float, float, float, float],
+    Option(
+        "part of each slide to take, as fractions of its width and height; patches lie wholly inside [0 0 1 1]",
+        metavar=("X0", "Y0", "X1", "Y1"),
+    ),
+]
+TissueThreshold = Annotated[float, Option("part of a patch that must be tissue", fraction)]
+MaxBlur = Annotated[
+    float,
+    Option("blur above which a patch counts as out of focus, by Crete-Roffet's measure; 1 keeps all", fraction),
+]
+
 # ---- scores
 Real = Annotated[
     Path | None,
@@ -268,8 +312,9 @@ Metrics = Annotated[
     Sequence[str],
     Option(
         "fd_infinity: FD extrapolated to infinitely many images; prdc: precision, recall, density, coverage; "
-        "similarity: of pairs; neighbours: the nearest training images; cells: nuclei, stains and masks [all that applies]",
-        choices=METRICS,
+        "similarity: of pairs; neighbours: the nearest training images; cells: nuclei, stains and masks; stain: virtual "
+        "immunohistochemistry against real images of the same names [all that applies, without stain]",
+        choices=ALL_METRICS,
         group=SCORING,
     ),
 ]
@@ -280,20 +325,38 @@ Bootstrap = Annotated[
 RealNuclei = Annotated[
     Path | None,
     Option(
-        "folder of label images or outlines of the nuclei in the real images, under the same names [found by haematoxylin]",
+        "folder of label images or outlines of the nuclei in the real images, under the same names [found by their stain]",
         metavar="DIR",
         group=SCORING,
     ),
 ]
 SyntheticNuclei = Annotated[
     Path | None,
-    Option("the same of the synthetic images [found by haematoxylin]", metavar="DIR", group=SCORING),
+    Option("the same of the synthetic images [found by their stain]", metavar="DIR", group=SCORING),
 ]
 SampleMasks = Annotated[
     Path | None,
     Option(
         "folder of the masks that samples were made for, under the same names [the folder control beside the samples, if there is one]",
         metavar="DIR",
+        group=SCORING,
+    ),
+]
+Marker = Annotated[
+    str | None,
+    Option(
+        "the marker of immunohistochemistry by whose thresholds the metric stain calls images, from their share of positive nuclei: "
+        "er: positive from 0.1, low from 0.01; pr: positive above 0.01; ki67: positive above 0.3, inconclusive from 0.05; else "
+        "negative [no calls]",
+        choices=MARKERS,
+        group=SCORING,
+    ),
+]
+Registered = Annotated[
+    bool,
+    Option(
+        "pairs show the same section, pixel for pixel, such as one that was stained again: the metric stain takes PSNR and SSIM, too, "
+        "which mean nothing for neighbouring sections",
         group=SCORING,
     ),
 ]

@@ -38,12 +38,15 @@ def refuse_unused_conditions(
     embedding: Mapping[str, Any],
     indexed: Mapping[str, Any],
     published: bool = False,
+    prior: Path | None = None,
 ) -> None:
     """Refuse options of an index where files condition, and those of embedding where there are no images to embed.
 
     embedding, indexed: the options of each, as `refuse_unused` takes them.
     """
-    if images or tokens:
-        refuse_unused(command, indexed, f"beside {'--images' if images else '--tokens'}, which condition", published)
+    given = {"--images": images, "--tokens": tokens, "--prior": prior}
+    named = next((flag for flag, value in given.items() if value), None)
+    if named is not None:
+        refuse_unused(command, indexed, f"beside {named}, which condition{'s' * (named == '--prior')}", published)
     if not images:
         refuse_unused(command, embedding, "without --images, which are embedded", published)

@@ -70,7 +70,8 @@ def base_file() -> str:
 
 
 def _section(value: Any) -> list[str]:
-    docs = {key.name: key.doc for key in documented_keys(type(value))}
+    inherited = [kind for kind in type(value).__mro__ if issubclass(kind, Section) and kind is not Section]
+    docs = {key.name: key.doc for kind in inherited for key in documented_keys(kind)}
     return [
         line
         for field in fields(value)

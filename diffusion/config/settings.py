@@ -74,7 +74,7 @@ class OptimizerConfig(Section):
             fits &= len(self.eps) == wanted.eps > 1  # one is no tuple
         elif self.eps is not None:
             fits &= wanted.eps == 1
-        _check(
+        check_that(
             fits,
             f"optimizer {self.type} with betas {self.betas}, eps {self.eps}: "
             f"expected {WORDS[wanted.betas]} betas, {WORDS[wanted.eps]} eps",
@@ -110,7 +110,7 @@ class PowerEmaConfig(Section):
 
     def check(self) -> None:
         for length in self.lengths:
-            _check(
+            check_that(
                 length == round(length, 3),
                 f"power_ema.lengths {length}: expected thousandths, which snapshots are named by",
             )
@@ -122,8 +122,9 @@ class TrainingConfig(Section):
 
     # start and work dir
     task: Name = "denoising"
-    """What is trained: "denoising" (the diffusion transformer), "control" (a ControlNet beside one), or "codec" (a small latent
-    codec, with settings of its own). Settings of its own can stand beside it: dict(type="control", base=...)."""
+    """What is trained: "denoising" (the diffusion transformer), "control" (a ControlNet beside one), "embedding_flow" (a flow
+    between embeddings) or "codec" (a small latent codec), both with settings of their own. These can stand beside it:
+    dict(type="control", base=...)."""
     load_from: Name | None = None
     """Weights to start from: of a stage before, released ones, or "nano", which comes with the package."""
     ignore_keys: tuple[Name, ...] = ()
@@ -193,11 +194,11 @@ class TrainingConfig(Section):
     """Where curves and pictures go: any of tensorboard, wandb, mlflow and trackio, or none."""
 
     def check(self) -> None:
-        _check(
+        check_that(
             self.auto_lr in (None, {"rule": "sqrt"}, {"rule": "linear"}),
             f"auto_lr {self.auto_lr}: expected dict(rule='sqrt') or dict(rule='linear')",
         )
-        _check(
+        check_that(
             "none" not in self.report_to or len(self.report_to) == 1,
             f"report_to {', '.join(self.report_to)}: none stands alone; leave it out",
         )
@@ -209,8 +210,8 @@ class TrainingConfig(Section):
 
 
 @dataclass(frozen=True)
-class DataConfig(Section):
-    """Which patches, and where their features are."""
+class IndexedDataConfig(Section):
+    """Which patches of an index, and where their embeddings are."""
 
     PREFIX = "data."
 
@@ -224,10 +225,22 @@ class DataConfig(Section):
     """The index, in root/patches/metadata."""
     features_dir: Name | None = None
     """None: beside the images, else root/features, else root/packed."""
-    vae_prefix: FilePart = VAE_PREFIX
-    """Ending of the latent files: <column>_<row>_sd3_vae.npy."""
     ssl_prefix: FilePart = SSL_PREFIX
     """Ending of the embedding files: <column>_<row>_uni.npy."""
+    train_subset_keys: Names | None = None
+    """Keys of the index to train on, each once. None: all of the size that `type` reads."""
+    on_error: Literal["raise", "skip"] = "raise"
+    """At an item that cannot be read: raise, or skip: leave it out of its batch, count it and name it."""
+    max_bad_fraction: Annotated[float, Range(least=0, most=1)] = 0.01
+    """Of all items read; more skipped ones stop the run."""
+
+
+@dataclass(frozen=True)
+class DataConfig(IndexedDataConfig):
+    """Which patches, and where their features are."""
+
+    vae_prefix: FilePart = VAE_PREFIX
+    """Ending of the latent files: <column>_<row>_sd3_vae.npy."""
     mask_prefix: FilePart | None = None
     """Ending of masks to control by: <column>_<row>_mask.png, or .npy with several channels. None: none are read."""
     mask_kind: MaskKind = "binary"
@@ -236,22 +249,23 @@ class DataConfig(Section):
     """What each map of a mask shows: its classes, or its channels."""
     control_prefix: FilePart | None = None
     """Ending of the latents of images to control by, instead of masks: <column>_<row>_control.npy. None: none are read."""
-    train_subset_keys: Names | None = None
-    """Keys of the index to train on, each once. None: all of the size that `type` reads."""
-    on_error: Literal["raise", "skip"] = "raise"
-    """At an item that cannot be read: raise, or skip: leave it out of its batch, count it and name it."""
-    max_bad_fraction: Annotated[float, Range(least=0, most=1)] = 0.01
-    """Of all items read; more skipped ones stop the run."""
+    control_dataset: FilePart | None = None
+    """Data set whose latents of the same patches control, instead of files beside the patches: mine_he of pairs of stains."""
 
     def check(self) -> None:
-        _check(
-            self.mask_prefix is None or self.control_prefix is None,
-            f"data.mask_prefix {self.mask_prefix} and data.control_prefix {self.control_prefix}: a network is controlled by one",
-        )
-        _check(
+        given = [
+            name for name in ("mask_prefix", "control_prefix", "control_dataset") if getattr(self, name) is not None
+        ]
+        check_that(len(given) < 2, f"data.{' and data.'.join(given)}: a network is controlled by one of them")
+        check_that(
             len(self.maps) == 1 or self.mask_kind in ("types", "channels"),
             f"data.maps {', '.join(self.maps)}: a mask of kind {self.mask_kind} has one",
         )
+
+    @property
+    def reads_control(self) -> bool:
+        """Tell whether patches have something that a network is controlled by."""
+        return any(each is not None for each in (self.mask_prefix, self.control_prefix, self.control_dataset))
 
     @property
     def control_maps(self) -> tuple[str, ...]:
@@ -275,7 +289,7 @@ class TimestepConfig(Section):
     """Of logit_normal: share of samples with a uniform timestep, for the ends that a narrow one leaves untrained."""
 
     def check(self) -> None:
-        _check(
+        check_that(
             self.type == "logit_normal" or (self.mean, self.std, self.uniform_share) == (0.0, 1.0, 0.0),
             f"timestep_sampling.mean, std and uniform_share are of type logit_normal, not {self.type}",
         )
@@ -312,10 +326,16 @@ class ValidationConfig(Section):
 
     def check(self) -> None:
         is_held_out = self.patch_names_file is not None or self.subset_keys is not None
-        _check(
+        check_that(
             not self.count or is_held_out,
             "validation.count without what is held out; set validation.patch_names_file or validation.subset_keys",
         )
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """Return the arguments of a data set that differ from those in training."""
+        given = {"type": self.type, "patch_names_file": self.patch_names_file, "train_subset_keys": self.subset_keys}
+        return {name: value for name, value in given.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -347,7 +367,8 @@ class LoraConfig(Section):
     targets: Names = ("cross_attention",)
     """Maps to adapt: cross_attention, self_attention, mlp, or single ones, such as attn2.to_q."""
     load_from: Name | None = None
-    """A run or file of an adapter to begin with: trained on if there is a rank, else added to the weights for good."""
+    """A run or file of an adapter to begin with: trained on if there is a rank, else added to the weights for good; with task
+    control, to those of the network that is steered."""
 
 
 @dataclass(frozen=True)
@@ -419,39 +440,40 @@ class Config(TrainingConfig):
     """Scores every eval_steps, on the tissue of the set that validation names, else of data."""
 
     def check(self) -> None:
-        _check(
+        check_that(
             self.data.resolution in (None, self.image_size),
             f"data.resolution {self.data.resolution} contradicts image_size {self.image_size}; they must be equal",
         )
-        _check(self.image_size % WINDOW == 0, f"image_size {self.image_size}: expected a multiple of {WINDOW}")
+        check_that(self.image_size % WINDOW == 0, f"image_size {self.image_size}: expected a multiple of {WINDOW}")
         windows = (self.image_size // WINDOW) ** 2
-        _check(
+        check_that(
             windows == self.model_max_length,
             f"model_max_length {self.model_max_length} contradicts image_size {self.image_size}: "
             f"one token per {WINDOW}-pixel window makes {windows}",
         )
-        _check((self.scale_factor is None) == (self.shift_factor is None), "scale_factor and shift_factor go together")
+        check_that(
+            (self.scale_factor is None) == (self.shift_factor is None), "scale_factor and shift_factor go together"
+        )
         own = sorted(self.model_kwargs.keys() & self._model_settings.keys())
-        _check(not own, f"model_kwargs has {', '.join(own)}, which the keys beside it decide; set those")
-        _check(
+        check_that(not own, f"model_kwargs has {', '.join(own)}, which the keys beside it decide; set those")
+        check_that(
             self.model_kwargs.get("pred_sigma", True) is not False,
             "model_kwargs.pred_sigma False: the objective trains the variance",
         )
-        reads_control = self.data.mask_prefix is not None or self.data.control_prefix is not None
-        _check(
-            self.HAS_CONTROL or not reads_control,
-            "data.mask_prefix and control_prefix are of the task control, and this one trains a network without",
+        check_that(
+            self.HAS_CONTROL or not self.data.reads_control,
+            "data.mask_prefix, control_prefix and control_dataset are of the task control, and this one trains a network without",
         )
-        _check(
-            self.lora.load_from is None or self.load_from is not None,
+        check_that(
+            self.HAS_CONTROL or self.lora.load_from is None or self.load_from is not None,
             "lora.load_from is an adapter; name the network that it is of with load_from",
         )
-        _check(
+        check_that(
             not (self.lora.rank and (self.freeze or self.local_start)),
             "lora trains an adapter beside a network that stays; leave out freeze and local_start",
         )
-        _check(not self.local_start or self.qk_norm, "local_start needs qk_norm = True")
-        _check(
+        check_that(not self.local_start or self.qk_norm, "local_start needs qk_norm = True")
+        check_that(
             not (self.local_start and self.load_from),
             "local_start is of a new network, load_from of weights; set local_start=False",
         )
@@ -497,12 +519,7 @@ class Config(TrainingConfig):
     @property
     def validation_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `build_dataset(...)` for the held-out set: what `validation` does not set is as in training."""
-        overrides = {
-            "type": self.validation.type,
-            "patch_names_file": self.validation.patch_names_file,
-            "train_subset_keys": self.validation.subset_keys,
-        }
-        return self.data_arguments | {name: value for name, value in overrides.items() if value is not None}
+        return self.data_arguments | self.validation.overrides
 
 
 @dataclass(frozen=True)
@@ -535,17 +552,18 @@ class ControlConfig(Config):
 
     def check_controlled(self) -> None:
         """Raise InputError without a network to steer, or anything to steer it by; keys are also read one by one, without these."""
-        _check(
-            not self.lora.rank and self.lora.load_from is None,
-            "lora with task control: a ControlNet is trained whole, beside a network as it is; leave it out",
+        check_that(
+            not self.lora.rank,
+            "lora.rank with task control: a ControlNet is trained whole; an adapter of the network beside it goes with lora.load_from",
         )
-        _check(self.control.base is not None, "control.base None: expected the weights of the network to steer")
-        _check(
-            self.data.mask_prefix is not None or self.data.control_prefix is not None,
-            "nothing to control by: set data.mask_prefix, such as mask, or data.control_prefix",
+        check_that(self.control.base is not None, "control.base None: expected the weights of the network to steer")
+        check_that(
+            self.data.reads_control,
+            "nothing to control by: set data.mask_prefix, such as mask, data.control_prefix or data.control_dataset",
         )
 
 
-def _check(holds: bool, message: str) -> None:
+def check_that(holds: bool, message: str) -> None:
+    """Raise InputError with a message unless a condition holds."""
     if not holds:
         raise InputError(message)

@@ -13,19 +13,21 @@ from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.evaluation.metrics.cell_scores import score_cells
 from diffusion.evaluation.metrics.quantities import COMPARED_METRICS
 from diffusion.evaluation.metrics.scores import REPLICATES, Scores, score
+from diffusion.evaluation.metrics.stain_scores import score_stain
 from diffusion.evaluation.sets.cells import (
     CELLS,
     CellMeasurement,
     CellTable,
     NucleiSource,
-    measure_cells,
     plan_measurement,
 )
 from diffusion.evaluation.sets.embedding import Timing, embed_set
 from diffusion.evaluation.sets.feature_files import FEATURE_SUFFIXES, read_feature_file
 from diffusion.evaluation.sets.features import Features, Row
 from diffusion.evaluation.sets.image_set import LOSSY, ImageSet
+from diffusion.evaluation.sets.measuring import measure_set
 from diffusion.evaluation.sets.objects import find_all_objects
+from diffusion.evaluation.sets.stain import STAIN, StainMeasurement, StainTable, plan_stain_measurement
 from diffusion.formats import CONTROL_DIR, METRICS, NETWORK_MPP
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.text import abbreviate
@@ -41,7 +43,7 @@ class CellOptions:
     """How nuclei are found, and what they are compared with.
 
     mpp: microns per pixel of the images. real_nuclei, synthetic_nuclei: folders of label images or outlines; None: they are found by
-    haematoxylin. masks: folder of those that samples were made for.
+    their stain. masks: folder of those that samples were made for.
     """
 
     mpp: float = NETWORK_MPP
@@ -51,9 +53,26 @@ class CellOptions:
 
     def described(self) -> dict[str, str]:
         """Return the options for the table of a report."""
-        nuclei = "found by haematoxylin" if self.real_nuclei is None else f"{self.real_nuclei}, {self.synthetic_nuclei}"
+        nuclei = "found by their stain" if self.real_nuclei is None else f"{self.real_nuclei}, {self.synthetic_nuclei}"
         masks = {} if self.masks is None else {"masks": str(self.masks)}
         return {"nuclei": nuclei, "microns per pixel": f"{self.mpp:g}", **masks}
+
+
+@dataclass(frozen=True)
+class StainOptions:
+    """How a stain is scored, beside the options of cells, which say how nuclei are found.
+
+    marker: by whose thresholds images are called positive; None: they are not called. registered: whether pairs show the same
+    section, pixel for pixel.
+    """
+
+    marker: str | None = None
+    registered: bool = False
+
+    def described(self) -> dict[str, str]:
+        """Return the options for the table of a report."""
+        marker = {} if self.marker is None else {"marker": self.marker}
+        return {**marker, "pairs": "registered" if self.registered else "not registered"}
 
 
 @dataclass(frozen=True)
@@ -67,6 +86,7 @@ class ScoringOptions:
     workers: int = 0
     strict: bool = False
     cells: CellOptions = field(default_factory=CellOptions)
+    stain: StainOptions = field(default_factory=StainOptions)
 
 
 @dataclass
@@ -194,7 +214,7 @@ def score_cell_sets(
     """
     images = {kind: source for kind, source in sources.items() if isinstance(source, ImageSet)}
     reading = (cache, state, options.workers, options.strict)
-    features = {kind: measure_cells(images[kind], plan, *reading) for kind, plan in plans.items()}
+    features = {kind: measure_set(images[kind], plan, *reading) for kind, plan in plans.items()}
     if not state.is_main_process:
         return None
     if options.strict:
@@ -207,6 +227,44 @@ def score_cell_sets(
     elif UNTRAINED in images:
         scores.notes.append("The untrained network's nuclei are not compared: those of the others were given.")
     return EncoderScores(scores, features, untrained, describe_sets(images, features))
+
+
+def plan_stain(sources: Mapping[str, Source], options: ScoringOptions) -> dict[str, StainMeasurement]:
+    """Look for everything that scoring a stain needs, before anything is computed. Raises MissingError, InputError."""
+    given = options.cells
+    images = {kind: source for kind, source in sources.items() if isinstance(source, ImageSet)}
+    if REAL not in images or SYNTHETIC not in images:
+        raise InputError(f"the metric {STAIN} is taken in images: give folders of them instead of files of features")
+    pairs = (images[REAL], options.stain.registered, options.seed)
+    return {
+        REAL: plan_stain_measurement(images[REAL], given.mpp, given.real_nuclei),
+        SYNTHETIC: plan_stain_measurement(images[SYNTHETIC], given.mpp, given.synthetic_nuclei, *pairs),
+    }
+
+
+def score_stain_sets(
+    sources: Mapping[str, Source],
+    plans: Mapping[str, StainMeasurement],
+    cache: Path,
+    state: PartialState,
+    options: ScoringOptions,
+) -> EncoderScores | None:
+    """Measure the stain of both sets as planned, by all processes together, and score it in the main one; None in the others.
+
+    Raises InputError for sets that cannot be scored, and pairs of two sizes.
+    """
+    images = {kind: source for kind, source in sources.items() if isinstance(source, ImageSet)}
+    reading = (cache, state, options.workers, options.strict)
+    features = {kind: measure_set(images[kind], plan, *reading) for kind, plan in plans.items()}
+    if not state.is_main_process:
+        return None
+    if options.strict:
+        _check_paired(features[REAL], features[SYNTHETIC])
+    tables = {kind: StainTable.of(rows) for kind, rows in features.items()}
+    scores = score_stain(tables[REAL], tables[SYNTHETIC], options.stain.marker, options.seed)
+    if UNTRAINED in images:
+        scores.notes.append("The untrained network's stain is not compared.")
+    return EncoderScores(scores, features, notes=describe_sets(images, features))
 
 
 def _check_paired(real: Features, synthetic: Features) -> None:

@@ -126,17 +126,25 @@ def to_control(
         if values.ndim != 3 or values.shape[2] != 3 or values.dtype != np.uint8:
             raise InputError(f"{name} is {values.dtype} {values.shape}: expected a picture, uint8 (H, W, 3)")
         _check_size(name, values.shape[:2], size)
-        pixels = from_uint8(torch.from_numpy(values).permute(2, 0, 1)[None])
-        bands = [  # in windows, as the masks of training are encoded
-            [codec.encode(part.to(run.device)).float().cpu() for part in band.split(WINDOW, dim=3)]
-            for band in pixels.split(WINDOW, dim=2)
-        ]
-        return torch.cat([torch.cat(parts, dim=3) for parts in bands], dim=2)
+        return encode_picture(values, codec, run.device)
     if values.ndim not in (2, 3):
         raise InputError(f"{name} has shape {values.shape}: expected a mask (H, W), or maps (K, H, W)")
     mask = values if values.ndim == 3 else values[None]
     _check_size(name, mask.shape[1:], size)
     return maps_to_control(torch.from_numpy(mask_maps(mask, config.mask_kind, len(config.maps), name)))[None]
+
+
+def encode_picture(pixels: np.ndarray, codec: LatentCodec, device: torch.device) -> torch.Tensor:
+    """Return the network latents (1, C, H/8, W/8), on the CPU, of a picture, uint8 (H, W, 3), encoded window by window.
+
+    So are the masks and images of training.
+    """
+    picture = from_uint8(torch.from_numpy(pixels).permute(2, 0, 1)[None])
+    bands = [
+        [codec.encode(part.to(device)).float().cpu() for part in band.split(WINDOW, dim=3)]
+        for band in picture.split(WINDOW, dim=2)
+    ]
+    return torch.cat([torch.cat(parts, dim=3) for parts in bands], dim=2)
 
 
 def always_has_mask(run: Run) -> bool:

@@ -61,18 +61,29 @@ class LargeImageMaker:
         height, width = (max(side, TOKEN_CELLS * count) for count in (rows, columns))
         return Windows(height, width, side, self.stride)
 
-    def latents(self, i: int, condition: Condition, on_step: OnStep | None = None) -> torch.Tensor:
+    def latents(
+        self,
+        i: int,
+        condition: Condition,
+        on_step: OnStep | None = None,
+        noise: torch.Tensor | None = None,
+        start: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Return network latents (1, C, 32 * R, 32 * K) for a grid of tokens (1, R, K, D).
 
-        A control has the height and width of these latents.
+        A control, noise other than that of image `i`, and latents to start from have the height and width of these latents.
         """
         rows, columns = condition.tokens.shape[1:3]
         windows = self.windows(rows, columns)
         parts = window_tokens(fill_window(condition, windows), windows, self.run.config.input_size // TOKEN_CELLS)
         generator = image_generator(self.seed, i)
-        noise = initial_noise([generator], (self.run.model.config.in_channels, windows.height, windows.width))
+        if noise is None:
+            noise = initial_noise([generator], (self.run.model.config.in_channels, windows.height, windows.width))
+        else:
+            noise = fill_cells(noise, windows)
+        start = None if start is None else fill_cells(start, windows)
         network = WindowedNetwork(self.run.controlled(self.solver.control_interval), windows, self.batch_size)
-        latents = self.solver.latents(self.run, noise, parts, [generator], network, on_step)
+        latents = self.solver.latents(self.run, noise, parts, [generator], network, on_step, start)
         return latents[:, :, : TOKEN_CELLS * rows, : TOKEN_CELLS * columns]
 
     def bands(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -93,6 +104,11 @@ def fill_window(condition: Condition, windows: Windows) -> Condition:
         last = tokens.narrow(axis, tokens.shape[axis] - 1, 1)
         tokens = torch.cat([tokens, last.repeat_interleave(lacking, axis)], axis)
     if control is not None:
-        below, right = windows.height - control.shape[2], windows.width - control.shape[3]
-        control = F.pad(control, (0, right, 0, below), mode="replicate")
+        control = fill_cells(control, windows)
     return replace(condition, tokens=tokens, control=control)
+
+
+def fill_cells(cells: torch.Tensor, windows: Windows) -> torch.Tensor:
+    """Extend cells (B, C, h, w) of an image smaller than a window to the window: the last ones are repeated."""
+    below, right = windows.height - cells.shape[2], windows.width - cells.shape[3]
+    return F.pad(cells, (0, right, 0, below), mode="replicate")

@@ -13,6 +13,7 @@ from diffusion.generation.conditions import IndexConditions
 from diffusion.generation.controls import always_has_mask, control_mask
 from diffusion.generation.generators import ImageMaker
 from diffusion.generation.output_folder import OutputFolder
+from diffusion.generation.priors import PriorConditions
 from diffusion.generation.session import Session
 from diffusion.generation.sources import ConditionSource, SampleConditions, choose_conditions
 from diffusion.utils.errors import InputError
@@ -34,7 +35,7 @@ def sample_patches(
 ) -> int:
     """Fill a folder with images of the network's own size, which must be one of `sizes`; write only what is missing.
 
-    count: how many; None: one for each file that conditions, or of an index `index_count`. batch_size: in one pass;
+    count: how many; None: one for each file that conditions, or of an index or a prior `index_count`. batch_size: in one pass;
     None: as many as keep the device busy.
     with_real: whether the tissue that conditions is written, too; needs_real: whether to refuse conditions without.
     Returns the size. Raises MissingError, InputError.
@@ -46,7 +47,7 @@ def sample_patches(
     conditions, origin = choose_conditions(session, source, with_real)
     is_controlled = conditions[0].condition.control is not None
     session.solver.check_control(session.run, is_controlled)
-    count = count or (index_count if isinstance(conditions, IndexConditions) else len(conditions))
+    count = count or (index_count if isinstance(conditions, (IndexConditions, PriorConditions)) else len(conditions))
 
     if needs_real and not any(map(conditions.has_pixels, range(min(count, CHECKED)))):
         raise InputError(

@@ -12,7 +12,14 @@ import torch
 from diffusion.condition import Condition
 from diffusion.formats import DEFAULT_SOLVER
 from diffusion.guidance import Network
-from diffusion.sampling import OnStep, check_guidance_interval, prepare_scheduler, sample_latents
+from diffusion.sampling import (
+    OnStep,
+    Start,
+    check_guidance_interval,
+    check_strength,
+    prepare_scheduler,
+    sample_latents,
+)
 from diffusion.utils.errors import InputError
 from diffusion.utils.hardware import torch_dtype
 from diffusion.workdir import Run
@@ -24,6 +31,7 @@ class Solver:
 
     Of a ControlNet: control_scale, which residuals are multiplied by; control_interval, the noise levels that have control,
     None for all; control_in_null, whether guidance's null pass has it, too, which released ControlNets were not trained for.
+    start_strength: of images that begin at the latents of others, the share of the steps that are taken (`sampling.Start`).
     Raises InputError for steps that the algorithm cannot take, guidance that is no finite number, an interval without noise
     levels, and an unknown precision.
     """
@@ -36,6 +44,7 @@ class Solver:
     control_scale: float = 1.0
     control_interval: tuple[float, float] | None = None
     control_in_null: bool = False
+    start_strength: float = 1.0
 
     def __post_init__(self):
         torch_dtype(self.precision)
@@ -45,6 +54,7 @@ class Solver:
         prepare_scheduler(self.algorithm, self.steps)
         check_guidance_interval(self.guidance_interval)
         check_guidance_interval(self.control_interval, "control interval")
+        check_strength(self.start_strength)
         if not math.isfinite(self.control_scale):
             raise InputError(f"control scale {self.control_scale}: expected a finite number; 0 is no control")
 
@@ -73,10 +83,12 @@ class Solver:
         generators: Sequence[torch.Generator],
         network: Network | None = None,
         on_step: OnStep | None = None,
+        start: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Sample network latents of the noise's shape (B, C, H, W), with one generator an image.
 
-        condition: tokens (B, L, D) or a Condition. network: what predicts, where it is not the run's own model.
+        condition: tokens (B, L, D) or a Condition. network: what predicts, where it is not the run's own model. start: latents to
+        begin at, with noise on them by `start_strength`.
         Raises InputError when they are not finite, and as `check_control` does.
         """
         self.check_control(run, isinstance(condition, Condition) and condition.control is not None)
@@ -99,6 +111,7 @@ class Solver:
                 prediction_type=run.config.prediction_type,
                 guidance_interval=self.guidance_interval,
                 on_step=on_step,
+                start=None if start is None else Start(start, self.start_strength),
             )
         if not torch.isfinite(latents).all():
             raise InputError(

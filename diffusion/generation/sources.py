@@ -19,6 +19,7 @@ from diffusion.generation.conditions import (
     open_condition_dataset,
 )
 from diffusion.generation.controls import ControlledConditions, list_controls, load_controls
+from diffusion.generation.priors import Prior, PriorConditions, identify_prior, open_prior
 from diffusion.generation.session import Session
 from diffusion.utils.content import fingerprint_file
 from diffusion.utils.errors import InputError, MissingError
@@ -30,8 +31,8 @@ class ConditionSource:
 
     data_root, index, features, dataset: of another index than the run's, as the options call them. A text as dataset is one
     name. image_mpp: microns per pixel of the images, None: they are taken pixel for pixel. control: files of masks or images,
-    and folders of them, which control, one an image.
-    Raises InputError when both images and tokens are given.
+    and folders of them, which control, one an image. prior: a flow that draws embeddings; classes: those that it draws from.
+    Raises InputError when several of them are given.
     """
 
     images: Sequence[Path] = ()
@@ -42,12 +43,17 @@ class ConditionSource:
     dataset: Sequence[str] | None = None
     image_mpp: float | None = None
     control: Sequence[Path] = ()
+    prior: Path | None = None
+    classes: Sequence[str] = ()
 
     def __post_init__(self):
         if isinstance(self.dataset, str):
             object.__setattr__(self, "dataset", (self.dataset,))  # is frozen
-        if self.images and self.tokens:
-            raise InputError("--images and --tokens: one of them conditions; give one")
+        given = [name for name in ("images", "tokens", "prior") if getattr(self, name)]
+        if len(given) > 1:
+            raise InputError(f"--{' and --'.join(given)}: one of them conditions; give one")
+        if self.classes and self.prior is None:
+            raise InputError("--class names classes of a prior; give it with --prior")
         if self.image_mpp is not None and not self.images:
             raise InputError("--image-mpp is the resolution of --images; give these, too")
 
@@ -59,7 +65,7 @@ class ConditionSource:
 
 def training_data_notes(source: ConditionSource) -> list[str]:
     """Return sentences to print with scores when the conditions are those that the run was trained on."""
-    if source.files or source.data_root or source.index or source.dataset:
+    if source.files or source.prior or source.data_root or source.index or source.dataset:
         return []
     return [
         "Conditions and real images are of the index that the run was trained on; name held-out ones with "
@@ -67,7 +73,7 @@ def training_data_notes(source: ConditionSource) -> list[str]:
     ]
 
 
-SampleConditions = IndexConditions | RepeatedConditions | ControlledConditions
+SampleConditions = IndexConditions | RepeatedConditions | PriorConditions | ControlledConditions
 
 
 class Origin(NamedTuple):
@@ -100,7 +106,7 @@ def open_index(session: Session, source: ConditionSource, with_control: bool = T
     arguments["patch_names_file"] = source.index or arguments["patch_names_file"]
     arguments["features_dir"] = source.features or arguments["features_dir"]
     if source.control or not with_control:
-        arguments |= {"mask_prefix": None, "control_prefix": None}
+        arguments |= {"mask_prefix": None, "control_prefix": None, "control_dataset": None}
     dataset = open_condition_dataset(arguments, source.dataset)
     check_dataset_tokens(dataset, config.model_max_length, config.caption_channels)
     return dataset
@@ -137,8 +143,11 @@ def with_controls(origin: Origin, files: Sequence[Path]) -> Origin:
 
 def _choose_tokens(
     session: Session, source: ConditionSource, pixels: bool
-) -> tuple[IndexConditions | RepeatedConditions, Origin]:
+) -> tuple[IndexConditions | RepeatedConditions | PriorConditions, Origin]:
     """Return the conditions of a source without the files that control."""
+    if source.prior is not None:
+        prior = open_source_prior(session, source.prior, source.classes)
+        return PriorConditions(prior, session.seed), Origin(identify_prior(prior), {})
     if not source.files:
         dataset = open_index(session, source)
         return IndexConditions(dataset, session.seed, pixels, session.codec.scale), index_origin(dataset)
@@ -158,8 +167,17 @@ def _choose_tokens(
 
 def find_origin(session: Session, source: ConditionSource) -> Origin:
     """Return what identifies the conditions of a source, without reading them."""
-    origin = files_origin(session, source) if source.files else index_origin(open_index(session, source))
+    if source.prior is not None:
+        origin = Origin(identify_prior(open_source_prior(session, source.prior, source.classes)), {})
+    else:
+        origin = files_origin(session, source) if source.files else index_origin(open_index(session, source))
     return with_controls(origin, list_controls(source.control))
+
+
+def open_source_prior(session: Session, path: Path, classes: Sequence[str]) -> Prior:
+    """Load a prior of embeddings as the session's network takes them. Raises MissingError, InputError."""
+    config = session.run.config
+    return open_prior(path, classes, config.model_max_length, config.caption_channels, session.device)
 
 
 def files_origin(session: Session, source: ConditionSource) -> Origin:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from diffusion.config.flow_settings import EmbeddingFlowConfig
 from diffusion.config.settings import Config, ControlConfig, TrainingConfig
 from diffusion.tasks.codec.task import Codec, CodecConfig
 from diffusion.tasks.control.task import Control
 from diffusion.tasks.denoising.task import Denoising
+from diffusion.tasks.embedding_flow.task import EmbeddingFlowTask
 from diffusion.training.task import Task
 
 
@@ -20,7 +22,12 @@ class Trainable(NamedTuple):
 
 TRAINABLE = {  # by what `task` in a config file says
     each.task.name: each
-    for each in (Trainable(Denoising, Config), Trainable(Control, ControlConfig), Trainable(Codec, CodecConfig))
+    for each in (
+        Trainable(Denoising, Config),
+        Trainable(Control, ControlConfig),
+        Trainable(EmbeddingFlowTask, EmbeddingFlowConfig),
+        Trainable(Codec, CodecConfig),
+    )
 }
 CONFIGS = {name: each.config for name, each in TRAINABLE.items()}
 

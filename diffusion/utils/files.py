@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from diffusion.utils.errors import InputError
@@ -112,3 +112,12 @@ def remove_temporary_files(folder: Path) -> None:
     """Remove the temporary files that killed writers have left in a folder, to which nobody else may be writing."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)
+
+
+def write_faults(path: Path, wrong: Sequence[tuple[str, str]]) -> None:
+    """Write which items could not be used, one a line with the reason; without any, remove an earlier list."""
+    if not wrong:
+        path.unlink(missing_ok=True)
+        return
+    with atomic_write(path) as temporary:
+        temporary.write_text("".join(f"{name}\t{reason}\n" for name, reason in wrong), encoding="utf-8")

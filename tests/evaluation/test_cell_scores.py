@@ -17,11 +17,11 @@ from diffusion.evaluation.sets.cells import (
     COLUMNS,
     CellTable,
     NucleiSource,
-    measure_cells,
     measure_window,
     plan_measurement,
 )
 from diffusion.evaluation.sets.image_set import ImageSet
+from diffusion.evaluation.sets.measuring import measure_set
 from diffusion.evaluation.sets.objects import read_objects
 from diffusion.utils.errors import InputError, MissingError
 
@@ -33,7 +33,7 @@ def measure(
     images: ImageSet, cache: Path, nuclei: Path | None = None, masks: Path | None = None, **options
 ) -> CellTable:
     plan = plan_measurement(images, NucleiSource(0.5, nuclei), masks)
-    return CellTable.of(measure_cells(images, plan, cache, ONE_PROCESS, **options))
+    return CellTable.of(measure_set(images, plan, cache, ONE_PROCESS, **options))
 
 
 def write_images(folder: Path, images: list[np.ndarray]) -> ImageSet:
@@ -192,7 +192,7 @@ def test_what_does_not_fit_is_named(tmp_path, tissue):
         read_objects(tmp_path / "below.npy", 0.5)
 
     (images.folder / "02.png").write_bytes(b"no image")
-    part = measure_cells(images, plan_measurement(images, NucleiSource(0.5)), tmp_path, ONE_PROCESS)
+    part = measure_set(images, plan_measurement(images, NucleiSource(0.5)), tmp_path, ONE_PROCESS)
     assert list(part.bad) == ["02"] and part.formats == {"PNG": 2}
     with pytest.raises(InputError, match="without --strict it would be left out"):
         measure(ImageSet.open(images.folder), tmp_path / "anew", strict=True)

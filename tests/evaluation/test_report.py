@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import command, in_process, texture
-from phantoms import phantom
+from phantoms import ihc_phantom, phantom
 from PIL import Image
 from scoring_data import (
     MeanColour,
@@ -158,13 +158,56 @@ def test_cells_and_masks_are_scored(tmp_path, evaluate):
     assert not (tmp_path / "out" / "masks.png").exists(), "an earlier report's"
     for arguments, message in (
         (("--masks", tmp_path / "control"), "1 of 10 images have no mask in"),
-        (("--mpp", "0.25", "--metrics", "fd"), "--mpp is of the metric cells"),
+        (("--mpp", "0.25", "--metrics", "fd"), "--mpp is of the metric cells or stain, which is not among"),
+        (("--marker", "er"), "--marker is of the metric stain, which is not among"),
+        (("--registered", "--metrics", "cells"), "--registered is of the metric stain, which is not among"),
         (("--masks", tmp_path / "control", "--metrics", "fd"), "--masks is of the metric cells"),
         (("--real-nuclei", tmp_path / "control"), "--real-nuclei and --syn-nuclei: expected both"),
         (("--masks", tmp_path / "nowhere"), "nowhere: no such folder"),
     ):
         refused = evaluate(*sets, *arguments)
         assert refused.returncode == 2 and message in refused.stderr
+
+
+def test_a_stain_is_scored(tmp_path, evaluate):
+    """With its table, picture and numbers of every image, without an encoder; and not unless it is asked for."""
+    for i in range(10):
+        for part, positive in (("real", 2 * i), ("syn", i)):
+            (tmp_path / part).mkdir(exist_ok=True)
+            Image.fromarray(ihc_phantom(20, positive, seed=i)[0]).save(tmp_path / part / f"{i}.png")
+    sets = ("--real", tmp_path / "real", "--syn", tmp_path / "syn", "--out", tmp_path / "out")
+    answer = evaluate(*sets, "--metrics", "stain", "--marker", "ki67", "--registered", "--mpp", "0.5")
+    assert answer.returncode == 0, answer.stderr
+    record = json.loads((tmp_path / "out" / "scores.json").read_text())
+    values = record["encoders"]["stain"]["values"]
+    assert list(record["encoders"]) == ["stain"] and record["measured"]["marker"] == "ki67"
+    assert values["stain_nuclei_real"]["value"] == pytest.approx(0.45)
+    assert values["stain_nuclei_synthetic"]["value"] == pytest.approx(0.225)
+    # real: 1 negative, 3 inconclusive, 6 positive; synthetic: 1, 6 and 3
+    assert values["stain_call_accuracy"]["value"] == pytest.approx(0.7)
+    assert values["stain_ssim"]["value"] > 0.8 and values["stain_psnr"]["low"] > 20
+    page = (tmp_path / "out" / "index.html").read_text()
+    for shown in (
+        "Virtual and real stain",
+        "Dice of positive area",
+        "Weighted kappa of calls",
+        "Calls of ki67: real 1",
+    ):
+        assert shown in page
+    assert Image.open(tmp_path / "out" / "stain.png").size == (8 * 132 - 4, 4 * 132 - 4)
+    lines = (tmp_path / "out" / "stain.csv").read_text().splitlines()
+    assert lines[0].startswith("set,name,window,nuclei,positive_nuclei,") and lines[2].startswith("real,1,0,20,2,")
+    assert not (tmp_path / "out" / "cells.csv").exists()
+
+    answer = evaluate(*sets, "--bootstrap", "0")
+    assert (
+        answer.returncode == 0 and "stain" not in json.loads((tmp_path / "out" / "scores.json").read_text())["encoders"]
+    )
+    assert not (tmp_path / "out" / "stain.png").exists() and not (tmp_path / "out" / "stain.csv").exists()
+    for path in (tmp_path / "syn").iterdir():
+        path.rename(path.with_stem(f"other_{path.stem}"))
+    refused = evaluate(*sets, "--metrics", "stain", "fd")
+    assert refused.returncode == 2 and "the metric stain compares pairs" in refused.stderr
 
 
 def test_notes_name_left_out_and_lossy_images(tmp_path, evaluate):

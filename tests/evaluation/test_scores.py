@@ -11,7 +11,7 @@ from scoring_data import correlated, seeded
 from diffusion.evaluation.metrics.quantities import QUANTITIES
 from diffusion.evaluation.metrics.scores import estimate_fid, score
 from diffusion.evaluation.sets.features import Features
-from diffusion.formats import METRICS
+from diffusion.formats import ALL_METRICS, MEASURED_METRICS, METRICS
 from diffusion.utils.errors import InputError
 
 
@@ -44,16 +44,16 @@ def test_scores_of_a_set_against_itself_are_optimal():
     for name in ("precision", "recall", "coverage", "similarity", "nearest_training", "nearest_training_of_real"):
         assert values[name].value == pytest.approx(1, abs=1e-6)
     assert values["feature_distance"].value == 0 and values["above_random"].value > 0.99
-    assert set(values) == {name for name, each in QUANTITIES.items() if each.metric != "cells"}
+    assert set(values) == {name for name, each in QUANTITIES.items() if each.metric not in MEASURED_METRICS}
 
 
 def test_each_metric_computes_the_scores_that_the_table_says():
     rows = Features.from_tensor(torch.randn(40, 8, generator=seeded(63)))
-    assert score(rows, rows, ["cells"]).values == {}, "which are measured in images, not in features"
-    for metric in (metric for metric in METRICS if metric != "cells"):
+    assert score(rows, rows, MEASURED_METRICS).values == {}, "which are measured in images, not in features"
+    for metric in (metric for metric in METRICS if metric not in MEASURED_METRICS):
         wanted = {name for name, quantity in QUANTITIES.items() if quantity.metric == metric}
         assert wanted and set(score(rows, rows, [metric], training=rows, replicates=0).values) == wanted
-    assert {quantity.metric for quantity in QUANTITIES.values()} == set(METRICS)
+    assert {quantity.metric for quantity in QUANTITIES.values()} == set(ALL_METRICS)
 
 
 def test_only_requested_metrics_are_computed():

@@ -297,6 +297,10 @@ def test_sequences_score_as_their_folders(in_folder):
         InputError, match="masks belong to images of the same names: expected real and synthetic images in folders"
     ):
         pixcell.score(*images, masks="masks", **settings)
+    stained = pixcell.score("real", "synthetic", registered=True, **{**settings, "metrics": "stain"})
+    assert {"stain_psnr", "stain_ssim"} <= stained.values.keys() and "fd" not in stained.values
+    with pytest.raises(InputError, match="the metric stain compares files of the same names: expected .* in folders"):
+        pixcell.score(*images, **{**settings, "metrics": "stain"})
 
 
 def test_a_process_trains_with_one_precision_after_another(in_folder):
@@ -322,6 +326,8 @@ def test_a_process_trains_with_one_precision_after_another(in_folder):
         (dict(on_size="x"), "on_size 'x': expected refuse, resize, windows"),
         (dict(mpp=0.0), "mpp 0.0: expected the microns per pixel"),
         (dict(metrics=["fd"], masks="masks"), "masks are of the metric cells"),
+        (dict(marker="er"), "marker and registered are of the metric stain"),
+        (dict(metrics="stain", marker="her2"), "marker 'her2': expected one of er, pr, ki67"),
         (dict(bootstrap=-1), "bootstrap -1: expected"),
         (dict(encoder="nothing"), "encoder 'nothing' is none of"),
         (dict(real=[]), "no images"),

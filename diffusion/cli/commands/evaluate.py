@@ -12,6 +12,7 @@ from diffusion.cli.unused import refuse_unused_conditions
 from diffusion.formats import (
     DEFAULT_SOLVER,
     LAST_WEIGHTS,
+    MEASURED_METRICS,
     METRICS,
     NETWORK_MPP,
     REAL_DIR,
@@ -86,6 +87,8 @@ def evaluate(
     masks: options.SampleMasks = None,
     real_nuclei: options.RealNuclei = None,
     syn_nuclei: options.SyntheticNuclei = None,
+    marker: options.Marker = None,
+    registered: options.Registered = False,
     *,
     published: bool = False,
 ) -> None:
@@ -93,13 +96,15 @@ def evaluate(
 
     Give two folders of images (--real, --syn; a synthetic image belongs to the real one of the same path below its folder,
     suffix aside), two files of features (.npy, .npz), or a run to sample from (--workdir). OUT/index.html is the page,
-    OUT/scores.json its numbers, OUT/pairs.csv the similarity of every pair, OUT/cells.csv the nuclei of every image, OUT/pairs.png
-    a picture of some pairs, OUT/masks.png of some masks and their samples. Options of sampling and of conditions are for --workdir alone.
+    OUT/scores.json its numbers, OUT/pairs.csv the similarity of every pair, OUT/cells.csv the nuclei of every image, OUT/stain.csv
+    its positive nuclei; OUT/pairs.png, masks.png and stain.png are pictures of some of them. Options of sampling and of
+    conditions are for --workdir alone.
 
     Examples:
       pixcell evaluate --real samples_256/real --syn samples_256/syn --encoders mobilenetv2 uni2
       pixcell evaluate --real real --syn syn --encoders timm/resnet50.a1_in1k=model.safetensors --train training/
       pixcell evaluate --workdir output/256 --count 5000 --guidance 2 --out report
+      pixcell evaluate --real ihc_er --syn virtual_er --metrics stain fd --marker er
       accelerate launch -m pixcell evaluate --real features_real.npy --syn features_syn.npy
     """
     check_sets(real, syn, workdir)
@@ -124,11 +129,14 @@ def evaluate(
         UNTRAINED,
         CellOptions,
         ScoringOptions,
+        StainOptions,
         choose_cells,
         open_sources,
         plan_cells,
+        plan_stain,
         score_cell_sets,
         score_sets,
+        score_stain_sets,
     )
     from diffusion.evaluation.reports.report import ReportInfo, read_losses, write_report
     from diffusion.evaluation.sets.embedding import Timing
@@ -144,7 +152,9 @@ def evaluate(
     curves = None if losses is None else read_losses(losses)
     has_images = real is None or real.is_dir()
     check_cells(metrics, has_images, real_nuclei, syn_nuclei, masks, mpp)
-    encoded = set(metrics) != {"cells"}
+    check_stain(metrics, has_images, marker, registered)
+    stained = "stain" in metrics
+    encoded = not set(metrics) <= set(MEASURED_METRICS)
     if has_images and encoded:
         check_encoders(encoders, home)
 
@@ -188,11 +198,13 @@ def evaluate(
     settings = read_sampling_settings(syn) if syn.is_dir() else {}
     place = prepare_device(device)
     state = start_processes(place)
-    cells, told = choose_cells(sources, metrics, CellOptions(mpp, real_nuclei, syn_nuclei, masks))
+    nuclei, stain = CellOptions(mpp, real_nuclei, syn_nuclei, masks), StainOptions(marker, registered)
+    cells, told = choose_cells(sources, metrics, nuclei)
     origin += told
     reading = (batch_size or BATCH_SIZE, workers or 0, strict)
-    scoring = ScoringOptions(tuple(metrics), seed, bootstrap, *reading, cells or CellOptions())
+    scoring = ScoringOptions(tuple(metrics), seed, bootstrap, *reading, cells or nuclei, stain)
     plans = plan_cells(sources, scoring) if cells else {}
+    stain_plans = plan_stain(sources, scoring) if stained else {}
     timing, measured = Timing(), []
     kept = cache or out / "features"
     for name in (encoders if has_images else [None]) if encoded else []:
@@ -200,11 +212,14 @@ def evaluate(
         measured.append(score_sets(sources, embedder, kept, state, scoring, timing))
     if cells:
         measured.append(score_cell_sets(sources, plans, kept, state, scoring))
+    if stained:
+        measured.append(score_stain_sets(sources, stain_plans, kept, state, scoring))
     if state.is_main_process:
         how = {kind: str(place) for kind, place in places.items() if place is not None}
         how |= {"images of other sizes": on_size, "metrics": " ".join(metrics), "seed": str(seed)}
-        how |= {"replicates of intervals": str(bootstrap)} | (cells.described() if cells else {})
-        about = ReportInfo(note, seed, how, settings, curves, timing, origin, cells)
+        how |= {"replicates of intervals": str(bootstrap)} | (scoring.cells.described() if cells or stained else {})
+        how |= stain.described() if stained else {}
+        about = ReportInfo(note, seed, how, settings, curves, timing, origin, cells, mpp if stained else None)
         notes = write_report(out, measured, sources, about)
         print_summary(measured, notes, timing)
         print(f"written: {out / 'index.html'}")
@@ -228,20 +243,31 @@ def check_cells(
     masks: Path | None,
     mpp: float,
 ) -> None:
-    """Raise InputError for nuclei of one set alone, and options of cells that are not scored, MissingError for no folder."""
+    """Raise InputError for nuclei of one set alone, and options of nuclei that are not scored, MissingError for no folder."""
     if (real_nuclei is None) != (syn_nuclei is None):
         raise InputError(
             "--real-nuclei and --syn-nuclei: expected both, since two ways of finding nuclei do not compare"
         )
     folders = {"masks": masks, "real-nuclei": real_nuclei, "syn-nuclei": syn_nuclei}
     given = [name for name, folder in folders.items() if folder is not None] + ["mpp"] * (mpp != NETWORK_MPP)
-    if given and "cells" not in metrics:
-        raise InputError(f"--{given[0]} is of the metric cells, which is not among --metrics")
+    for name in given:
+        takers = ("cells",) if name == "masks" else MEASURED_METRICS
+        if not set(takers) & set(metrics):
+            raise InputError(f"--{name} is of the metric {' or '.join(takers)}, which is not among --metrics")
     if not has_images and (given or ("cells" in metrics and tuple(metrics) != METRICS)):
         raise InputError("cells are scored in images: give folders of them instead of files of features")
     for name, folder in folders.items():
         if folder is not None and not folder.is_dir():
             raise MissingError(f"--{name} {folder}: no such folder")
+
+
+def check_stain(metrics: Sequence[str], has_images: bool, marker: str | None, registered: bool) -> None:
+    """Raise InputError for options of a stain that is not scored, and a stain without images."""
+    if "stain" in metrics and not has_images:
+        raise InputError("the metric stain is taken in images: give folders of them instead of files of features")
+    given = ["marker"] * (marker is not None) + ["registered"] * registered
+    if given and "stain" not in metrics:
+        raise InputError(f"--{given[0]} is of the metric stain, which is not among --metrics")
 
 
 def refuse_sampling_options(**options: Any) -> None:

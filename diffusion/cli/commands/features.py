@@ -84,8 +84,8 @@ def features(
         collect_outcomes,
         default_latent_suffix,
         extract_features,
-        write_faults,
     )
+    from diffusion.utils.files import write_faults
     from diffusion.utils.locks import file_lock
 
     root = root or default_root()

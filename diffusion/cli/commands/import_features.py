@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from diffusion.cli import options
-from diffusion.cli.parser import jpeg_quality, plain_name, positive_float
+from diffusion.cli.parser import positive_float
 from diffusion.cli.signature import Option, checked
 from diffusion.cli.unused import refuse_unused
 from diffusion.formats import DEFAULT_INDEX, SSL_PREFIX
@@ -27,7 +27,7 @@ def import_features(
         ),
     ],
     dataset: options.Dataset,
-    cohort: Annotated[str, Option("folder below the data set, such as an organ", plain_name)] = "all",
+    cohort: options.Cohort = "all",
     size: options.Size = 256,
     slides: Annotated[
         Sequence[Path] | None,
@@ -45,7 +45,7 @@ def import_features(
         Option("CLAM's files that say how large windows are, <slide>.h5 [patches/ beside FOLDER]", metavar="FOLDER"),
     ] = None,
     embedding_suffix: options.EmbeddingSuffix = SSL_PREFIX,
-    quality: Annotated[int, Option("JPEG quality, without colour subsampling", jpeg_quality)] = 95,
+    quality: options.JpegQuality = 95,
     workers: options.WorkersPerCore = None,
     index: options.DataIndex = DEFAULT_INDEX,
     root: options.Root = None,

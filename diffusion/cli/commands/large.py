@@ -34,14 +34,7 @@ def large(
     encoder: options.Encoder = None,
     mpp: Annotated[options.Mpp, Here(note="; of the picture, as its file says, and of the region of --slide")] = 0.5,
     image_mpp: Annotated[options.ImageMpp, Here(note="; of --slide alone")] = None,
-    window_stride: Annotated[
-        int | None,
-        Option(
-            "cells of the latents, 8 pixels each, from one window to the next [half the network's, 64 at 1024 pixels]",
-            positive_int,
-            group=options.SAMPLING,
-        ),
-    ] = None,
+    window_stride: options.WindowStride = None,
     steps: options.Steps = 20,
     guidance: options.Guidance = None,
     guidance_interval: options.GuidanceInterval = None,

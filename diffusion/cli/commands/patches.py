@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from diffusion.cli import options
-from diffusion.cli.parser import fraction, jpeg_quality, output_folder, plain_name, positive_int
+from diffusion.cli.parser import output_folder
 from diffusion.cli.signature import Here, Option, checked
 from diffusion.data.slides.grid import WHOLE_SLIDE
 from diffusion.formats import ORIENTATIONS
@@ -27,27 +27,15 @@ def patches(
         Option("slides, images, folders of them, or .txt files that list them, one path a line", metavar="PATH"),
     ],
     dataset: options.Dataset,
-    cohort: Annotated[str, Option("folder below the data set, such as an organ", plain_name)] = "all",
+    cohort: options.Cohort = "all",
     size: options.Size = 1024,
-    stride: Annotated[
-        int | None,
-        Option("pixels from one patch to the next; less than --size makes them overlap [--size]", positive_int),
-    ] = None,
+    stride: options.Stride = None,
     mpp: Annotated[options.Mpp, Here(note="; of the patches, and of the network")] = 0.5,
     image_mpp: options.ImageMpp = None,
-    tissue_threshold: Annotated[float, Option("part of a patch that must be tissue", fraction)] = 0.5,
-    max_blur: Annotated[
-        float,
-        Option("blur above which a patch counts as out of focus, by Crete-Roffet's measure; 1 keeps all", fraction),
-    ] = 0.68,
-    area: Annotated[
-        tuple[float, float, float, float],
-        Option(
-            "part of each slide to take, as fractions of its width and height; patches lie wholly inside [0 0 1 1]",
-            metavar=("X0", "Y0", "X1", "Y1"),
-        ),
-    ] = WHOLE_SLIDE,
-    quality: Annotated[int, Option("JPEG quality, without colour subsampling", jpeg_quality)] = 95,
+    tissue_threshold: options.TissueThreshold = 0.5,
+    max_blur: options.MaxBlur = 0.68,
+    area: options.Area = WHOLE_SLIDE,
+    quality: options.JpegQuality = 95,
     orientation: Annotated[
         str | None,
         Option(

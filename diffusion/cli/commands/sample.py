@@ -19,7 +19,9 @@ INDEX_COUNT = 16
 def sample(
     workdir: Annotated[options.Workdir, Here(note=options.NANO_NOTE)] = None,
     out: options.OutFolder = Path("samples"),
-    count: Annotated[options.Count, Here(f"one for each file that conditions; {INDEX_COUNT} of an index")] = None,
+    count: Annotated[
+        options.Count, Here(f"one for each file that conditions; {INDEX_COUNT} of an index, or of a prior")
+    ] = None,
     images: options.Images = (),
     tokens: options.Tokens = (),
     dataset: options.Datasets = None,
@@ -49,6 +51,8 @@ def sample(
     control_scale: options.ControlScale = 1.0,
     control_interval: options.ControlInterval = None,
     control_in_null: options.ControlInNull = False,
+    prior: options.Prior = None,
+    class_: options.Classes = (),
     *,
     sizes: Sequence[int] = SIZES,
     index_count: int = INDEX_COUNT,
@@ -59,16 +63,17 @@ def sample(
     OUT/syn gets the samples and OUT/real, under the same names, the tissue that conditions. An image depends on the seed and its
     number only, and the same command goes on after a stop. Without --count there is one for each file that conditions, and
     16 of an index. A ControlNet takes masks or images from --control, each beside the embeddings of whatever conditions: the look
-    of one patch, the layout of another; OUT/control gets the masks.
+    of one patch, the layout of another; OUT/control gets the masks. A prior draws embeddings, so that no patch is needed.
 
     Examples:
       pixcell sample --workdir output/256 --images tissue.png --count 8
       pixcell sample --workdir output/256 --index patch_names_test.hdf5 --count 5000 --out samples_256
       accelerate launch -m pixcell sample --workdir output/1024 --count 50000 --guidance 1.2
       pixcell sample --workdir output/controlnet --control masks/ --images tissue.png
+      pixcell sample --workdir output/1024 --prior output/prior --class tumour --count 8
     """
     indexed = dict(data_root=data_root, index=index, features=features, dataset=dataset)
-    refuse_unused_conditions(sample, images, tokens, {"encoder": encoder}, indexed, published)
+    refuse_unused_conditions(sample, images, tokens, {"encoder": encoder}, indexed, published, prior)
 
     from diffusion.generation.output_folder import OutputFolder
     from diffusion.generation.sample_patches import sample_patches
@@ -76,7 +81,7 @@ def sample(
     from diffusion.generation.solver import Solver
     from diffusion.generation.sources import ConditionSource, choose_source
 
-    source = ConditionSource(images, tokens, data_root, index, features, dataset, image_mpp, control)
+    source = ConditionSource(images, tokens, data_root, index, features, dataset, image_mpp, control, prior, class_)
     session = open_session(
         workdir,
         checkpoint,

@@ -10,6 +10,10 @@ from typing import Any
 COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "data": {
         "patches": ("patches:patches", "Cut slides and images into square patches of tissue"),
+        "pairs": (
+            "pairs:pairs",
+            "Make pairs of patches from images or slides of the same tissue in two stains, for virtual staining",
+        ),
         "import": (
             "import_features:import_features",
             "Take over UNI2-h embeddings that TRIDENT or CLAM computed, so that only latents are left to compute",
@@ -25,6 +29,10 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "training": {
         "train": ("train:train", "Train a diffusion transformer on the latents and embeddings of indexed patches"),
         "stages": ("stages:stages", "Train stage after stage, each from the weights of the one before"),
+        "prior": (
+            "prior:prior",
+            "Train a prior: a flow from noise to the embeddings of an index, by which images are sampled without any patch",
+        ),
         "train-codec": (
             "train_codec:train_codec",
             "Train the small latent codec: 16 channels at an eighth of the resolution",
@@ -38,6 +46,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "sampling": {
         "sample": ("sample:sample", "Sample images of a run, or of released weights"),
         "large": ("large:large", "Sample pictures of any size, in windows that are blended"),
+        "stain": ("stain:stain", "Stain H&E virtually: images, folders, a part of a slide or a whole slide"),
         "vary": ("vary:vary", "Sample variations of images, and images between two, as one picture"),
     },
     "scores": {

@@ -16,7 +16,12 @@ from diffusion.cli.signature import Here, Option, checked
 def train_codec(
     source: Annotated[
         Path | None,
-        Option("folder that pixcell demo-data filled [ROOT/data/demo/source]", metavar="FOLDER", group=options.DATA),
+        Option(
+            f"{options.SOURCE} [ROOT/data/demo/source]",
+            metavar="FOLDER",
+            group=options.DATA,
+            note=", a folder that pixcell demo-data filled",
+        ),
     ] = None,
     out: options.OutFolder = Path("tiny_vae"),
     workdir: Annotated[options.Workdir, Here("OUT with .run appended, until OUT is written")] = None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from diffusion.data.batch import BadItem, PatchItem
 from diffusion.data.crops import CropBox, crop_box, crops_per_side
 from diffusion.data.features.masks import mask_maps
 from diffusion.data.features.packed import PackedFeatures
+from diffusion.data.features.partner import open_partner_features, partner_name
 from diffusion.data.features.parts import CONTROL_LATENTS, LATENTS, MASK, TOKENS, Record, part_prefixes
 from diffusion.data.features.store import FeatureStore, open_features, probe_names
 from diffusion.data.index.patch_index import PatchIndex, index_keys, index_path
@@ -37,6 +38,7 @@ class CropLocation(NamedTuple):
     number: int  # row-major
     box: CropBox
     seed: int | None
+    partners: FeatureStore | None = None  # of the data set that controls
 
 
 class PanCancerData(Dataset):
@@ -45,7 +47,8 @@ class PanCancerData(Dataset):
     root: the folder of patches/ (and features/, packed/); train_subset_keys: index keys to take (default: all of that
     size); features_dir: None to look beside the images, in ROOT/features, and for packed ones in ROOT/packed;
     return_img: items carry their pixels too. mask_prefix, mask_kind, maps: items carry the maps of their masks as control,
-    of which each is named; control_prefix: or the latents of a control image.
+    of which each is named; control_prefix: or the latents of a control image; control_dataset: or the latents of the patches of the
+    same names in that data set.
     Raises MissingError or InputError at once for an index, key or features folder that is not there.
     """
 
@@ -64,6 +67,7 @@ class PanCancerData(Dataset):
         mask_kind: MaskKind = "binary",
         maps: Sequence[str] = ("nuclei",),
         control_prefix: str | None = None,
+        control_dataset: str | None = None,
     ):
         self.root, self.resolution = Path(root), resolution
         self.patch_size = patch_size or resolution
@@ -71,7 +75,7 @@ class PanCancerData(Dataset):
         self.vae_prefix, self.ssl_prefix, self.return_img = vae_prefix, ssl_prefix, return_img
         self.mask_kind: MaskKind = mask_kind
         self.maps = tuple(maps)
-        self.index = _open_index(
+        self.index = open_patch_index(
             index_path(self.root, patch_names_file), train_subset_keys, self.patch_size, resolution
         )
         prefixes = part_prefixes(vae_prefix, ssl_prefix, mask_prefix, control_prefix)
@@ -79,6 +83,13 @@ class PanCancerData(Dataset):
         self.features = [
             open_features(self.root, features_dir, key, probe_names(self.index, i), self.patch_size, prefixes)
             for i, key in enumerate(self.index.keys)
+        ]
+        self.control_dataset = control_dataset
+        latents = {CONTROL_LATENTS.name: vae_prefix}  # the partner's latents are this patch's control
+        self.partners = [
+            open_partner_features(self.root, features_dir, self.index, i, control_dataset, self.patch_size, latents)
+            for i in range(len(self.index.keys))
+            if control_dataset is not None
         ]
 
     @property
@@ -102,14 +113,11 @@ class PanCancerData(Dataset):
 
     def identity(self) -> dict[str, Any]:
         """Return plain values that differ for other samples or another order, and not for another place on disk."""
-        names = "\n".join(self.sample_name(i * len(self) // IDENTITY_NAMES) for i in range(IDENTITY_NAMES))
         return {
-            "patches": dict(zip(self.index.keys, self.index.lengths, strict=True)),
-            "names": hashlib.sha256(names.encode()).hexdigest()[:16],
-            "patch_size": self.patch_size,
-            "resolution": self.resolution,
+            **describe_identity(self),
             "features": f"{self.vae_prefix}, {self.ssl_prefix}",
             **({"control": self.control} if self.control else {}),
+            **({"control_dataset": self.control_dataset} if self.control_dataset is not None else {}),
             **({"maps": [self.mask_kind, *self.maps]} if MASK.name in self.control else {}),
         }
 
@@ -125,7 +133,7 @@ class PanCancerData(Dataset):
         """
         crops = [self._locate(key) for key in keys]
         # all parts of a crop together: of thousands of shards, few are open
-        records = [crop.features.read(crop.name, crop.box) for crop in crops]
+        records = [self._read(crop) for crop in crops]
         latents = draw_latents([record[LATENTS.name] for record in records], [crop.seed for crop in crops])
         tokens = [torch.from_numpy(record[TOKENS.name]).float() for record in records]
         images = [self.image(crop.name, crop.number) if self.return_img else None for crop in crops]
@@ -133,6 +141,13 @@ class PanCancerData(Dataset):
             PatchItem(latent, embeddings, crop.name, crop.number, image, crop.seed, self._control(record, crop.name))
             for crop, latent, embeddings, image, record in zip(crops, latents, tokens, images, records, strict=True)
         ]
+
+    def _read(self, crop: CropLocation) -> Record:
+        """Read every part of a crop, and the latents of its partner."""
+        record = crop.features.read(crop.name, crop.box)
+        if crop.partners is None or self.control_dataset is None:
+            return record
+        return {**record, **crop.partners.read(partner_name(crop.name, self.control_dataset), crop.box)}
 
     def _control(self, record: Record, name: str) -> torch.Tensor | None:
         """Return the control that a crop has: its mask's maps, or the mean of the latents of its control image."""
@@ -149,9 +164,9 @@ class PanCancerData(Dataset):
             raise IndexError(f"sample {index} of {len(self)}")
         patch, number = divmod(index, self.crops_per_side**2)
         which, name = self.index.locate(patch)
-        return CropLocation(
-            self.features[which], name, number, crop_box(number, self.crops_per_side, self.resolution), seed
-        )
+        box = crop_box(number, self.crops_per_side, self.resolution)
+        partners = self.partners[which] if self.partners else None
+        return CropLocation(self.features[which], name, number, box, seed, partners)
 
     def image(self, name: str, crop: int) -> torch.Tensor:
         """Read the pixels of a sample, uint8 (3, S, S). Raises MissingError, or InputError as read_patch does."""
@@ -160,7 +175,7 @@ class PanCancerData(Dataset):
         return torch.from_numpy(pixels[rows, columns].transpose(2, 0, 1).copy())
 
 
-def _open_index(path: Path, keys: Sequence[str] | None, patch_size: int, resolution: int) -> PatchIndex:
+def open_patch_index(path: Path, keys: Sequence[str] | None, patch_size: int, resolution: int) -> PatchIndex:
     """Open an index. Raises InputError saying which data set takes patches of the size that it has, if one does."""
     if keys is None:
         present = {key.rpartition("_")[2] for key in index_keys(path)}
@@ -192,10 +207,45 @@ class PanCancerDataLowRes(PanCancerData):
         super().__init__(root, resolution, patch_size=LARGE_PATCH, **kwargs)
 
 
+class IndexedData(Protocol):
+    """A data set of the patches of an index, or of crops of them."""
+
+    index: PatchIndex
+    patch_size: int
+    resolution: int
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, key: int | Draw, /) -> Any: ...
+
+    def sample_name(self, index: int) -> str:
+        """Return the name of the patch that sample `index` is of."""
+        ...
+
+    def describe(self, index: int) -> str:
+        """Return what to call sample `index` in messages."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """Return plain values that tell these samples and their order from any others."""
+        ...
+
+
+def describe_identity(dataset: IndexedData) -> dict[str, Any]:
+    """Return what tells the patches and crops of a data set, and their order, from any others."""
+    count = len(dataset)
+    names = "\n".join(dataset.sample_name(i * count // IDENTITY_NAMES) for i in range(IDENTITY_NAMES))
+    return {
+        "patches": dict(zip(dataset.index.keys, dataset.index.lengths, strict=True)),
+        "names": hashlib.sha256(names.encode()).hexdigest()[:16],
+        "patch_size": dataset.patch_size,
+        "resolution": dataset.resolution,
+    }
+
+
 class SkipBad(Dataset):
     """A data set whose unreadable items are BadItems instead of errors; nothing else comes in their place."""
 
-    def __init__(self, dataset: PanCancerData):
+    def __init__(self, dataset: IndexedData):
         self.dataset = dataset
 
     def __len__(self) -> int:
@@ -205,7 +255,7 @@ class SkipBad(Dataset):
         """Return the identity of the data set below."""
         return self.dataset.identity()
 
-    def __getitem__(self, key: int | Draw) -> PatchItem | BadItem:
+    def __getitem__(self, key: int | Draw) -> Any:
         try:
             return self.dataset[key]
         except InputError as error:

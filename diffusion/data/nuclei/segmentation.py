@@ -13,6 +13,8 @@ import numpy as np
 
 from diffusion.formats import NETWORK_MPP
 
+DECADES = 6.0  # of optical density are 1 in skimage, which divides by the logarithm of 1e-6
+
 
 @dataclass(frozen=True)
 class NucleiSettings:
@@ -43,14 +45,22 @@ def segment_nuclei(pixels: np.ndarray, mpp: float = NETWORK_MPP, settings: Nucle
 
     mpp: microns per pixel.
     """
+    return segment_density(haematoxylin(pixels), mpp, settings)
+
+
+def segment_density(density: np.ndarray, mpp: float, settings: NucleiSettings | None = None) -> np.ndarray:
+    """Return the nuclei where the density (H, W) of stains is high, as numbers from 1 on, int32 (H, W).
+
+    density: in the unit of `NucleiSettings`. mpp: microns per pixel.
+    """
     from scipy import ndimage
     from skimage.filters import gaussian, threshold_otsu
     from skimage.morphology import disk, opening
 
     settings = settings or NucleiSettings()
-    density = gaussian(haematoxylin(pixels), settings.blur / mpp)
-    threshold = float(np.clip(threshold_otsu(density), settings.low, settings.high))
-    opened = opening(density > threshold, disk(max(1, round(0.5 / mpp))))
+    smooth = gaussian(density, settings.blur / mpp)
+    threshold = float(np.clip(threshold_otsu(smooth), settings.low, settings.high))
+    opened = opening(smooth > threshold, disk(max(1, round(0.5 / mpp))))
     inside = remove_small(np.asarray(ndimage.binary_fill_holes(opened)), settings.area / mpp**2)
     return split_touching(inside, mpp, settings)
 

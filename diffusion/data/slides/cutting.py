@@ -10,7 +10,7 @@ import json
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -61,7 +61,7 @@ def _cut_slide(
             outcomes = _write_patches(slide, slide_map, unfinished, settings, show)
         records.mkdir(parents=True, exist_ok=True)
         with atomic_write(records / f"{path.stem}.png") as temporary:
-            _render_outcomes(thumbnail, slide.width, outcomes, settings.grid).save(temporary, "PNG")
+            render_outcomes(thumbnail, slide.width, outcomes, settings.grid).save(temporary, "PNG")
         dropped = Counter(outcome for outcome in outcomes.values() if outcome is not None)
         fits = "" if outcomes else f"; no patch of {settings.grid.size} fits"
         record = SlideRecord(
@@ -83,13 +83,17 @@ def _cut_slide(
     return record
 
 
-def _render_outcomes(
-    thumbnail: Image.Image, slide_width: int, outcomes: Mapping[Cell, str | None], grid: Grid
+def render_outcomes(
+    thumbnail: Image.Image,
+    slide_width: int,
+    outcomes: Mapping[Cell, str | None],
+    grid: Grid,
+    reasons: Sequence[str] = REASONS,
 ) -> Image.Image:
-    """Return the picture of a slide with the squares that were kept and dropped."""
+    """Return the picture of a slide with the squares that were kept and dropped. reasons: that there may be."""
     scale = thumbnail.width / slide_width
     squares = [((cell.x * scale, cell.y * scale), outcome) for cell, outcome in outcomes.items()]
-    return render_overview(thumbnail, squares, grid.size * scale, min(grid.size, grid.step) * scale, REASONS)
+    return render_overview(thumbnail, squares, grid.size * scale, min(grid.size, grid.step) * scale, reasons)
 
 
 def _write_patches(
@@ -99,10 +103,10 @@ def _write_patches(
     outcomes: dict[Cell, str | None] = {}
     size = settings.grid.size
     for cell in show(settings.grid.cells(slide.width, slide.height)):
-        outcome = _judge_thumbnail(slide_map, cell, size, settings.tissue_threshold)
+        outcome = judge_thumbnail(slide_map, cell, size, settings.tissue_threshold)
         if outcome is None:
             patch = slide.read(cell.x, cell.y, size)
-            outcome = _judge_pixels(patch, settings.max_blur)
+            outcome = judge_pixels(patch, settings.max_blur)
             if outcome is None:
                 if settings.orientation is not None:
                     patch = patch.transpose(Image.Transpose[settings.orientation.upper()])
@@ -111,7 +115,7 @@ def _write_patches(
     return outcomes
 
 
-def _judge_thumbnail(slide_map: SlideMap, cell: Cell, size: int, tissue_threshold: float) -> str | None:
+def judge_thumbnail(slide_map: SlideMap, cell: Cell, size: int, tissue_threshold: float) -> str | None:
     """Return why a square is no patch, by what the small picture of its slide shows; None where it does not say."""
     shares = slide_map.measure_square(cell.x, cell.y, size)
     if shares.black > BLACK_LIMIT:
@@ -123,7 +127,7 @@ def _judge_thumbnail(slide_map: SlideMap, cell: Cell, size: int, tissue_threshol
     return BLANK if shares.tissue < BLANK_TISSUE else LITTLE_TISSUE
 
 
-def _judge_pixels(patch: Image.Image, max_blur: float) -> str | None:
+def judge_pixels(patch: Image.Image, max_blur: float) -> str | None:
     """Return why a square is no patch, by its own pixels; None for a patch."""
     grey = np.asarray(patch.convert("L"))
     if grey.std() < BLANK_SPREAD:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from diffusion.data.slides.patches import is_mask
 from diffusion.data.slides.reader import SLIDE_SUFFIXES
 from diffusion.utils.errors import MissingError
 from diffusion.utils.folders import SkippedEntries, walk_folders
@@ -45,6 +46,33 @@ def find_slides(paths: Iterable[Path]) -> FoundSlides:
     skipped.report()
     found.paths = list(taken.values())
     return found
+
+
+def name_slides(paths: Iterable[Path]) -> tuple[dict[str, Path], dict[Path, str]]:
+    """Return slides and images, found as find_slides does, by their paths below the folder named, without suffix; and those refused.
+
+    A file that is named itself has its name. Masks beside patches are left out. Raises as find_slides does.
+    """
+    skipped = SkippedEntries()
+    named: dict[str, Path] = {}
+    refused: dict[Path, str] = {}
+    for place in paths:
+        found = list(_iterate_slides(place, skipped))
+        stems: dict[Path, set[str]] = {}
+        for path in found:
+            stems.setdefault(path.parent, set()).add(path.stem)
+        for path in found:
+            if is_mask(path.stem, stems[path.parent]):
+                continue
+            name = (path.relative_to(place) if place.is_dir() else Path(path.name)).with_suffix("").as_posix()
+            if not is_utf8(str(path)):
+                refused[path] = f"{printable_name(path)}: this name is not UTF-8; rename it"
+            elif named.setdefault(name, path) != path:
+                refused[path] = (
+                    f"{path} would be the same file of the result as {named[name]}; take another --out for it"
+                )
+    skipped.report()
+    return named, refused
 
 
 def _iterate_slides(path: Path, skipped: SkippedEntries) -> Iterator[Path]:

@@ -8,8 +8,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 KEPT = "kept"
 KEPT_COLOUR = (0, 150, 60)
-COLOURS = ((190, 190, 190), (235, 165, 0), (0, 110, 255), (0, 0, 0), (220, 0, 130))  # of the reasons, in their order
-LEGEND_HEIGHT = 40
+COLOURS = (  # of the reasons, in their order
+    *((190, 190, 190), (235, 165, 0), (0, 110, 255), (0, 0, 0), (220, 0, 130)),
+    *((0, 190, 190), (130, 90, 40)),
+)
+LEGEND_HEIGHT, LEGEND_ENTRY = 40, 120
 
 
 def render_overview(
@@ -25,8 +28,10 @@ def render_overview(
     step: from one to the next. Where they overlap, only their middles are outlined, `step` wide.
     """
     counts = dict.fromkeys((KEPT, *reasons), 0)
-    colours = dict(zip(counts, (KEPT_COLOUR, *COLOURS), strict=True))
-    picture = Image.new("RGB", (max(thumbnail.width, 720), thumbnail.height + LEGEND_HEIGHT), "white")
+    colours = dict(zip(counts, (KEPT_COLOUR, *COLOURS[: len(reasons)]), strict=True))
+    picture = Image.new(
+        "RGB", (max(thumbnail.width, LEGEND_ENTRY * len(counts)), thumbnail.height + LEGEND_HEIGHT), "white"
+    )
     taken = Image.new("L", thumbnail.size, 0)
     for (x, y), reason in squares:
         if reason is None:

@@ -9,15 +9,21 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from diffusion.evaluation.metrics.intervals import Value, draw_resamples, mean_value, percentile_value
+from diffusion.evaluation.metrics.intervals import (
+    FEWEST_PAIRS,
+    PAIR_RESAMPLES,
+    Value,
+    correlation_value,
+    draw_resamples,
+    mean_value,
+    percentile_value,
+)
 from diffusion.evaluation.metrics.scores import Scores
 from diffusion.evaluation.metrics.stains import angle_between
 from diffusion.evaluation.sets.cells import CELLS, COLUMNS, DENSITIES, STAINS, CellTable
+from diffusion.evaluation.sets.measuring import find_pairs
 from diffusion.formats import WINDOW
 from diffusion.utils.errors import InputError
-
-RESAMPLES = 1000  # of windows, for intervals
-FEWEST_PAIRS = 10  # of which a correlation is taken
 
 
 def score_cells(real: CellTable, synthetic: CellTable, mpp: float, seed: int = 0) -> Scores:
@@ -50,14 +56,12 @@ def add_nuclei(scores: Scores, real: CellTable, synthetic: CellTable, pairs: np.
             scores.values[name] = value
     if len(pairs) < FEWEST_PAIRS:
         return
-    counts = np.stack([real.column("nuclei")[pairs[:, 0]], synthetic.column("nuclei")[pairs[:, 1]]])
-    if (counts.max(1) == counts.min(1)).any():
+    counts = (real.column("nuclei")[pairs[:, 0]], synthetic.column("nuclei")[pairs[:, 1]])
+    correlation = correlation_value(*counts, seed)
+    if correlation is None:
         scores.notes.append("All images of a set have as many nuclei: there is no correlation of pairs.")
-        return
-    drawn = [np.arange(len(pairs)), *(rows for (rows,) in draw_resamples([len(pairs)], RESAMPLES, seed))]
-    with np.errstate(invalid="ignore"):  # of a resample whose counts are all one
-        found = np.array([np.corrcoef(counts[:, rows])[0, 1] for rows in drawn])
-    scores.values["nuclei_correlation"] = percentile_value(found)
+    else:
+        scores.values["nuclei_correlation"] = correlation
 
 
 def add_stains(scores: Scores, real: CellTable, synthetic: CellTable, pairs: np.ndarray, seed: int) -> None:
@@ -115,13 +119,6 @@ def describe_nuclei(real: CellTable, synthetic: CellTable, mpp: float) -> list[s
     return notes
 
 
-def find_pairs(real: CellTable, synthetic: CellTable) -> np.ndarray:
-    """Return the row numbers of windows that both sets have (P, 2)."""
-    place = {row: i for i, row in enumerate(synthetic.rows)}
-    pairs = [(i, place[row]) for i, row in enumerate(real.rows) if row in place]
-    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
-
-
 Resamples = Sequence[tuple[np.ndarray, np.ndarray]]
 
 
@@ -130,8 +127,8 @@ def _draw(real: CellTable, synthetic: CellTable, pairs: np.ndarray, seed: int) -
     counts = [len(real.rows), len(synthetic.rows)]
     whole = [(np.arange(counts[0]), np.arange(counts[1]))]
     if [len(pairs)] * 2 == counts:
-        return whole + [tuple(pairs[rows].T) for (rows,) in draw_resamples([len(pairs)], RESAMPLES, seed)]
-    return whole + [(rows[0], rows[1]) for rows in draw_resamples(counts, RESAMPLES, seed)]
+        return whole + [tuple(pairs[rows].T) for (rows,) in draw_resamples([len(pairs)], PAIR_RESAMPLES, seed)]
+    return whole + [(rows[0], rows[1]) for rows in draw_resamples(counts, PAIR_RESAMPLES, seed)]
 
 
 def _compare(

@@ -15,6 +15,8 @@ from tqdm import tqdm
 
 Z95 = 1.959964  # standard errors to either side
 CLUSTER_RESAMPLES = 1000
+PAIR_RESAMPLES = 1000  # of windows, or pairs of these
+FEWEST_PAIRS = 10  # of which a correlation is taken
 FEW_GROUPS = 20  # with fewer, percentiles of the bootstrap are known to be too narrow
 
 
@@ -126,3 +128,16 @@ def percentile_value(values: np.ndarray) -> Value:
     finite = values[1:][np.isfinite(values[1:])]
     bounds = np.percentile(finite, (2.5, 97.5)).tolist() if len(finite) else (None, None)
     return Value(float(values[0]), *bounds)
+
+
+def correlation_value(first: np.ndarray, second: np.ndarray, seed: int = 0) -> Value | None:
+    """Return Pearson's correlation of pairs of values (n,), with percentiles over resamples of the pairs.
+
+    None where all values of a side are equal, so that there is none.
+    """
+    values = np.stack([first, second])
+    if (values.max(1) == values.min(1)).any():
+        return None
+    drawn = [np.arange(len(first)), *(rows for (rows,) in draw_resamples([len(first)], PAIR_RESAMPLES, seed))]
+    with np.errstate(invalid="ignore"):  # of a resample whose values are all one
+        return percentile_value(np.array([np.corrcoef(values[:, rows])[0, 1] for rows in drawn]))

@@ -11,7 +11,7 @@ PRDC_NEIGHBOURS = 5  # of precision, recall, density and coverage, as Naeem et a
 class Quantity(NamedTuple):
     """The title and meaning of a score, and where it is shown.
 
-    more_is_better: None for one that is only compared with others. metric: which of `formats.METRICS` computes it.
+    more_is_better: None for one that is only compared with others. metric: which of `formats.ALL_METRICS` computes it.
     shown: whether it has a card on top of a report, and a panel in the plots of a sweep. comparable: whether points of a
     sweep and the untrained network are scored by it, too. curve: what its curve over a training run is called; empty for one
     that is not taken while a run trains.
@@ -156,6 +156,81 @@ QUANTITIES = {  # in the order of reports
         "Aggregated Jaccard index", True, "of the objects of masks (Kumar et al. 2017)", metric="cells"
     ),
     "mask_pq": Quantity("Panoptic quality", True, "of the objects of masks (Kirillov et al. 2019)", metric="cells"),
+    "stain_nuclei_real": Quantity(
+        "Positive nuclei, real", None, "mean share of nuclei that DAB stains", metric="stain", comparable=False
+    ),
+    "stain_nuclei_synthetic": Quantity(
+        "Positive nuclei, synthetic", None, "the same of synthetic images", metric="stain", comparable=False
+    ),
+    "stain_nuclei_correlation": Quantity(
+        "Correlation of positive nuclei",
+        True,
+        "of their share in a real and in its synthetic image (Pearson)",
+        metric="stain",
+        shown=True,
+        comparable=False,
+    ),
+    "stain_area_correlation": Quantity(
+        "Correlation of positive area",
+        True,
+        "of its size in a real and in its synthetic image (Pearson)",
+        metric="stain",
+        comparable=False,
+    ),
+    "stain_dice": Quantity(
+        "Dice of positive area",
+        True,
+        "overlap of where DAB stains a real and its synthetic image",
+        metric="stain",
+        shown=True,
+        comparable=False,
+    ),
+    "stain_dice_of_others": Quantity(
+        "Dice with other real images",
+        None,
+        "to compare with: what is alike by chance",
+        metric="stain",
+        comparable=False,
+    ),
+    "stain_dice_above_others": Quantity(
+        "Dice above that", True, "the difference, image by image", metric="stain", comparable=False
+    ),
+    "stain_call_accuracy": Quantity(
+        "Accuracy of calls",
+        True,
+        "share of synthetic images that are called as the real ones",
+        metric="stain",
+        shown=True,
+        comparable=False,
+    ),
+    "stain_call_kappa": Quantity(
+        "Kappa of calls", True, "agreement above chance (Cohen); 0 is chance", metric="stain", comparable=False
+    ),
+    "stain_call_weighted_kappa": Quantity(
+        "Weighted kappa of calls",
+        True,
+        "the same with linear weights: two classes apart is twice as wrong as one",
+        metric="stain",
+        shown=True,
+        comparable=False,
+    ),
+    "stain_call_macro_f1": Quantity(
+        "Macro F1 of calls", True, "mean over the classes that occur", metric="stain", comparable=False
+    ),
+    "stain_call_weighted_f1": Quantity(
+        "Weighted F1 of calls", True, "mean over classes by their real numbers", metric="stain", comparable=False
+    ),
+    "stain_call_mcc": Quantity(
+        "Matthews' correlation of calls", True, "of all classes; 0 is chance", metric="stain", comparable=False
+    ),
+    "stain_psnr": Quantity(
+        "PSNR of pairs",
+        True,
+        "dB, pixel by pixel; of registered images of one section alone",
+        metric="stain",
+        comparable=False,
+    ),
+    "stain_ssim": Quantity("SSIM of pairs", True, "structural similarity, likewise", metric="stain", comparable=False),
 }
 SHOWN = tuple(name for name, each in QUANTITIES.items() if each.shown)
 COMPARED_METRICS = tuple(dict.fromkeys(each.metric for each in QUANTITIES.values() if each.comparable))

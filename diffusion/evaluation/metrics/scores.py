@@ -27,7 +27,7 @@ from diffusion.evaluation.metrics.pairs import NearestNeighbours, Pairs, compare
 from diffusion.evaluation.metrics.quantities import PRDC_NEIGHBOURS
 from diffusion.evaluation.metrics.quantities import QUANTITIES as QUANTITIES  # command lines import it from here
 from diffusion.evaluation.sets.features import Features
-from diffusion.formats import METRICS
+from diffusion.formats import ALL_METRICS, METRICS
 from diffusion.utils.errors import InputError
 
 REPLICATES = 50  # of the bootstrap of a Frechet distance: enough to know the standard error to a tenth
@@ -76,9 +76,9 @@ def score(
     distance; 0 for no interval. device: for the sums, which are in float64.
     Raises InputError for an unknown metric, widths that differ, and fewer than two rows on a side.
     """
-    unknown = [metric for metric in metrics if metric not in METRICS]
+    unknown = [metric for metric in metrics if metric not in ALL_METRICS]
     if unknown:
-        raise InputError(f"metric {unknown[0]} is none of {', '.join(METRICS)}")
+        raise InputError(f"metric {unknown[0]} is none of {', '.join(ALL_METRICS)}")
     if real.width != synthetic.width:
         raise InputError(
             f"real features are {real.width} wide, synthetic ones {synthetic.width}; take both from one encoder"

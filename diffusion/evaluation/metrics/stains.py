@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from diffusion.data.nuclei.segmentation import DECADES
+
 # optical density, the mean over channels, above which a pixel is stained: 0.15 in natural logarithms (Macenko et al. 2009, for
 # each channel; but eosin alone hardly absorbs red)
 TISSUE_DENSITY = 0.065
 FEWEST_PIXELS = 256  # stained, from which on colours of stains are estimated
-DECADES = 6.0  # of optical density are 1 in skimage, which divides by the logarithm of 1e-6
 PERCENT = 1.0  # of pixels that may lie beyond the two stains (Macenko et al. 2009)
 
 

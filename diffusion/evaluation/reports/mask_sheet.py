@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
+from diffusion.data.nuclei.immunohistochemistry import positive_area
 from diffusion.evaluation.measure import REAL, SYNTHETIC, CellOptions
 from diffusion.evaluation.sets.cells import NucleiSource
 from diffusion.evaluation.sets.image_set import DecodedImage, ImageSet, decode_image
 from diffusion.evaluation.sets.objects import find_objects_file, read_objects
 
 COLUMNS, CELL, GAP = 8, 128, 4  # windows of a picture; pixels
+OUTLINE = (0, 220, 60)  # green, which is in no stain
 
 
 def mask_grid(images: Mapping[str, ImageSet], options: CellOptions, seed: int) -> Image.Image:
@@ -34,6 +36,31 @@ def mask_grid(images: Mapping[str, ImageSet], options: CellOptions, seed: int) -
         tissue = None if real is None or real.windows is None else real.windows[0]
         columns.append([label_picture(mask), label_picture(source.find(name, sample)[0]), sample.windows[0], tissue])
     return window_grid(columns)
+
+
+def stain_grid(images: Mapping[str, ImageSet], mpp: float, seed: int) -> Image.Image:
+    """Return a picture of at most 8 pairs that are drawn by `seed`: the real image, its positive area, the synthetic one, its own.
+
+    mpp: microns per pixel.
+    """
+    names = sorted(images[REAL].files.keys() & images[SYNTHETIC].files.keys())
+    chosen = sorted(random.Random(seed).sample(names, min(COLUMNS, len(names))))
+    columns = []
+    for name in chosen:
+        pair = [_decode(images[kind], name) for kind in (REAL, SYNTHETIC)]
+        windows = [each.windows[0] for each in pair if each is not None and each.windows is not None]
+        if len(windows) == len(pair):  # else a file that cannot be read, which is named elsewhere
+            columns.append(
+                [picture for each in windows for picture in (each, outlined(each, positive_area(each, mpp)))]
+            )
+    return window_grid(columns)
+
+
+def outlined(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Return a window, uint8 (H, W, 3), with the outline of a mask (H, W)."""
+    from skimage.segmentation import find_boundaries
+
+    return np.where(find_boundaries(mask)[..., None], np.array(OUTLINE, np.uint8), pixels)
 
 
 def window_grid(columns: Sequence[Sequence[np.ndarray | None]]) -> Image.Image:

@@ -26,12 +26,13 @@ from diffusion.evaluation.metrics.intervals import Value
 from diffusion.evaluation.metrics.quantities import QUANTITIES, SHOWN
 from diffusion.evaluation.reports import charts, page
 from diffusion.evaluation.reports.curves import Curve, read_curves
-from diffusion.evaluation.reports.mask_sheet import mask_grid
-from diffusion.evaluation.sets.cells import CELLS, COLUMNS
+from diffusion.evaluation.reports.mask_sheet import mask_grid, stain_grid
+from diffusion.evaluation.sets import cells, stain
 from diffusion.evaluation.sets.embedding import Timing
 from diffusion.evaluation.sets.features import Row
 from diffusion.evaluation.sets.image_set import ImageSet, load_window
 from diffusion.evaluation.sets.provenance import package_versions
+from diffusion.formats import MEASURED_METRICS
 from diffusion.utils.assets import ASSETS
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import atomic_write_bytes
@@ -59,7 +60,8 @@ def read_losses(workdir: Path) -> Losses:
 @dataclass(frozen=True)
 class ReportInfo:
     """What a report shows beside the scores. measured: how these were taken, by names; settings: of the samples.
-    cells: how nuclei were found, and the masks that they were compared with; None where they were not."""
+    cells: how nuclei were found, and the masks that they were compared with; None where they were not.
+    stain_mpp: microns per pixel of images whose stain was compared; None where it was not."""
 
     note: str = ""
     seed: int = 0
@@ -69,6 +71,7 @@ class ReportInfo:
     timing: Timing = field(default_factory=Timing)
     notes: Sequence[str] = ()
     cells: CellOptions | None = None
+    stain_mpp: float | None = None
 
 
 def write_report(
@@ -86,9 +89,11 @@ def write_report(
     masks = None
     if images and about.cells is not None and about.cells.masks is not None:
         masks = page.png_bytes(mask_grid(images, about.cells, about.seed))
-    content = page.render_page(
-        TEMPLATE, {**page_fields(measured, sources, about, notes), "masks": masks and page.png_uri(masks)}
-    )
+    stains = None
+    if about.stain_mpp is not None:
+        stains = page.png_bytes(stain_grid(images, about.stain_mpp, about.seed))
+    pictures = {"masks": masks and page.png_uri(masks), "stains": stains and page.png_uri(stains)}
+    content = page.render_page(TEMPLATE, {**page_fields(measured, sources, about, notes), **pictures})
     record = {"encoders": scores_by_encoder(measured), "notes": notes, "note": about.note, "seed": about.seed,
               "images": {kind: _set_fields(kind, measured[0]) for kind in measured[0].features},
               "measured": dict(about.measured), "settings": dict(about.settings), "versions": package_versions()}  # fmt: skip
@@ -98,8 +103,10 @@ def write_report(
         "scores.json": (json.dumps(record, indent=2) + "\n").encode("utf-8"),
         "pairs.csv": pairs_table(measured),
         "pairs.png": grid,
-        "cells.csv": cells_table(measured),
+        "cells.csv": measurements_table(measured, cells.CELLS, cells.COLUMNS),
+        "stain.csv": measurements_table(measured, stain.STAIN, stain.COLUMNS),
         "masks.png": masks,
+        "stain.png": stains,
         "index.html": content,
     }
     for name, written in files.items():
@@ -116,11 +123,11 @@ def image_sets(sources: Mapping[str, Source]) -> dict[str, ImageSet]:
 
 
 def gather_notes(measured: Sequence[EncoderScores]) -> list[str]:
-    """Return the notes on the sets, and those of each encoder, which is named where there are several, and of cells."""
-    notes, cells = list(measured[0].notes), find_cells(measured)
-    several = len(measured) > (1 if cells is None else 2)
+    """Return the notes on the sets, and those of each encoder, which is named where there are several, of cells and of stains."""
+    notes, several = list(measured[0].notes), len(encoder_parts(measured)) > 1
     for part in measured:
-        name = f"{part.scores.encoder}: " if several and part is not cells else ""
+        encoder = part.scores.encoder
+        name = f"{encoder}: " if several and encoder not in MEASURED_METRICS else ""
         notes += [name + note for note in part.scores.notes]
     return list(dict.fromkeys(notes))
 
@@ -140,42 +147,44 @@ def pairs_table(measured: Sequence[EncoderScores]) -> bytes | None:
     return text.getvalue().encode("utf-8")
 
 
-def cells_table(measured: Sequence[EncoderScores]) -> bytes | None:
-    """Return the nuclei and stains of every image, as CSV; None where they were not scored."""
-    cells = find_cells(measured)
-    if cells is None:
+def measurements_table(measured: Sequence[EncoderScores], metric: str, columns: Sequence[str]) -> bytes | None:
+    """Return what a metric measured in every image, as CSV; None where it was not scored."""
+    part = find_scores(measured, metric)
+    if part is None:
         return None
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["set", "name", "window", *COLUMNS])
-    for kind, features in cells.features.items():
-        values = iter(row.tolist() for part in features for row in part)
+    table.writerow(["set", "name", "window", *columns])
+    for kind, features in part.features.items():
+        values = iter(row.tolist() for rows in features for row in rows)
         for row, numbers in zip(features.rows, values, strict=True):
             table.writerow([kind, row.name, row.window, *(f"{number:.6g}" for number in numbers)])
     return text.getvalue().encode("utf-8")
 
 
-def find_cells(measured: Sequence[EncoderScores]) -> EncoderScores | None:
-    """Return the scores of cells among those of encoders; None where there are none."""
-    return next((part for part in measured if part.scores.encoder == CELLS), None)
+def find_scores(measured: Sequence[EncoderScores], name: str) -> EncoderScores | None:
+    """Return the scores by one encoder, or of a metric that needs none; None where there are none."""
+    return next((part for part in measured if part.scores.encoder == name), None)
+
+
+def encoder_parts(measured: Sequence[EncoderScores]) -> list[EncoderScores]:
+    """Return the scores by encoders, without those of metrics that need none."""
+    return [part for part in measured if part.scores.encoder not in MEASURED_METRICS]
 
 
 def page_fields(
     measured: Sequence[EncoderScores], sources: Mapping[str, Source], about: ReportInfo, notes: Sequence[str]
 ) -> dict[str, Any]:
     """Return the fields of the template."""
-    first, images, cells = measured[0], image_sets(sources), find_cells(measured)
-    encoded = [part for part in measured if part is not cells]
+    first, images, encoded = measured[0], image_sets(sources), encoder_parts(measured)
+    others = [part for part in measured if part.scores.encoder in MEASURED_METRICS]
     fields: dict[str, Any] = {
         "note": about.note,
         "notes": notes,
         "sets": [{"kind": kind, **_set_fields(kind, first)} for kind in first.features],
         "encoders": [_encoder_fields(part) for part in encoded],
         "cards": [
-            _card(name, part)
-            for part in (first, *([cells] if cells and cells is not first else []))
-            for name in SHOWN
-            if name in part.scores.values
+            _card(name, part) for part in (*encoded[:1], *others) for name in SHOWN if name in part.scores.values
         ],
         "score_tables": [
             {
@@ -186,7 +195,7 @@ def page_fields(
                     if any(name in part.scores.values for part in parts)
                 ],
             }
-            for parts in (encoded, [cells] if cells else [])
+            for parts in (encoded, *([part] for part in others))
             if parts
         ],
         "loss": None if about.losses is None else _loss_fields(about.losses, plot=True),

@@ -1,36 +1,24 @@
-"""What every window of a set of images shows of nuclei, stains and masks. Letters: N windows of 256, k windows of an image.
-
-The tables are features like those of an encoder: in the same cache, shared among processes, with the same notes on what was left out.
-"""
+"""What every window of a set of images shows of nuclei, stains and masks. Letters: N windows of 256, k windows of an image."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from diffusion.data.nuclei.segmentation import segment_nuclei
 from diffusion.evaluation.metrics.cells import compare_segmentations, dice
 from diffusion.evaluation.metrics.stains import estimate_stain_vectors, stain_densities, stained
-from diffusion.evaluation.sets.cache import FileRecord, hash_files, load_parts, write_part
-from diffusion.evaluation.sets.embedding import check_file, share_parts
-from diffusion.evaluation.sets.features import Features, Row
-from diffusion.evaluation.sets.image_set import DecodedImage, ImageSet, decode_image
+from diffusion.evaluation.sets.cache import FileRecord, hash_files
+from diffusion.evaluation.sets.image_set import DecodedImage, ImageSet
+from diffusion.evaluation.sets.measuring import Table, decode_unresized
 from diffusion.evaluation.sets.objects import find_all_objects, find_objects_file, read_objects
-from diffusion.formats import WINDOW
 from diffusion.utils.content import fingerprint_file
-from diffusion.utils.errors import InputError
-
-if TYPE_CHECKING:
-    from accelerate import PartialState
 
 CELLS = "cells"  # the metric, which takes the place of an encoder in caches and tables
 VERSION = 2  # of what is measured, and how
@@ -40,12 +28,9 @@ DENSITIES = tuple(f"{stain}_of_{place}" for place in ("nuclei", "stroma") for st
 ADHERENCE = ("dice", "found", "aji", "pq", "dice_of_others")
 COLUMNS = ("nuclei", "area", *DENSITIES, *VECTORS, *ADHERENCE)
 OTHERS = 8  # masks of other images that each image is compared with, too: one alone is more or less alike by chance
-Given = TypeVar("Given")
-Found = TypeVar("Found")
 
 
-@dataclass(frozen=True)
-class CellTable:
+class CellTable(Table):
     """Nuclei and stains of every window of a set, (N, 17) in the order of COLUMNS.
 
     nuclei: how many; area: their mean, in square microns; densities: optical, to base 10, the mean over nuclei of each one's
@@ -54,17 +39,7 @@ class CellTable:
     NaN where there is no nucleus, no stroma, too little tissue, or no mask.
     """
 
-    rows: Sequence[Row]
-    values: np.ndarray
-
-    @classmethod
-    def of(cls, features: Features) -> CellTable:
-        """Read a table whole."""
-        return cls(features.rows, features.take(range(len(features))).double().numpy())
-
-    def column(self, name: str) -> np.ndarray:
-        """Return one column (N,) by its name."""
-        return self.values[:, COLUMNS.index(name)]
+    names: ClassVar[tuple[str, ...]] = COLUMNS
 
 
 def measure_window(pixels: np.ndarray, labels: np.ndarray, mpp: float) -> np.ndarray:
@@ -86,16 +61,20 @@ def measure_window(pixels: np.ndarray, labels: np.ndarray, mpp: float) -> np.nda
 
 
 class NucleiSource(NamedTuple):
-    """Where the nuclei of images come from: found by haematoxylin at `mpp` microns a pixel, or files of a folder."""
+    """Where the nuclei of images come from: found by their stain at `mpp` microns a pixel, or files of a folder.
+
+    segment: finds the nuclei of a window, uint8 (256, 256, 3), at `mpp`, as numbers (256, 256).
+    """
 
     mpp: float
     folder: Path | None = None
+    segment: Callable[[np.ndarray, float], np.ndarray] = segment_nuclei
 
     def find(self, name: str, image: DecodedImage) -> np.ndarray:
         """Return the nuclei of an image's windows as numbers (k, 256, 256). Raises MissingError, InputError."""
         assert image.windows is not None
         if self.folder is None:
-            return np.stack([segment_nuclei(window, self.mpp) for window in image.windows])
+            return np.stack([self.segment(window, self.mpp) for window in image.windows])
         return read_objects(find_objects_file(self.folder, name), self.mpp, image.size)
 
 
@@ -124,13 +103,9 @@ class CellMeasurement:
     def measure(self, item: tuple[str, Path], fit: str) -> tuple[np.ndarray, FileRecord]:
         """Return the windows of an image file (k, 17), and the result of reading it. Raises InputError for masks that are not its own."""
         name, path = item
-        image = decode_image(path, fit)
+        image = decode_unresized(path, fit, self.name)
         if image.windows is None:
             return np.empty((0, self.width)), FileRecord(0, image.format, image.wrong, image.refused)
-        if fit == "resize" and image.size != (WINDOW, WINDOW):
-            raise InputError(
-                f"{path} would be resized, and its nuclei with it: take --on-size windows, or --metrics without cells"
-            )
         labels = self.nuclei.find(name, image)
         rows = np.stack([measure_window(*each, self.nuclei.mpp) for each in zip(image.windows, labels, strict=True)])
         if name in self.masks:
@@ -165,8 +140,8 @@ def plan_measurement(
     return CellMeasurement(nuclei, found, draw_others(found, seed), files)
 
 
-def draw_others(masks: Mapping[str, Path], seed: int) -> dict[str, list[str]]:
-    """Return for every image some images whose masks are others in content, too: one mask may control many samples."""
+def draw_others(masks: Mapping[str, Path], seed: int, count: int = OTHERS) -> dict[str, list[str]]:
+    """Return for every image `count` images whose masks are others in content, too: one mask may control many samples."""
     names = list(masks)
     contents = {name: fingerprint_file(path) for name, path in masks.items()}
     order = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
@@ -174,67 +149,5 @@ def draw_others(masks: Mapping[str, Path], seed: int) -> dict[str, list[str]]:
     for place, name in enumerate(order):
         following = (order[(place + step) % len(order)] for step in range(1, len(order)))
         different = (other for other in following if contents[other] != contents[name])
-        drawn[name] = [other for other, _ in zip(different, range(OTHERS), strict=False)]
+        drawn[name] = [other for other, _ in zip(different, range(count), strict=False)]
     return drawn
-
-
-def measure_cells(
-    images: ImageSet,
-    measurement: CellMeasurement,
-    cache: Path,
-    state: PartialState,
-    workers: int = 0,
-    strict: bool = False,
-) -> Features:
-    """Measure every window of a set, from the cache where it is there; processes share the work on the rest.
-
-    workers: further processes of each. strict: a file that cannot be read is an error. Raises MissingError, InputError for an
-    image of a size that is refused, for none that can be read, and for nuclei and masks that are not theirs.
-    """
-    parts, mine = share_parts(images, measurement, cache, state)
-    total = sum(len(part.paths) for part in mine)
-    quiet = not state.is_main_process
-    with tqdm(total=total, desc=f"cells: {images.folder}", unit="image", leave=False, disable=quiet) as progress:
-        for part in mine:
-            values, records = [np.empty((0, measurement.width))], []
-            items = list(zip(part.names, part.paths, strict=True))
-            job = partial(measurement.measure, fit=images.fit)
-            for (_, path), (rows, record) in zip(items, map_in_processes(job, items, workers), strict=True):
-                check_file(path, record, strict)
-                values.append(rows)
-                records.append(record)
-                progress.update()
-            write_part(part.file, np.concatenate(values).astype(np.float32), records)
-    state.wait_for_everyone()
-    return load_parts(parts, images, measurement, strict)
-
-
-class _Results(Dataset, Generic[Given, Found]):
-    """The results of a job by the numbers of its items, for the workers of a loader: errors are returned, not raised."""
-
-    def __init__(self, job: Callable[[Given], Found], items: Sequence[Given]):
-        self.job, self.items = job, items
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, i: int) -> Found | InputError:
-        try:
-            return self.job(self.items[i])
-        except InputError as error:
-            return error
-
-
-def map_in_processes(job: Callable[[Given], Found], items: Sequence[Given], workers: int) -> Iterator[Found]:
-    """Yield the result of each item, in order, by `workers` processes; with none, by this one. Raises InputError as the job does."""
-    loader = DataLoader(
-        _Results(job, items), batch_size=None, num_workers=min(workers, len(items)), collate_fn=_as_it_is
-    )
-    for result in loader:
-        if isinstance(result, InputError):
-            raise result
-        yield result
-
-
-def _as_it_is(result: Found) -> Found:
-    return result

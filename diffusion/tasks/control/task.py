@@ -18,6 +18,7 @@ from diffusion.data.datasets.pan_cancer import PanCancerData, SkipBad
 from diffusion.formats import LATENT_CHANNELS, LATENT_FACTOR
 from diffusion.model.controlnet import ARCHITECTURE, ControlNet, load_controlnet, load_controlnet_weights
 from diffusion.model.convert import load_network
+from diffusion.model.lora import load_lora, merge_lora
 from diffusion.model.pixart import PixArt
 from diffusion.tasks.denoising.losses import BatchNoise
 from diffusion.tasks.denoising.prediction import Predictor
@@ -54,6 +55,9 @@ class Control(Denoising):
         """Build a ControlNet: a copy of the first blocks of the network that it is to steer, or from weights of one."""
         config, source = self.config, cast(str, self.config.control.base)
         base, file = load_network(source, config.model, config.model_arguments, config.prediction_type)
+        if config.lora.load_from is not None:
+            load_lora(base, config.lora.load_from)
+            merge_lora(base)
         base.grad_checkpointing = config.grad_checkpointing  # the gradient of the ControlNet runs through it
         self._base = FrozenNetwork.of(base, file)
         controlnet = ControlNet.of(base, config.control.blocks, config.data.control_maps, config.data.mask_kind)
@@ -111,7 +115,11 @@ class Control(Denoising):
     def resolve_config(self, work_dir: Path) -> ControlConfig:
         """Return the config with absolute paths, so that the run can be opened from any folder."""
         config = cast(ControlConfig, super().resolve_config(work_dir))
-        base = cast(str, config.control.base)
+        base, adapter = cast(str, config.control.base), config.lora.load_from
+        if adapter is not None:
+            config = dataclasses.replace(
+                config, lora=dataclasses.replace(config.lora, load_from=str(Path(adapter).resolve()))
+            )
         if not Path(base).exists():  # a network that comes with the package
             return config
         return dataclasses.replace(config, control=dataclasses.replace(config.control, base=str(Path(base).resolve())))

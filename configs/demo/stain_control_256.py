@@ -1,0 +1,13 @@
+# A ControlNet that reads the latents of the H&E, beside the adapted network: `make demo-stain`.
+_base_ = ["./stain_lora_256.py"]
+
+data = dict(control_dataset="stain_he")
+task = dict(type="control", base="nano")
+load_from = None
+lora = dict(rank=0, load_from="data/demo/stain_lora", targets=["cross_attention"])
+class_dropout_prob = 0.0  # the null pass of guidance has no control
+
+optimizer = dict(type="Muon", lr=0.005)
+ema_rate = 0.98
+max_steps = 150
+save_model_steps = 75

@@ -1,0 +1,159 @@
+"""pixcell prior."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from diffusion.cli import options
+from diffusion.cli.parser import plain_name, positive_float, positive_int
+from diffusion.cli.signature import Here, Option, checked
+from diffusion.formats import DEFAULT_INDEX, SSL_PREFIX
+
+if TYPE_CHECKING:
+    import torch
+
+    from diffusion.config.flow_settings import EmbeddingFlowConfig
+    from diffusion.evaluation.prior_scores import PriorScores
+
+SCORES_FILE = "prior.json"
+
+
+@checked
+def prior(
+    dataset: Annotated[options.Datasets, Here("all of the index")] = None,
+    workdir: Annotated[options.Workdir, Here("output/prior")] = None,
+    size: Annotated[
+        options.Size, Here(note="; a grid of embeddings describes it: 1 at 256, 4 at 512, 16 at 1024")
+    ] = 256,
+    labels: Annotated[
+        str | None,
+        Option(
+            "what embeddings can be drawn of: dataset, cohort or slide, or a CSV file with the columns name (of a data set, cohort, "
+            "slide or patch) and class [no classes]",
+            group=options.DATA,
+        ),
+    ] = None,
+    index: options.DataIndex = DEFAULT_INDEX,
+    held_out: Annotated[
+        str | None,
+        Option("index of the patches to score against, such as patch_names_test.hdf5 [no scores]", group=options.DATA),
+    ] = None,
+    features: options.Features = None,
+    embedding_suffix: Annotated[str, Option(options.EMBEDDINGS, plain_name)] = SSL_PREFIX,
+    max_steps: Annotated[int, Option("optimizer steps", positive_int, group=options.TRAINING)] = 3000,
+    batch_size: Annotated[options.BatchSize, Here("256", options.TRAINING)] = 256,
+    lr: Annotated[float, Option("learning rate", positive_float, group=options.TRAINING)] = 3e-4,
+    hidden_size: Annotated[int, Option("width of the flow", positive_int, group=options.TRAINING)] = 1024,
+    depth: Annotated[int, Option("residual blocks of the flow", positive_int, group=options.TRAINING)] = 6,
+    fresh: options.Fresh = False,
+    accept_changes: options.AcceptChanges = False,
+    root: options.Root = None,
+    seed: options.Seed = 0,
+    device: options.Device = "auto",
+) -> int:
+    """Train a prior: a flow from noise to the embeddings of an index, by which images are sampled without any patch.
+
+    pixcell sample, vary and large take it with --prior, and its classes with --class. It starts from a Gaussian that is fitted to the
+    embeddings. With --held-out it is scored against embeddings that it has not seen: their distribution, the classes, neighbours in a
+    grid, and whether what it draws are copies of the training set. Stopped, the same command goes on, and the exit code is 75.
+
+    Examples:
+      pixcell prior --dataset tcga_diagnostic --labels cohort --index patch_names_train.hdf5 --held-out patch_names_test.hdf5
+      pixcell prior --dataset mine --size 1024 --labels classes.csv --workdir output/prior_1024
+      pixcell sample --workdir output/1024 --prior output/prior_1024 --class tumour --count 8
+    """
+    from diffusion.config.flow_settings import EmbeddingFlowConfig, FlowDataConfig, FlowNetworkConfig
+    from diffusion.config.settings import OptimizerConfig, ScheduleConfig
+    from diffusion.data.datasets.pan_cancer import LARGE_PATCH
+    from diffusion.data.index.patch_index import find_keys, index_keys, index_path, split_key
+    from diffusion.tasks.embedding_flow.task import EmbeddingFlowTask
+    from diffusion.training.parallel.preemption import EXIT_CODE
+    from diffusion.training.trainer import train
+    from diffusion.utils.hardware import prepare_device
+    from diffusion.utils.launch import start_processes
+    from diffusion.utils.text import default_root
+
+    place = prepare_device(device)
+    state = start_processes(place)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("diffusion").setLevel(logging.INFO if state.is_main_process else logging.ERROR)
+    root, workdir = root or default_root(), workdir or Path("output/prior")
+    keys = (
+        None if dataset is None else tuple(find_keys(index_keys(index_path(root, index)), dataset, (size, LARGE_PATCH)))
+    )
+    cropped = keys is not None and {split_key(key)[1] for key in keys} == {LARGE_PATCH} != {size}
+    config = EmbeddingFlowConfig(
+        image_size=size,
+        root=str(root),
+        data=FlowDataConfig(
+            type="PanCancerDataLowRes" if cropped else "PanCancerData",
+            patch_names_file=str(index),
+            features_dir=features,
+            ssl_prefix=embedding_suffix,
+            train_subset_keys=keys,
+            labels=labels,
+        ),
+        embedding_flow=FlowNetworkConfig(hidden_size, depth),
+        optimizer=OptimizerConfig(lr=lr, weight_decay=0.01),
+        lr_schedule="cosine",
+        lr_schedule_args=ScheduleConfig(num_warmup_steps=min(100, max_steps // 10)),
+        train_batch_size=batch_size or 256,
+        max_steps=max_steps,
+        save_model_steps=max(1, max_steps // 3),
+        ema_rate=0.99,
+        seed=seed,
+    )
+    finished = train(config, EmbeddingFlowTask(config), workdir, place.type == "cpu", fresh, accept_changes)
+    if finished and held_out is not None and state.is_main_process:
+        scores = score(config, workdir, held_out, state.device or place)
+        print_scores(scores)
+        (workdir / SCORES_FILE).write_text(json.dumps(scores.to_dict(), indent=1) + "\n", encoding="utf-8")
+        print(f"written: {workdir / SCORES_FILE}")
+    state.destroy_process_group()
+    return 0 if finished else EXIT_CODE
+
+
+SCORED_IMAGES, SCORED_TOKENS = 4000, 16_000  # of each set, at most
+
+
+def score(config: EmbeddingFlowConfig, workdir: Path, held_out: str, device: torch.device) -> PriorScores:
+    """Draw embeddings and compare them with held-out and training ones. Raises MissingError, InputError for a set that is not there."""
+    import numpy as np
+    import torch
+
+    from diffusion.data.crops import tokens_per_image
+    from diffusion.data.datasets.embeddings import EmbeddingData, build_embedding_data
+    from diffusion.evaluation.prior_scores import EmbeddingSet, score_prior
+    from diffusion.generation.priors import Prior
+    from diffusion.model.flow import load_flow
+    from diffusion.utils.seeds import mix_seed
+
+    flow = load_flow(workdir).to(device)
+    most = min(SCORED_IMAGES, SCORED_TOKENS // tokens_per_image(config.image_size))
+
+    def read(data: EmbeddingData) -> EmbeddingSet:
+        items = data.read_evenly(most)
+        labels = None if data.classes is None else np.array([item.label for item in items])
+        return EmbeddingSet(torch.stack([item.tokens for item in items]), labels)
+
+    names = flow.config.classes or None
+    arguments: dict[str, Any] = {**config.data_arguments, "class_names": names}
+    training = read(build_embedding_data(**arguments))
+    real = read(build_embedding_data(**{**arguments, "patch_names_file": held_out}))
+    tokens, labels = Prior(flow).draw(
+        [mix_seed(config.seed, number) for number in range(min(len(real), len(training)))]
+    )
+    return score_prior(EmbeddingSet(tokens, None if names is None else np.array(labels)), real, training)
+
+
+def print_scores(scores: PriorScores) -> None:
+    """Print scores as a table, and the notes."""
+    from diffusion.evaluation.prior_scores import SCORE_TITLES
+    from diffusion.utils.text import format_number, format_table
+
+    rows = [(title, format_number(scores.values[name])) for name, title in SCORE_TITLES if name in scores.values]
+    print(format_table(rows, "lr"))
+    print("\n".join(scores.notes))

@@ -1,0 +1,186 @@
+"""pixcell stain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from diffusion.cli import options
+from diffusion.cli.parser import fraction, natural_int, positive_int
+from diffusion.cli.signature import Here, Option, checked
+from diffusion.formats import DEFAULT_SOLVER, LAST_WEIGHTS
+
+if TYPE_CHECKING:
+    from diffusion.generation.staining import StainJob
+
+STAINING = "staining"
+
+
+@checked
+def stain(
+    images: Annotated[
+        Sequence[Path], Option("H&E to stain: images, slides, and folders of them", positional=True, metavar="PATH")
+    ],
+    workdir: Annotated[options.Workdir, Here(note=options.NANO_NOTE)] = None,
+    flow: Annotated[
+        Path | None,
+        Option(
+            "a flow from H&E's embeddings to the other stain's: a run of the task embedding_flow, or a released .pth [none: embeddings "
+            "as they are]",
+            group=STAINING,
+        ),
+    ] = None,
+    lora: options.Lora = (),
+    structure: Annotated[
+        Literal["none", "sdedit", "control"],
+        Option(
+            "what keeps the structure: none, embeddings alone, as released; sdedit, the picture's latents with noise on them; control, a "
+            "ControlNet that reads them",
+            group=STAINING,
+        ),
+    ] = "none",
+    strength: Annotated[
+        float | None,
+        Option("of sdedit: share of the steps that are taken; 1 keeps nothing [0.6]", fraction, group=STAINING),
+    ] = None,
+    controlnet: options.ControlNet = None,
+    out: options.OutFolder = Path("stained"),
+    part: Annotated[
+        tuple[int, int, int, int] | None,
+        Option(
+            "part of the one slide: its left top corner in pixels of the finest level, and its size in pixels of the result [all of it]",
+            natural_int,
+            metavar=("X", "Y", "WIDTH", "HEIGHT"),
+        ),
+    ] = None,
+    mpp: Annotated[options.Mpp, Here(note="; of the result, and of the network")] = 0.5,
+    image_mpp: options.ImageMpp = None,
+    flow_steps: Annotated[int, Option("Euler steps of the flow", positive_int, group=STAINING)] = 100,
+    region: Annotated[
+        int,
+        Option(
+            "pixels a side that are sampled together, a multiple of 256; larger ones take more memory",
+            positive_int,
+            group=STAINING,
+        ),
+    ] = 2048,
+    overlap: Annotated[
+        int,
+        Option(
+            "pixels that neighbouring regions share and are blended in, a multiple of 256", positive_int, group=STAINING
+        ),
+    ] = 256,
+    window_stride: options.WindowStride = None,
+    steps: options.Steps = 20,
+    guidance: options.Guidance = None,
+    guidance_interval: options.GuidanceInterval = None,
+    solver: options.Solver = DEFAULT_SOLVER,
+    seed: options.Seed = 0,
+    checkpoint: options.Checkpoint = Path(LAST_WEIGHTS),
+    weights: options.Weights = "ema",
+    control_scale: options.ControlScale = 1.0,
+    control_interval: options.ControlInterval = None,
+    control_in_null: options.ControlInNull = False,
+    encoder: options.Encoder = None,
+    vae: options.Vae = None,
+    format: options.LargeFormat = "auto",
+    root: options.RootOfRun = None,
+    batch_size: Annotated[options.BatchSize, Here(options.BUSY)] = None,
+    precision: options.Precision = "fp32",
+    compile: options.Compile = False,
+    device: options.Device = "auto",
+    gpu: options.Gpu = None,
+) -> int:
+    """Stain H&E virtually: images, folders, a part of a slide or a whole slide.
+
+    The windows of a picture are embedded, a flow translates the embeddings to those of the other stain, and the network samples
+    for these, region by region. OUT gets a picture of each one's name, below a folder that is named in the same folders, and of a large
+    one a pyramidal TIFF. A region follows from the seed and its place alone, so the same command goes on after a stop with the next
+    region, to the same picture. What is glass stays as it is.
+
+    Examples:
+      pixcell stain tiles/ --workdir pixcell-1024 --flow mist_er_mlp.pth --lora mist_er_lora.pth --guidance 1.2
+      pixcell stain slide.svs --workdir output/1024 --flow output/flow --lora output/lora --structure sdedit --strength 0.5
+      pixcell stain slide.svs --workdir output/1024 --flow output/flow --lora output/lora --part 20000 12000 4096 4096
+      accelerate launch -m pixcell stain slide.svs --flow output/flow --structure control --controlnet output/control
+    """
+    from diffusion.generation.session import open_session
+    from diffusion.generation.solver import Solver
+    from diffusion.generation.staining import Stainer, StainSettings, stain_pictures
+    from diffusion.model.flow import load_flow
+    from diffusion.utils.errors import InputError
+    from diffusion.utils.hardware import windows_per_pass
+
+    if strength is not None and structure != "sdedit":
+        raise InputError(f"--strength is of --structure sdedit, not {structure}; leave it out")
+    jobs, refused = plan_jobs(images, out, part, mpp, image_mpp, format)
+    session = open_session(
+        workdir,
+        checkpoint,
+        Solver(
+            steps,
+            guidance,
+            solver,
+            guidance_interval,
+            precision,
+            control_scale,
+            control_interval,
+            control_in_null,
+            0.6 if strength is None else strength,
+        ),
+        seed=seed,
+        averaged=weights == "ema",
+        compiled=compile,
+        root=root,
+        vae=vae,
+        encoder=encoder,
+        device=device,
+        gpu_id=gpu,
+        loras=lora,
+        controlnet=controlnet,
+    )
+    batch_size = batch_size or windows_per_pass(session.device, session.run.config.input_size)
+    settings = StainSettings(structure, flow_steps, region, overlap, window_stride, batch_size)
+    network = None if flow is None else load_flow(flow).to(session.device)
+    stain_pictures(Stainer(session, network, settings), jobs, out)
+    for path, reason in refused.items():
+        session.state.print(f"failed: {path}: {reason}")
+    return 1 if refused else 0
+
+
+def plan_jobs(
+    images: Sequence[Path],
+    out: Path,
+    part: tuple[int, int, int, int] | None,
+    mpp: float,
+    image_mpp: float | None,
+    format: str,
+) -> tuple[list[StainJob], dict[Path, str]]:
+    """Return what to stain, and the files that cannot be opened with the reasons.
+
+    Raises MissingError, InputError for a part of more than one picture, and when nothing can be opened.
+    """
+    from diffusion.data.slides.discovery import name_slides
+    from diffusion.data.slides.reader import open_slide
+    from diffusion.generation.staining import StainJob, choose_extension
+    from diffusion.utils.errors import InputError
+
+    found, refused = name_slides(images)
+    jobs = []
+    if len(found) > 1 and part is not None:
+        raise InputError(f"--part is of one slide, and {len(found)} are named: name one")
+    for name, path in found.items():
+        try:
+            with closing(open_slide(path, mpp, image_mpp)) as slide:
+                x, y, width, height = part or (0, 0, slide.width, slide.height)
+                corner = (round(x / slide.factor), round(y / slide.factor))
+        except InputError as error:
+            refused[path] = str(error)
+            continue
+        ending = choose_extension(width, height) if format == "auto" else format
+        jobs.append(StainJob(path, out / f"{name}.{ending}", image_mpp, mpp, corner, (width, height)))
+    if not jobs:
+        raise InputError(f"nothing to stain: {next(iter(refused.values()))}")
+    return jobs, refused

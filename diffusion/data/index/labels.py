@@ -1,0 +1,84 @@
+"""Classes of patches: by the data set, cohort or slide that they are of, or by a table."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from diffusion.data.index.patch_index import PatchIndex, iterate_names
+from diffusion.data.index.split import cohort_name, slide_name
+from diffusion.utils.errors import InputError, MissingError
+
+
+def dataset_name(name: str) -> str:
+    """Return the data set of a patch, its first folder."""
+    return name.partition("/")[0]
+
+
+BY_NAME: dict[str, Callable[[str], str]] = {"dataset": dataset_name, "cohort": cohort_name, "slide": slide_name}
+
+
+def read_class_table(path: Path) -> dict[str, str]:
+    """Read a CSV file with the columns name and class: the class of each data set, cohort, slide or patch.
+
+    Raises MissingError, or InputError for a file without these columns, and for a name of two classes.
+    """
+    if not path.is_file():
+        raise MissingError(f"no table of classes at {path}; expected {', '.join(BY_NAME)}, or such a CSV file")
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or not {"name", "class"} <= rows[0].keys():
+        raise InputError(f"{path}: expected a CSV file with the columns name and class, and a line for each name")
+    classes: dict[str, str] = {}
+    for row in rows:
+        name, label = (row["name"] or "").strip(), (row["class"] or "").strip()
+        if not name or not label:
+            raise InputError(f"{path}: a line has no name or no class: {row}")
+        if classes.setdefault(name, label) != label:
+            raise InputError(f"{path}: {name} is of the classes {classes[name]} and {label}; keep one of the lines")
+    return classes
+
+
+def look_up_class(classes: Mapping[str, str], name: str) -> str:
+    """Return the class of a patch in a table: by its own name, its slide, cohort or data set, in that order; "" for none."""
+    keys = (name, slide_name(name), cohort_name(name), dataset_name(name))
+    return next((classes[key] for key in keys if key in classes), "")
+
+
+@dataclass(frozen=True)
+class PatchClasses:
+    """The classes of an index's patches. names: of the classes, sorted; numbers: (patches,) of int32, -1 for one without class."""
+
+    names: tuple[str, ...]
+    numbers: np.ndarray
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Return the share of each class in the patches that have one."""
+        counts = np.bincount(self.numbers[self.numbers >= 0], minlength=len(self.names))
+        return tuple((counts / counts.sum()).tolist())
+
+
+def classify_patches(index: PatchIndex, labels: str, names: Sequence[str] | None = None) -> PatchClasses:
+    """Return the classes of all patches of an index; all names are read, a minute for ten million.
+
+    labels: dataset, cohort or slide, or the path of a table. names: the classes to number by, of which others have no number;
+    None: all that occur. Raises as read_class_table does, and InputError when no patch has a class.
+    """
+    class_of = BY_NAME.get(labels) or partial(look_up_class, read_class_table(Path(labels)))
+    found = [class_of(name) for key in index.keys for name in iterate_names(index.path, key)]
+    counts = Counter(label for label in found if label)
+    known = tuple(sorted(counts)) if names is None else tuple(names)
+    number_of = {name: number for number, name in enumerate(known)}
+    numbers = np.array([number_of.get(label, -1) for label in found], dtype=np.int32)
+    if not (numbers >= 0).any():
+        raise InputError(
+            f"{index.path}: no patch has a class by {labels}; name data sets, cohorts, slides or patches in it"
+        )
+    return PatchClasses(known, numbers)

@@ -1,0 +1,286 @@
+"""Virtual staining: H&E -> embeddings -> a flow to another stain's -> samples, region by region, of images and whole slides.
+
+Letters: H W sides in pixels, R x K windows of 256 pixels of a region, D width of an embedding.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from diffusion.condition import Condition
+from diffusion.data.slides.reader import Slide, open_slide
+from diffusion.data.slides.tissue import THUMBNAIL_SIDE, SlideMap
+from diffusion.formats import WINDOW
+from diffusion.generation.controls import encode_picture
+from diffusion.generation.generators import TOKEN_CELLS, LargeImageMaker
+from diffusion.generation.image_files import LARGEST_PNG, write_large_image
+from diffusion.generation.regions import Region, embed_region
+from diffusion.generation.session import Session
+from diffusion.model.flow import EmbeddingFlow
+from diffusion.panorama import Windows, blend_bands
+from diffusion.sampling import image_generator
+from diffusion.utils.content import fingerprint_tensors
+from diffusion.utils.errors import InputError
+from diffusion.utils.files import atomic_write, atomic_write_bytes
+from diffusion.utils.recorded import describe_setting
+from diffusion.utils.seeds import mix_seed
+from diffusion.utils.text import read_json
+
+Structure = Literal["none", "sdedit", "control"]
+RECORD = "stain.json"  # of the settings that all pictures of a folder share
+MIN_TISSUE = 0.01  # share of a region below which it is glass, and stays as it is
+
+
+@dataclass(frozen=True)
+class StainSettings:
+    """How pictures are stained.
+
+    structure: what keeps the tissue's structure: none, embeddings alone; sdedit, the source's latents with noise on them by the
+    solver's `start_strength`; control, a ControlNet that reads them. flow_steps: Euler's, of the flow. region, overlap: pixels a side
+    that are sampled together, and that neighbouring regions share; both multiples of 256. stride: latent cells between windows of the
+    network; None: half of them. Raises InputError.
+    """
+
+    structure: Structure = "none"
+    flow_steps: int = 100
+    region: int = 2048
+    overlap: int = 256
+    stride: int | None = None
+    batch_size: int = 1
+    decode_tile: int = 64
+
+    def __post_init__(self):
+        for name in ("region", "overlap"):
+            value = getattr(self, name)
+            if value < WINDOW or value % WINDOW:
+                raise InputError(f"--{name} {value}: expected a multiple of {WINDOW}")
+        if self.overlap > self.region // 2:
+            raise InputError(f"--overlap {self.overlap}: expected at most half of --region {self.region}")
+
+
+@dataclass(frozen=True)
+class StainJob:
+    """One picture to stain: a part of a slide or image, in pixels at the network's resolution, and the file to write."""
+
+    path: Path
+    target: Path
+    image_mpp: float | None
+    mpp: float
+    corner: tuple[int, int] = (0, 0)
+    size: tuple[int, int] | None = None  # width and height; None: to the end
+
+    @property
+    def parts(self) -> Path:
+        """Return the folder of the regions that are done, until the picture is."""
+        return self.target.with_name(f".{self.target.name}.regions")
+
+
+class Stainer:
+    """Stains pictures with a session's network, and a flow between the embeddings of the stains; None: embeddings as they are."""
+
+    def __init__(self, session: Session, flow: EmbeddingFlow | None, settings: StainSettings):
+        run = session.run
+        if flow is not None:
+            if flow.config.from_noise:
+                raise InputError(
+                    "--flow: a prior, which begins at noise: expected a flow between the embeddings of two stains"
+                )
+            if flow.config.width != run.config.caption_channels:
+                raise InputError(
+                    f"--flow: of embeddings of {flow.config.width} values, and the network takes {run.config.caption_channels}"
+                )
+        if settings.structure == "control" and (run.controlnet is None or run.controlnet.config.maps):
+            raise InputError(
+                "--structure control: expected a ControlNet of the other stain's latents (data.control_dataset); name it with --controlnet"
+            )
+        if settings.structure != "control" and run.controlnet is not None:
+            raise InputError(
+                f"--structure {settings.structure}: a ControlNet is given, which reads the picture with control"
+            )
+        self.session, self.flow, self.settings = session, flow, settings
+        stride = settings.stride or run.config.input_size // 2
+        self.make = LargeImageMaker(
+            run, session.codec, session.seed, session.solver, stride, settings.batch_size, settings.decode_tile
+        )
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """Return what identifies how pictures are stained."""
+        settings = self.settings
+        return {
+            **self.session.settings,
+            "encoder": [self.session.embedder.name, self.session.embedder.fingerprint],
+            "flow": None if self.flow is None else fingerprint_tensors(self.flow.state_dict()),
+            "flow_steps": settings.flow_steps,
+            "structure": settings.structure,
+            **({"strength": self.session.solver.start_strength} if settings.structure == "sdedit" else {}),
+            "region": settings.region,
+            "overlap": settings.overlap,
+            "stride": self.make.stride,
+            "decode_tile": settings.decode_tile,
+        }
+
+    def embed(self, region: Region, rows: int, columns: int) -> torch.Tensor:
+        """Return the embeddings (1, R, K, D) of the other stain that a region's own are translated to."""
+        tokens = embed_region(region, rows, columns, self.session.embedder)
+        if self.flow is None:
+            return tokens[None]
+        translated = self.flow.translate(tokens.flatten(0, 1).to(self.flow.device), self.settings.flow_steps)
+        return translated.cpu().unflatten(0, (rows, columns))[None]
+
+    def stain(self, slide: Slide, x: int, y: int, rows: int, columns: int, number: int) -> torch.Tensor:
+        """Return the stained pixels, uint8 (3, 256 R, 256 K), of the region at pixel x, y, a multiple of 256 from the picture's corner."""
+        settings, region = self.settings, Region(slide, x, y)
+        tokens = self.embed(region, rows, columns)
+        latents = None
+        if settings.structure != "none":
+            latents = encode_picture(read_region(region, rows, columns), self.session.codec, self.session.device)
+        condition = Condition(tokens, latents if settings.structure == "control" else None)
+        noise = region_noise(
+            self.session.seed, (y // WINDOW, x // WINDOW), (rows, columns), self.make.run.model.config.in_channels
+        )
+        start = latents if settings.structure == "sdedit" else None
+        sampled = self.make.latents(number, condition, noise=noise, start=start)
+        return torch.cat(list(self.make.bands(sampled)), dim=1)
+
+
+def region_noise(seed: int, corner: tuple[int, int], size: tuple[int, int], channels: int) -> torch.Tensor:
+    """Return noise (1, C, 32 R, 32 K) of a region of windows: that of each window follows from its place on the slide alone.
+
+    Regions that overlap so have the same noise where they do. corner, size: rows and columns of windows.
+    """
+    rows = []
+    for row in range(corner[0], corner[0] + size[0]):
+        blocks = [
+            torch.randn(channels, TOKEN_CELLS, TOKEN_CELLS, generator=image_generator(mix_seed(seed, row), column))
+            for column in range(corner[1], corner[1] + size[1])
+        ]
+        rows.append(torch.cat(blocks, dim=2))
+    return torch.cat(rows, dim=1)[None]
+
+
+def read_region(region: Region, rows: int, columns: int) -> np.ndarray:
+    """Read the pixels of a region, uint8 (256 R, 256 K, 3)."""
+    bands = [np.concatenate([region.window(row, column) for column in range(columns)], axis=1) for row in range(rows)]
+    return np.concatenate(bands)
+
+
+def stain_pictures(stainer: Stainer, jobs: Sequence[StainJob], out: Path) -> None:
+    """Stain pictures into a folder; those that are there stay, and one that was begun goes on with its next region.
+
+    Under several processes they share the regions of each picture. Raises MissingError, InputError for a picture that cannot be
+    read, and a folder of pictures that were made otherwise.
+    """
+    state = stainer.session.state
+    if state.is_main_process:
+        check_or_write_record(out, stainer.record)
+    state.wait_for_everyone()
+    for job in jobs:
+        if job.target.is_file():
+            state.print(f"{job.target} is there")
+            continue
+        stain_picture(stainer, job)
+        state.print(f"written: {job.target}")
+
+
+def stain_picture(stainer: Stainer, job: StainJob) -> None:
+    """Stain one picture: its regions into a folder beside it, then the whole of them, blended where they overlap."""
+    state, settings = stainer.session.state, stainer.settings
+    with closing(open_slide(job.path, job.mpp, job.image_mpp)) as slide:
+        left, top = job.corner
+        width, height = job.size or (slide.width - left, slide.height - top)
+        if min(left, top) < 0 or min(width, height) < 1 or left + width > slide.width or top + height > slide.height:
+            raise InputError(
+                f"{job.path} has {slide.width} x {slide.height} pixels ({slide.note}): from {left}, {top} on {width} x {height} reach "
+                "beyond it"
+            )
+        rows, columns = -(-height // WINDOW), -(-width // WINDOW)
+        side = min(settings.region // WINDOW, rows, columns)
+        tiles = Windows(
+            rows, columns, side, max(1, side - settings.overlap // WINDOW) if max(rows, columns) > side else side
+        )
+        if state.is_main_process:
+            identity = {
+                "bytes": job.path.stat().st_size,
+                "corner": [left, top],
+                "size": [width, height],
+                "mpp": job.mpp,
+            }
+            check_or_write_record(job.parts, {**identity, "image_mpp": job.image_mpp})
+        state.wait_for_everyone()
+        tissue = SlideMap.from_thumbnail(slide.thumbnail(THUMBNAIL_SIDE), slide.width, slide.height)
+        corners = list(enumerate(tiles.corners))
+        todo = [(n, corner) for n, corner in corners if not part_path(job, n).is_file()]
+        mine = todo[state.process_index :: state.num_processes]
+        for number, (row, column) in tqdm(mine, unit="region", desc=job.path.name, disable=not state.is_main_process):
+            x, y = left + WINDOW * column, top + WINDOW * row
+            if tissue.measure_square(x, y, WINDOW * side).tissue < MIN_TISSUE:
+                pixels = read_region(Region(slide, x, y), side, side)
+            else:
+                pixels = stainer.stain(slide, x, y, side, side, number).permute(1, 2, 0).numpy()
+            with atomic_write(part_path(job, number)) as temporary:
+                Image.fromarray(pixels).save(temporary, format="PNG", compress_level=1)
+        state.wait_for_everyone()
+        if state.is_main_process:
+            scaled = Windows(*(WINDOW * each for each in (rows, columns, side, tiles.stride)))
+            note = {**stainer.record, "source": job.path.name}
+            bands = crop_bands(
+                blend_bands(lambda r, c: read_part(job, r * len(tiles.columns) + c), scaled), height, width
+            )
+            write_large_image(job.target, bands, height, width, job.mpp, note)
+            shutil.rmtree(job.parts)
+    state.wait_for_everyone()
+
+
+def part_path(job: StainJob, number: int) -> Path:
+    """Return the file of a region that is done."""
+    return job.parts / f"{number}.png"
+
+
+def read_part(job: StainJob, number: int) -> torch.Tensor:
+    """Read a region that is done, float32 (3, S, S)."""
+    with Image.open(part_path(job, number)) as image:
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
+
+
+def crop_bands(bands: Iterator[torch.Tensor], height: int, width: int) -> Iterator[torch.Tensor]:
+    """Yield bands as uint8, without what lies beyond the picture's ends."""
+    left = height
+    for band in bands:
+        part = band[:, :left, :width].round().clamp(0, 255).to(torch.uint8)
+        left -= part.shape[1]
+        if part.shape[1]:
+            yield part
+
+
+def check_or_write_record(folder: Path, record: dict[str, Any]) -> None:
+    """Write how pictures are made into a folder, or compare it with what is there. Raises InputError naming what differs."""
+    file, record = folder / RECORD, json.loads(json.dumps(record))
+    if not file.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        atomic_write_bytes(file, (json.dumps(record, indent=2) + "\n").encode())
+        return
+    before = read_json(file, "record of stained pictures", "delete it with the pictures beside it")
+    for name in {**record, **before}:
+        if before.get(name) != record.get(name):
+            was, now = (describe_setting(name, each.get(name)) for each in (before, record))
+            raise InputError(
+                f"{folder} holds pictures with {was}, not {now}; name another folder for the output with --out"
+            )
+
+
+def choose_extension(width: int, height: int) -> str:
+    """Return the ending of a picture's file: tiff, a pyramid, for what viewers of PNG do not open."""
+    return "tiff" if max(width, height) > LARGEST_PNG else "png"

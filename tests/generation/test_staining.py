@@ -1,0 +1,220 @@
+"""Virtual staining: regions of images and slides, what keeps their structure, and stops that change no bit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from conftest import texture
+from PIL import Image
+from runs import forget_processes, save_run
+from scoring_data import MeanColour
+
+from diffusion.cli.commands.stain import stain
+from diffusion.data.slides.reader import PlainImage
+from diffusion.encoders.embedders import PatchEmbedder
+from diffusion.encoders.networks import View
+from diffusion.generation.session import Session, open_session
+from diffusion.generation.solver import Solver
+from diffusion.generation.staining import RECORD, Stainer, StainSettings, region_noise
+from diffusion.model.flow import EmbeddingFlow, FlowConfig, save_flow
+from diffusion.utils.errors import InputError
+
+WIDTH = 4  # of the embedder's: the mean colour, and nothing
+
+
+class PaddedColour(MeanColour):
+    """The mean colour and a zero: networks with positions take a multiple of four values."""
+
+    def forward(self, windows: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.pad(super().forward(windows), (0, 1))
+
+
+@pytest.fixture(autouse=True)
+def embedder(monkeypatch):
+    embedder = PatchEmbedder(PaddedColour(), "colours", width=WIDTH, view=View(None, mean=(0, 0, 0), std=(1, 1, 1)))
+    monkeypatch.setattr(PatchEmbedder, "load", lambda *_, **__: embedder)
+    yield
+    forget_processes()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A network of 256 pixels with random weights, which takes embeddings of four values."""
+    return save_run(tmp_path / "run", tmp_path, WIDTH, 256, prediction_type="epsilon")
+
+
+@pytest.fixture
+def flow(tmp_path: Path) -> Path:
+    """A flow that adds one to every value."""
+    network = EmbeddingFlow(FlowConfig(width=WIDTH, hidden_size=8, bottleneck=8, time_size=8, sinusoids=4, depth=1))
+    torch.nn.init.ones_(network.out[-1].bias)
+    save_flow(network, tmp_path / "flow.safetensors")
+    return tmp_path / "flow.safetensors"
+
+
+def pixels_of(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+OPTIONS = dict(steps=2, guidance=1.0, device="cpu")
+
+
+def test_a_folder_keeps_its_names_and_its_pictures(run, flow, tmp_path):
+    """Sides that are no multiples of 256, folders below the one named, and a second call that makes nothing."""
+    for name, size in (("a/one", (256, 256)), ("b/one", (300, 280))):
+        path = tmp_path / f"tiles/{name}.png"
+        path.parent.mkdir(parents=True)
+        texture(512, 1).crop((0, 0, *size)).save(path)
+    (tmp_path / "tiles/a/notes.txt").write_text("no image")
+    out = tmp_path / "out"
+    assert stain([tmp_path / "tiles"], workdir=run, flow=flow, out=out, **OPTIONS) == 0
+    assert Image.open(out / "a/one.png").size == (256, 256) and Image.open(out / "b/one.png").size == (300, 280)
+    assert sorted(path.name for path in out.iterdir()) == ["a", "b", RECORD]
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
+    forget_processes()
+    assert stain([tmp_path / "tiles"], workdir=run, flow=flow, out=out, **OPTIONS) == 0
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
+    forget_processes()
+    with pytest.raises(InputError, match="holds pictures with --seed 0, not --seed 1"):
+        stain([tmp_path / "tiles"], workdir=run, flow=flow, out=out, seed=1, **OPTIONS)
+
+
+def write_slide(path: Path) -> Path:
+    """A pyramid of 1024 x 768 pixels at 0.5 microns, whose right half is glass."""
+    picture = texture(1024, 3).crop((0, 0, 1024, 768))
+    picture.paste((255, 255, 255), (500, 0, 1024, 768))
+    with tifffile.TiffWriter(path) as writer:
+        for level in range(2):
+            pixels = np.asarray(picture.resize((1024 >> level, 768 >> level), Image.Resampling.BOX))
+            writer.write(pixels, tile=(256, 256), photometric="rgb", subfiletype=int(level > 0),
+                         resolution=(2e4 / 2**level, 2e4 / 2**level), resolutionunit="CENTIMETER")  # fmt: skip
+    return path
+
+
+def test_a_slide_is_stained_the_same_however_often_it_was_stopped(run, flow, tmp_path, monkeypatch):
+    slide = write_slide(tmp_path / "slide.tif")
+    arguments = dict(workdir=run, flow=flow, region=512, overlap=256, format="tiff", structure="sdedit", **OPTIONS)
+    assert stain([slide], out=tmp_path / "whole", **arguments) == 0
+    whole = tmp_path / "whole/slide.tiff"
+    assert not list(tmp_path.glob("whole/.*")), "the regions are gone once the picture is there"
+
+    sampled, stain_region = [], Stainer.stain
+
+    def stop_in_the_second(self, *place):
+        if len(sampled) in (1, 3):  # before its second and its fourth region
+            sampled.append(None)
+            raise KeyboardInterrupt
+        sampled.append(place[-1])
+        return stain_region(self, *place)
+
+    monkeypatch.setattr(Stainer, "stain", stop_in_the_second)
+    for _ in range(2):
+        forget_processes()
+        with pytest.raises(KeyboardInterrupt):
+            stain([slide], out=tmp_path / "parts", **arguments)
+        assert not (tmp_path / "parts/slide.tiff").exists()
+    forget_processes()
+    assert stain([slide], out=tmp_path / "parts", **arguments) == 0
+    done = [number for number in sampled if number is not None]
+    assert len(done) == len(set(done)) == 4, "no region is sampled twice; of six, two are glass"
+    assert (tmp_path / "parts/slide.tiff").read_bytes() == whole.read_bytes()
+
+    with tifffile.TiffFile(whole) as tiff:
+        pixels = tiff.series[0].asarray()
+        assert pixels.shape == (768, 1024, 3)
+    glass = pixels[:, 960:]
+    assert (glass == 255).all() and pixels[:, :384].std() > 5
+
+
+def test_regions_that_overlap_have_the_same_noise():
+    first, second = region_noise(7, (2, 3), (2, 3), 16), region_noise(7, (3, 4), (2, 2), 16)
+    assert first.shape == (1, 16, 64, 96)
+    assert torch.equal(first[:, :, 32:, 32:], second[:, :, :32])
+    assert not torch.equal(first, region_noise(8, (2, 3), (2, 3), 16))
+
+
+def opened(run: Path, strength: float = 1.0, **more) -> Session:
+    return open_session(run, solver=Solver(20, 1.0, start_strength=strength), device="cpu", **more)
+
+
+def test_the_flow_s_embeddings_condition(run, flow, tmp_path):
+    from diffusion.generation.regions import Region, embed_region
+    from diffusion.model.flow import load_flow
+
+    session, slide = opened(run), PlainImage.from_image(texture(512, 5))
+    stainer = Stainer(session, load_flow(flow), StainSettings())
+    own = embed_region(Region(slide, 0, 0), 2, 2, session.embedder)
+    torch.testing.assert_close(stainer.embed(Region(slide, 0, 0), 2, 2), own[None] + 1)
+    assert torch.equal(Stainer(session, None, StainSettings()).embed(Region(slide, 0, 0), 2, 2), own[None])
+
+
+def test_sdedit_keeps_more_the_weaker_it_is(run):
+    """At the least strength the picture is what the codec makes of it; at full strength nothing is kept, as without."""
+    slide = PlainImage.from_image(texture(256, 5))
+    source = np.asarray(slide.read(0, 0, 256)).astype(float)
+    distance = {}
+    for strength in (0.05, 0.75, 1.0):
+        stainer = Stainer(opened(run, strength), None, StainSettings("sdedit"))
+        pixels = stainer.stain(slide, 0, 0, 1, 1, 0).permute(1, 2, 0).numpy().astype(float)
+        distance[strength] = np.abs(pixels - source).mean()
+        forget_processes()
+    plain = Stainer(opened(run), None, StainSettings()).stain(slide, 0, 0, 1, 1, 0).permute(1, 2, 0).numpy()
+    assert distance[0.05] < 10 and distance[0.05] < 0.5 * distance[0.75]
+    assert np.abs(plain.astype(float) - source).mean() == distance[1.0]
+
+
+def test_a_controlnet_reads_the_latents(run, monkeypatch):
+    """The control is the picture's latents, on the network's scale; a ControlNet that counts changes the picture."""
+    from diffusion.generation.controls import encode_picture
+    from diffusion.model.controlnet import ControlNet
+    from diffusion.workdir import open_run
+
+    base = open_run(run, "checkpoints/last_ema.ckpt", torch.device("cpu")).model
+    controlnet = ControlNet.of(base, 1)
+    for module in controlnet.projections:
+        torch.nn.init.normal_(module.weight, std=1.0)  # pyright: ignore[reportArgumentType]
+    session = opened(run)
+    session = replace(session, run=replace(session.run, controlnet=controlnet.eval()))
+    slide = PlainImage.from_image(texture(256, 5))
+    seen = []
+    stainer = Stainer(session, None, StainSettings("control"))
+    latents = stainer.make.latents
+
+    def watched(number, condition, **more):
+        seen.append(condition.control)
+        return latents(number, condition, **more)
+
+    monkeypatch.setattr(stainer.make, "latents", watched)
+    steered = stainer.stain(slide, 0, 0, 1, 1, 0)
+    expected = encode_picture(np.asarray(slide.read(0, 0, 256)), session.codec, session.device)
+    assert torch.equal(seen[0], expected)
+    forget_processes()
+    plain = Stainer(opened(run), None, StainSettings()).stain(slide, 0, 0, 1, 1, 0)
+    assert not torch.equal(steered, plain)
+    with pytest.raises(InputError, match="--structure none: a ControlNet is given"):
+        Stainer(session, None, StainSettings())
+
+
+def test_what_does_not_go_together_is_refused(run, tmp_path):
+    texture(256, 1).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match="--structure control: expected a ControlNet"):
+        stain([tmp_path / "a.png"], workdir=run, structure="control", out=tmp_path / "out", **OPTIONS)
+    forget_processes()
+    with pytest.raises(InputError, match="--strength is of --structure sdedit, not none"):
+        stain([tmp_path / "a.png"], workdir=run, strength=0.4, out=tmp_path / "out", **OPTIONS)
+    with pytest.raises(InputError, match="--region 100: expected a multiple of 256"):
+        StainSettings(region=100)
+    with pytest.raises(InputError, match="--overlap 512: expected at most half of --region 512"):
+        StainSettings(region=512, overlap=512)
+    with pytest.raises(InputError, match="reach beyond it"):
+        stain([tmp_path / "a.png"], workdir=run, part=(0, 0, 300, 256), out=tmp_path / "out", **OPTIONS)
+    forget_processes()
+    config = FlowConfig(width=5, hidden_size=8, bottleneck=8, time_size=8, sinusoids=4, depth=1)
+    save_flow(EmbeddingFlow(config), tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match="embeddings of 5 values, and the network takes 4"):
+        stain([tmp_path / "a.png"], workdir=run, flow=tmp_path / "other.safetensors", out=tmp_path / "out", **OPTIONS)
