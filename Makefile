@@ -27,6 +27,7 @@ STAIN := $(DEMO)/stained
 SIMULATED := $(SOURCE)/simulated_dab
 STAIN_PAIRS = $(foreach each,hgsc_nest hgsc_stromal_he,$(PIXCELL) pairs --root $(DEMO) --layout slides --source $(SOURCE)/$(each).jpg \
 	--target $(SIMULATED)/$(each).png --registration $(SIMULATED)/same_pixels.csv --size 256 --stain dab $(1);)
+STAIN_HE := $(DEMO)/patches/stain_heldout_he/all/single_256
 STAIN_NETWORK := --flow $(DEMO)/stain_flow --steps 15 --guidance-interval 0.3 5
 
 NANO := data/nano
@@ -102,9 +103,12 @@ demo-stain: $(READY)
 	$(LAUNCH) train demo/stain_flow_256 --workdir $(DEMO)/stain_flow
 	$(LAUNCH) train demo/stain_lora_256 --workdir $(DEMO)/stain_lora
 	$(LAUNCH) train demo/stain_control_256 --workdir $(DEMO)/stain_control
-	$(PIXCELL) stain $(DEMO)/patches/stain_heldout_he --workdir $(DEMO)/stain_lora $(STAIN_NETWORK) --out $(STAIN)/none
-	$(PIXCELL) stain $(DEMO)/patches/stain_heldout_he --workdir $(DEMO)/stain_lora $(STAIN_NETWORK) --structure sdedit --out $(STAIN)/sdedit
-	$(PIXCELL) stain $(DEMO)/patches/stain_heldout_he --workdir $(DEMO)/stain_control $(STAIN_NETWORK) --structure control --out $(STAIN)/control
+	$(PIXCELL) stain $(STAIN_HE) --workdir $(DEMO)/stain_lora $(STAIN_NETWORK) --out $(STAIN)/none
+	$(PIXCELL) stain $(STAIN_HE) --workdir $(DEMO)/stain_lora $(STAIN_NETWORK) --structure sdedit --out $(STAIN)/sdedit
+	$(PIXCELL) stain $(STAIN_HE) --workdir $(DEMO)/stain_control $(STAIN_NETWORK) --structure control --out $(STAIN)/control
+	for each in none sdedit control; do $(PIXCELL) evaluate --real $(DEMO)/patches/stain_heldout_dab/all/single_256 --syn $(STAIN)/$$each \
+		--metrics stain --registered --out $(DEMO)/report_stain/$$each --note "The real stain is simulated: H&E recoloured by a known rule." || exit 1; done
+	@echo "look at $(DEMO)/report_stain/control/index.html"
 
 nano: $(READY)
 	$(PIXCELL) demo-data --out $(SOURCE) --tiles $(NANO)/source

@@ -20,6 +20,8 @@ from diffusion.formats import LATENT_FACTOR
 from diffusion.guidance import Network
 from diffusion.utils.errors import InputError
 
+BAND_ROWS = 256  # pixels of a band of a picture that is written, at most
+
 
 @dataclass(frozen=True)
 class Windows:
@@ -185,6 +187,10 @@ def blend_bands(tile: Callable[[int, int], torch.Tensor], windows: Windows) -> I
     for row, (top, below) in enumerate(zip(windows.rows, [*windows.rows[1:], windows.height], strict=True)):
         for column, left in enumerate(windows.columns):
             band[:, :, left : left + windows.side] += tile(row, column) * weights[:, None] * weights
-        finished = below - top
-        yield band[:, :finished] / (heights[top:below, None] * widths)
-        band = torch.cat([band[:, finished:], band.new_zeros(3, finished, windows.width)], dim=1)
+        for start in range(top, below, BAND_ROWS):
+            stop = min(start + BAND_ROWS, below)
+            yield band[:, start - top : stop - top] / (heights[start:stop, None] * widths)
+        finished, kept = below - top, windows.side - (below - top)
+        for channel in band:  # moved up in place: of a whole slide a band has gigabytes
+            channel[:kept] = channel[finished:].clone()
+            channel[kept:] = 0

@@ -29,6 +29,7 @@ from diffusion.utils.content import fingerprint_tensors
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.files import check_writable
 from diffusion.utils.folders import SkippedEntries, walk_files
+from diffusion.utils.literals import read_assignments
 from diffusion.utils.locks import is_locked
 from diffusion.utils.text import abbreviate, expand_path
 from diffusion.utils.weights import find_weights
@@ -58,6 +59,11 @@ class Run:
     def controlnet_fingerprint(self) -> str | None:
         """Return a hash of the ControlNet's weights, if there is one."""
         return fingerprint_tensors(self.controlnet.state_dict()) if self.controlnet is not None else None
+
+    @property
+    def merged_adapter(self) -> str | None:
+        """Return the adapter that the network has for good, since its ControlNet was trained beside it; None without."""
+        return self.config.lora.load_from if isinstance(self.config, ControlConfig) else None
 
     def controlled(self, interval: tuple[float, float] | None = None) -> PixArt | ControlledNetwork:
         """Return the network, with its ControlNet, if it has one, at noise levels of an interval; None: all."""
@@ -193,13 +199,22 @@ def default_work_dir() -> Path:
         return Path(expand_path(named))
     skipped = SkippedEntries()
     files = walk_files(Path("output"), skipped) if Path("output").is_dir() else ()
-    runs = [path.parents[1] for path in files if path.match(LAST_WEIGHTS) and (path.parents[1] / CONFIG_FILE).is_file()]
+    runs = [path.parents[1] for path in files if path.match(LAST_WEIGHTS) and _can_be_sampled(path.parents[1])]
     if not runs:
         skipped.report()
         raise MissingError(
             "no run in ./output; name one with --workdir or $PIXCELL_WORKDIR, such as nano, which comes with pixcell"
         )
     return max(runs, key=lambda folder: (folder / LAST_WEIGHTS).stat().st_mtime_ns)
+
+
+def _can_be_sampled(folder: Path) -> bool:
+    """Tell whether a run, if it is one, is of a network that is sampled, and not of a flow or a codec."""
+    file = folder / CONFIG_FILE
+    try:
+        return file.is_file() and str(read_assignments(file).get("task", "denoising")) in OPENED
+    except InputError:
+        return True  # which says what is wrong when it is opened
 
 
 def check_work_dir(work_dir: Path) -> None:

@@ -34,9 +34,10 @@ from diffusion.generation.controls import (
     to_control,
 )
 from diffusion.generation.generators import ImageMaker
+from diffusion.generation.priors import PriorConditions
 from diffusion.generation.session import Session, open_session
 from diffusion.generation.solver import Solver
-from diffusion.generation.sources import ConditionSource, choose_source, open_index
+from diffusion.generation.sources import ConditionSource, choose_source, open_index, open_source_prior
 from diffusion.utils.errors import InputError
 from diffusion.utils.hardware import windows_per_pass
 from diffusion.utils.values import check_whole
@@ -138,6 +139,8 @@ class OpenRun:
         batch_size: int | None = None,
         control: Controls | None = None,
         control_scale: float = 1.0,
+        prior: str | Path | None = None,
+        classes: Sequence[str] = (),
     ) -> Iterator[Sample]:
         """Sample images, one after the other as they are finished; image i depends on the seed, i and its condition alone.
 
@@ -147,7 +150,8 @@ class OpenRun:
         them; dataset, index, features, data_root: others, as the options of `pixcell sample`. count: how many; None: one for
         each image or token, 16 of an index. guidance: 1 is none, None that of the run's sample grids. batch_size: in one pass,
         None for as many as keep the device busy. control: masks (H, W) or maps (K, H, W) for a ControlNet, or files and folders
-        of them, one an image; None: those of the index, if the run has any. control_scale: how much they count.
+        of them, one an image; None: those of the index, if the run has any. control_scale: how much they count. prior: a run of
+        `pixcell prior` that draws embeddings, so that nothing else conditions; classes: those that it draws from, () for all.
         Raises MissingError, InputError.
 
         Examples:
@@ -167,13 +171,21 @@ class OpenRun:
         size = windows_per_pass(self.session.device, self.session.run.config.input_size)
         size = size if batch_size is None else check_whole(batch_size, "batch_size")
         of_index = {"dataset": dataset, "index": index, "features": features, "data_root": data_root}
-        conditions = self._conditions(images, tokens, of_index, seed, control is None)
+        conditions: Conditions
+        if prior is None:
+            if classes:
+                raise InputError("classes are those of a prior; give it, too")
+            conditions = self._conditions(images, tokens, of_index, seed, control is None)
+        else:
+            self._refuse_beside_prior({"images": images, "tokens": tokens, **of_index})
+            source = open_source_prior(self.session, Path(prior), classes)
+            conditions = PriorConditions(source, seed)
         if control is not None:
             conditions = ControlledConditions(conditions, self._controls(control))
         if self.session.run.controlnet is not None:  # else nothing is read before it is sampled for
             chosen.check_control(self.session.run, conditions[0].condition.control is not None)
         if count is None:
-            count = INDEX_COUNT if isinstance(conditions, IndexConditions) else len(conditions)
+            count = INDEX_COUNT if isinstance(conditions, (IndexConditions, PriorConditions)) else len(conditions)
         make = ImageMaker(self.session.run, self.session.codec, conditions, seed, chosen)
         return self._samples(make, count, size)
 
@@ -182,6 +194,11 @@ class OpenRun:
             for i, condition, pixels in make.images(list(range(first, min(first + batch_size, count)))):
                 tissue = None if condition.pixels is None else _to_array(condition.pixels)
                 yield Sample(i, condition.name, _to_array(pixels), tissue)
+
+    def _refuse_beside_prior(self, given: dict[str, Any]) -> None:
+        named = [name for name, value in given.items() if value is not None]
+        if named:
+            raise InputError(f"prior and {named[0]}: one of them conditions; give one")
 
     def _conditions(
         self, images: Images | None, tokens: Tokens | None, of_index: dict[str, Any], seed: int, with_control: bool

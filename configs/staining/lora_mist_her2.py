@@ -8,6 +8,7 @@ ignore_keys = ()
 lora = dict(rank=4)
 
 # the paper's: 10 epochs of batches of 4; what its constant schedule leaves out, a warm-up, does no harm
+max_steps = None
 num_epochs = 10
 train_batch_size = 4
 gradient_accumulation_steps = 1

@@ -532,6 +532,8 @@ class ControlNetSection(Section):
     """Weights of the network to steer, which are not changed: a run's, released ones, or "nano"."""
     blocks: PositiveInt | None = None
     """Blocks of the ControlNet, copied from the first ones of the network. None: all but the last, as released."""
+    copy_embedder: bool = False
+    """Embed the latents that control as the network embeds its own, from the first step on. False: from zero, as released."""
 
 
 @dataclass(frozen=True)
@@ -549,6 +551,13 @@ class ControlConfig(Config):
     """Which network is steered; `task = dict(type="control", base=...)` sets it, too."""
     class_dropout_prob: Annotated[float, Range(least=0, below=1, symbol="p")] = 0.0
     """Share of samples with the null condition. As released none: the null pass of guidance has no control."""
+
+    def check(self) -> None:
+        super().check()
+        check_that(
+            not (self.control.copy_embedder and self.data.control_maps),
+            "control.copy_embedder is of latents: masks have no embedding in the network",
+        )
 
     def check_controlled(self) -> None:
         """Raise InputError without a network to steer, or anything to steer it by; keys are also read one by one, without these."""

@@ -269,10 +269,10 @@ def score_stain_sets(
 
 def _check_paired(real: Features, synthetic: Features) -> None:
     """Raise InputError when an image of one set has no partner in the other."""
-    unpaired = sorted(set(real.rows) ^ set(synthetic.rows))
+    unpaired = sorted({row.name for row in set(real.rows) ^ set(synthetic.rows)})
     if unpaired:
         raise InputError(
-            f"{len(unpaired)} images without a partner, the first {unpaired[0].name}: --strict wants as many real as synthetic "
+            f"{len(unpaired)} images without a partner, the first {unpaired[0]}: --strict wants as many real as synthetic "
             "ones, of the same names"
         )
 

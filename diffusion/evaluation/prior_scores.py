@@ -58,7 +58,9 @@ class PriorScores:
         return {"values": self.values, "counts": self.counts, "notes": self.notes}
 
 
-def score_prior(drawn: EmbeddingSet, held_out: EmbeddingSet, training: EmbeddingSet, seed: int = 0) -> PriorScores:
+def score_prior(
+    drawn: EmbeddingSet, held_out: EmbeddingSet, training: EmbeddingSet, seed: int = 0, total: int | None = None
+) -> PriorScores:
     """Score drawn embeddings against those of held-out tissue; equally many of each set are compared.
 
     fd: Frechet distance of drawn to held-out tokens; fd_real: of training to held-out ones, what a perfect prior would reach;
@@ -66,7 +68,8 @@ def score_prior(drawn: EmbeddingSet, held_out: EmbeddingSet, training: Embedding
     neighbours, neighbours_real: correlation of adjacent tokens, less the mean embedding. nearest, nearest_real: median cosine of
     a drawn and of a held-out image with the nearest training image; p_copy: one-sided Mann-Whitney test that the drawn ones lie
     nearer. accuracy, accuracy_real: of a linear classifier of training tissue, for the classes that were asked for, and on
-    held-out tissue. Raises InputError for fewer than 10 images of a set.
+    held-out tissue. total: images of the training set, where `training` is a part of them. Raises InputError for fewer than 10
+    images of a set.
     """
     from scipy.stats import mannwhitneyu
 
@@ -110,6 +113,8 @@ def score_prior(drawn: EmbeddingSet, held_out: EmbeddingSet, training: Embedding
         f"Drawn embeddings are {verdict} held-out real ones (one-sided Mann-Whitney test of {len(drawn)} and {len(held_out)}, "
         f"p {test.pvalue:.2g}; copies would be nearer)."
     ]
+    if total is not None and total > len(training):
+        notes.append(f"Looked up among {len(training)} of {total} training images: copies of the others are not seen.")
     labels = [each.labels for each in (drawn, held_out, training)]
     if all(each is not None and len(np.unique(each)) > 1 for each in labels):
         values |= compare_classes(drawn, held_out, training.draw(CLASSIFIED, seed))

@@ -20,6 +20,7 @@ from diffusion.data.images import open_image
 from diffusion.encoders.latents import LatentCodec, from_uint8, to_uint8
 from diffusion.formats import LATENT_FACTOR, WINDOW
 from diffusion.generation.conditions import Conditions, IndexConditions, NamedCondition, read_numbers
+from diffusion.generation.priors import PriorConditions
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.folders import natural_key
 from diffusion.workdir import Run
@@ -44,7 +45,7 @@ class ControlledConditions:
 
     def __len__(self) -> int:
         """Return how many images make sense: one for each control, or each file that conditions, whatever is more."""
-        if isinstance(self.conditions, IndexConditions):
+        if isinstance(self.conditions, (IndexConditions, PriorConditions)):
             return len(self.controls)
         return max(len(self.controls), len(self.conditions))
 

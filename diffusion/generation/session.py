@@ -147,6 +147,9 @@ def open_session(
         raise InputError("--precision fp16 needs a GPU; on a CPU take fp32, or bf16 where the processor has it")
     run = open_run(workdir or default_work_dir(), checkpoint, place, ema=averaged)
     adapters = [split_scale(text) for text in loras]
+    own = run.merged_adapter
+    if own is not None and any(Path(own).resolve() == path.resolve() for path, _ in adapters):
+        raise InputError(f"--lora {own}: {run.folder} was trained beside a network that has it already; leave it out")
     add_loras(run, adapters)
     if controlnet is not None:
         run = with_controlnet(run, controlnet, averaged)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +26,7 @@ from diffusion.formats import WINDOW
 from diffusion.generation.controls import encode_picture
 from diffusion.generation.generators import TOKEN_CELLS, LargeImageMaker
 from diffusion.generation.image_files import LARGEST_PNG, write_large_image
-from diffusion.generation.regions import Region, embed_region
+from diffusion.generation.regions import Region, embed_region, region_bands
 from diffusion.generation.session import Session
 from diffusion.model.flow import EmbeddingFlow
 from diffusion.panorama import Windows, blend_bands
@@ -34,12 +34,14 @@ from diffusion.sampling import image_generator
 from diffusion.utils.content import fingerprint_tensors
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import atomic_write, atomic_write_bytes
+from diffusion.utils.locks import file_lock
 from diffusion.utils.recorded import describe_setting
-from diffusion.utils.seeds import mix_seed
+from diffusion.utils.seeds import mix_seed, seed_of_text
 from diffusion.utils.text import read_json
 
 Structure = Literal["none", "sdedit", "control"]
 RECORD = "stain.json"  # of the settings that all pictures of a folder share
+LOCK = ".stain.lock"  # while a command writes there
 MIN_TISSUE = 0.01  # share of a region below which it is glass, and stays as it is
 
 
@@ -72,9 +74,13 @@ class StainSettings:
 
 @dataclass(frozen=True)
 class StainJob:
-    """One picture to stain: a part of a slide or image, in pixels at the network's resolution, and the file to write."""
+    """One picture to stain: a part of a slide or image, in pixels at the network's resolution, and the file to write.
+
+    name: of which its noise follows, so that pictures of one folder differ.
+    """
 
     path: Path
+    name: str
     target: Path
     image_mpp: float | None
     mpp: float
@@ -140,19 +146,20 @@ class Stainer:
         translated = self.flow.translate(tokens.flatten(0, 1).to(self.flow.device), self.settings.flow_steps)
         return translated.cpu().unflatten(0, (rows, columns))[None]
 
-    def stain(self, slide: Slide, x: int, y: int, rows: int, columns: int, number: int) -> torch.Tensor:
-        """Return the stained pixels, uint8 (3, 256 R, 256 K), of the region at pixel x, y, a multiple of 256 from the picture's corner."""
-        settings, region = self.settings, Region(slide, x, y)
+    def stain(self, region: Region, rows: int, columns: int, corner: tuple[int, int], seed: int) -> torch.Tensor:
+        """Return the stained pixels, uint8 (3, 256 R, 256 K), of a region.
+
+        corner: row and column, in windows, of the region in its picture, whose noise has a seed.
+        """
+        settings = self.settings
         tokens = self.embed(region, rows, columns)
         latents = None
         if settings.structure != "none":
-            latents = encode_picture(read_region(region, rows, columns), self.session.codec, self.session.device)
+            latents = encode_picture(read_pixels(region, rows, columns), self.session.codec, self.session.device)
         condition = Condition(tokens, latents if settings.structure == "control" else None)
-        noise = region_noise(
-            self.session.seed, (y // WINDOW, x // WINDOW), (rows, columns), self.make.run.model.config.in_channels
-        )
+        noise = region_noise(seed, corner, (rows, columns), self.make.run.model.config.in_channels)
         start = latents if settings.structure == "sdedit" else None
-        sampled = self.make.latents(number, condition, noise=noise, start=start)
+        sampled = self.make.latents(mix_seed(seed, *corner), condition, noise=noise, start=start)
         return torch.cat(list(self.make.bands(sampled)), dim=1)
 
 
@@ -171,46 +178,67 @@ def region_noise(seed: int, corner: tuple[int, int], size: tuple[int, int], chan
     return torch.cat(rows, dim=1)[None]
 
 
-def read_region(region: Region, rows: int, columns: int) -> np.ndarray:
+def read_pixels(region: Region, rows: int, columns: int) -> np.ndarray:
     """Read the pixels of a region, uint8 (256 R, 256 K, 3)."""
-    bands = [np.concatenate([region.window(row, column) for column in range(columns)], axis=1) for row in range(rows)]
-    return np.concatenate(bands)
+    return torch.cat(list(region_bands(region, rows, columns)), dim=1).permute(1, 2, 0).numpy()
 
 
-def stain_pictures(stainer: Stainer, jobs: Sequence[StainJob], out: Path) -> None:
+def stain_pictures(stainer: Stainer, jobs: Sequence[StainJob], out: Path) -> dict[Path, str]:
     """Stain pictures into a folder; those that are there stay, and one that was begun goes on with its next region.
 
-    Under several processes they share the regions of each picture. Raises MissingError, InputError for a picture that cannot be
-    read, and a folder of pictures that were made otherwise.
+    Under several processes they share the regions of each picture. Returns the files that could not be stained, with the reasons.
+    Raises InputError for a folder of pictures that were made otherwise, or that another command writes to.
     """
     state = stainer.session.state
-    if state.is_main_process:
-        check_or_write_record(out, stainer.record)
-    state.wait_for_everyone()
-    for job in jobs:
-        if job.target.is_file():
-            state.print(f"{job.target} is there")
-            continue
-        stain_picture(stainer, job)
-        state.print(f"written: {job.target}")
+    failed: dict[Path, str] = {}
+    with file_lock(out / LOCK) if state.is_main_process else nullcontext():
+        if state.is_main_process:
+            check_or_write_record(out, stainer.record)
+        state.wait_for_everyone()
+        for job in jobs:
+            if job.target.is_file():
+                state.print(f"{job.target} is there")
+                continue
+            try:
+                stain_picture(stainer, job)
+            except UnreadableError as error:
+                failed[job.path] = str(error)
+                continue
+            state.print(f"written: {job.target}")
+    return failed
+
+
+class UnreadableError(InputError):
+    """A picture that cannot be opened, or has no such part: the others go on."""
+
+
+def open_picture(job: StainJob) -> tuple[Slide, int, int]:
+    """Open a picture, and return the width and height to stain. Raises UnreadableError."""
+    try:
+        slide = open_slide(job.path, job.mpp, job.image_mpp)
+    except InputError as error:
+        raise UnreadableError(str(error)) from None
+    left, top = job.corner
+    width, height = job.size or (slide.width - left, slide.height - top)
+    if min(left, top) < 0 or min(width, height) < 1 or left + width > slide.width or top + height > slide.height:
+        slide.close()
+        raise UnreadableError(
+            f"{job.path} has {slide.width} x {slide.height} pixels ({slide.note}): {width} x {height} from {left}, {top} on are not "
+            "a part of it"
+        )
+    return slide, width, height
 
 
 def stain_picture(stainer: Stainer, job: StainJob) -> None:
-    """Stain one picture: its regions into a folder beside it, then the whole of them, blended where they overlap."""
+    """Stain one picture: its regions into a folder beside it, then the whole of them, blended where they overlap.
+
+    Raises UnreadableError.
+    """
     state, settings = stainer.session.state, stainer.settings
-    with closing(open_slide(job.path, job.mpp, job.image_mpp)) as slide:
+    slide, width, height = open_picture(job)
+    with closing(slide):
         left, top = job.corner
-        width, height = job.size or (slide.width - left, slide.height - top)
-        if min(left, top) < 0 or min(width, height) < 1 or left + width > slide.width or top + height > slide.height:
-            raise InputError(
-                f"{job.path} has {slide.width} x {slide.height} pixels ({slide.note}): from {left}, {top} on {width} x {height} reach "
-                "beyond it"
-            )
-        rows, columns = -(-height // WINDOW), -(-width // WINDOW)
-        side = min(settings.region // WINDOW, rows, columns)
-        tiles = Windows(
-            rows, columns, side, max(1, side - settings.overlap // WINDOW) if max(rows, columns) > side else side
-        )
+        tiles = choose_regions(-(-height // WINDOW), -(-width // WINDOW), settings)
         if state.is_main_process:
             identity = {
                 "bytes": job.path.stat().st_size,
@@ -219,29 +247,39 @@ def stain_picture(stainer: Stainer, job: StainJob) -> None:
                 "mpp": job.mpp,
             }
             check_or_write_record(job.parts, {**identity, "image_mpp": job.image_mpp})
+        seed = mix_seed(stainer.session.seed, seed_of_text(job.name))
+        tissue, side = SlideMap.from_thumbnail(slide.thumbnail(THUMBNAIL_SIDE), slide.width, slide.height), tiles.side
         state.wait_for_everyone()
-        tissue = SlideMap.from_thumbnail(slide.thumbnail(THUMBNAIL_SIDE), slide.width, slide.height)
-        corners = list(enumerate(tiles.corners))
-        todo = [(n, corner) for n, corner in corners if not part_path(job, n).is_file()]
-        mine = todo[state.process_index :: state.num_processes]
-        for number, (row, column) in tqdm(mine, unit="region", desc=job.path.name, disable=not state.is_main_process):
+        todo = [(n, corner) for n, corner in enumerate(tiles.corners) if not part_path(job, n).is_file()]
+        state.wait_for_everyone()  # every process has looked before one of them writes
+        glass, mine = 0, todo[state.process_index :: state.num_processes]
+        for number, (row, column) in tqdm(mine, unit="region", desc=job.name, disable=not state.is_main_process):
             x, y = left + WINDOW * column, top + WINDOW * row
             if tissue.measure_square(x, y, WINDOW * side).tissue < MIN_TISSUE:
-                pixels = read_region(Region(slide, x, y), side, side)
+                pixels, glass = read_pixels(Region(slide, x, y), side, side), glass + 1
             else:
-                pixels = stainer.stain(slide, x, y, side, side, number).permute(1, 2, 0).numpy()
+                stained = stainer.stain(Region(slide, x, y), side, side, (row, column), seed)
+                pixels = stained.permute(1, 2, 0).numpy()
             with atomic_write(part_path(job, number)) as temporary:
                 Image.fromarray(pixels).save(temporary, format="PNG", compress_level=1)
+        if glass:
+            print(f"{job.path}: {glass} of {len(tiles.corners)} regions are glass, and stay as they are")
         state.wait_for_everyone()
         if state.is_main_process:
-            scaled = Windows(*(WINDOW * each for each in (rows, columns, side, tiles.stride)))
+            scaled = Windows(*(WINDOW * each for each in (tiles.height, tiles.width, side, tiles.stride)))
             note = {**stainer.record, "source": job.path.name}
-            bands = crop_bands(
-                blend_bands(lambda r, c: read_part(job, r * len(tiles.columns) + c), scaled), height, width
-            )
-            write_large_image(job.target, bands, height, width, job.mpp, note)
+            parts = blend_bands(lambda row, column: read_part(job, row * len(tiles.columns) + column), scaled)
+            write_large_image(job.target, crop_bands(parts, height, width), height, width, job.mpp, note)
             shutil.rmtree(job.parts)
     state.wait_for_everyone()
+
+
+def choose_regions(rows: int, columns: int, settings: StainSettings) -> Windows:
+    """Return the regions of a picture of so many windows; one that has few in a direction is filled up with white there."""
+    overlap = settings.overlap // WINDOW
+    side = min(settings.region // WINDOW, max(min(rows, columns), 2 * overlap), max(rows, columns))
+    height, width = max(rows, side), max(columns, side)
+    return Windows(height, width, side, side if (height, width) == (side, side) else side - overlap)
 
 
 def part_path(job: StainJob, number: int) -> Path:

@@ -86,11 +86,16 @@ class ControlNet(Trunk):
 
     @staticmethod
     def of(
-        base: PixArt, blocks: int | None = None, maps: tuple[str, ...] = (), mask_kind: MaskKind = "binary"
+        base: PixArt,
+        blocks: int | None = None,
+        maps: tuple[str, ...] = (),
+        mask_kind: MaskKind = "binary",
+        copy_embedder: bool = False,
     ) -> ControlNet:
         """Return a ControlNet that begins as a copy of a network's first blocks; None: all but the last, as released.
 
-        maps, mask_kind: as in ControlNetConfig. Raises InputError for more blocks than there are.
+        maps, mask_kind: as in ControlNetConfig. copy_embedder: embed latents that control as the network embeds its own, instead of
+        from zero. Raises InputError for more blocks than there are.
         """
         depth = max(1, base.config.depth - 1) if blocks is None else blocks
         arguments = {**base.config.to_dict(), "depth": depth, "base_depth": base.config.depth}
@@ -98,6 +103,8 @@ class ControlNet(Trunk):
         controlnet = ControlNet(ControlNetConfig(**arguments))
         own, copied = controlnet.state_dict(), base.state_dict()
         controlnet.load_state_dict({**own, **{name: copied[name] for name in own if name in copied}})
+        if copy_embedder:
+            controlnet.control_embedder.load_state_dict(controlnet.x_embedder.state_dict())
         return controlnet
 
     def forward(

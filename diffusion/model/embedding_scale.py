@@ -11,6 +11,7 @@ from torch import nn
 from diffusion.utils.errors import InputError
 
 SMALLEST_VARIANCE = 1e-6  # of a component, as a share of the largest; the rest is rounding of float16 files
+IMAGES_AT_ONCE = 256
 SHRINKAGE = 1e-3  # of the correlations of tokens towards none, so that those of equal tokens can be inverted
 
 
@@ -42,18 +43,25 @@ class EmbeddingScale(nn.Module):
         components, tokens = self.mixing.shape[:2]
         if len(embeddings) < 2:
             raise InputError(f"{len(embeddings)} images to fit the scale of embeddings to: expected at least 2")
-        rows = embeddings.double().flatten(0, 1)
-        mean = rows.mean(0)
-        variance, vectors = torch.linalg.eigh(torch.cov(rows.T))
+        parts = embeddings.split(IMAGES_AT_ONCE)  # as float64 they would fill the memory
+        count, device = len(embeddings) * tokens, embeddings.device
+        mean = sum((part.double().sum((0, 1)) for part in parts), torch.zeros((), dtype=torch.float64)) / count
+        covariance = torch.zeros(len(mean), len(mean), dtype=torch.float64, device=device)
+        for part in parts:
+            rows = part.double().flatten(0, 1) - mean
+            covariance += rows.T @ rows / (count - 1)
+        variance, vectors = torch.linalg.eigh(covariance)
         variance, vectors = variance.flip(0)[:components], vectors.flip(1)[:, :components]
         if not variance[0] > 0:
             raise InputError("all embeddings to fit a scale to are equal")
         deviation = variance.clamp(min=SMALLEST_VARIANCE * float(variance[0])).sqrt()
-        parts = ((embeddings.double() - mean) @ vectors / deviation).permute(2, 1, 0)  # (K, L, N)
-        correlation = parts @ parts.transpose(1, 2) / parts.shape[2]
+        correlation = torch.zeros(components, tokens, tokens, dtype=torch.float64, device=device)
+        for part in parts:
+            white = ((part.double() - mean) @ vectors / deviation).permute(2, 1, 0)  # (K, L, n)
+            correlation += white @ white.transpose(1, 2) / len(embeddings)
         scale = correlation.diagonal(dim1=1, dim2=2).mean(1).clamp(min=SMALLEST_VARIANCE)
         correlation = correlation / scale[:, None, None]
-        identity = torch.eye(tokens, dtype=torch.float64)
+        identity = torch.eye(tokens, dtype=torch.float64, device=device)
         mixing = torch.linalg.cholesky((1 - SHRINKAGE) * correlation + SHRINKAGE * identity)
         fitted = {
             "mean": mean,
@@ -65,10 +73,13 @@ class EmbeddingScale(nn.Module):
         for name, value in fitted.items():
             getattr(self, name).copy_(value)
 
-    @property
-    def weights(self) -> torch.Tensor:
-        """Return how much each component (K,) counts in the squared distance of embeddings, on average once."""
-        return self.deviation.square() / self.deviation.square().mean()
+    def as_embeddings(self, differences: torch.Tensor) -> torch.Tensor:
+        """Return differences of components (N, L, K) with the length, in principal axes, that they have as differences of tokens.
+
+        In units of the mean deviation, so that the mean square of noise stays 1.
+        """
+        unit = self.deviation.square().mean().sqrt()
+        return torch.einsum("kij,njk->nik", self.mixing, differences) * (self.deviation / unit)
 
     def whiten(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Return the components (N, L, K) of tokens (N, L, D); what lies outside of the components is lost."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -217,7 +217,8 @@ class EmbeddingFlow(nn.Module):
             raise InputError("this flow begins at noise: it is a prior, which draws embeddings and translates none")
         if x.shape[-1] != self.config.width:
             raise InputError(f"embeddings of {x.shape[-1]} values: the flow translates those of {self.config.width}")
-        return self.integrate(x.reshape(-1, x.shape[-1]), steps, method).view_as(x)
+        rows = x.reshape(-1, x.shape[-1]).to(self.input_proj.weight)
+        return self.integrate(rows, steps, method).view_as(x)
 
     def draw(
         self, noise: torch.Tensor, label: torch.Tensor | None = None, steps: int = 20, method: Method = "heun"
@@ -258,6 +259,16 @@ def infer_config(weights: Mapping[str, torch.Tensor], source: str | Path) -> Flo
     )
 
 
+def read_flow_config(arguments: Mapping[str, Any], source: str | Path) -> FlowConfig:
+    """Return the arguments that a file has stored. Raises InputError for unknown ones."""
+    unknown = sorted(arguments.keys() - {each.name for each in fields(FlowConfig)})
+    if unknown:
+        raise InputError(
+            f"{source} is a flow with {', '.join(unknown)}, which this version does not know; update pixcell"
+        )
+    return FlowConfig(**arguments)
+
+
 def load_flow(path: str | Path, ema: bool = True) -> EmbeddingFlow:
     """Read a flow: the state dict of a release (.pth), a file of `save_flow`, or a run that trained one or a checkpoint of it.
 
@@ -276,9 +287,11 @@ def load_flow(path: str | Path, ema: bool = True) -> EmbeddingFlow:
     if not is_state_dict(content):
         parts = ("state_dict", "ema", "model") if ema else ("model",)
         weights = next((content[part] for part in parts if part in content), None)
+        if weights is None and not ema and "state_dict" in content:
+            raise InputError(f"{file} holds averaged weights only; the weights themselves are in a step_<n>.ckpt")
         if weights is None or not is_state_dict(weights):
             raise InputError(f"{file} holds no embedding flow: expected a checkpoint of the task embedding_flow")
-    config = FlowConfig(**arguments) if isinstance(arguments, Mapping) else infer_config(weights, file)
+    config = read_flow_config(arguments, file) if isinstance(arguments, Mapping) else infer_config(weights, file)
     flow = EmbeddingFlow(config)
     check_fit(flow.state_dict(), weights, file)
     flow.load_state_dict(weights)

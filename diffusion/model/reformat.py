@@ -8,17 +8,19 @@ from typing import Any
 from diffusion.formats import TORCH_SUFFIXES
 from diffusion.model.controlnet import load_controlnet, save_controlnet
 from diffusion.model.convert import load_weights, save_diffusers, save_official, save_safetensors
+from diffusion.model.flow import load_flow, save_flow
 from diffusion.model.lora import convert_lora
 from diffusion.model.matching import check_fit
 from diffusion.model.pixart import PixArt
 from diffusion.utils.errors import InputError
 
 WRITERS = {"official": save_official, "safetensors": save_safetensors, "diffusers": save_diffusers}
-ADDITIONS = ("controlnet", "lora")  # what is beside a network, in folders of diffusers, too
+ADDITIONS = ("controlnet", "lora", "flow")  # what is beside a network
 SUFFIXES = {  # a folder has none
     "official": TORCH_SUFFIXES,
     "safetensors": (".safetensors",),
-    **dict.fromkeys(("diffusers", *ADDITIONS), ()),
+    "flow": (".safetensors",),
+    **dict.fromkeys(("diffusers", "controlnet", "lora"), ()),
 }
 
 
@@ -32,13 +34,17 @@ def check_target(target: Path, kind: str) -> None:
 
 
 def convert_addition(source: Path, target: Path, kind: str, ema: bool = True) -> str:
-    """Write a ControlNet or an adapter, of a run or a file, as the folder that is released; return what it is, in words.
+    """Write a ControlNet or an adapter, of a run or a file, as the folder that is released, or a flow as a file; return what it is.
 
     Raises MissingError, and InputError for weights of another kind.
     """
     if kind == "lora":
         count, settings = convert_lora(source, target, ema)
         return f"{count / 1e6:.2f} M values, rank {settings.rank}, alpha {settings.alpha:g}, of {', '.join(settings.targets)}"
+    if kind == "flow":
+        flow = load_flow(source, ema)
+        save_flow(flow, target)
+        return f"{sum(parameter.numel() for parameter in flow.parameters()) / 1e6:.2f} M values, {flow.config.depth} blocks"
     controlnet = load_controlnet(source, ema)
     save_controlnet(controlnet, target)
     count = sum(parameter.numel() for parameter in controlnet.parameters())

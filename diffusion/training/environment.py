@@ -51,7 +51,7 @@ def start_accelerator(
             dynamo_plugin=TorchDynamoPlugin(
                 backend=DynamoBackend.NO, mode="default", fullgraph=False, use_regional_compilation=False
             ),
-            # the only buffers are constants, equal in all processes from the start
+            # buffers are constants, equal in all processes from the start
             kwargs_handlers=[
                 DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=unused_parameters)
             ],

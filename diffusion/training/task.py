@@ -114,6 +114,12 @@ class Task(ABC, Generic[ConfigType]):
 
     # ---- state of its own, and weights
 
+    def start(self, network: Any, accelerator: Accelerator) -> None:
+        """Set what a new network takes from the data, before its first step; not called for a run that goes on.
+
+        For all processes together, on whose devices the network is; afterwards it is equal in all of them.
+        """
+
     def update(self, steps: Sequence[tuple[Any, dict[str, torch.Tensor]]], accelerator: Accelerator) -> None:
         """Learn from a step's losses: the noise and the losses of each of its batches. For all processes together."""
 

@@ -284,6 +284,8 @@ def start_run(
     if saved is not None and checkpoint is not None and frozen.source is not None:
         frozen.check_same(saved, checkpoint)
     model.to(accelerator.device)
+    if saved is None:
+        task.start(model, accelerator)
     for beside in frozen_networks.values():
         beside.network.to(accelerator.device)
         if accelerator.native_amp:  # torch's own, which lasts when the run, and with it accelerate's state, has ended

@@ -165,6 +165,68 @@ def test_slides_of_a_pattern_are_on_one_side(folders, tmp_path, capsys):
     )
 
 
+def test_sub_folders_are_slides(tmp_path):
+    """Tiles of equal names in every slide's folder, one of which is deeper, beside a tile in no folder."""
+    he, ihc, slides = tmp_path / "he", tmp_path / "ihc", ["slideA", "slideB", "case/slideA"]
+    for i, slide in enumerate(slides):
+        write_tiles(he / slide, ["1_0.png", "2_0.png"], seed=10 * i)
+        write_tiles(ihc / slide, ["1_0.jpg", "2_0.jpg"], seed=10 * i + 5)
+    write_tiles(he, ["alone.png"], seed=50)
+    write_tiles(ihc, ["alone.png"], seed=51)
+    write_tiles(he / "slideB", ["3_0.png"], seed=52)
+    assert pair_folders((he, ihc), tmp_path, split=0.5) == 1
+    wrong = index_path(tmp_path, f"pairs_wrong_mine_ihc_{SIZE}.txt").read_text()
+    assert wrong == f"{he / 'slideB/3_0.png'}\tno file of this name in {ihc / 'slideB'}\n"
+    assert all(are_pairs(tmp_path, "mine", "ihc", side) for side in ("all", "train", "test"))
+    made = {name.partition(f"single_{SIZE}/")[2] for name in listed(tmp_path, f"mine_he_{SIZE}")}
+    assert made == {
+        *(f"{slide}/{tile}_0.png" for slide in ("slideA", "slideB", "case+slideA") for tile in (1, 2)),
+        "alone/alone.png",
+    }
+    for name in made:
+        slide, file = name.split("/")
+        path = (he / slide.replace("+", "/") if slide != "alone" else he) / file
+        for dataset, source in (("mine_he", path), ("mine_ihc", ihc / path.relative_to(he))):
+            source = source if source.is_file() else source.with_suffix(".jpg")
+            patch = read_patch(tmp_path / "patches" / dataset / f"all/single_{SIZE}" / name, SIZE)
+            assert np.array_equal(patch, np.asarray(Image.open(source))), name
+    sides = [{name.split("/")[3] for name in listed(tmp_path, f"mine_he_{SIZE}", side)} for side in ("train", "test")]
+    assert [len(side) for side in sides] == [2, 2] and not sides[0] & sides[1]
+
+
+def test_sub_folders_make_no_two_files_of_one_name(tmp_path):
+    """A pattern reads the files' names alone, and a folder may be named as a deeper one is written."""
+    for folder in (tmp_path / "he", tmp_path / "ihc"):
+        for i, place in enumerate(("tumour", "stroma")):
+            write_tiles(folder / place, [f"case1_{i}_0.png", f"case2_{i}_0.png"], seed=i)
+    folders, pattern = (tmp_path / "he", tmp_path / "ihc"), "(.+)_[0-9]+_[0-9]+"
+    assert pair_folders(folders, tmp_path, slide_pattern=pattern) == 0
+    slides = [name.split("/")[3] for name in listed(tmp_path, f"mine_he_{SIZE}")]
+    assert slides == ["case1", "case1", "case2", "case2"]
+    for folder in folders:
+        write_tiles(folder / "fat", ["case1_0_0.png"], seed=7)
+        write_tiles(folder / "a/b", ["0_0.png"], seed=8)
+        write_tiles(folder / "a+b", ["0_0.png"], seed=9)
+    before = files(tmp_path)
+    with pytest.raises(InputError, match=r"a/b/0_0\.png and .*a\+b/0_0\.png|a\+b/0_0\.png and .*a/b/0_0\.png"):
+        pair_folders(folders, tmp_path, dataset="other")
+    for folder in folders:
+        shutil.rmtree(folder / "a+b")
+        shutil.rmtree(folder / "a")
+    with pytest.raises(InputError, match="would have the same name in one cohort; rename one of them, or give another"):
+        pair_folders(folders, tmp_path, slide_pattern=pattern)
+    assert {path for path in files(tmp_path) if "patches" in path.parts} <= before.keys()
+
+
+def test_the_other_stain_may_lie_in_a_sub_folder(tmp_path):
+    names = ["1.png", "2.png"]
+    write_tiles(tmp_path / "tiles", names, seed=0)
+    write_tiles(tmp_path / "tiles/ihc", names, seed=10)
+    assert pair_folders((tmp_path / "tiles", tmp_path / "tiles/ihc"), tmp_path) == 0
+    assert pair_folders((tmp_path / "tiles/ihc", tmp_path / "tiles"), tmp_path, dataset="other") == 0
+    assert [len(listed(tmp_path, f"{dataset}_he_{SIZE}")) for dataset in ("mine", "other")] == [2, 2]
+
+
 def test_suffixes_that_differ_keep_the_pixels_of_both(folders, tmp_path):
     assert pair_folders(folders, tmp_path) == 0
     for name in listed(tmp_path, f"mine_he_{SIZE}"):

@@ -14,6 +14,7 @@ from diffusion.data.features.masks import write_mask
 from diffusion.data.nuclei.immunohistochemistry import ihc_densities, positive_area, segment_ihc_nuclei
 from diffusion.evaluation.measure import REAL, SYNTHETIC, ScoringOptions, StainOptions, plan_stain, score_stain_sets
 from diffusion.evaluation.metrics.cells import dice
+from diffusion.evaluation.metrics.intervals import Value, correlation_value, mean_value
 from diffusion.evaluation.metrics.scores import Scores
 from diffusion.evaluation.metrics.stain_scores import call_shares, score_stain
 from diffusion.evaluation.sets.features import Row
@@ -150,6 +151,68 @@ def test_images_are_called_by_all_their_windows():
     scores = score_stain(real, real, "er")
     assert "Calls of er: real 0 negative, 1 low, 1 positive; synthetic 0 negative, 1 low, 1 positive." in scores.notes
     assert scores.values["stain_nuclei_real"].value == pytest.approx((0.08 + 4) / 8)
+
+
+def windows_of_images(images: int, windows: int) -> tuple[StainTable, StainTable]:
+    """Real and synthetic images of random stain that go together in part; all windows of an image are the same."""
+    random = np.random.default_rng(3)
+    positive = random.integers(0, 40, images)
+    others = np.clip(positive + random.integers(-12, 13, images), 0, 40)
+    pairs = np.column_stack([random.random((images, 2)), random.normal(20, 3, images), random.random(images)])
+    names = [f"{i}" for i in range(images) for _ in range(windows)]
+    real, synthetic = (table([(40, each) for each in np.repeat(own, windows)], names) for own in (positive, others))
+    synthetic.values[:, 3:] = np.repeat(pairs, windows, axis=0)
+    return real, synthetic
+
+
+def test_windows_of_an_image_are_no_evidence_of_their_own():
+    """16 equal windows an image say what one says; taken as images, their intervals would be a quarter as wide."""
+    whole = score_stain(*windows_of_images(40, 1), "er").values
+    windows = score_stain(*windows_of_images(40, 16), "er")
+    assert len(whole) > 12 and windows.values.keys() == whole.keys()
+    assert (
+        "Intervals are from resamples of 40 pairs of images, each with all of its windows (640 in all)."
+        in windows.notes
+    )
+    apart = [StainTable([Row(f"{i}") for i in range(640)], each.values) for each in windows_of_images(40, 16)]
+    independent = score_stain(apart[0], apart[1], "er").values
+    for name, value in whole.items():
+        assert windows.values[name] == pytest.approx(value, rel=1e-9), name
+        assert width(value) > 3 * width(independent[name]), name
+
+
+def width(value: Value) -> float:
+    assert value.low is not None and value.high is not None
+    return value.high - value.low
+
+
+def test_images_of_one_window_are_resampled_as_values_are():
+    real, synthetic = windows_of_images(30, 1)
+    found = score_stain(real, synthetic).values
+    for name in ("dice", "psnr"):
+        assert found[f"stain_{name}"] == pytest.approx(mean_value(synthetic.column(name), 0), rel=1e-9)
+    areas = [each.column("positive_area") for each in (real, synthetic)]
+    assert found["stain_area_correlation"] == pytest.approx(correlation_value(*areas), rel=1e-9)
+    many = np.random.default_rng(0).normal(size=10_001)
+    numbers = np.arange(10_001)
+    assert mean_value(many, 0, numbers) == pytest.approx(mean_value(many, 0), rel=1e-9)
+    assert mean_value(np.repeat(many, 3), 0, np.repeat(numbers, 3)) == pytest.approx(mean_value(many, 0), rel=1e-9)
+
+
+def test_notes_say_what_they_count():
+    """Of three images of four windows, one has a partner; of its windows two have no nucleus."""
+    real = table([(20, 1)] * 2 + [(0, 0)] * 2 + [(20, 1)] * 4, ["a"] * 4 + ["b"] * 4)
+    synthetic = table([(20, 1)] * 8, ["a"] * 4 + ["c"] * 4)
+    scores = score_stain(real, synthetic)
+    assert "Images without a partner of their name: 2; their stain is not compared." in scores.notes
+    assert (
+        "2 pairs of windows in which a window has no nucleus: left out of the shares of positive nuclei."
+        in scores.notes
+    )
+    assert "4 pairs of windows in which neither window has a positive area: left out of the Dice." in scores.notes
+    assert "The correlation of positive areas is taken from 10 pairs of windows on." in scores.notes
+    assert "All 4 pairs of windows are of one image: their values have no intervals." in scores.notes
+    assert scores.values["stain_nuclei_real"] == (0.05, None, None)
 
 
 def test_what_has_no_value_is_a_note():

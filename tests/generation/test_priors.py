@@ -80,6 +80,18 @@ def test_samples_need_no_patch(flow, tmp_path):
         sample(workdir=run, prior=flow, class_=("fat",), count=2, steps=2, out=out, device="cpu")
 
 
+def test_python_samples_from_a_prior(flow, tmp_path):
+    import pixcell
+
+    run = pixcell.open_run(save_run(tmp_path / "run", tmp_path, WIDTH, 256), device="cpu")
+    names = [each.name for each in run.sample(prior=flow, classes=["fat"], count=2, steps=2)]
+    assert names == ["fat", "fat"]
+    with pytest.raises(InputError, match="prior and tokens: one of them conditions"):
+        run.sample(prior=flow, tokens=np.zeros((1, WIDTH)))
+    with pytest.raises(InputError, match="classes are those of a prior"):
+        run.sample(classes=["fat"])
+
+
 def test_copies_are_told_from_new_embeddings():
     """The test for copies rejects draws that are training embeddings with a little noise, and none that are new."""
     from diffusion.evaluation.prior_scores import EmbeddingSet, score_prior

@@ -94,6 +94,18 @@ def test_files(tmp_path: Path, suffix):
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in flow.state_dict().items())
 
 
+def test_a_release_becomes_safetensors(tmp_path: Path):
+    from diffusion.cli.commands.convert import convert
+
+    flow = filled(FlowConfig(**SIZES))
+    torch.save(flow.state_dict(), tmp_path / "flow.pth")
+    convert(tmp_path / "flow.pth", tmp_path / "flow.safetensors", "flow")
+    loaded = load_flow(tmp_path / "flow.safetensors")
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in flow.state_dict().items())
+    with pytest.raises(InputError, match="--to flow writes a .safetensors file"):
+        convert(tmp_path / "flow.pth", tmp_path / "flow", "flow")
+
+
 def test_a_prior_keeps_its_arguments(tmp_path: Path):
     config = FlowConfig(**{**SIZES, "hidden_size": 16}, tokens=4, components=5, classes=("a", "b"), shares=(0.25, 0.75))
     flow = filled(config)

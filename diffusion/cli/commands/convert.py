@@ -24,8 +24,11 @@ def convert(
         Option("the file, or for diffusers the folder, to write; it must not be there", output_name, positional=True),
     ],
     to: Annotated[
-        Literal["official", "safetensors", "diffusers", "controlnet", "lora"],
-        Option("the format to write; controlnet and lora: what a run has trained beside a network, as a folder"),
+        Literal["official", "safetensors", "diffusers", "controlnet", "lora", "flow"],
+        Option(
+            "the format to write; controlnet and lora: what a run has trained beside a network, as a folder; flow: a flow between "
+            "embeddings, as safetensors"
+        ),
     ],
     weights: Annotated[options.Weights, Here(group="")] = "ema",
     num_heads: Annotated[
@@ -42,6 +45,7 @@ def convert(
       pixcell convert output/256/checkpoints/last_ema.ckpt pixcell.safetensors --to safetensors
       pixcell convert output/256/checkpoints/step_00120000.ckpt raw.ckpt --to official --weights raw
       pixcell convert output/adapter stain_lora --to lora
+      pixcell convert mist_er_mlp.pth mist_er.safetensors --to flow
     """
     from diffusion.model.reformat import ADDITIONS, check_target, convert_addition, convert_weights
 

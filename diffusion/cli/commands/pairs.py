@@ -40,15 +40,16 @@ def pairs(
     target: Annotated[
         Path | None,
         Option(
-            "the other stain: a folder of images with the names of those of --source, or a slide [in --source, as --layout says]",
+            "the other stain: a folder of images with the names of those of --source, in the same sub-folders, or a slide [in --source, as "
+            "--layout says]",
             metavar="PATH",
         ),
     ] = None,
     layout: Annotated[
         Literal["folders", "mist", "her2match", "slides"],
         Option(
-            "how the source is laid out: two folders of equal names, or with train, val and test in them; MIST's TrainValAB; HER2Match's "
-            "HE_20x and IHC_20x; or two slides"
+            "how the source is laid out: two folders of equal names, also in sub-folders, or with train, val and test in them; MIST's "
+            "TrainValAB; HER2Match's HE_20x and IHC_20x; or two slides"
         ),
     ] = "folders",
     stain: Annotated[str, Option("what the other stain is called, such as her2", plain_name)] = "ihc",
@@ -66,7 +67,7 @@ def pairs(
         str | None,
         Option(
             "regular expression with one group, which is the slide in the name of an image without suffix, such as (.+)_[0-9]+_[0-9]+ "
-            "[every image is a slide of its own]"
+            "[its sub-folder; an image in none is a slide of its own]"
         ),
     ] = None,
     registration: Annotated[
@@ -109,7 +110,8 @@ def pairs(
 
     They become two data sets, <dataset>_he and <dataset>_<stain>, with the same names below them, in one order in the index, and on
     the same side of the split: patch_names_train.hdf5 and patch_names_test.hdf5, by the folders of the source (val counts as test
-    where there is no test, else it goes to patch_names_val.hdf5), or by slide. RGB images of --size pixels are copied as they are;
+    where there is no test, else it goes to patch_names_val.hdf5), or by slide: the sub-folder that images lie in, a/b as a+b, or what
+    --slide-pattern finds; other images are slides of their own. RGB images of --size pixels are copied as they are;
     others are resampled from --image-mpp, and cut to squares <name>_<column>_<row>. Two slides are cut as pixcell patches does; the
     second is read through the registration, and where it ends, or is glass, there is no pair. What is there is not made again, and
     pairs that were made otherwise are refused. Files without a partner, or that cannot be read, are listed with the reason in

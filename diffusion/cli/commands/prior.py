@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from diffusion.cli import options
 from diffusion.cli.parser import plain_name, positive_float, positive_int
@@ -16,9 +16,13 @@ if TYPE_CHECKING:
     import torch
 
     from diffusion.config.flow_settings import EmbeddingFlowConfig
+    from diffusion.data.datasets.embeddings import EmbeddingData
     from diffusion.evaluation.prior_scores import PriorScores
 
 SCORES_FILE = "prior.json"
+SCORED_IMAGES, SCORED_TOKENS = 4000, 16_000  # drawn and held out, at most
+LOOKED_UP = 200_000  # tokens of the training images among which the nearest is looked up, at most
+DRAWN_AT_ONCE = 256
 
 
 @checked
@@ -56,7 +60,7 @@ def prior(
 ) -> int:
     """Train a prior: a flow from noise to the embeddings of an index, by which images are sampled without any patch.
 
-    pixcell sample, vary and large take it with --prior, and its classes with --class. It starts from a Gaussian that is fitted to the
+    pixcell sample takes it with --prior, and its classes with --class. It starts from a Gaussian that is fitted to the
     embeddings. With --held-out it is scored against embeddings that it has not seen: their distribution, the classes, neighbours in a
     grid, and whether what it draws are copies of the training set. Stopped, the same command goes on, and the exit code is 75.
 
@@ -72,6 +76,7 @@ def prior(
     from diffusion.tasks.embedding_flow.task import EmbeddingFlowTask
     from diffusion.training.parallel.preemption import EXIT_CODE
     from diffusion.training.trainer import train
+    from diffusion.utils.files import atomic_write_bytes
     from diffusion.utils.hardware import prepare_device
     from diffusion.utils.launch import start_processes
     from diffusion.utils.text import default_root
@@ -81,10 +86,10 @@ def prior(
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("diffusion").setLevel(logging.INFO if state.is_main_process else logging.ERROR)
     root, workdir = root or default_root(), workdir or Path("output/prior")
-    keys = (
-        None if dataset is None else tuple(find_keys(index_keys(index_path(root, index)), dataset, (size, LARGE_PATCH)))
-    )
-    cropped = keys is not None and {split_key(key)[1] for key in keys} == {LARGE_PATCH} != {size}
+    present = index_keys(index_path(root, index))
+    keys = tuple(find_keys(present, dataset, (size, LARGE_PATCH))) if dataset is not None else None
+    sizes = {split_key(key)[1] for key in (present if keys is None else keys)}
+    cropped = size not in sizes and LARGE_PATCH in sizes
     config = EmbeddingFlowConfig(
         image_size=size,
         root=str(root),
@@ -106,26 +111,34 @@ def prior(
         ema_rate=0.99,
         seed=seed,
     )
+    real = None if held_out is None else open_held_out(config, held_out)  # now: a wrong name should cost no training
     finished = train(config, EmbeddingFlowTask(config), workdir, place.type == "cpu", fresh, accept_changes)
-    if finished and held_out is not None and state.is_main_process:
-        scores = score(config, workdir, held_out, state.device or place)
+    if finished and real is not None and state.is_main_process:
+        scores = score(config, workdir, real, state.device or place)
         print_scores(scores)
-        (workdir / SCORES_FILE).write_text(json.dumps(scores.to_dict(), indent=1) + "\n", encoding="utf-8")
+        atomic_write_bytes(workdir / SCORES_FILE, (json.dumps(scores.to_dict(), indent=1) + "\n").encode())
         print(f"written: {workdir / SCORES_FILE}")
     state.destroy_process_group()
     return 0 if finished else EXIT_CODE
 
 
-SCORED_IMAGES, SCORED_TOKENS = 4000, 16_000  # of each set, at most
+def open_held_out(config: EmbeddingFlowConfig, held_out: str) -> EmbeddingData:
+    """Open the embeddings to score against, with the classes of the training set. Raises MissingError, InputError."""
+    from diffusion.data.datasets.embeddings import build_embedding_data
+
+    classes = build_embedding_data(**config.data_arguments).classes
+    names = None if classes is None else classes.names
+    return build_embedding_data(**config.data_arguments | {"patch_names_file": held_out}, class_names=names)
 
 
-def score(config: EmbeddingFlowConfig, workdir: Path, held_out: str, device: torch.device) -> PriorScores:
-    """Draw embeddings and compare them with held-out and training ones. Raises MissingError, InputError for a set that is not there."""
+def score(config: EmbeddingFlowConfig, workdir: Path, held_out: EmbeddingData, device: torch.device) -> PriorScores:
+    """Draw embeddings and compare them with held-out and training ones."""
     import numpy as np
     import torch
+    from tqdm import tqdm
 
     from diffusion.data.crops import tokens_per_image
-    from diffusion.data.datasets.embeddings import EmbeddingData, build_embedding_data
+    from diffusion.data.datasets.embeddings import build_embedding_data
     from diffusion.evaluation.prior_scores import EmbeddingSet, score_prior
     from diffusion.generation.priors import Prior
     from diffusion.model.flow import load_flow
@@ -134,19 +147,22 @@ def score(config: EmbeddingFlowConfig, workdir: Path, held_out: str, device: tor
     flow = load_flow(workdir).to(device)
     most = min(SCORED_IMAGES, SCORED_TOKENS // tokens_per_image(config.image_size))
 
-    def read(data: EmbeddingData) -> EmbeddingSet:
-        items = data.read_evenly(most)
+    def read(data: EmbeddingData, count: int) -> EmbeddingSet:
+        items = data.read_evenly(count)
         labels = None if data.classes is None else np.array([item.label for item in items])
         return EmbeddingSet(torch.stack([item.tokens for item in items]), labels)
 
-    names = flow.config.classes or None
-    arguments: dict[str, Any] = {**config.data_arguments, "class_names": names}
-    training = read(build_embedding_data(**arguments))
-    real = read(build_embedding_data(**{**arguments, "patch_names_file": held_out}))
-    tokens, labels = Prior(flow).draw(
-        [mix_seed(config.seed, number) for number in range(min(len(real), len(training)))]
-    )
-    return score_prior(EmbeddingSet(tokens, None if names is None else np.array(labels)), real, training)
+    training = build_embedding_data(**config.data_arguments)
+    known = read(training, LOOKED_UP // tokens_per_image(config.image_size))
+    real = read(held_out, most)
+    prior, drawn, labels = Prior(flow), [], []
+    seeds = [mix_seed(config.seed, number) for number in range(min(len(real), len(known)))]
+    for start in tqdm(range(0, len(seeds), DRAWN_AT_ONCE), desc="drawing", leave=False):
+        tokens, own = prior.draw(seeds[start : start + DRAWN_AT_ONCE])
+        drawn.append(tokens)
+        labels += own
+    found = EmbeddingSet(torch.cat(drawn), np.array(labels) if flow.config.classes else None)
+    return score_prior(found, real, known, total=len(training))
 
 
 def print_scores(scores: PriorScores) -> None:

@@ -97,14 +97,14 @@ def stain(
 
     The windows of a picture are embedded, a flow translates the embeddings to those of the other stain, and the network samples
     for these, region by region. OUT gets a picture of each one's name, below a folder that is named in the same folders, and of a large
-    one a pyramidal TIFF. A region follows from the seed and its place alone, so the same command goes on after a stop with the next
-    region, to the same picture. What is glass stays as it is.
+    one a pyramidal TIFF. A region follows from the seed, the name and its place alone, so the same command goes on after a stop with
+    the next region, to the same picture. What is glass stays as it is.
 
     Examples:
       pixcell stain tiles/ --workdir pixcell-1024 --flow mist_er_mlp.pth --lora mist_er_lora.pth --guidance 1.2
       pixcell stain slide.svs --workdir output/1024 --flow output/flow --lora output/lora --structure sdedit --strength 0.5
       pixcell stain slide.svs --workdir output/1024 --flow output/flow --lora output/lora --part 20000 12000 4096 4096
-      accelerate launch -m pixcell stain slide.svs --flow output/flow --structure control --controlnet output/control
+      accelerate launch -m pixcell stain slide.svs --workdir output/control --flow output/flow --structure control
     """
     from diffusion.generation.session import open_session
     from diffusion.generation.solver import Solver
@@ -144,7 +144,7 @@ def stain(
     batch_size = batch_size or windows_per_pass(session.device, session.run.config.input_size)
     settings = StainSettings(structure, flow_steps, region, overlap, window_stride, batch_size)
     network = None if flow is None else load_flow(flow).to(session.device)
-    stain_pictures(Stainer(session, network, settings), jobs, out)
+    refused |= stain_pictures(Stainer(session, network, settings), jobs, out)
     for path, reason in refused.items():
         session.state.print(f"failed: {path}: {reason}")
     return 1 if refused else 0
@@ -180,7 +180,7 @@ def plan_jobs(
             refused[path] = str(error)
             continue
         ending = choose_extension(width, height) if format == "auto" else format
-        jobs.append(StainJob(path, out / f"{name}.{ending}", image_mpp, mpp, corner, (width, height)))
+        jobs.append(StainJob(path, name, out / f"{name}.{ending}", image_mpp, mpp, corner, (width, height)))
     if not jobs:
         raise InputError(f"nothing to stain: {next(iter(refused.values()))}")
     return jobs, refused

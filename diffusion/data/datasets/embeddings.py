@@ -133,10 +133,22 @@ class EmbeddingData(Dataset):
             )
         return EmbeddingItem(tokens, name, seed, source, label)
 
-    def read_evenly(self, count: int) -> list[EmbeddingItem]:
-        """Return at most `count` samples, spread evenly over all."""
-        count = min(count, len(self))
-        return [self[i * len(self) // count] for i in range(count)]
+    def read_evenly(self, count: int, skip_bad: bool = False) -> list[EmbeddingItem]:
+        """Return at most `count` samples, spread evenly over all; skip_bad: without those that cannot be read.
+
+        Raises InputError for one that cannot be read, or when none can.
+        """
+        count, items, first = min(count, len(self)), [], None
+        for i in range(count):
+            try:
+                items.append(self[i * len(self) // count])
+            except InputError as error:
+                if not skip_bad:
+                    raise
+                first = first or error
+        if not items:
+            raise InputError(f"none of {count} samples can be read; the first: {first}")
+        return items
 
     def _patch(self, index: int) -> tuple[int, int]:
         """Return the number of a sample's patch in the index, and of its crop."""

@@ -85,7 +85,7 @@ class PanCancerData(Dataset):
             for i, key in enumerate(self.index.keys)
         ]
         self.control_dataset = control_dataset
-        latents = {CONTROL_LATENTS.name: vae_prefix}  # the partner's latents are this patch's control
+        latents = {LATENTS.name: vae_prefix}
         self.partners = [
             open_partner_features(self.root, features_dir, self.index, i, control_dataset, self.patch_size, latents)
             for i in range(len(self.index.keys))
@@ -147,7 +147,8 @@ class PanCancerData(Dataset):
         record = crop.features.read(crop.name, crop.box)
         if crop.partners is None or self.control_dataset is None:
             return record
-        return {**record, **crop.partners.read(partner_name(crop.name, self.control_dataset), crop.box)}
+        partner = partner_name(crop.name, self.control_dataset)
+        return {**record, CONTROL_LATENTS.name: crop.partners.read_part(LATENTS.name, partner, crop.box)}
 
     def _control(self, record: Record, name: str) -> torch.Tensor | None:
         """Return the control that a crop has: its mask's maps, or the mean of the latents of its control image."""

@@ -25,6 +25,8 @@ def open_partner_features(
 ) -> FeatureStore:
     """Open the features of the partners, in another data set, of the patches under key number `which` of an index.
 
+    prefixes: of the files of each part to read; a packed set may hold further parts.
+
     Raises MissingError as open_features does.
     """
     names = [partner_name(name, dataset) for name in probe_names(index, which)]

@@ -70,8 +70,8 @@ def open_features(
     for candidate in candidates:
         folder = features_folder(root, candidate)
         together = packed_folder(folder, key, prefixes)
-        if packed and read_metadata(together) is not None:
-            return PackedFeatures(together, patch_size)
+        if packed and (found := find_packed(together, prefixes)) is not None:
+            return PackedFeatures(found, patch_size)
         paths = [feature_path(folder, name, first_prefix) for name in names]
         if any(path.is_file() for path in paths):
             return LooseFeatures(folder, patch_size, prefixes)
@@ -85,6 +85,16 @@ def open_features(
         f"no features at {' or '.join(str(path) for path in looked)}; {others if other else ''}make them with pixcell features, "
         "or name their folder with --features (in a config: data.features_dir)"
     )
+
+
+def find_packed(folder: Path, prefixes: Mapping[str, str]) -> Path | None:
+    """Return a packed folder that has the parts to read: the one named after them, else one beside it with more parts."""
+    beside = sorted(folder.parent.iterdir()) if folder.parent.is_dir() else []
+    for place in (folder, *beside):
+        metadata = read_metadata(place)
+        if metadata is not None and prefixes.items() <= metadata.prefixes.items():
+            return place
+    return None
 
 
 def find_endings(folder: Path, names: Iterable[str]) -> set[str]:

@@ -14,6 +14,8 @@ import torch
 from tqdm import tqdm
 
 Z95 = 1.959964  # standard errors to either side
+MEAN_RESAMPLES = 2000
+MANY_VALUES = 10_000  # of which the mean is as good as normal
 CLUSTER_RESAMPLES = 1000
 PAIR_RESAMPLES = 1000  # of windows, or pairs of these
 FEWEST_PAIRS = 10  # of which a correlation is taken
@@ -40,7 +42,7 @@ def normal_ci(value: float, error: float, least: float = -np.inf, most: float = 
     return Interval(max(value - Z95 * error, least), min(value + Z95 * error, most))
 
 
-def mean_ci(values: np.ndarray, seed: int = 0, replicates: int = 2000) -> Interval:
+def mean_ci(values: np.ndarray, seed: int = 0, replicates: int = MEAN_RESAMPLES) -> Interval:
     """Return the interval of the mean of two or more values (n,), by the percentile bootstrap.
 
     The mean of more than 10,000 values is as good as normal, and its standard error is used instead.
@@ -49,16 +51,29 @@ def mean_ci(values: np.ndarray, seed: int = 0, replicates: int = 2000) -> Interv
 
     values = np.asarray(values, dtype=np.float64)
     count = len(values)
-    if count > 10_000:
+    if count > MANY_VALUES:
         return normal_ci(float(values.mean()), float(values.std(ddof=1) / count**0.5))
     generator = np.random.default_rng(seed)
     result = stats.bootstrap((values,), np.mean, n_resamples=replicates, batch=100, method="percentile", rng=generator)
     return Interval(float(result.confidence_interval.low), float(result.confidence_interval.high))
 
 
-def mean_value(values: np.ndarray, seed: int) -> Value:
-    """Return the mean of values (n,) with its interval."""
-    return Value(float(values.mean()), *mean_ci(values, seed))
+def mean_value(values: np.ndarray, seed: int, groups: np.ndarray | None = None) -> Value:
+    """Return the mean of two or more values (n,) with its interval.
+
+    groups: numbers (n,) of what is resampled as a whole, such as the image of a window; None: every value for itself, as
+    with groups of one value each. The mean of more than 10,000 groups has a standard error instead, that of the ratio of their sums
+    to their numbers of values. A single group gives no interval.
+    """
+    if groups is None:
+        return Value(float(values.mean()), *mean_ci(values, seed))
+    mean = float(values.mean())
+    numbers = np.unique(groups, return_inverse=True)[1]
+    if (count := int(numbers.max()) + 1) > MANY_VALUES:
+        deviations = np.bincount(numbers, values - mean)
+        return Value(mean, *normal_ci(mean, (count / (count - 1) * (deviations**2).sum()) ** 0.5 / len(values)))
+    resamples = ClusterBootstrap(groups, seed, MEAN_RESAMPLES)
+    return percentile_value(np.array([np.average(values, weights=weights) for weights in resamples]))
 
 
 def wilson_ci(hits: int, count: int) -> Interval:
@@ -106,7 +121,7 @@ class ClusterBootstrap:
     The same seed gives the same draws, so that differences of scores are taken on the same images.
     """
 
-    groups: np.ndarray  # (n,) names
+    groups: np.ndarray  # (n,) names or numbers
     seed: int = 0
     replicates: int = CLUSTER_RESAMPLES
 
@@ -130,14 +145,22 @@ def percentile_value(values: np.ndarray) -> Value:
     return Value(float(values[0]), *bounds)
 
 
-def correlation_value(first: np.ndarray, second: np.ndarray, seed: int = 0) -> Value | None:
+def correlation_value(
+    first: np.ndarray, second: np.ndarray, seed: int = 0, groups: np.ndarray | None = None
+) -> Value | None:
     """Return Pearson's correlation of pairs of values (n,), with percentiles over resamples of the pairs.
 
-    None where all values of a side are equal, so that there is none.
+    groups: numbers (n,) of what is resampled as a whole, as in mean_value. None where all values of a side are equal, so that there
+    is none.
     """
     values = np.stack([first, second])
     if (values.max(1) == values.min(1)).any():
         return None
-    drawn = [np.arange(len(first)), *(rows for (rows,) in draw_resamples([len(first)], PAIR_RESAMPLES, seed))]
+    count = len(first)
+    if groups is None:
+        drawn = [np.arange(count), *(rows for (rows,) in draw_resamples([count], PAIR_RESAMPLES, seed))]
+    else:
+        resamples = ClusterBootstrap(groups, seed, PAIR_RESAMPLES)
+        drawn = [np.repeat(np.arange(count), times.astype(np.int64)) for times in resamples]
     with np.errstate(invalid="ignore"):  # of a resample whose values are all one
         return percentile_value(np.array([np.corrcoef(values[:, rows])[0, 1] for rows in drawn]))

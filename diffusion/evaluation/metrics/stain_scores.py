@@ -1,6 +1,7 @@
 """Scores of virtual immunohistochemistry by what pathologists read from it: positive nuclei, where they are, and the call.
 
-Letters: N windows of a set, P pairs of windows, n pairs of images, C classes.
+Windows of an image are alike, so that intervals are by resampling images. Letters: N windows of a set, P pairs of windows, n pairs
+of images, C classes.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import numpy as np
 
 from diffusion.evaluation.metrics.classification import CallAgreement, agreement_of_calls, confusion_matrix
 from diffusion.evaluation.metrics.intervals import (
+    FEW_GROUPS,
     FEWEST_PAIRS,
     PAIR_RESAMPLES,
     correlation_value,
@@ -45,7 +47,8 @@ LEVELS = {
 def score_stain(real: StainTable, synthetic: StainTable, marker: str | None = None, seed: int = 0) -> Scores:
     """Score a synthetic set by its agreement with the real images of the same names.
 
-    marker: of LEVELS, by which images are called; None: they are not. Raises InputError for fewer than two pairs.
+    marker: of LEVELS, by which images are called; None: they are not. Values of windows have intervals over resamples of images, and
+    none where all windows are of one image. Raises InputError for fewer than two pairs.
     """
     pairs = find_pairs(real, synthetic)
     if len(pairs) < 2:
@@ -53,9 +56,13 @@ def score_stain(real: StainTable, synthetic: StainTable, marker: str | None = No
             f"got {len(pairs)} pairs of images, expected at least 2: synthetic ones under the names of real ones"
         )
     scores = Scores(STAIN, len(COLUMNS), {"real": len(real.rows), "synthetic": len(synthetic.rows)})
-    if unpaired := len(real.rows) + len(synthetic.rows) - 2 * len(pairs):
+    alone = (set(real.rows) - set(synthetic.rows), set(synthetic.rows) - set(real.rows))
+    if unpaired := sum(len({row.name for row in rows}) for rows in alone):
         scores.notes.append(f"Images without a partner of their name: {unpaired}; their stain is not compared.")
     real, synthetic = real.take(pairs[:, 0]), synthetic.take(pairs[:, 1])
+    images = number_images(real)
+    if (count := int(images.max()) + 1) < len(pairs):
+        scores.notes.append(describe_windows(len(pairs), count))
     add_positive_nuclei(scores, real, synthetic, seed)
     add_positive_area(scores, real, synthetic, seed)
     if marker is not None:
@@ -63,46 +70,47 @@ def score_stain(real: StainTable, synthetic: StainTable, marker: str | None = No
     for name in ("psnr", "ssim"):
         values = synthetic.column(name)
         if len(known := values[np.isfinite(values)]) > 1:
-            scores.values[f"stain_{name}"] = mean_value(known, seed)
+            scores.values[f"stain_{name}"] = mean_value(known, seed, images[np.isfinite(values)])
     return scores
 
 
 def add_positive_nuclei(scores: Scores, real: StainTable, synthetic: StainTable, seed: int) -> None:
     """Add the mean share of nuclei that are positive in each set of pairs (P), and how shares go together."""
-    shares = np.stack([real.positive_share, synthetic.positive_share])
-    known = shares[:, np.isfinite(shares).all(0)]
-    if empty := shares.shape[1] - known.shape[1]:
-        scores.notes.append(
-            f"{_pairs(empty)} in which an image has no nucleus: left out of the shares of positive nuclei."
-        )
-    if known.shape[1] < 2:
+    shares, images = np.stack([real.positive_share, synthetic.positive_share]), number_images(real)
+    known = np.isfinite(shares).all(0)
+    if empty := int((~known).sum()):
+        pairs, one = _pairs(empty, images), "a window" if _has_windows(images) else "an image"
+        scores.notes.append(f"{pairs} in which {one} has no nucleus: left out of the shares of positive nuclei.")
+    shares, images = shares[:, known], images[known]
+    if len(images) < 2:
         return
-    for name, values in zip(("real", "synthetic"), known, strict=True):
-        scores.values[f"stain_nuclei_{name}"] = mean_value(values, seed)
-    add_correlation(scores, "stain_nuclei_correlation", known, "shares of positive nuclei", seed)
+    for name, values in zip(("real", "synthetic"), shares, strict=True):
+        scores.values[f"stain_nuclei_{name}"] = mean_value(values, seed, images)
+    add_correlation(scores, "stain_nuclei_correlation", shares, "shares of positive nuclei", images, seed)
 
 
 def add_positive_area(scores: Scores, real: StainTable, synthetic: StainTable, seed: int) -> None:
     """Add how positive areas of pairs (P) go together in size, and how they overlap, beside the overlap with other real images."""
-    areas = np.stack([table.column("positive_area") for table in (real, synthetic)])
-    add_correlation(scores, "stain_area_correlation", areas, "positive areas", seed)
+    areas, images = np.stack([table.column("positive_area") for table in (real, synthetic)]), number_images(real)
+    add_correlation(scores, "stain_area_correlation", areas, "positive areas", images, seed)
     own, others = (synthetic.column(name) for name in ("dice", "dice_of_others"))
     known = np.isfinite(own)
     if empty := int((~known).sum()):
-        scores.notes.append(f"{_pairs(empty)} in which neither image has a positive area: left out of the Dice.")
+        pairs, neither = _pairs(empty, images), f"neither {'window' if _has_windows(images) else 'image'}"
+        scores.notes.append(f"{pairs} in which {neither} has a positive area: left out of the Dice.")
     if known.sum() > 1:
-        scores.values["stain_dice"] = mean_value(own[known], seed)
+        scores.values["stain_dice"] = mean_value(own[known], seed, images[known])
     known &= np.isfinite(others)
     if known.sum() > 1:
-        scores.values["stain_dice_of_others"] = mean_value(others[known], seed)
-        scores.values["stain_dice_above_others"] = mean_value(own[known] - others[known], seed)
+        scores.values["stain_dice_of_others"] = mean_value(others[known], seed, images[known])
+        scores.values["stain_dice_above_others"] = mean_value(own[known] - others[known], seed, images[known])
 
 
-def add_correlation(scores: Scores, name: str, values: np.ndarray, about: str, seed: int) -> None:
-    """Add Pearson's correlation of pairs of values (2, P), or a note why there is none."""
+def add_correlation(scores: Scores, name: str, values: np.ndarray, about: str, images: np.ndarray, seed: int) -> None:
+    """Add Pearson's correlation of pairs of values (2, P), of these numbers of images (P,), or a note why there is none."""
     if values.shape[1] < FEWEST_PAIRS:
-        scores.notes.append(f"The correlation of {about} is taken from {FEWEST_PAIRS} pairs on.")
-    elif (value := correlation_value(values[0], values[1], seed)) is None:
+        scores.notes.append(f"The correlation of {about} is taken from {_pairs(FEWEST_PAIRS, images)} on.")
+    elif (value := correlation_value(values[0], values[1], seed, images)) is None:
         scores.notes.append(f"The {about} of a set are all equal: there is no correlation of pairs.")
     else:
         scores.values[name] = value
@@ -114,9 +122,7 @@ def add_calls(scores: Scores, real: StainTable, synthetic: StainTable, marker: s
     shares = np.stack([shares_of_images(table) for table in (real, synthetic)])
     calls = call_shares(shares[:, np.isfinite(shares).all(0)], marker)
     if calls.shape[1] < 2:
-        scores.notes.append(
-            f"Nuclei are in both images of {_pairs(calls.shape[1]).lower()}: there is no agreement of calls."
-        )
+        scores.notes.append(f"Nuclei are in both images of {_pairs(calls.shape[1])}: there is no agreement of calls.")
         return
     told = []
     for name, own in zip(("real", "synthetic"), calls, strict=True):
@@ -135,6 +141,20 @@ def add_calls(scores: Scores, real: StainTable, synthetic: StainTable, marker: s
         scores.notes.append(f"All real images are {only}: kappas and Matthews' correlation of calls are not defined.")
 
 
+def number_images(table: StainTable) -> np.ndarray:
+    """Return the number of the image of each window (N,), counted from 0 in the order in which images come."""
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(row.name, len(numbers)) for row in table.rows], dtype=np.int64)
+
+
+def describe_windows(windows: int, images: int) -> str:
+    """Return a sentence on what intervals were drawn from, and how far they can be trusted."""
+    if images == 1:
+        return f"All {windows} pairs of windows are of one image: their values have no intervals."
+    few = "" if images >= FEW_GROUPS else f"; with fewer than {FEW_GROUPS} they are too narrow"
+    return f"Intervals are from resamples of {images} pairs of images, each with all of its windows ({windows} in all){few}."
+
+
 def shares_of_images(table: StainTable) -> np.ndarray:
     """Return the share of positive nuclei in each image (n,), all its windows together, in name order; NaN without a nucleus."""
     _, image = np.unique([row.name for row in table.rows], return_inverse=True)
@@ -148,5 +168,12 @@ def call_shares(shares: np.ndarray, marker: str) -> np.ndarray:
     return np.sum(levels, axis=0)
 
 
-def _pairs(count: int) -> str:
-    return "1 pair" if count == 1 else f"{count} pairs"
+def _has_windows(images: np.ndarray) -> bool:
+    """Tell whether an image has several windows. images: the numbers of the images of windows (P,)."""
+    return len(np.unique(images)) < len(images)
+
+
+def _pairs(count: int, images: np.ndarray | None = None) -> str:
+    """Return a number of pairs in words. images: of the windows (P,) where these are counted; None: images are."""
+    of = " of windows" if images is not None and _has_windows(images) else ""
+    return f"{'1 pair' if count == 1 else f'{count} pairs'}{of}"

@@ -60,7 +60,9 @@ class Control(Denoising):
             merge_lora(base)
         base.grad_checkpointing = config.grad_checkpointing  # the gradient of the ControlNet runs through it
         self._base = FrozenNetwork.of(base, file)
-        controlnet = ControlNet.of(base, config.control.blocks, config.data.control_maps, config.data.mask_kind)
+        controlnet = ControlNet.of(
+            base, config.control.blocks, config.data.control_maps, config.data.mask_kind, config.control.copy_embedder
+        )
         controlnet.grad_checkpointing = config.grad_checkpointing
         if load_from is None:
             return controlnet, f"the first {controlnet.config.depth} blocks of {self._base.path}"

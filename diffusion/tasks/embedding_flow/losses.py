@@ -39,7 +39,7 @@ def draw_flow_noise(seeds: Sequence[int], tokens: torch.Tensor, flow: EmbeddingF
 def flow_losses(network: Any, flow: EmbeddingFlow, batch: EmbeddingBatch, noise: FlowNoise) -> torch.Tensor:
     """Return the squared error (B,) of the velocity of `network`, which is `flow` or what processes have put around it.
 
-    That of a flow from noise is weighted as in embeddings, not in their whitened components: there the thousand components that
+    That of a flow from noise is the error of embeddings, not of their whitened components: there the thousand components that
     hardly vary would hide the few that tell tissues apart.
     """
     tokens, source, label = batch.tokens, batch.source, batch.label
@@ -54,5 +54,5 @@ def flow_losses(network: Any, flow: EmbeddingFlow, batch: EmbeddingBatch, noise:
         velocity = network(between.flatten(0, 1), time.flatten(), label).unflatten(0, (count, length))
     else:
         velocity = network(between, time[:, 0], label)
-    error = (velocity.float() - (tokens - source)).square()
-    return (error if flow.scale is None else error * flow.scale.weights).mean(dim=(1, 2))
+    error = velocity.float() - (tokens - source)
+    return (error if flow.scale is None else flow.scale.as_embeddings(error)).square().mean(dim=(1, 2))

@@ -64,7 +64,7 @@ class EmbeddingFlowTask(Task[EmbeddingFlowConfig]):
         return collate_embeddings(items)
 
     def build_network(self, load_from: str | None) -> tuple[EmbeddingFlow, str]:
-        """Build a flow: new, of the width of the embeddings, with the scale of a prior fitted to them; or from weights."""
+        """Build a flow: new, of the width of the embeddings, or from weights."""
         config = self.flow_config()
         if load_from is None:
             flow, words = EmbeddingFlow(config), f"seed {self.config.seed}"
@@ -72,10 +72,20 @@ class EmbeddingFlowTask(Task[EmbeddingFlowConfig]):
             flow, words = load_flow(load_from), load_from
             self.check_loaded(flow.config, config, load_from)
             flow.train()
-        if flow.scale is not None and load_from is None:
-            flow.scale.fit(torch.stack([item.tokens for item in self.data.read_evenly(SCALE_IMAGES)]))
         self._flow = flow
         return flow, words
+
+    def start(self, network: EmbeddingFlow, accelerator: Accelerator) -> None:
+        """Fit the scale of a new prior to the embeddings: one process does, as others might find other signs of its components."""
+        from accelerate.utils import broadcast
+
+        if network.scale is None or self.config.load_from is not None:
+            return
+        if accelerator.is_main_process:
+            items = self.data.read_evenly(SCALE_IMAGES, skip_bad=self.config.data.on_error == "skip")
+            network.scale.fit(torch.stack([item.tokens for item in items]))
+        for buffer in network.scale.buffers():
+            buffer.copy_(cast(torch.Tensor, broadcast(buffer.clone())))
 
     def flow_config(self) -> FlowConfig:
         """Return the arguments of the flow that config and embeddings imply. Raises InputError for embeddings that cannot be read."""
