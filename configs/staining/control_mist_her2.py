@@ -1,6 +1,6 @@
 # A ControlNet that reads the latents of the H&E, beside PixCell-1024 with the adapter: stained pictures keep the tissue's structure.
 # It learns from pairs that lie pixel on pixel, as HER2Match's; MIST's neighbouring sections teach it the layout and no single cell.
-# pixcell train staining/control_mist_her2 --root data
+# pixcell train staining/control_mist_her2
 _base_ = ["./lora_mist_her2.py"]
 
 data = dict(control_dataset="mist_he")

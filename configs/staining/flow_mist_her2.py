@@ -1,5 +1,5 @@
 # A flow from the embeddings of H&E to those of HER2, on the pairs of MIST: docs/staining.md tells of it.
-# pixcell train staining/flow_mist_her2 --root data
+# pixcell train staining/flow_mist_her2
 image_size = 1024
 data = dict(
     type="PanCancerData",

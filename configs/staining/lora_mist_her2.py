@@ -1,5 +1,5 @@
 # An adapter that teaches the released PixCell-1024 the look of HER2: rank 4 on the cross-attention, on the IHC images of MIST alone.
-# pixcell train staining/lora_mist_her2 --root data
+# pixcell train staining/lora_mist_her2
 _base_ = ["../pan_cancer/pixart_20x_1024_pos_embed.py"]
 
 data = dict(type="PanCancerData", patch_names_file="patch_names_train.hdf5", train_subset_keys=["mist_her2_1024"])

@@ -47,6 +47,6 @@ def refuse_unused_conditions(
     given = {"--images": images, "--tokens": tokens, "--prior": prior}
     named = next((flag for flag, value in given.items() if value), None)
     if named is not None:
-        refuse_unused(command, indexed, f"beside {named}, which condition{'s' * (named == '--prior')}", published)
+        refuse_unused(command, indexed, f"beside {named}, by which samples are conditioned", published)
     if not images:
         refuse_unused(command, embedding, "without --images, which are embedded", published)

@@ -28,7 +28,7 @@ from diffusion.generation.generators import TOKEN_CELLS, LargeImageMaker
 from diffusion.generation.image_files import LARGEST_PNG, write_large_image
 from diffusion.generation.regions import Region, embed_region, region_bands
 from diffusion.generation.session import Session
-from diffusion.model.flow import EmbeddingFlow
+from diffusion.model.flow import EmbeddingFlow, Method
 from diffusion.panorama import Windows, blend_bands
 from diffusion.sampling import image_generator
 from diffusion.utils.content import fingerprint_tensors
@@ -50,13 +50,14 @@ class StainSettings:
     """How pictures are stained.
 
     structure: what keeps the tissue's structure: none, embeddings alone; sdedit, the source's latents with noise on them by the
-    solver's `start_strength`; control, a ControlNet that reads them. flow_steps: Euler's, of the flow. region, overlap: pixels a side
+    solver's `start_strength`; control, a ControlNet that reads them. flow_steps, flow_method: of the flow. region, overlap: pixels a side
     that are sampled together, and that neighbouring regions share; both multiples of 256. stride: latent cells between windows of the
     network; None: half of them. Raises InputError.
     """
 
     structure: Structure = "none"
     flow_steps: int = 100
+    flow_method: Method = "euler"
     region: int = 2048
     overlap: int = 256
     stride: int | None = None
@@ -130,6 +131,7 @@ class Stainer:
             "encoder": [self.session.embedder.name, self.session.embedder.fingerprint],
             "flow": None if self.flow is None else fingerprint_tensors(self.flow.state_dict()),
             "flow_steps": settings.flow_steps,
+            "flow_method": settings.flow_method,
             "structure": settings.structure,
             **({"strength": self.session.solver.start_strength} if settings.structure == "sdedit" else {}),
             "region": settings.region,
@@ -143,7 +145,9 @@ class Stainer:
         tokens = embed_region(region, rows, columns, self.session.embedder)
         if self.flow is None:
             return tokens[None]
-        translated = self.flow.translate(tokens.flatten(0, 1).to(self.flow.device), self.settings.flow_steps)
+        translated = self.flow.translate(
+            tokens.flatten(0, 1).to(self.flow.device), self.settings.flow_steps, self.settings.flow_method
+        )
         return translated.cpu().unflatten(0, (rows, columns))[None]
 
     def stain(self, region: Region, rows: int, columns: int, corner: tuple[int, int], seed: int) -> torch.Tensor:
@@ -198,6 +202,8 @@ def stain_pictures(stainer: Stainer, jobs: Sequence[StainJob], out: Path) -> dic
         for job in jobs:
             if job.target.is_file():
                 state.print(f"{job.target} is there")
+                if state.is_main_process:  # of a command that was killed between these two
+                    shutil.rmtree(job.parts, ignore_errors=True)
                 continue
             try:
                 stain_picture(stainer, job)

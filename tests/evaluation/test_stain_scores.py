@@ -160,7 +160,9 @@ def windows_of_images(images: int, windows: int) -> tuple[StainTable, StainTable
     others = np.clip(positive + random.integers(-12, 13, images), 0, 40)
     pairs = np.column_stack([random.random((images, 2)), random.normal(20, 3, images), random.random(images)])
     names = [f"{i}" for i in range(images) for _ in range(windows)]
-    real, synthetic = (table([(40, each) for each in np.repeat(own, windows)], names) for own in (positive, others))
+    real, synthetic = (
+        table([(40, each) for each in np.repeat(own, windows).tolist()], names) for own in (positive, others)
+    )
     synthetic.values[:, 3:] = np.repeat(pairs, windows, axis=0)
     return real, synthetic
 
@@ -191,7 +193,7 @@ def test_images_of_one_window_are_resampled_as_values_are():
     found = score_stain(real, synthetic).values
     for name in ("dice", "psnr"):
         assert found[f"stain_{name}"] == pytest.approx(mean_value(synthetic.column(name), 0), rel=1e-9)
-    areas = [each.column("positive_area") for each in (real, synthetic)]
+    areas = real.column("positive_area"), synthetic.column("positive_area")
     assert found["stain_area_correlation"] == pytest.approx(correlation_value(*areas), rel=1e-9)
     many = np.random.default_rng(0).normal(size=10_001)
     numbers = np.arange(10_001)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
-from conftest import texture
+from conftest import command, texture
 from PIL import Image
 from runs import forget_processes, save_run
 from scoring_data import MeanColour
@@ -21,7 +21,7 @@ from diffusion.encoders.networks import View
 from diffusion.generation.regions import Region
 from diffusion.generation.session import Session, open_session
 from diffusion.generation.solver import Solver
-from diffusion.generation.staining import RECORD, Stainer, StainSettings, region_noise
+from diffusion.generation.staining import RECORD, Stainer, StainSettings, choose_regions, region_noise
 from diffusion.model.flow import EmbeddingFlow, FlowConfig, save_flow
 from diffusion.utils.errors import InputError
 
@@ -221,3 +221,48 @@ def test_what_does_not_go_together_is_refused(run, tmp_path, capsys):
     save_flow(EmbeddingFlow(config), tmp_path / "other.safetensors")
     with pytest.raises(InputError, match="embeddings of 5 values, and the network takes 4"):
         stain([tmp_path / "a.png"], workdir=run, flow=tmp_path / "other.safetensors", out=tmp_path / "out", **OPTIONS)
+
+
+def test_pictures_of_a_folder_have_noise_of_their_own(run, flow, tmp_path):
+    (tmp_path / "tiles").mkdir()
+    for name in ("a", "b"):
+        texture(256, 1).save(tmp_path / f"tiles/{name}.png")
+    stain([tmp_path / "tiles"], workdir=run, flow=flow, out=tmp_path / "out", **OPTIONS)
+    assert (pixels_of(tmp_path / "out/a.png") != pixels_of(tmp_path / "out/b.png")).any()
+
+
+def test_regions_cover_a_picture_and_overlap():
+    settings = StainSettings(region=2048, overlap=512)
+    assert choose_regions(3, 4, settings).corners == [(0, 0)] and choose_regions(3, 4, settings).side == 4
+    tiles = choose_regions(1, 30, settings)  # a strip: regions that have room for the overlap
+    assert (tiles.side, tiles.stride, tiles.height) == (4, 2, 4)
+    tiles = choose_regions(20, 30, settings)
+    assert (tiles.side, tiles.stride) == (8, 6) and tiles.corners[-1] == (12, 22)
+
+
+def test_two_processes_share_the_regions(tmp_path):
+    """nano, whose embedder is a stand-in that `tests/stain_colours.py` puts there."""
+    slide = write_slide(tmp_path / "slide.tif")
+    options = (
+        "--steps",
+        "1",
+        "--region",
+        "512",
+        "--overlap",
+        "256",
+        "--format",
+        "png",
+        "--guidance",
+        "1",
+        "--device",
+        "cpu",
+    )
+    done = {}
+    for processes in (1, 2):
+        out = tmp_path / f"out{processes}"
+        done[processes] = command(
+            "tests/stain_colours.py", slide, "--workdir", "nano", "--out", out, *options, processes=processes
+        )
+        assert done[processes].returncode == 0, done[processes].stderr
+    one, two = (pixels_of(tmp_path / f"out{processes}/slide.png") for processes in (1, 2))
+    assert (one == two).all()

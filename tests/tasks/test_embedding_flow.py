@@ -130,3 +130,108 @@ def test_a_table_gives_classes(paired_root, tmp_path):
     config = load_flow(tmp_path / "run").config
     # of he 5 patches of slide_1 and 15 others; of ihc 4 of slide_1 and the one that has a line of its own
     assert config.classes == ("rest", "stroma", "tumour") and config.shares == pytest.approx((15 / 25, 1 / 25, 9 / 25))
+
+
+def test_packed_sets_hold_what_flows_and_controlnets_read(paired_root, tmp_path):
+    """Embeddings, and latents of partners, are found in sets that were packed with more parts than are asked for."""
+    import shutil
+
+    from diffusion.cli.commands.pack import pack
+    from diffusion.data.batch import PatchItem
+    from diffusion.data.datasets.embeddings import EmbeddingData
+    from diffusion.data.datasets.pan_cancer import PanCancerDataLowRes
+    from diffusion.data.sampler import Draw
+
+    random = np.random.default_rng(1)
+    for path in sorted((paired_root / "patches").rglob("*_uni.npy")):
+        write_feature(path.with_name(path.name.replace("_uni", "_sd3_vae")), np.abs(random.normal(size=(32, 128, 128))))
+    arguments = dict(root=paired_root, resolution=512, train_subset_keys=["ihc_1024"], control_dataset="he")
+    plain = PanCancerDataLowRes(**arguments)
+    item = plain[Draw(6, 3)]  # crop 2, the left one below, of the second patch
+    assert isinstance(item, PatchItem) and item.control is not None
+    partner = np.load(paired_root / "patches" / item.name.replace("ihc/", "he/").replace(".jpeg", "_sd3_vae.npy"))
+    np.testing.assert_array_equal(item.control.numpy(), partner[:16, 64:, :64].astype(np.float32))
+    flow = EmbeddingData(paired_root, 512, train_subset_keys=["ihc_1024"], patch_size=1024, source_dataset="he")
+    expected = flow[6]
+    for dataset in ("he", "ihc"):
+        pack(dataset=f"{dataset}_1024", root=paired_root)
+    for path in (paired_root / "patches").rglob("*.npy"):
+        path.unlink()
+    shutil.rmtree(paired_root / "features", ignore_errors=True)
+    packed = PanCancerDataLowRes(**arguments)[Draw(6, 3)]
+    assert torch.equal(packed.control, item.control) and torch.equal(packed.latent, item.latent)
+    found = EmbeddingData(paired_root, 512, train_subset_keys=["ihc_1024"], patch_size=1024, source_dataset="he")[6]
+    assert torch.equal(found.tokens, expected.tokens) and torch.equal(found.source, expected.source)
+    assert not torch.equal(found.source, found.tokens)
+
+
+def test_a_trained_prior_draws_the_class_that_is_asked_for(paired_root, tmp_path, capsys):
+    """The command, from the index to the scores: two data sets whose embeddings differ by one in each value."""
+    import json
+
+    from diffusion.cli.commands.prior import prior
+    from diffusion.generation.priors import open_prior
+
+    write_index(
+        paired_root / "patches/metadata/test.hdf5",
+        listed(paired_root),
+    )
+    arguments = dict(
+        labels="dataset",
+        workdir=tmp_path / "prior",
+        held_out="test.hdf5",
+        batch_size=32,
+        lr=3e-3,
+        hidden_size=64,
+        depth=2,
+    )
+    assert prior(root=paired_root, max_steps=400, device="cpu", **arguments) == 0
+    printed = capsys.readouterr().out
+    assert "Fréchet distance, drawn to held-out" in printed
+    scores = json.loads((tmp_path / "prior/prior.json").read_text())
+    assert scores["values"]["accuracy"] > 0.85 * scores["values"]["accuracy_real"] > 0.7
+    assert scores["counts"]["training"] == 640
+    drawn = {
+        name: open_prior(tmp_path / "prior", (name,), 1, WIDTH).draw(range(100))[0].mean().item()
+        for name in ("he", "ihc")
+    }
+    assert drawn["ihc"] - drawn["he"] == pytest.approx(1, abs=0.4)
+    forget_processes()
+    with pytest.raises(MissingError, match="no index at"):
+        prior(
+            root=paired_root, device="cpu", **{**arguments, "held_out": "nowhere.hdf5", "workdir": tmp_path / "other"}
+        )
+    assert not (tmp_path / "other").exists(), "a wrong name costs no training"
+
+
+def listed(root: Path) -> dict[str, list[str]]:
+    """The names of an index by key."""
+    from diffusion.data.index.patch_index import index_keys, iterate_names
+
+    path = index_path(root)
+    return {key: list(iterate_names(path, key)) for key in index_keys(path)}
+
+
+def test_a_damaged_file_is_passed_over_where_that_is_asked_for(paired_root, tmp_path):
+    path = sorted((paired_root / "patches/he").rglob("*_uni.npy"))[0]
+    path.write_bytes(b"no array")
+    with pytest.raises(InputError, match="is not a whole .npy file"):
+        train(flow_settings(paired_root), tmp_path / "a", cpu=True)
+    forget_processes()
+    train(flow_settings(paired_root, dict(on_error="skip", max_bad_fraction=0.5)), tmp_path / "b", cpu=True)
+    assert load_flow(tmp_path / "b").config.components == WIDTH
+
+
+def test_configs_of_stains_train_as_long_as_the_paper():
+    from diffusion.config.files import find_config, load_config
+    from diffusion.tasks.registry import CONFIGS
+    from diffusion.training.plan import plan_run
+
+    steps = {
+        name: plan_run(load_config(find_config(f"staining/{name}_mist_her2"), {}, CONFIGS), 4642, 1).total_steps
+        for name in ("flow", "lora", "control")
+    }
+    assert steps["flow"] == pytest.approx(500 * 4642 / 32, rel=0.01) and steps["lora"] == pytest.approx(
+        11_600, rel=0.01
+    )
+    assert steps["control"] == 25_000

@@ -57,7 +57,10 @@ def stain(
     ] = None,
     mpp: Annotated[options.Mpp, Here(note="; of the result, and of the network")] = 0.5,
     image_mpp: options.ImageMpp = None,
-    flow_steps: Annotated[int, Option("Euler steps of the flow", positive_int, group=STAINING)] = 100,
+    flow_steps: Annotated[int, Option("steps of the flow", positive_int, group=STAINING)] = 100,
+    flow_method: Annotated[
+        Literal["euler", "heun"], Option("how the flow is followed; heun evaluates it twice a step", group=STAINING)
+    ] = "euler",
     region: Annotated[
         int,
         Option(
@@ -142,7 +145,7 @@ def stain(
         controlnet=controlnet,
     )
     batch_size = batch_size or windows_per_pass(session.device, session.run.config.input_size)
-    settings = StainSettings(structure, flow_steps, region, overlap, window_stride, batch_size)
+    settings = StainSettings(structure, flow_steps, flow_method, region, overlap, window_stride, batch_size)
     network = None if flow is None else load_flow(flow).to(session.device)
     refused |= stain_pictures(Stainer(session, network, settings), jobs, out)
     for path, reason in refused.items():

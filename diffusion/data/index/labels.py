@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -72,11 +71,15 @@ def classify_patches(index: PatchIndex, labels: str, names: Sequence[str] | None
     None: all that occur. Raises as read_class_table does, and InputError when no patch has a class.
     """
     class_of = BY_NAME.get(labels) or partial(look_up_class, read_class_table(Path(labels)))
-    found = [class_of(name) for key in index.keys for name in iterate_names(index.path, key)]
-    counts = Counter(label for label in found if label)
-    known = tuple(sorted(counts)) if names is None else tuple(names)
+    order: dict[str, int] = {}  # classes as they come, so that of millions of patches no texts are kept
+    numbers = np.empty(len(index), dtype=np.int32)
+    every = (name for key in index.keys for name in iterate_names(index.path, key))
+    for place, label in enumerate(map(class_of, every)):
+        numbers[place] = order.setdefault(label, len(order)) if label else -1
+    known = tuple(sorted(order)) if names is None else tuple(names)
     number_of = {name: number for number, name in enumerate(known)}
-    numbers = np.array([number_of.get(label, -1) for label in found], dtype=np.int32)
+    renumbered = np.array([*(number_of.get(label, -1) for label in order), -1], dtype=np.int32)
+    numbers = renumbered[numbers]  # -1 takes the last, which is none
     if not (numbers >= 0).any():
         raise InputError(
             f"{index.path}: no patch has a class by {labels}; name data sets, cohorts, slides or patches in it"

@@ -90,7 +90,8 @@ class EmbeddingFlowTask(Task[EmbeddingFlowConfig]):
     def flow_config(self) -> FlowConfig:
         """Return the arguments of the flow that config and embeddings imply. Raises InputError for embeddings that cannot be read."""
         settings, width = self.config.embedding_flow, self.embedding_width()
-        sizes = dict.fromkeys(("hidden_size", "bottleneck", "time_size", "sinusoids"), settings.hidden_size)
+        sizes = dict.fromkeys(("hidden_size", "bottleneck", "time_size"), settings.hidden_size)
+        sizes["sinusoids"] = settings.hidden_size // 2 * 2
         if self.config.data.source_dataset is not None:
             return FlowConfig(width=width, depth=settings.depth, **sizes)
         tokens = tokens_per_image(self.config.image_size)
