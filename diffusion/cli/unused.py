@@ -44,9 +44,9 @@ def refuse_unused_conditions(
 
     embedding, indexed: the options of each, as `refuse_unused` takes them.
     """
-    given = {"--images": images, "--tokens": tokens, "--prior": prior}
-    named = next((flag for flag, value in given.items() if value), None)
+    given = {"--images, which condition": images, "--tokens, which condition": tokens, "--prior, which conditions": prior}
+    named = next((text for text, value in given.items() if value), None)
     if named is not None:
-        refuse_unused(command, indexed, f"beside {named}, by which samples are conditioned", published)
+        refuse_unused(command, indexed, f"beside {named}", published)
     if not images:
         refuse_unused(command, embedding, "without --images, which are embedded", published)

@@ -90,22 +90,27 @@ class EmbeddingFlowTask(Task[EmbeddingFlowConfig]):
     def flow_config(self) -> FlowConfig:
         """Return the arguments of the flow that config and embeddings imply. Raises InputError for embeddings that cannot be read."""
         settings, width = self.config.embedding_flow, self.embedding_width()
-        sizes = dict.fromkeys(("hidden_size", "bottleneck", "time_size"), settings.hidden_size)
-        sizes["sinusoids"] = settings.hidden_size // 2 * 2
+        hidden = settings.hidden_size
+        flow = FlowConfig(
+            width=width,
+            hidden_size=hidden,
+            bottleneck=hidden,
+            time_size=hidden,
+            sinusoids=hidden // 2 * 2,  # cosines, and as many sines
+            depth=settings.depth,
+        )
         if self.config.data.source_dataset is not None:
-            return FlowConfig(width=width, depth=settings.depth, **sizes)
+            return flow
         tokens = tokens_per_image(self.config.image_size)
         # a sample's covariance has one rank less than there are rows
         most = min(width, min(SCALE_IMAGES, len(self.data)) * tokens - 1)
         classes = self.data.classes
-        return FlowConfig(
-            width=width,
-            depth=settings.depth,
+        return dataclasses.replace(
+            flow,
             tokens=tokens,
             components=min(settings.components or most, most),
             classes=() if classes is None else classes.names,
             shares=() if classes is None else classes.shares,
-            **sizes,
         )
 
     def embedding_width(self) -> int:
