@@ -44,7 +44,11 @@ def refuse_unused_conditions(
 
     embedding, indexed: the options of each, as `refuse_unused` takes them.
     """
-    given = {"--images, which condition": images, "--tokens, which condition": tokens, "--prior, which conditions": prior}
+    given = {
+        "--images, which condition": images,
+        "--tokens, which condition": tokens,
+        "--prior, which conditions": prior,
+    }
     named = next((text for text, value in given.items() if value), None)
     if named is not None:
         refuse_unused(command, indexed, f"beside {named}", published)
