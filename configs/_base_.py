@@ -89,6 +89,9 @@ validation = dict(
     type=None,  # None: that of data.
     patch_names_file=None,  # None: that of data; such as patch_names_test.hdf5.
     subset_keys=None,  # None: those of data.
+    # Data set of these samples' partners, where it is not that of data.control_dataset or, of a flow,
+    # data.source_dataset.
+    partner_dataset=None,
 )
 # Scores every eval_steps, on the tissue of the set that validation names, else of data.
 evaluation = dict(

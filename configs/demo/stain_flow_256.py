@@ -14,5 +14,5 @@ ema_rate = 0.99
 max_steps = 300  # some fifty seconds on two cores
 save_model_steps = 150
 log_interval = 50
-validation = dict(count=20, subset_keys=["stain_heldout_dab_256"])
+validation = dict(count=20, subset_keys=["stain_heldout_dab_256"], partner_dataset="stain_heldout_he")
 report_to = ("tensorboard",)

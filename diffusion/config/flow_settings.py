@@ -97,4 +97,4 @@ class EmbeddingFlowConfig(TrainingConfig):
     @property
     def validation_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `build_embedding_data(...)` for the held-out set."""
-        return self.data_arguments | self.validation.overrides
+        return self.data_arguments | self.validation.overrides("source_dataset")

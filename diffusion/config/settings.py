@@ -323,6 +323,8 @@ class ValidationConfig(Section):
     """None: that of data; such as patch_names_test.hdf5."""
     subset_keys: Names | None = None
     """None: those of data."""
+    partner_dataset: FilePart | None = None
+    """Data set of these samples' partners, where it is not that of data.control_dataset or, of a flow, data.source_dataset."""
 
     def check(self) -> None:
         is_held_out = self.patch_names_file is not None or self.subset_keys is not None
@@ -331,10 +333,14 @@ class ValidationConfig(Section):
             "validation.count without what is held out; set validation.patch_names_file or validation.subset_keys",
         )
 
-    @property
-    def overrides(self) -> dict[str, Any]:
-        """Return the arguments of a data set that differ from those in training."""
-        given = {"type": self.type, "patch_names_file": self.patch_names_file, "train_subset_keys": self.subset_keys}
+    def overrides(self, partner: str) -> dict[str, Any]:
+        """Return the arguments of a data set that differ from those in training; partner: that of the partners' data set."""
+        given = {
+            "type": self.type,
+            "patch_names_file": self.patch_names_file,
+            "train_subset_keys": self.subset_keys,
+            partner: self.partner_dataset,
+        }
         return {name: value for name, value in given.items() if value is not None}
 
 
@@ -519,7 +525,7 @@ class Config(TrainingConfig):
     @property
     def validation_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `build_dataset(...)` for the held-out set: what `validation` does not set is as in training."""
-        return self.data_arguments | self.validation.overrides
+        return self.data_arguments | self.validation.overrides("control_dataset")
 
 
 @dataclass(frozen=True)

@@ -235,3 +235,27 @@ def test_configs_of_stains_train_as_long_as_the_paper():
         11_600, rel=0.01
     )
     assert steps["control"] == 25_000
+
+
+def test_held_out_pairs_have_partners_of_their_own(paired_root, tmp_path):
+    """Held-out patches may have the names of training patches in another data set, and partners in a third."""
+    import shutil
+
+    for stain in ("he", "ihc"):
+        shutil.copytree(paired_root / f"patches/{stain}", paired_root / f"patches/{stain}_test")
+    for path in (paired_root / "patches/he_test").rglob("*_uni.npy"):
+        write_feature(path, np.load(Path(str(path).replace("/he_test/", "/ihc/"))))  # here both stains are equal
+    names = listed(paired_root)["ihc_1024"]
+    write_index(
+        index_path(paired_root),
+        {"ihc_test_1024": [name.replace("ihc/", "ihc_test/") for name in names]},
+        index_path(paired_root),
+    )
+    cosines = []
+    for partner in (None, "he_test"):
+        validation = ValidationConfig(count=8, subset_keys=("ihc_test_1024",), partner_dataset=partner)
+        config = flow_settings(paired_root, PAIRED, max_steps=0, validation=validation, report_to=("tensorboard",))
+        train(config, tmp_path / str(partner), cpu=True)
+        forget_processes()
+        cosines.append(logged(tmp_path / str(partner), "validation/cosine_source")[0])
+    assert cosines[0] < 0.9 and cosines[1] == pytest.approx(1)
