@@ -52,7 +52,7 @@ class Run:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the network's weights; takes about a second a gigabyte."""
+        """Return a hash of the network's weights; takes about a second a gigabyte."""
         return fingerprint_tensors(self.model.state_dict())
 
     @cached_property
@@ -71,7 +71,7 @@ class Run:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """Return where the network is."""
         return self.model.null_condition.device
 
 

@@ -65,7 +65,7 @@ class PatchClasses:
 
 
 def classify_patches(index: PatchIndex, labels: str, names: Sequence[str] | None = None) -> PatchClasses:
-    """Return the classes of all patches of an index; all names are read, a minute for ten million.
+    """Return the classes of all patches of an index, of which every name is read.
 
     labels: dataset, cohort or slide, or the path of a table. names: the classes to number by, of which others have no number;
     None: all that occur. Raises as read_class_table does, and InputError when no patch has a class.

@@ -55,7 +55,7 @@ class EmbeddingFlowTask(Task[EmbeddingFlowConfig]):
 
     @property
     def data(self) -> EmbeddingData:
-        """The embeddings that are trained on."""
+        """Return the embeddings that are trained on."""
         assert self._data is not None  # the trainer opens them first
         return self._data
 
@@ -132,7 +132,7 @@ class EmbeddingFlowTask(Task[EmbeddingFlowConfig]):
 
     @property
     def flow(self) -> EmbeddingFlow:
-        """The flow that is trained, which processes may see wrapped."""
+        """Return the flow that is trained, which processes may see wrapped."""
         assert self._flow is not None
         return self._flow
 
