@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +14,6 @@ from diffusion.config.settings import (
     check_that,
 )
 from diffusion.formats import WINDOW
-from diffusion.utils.text import default_root
 from diffusion.utils.values import Count, FilePart, Name, Range, Section
 
 
@@ -75,24 +74,17 @@ class EmbeddingFlowConfig(TrainingConfig):
 
     def check(self) -> None:
         super().check()
-        check_that(
-            self.data.resolution in (None, self.image_size),
-            f"data.resolution {self.data.resolution} contradicts image_size {self.image_size}; they must be equal",
-        )
-        check_that(self.image_size % WINDOW == 0, f"image_size {self.image_size}: expected a multiple of {WINDOW}")
+        self.data.check_size(self.image_size)
 
     @property
     def data_root(self) -> Path:
         """Return the folder of patches/: data.root, else root, else $PIXCELL_ROOT, else the current folder."""
-        root = self.data.root or self.root
-        return Path(root) if root else default_root()
+        return self.data.folder(self.root)
 
     @property
     def data_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `build_embedding_data(...)`."""
-        trainer_keys = ("on_error", "max_bad_fraction")
-        settings = {name: value for name, value in asdict(self.data).items() if name not in trainer_keys}
-        return {**settings, "root": self.data_root, "resolution": self.image_size}
+        return self.data.arguments(self.root, self.image_size)
 
     @property
     def validation_arguments(self) -> dict[str, Any]:

@@ -234,6 +234,25 @@ class IndexedDataConfig(Section):
     max_bad_fraction: Annotated[float, Range(least=0, most=1)] = 0.01
     """Of all items read; more skipped ones stop the run."""
 
+    def check_size(self, image_size: int) -> None:
+        """Raise InputError for images of another size than the run's, or of no whole windows."""
+        check_that(
+            self.resolution in (None, image_size),
+            f"data.resolution {self.resolution} contradicts image_size {image_size}; they must be equal",
+        )
+        check_that(image_size % WINDOW == 0, f"image_size {image_size}: expected a multiple of {WINDOW}")
+
+    def folder(self, root: str | None) -> Path:
+        """Return the folder of patches/: this section's root, else that of the run, else $PIXCELL_ROOT, else the current folder."""
+        named = self.root or root
+        return Path(named) if named else default_root()
+
+    def arguments(self, root: str | None, image_size: int) -> dict[str, Any]:
+        """Return the keyword arguments of a data set of images of `image_size` pixels."""
+        trainer_keys = ("on_error", "max_bad_fraction")
+        settings = {name: value for name, value in asdict(self).items() if name not in trainer_keys}
+        return {**settings, "root": self.folder(root), "resolution": image_size}
+
 
 @dataclass(frozen=True)
 class DataConfig(IndexedDataConfig):
@@ -446,11 +465,7 @@ class Config(TrainingConfig):
     """Scores every eval_steps, on the tissue of the set that validation names, else of data."""
 
     def check(self) -> None:
-        check_that(
-            self.data.resolution in (None, self.image_size),
-            f"data.resolution {self.data.resolution} contradicts image_size {self.image_size}; they must be equal",
-        )
-        check_that(self.image_size % WINDOW == 0, f"image_size {self.image_size}: expected a multiple of {WINDOW}")
+        self.data.check_size(self.image_size)
         windows = (self.image_size // WINDOW) ** 2
         check_that(
             windows == self.model_max_length,
@@ -493,8 +508,7 @@ class Config(TrainingConfig):
     @property
     def data_root(self) -> Path:
         """Return the folder of patches/: data.root, else root, else $PIXCELL_ROOT, else the current folder."""
-        root = self.data.root or self.root
-        return Path(root) if root else default_root()
+        return self.data.folder(self.root)
 
     @property
     def model_arguments(self) -> dict[str, Any]:
@@ -518,9 +532,7 @@ class Config(TrainingConfig):
     @property
     def data_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `build_dataset(...)`."""
-        trainer_keys = ("on_error", "max_bad_fraction")
-        settings = {name: value for name, value in asdict(self.data).items() if name not in trainer_keys}
-        return {**settings, "root": self.data_root, "resolution": self.image_size}
+        return self.data.arguments(self.root, self.image_size)
 
     @property
     def validation_arguments(self) -> dict[str, Any]:

@@ -187,7 +187,7 @@ def choose_cells(
 def plan_cells(sources: Mapping[str, Source], options: ScoringOptions) -> dict[str, CellMeasurement]:
     """Look for everything that measuring nuclei of sets needs, before anything is computed. Raises MissingError, InputError."""
     given, plans = options.cells, {}
-    images = {kind: source for kind, source in sources.items() if isinstance(source, ImageSet)}
+    images = _image_sets(sources)
     if REAL not in images or SYNTHETIC not in images:
         raise InputError("cells are scored in images: give folders of them instead of files of features")
     for kind in (REAL, SYNTHETIC):
@@ -212,13 +212,10 @@ def score_cell_sets(
 
     Raises InputError for sets that cannot be scored, and masks of another size than their images.
     """
-    images = {kind: source for kind, source in sources.items() if isinstance(source, ImageSet)}
-    reading = (cache, state, options.workers, options.strict)
-    features = {kind: measure_set(images[kind], plan, *reading) for kind, plan in plans.items()}
-    if not state.is_main_process:
+    images = _image_sets(sources)
+    features = _measure(images, plans, cache, state, options)
+    if features is None:
         return None
-    if options.strict:
-        _check_paired(features[REAL], features[SYNTHETIC])
     tables = {kind: CellTable.of(rows) for kind, rows in features.items()}
     scores = score_cells(tables[REAL], tables[SYNTHETIC], options.cells.mpp, options.seed)
     untrained = None
@@ -232,7 +229,7 @@ def score_cell_sets(
 def plan_stain(sources: Mapping[str, Source], options: ScoringOptions) -> dict[str, StainMeasurement]:
     """Look for everything that scoring a stain needs, before anything is computed. Raises MissingError, InputError."""
     given = options.cells
-    images = {kind: source for kind, source in sources.items() if isinstance(source, ImageSet)}
+    images = _image_sets(sources)
     if REAL not in images or SYNTHETIC not in images:
         raise InputError(f"the metric {STAIN} is taken in images: give folders of them instead of files of features")
     pairs = (images[REAL], options.stain.registered, options.seed)
@@ -253,18 +250,36 @@ def score_stain_sets(
 
     Raises InputError for sets that cannot be scored, and pairs of two sizes.
     """
-    images = {kind: source for kind, source in sources.items() if isinstance(source, ImageSet)}
+    images = _image_sets(sources)
+    features = _measure(images, plans, cache, state, options)
+    if features is None:
+        return None
+    tables = {kind: StainTable.of(rows) for kind, rows in features.items()}
+    scores = score_stain(tables[REAL], tables[SYNTHETIC], options.stain.marker, options.seed)
+    if UNTRAINED in images:
+        scores.notes.append("The untrained network's stain is not compared.")
+    return EncoderScores(scores, features, notes=describe_sets(images, features))
+
+
+def _image_sets(sources: Mapping[str, Source]) -> dict[str, ImageSet]:
+    return {kind: source for kind, source in sources.items() if isinstance(source, ImageSet)}
+
+
+def _measure(
+    images: Mapping[str, ImageSet],
+    plans: Mapping[str, CellMeasurement] | Mapping[str, StainMeasurement],
+    cache: Path,
+    state: PartialState,
+    options: ScoringOptions,
+) -> dict[str, Features] | None:
+    """Measure sets as planned, by all processes together; None in all but the main one. Raises InputError."""
     reading = (cache, state, options.workers, options.strict)
     features = {kind: measure_set(images[kind], plan, *reading) for kind, plan in plans.items()}
     if not state.is_main_process:
         return None
     if options.strict:
         _check_paired(features[REAL], features[SYNTHETIC])
-    tables = {kind: StainTable.of(rows) for kind, rows in features.items()}
-    scores = score_stain(tables[REAL], tables[SYNTHETIC], options.stain.marker, options.seed)
-    if UNTRAINED in images:
-        scores.notes.append("The untrained network's stain is not compared.")
-    return EncoderScores(scores, features, notes=describe_sets(images, features))
+    return features
 
 
 def _check_paired(real: Features, synthetic: Features) -> None:

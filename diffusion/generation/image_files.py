@@ -47,6 +47,12 @@ def save_image(path: Path, pixels: torch.Tensor, note: dict[str, Any], **options
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(temporary, kind, **options)
 
 
+def choose_extension(height: int, width: int, format: str) -> str:
+    """Return png or tiff; format: one of these, or auto, which is tiff, a pyramid, for what viewers of PNG do not open."""
+    large = max(height, width) > LARGEST_PNG
+    return ("tiff" if large else "png") if format == "auto" else format
+
+
 def image_kind(path: Path) -> str:
     """Return PNG or JPEG, as Pillow names formats. Raises InputError for another suffix."""
     kinds = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}

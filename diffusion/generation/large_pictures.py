@@ -16,7 +16,7 @@ from diffusion.formats import REAL_DIR, SYNTHETIC_DIR, WINDOW
 from diffusion.generation.conditions import NamedCondition, neighbourhood, read_numbers
 from diffusion.generation.controls import check_controlled, list_controls, read_control
 from diffusion.generation.generators import LargeImageMaker
-from diffusion.generation.image_files import LARGEST_PNG, write_large_image
+from diffusion.generation.image_files import choose_extension, write_large_image
 from diffusion.generation.output_folder import OutputFolder
 from diffusion.generation.regions import Region, embed_region, region_bands
 from diffusion.generation.session import Session
@@ -57,9 +57,8 @@ class PictureSize:
         return self.width // WINDOW
 
     def choose_extension(self, format: str) -> str:
-        """Return png or tiff; format: one of these, or auto, which is tiff for what viewers of PNG do not open."""
-        large = max(self.height, self.width) > LARGEST_PNG
-        return ("tiff" if large else "png") if format == "auto" else format
+        """Return png or tiff, as `image_files.choose_extension` does."""
+        return choose_extension(self.height, self.width, format)
 
 
 @dataclass(frozen=True)

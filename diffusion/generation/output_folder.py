@@ -20,7 +20,7 @@ from diffusion.generation.image_files import save_image
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import atomic_write_bytes
 from diffusion.utils.folders import is_hidden
-from diffusion.utils.recorded import describe_setting
+from diffusion.utils.recorded import describe_difference
 from diffusion.utils.text import printable_name, read_json
 
 FINGERPRINTS = frozenset(("weights", "vae_weights", "data"))  # settings that are fingerprints
@@ -53,12 +53,11 @@ class OutputFolder:
                 settings = {name: value for name, value in settings.items() if name not in FINGERPRINTS} | places
             else:
                 recorded = {name: value for name, value in recorded.items() if name not in places}
-            for name in {**settings, **recorded}:
-                if recorded.get(name) != settings.get(name):
-                    before, now = (describe_setting(name, each.get(name)) for each in (recorded, settings))
-                    raise InputError(
-                        f"{self.path} holds samples with {before}, not {now}; name another folder for the output with --out"
-                    )
+            if differs := describe_difference(recorded, settings):
+                before, now = differs
+                raise InputError(
+                    f"{self.path} holds samples with {before}, not {now}; name another folder for the output with --out"
+                )
             return
         atomic_write_bytes(file, (json.dumps({**settings, **places}, indent=2) + "\n").encode())
 

@@ -12,7 +12,7 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from diffusion.data.slides.tissue import THUMBNAIL_SIDE, SlideMap
 from diffusion.formats import WINDOW
 from diffusion.generation.controls import encode_picture
 from diffusion.generation.generators import TOKEN_CELLS, LargeImageMaker
-from diffusion.generation.image_files import LARGEST_PNG, write_large_image
+from diffusion.generation.image_files import choose_extension, write_large_image
 from diffusion.generation.regions import Region, embed_region, region_bands
 from diffusion.generation.session import Session
 from diffusion.model.flow import EmbeddingFlow, Method
@@ -35,7 +35,7 @@ from diffusion.utils.content import fingerprint_tensors
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import atomic_write, atomic_write_bytes
 from diffusion.utils.locks import file_lock
-from diffusion.utils.recorded import describe_setting
+from diffusion.utils.recorded import describe_difference
 from diffusion.utils.seeds import mix_seed, seed_of_text
 from diffusion.utils.text import read_json
 
@@ -75,23 +75,30 @@ class StainSettings:
 
 @dataclass(frozen=True)
 class StainJob:
-    """One picture to stain: a part of a slide or image, in pixels at the network's resolution, and the file to write.
+    """One picture to stain, a slide or an image, read at `mpp` microns per pixel.
 
-    name: of which its noise follows, so that pictures of one folder differ.
+    name: of its file in the folder of results, without ending, of which its noise follows, too: pictures of one folder differ.
+    image_mpp: microns per pixel of the file, whatever it says itself. part: left and top of a part in pixels of the finest level, its
+    width and height in pixels of the result; None: all of it. format: png, tiff or auto.
     """
 
     path: Path
     name: str
-    target: Path
-    image_mpp: float | None
     mpp: float
-    corner: tuple[int, int] = (0, 0)
-    size: tuple[int, int] | None = None  # width and height; None: to the end
+    image_mpp: float | None = None
+    part: tuple[int, int, int, int] | None = None
+    format: str = "auto"
 
-    @property
-    def parts(self) -> Path:
-        """Return the folder of the regions that are done, until the picture is."""
-        return self.target.with_name(f".{self.target.name}.regions")
+    def find_result(self, out: Path) -> Path | None:
+        """Return the picture in a folder of results, if it is there."""
+        endings = ("png", "tiff") if self.format == "auto" else (self.format,)
+        paths = (out / f"{self.name}.{ending}" for ending in endings)
+        return next((path for path in paths if path.is_file()), None)
+
+
+def regions_folder(target: Path) -> Path:
+    """Return the folder of the regions of a picture that are done, until the picture is."""
+    return target.with_name(f".{target.name}.regions")
 
 
 class Stainer:
@@ -200,17 +207,18 @@ def stain_pictures(stainer: Stainer, jobs: Sequence[StainJob], out: Path) -> dic
             check_or_write_record(out, stainer.record)
         state.wait_for_everyone()
         for job in jobs:
-            if job.target.is_file():
-                state.print(f"{job.target} is there")
+            target = job.find_result(out)
+            if target is not None:
+                state.print(f"{target} is there")
                 if state.is_main_process:  # of a command that was killed between these two
-                    shutil.rmtree(job.parts, ignore_errors=True)
+                    shutil.rmtree(regions_folder(target), ignore_errors=True)
                 continue
             try:
-                stain_picture(stainer, job)
+                target = stain_picture(stainer, job, out)
             except UnreadableError as error:
                 failed[job.path] = str(error)
                 continue
-            state.print(f"written: {job.target}")
+            state.print(f"written: {target}")
     return failed
 
 
@@ -218,32 +226,43 @@ class UnreadableError(InputError):
     """A picture that cannot be opened, or has no such part: the others go on."""
 
 
-def open_picture(job: StainJob) -> tuple[Slide, int, int]:
-    """Open a picture, and return the width and height to stain. Raises UnreadableError."""
+class Picture(NamedTuple):
+    """A part of an opened slide or image, in pixels as it is read."""
+
+    slide: Slide
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+def open_picture(job: StainJob) -> Picture:
+    """Open what a job is of. Raises UnreadableError."""
     try:
         slide = open_slide(job.path, job.mpp, job.image_mpp)
     except InputError as error:
         raise UnreadableError(str(error)) from None
-    left, top = job.corner
-    width, height = job.size or (slide.width - left, slide.height - top)
+    x, y, width, height = job.part or (0, 0, slide.width, slide.height)
+    left, top = (round(each / slide.factor) for each in (x, y))
     if min(left, top) < 0 or min(width, height) < 1 or left + width > slide.width or top + height > slide.height:
         slide.close()
         raise UnreadableError(
             f"{job.path} has {slide.width} x {slide.height} pixels ({slide.note}): {width} x {height} from {left}, {top} on are not "
             "a part of it"
         )
-    return slide, width, height
+    return Picture(slide, left, top, width, height)
 
 
-def stain_picture(stainer: Stainer, job: StainJob) -> None:
-    """Stain one picture: its regions into a folder beside it, then the whole of them, blended where they overlap.
+def stain_picture(stainer: Stainer, job: StainJob, out: Path) -> Path:
+    """Stain one picture: its regions into a folder beside it, then the whole of them, blended where they overlap; return its file.
 
     Raises UnreadableError.
     """
     state, settings = stainer.session.state, stainer.settings
-    slide, width, height = open_picture(job)
+    slide, left, top, width, height = open_picture(job)
+    target = out / f"{job.name}.{choose_extension(height, width, job.format)}"
+    folder = regions_folder(target)
     with closing(slide):
-        left, top = job.corner
         tiles = choose_regions(-(-height // WINDOW), -(-width // WINDOW), settings)
         if state.is_main_process:
             identity = {
@@ -252,11 +271,11 @@ def stain_picture(stainer: Stainer, job: StainJob) -> None:
                 "size": [width, height],
                 "mpp": job.mpp,
             }
-            check_or_write_record(job.parts, {**identity, "image_mpp": job.image_mpp})
+            check_or_write_record(folder, {**identity, "image_mpp": job.image_mpp})
         seed = mix_seed(stainer.session.seed, seed_of_text(job.name))
         tissue, side = SlideMap.from_thumbnail(slide.thumbnail(THUMBNAIL_SIDE), slide.width, slide.height), tiles.side
         state.wait_for_everyone()
-        todo = [(n, corner) for n, corner in enumerate(tiles.corners) if not part_path(job, n).is_file()]
+        todo = [(n, corner) for n, corner in enumerate(tiles.corners) if not part_path(folder, n).is_file()]
         state.wait_for_everyone()  # every process has looked before one of them writes
         glass, mine = 0, todo[state.process_index :: state.num_processes]
         for number, (row, column) in tqdm(mine, unit="region", desc=job.name, disable=not state.is_main_process):
@@ -266,7 +285,7 @@ def stain_picture(stainer: Stainer, job: StainJob) -> None:
             else:
                 stained = stainer.stain(Region(slide, x, y), side, side, (row, column), seed)
                 pixels = stained.permute(1, 2, 0).numpy()
-            with atomic_write(part_path(job, number)) as temporary:
+            with atomic_write(part_path(folder, number)) as temporary:
                 Image.fromarray(pixels).save(temporary, format="PNG", compress_level=1)
         if glass:
             print(f"{job.path}: {glass} of {len(tiles.corners)} regions are glass, and stay as they are")
@@ -274,10 +293,11 @@ def stain_picture(stainer: Stainer, job: StainJob) -> None:
         if state.is_main_process:
             scaled = Windows(*(WINDOW * each for each in (tiles.height, tiles.width, side, tiles.stride)))
             note = {**stainer.record, "source": job.path.name}
-            parts = blend_bands(lambda row, column: read_part(job, row * len(tiles.columns) + column), scaled)
-            write_large_image(job.target, crop_bands(parts, height, width), height, width, job.mpp, note)
-            shutil.rmtree(job.parts)
+            parts = blend_bands(lambda row, column: read_part(folder, row * len(tiles.columns) + column), scaled)
+            write_large_image(target, crop_bands(parts, height, width), height, width, job.mpp, note)
+            shutil.rmtree(folder)
     state.wait_for_everyone()
+    return target
 
 
 def choose_regions(rows: int, columns: int, settings: StainSettings) -> Windows:
@@ -288,14 +308,14 @@ def choose_regions(rows: int, columns: int, settings: StainSettings) -> Windows:
     return Windows(height, width, side, side if (height, width) == (side, side) else side - overlap)
 
 
-def part_path(job: StainJob, number: int) -> Path:
+def part_path(folder: Path, number: int) -> Path:
     """Return the file of a region that is done."""
-    return job.parts / f"{number}.png"
+    return folder / f"{number}.png"
 
 
-def read_part(job: StainJob, number: int) -> torch.Tensor:
+def read_part(folder: Path, number: int) -> torch.Tensor:
     """Read a region that is done, float32 (3, S, S)."""
-    with Image.open(part_path(job, number)) as image:
+    with Image.open(part_path(folder, number)) as image:
         return torch.from_numpy(np.array(image)).permute(2, 0, 1).float()
 
 
@@ -317,14 +337,8 @@ def check_or_write_record(folder: Path, record: dict[str, Any]) -> None:
         atomic_write_bytes(file, (json.dumps(record, indent=2) + "\n").encode())
         return
     before = read_json(file, "record of stained pictures", "delete it with the pictures beside it")
-    for name in {**record, **before}:
-        if before.get(name) != record.get(name):
-            was, now = (describe_setting(name, each.get(name)) for each in (before, record))
-            raise InputError(
-                f"{folder} holds pictures with {was}, not {now}; name another folder for the output with --out"
-            )
-
-
-def choose_extension(width: int, height: int) -> str:
-    """Return the ending of a picture's file: tiff, a pyramid, for what viewers of PNG do not open."""
-    return "tiff" if max(width, height) > LARGEST_PNG else "png"
+    if differs := describe_difference(before, record):
+        was, now = differs
+        raise InputError(
+            f"{folder} holds pictures with {was}, not {now}; name another folder for the output with --out"
+        )

@@ -95,7 +95,7 @@ class ResidualBlock(nn.Module):
         self.in_layers = nn.Sequential(nn.LayerNorm(width), nn.SiLU(), nn.Linear(width, inner))
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(config.time_size, inner))
         # the third is dropout in the released network, whose rate is 0; it keeps the number of the fourth
-        self.out_layers = nn.Sequential(nn.LayerNorm(inner), nn.SiLU(), nn.Identity(), nn.Linear(inner, width))
+        self.out_layers = nn.Sequential(nn.LayerNorm(inner), nn.SiLU(), nn.Identity(), zero_linear(inner, width))
         self.attention = TokenAttention(width, config.num_heads) if config.tokens > 1 else None
 
     def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
@@ -110,7 +110,7 @@ class TokenAttention(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads, self.norm = heads, nn.LayerNorm(width)
-        self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.qkv, self.proj = nn.Linear(width, 3 * width), zero_linear(width, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return what is added to tokens (N, L, W)."""
@@ -133,26 +133,12 @@ class EmbeddingFlow(nn.Module):
         )
         self.input_proj = nn.Linear(config.size, width)
         self.res_blocks = nn.ModuleList(ResidualBlock(config) for _ in range(config.depth))
-        self.out = nn.Sequential(nn.LayerNorm(width, eps=1e-6), nn.SiLU(), nn.Linear(width, config.size))
+        self.out = nn.Sequential(nn.LayerNorm(width, eps=1e-6), nn.SiLU(), zero_linear(width, config.size))
         self.class_embed = nn.Embedding(len(config.classes), config.time_size) if config.classes else None
-        self.positions = nn.Parameter(torch.zeros(1, config.tokens, width)) if config.tokens > 1 else None
-        self.scale = EmbeddingScale(config.width, config.components, config.tokens) if config.from_noise else None
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Zero what is added to a residual stream, and the output."""
-        ends = [self.out[-1], *(block.out_layers[-1] for block in self.blocks)]
-        ends += [block.attention.proj for block in self.blocks if block.attention is not None]
-        for linear in ends:
-            nn.init.zeros_(linear.weight)  # pyright: ignore[reportArgumentType]
-            nn.init.zeros_(linear.bias)  # pyright: ignore[reportArgumentType]
         if self.class_embed is not None:
             nn.init.normal_(self.class_embed.weight, std=0.02)
-
-    @property
-    def blocks(self) -> list[ResidualBlock]:
-        """Return the residual blocks."""
-        return [block for block in self.res_blocks if isinstance(block, ResidualBlock)]
+        self.positions = nn.Parameter(torch.zeros(1, config.tokens, width)) if config.tokens > 1 else None
+        self.scale = EmbeddingScale(config.width, config.components, config.tokens) if config.from_noise else None
 
     @property
     def device(self) -> torch.device:
@@ -230,6 +216,14 @@ class EmbeddingFlow(nn.Module):
         if self.scale is None:
             raise InputError("this flow begins at embeddings: it translates them, and draws none")
         return self.scale.colour(self.integrate(noise, steps, method, label))
+
+
+def zero_linear(inputs: int, outputs: int) -> nn.Linear:
+    """Build a linear map that begins at zero, of what is added to a residual stream, and of the output."""
+    linear = nn.Linear(inputs, outputs)
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
 
 
 def sinusoids(values: torch.Tensor, size: int) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 # name in a record -> the option that it comes from
@@ -46,3 +47,11 @@ def describe_setting(name: str, value: Any) -> str:
     if value is None:
         return f"{OPTIONS[name]} unset"
     return f"{OPTIONS[name]} {' '.join(map(str, value)) if isinstance(value, (list, tuple)) else value}"
+
+
+def describe_difference(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return the first setting in which two records differ, as it was and as it is, in words; None where there is none."""
+    for name in {**now, **before}:
+        if before.get(name) != now.get(name):
+            return describe_setting(name, before.get(name)), describe_setting(name, now.get(name))
+    return None

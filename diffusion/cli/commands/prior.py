@@ -111,10 +111,10 @@ def prior(
         ema_rate=0.99,
         seed=seed,
     )
-    real = None if held_out is None else open_held_out(config, held_out)  # now: a wrong name should cost no training
+    sets = None if held_out is None else open_sets(config, held_out)  # now: a wrong name should cost no training
     finished = train(config, EmbeddingFlowTask(config), workdir, place.type == "cpu", fresh, accept_changes)
-    if finished and real is not None and state.is_main_process:
-        scores = score(config, workdir, real, state.device or place)
+    if finished and sets is not None and state.is_main_process:
+        scores = score(*sets, workdir, seed, state.device or place)
         print_scores(scores)
         atomic_write_bytes(workdir / SCORES_FILE, (json.dumps(scores.to_dict(), indent=1) + "\n").encode())
         print(f"written: {workdir / SCORES_FILE}")
@@ -122,41 +122,42 @@ def prior(
     return 0 if finished else EXIT_CODE
 
 
-def open_held_out(config: EmbeddingFlowConfig, held_out: str) -> EmbeddingData:
-    """Open the embeddings to score against, with the classes of the training set. Raises MissingError, InputError."""
+def open_sets(config: EmbeddingFlowConfig, held_out: str) -> tuple[EmbeddingData, EmbeddingData]:
+    """Open the training embeddings, and with their classes the held-out ones. Raises MissingError, InputError."""
     from diffusion.data.datasets.embeddings import build_embedding_data
 
-    classes = build_embedding_data(**config.data_arguments).classes
-    names = None if classes is None else classes.names
-    return build_embedding_data(**config.data_arguments | {"patch_names_file": held_out}, class_names=names)
+    training = build_embedding_data(**config.data_arguments)
+    names = None if training.classes is None else training.classes.names
+    return training, build_embedding_data(**config.data_arguments | {"patch_names_file": held_out}, class_names=names)
 
 
-def score(config: EmbeddingFlowConfig, workdir: Path, held_out: EmbeddingData, device: torch.device) -> PriorScores:
+def score(
+    training: EmbeddingData, held_out: EmbeddingData, workdir: Path, seed: int, device: torch.device
+) -> PriorScores:
     """Draw embeddings and compare them with held-out and training ones."""
     import numpy as np
     import torch
     from tqdm import tqdm
 
     from diffusion.data.crops import tokens_per_image
-    from diffusion.data.datasets.embeddings import build_embedding_data
     from diffusion.evaluation.prior_scores import EmbeddingSet, score_prior
     from diffusion.generation.priors import Prior
     from diffusion.model.flow import load_flow
     from diffusion.utils.seeds import mix_seed
 
     flow = load_flow(workdir).to(device)
-    most = min(SCORED_IMAGES, SCORED_TOKENS // tokens_per_image(config.image_size))
+    tokens_each = tokens_per_image(training.resolution)
+    most = min(SCORED_IMAGES, SCORED_TOKENS // tokens_each)
 
     def read(data: EmbeddingData, count: int) -> EmbeddingSet:
         items = data.read_evenly(count)
         labels = None if data.classes is None else np.array([item.label for item in items])
         return EmbeddingSet(torch.stack([item.tokens for item in items]), labels)
 
-    training = build_embedding_data(**config.data_arguments)
-    known = read(training, LOOKED_UP // tokens_per_image(config.image_size))
+    known = read(training, LOOKED_UP // tokens_each)
     real = read(held_out, most)
     prior, drawn, labels = Prior(flow), [], []
-    seeds = [mix_seed(config.seed, number) for number in range(min(len(real), len(known)))]
+    seeds = [mix_seed(seed, number) for number in range(min(len(real), len(known)))]
     for start in tqdm(range(0, len(seeds), DRAWN_AT_ONCE), desc="drawing", leave=False):
         tokens, own = prior.draw(seeds[start : start + DRAWN_AT_ONCE])
         drawn.append(tokens)

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from diffusion.cli import options
 from diffusion.cli.parser import fraction, natural_int, positive_int
 from diffusion.cli.signature import Here, Option, checked
 from diffusion.formats import DEFAULT_SOLVER, LAST_WEIGHTS
-
-if TYPE_CHECKING:
-    from diffusion.generation.staining import StainJob
 
 STAINING = "staining"
 
@@ -109,16 +105,20 @@ def stain(
       pixcell stain slide.svs --workdir output/1024 --flow output/flow --lora output/lora --part 20000 12000 4096 4096
       accelerate launch -m pixcell stain slide.svs --workdir output/control --flow output/flow --structure control
     """
+    from diffusion.data.slides.discovery import name_slides
     from diffusion.generation.session import open_session
     from diffusion.generation.solver import Solver
-    from diffusion.generation.staining import Stainer, StainSettings, stain_pictures
+    from diffusion.generation.staining import Stainer, StainJob, StainSettings, stain_pictures
     from diffusion.model.flow import load_flow
     from diffusion.utils.errors import InputError
     from diffusion.utils.hardware import windows_per_pass
 
     if strength is not None and structure != "sdedit":
         raise InputError(f"--strength is of --structure sdedit, not {structure}; leave it out")
-    jobs, refused = plan_jobs(images, out, part, mpp, image_mpp, format)
+    found, refused = name_slides(images)
+    if len(found) > 1 and part is not None:
+        raise InputError(f"--part is of one slide, and {len(found)} are named: name one")
+    jobs = [StainJob(path, name, mpp, image_mpp, part, format) for name, path in found.items()]
     session = open_session(
         workdir,
         checkpoint,
@@ -151,39 +151,3 @@ def stain(
     for path, reason in refused.items():
         session.state.print(f"failed: {path}: {reason}")
     return 1 if refused else 0
-
-
-def plan_jobs(
-    images: Sequence[Path],
-    out: Path,
-    part: tuple[int, int, int, int] | None,
-    mpp: float,
-    image_mpp: float | None,
-    format: str,
-) -> tuple[list[StainJob], dict[Path, str]]:
-    """Return what to stain, and the files that cannot be opened with the reasons.
-
-    Raises MissingError, InputError for a part of more than one picture, and when nothing can be opened.
-    """
-    from diffusion.data.slides.discovery import name_slides
-    from diffusion.data.slides.reader import open_slide
-    from diffusion.generation.staining import StainJob, choose_extension
-    from diffusion.utils.errors import InputError
-
-    found, refused = name_slides(images)
-    jobs = []
-    if len(found) > 1 and part is not None:
-        raise InputError(f"--part is of one slide, and {len(found)} are named: name one")
-    for name, path in found.items():
-        try:
-            with closing(open_slide(path, mpp, image_mpp)) as slide:
-                x, y, width, height = part or (0, 0, slide.width, slide.height)
-                corner = (round(x / slide.factor), round(y / slide.factor))
-        except InputError as error:
-            refused[path] = str(error)
-            continue
-        ending = choose_extension(width, height) if format == "auto" else format
-        jobs.append(StainJob(path, name, out / f"{name}.{ending}", image_mpp, mpp, corner, (width, height)))
-    if not jobs:
-        raise InputError(f"nothing to stain: {next(iter(refused.values()))}")
-    return jobs, refused

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +11,8 @@ import numpy as np
 
 from diffusion.data.index.patch_index import PatchIndex, iterate_names
 from diffusion.data.index.split import cohort_name, slide_name
-from diffusion.utils.errors import InputError, MissingError
+from diffusion.data.index.tables import read_named_values
+from diffusion.utils.errors import InputError
 
 
 def dataset_name(name: str) -> str:
@@ -28,20 +28,8 @@ def read_class_table(path: Path) -> dict[str, str]:
 
     Raises MissingError, or InputError for a file without these columns, and for a name of two classes.
     """
-    if not path.is_file():
-        raise MissingError(f"no table of classes at {path}; expected {', '.join(BY_NAME)}, or such a CSV file")
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.DictReader(file))
-    if not rows or not {"name", "class"} <= rows[0].keys():
-        raise InputError(f"{path}: expected a CSV file with the columns name and class, and a line for each name")
-    classes: dict[str, str] = {}
-    for row in rows:
-        name, label = (row["name"] or "").strip(), (row["class"] or "").strip()
-        if not name or not label:
-            raise InputError(f"{path}: a line has no name or no class: {row}")
-        if classes.setdefault(name, label) != label:
-            raise InputError(f"{path}: {name} is of the classes {classes[name]} and {label}; keep one of the lines")
-    return classes
+    missing = f"no table of classes at {path}; expected {', '.join(BY_NAME)}, or such a CSV file"
+    return read_named_values(path, "name", "class", missing)
 
 
 def look_up_class(classes: Mapping[str, str], name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -11,10 +10,11 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from diffusion.data.index.patch_index import index_keys, iterate_names
+from diffusion.data.index.tables import read_named_values
 from diffusion.data.index.writer import write_index
 from diffusion.data.slides.discovery import IMAGE_SUFFIXES
 from diffusion.data.slides.reader import SLIDE_SUFFIXES
-from diffusion.utils.errors import InputError, MissingError
+from diffusion.utils.errors import InputError
 from diffusion.utils.files import atomic_write
 
 TCGA_PATIENT = 12  # characters of a TCGA barcode that name the patient: TCGA-02-0001
@@ -78,21 +78,11 @@ def read_patients(table: Path) -> dict[str, str]:
 
     Raises MissingError, or InputError for a file without these columns, and for a slide of two patients.
     """
-    if not table.is_file():
-        raise MissingError(f"no table of patients at {table}")
-    with table.open(encoding="utf-8-sig", newline="") as file:
-        rows = list(csv.DictReader(file))
-    if not rows or not {"slide", "patient"} <= rows[0].keys():
-        raise InputError(f"{table}: expected a CSV file with the columns slide and patient, and a line for each slide")
-    patients: dict[str, str] = {}
-    for row in rows:
-        slide, patient = (row["slide"] or "").strip(), (row["patient"] or "").strip()
-        name = Path(slide).stem if Path(slide).suffix.lower() in SLIDE_SUFFIXES | IMAGE_SUFFIXES else slide
-        if not slide or not patient:
-            raise InputError(f"{table}: a line has no slide or no patient: {row}")
-        if patients.setdefault(name, patient) != patient:
-            raise InputError(f"{table}: slide {slide} is of {patients[name]} and of {patient}; keep one of the lines")
-    return patients
+
+    def without_suffix(slide: str) -> str:
+        return Path(slide).stem if Path(slide).suffix.lower() in SLIDE_SUFFIXES | IMAGE_SUFFIXES else slide
+
+    return read_named_values(table, "slide", "patient", f"no table of patients at {table}", without_suffix)
 
 
 def group_by_table(patients: Mapping[str, str], table: Path) -> Callable[[str], str]:
