@@ -13,13 +13,8 @@ from PIL import Image
 from diffusion.data.features.masks import write_mask
 from diffusion.evaluation.metrics.cell_scores import score_cells
 from diffusion.evaluation.metrics.stains import angle_between, estimate_stain_vectors, stain_densities
-from diffusion.evaluation.sets.cells import (
-    COLUMNS,
-    CellTable,
-    NucleiSource,
-    measure_window,
-    plan_measurement,
-)
+from diffusion.evaluation.sets.cells import COLUMNS, CellTable, NucleiSource, measure_window, plan_measurement
+from diffusion.evaluation.sets.features import Row
 from diffusion.evaluation.sets.image_set import ImageSet
 from diffusion.evaluation.sets.measuring import measure_set
 from diffusion.evaluation.sets.objects import read_objects
@@ -206,3 +201,19 @@ def test_what_does_not_fit_is_named(tmp_path, tissue):
     one = measure(write_images(tmp_path / "one", [tissue[0][0]]), tmp_path)
     with pytest.raises(InputError, match="got 1 real and 1 synthetic images, expected at least 2"):
         score_cells(one, one, 0.5)
+
+
+def test_windows_of_an_image_are_resampled_together():
+    """Sixteen equal windows of each image know no more than one: the intervals of sets of both kinds are the same."""
+    random = np.random.default_rng(0)
+    once = random.uniform(1, 2, size=(2, 30, len(COLUMNS)))
+
+    def table(values: np.ndarray, windows: int) -> CellTable:
+        rows = [Row(f"image_{i}.png", window) for i in range(len(values)) for window in range(windows)]
+        return CellTable(rows, np.repeat(values, windows, axis=0))
+
+    single, many = (score_cells(*(table(side, windows) for side in once), 0.5).values for windows in (1, 16))
+    assert single.keys() == many.keys() >= {"nuclei_number", "nuclei_correlation", "mask_dice"}
+    for name, value in single.items():
+        if value.low is not None:
+            assert many[name].high - many[name].low == pytest.approx(value.high - value.low, rel=0.1), name

@@ -14,14 +14,14 @@ from diffusion.evaluation.metrics.intervals import (
     PAIR_RESAMPLES,
     Value,
     correlation_value,
-    draw_resamples,
+    draw_images,
     mean_value,
     percentile_value,
 )
 from diffusion.evaluation.metrics.scores import Scores
 from diffusion.evaluation.metrics.stains import angle_between
 from diffusion.evaluation.sets.cells import CELLS, COLUMNS, DENSITIES, STAINS, CellTable
-from diffusion.evaluation.sets.measuring import find_pairs
+from diffusion.evaluation.sets.measuring import find_pairs, number_images
 from diffusion.formats import WINDOW
 from diffusion.utils.errors import InputError
 
@@ -57,7 +57,7 @@ def add_nuclei(scores: Scores, real: CellTable, synthetic: CellTable, pairs: np.
     if len(pairs) < FEWEST_PAIRS:
         return
     counts = (real.column("nuclei")[pairs[:, 0]], synthetic.column("nuclei")[pairs[:, 1]])
-    correlation = correlation_value(*counts, seed)
+    correlation = correlation_value(*counts, seed, number_images(real)[pairs[:, 0]])
     if correlation is None:
         scores.notes.append("All images of a set have as many nuclei: there is no correlation of pairs.")
     else:
@@ -91,18 +91,20 @@ def add_adherence(scores: Scores, real: CellTable, synthetic: CellTable, seed: i
     """Add how the nuclei of samples agree with their masks, beside other images' masks, and beside real tissue."""
     if not np.isfinite(synthetic.column("dice")).any():
         return
+    images = number_images(synthetic)  # windows of one image are alike, and are resampled together
     for name in ("dice", "found", "aji", "pq"):
-        scores.values[f"mask_{name}"] = mean_value(synthetic.column(name), seed)
+        scores.values[f"mask_{name}"] = mean_value(synthetic.column(name), seed, images)
     known = np.isfinite(synthetic.column("dice_of_others"))
     if known.sum() > 1:
         own, others = (synthetic.column(name)[known] for name in ("dice", "dice_of_others"))
-        scores.values["mask_dice_of_others"] = mean_value(others, seed)
-        scores.values["mask_dice_above_others"] = mean_value(own - others, seed)
+        scores.values["mask_dice_of_others"] = mean_value(others, seed, images[known])
+        scores.values["mask_dice_above_others"] = mean_value(own - others, seed, images[known])
     if not known.all():
         scores.notes.append(f"{int((~known).sum())} samples are compared with no other mask: all have the same.")
     tissue = real.column("dice")
-    if np.isfinite(tissue).sum() > 1:
-        scores.values["mask_dice_of_real"] = mean_value(tissue[np.isfinite(tissue)], seed)
+    known = np.isfinite(tissue)
+    if known.sum() > 1:
+        scores.values["mask_dice_of_real"] = mean_value(tissue[known], seed, number_images(real)[known])
 
 
 def describe_nuclei(real: CellTable, synthetic: CellTable, mpp: float) -> list[str]:
@@ -123,12 +125,13 @@ Resamples = Sequence[tuple[np.ndarray, np.ndarray]]
 
 
 def _draw(real: CellTable, synthetic: CellTable, pairs: np.ndarray, seed: int) -> Resamples:
-    """Return row numbers of both tables: first all, then R resamples, of pairs where there is nothing else."""
-    counts = [len(real.rows), len(synthetic.rows)]
+    """Return row numbers of both tables: first all, then R resamples of images, of pairs where there is nothing else."""
+    counts, images = [len(real.rows), len(synthetic.rows)], number_images(real)
     whole = [(np.arange(counts[0]), np.arange(counts[1]))]
     if [len(pairs)] * 2 == counts:
-        return whole + [tuple(pairs[rows].T) for (rows,) in draw_resamples([len(pairs)], PAIR_RESAMPLES, seed)]
-    return whole + [(rows[0], rows[1]) for rows in draw_resamples(counts, PAIR_RESAMPLES, seed)]
+        return whole + [tuple(pairs[rows].T) for (rows,) in draw_images([images[pairs[:, 0]]], PAIR_RESAMPLES, seed)]
+    sides = [images, number_images(synthetic)]
+    return whole + [(rows[0], rows[1]) for rows in draw_images(sides, PAIR_RESAMPLES, seed)]
 
 
 def _compare(

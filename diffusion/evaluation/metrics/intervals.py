@@ -114,6 +114,25 @@ def draw_resamples(counts: Sequence[int], replicates: int, seed: int) -> Iterato
         yield [generator.integers(0, count, count) for count in counts]
 
 
+def draw_images(images: Sequence[np.ndarray], replicates: int, seed: int) -> Iterator[list[np.ndarray]]:
+    """Yield the row numbers of resamples of each set as draw_resamples does, with all rows of an image that is drawn.
+
+    images: of each set the numbers of its rows' images (n,), counted from 0.
+    """
+    rows_of = [_rows_of_images(each) for each in images]
+    for drawn in draw_resamples([int(each.max()) + 1 for each in images], replicates, seed):
+        yield [rows(own) for rows, own in zip(rows_of, drawn, strict=True)]
+
+
+def _rows_of_images(images: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function of the numbers of images that returns the numbers of their rows."""
+    order, counts = np.argsort(images, kind="stable"), np.bincount(images)
+    if (counts == 1).all():  # as fast as without images
+        return lambda drawn: order[drawn]
+    parts = np.split(order, np.cumsum(counts)[:-1])
+    return lambda drawn: np.concatenate([parts[i] for i in drawn])
+
+
 @dataclass(frozen=True)
 class ClusterBootstrap:
     """Resamples of a set of which whole groups are drawn together; iterating yields the weights of its rows.

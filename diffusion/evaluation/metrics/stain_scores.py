@@ -22,7 +22,7 @@ from diffusion.evaluation.metrics.intervals import (
     percentile_value,
 )
 from diffusion.evaluation.metrics.scores import Scores
-from diffusion.evaluation.sets.measuring import find_pairs
+from diffusion.evaluation.sets.measuring import find_pairs, number_images
 from diffusion.evaluation.sets.stain import COLUMNS, STAIN, StainTable
 from diffusion.utils.errors import InputError
 
@@ -139,12 +139,6 @@ def add_calls(scores: Scores, real: StainTable, synthetic: StainTable, marker: s
     if np.isnan(found[0]).any():
         only = classes[int(calls[0, 0])]
         scores.notes.append(f"All real images are {only}: kappas and Matthews' correlation of calls are not defined.")
-
-
-def number_images(table: StainTable) -> np.ndarray:
-    """Return the number of the image of each window (N,), counted from 0 in the order in which images come."""
-    numbers: dict[str, int] = {}
-    return np.array([numbers.setdefault(row.name, len(numbers)) for row in table.rows], dtype=np.int64)
 
 
 def describe_windows(windows: int, images: int) -> str:

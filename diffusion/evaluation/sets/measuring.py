@@ -60,6 +60,12 @@ class Table:
         return type(self)([self.rows[i] for i in numbers], self.values[numbers])
 
 
+def number_images(table: Table) -> np.ndarray:
+    """Return the number of the image of each window (N,), counted from 0 in the order in which images come."""
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(row.name, len(numbers)) for row in table.rows], dtype=np.int64)
+
+
 def find_pairs(real: Table, synthetic: Table) -> np.ndarray:
     """Return the row numbers of windows that both sets have (P, 2)."""
     place = {row: i for i, row in enumerate(synthetic.rows)}
