@@ -18,6 +18,8 @@ from diffusion.generation.controls import check_controlled, list_controls, read_
 from diffusion.generation.generators import LargeImageMaker
 from diffusion.generation.image_files import choose_extension, write_large_image
 from diffusion.generation.output_folder import OutputFolder
+from diffusion.generation.prior_grids import draw_condition
+from diffusion.generation.priors import check_classes, identify_prior
 from diffusion.generation.regions import Region, embed_region, region_bands
 from diffusion.generation.session import Session
 from diffusion.generation.sources import (
@@ -26,6 +28,7 @@ from diffusion.generation.sources import (
     identify_files,
     index_origin,
     open_index,
+    open_source_prior,
     with_controls,
 )
 from diffusion.utils.errors import InputError
@@ -63,10 +66,11 @@ class PictureSize:
 
 @dataclass(frozen=True)
 class LargeSource:
-    """What large pictures are of: an image, a region of a slide, or a file with a grid of tokens; else the run's index.
+    """What large pictures are of: an image, a region of a slide, a file with a grid of tokens, or a prior; else the run's index.
 
     x, y: top left corner of the region, in pixels of the slide's finest level. image_mpp: microns per pixel of the
-    slide, whatever it says itself. control: at most one mask or image, of the picture's size.
+    slide, whatever it says itself. control: at most one mask or image, of the picture's size. prior: of grids of embeddings;
+    classes: those that it draws from.
     Raises InputError for several of them, and a corner without a slide.
     """
 
@@ -77,11 +81,14 @@ class LargeSource:
     tokens: Path | None = None
     image_mpp: float | None = None
     control: Sequence[Path] = ()
+    prior: Path | None = None
+    classes: Sequence[str] = ()
 
     def __post_init__(self):
-        given = [name for name in ("reference", "slide", "tokens") if getattr(self, name) is not None]
+        given = [name for name in ("reference", "slide", "tokens", "prior") if getattr(self, name) is not None]
         if len(given) > 1:
             raise InputError(f"--{' and --'.join(given)}: one of them conditions; give one")
+        check_classes(self.prior, self.classes)
         if len(self.control) > 1:
             raise InputError(f"--control: {len(self.control)} files for one picture: name one, of its size")
         if self.slide is None and (self.x or self.y):
@@ -89,7 +96,7 @@ class LargeSource:
 
     @property
     def file(self) -> Path | None:
-        """Return the file that conditions; None of an index."""
+        """Return the file that conditions; None of an index or a prior."""
         return self.tokens or self.slide or self.reference
 
 
@@ -225,6 +232,11 @@ def _choose_tokens(
     Raises MissingError, InputError for tokens of another shape.
     """
     path = source.file
+    if source.prior is not None:
+        prior = open_source_prior(session, source.prior, source.classes, of_windows=True)
+        return lambda i: draw_condition(prior, i, session.seed, size.rows, size.columns), Origin(
+            identify_prior(prior), {}
+        )
     if path is None:
         dataset = open_index(session, ConditionSource(), with_control=False)
         return lambda i: neighbourhood(dataset, i, session.seed, size.rows, size.columns), index_origin(dataset)

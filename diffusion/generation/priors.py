@@ -43,6 +43,10 @@ class Prior:
             raise InputError(f"--class {names}: no image of {names} was trained on")
         return int(np.random.default_rng(seed).choice(numbers, p=shares / shares.sum()))
 
+    def name_of(self, label: int | None) -> str:
+        """Return the name of a class as a part of a file's name; `prior` of none."""
+        return "prior" if label is None else file_name(self.class_names[label])
+
     def draw(self, seeds: Sequence[int], steps: int = STEPS) -> tuple[torch.Tensor, list[int | None]]:
         """Draw the tokens (N, L, D) of images, on the CPU, and their classes, each from its own seed."""
         config, device = self.flow.config, self.flow.device
@@ -65,25 +69,44 @@ class PriorConditions:
         return 1
 
     def __getitem__(self, i: int) -> NamedCondition:
-        tokens, labels = self.prior.draw([mix_seed(mix_seed(self.seed, PRIOR), i)])
-        name = "prior" if labels[0] is None else file_name(self.prior.class_names[labels[0]])
-        return NamedCondition(name, Condition(tokens))
+        tokens, labels = self.prior.draw([condition_seed(self.seed, i)])
+        return NamedCondition(self.prior.name_of(labels[0]), Condition(tokens))
 
     def has_pixels(self, i: int) -> bool:
         """Tell whether condition `i` carries its tissue, which none does."""
         return False
 
 
+def condition_seed(seed: int, i: int) -> int:
+    """Return the seed of the condition of image `i`."""
+    return mix_seed(mix_seed(seed, PRIOR), i)
+
+
+def check_classes(prior: Path | None, classes: Sequence[str]) -> None:
+    """Raise InputError for classes without a prior."""
+    if classes and prior is None:
+        raise InputError("--class names classes of a prior; give it with --prior")
+
+
 def open_prior(
-    path: Path, classes: Sequence[str], tokens: int, width: int, device: torch.device | str = "cpu"
+    path: Path, classes: Sequence[str], tokens: int | None, width: int, device: torch.device | str = "cpu"
 ) -> Prior:
-    """Load a prior of embeddings of so many tokens and values. Raises MissingError, and InputError for another flow or class."""
+    """Load a prior of embeddings of so many tokens and values.
+
+    tokens: None for a prior of grids of any size, 4 tokens or more. Raises MissingError, and InputError for another flow or class.
+    """
     flow = load_flow(path).to(device)
     config = flow.config
     if not config.from_noise:
         raise InputError(
             f"{path} translates embeddings: expected a prior, which begins at noise; such a flow goes with --flow"
         )
+    if tokens is None and config.tokens == 1:
+        raise InputError(
+            f"{path} draws single embeddings, which say nothing about their neighbours in a large picture: expected a prior of "
+            "grids, trained with --size 512 or 1024"
+        )
+    tokens = tokens or config.tokens
     if (config.tokens, config.width) != (tokens, width):
         raise InputError(
             f"{path} draws {config.tokens} tokens of {config.width} values: the network takes {tokens} of {width}"

@@ -19,7 +19,7 @@ from diffusion.generation.conditions import (
     open_condition_dataset,
 )
 from diffusion.generation.controls import ControlledConditions, list_controls, load_controls
-from diffusion.generation.priors import Prior, PriorConditions, identify_prior, open_prior
+from diffusion.generation.priors import Prior, PriorConditions, check_classes, identify_prior, open_prior
 from diffusion.generation.session import Session
 from diffusion.utils.content import fingerprint_file
 from diffusion.utils.errors import InputError, MissingError
@@ -52,8 +52,7 @@ class ConditionSource:
         given = [name for name in ("images", "tokens", "prior") if getattr(self, name)]
         if len(given) > 1:
             raise InputError(f"--{' and --'.join(given)}: one of them conditions; give one")
-        if self.classes and self.prior is None:
-            raise InputError("--class names classes of a prior; give it with --prior")
+        check_classes(self.prior, self.classes)
         if self.image_mpp is not None and not self.images:
             raise InputError("--image-mpp is the resolution of --images; give these, too")
 
@@ -174,10 +173,14 @@ def find_origin(session: Session, source: ConditionSource) -> Origin:
     return with_controls(origin, list_controls(source.control))
 
 
-def open_source_prior(session: Session, path: Path, classes: Sequence[str]) -> Prior:
-    """Load a prior of embeddings as the session's network takes them. Raises MissingError, InputError."""
+def open_source_prior(session: Session, path: Path, classes: Sequence[str], of_windows: bool = False) -> Prior:
+    """Load a prior of embeddings as the session's network takes them. Raises MissingError, InputError.
+
+    of_windows: of a large picture, whose grid may be drawn in windows of another size than the network's.
+    """
     config = session.run.config
-    return open_prior(path, classes, config.model_max_length, config.caption_channels, session.device)
+    tokens = None if of_windows else config.model_max_length
+    return open_prior(path, classes, tokens, config.caption_channels, session.device)
 
 
 def files_origin(session: Session, source: ConditionSource) -> Origin:

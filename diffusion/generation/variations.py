@@ -14,7 +14,9 @@ from diffusion.generation.conditions import NamedCondition, load_image_condition
 from diffusion.generation.controls import ControlledConditions, list_controls, load_controls
 from diffusion.generation.generators import ImageMaker
 from diffusion.generation.image_files import labelled_grid
+from diffusion.generation.priors import PriorConditions
 from diffusion.generation.session import Session
+from diffusion.generation.sources import open_source_prior
 from diffusion.utils.errors import InputError
 from diffusion.utils.hardware import windows_per_pass
 
@@ -22,7 +24,7 @@ from diffusion.utils.hardware import windows_per_pass
 class Variations(NamedTuple):
     """A labelled picture, uint8 (3, H, W): a row for each image, itself first, then one of what lies between two.
 
-    names: of the images. samples: how many.
+    names: of the images, or of the classes that a prior has drawn. samples: how many.
     """
 
     picture: torch.Tensor
@@ -52,17 +54,25 @@ def sample_variations(
     batch_size: int | None = None,
     image_mpp: float | None = None,
     control: Sequence[Path] = (),
+    prior: Path | None = None,
+    classes: Sequence[str] = (),
 ) -> Variations:
     """Sample for the embeddings of images, in their middle where they are larger than the network's size.
 
     variations: for each. between: on the arc from the first to the second of two, None: 5 of two images. batch_size: images in one
     pass, None: as many as keep the device busy. image_mpp: microns per pixel of the images, None: taken pixel for pixel. control:
-    masks or images that control the samples of each image, in their order; between two, that of the first.
+    masks or images that control the samples of each image, in their order; between two, that of the first. prior: a flow that
+    draws embeddings instead, one of each of `classes`, or one of any.
     Raises MissingError, InputError.
     """
-    between = check_variations(len(images), variations, between)
     config = session.run.config
-    originals = load_image_conditions(images, session.embedder, config.image_size, image_mpp)
+    if prior is None:
+        originals = load_image_conditions(images, session.embedder, config.image_size, image_mpp)
+    else:
+        drawn = [PriorConditions(open_source_prior(session, prior, [name]), session.seed) for name in classes]
+        drawn = drawn or [PriorConditions(open_source_prior(session, prior, ()), session.seed)]
+        originals = [conditions[number] for number, conditions in enumerate(drawn)]
+    between = check_variations(len(originals), variations, between)
     files = list_controls(control)
     if files:
         controlled = ControlledConditions(originals, load_controls(files, session.run, session.codec))
@@ -87,7 +97,12 @@ def sample_variations(
     rows = []
     for i, original in enumerate(originals):
         own = slice(i * variations, (i + 1) * variations)
-        rows.append([(original.name, original.pixels), *zip(labels[own], sampled[own], strict=True)])
+        samples = list(zip(labels[own], sampled[own], strict=True))
+        if original.pixels is not None:
+            samples.insert(0, (original.name, original.pixels))
+        elif samples:
+            samples[0] = (original.name, samples[0][1])
+        rows.append(samples)
     if between:
         rows.append(list(zip(labels[-between:], sampled[-between:], strict=True)))
     return Variations(labelled_grid(rows), [original.name for original in originals], len(jobs))

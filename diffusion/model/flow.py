@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -138,7 +138,8 @@ class EmbeddingFlow(nn.Module):
         if self.class_embed is not None:
             nn.init.normal_(self.class_embed.weight, std=0.02)
         self.positions = nn.Parameter(torch.zeros(1, config.tokens, width)) if config.tokens > 1 else None
-        self.scale = EmbeddingScale(config.width, config.components, config.tokens) if config.from_noise else None
+        scale = EmbeddingScale(config.width, config.components, config.tokens, len(config.classes))
+        self.scale = scale if config.from_noise else None
 
     @property
     def device(self) -> torch.device:
@@ -178,21 +179,8 @@ class EmbeddingFlow(nn.Module):
     def integrate(
         self, x: torch.Tensor, steps: int, method: Method = "euler", label: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Follow the velocities from x at time 0 to time 1, in equal steps.
-
-        method: euler, one evaluation a step, or heun, two. Raises InputError for less than one step and an unknown method.
-        """
-        if steps < 1:
-            raise InputError(f"{steps} steps of a flow: expected at least 1")
-        if method not in ("euler", "heun"):
-            raise InputError(f"no method {method!r} of a flow: known are euler, heun")
-        for step in range(steps):
-            now, then = (x.new_full((len(x),), (step + part) / steps) for part in (0, 1))
-            velocity = self(x, now, label)
-            if method == "heun":
-                velocity = (velocity + self(x + velocity / steps, then, label)) / 2
-            x = x + velocity / steps
-        return x
+        """Follow the velocities from x at time 0 to time 1, as the function `integrate` does."""
+        return integrate(lambda now, t: self(now, now.new_full((len(now),), t), label), x, steps, method)
 
     def translate(self, x: torch.Tensor, steps: int = 100, method: Method = "euler") -> torch.Tensor:
         """Return the embeddings that the flow leads to from embeddings x, rows (N, D) or images (N, L, D).
@@ -215,7 +203,26 @@ class EmbeddingFlow(nn.Module):
         """
         if self.scale is None:
             raise InputError("this flow begins at embeddings: it translates them, and draws none")
-        return self.scale.colour(self.integrate(noise, steps, method, label))
+        return self.scale.colour(self.integrate(noise, steps, method, label), label)
+
+
+def integrate(
+    velocity: Callable[[torch.Tensor, float], torch.Tensor], x: torch.Tensor, steps: int, method: Method = "euler"
+) -> torch.Tensor:
+    """Follow velocities (x, time) -> of x's shape from x at time 0 to time 1, in equal steps.
+
+    method: euler, one evaluation a step, or heun, two. Raises InputError for less than one step and an unknown method.
+    """
+    if steps < 1:
+        raise InputError(f"{steps} steps of a flow: expected at least 1")
+    if method not in ("euler", "heun"):
+        raise InputError(f"no method {method!r} of a flow: known are euler, heun")
+    for step in range(steps):
+        slope = velocity(x, step / steps)
+        if method == "heun":
+            slope = (slope + velocity(x + slope / steps, (step + 1) / steps)) / 2
+        x = x + slope / steps
+    return x
 
 
 def zero_linear(inputs: int, outputs: int) -> nn.Linear:

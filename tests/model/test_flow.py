@@ -165,6 +165,23 @@ def test_an_untrained_prior_draws_the_gaussian_that_it_is_fitted_to(tokens):
             assert (got - want).abs().max() < 0.1 * want.max()
 
 
+def test_a_class_is_drawn_around_its_own_mean():
+    generator = torch.Generator().manual_seed(0)
+    label = torch.tensor([0] * 1500 + [1] * 500 + [2])
+    centres = torch.tensor([[0.0, 0, 0], [8, 0, 0], [0, 60, 0]])
+    tokens = (centres[label] + torch.randn(len(label), 3, generator=generator))[:, None]
+    scale = EmbeddingScale(3, 3, classes=4)
+    scale.fit(tokens, label)
+    drawn = scale.colour(torch.randn(len(label), 1, 3, generator=generator), label)
+    for number in (0, 1):
+        part, real = drawn[label == number, 0], tokens[label == number, 0]
+        assert (part.mean(0) - real.mean(0)).abs().max() < 0.3
+        assert 0.9 < float(part[:, 0].std()) < 1.1  # and not that of both classes together, which is 3.6
+    assert scale.means[2, 1] == pytest.approx(20, abs=1)  # one image: a third of the way from the mean of all
+    torch.testing.assert_close(scale.means[3], tokens.mean((0, 1)))  # none
+    torch.testing.assert_close(scale.colour(scale.whiten(tokens, label), label), tokens, atol=1e-4, rtol=0)
+
+
 def test_embeddings_that_lie_in_few_directions():
     scale = EmbeddingScale(10, 4)
     rows = torch.randn(50, 1, 2) @ torch.randn(2, 10)

@@ -54,7 +54,9 @@ def test_a_prior_resumes_to_the_bit_and_opens(feature_root, tmp_path):
     assert flow.config.components == WIDTH and flow.scale is not None
     embeddings = [np.load(path) for path in sorted((feature_root / "patches").rglob("*_uni.npy"))]
     mean = np.concatenate(embeddings).astype(np.float64).mean(0)
-    np.testing.assert_allclose(flow.scale.mean.numpy(), mean, atol=1e-5)  # the file of averages has the scale, too
+    np.testing.assert_allclose(
+        flow.scale.means.mean(0).numpy(), mean, atol=1e-5
+    )  # the file of averages has the scale, too
 
 
 def test_grids_of_tokens_and_pairs_resume_on_two_processes(paired_root, tmp_path):

@@ -59,20 +59,23 @@ def large(
     control_scale: options.ControlScale = 1.0,
     control_interval: options.ControlInterval = None,
     control_in_null: options.ControlInNull = False,
+    prior: Annotated[options.Prior, Here(note=", of grids: --size 512 or 1024")] = None,
+    class_: options.Classes = (),
     *,
     published: bool = False,
 ) -> None:
     """Sample pictures of any size, in windows that are blended.
 
     A network of 512 or 1024 pixels predicts overlapping windows, and their predictions are blended at every step. The
-    picture is tissue for a region of a slide, for an image, for a grid of embeddings, or else for patches of the run's
-    index and their neighbours. OUT/syn gets the pictures and OUT/real the region that conditions; the same command goes on
-    after a stop.
+    picture is tissue for a region of a slide, for an image, for a grid of embeddings, for one that a prior draws, or else for
+    patches of the run's index and their neighbours. OUT/syn gets the pictures and OUT/real the region that conditions; the same
+    command goes on after a stop.
 
     Examples:
       pixcell large --workdir output/1024 --slide slide.svs --x 20000 --y 12000
       pixcell large --workdir output/1024 --reference tissue.png --height 2048 --width 3072 --out large
       pixcell large --workdir output/1024 --count 100 --window-stride 64
+      pixcell large --workdir output/1024 --prior output/prior_1024 --class tumour
     """
     if slide is None:
         refuse_unused(large, {"image_mpp": image_mpp}, "without --slide, whose pixels it is of", published)
@@ -83,7 +86,7 @@ def large(
     from diffusion.generation.session import open_session
     from diffusion.generation.solver import Solver
 
-    source = LargeSource(reference, slide, x, y, tokens, image_mpp, control)
+    source = LargeSource(reference, slide, x, y, tokens, image_mpp, control, prior, class_)
     size = PictureSize(height, width, mpp)
     session = open_session(
         workdir,

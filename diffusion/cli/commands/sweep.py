@@ -78,6 +78,8 @@ def sweep(
     control_in_null: options.ControlInNull = False,
     mpp: options.CellMpp = NETWORK_MPP,
     control: options.Control = (),
+    prior: options.Prior = None,
+    class_: options.Classes = (),
     *,
     published: bool = False,
 ) -> None:
@@ -95,13 +97,14 @@ def sweep(
     """
     count = count or len(images) or COUNT
     indexed = dict(data_root=data_root, index=index, features=features, dataset=dataset)
-    refuse_unused_conditions(sweep, images, tokens, {"encoder": encoder}, indexed, published)
+    refuse_unused_conditions(sweep, images, tokens, {"encoder": encoder}, indexed, published, prior)
     if control and real is None:
         raise InputError(
             "--control: samples of other layouts have no tissue to score against; name real images with --real"
         )
-    if tokens and real is None:
-        raise InputError("--tokens have no tissue to score against; name a folder of real images with --real")
+    for name, given in (("--tokens have", tokens), ("--prior has", prior)):
+        if given and real is None:
+            raise InputError(f"{name} no tissue to score against; name a folder of real images with --real")
     if real is not None and not real.is_dir():
         raise InputError(f"--real {real}: no such folder")
     if QUANTITIES[by].metric == "prdc" and count <= PRDC_NEIGHBOURS:
@@ -151,7 +154,9 @@ def sweep(
         )
         for point in points
     }
-    source = ConditionSource(images, tokens, data_root, index, features, dataset, control=control)
+    source = ConditionSource(
+        images, tokens, data_root, index, features, dataset, control=control, prior=prior, classes=class_
+    )
     if state.is_main_process:
         for path, mix in averages.items():
             if not path.is_file():

@@ -10,6 +10,7 @@ from diffusion.cli import options
 from diffusion.cli.parser import natural_int
 from diffusion.cli.signature import Here, Option, checked
 from diffusion.formats import DEFAULT_SOLVER, LAST_WEIGHTS
+from diffusion.utils.errors import InputError
 
 
 @checked
@@ -17,7 +18,7 @@ def vary(
     images: Annotated[
         Sequence[Path],
         Option("image files; of those larger than the network's size, the middle", positional=True),
-    ],
+    ] = (),
     workdir: Annotated[options.Workdir, Here(note=options.NANO_NOTE)] = None,
     out: options.OutFile = Path("variations.png"),
     variations: Annotated[int, Option("images sampled for each", natural_int)] = 4,
@@ -47,23 +48,32 @@ def vary(
     control_scale: options.ControlScale = 1.0,
     control_interval: options.ControlInterval = None,
     control_in_null: options.ControlInNull = False,
+    prior: options.Prior = None,
+    class_: Annotated[options.Classes, Here("one row of any class", note="; a row for each")] = (),
 ) -> None:
     """Sample variations of images, and images between two, as one picture.
 
     Each row of the picture begins with an image, and goes on with samples for its embedding. Of two images, the last row is the
     way from one embedding to the other. Images of a column begin with the same noise. Of several masks that --control names, the
-    first is of the first image, and so on.
+    first is of the first image, and so on. A prior draws embeddings instead of images, one of each class that is named.
 
     Examples:
       pixcell vary tissue.png --workdir output/256 --variations 6
       pixcell vary tumour.png stroma.png --workdir output/1024 --between 7 --out variations.png
+      pixcell vary --workdir output/256 --prior output/prior --class tumour stroma --between 7
     """
     from diffusion.generation.image_files import image_kind, save_image
+    from diffusion.generation.priors import check_classes
     from diffusion.generation.session import open_session
     from diffusion.generation.solver import Solver
     from diffusion.generation.variations import check_variations, sample_variations
 
-    check_variations(len(images), variations, between)
+    check_classes(prior, class_)
+    if prior is not None and images:
+        raise InputError(f"{images[0]} and --prior: one of them conditions; give one")
+    if prior is None and not images:
+        raise InputError("nothing to vary: name image files, or a prior with --prior")
+    check_variations(len(images) or len(class_) or 1, variations, between)
     image_kind(out)  # better now than after all is sampled
     session = open_session(
         workdir,
@@ -89,6 +99,6 @@ def vary(
         loras=lora,
         controlnet=controlnet,
     )
-    made = sample_variations(session, images, variations, between, batch_size, image_mpp, control)
+    made = sample_variations(session, images, variations, between, batch_size, image_mpp, control, prior, class_)
     save_image(out, made.picture, {**session.image_metadata(0), "condition": made.names})
     print(f"{made.samples} images, written: {out}")

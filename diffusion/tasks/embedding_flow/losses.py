@@ -44,7 +44,7 @@ def flow_losses(network: Any, flow: EmbeddingFlow, batch: EmbeddingBatch, noise:
     """
     tokens, source, label = batch.tokens, batch.source, batch.label
     if flow.scale is not None:
-        tokens, source = flow.scale.whiten(tokens), noise.noise
+        tokens, source = flow.scale.whiten(tokens, label), noise.noise
     assert source is not None
     count, length = tokens.shape[:2]
     time = noise.time

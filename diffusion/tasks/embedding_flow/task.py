@@ -83,7 +83,8 @@ class EmbeddingFlowTask(Task[EmbeddingFlowConfig]):
             return
         if accelerator.is_main_process:
             items = self.data.read_evenly(SCALE_IMAGES, skip_bad=self.config.data.on_error == "skip")
-            network.scale.fit(torch.stack([item.tokens for item in items]))
+            labels = [item.label for item in items if item.label is not None]
+            network.scale.fit(torch.stack([item.tokens for item in items]), torch.tensor(labels) if labels else None)
         for buffer in network.scale.buffers():
             buffer.copy_(cast(torch.Tensor, broadcast(buffer.clone())))
 
