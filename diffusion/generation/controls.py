@@ -21,6 +21,7 @@ from diffusion.encoders.latents import LatentCodec, from_uint8, to_uint8
 from diffusion.formats import LATENT_FACTOR, WINDOW
 from diffusion.generation.conditions import Conditions, IndexConditions, NamedCondition, read_numbers
 from diffusion.generation.priors import PriorConditions
+from diffusion.panorama import Windows, sum_weights
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.folders import natural_key
 from diffusion.workdir import Run
@@ -127,7 +128,7 @@ def to_control(
         if values.ndim != 3 or values.shape[2] != 3 or values.dtype != np.uint8:
             raise InputError(f"{name} is {values.dtype} {values.shape}: expected a picture, uint8 (H, W, 3)")
         _check_size(name, values.shape[:2], size)
-        return encode_picture(values, codec, run.device)
+        return encode_picture(values, codec, run.device, run.config.image_size)
     if values.ndim not in (2, 3):
         raise InputError(f"{name} has shape {values.shape}: expected a mask (H, W), or maps (K, H, W)")
     mask = values if values.ndim == 3 else values[None]
@@ -135,17 +136,26 @@ def to_control(
     return maps_to_control(torch.from_numpy(mask_maps(mask, config.mask_kind, len(config.maps), name)))[None]
 
 
-def encode_picture(pixels: np.ndarray, codec: LatentCodec, device: torch.device) -> torch.Tensor:
-    """Return the network latents (1, C, H/8, W/8), on the CPU, of a picture, uint8 (H, W, 3), encoded window by window.
+def encode_picture(pixels: np.ndarray, codec: LatentCodec, device: torch.device, own_size: int) -> torch.Tensor:
+    """Return the network latents (1, C, H/8, W/8), on the CPU, of a picture, uint8 (H, W, 3).
 
-    So are the masks and images of training.
+    own_size: pixels a side of the network's images, which are encoded in windows that lie side by side, as the features of
+    training are. Those of a larger picture overlap by half and are blended, so that no borders of windows lie within those of the
+    network.
     """
     picture = from_uint8(torch.from_numpy(pixels).permute(2, 0, 1)[None])
-    bands = [
-        [codec.encode(part.to(device)).float().cpu() for part in band.split(WINDOW, dim=3)]
-        for band in picture.split(WINDOW, dim=2)
-    ]
-    return torch.cat([torch.cat(parts, dim=3) for parts in bands], dim=2)
+    height, width = (side // LATENT_FACTOR for side in pixels.shape[:2])
+    cells = WINDOW // LATENT_FACTOR
+    windows = Windows(height, width, cells, cells if max(pixels.shape[:2]) <= own_size else cells // 2)
+    fade = windows.blend_weights()
+    total = sum_weights(windows.rows, fade, height)[:, None] * sum_weights(windows.columns, fade, width)
+    latents = torch.zeros(1, codec.channels, height, width)
+    for row, column in windows.corners:
+        top, left = LATENT_FACTOR * row, LATENT_FACTOR * column
+        part = picture[:, :, top : top + WINDOW, left : left + WINDOW]
+        place = (..., slice(row, row + cells), slice(column, column + cells))
+        latents[place] += codec.encode(part.to(device)).float().cpu() * (fade[:, None] * fade)
+    return latents / total
 
 
 def always_has_mask(run: Run) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -63,27 +63,27 @@ class LargeImageMaker:
 
     def latents(
         self,
-        i: int,
+        numbers: Sequence[int],
         condition: Condition,
         on_step: OnStep | None = None,
         noise: torch.Tensor | None = None,
         start: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return network latents (1, C, 32 * R, 32 * K) for a grid of tokens (1, R, K, D).
+        """Return network latents (B, C, 32 * R, 32 * K) of images, by their numbers, for grids of tokens (B, R, K, D).
 
-        A control, noise other than that of image `i`, and latents to start from have the height and width of these latents.
+        A control, noise other than that of these numbers, and latents to start from have the shape of these latents.
         """
         rows, columns = condition.tokens.shape[1:3]
         windows = self.windows(rows, columns)
         parts = window_tokens(fill_window(condition, windows), windows, self.run.config.input_size // TOKEN_CELLS)
-        generator = image_generator(self.seed, i)
+        generators = [image_generator(self.seed, number) for number in numbers]
         if noise is None:
-            noise = initial_noise([generator], (self.run.model.config.in_channels, windows.height, windows.width))
+            noise = initial_noise(generators, (self.run.model.config.in_channels, windows.height, windows.width))
         else:
             noise = fill_cells(noise, windows)
         start = None if start is None else fill_cells(start, windows)
         network = WindowedNetwork(self.run.controlled(self.solver.control_interval), windows, self.batch_size)
-        latents = self.solver.latents(self.run, noise, parts, [generator], network, on_step, start)
+        latents = self.solver.latents(self.run, noise, parts, generators, network, on_step, start)
         return latents[:, :, : TOKEN_CELLS * rows, : TOKEN_CELLS * columns]
 
     def bands(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:

@@ -90,7 +90,7 @@ def test_each_part_of_a_large_image_follows_its_part_of_the_control(run):
     maker = LargeImageMaker(
         run, Codec(), seed=0, solver=Solver(steps=5, guidance=2.0), stride=SIDE // 2, batch_size=2, decode_tile=64
     )
-    latents = maker.latents(0, condition)
+    latents = maker.latents([0], condition)
     assert latents.shape == control.shape
     expected = 2 * (control - 0.25)  # guidance 2 from a null condition of zero
     torch.testing.assert_close(latents, expected, rtol=0, atol=0.06)

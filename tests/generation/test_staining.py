@@ -21,7 +21,8 @@ from diffusion.encoders.networks import View
 from diffusion.generation.regions import Region
 from diffusion.generation.session import Session, open_session
 from diffusion.generation.solver import Solver
-from diffusion.generation.staining import RECORD, Stainer, StainSettings, choose_regions, region_noise
+from diffusion.generation.stained_pictures import RECORD, choose_regions
+from diffusion.generation.staining import Stainer, StainPlace, StainSettings, region_noise
 from diffusion.model.flow import EmbeddingFlow, FlowConfig, save_flow
 from diffusion.utils.errors import InputError
 
@@ -56,6 +57,11 @@ def flow(tmp_path: Path) -> Path:
     torch.nn.init.ones_(network.out[-1].bias)
     save_flow(network, tmp_path / "flow.safetensors")
     return tmp_path / "flow.safetensors"
+
+
+def stain_square(stainer: Stainer, slide: PlainImage) -> torch.Tensor:
+    """Stain the first window of an image."""
+    return stainer.stain([StainPlace(Region(slide, 0, 0), (0, 0), 0)], 1, 1)[0]
 
 
 def pixels_of(path: Path) -> np.ndarray:
@@ -106,12 +112,12 @@ def test_a_slide_is_stained_the_same_however_often_it_was_stopped(run, flow, tmp
 
     sampled, stain_region = [], Stainer.stain
 
-    def stop_in_the_second(self, *place):
+    def stop_in_the_second(self, places, rows, columns):
         if len(sampled) in (1, 3):  # before its second and its fourth region
             sampled.append(None)
             raise KeyboardInterrupt
-        sampled.append(place[3])
-        return stain_region(self, *place)
+        sampled.append(places[0].corner)
+        return stain_region(self, places, rows, columns)
 
     monkeypatch.setattr(Stainer, "stain", stop_in_the_second)
     for _ in range(2):
@@ -149,9 +155,10 @@ def test_the_flow_s_embeddings_condition(run, flow, tmp_path):
 
     session, slide = opened(run), PlainImage.from_image(texture(512, 5))
     stainer = Stainer(session, load_flow(flow), StainSettings())
-    own = embed_region(Region(slide, 0, 0), 2, 2, session.embedder)
-    torch.testing.assert_close(stainer.embed(Region(slide, 0, 0), 2, 2), own[None] + 1)
-    assert torch.equal(Stainer(session, None, StainSettings()).embed(Region(slide, 0, 0), 2, 2), own[None])
+    place = StainPlace(Region(slide, 0, 0), (0, 0), 0)
+    own = embed_region(place.region, 2, 2, session.embedder)
+    torch.testing.assert_close(stainer.embed([place], 2, 2), own[None] + 1)
+    assert torch.equal(Stainer(session, None, StainSettings()).embed([place], 2, 2), own[None])
 
 
 def test_sdedit_keeps_more_the_weaker_it_is(run):
@@ -161,12 +168,10 @@ def test_sdedit_keeps_more_the_weaker_it_is(run):
     distance = {}
     for strength in (0.05, 0.75, 1.0):
         stainer = Stainer(opened(run, strength), None, StainSettings("sdedit"))
-        pixels = stainer.stain(Region(slide, 0, 0), 1, 1, (0, 0), 0).permute(1, 2, 0).numpy().astype(float)
+        pixels = stain_square(stainer, slide).permute(1, 2, 0).numpy().astype(float)
         distance[strength] = np.abs(pixels - source).mean()
         forget_processes()
-    plain = (
-        Stainer(opened(run), None, StainSettings()).stain(Region(slide, 0, 0), 1, 1, (0, 0), 0).permute(1, 2, 0).numpy()
-    )
+    plain = stain_square(Stainer(opened(run), None, StainSettings()), slide).permute(1, 2, 0).numpy()
     assert distance[0.05] < 10 and distance[0.05] < 0.5 * distance[0.75]
     assert np.abs(plain.astype(float) - source).mean() == distance[1.0]
 
@@ -193,11 +198,11 @@ def test_a_controlnet_reads_the_latents(run, monkeypatch):
         return latents(number, condition, **more)
 
     monkeypatch.setattr(stainer.make, "latents", watched)
-    steered = stainer.stain(Region(slide, 0, 0), 1, 1, (0, 0), 0)
-    expected = encode_picture(np.asarray(slide.read(0, 0, 256)), session.codec, session.device)
+    steered = stain_square(stainer, slide)
+    expected = encode_picture(np.array(slide.read(0, 0, 256)), session.codec, session.device, 256)
     assert torch.equal(seen[0], expected)
     forget_processes()
-    plain = Stainer(opened(run), None, StainSettings()).stain(Region(slide, 0, 0), 1, 1, (0, 0), 0)
+    plain = stain_square(Stainer(opened(run), None, StainSettings()), slide)
     assert not torch.equal(steered, plain)
     with pytest.raises(InputError, match="--structure none: a ControlNet is given"):
         Stainer(session, None, StainSettings())
@@ -231,6 +236,42 @@ def test_pictures_of_a_folder_have_noise_of_their_own(run, flow, tmp_path):
     assert (pixels_of(tmp_path / "out/a.png") != pixels_of(tmp_path / "out/b.png")).any()
 
 
+def test_images_that_are_stained_together_are_as_if_alone(run, flow, tmp_path, monkeypatch):
+    """Of one size together, to within rounding; glass stays as it is, and what cannot be opened is named."""
+    (tmp_path / "tiles").mkdir()
+    for number in range(4):
+        texture(512, number).crop((0, 0, 300 if number == 3 else 256, 256)).save(tmp_path / f"tiles/{number}.png")
+    Image.new("RGB", (256, 256), "white").save(tmp_path / "tiles/glass.png")
+    (tmp_path / "tiles/cut.png").write_bytes((tmp_path / "tiles/0.png").read_bytes()[:900])
+    together, stain_regions = [], Stainer.stain
+    monkeypatch.setattr(
+        Stainer, "stain", lambda self, places, *size: together.append(len(places)) or stain_regions(self, places, *size)
+    )
+    for batch_size in (1, 16):
+        together.append(0)
+        options = dict(workdir=run, flow=flow, structure="sdedit", batch_size=batch_size, **OPTIONS)
+        assert stain([tmp_path / "tiles"], out=tmp_path / f"out{batch_size}", **options) == 1
+        forget_processes()
+    assert together == [0, 1, 1, 1, 1, 0, 3, 1]
+    for number in range(4):
+        alone, beside = (pixels_of(tmp_path / f"out{size}/{number}.png").astype(int) for size in (1, 16))
+        assert abs(alone - beside).max() <= 1 and alone.shape == (256, 300 if number == 3 else 256, 3)
+    assert (pixels_of(tmp_path / "out16/glass.png") == 255).all() and not (tmp_path / "out16/cut.png").exists()
+
+
+def test_latents_of_a_larger_picture_have_no_borders_within():
+    from diffusion.encoders.latents import LatentCodec, from_uint8
+    from diffusion.generation.controls import encode_picture
+
+    codec, pixels = LatentCodec.load("tiny"), np.array(texture(512, 2))
+    whole = codec.encode(from_uint8(torch.from_numpy(pixels).permute(2, 0, 1)[None]))
+    side_by_side, blended = (
+        (encode_picture(pixels, codec, torch.device("cpu"), size) - whole).abs().mean((0, 1)) for size in (512, 256)
+    )
+    assert blended[:, 31:33].mean() < 0.2 * side_by_side[:, 31:33].mean()
+    assert blended.mean() < 0.5 * side_by_side.mean()
+
+
 def test_regions_cover_a_picture_and_overlap():
     settings = StainSettings(region=2048, overlap=512)
     assert choose_regions(3, 4, settings).corners == [(0, 0)] and choose_regions(3, 4, settings).side == 4
@@ -240,29 +281,24 @@ def test_regions_cover_a_picture_and_overlap():
     assert (tiles.side, tiles.stride) == (8, 6) and tiles.corners[-1] == (12, 22)
 
 
-def test_two_processes_share_the_regions(tmp_path):
+def test_two_processes_share_regions_and_images(tmp_path):
     """nano, whose embedder is a stand-in that `tests/stain_colours.py` puts there."""
-    slide = write_slide(tmp_path / "slide.tif")
-    options = (
-        "--steps",
-        "1",
-        "--region",
-        "512",
-        "--overlap",
-        "256",
-        "--format",
-        "png",
-        "--guidance",
-        "1",
-        "--device",
-        "cpu",
-    )
+    given = tmp_path / "given"
+    given.mkdir()
+    write_slide(given / "slide.tif")
+    for number in range(3):
+        texture(256, number).save(given / f"{number}.png")
+    (given / "cut.png").write_bytes((given / "0.png").read_bytes()[:900])
+    numbers = {"steps": 1, "region": 512, "overlap": 256, "guidance": 1, "batch-size": 1}
+    options = [text for name, value in numbers.items() for text in (f"--{name}", str(value))]
+    options += ["--format", "png", "--device", "cpu"]
     done = {}
     for processes in (0, 2):
         out = tmp_path / f"out{processes}"
-        done[processes] = command(
-            "tests/stain_colours.py", slide, "--workdir", "nano", "--out", out, *options, processes=processes
-        )
-        assert done[processes].returncode == 0, done[processes].stderr
-    one, two = (pixels_of(tmp_path / f"out{processes}/slide.png") for processes in (0, 2))
-    assert (one == two).all()
+        arguments = (given, "--workdir", "nano", "--out", out, *options)
+        done[processes] = command("tests/stain_colours.py", *arguments, processes=processes)
+        assert done[processes].returncode == 1, done[processes].stderr
+        assert done[processes].stdout.count(f"failed: {given / 'cut.png'}") == 1
+    for name in ("slide", "0", "1", "2"):
+        one, two = (pixels_of(tmp_path / f"out{processes}/{name}.png") for processes in (0, 2))
+        assert (one == two).all()

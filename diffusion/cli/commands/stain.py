@@ -108,7 +108,8 @@ def stain(
     from diffusion.data.slides.discovery import name_slides
     from diffusion.generation.session import open_session
     from diffusion.generation.solver import Solver
-    from diffusion.generation.staining import Stainer, StainJob, StainSettings, stain_pictures
+    from diffusion.generation.stained_pictures import StainJob, stain_pictures
+    from diffusion.generation.staining import Stainer, StainSettings
     from diffusion.model.flow import load_flow
     from diffusion.utils.errors import InputError
     from diffusion.utils.hardware import windows_per_pass
