@@ -40,7 +40,7 @@ SYNTHETIC_DIR, REAL_DIR, CONTROL_DIR = "syn", "real", "control"
 
 # Names of choices, as options and config files take them
 PRECISIONS = ("fp32", "bf16", "fp16")
-SOLVERS = ("dpm-solver", "ddim", "iddpm", "sa-solver")  # built by diffusion/sampling.py
+SOLVERS = ("dpm-solver", "dpm-solver-3", "unipc", "ddim", "iddpm", "sa-solver")  # built by diffusion/sampling.py
 DEFAULT_SOLVER = "dpm-solver"  # DPM-Solver++ 2M, as the published samples
 METRICS = (  # computed by diffusion/evaluation/metrics; those that are taken where none are named
     *("fd", "fd_infinity", "kid", "prdc", "similarity", "neighbours", "cells"),

@@ -15,6 +15,7 @@ from diffusion.condition import Condition
 from diffusion.formats import DEFAULT_SOLVER
 from diffusion.guidance import Network, guided_prediction
 from diffusion.schedule import BETA_END, BETA_START, TIMESTEPS, add_noise, linear_schedule
+from diffusion.spacing import UNIFORM, place_steps
 from diffusion.utils.errors import InputError
 from diffusion.utils.hardware import to_device
 from diffusion.utils.seeds import mix_seed
@@ -45,6 +46,12 @@ def _ancestral(**betas: Any) -> Scheduler:
     return DDPMScheduler(variance_type="learned_range", clip_sample=False, timestep_spacing="linspace", **betas)
 
 
+def _unipc(**betas: Any) -> Scheduler:
+    from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
+
+    return UniPCMultistepScheduler(solver_order=2, final_sigmas_type="sigma_min", **betas)
+
+
 def _sa_solver(**betas: Any) -> Scheduler:
     from diffusers.schedulers.scheduling_sasolver import SASolverScheduler
 
@@ -52,12 +59,15 @@ def _sa_solver(**betas: Any) -> Scheduler:
 
 
 ALGORITHMS: dict[str, Callable[..., Scheduler]] = {
-    "dpm-solver": _dpm_solver(order=2),  # DPM-Solver++ 2M (Lu et al. 2022)
+    DEFAULT_SOLVER: _dpm_solver(order=2),  # DPM-Solver++ 2M (Lu et al. 2022)
+    "dpm-solver-3": _dpm_solver(order=3),  # DPM-Solver++ 3M, of the third order
+    "unipc": _unipc,  # UniPC, with its corrector (Zhao et al. 2023), order 2
     # the first order of DPM-Solver++ is DDIM (Lu et al. 2022, section 4.1), exact for any number of steps
     "ddim": _dpm_solver(order=1),
     "iddpm": _ancestral,  # ancestral sampling with the learned variance (Nichol & Dhariwal 2021)
     "sa-solver": _sa_solver,  # stochastic Adams (Xue et al. 2023)
 }
+SPACED = (DEFAULT_SOLVER, "dpm-solver-3", "ddim", "unipc")  # those that follow a list of noise levels
 
 
 def build_scheduler(algorithm: str, prediction_type: str = "epsilon") -> Scheduler:
@@ -68,12 +78,24 @@ def build_scheduler(algorithm: str, prediction_type: str = "epsilon") -> Schedul
     return ALGORITHMS[algorithm](num_train_timesteps=TIMESTEPS, prediction_type=prediction_type, **betas)
 
 
-def prepare_scheduler(algorithm: str, steps: int, prediction_type: str = "epsilon") -> Scheduler:
-    """Return a scheduler set to `steps` steps. Raises InputError for an unknown algorithm, or steps that it cannot take."""
+def prepare_scheduler(
+    algorithm: str, steps: int, prediction_type: str = "epsilon", spacing: str = UNIFORM
+) -> Scheduler:
+    """Return a scheduler set to `steps` steps, which lie as `spacing.place_steps` says.
+
+    Raises InputError for an unknown algorithm or spacing, or steps that the algorithm cannot take or place so.
+    """
     scheduler = build_scheduler(algorithm, prediction_type)
     if not (isinstance(steps, Integral) and 1 <= steps <= TIMESTEPS):
         raise InputError(f"{steps} sampling steps: expected 1 to {TIMESTEPS}")
     scheduler.set_timesteps(steps)
+    placed = place_steps(spacing, steps)
+    if placed is not None:
+        if algorithm not in SPACED:
+            raise InputError(f"{algorithm} places its steps itself: --spacing {spacing} goes with {', '.join(SPACED)}")
+        levels = linear_schedule().noise_levels
+        scheduler.timesteps = torch.tensor(placed)
+        scheduler.sigmas = torch.cat([levels[placed], levels[:1]]).float()
     times = scheduler.timesteps
     if times[0] < TIMESTEPS // 2 or len(times.unique()) < len(times):
         raise InputError(
@@ -96,6 +118,7 @@ def sample_latents(
     guidance_interval: tuple[float, float] | None = None,
     on_step: OnStep | None = None,
     start: Start | None = None,
+    spacing: str = UNIFORM,
 ) -> torch.Tensor:
     """Return network latents (B, C, H, W) from noise of that shape and conditions y: tokens (B, L, D) or a Condition.
 
@@ -104,10 +127,10 @@ def sample_latents(
     as tokens, the null pass gets no control; `y.null(network, keep_control=True)` is one that does.
     generators: one per image, for the algorithms that draw noise in every step (iddpm, sa-solver), so that an image
     depends on its own seed alone. prediction_type: what the network was trained to predict, epsilon or v_prediction.
-    guidance_interval, on_step, start: as `denoise` takes them. Raises InputError for an algorithm, steps or interval that
-    cannot be.
+    guidance_interval, on_step, start: as `denoise` takes them. spacing: where the steps lie, as `diffusion.spacing` has it.
+    Raises InputError for an algorithm, steps, spacing or interval that cannot be.
     """
-    scheduler = prepare_scheduler(algorithm, steps, prediction_type)
+    scheduler = prepare_scheduler(algorithm, steps, prediction_type, spacing)
     return denoise(model, scheduler, noise, y, null_y, guidance, guidance_interval, generators, on_step, start)
 
 

@@ -10,6 +10,7 @@ import torch
 from diffusion.formats import SOLVERS
 from diffusion.sampling import (
     ALGORITHMS,
+    SPACED,
     Start,
     check_guidance_interval,
     image_generator,
@@ -40,11 +41,39 @@ def sample(algorithm: str, steps: int, images: int = 8, **kwargs) -> torch.Tenso
     )
 
 
-@pytest.mark.parametrize(("algorithm", "steps"), [("dpm-solver", 50), ("ddim", 250), ("sa-solver", 50), ("iddpm", 250)])
+DISTRIBUTIONS = [
+    *(("dpm-solver", 50), ("dpm-solver-3", 50), ("unipc", 50), ("ddim", 250), ("sa-solver", 50), ("iddpm", 250)),
+]
+
+
+@pytest.mark.parametrize(("algorithm", "steps"), DISTRIBUTIONS)
 def test_samples_have_the_distribution_of_the_data(algorithm, steps):
     latents = sample(algorithm, steps)
     assert latents.mean().item() == pytest.approx(MEAN, abs=0.02)
     assert latents.std().item() == pytest.approx(STD, rel=0.04)
+
+
+@pytest.mark.parametrize("spacing", ["karras", "karras:3", "log-snr", "999,800,600,400,200,50,10,1"])
+@pytest.mark.parametrize("algorithm", SPACED)
+def test_steps_may_lie_elsewhere(algorithm, spacing):
+    """The end is the same distribution, at the same lowest noise level."""
+    steps = 250 if algorithm == "ddim" else 50
+    latents = sample(algorithm, steps, spacing=spacing)
+    assert latents.mean().item() == pytest.approx(MEAN, abs=0.02)
+    assert latents.std().item() == pytest.approx(STD, rel=0.04)
+
+
+def test_uniform_steps_are_those_that_solvers_place_themselves():
+    for algorithm in SPACED:
+        own = prepare_scheduler(algorithm, 12)
+        given = prepare_scheduler(algorithm, 12, spacing=",".join(str(int(t)) for t in own.timesteps))
+        assert torch.equal(own.timesteps, given.timesteps)
+        torch.testing.assert_close(own.sigmas, given.sigmas, rtol=1e-4, atol=0)
+
+
+def test_algorithms_that_place_their_steps_themselves_refuse_others():
+    with pytest.raises(InputError, match="iddpm places its steps itself: --spacing karras goes with dpm-solver, "):
+        prepare_scheduler("iddpm", 10, spacing="karras")
 
 
 def test_ddim_is_the_closed_form():

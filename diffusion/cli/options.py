@@ -23,6 +23,7 @@ from diffusion.cli.parser import (
     positive_float,
     positive_int,
     seed_int,
+    step_spacing,
 )
 from diffusion.cli.signature import Here, Option
 from diffusion.formats import ALL_METRICS, MARKERS, PRECISIONS, SIZE_POLICIES, SOLVERS
@@ -181,6 +182,13 @@ ControlInNull = Annotated[
 _SOLVER = Option("the solver", choices=SOLVERS, group=SAMPLING)
 Solver = Annotated[str, _SOLVER]
 SeveralSolvers = Annotated[Sequence[str], _SOLVER]
+_SPACING = Option(
+    "where the steps lie: uniform in time, karras or karras:RHO by noise level, log-snr, or timesteps such as 999,750,500,250",
+    step_spacing,
+    group=SAMPLING,
+)
+Spacing = Annotated[str, _SPACING]
+SeveralSpacings = Annotated[Sequence[str], _SPACING]
 Vae = Annotated[str | None, Option(f"{CODEC} [the run's]", group=SAMPLING, completes="folder")]
 Encoder = Annotated[
     str | None,

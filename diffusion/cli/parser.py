@@ -153,6 +153,16 @@ def noise_interval(text: str) -> tuple[float, float] | None:
     return low, high
 
 
+def step_spacing(text: str) -> str:
+    """Return where the steps of a solver lie, as `diffusion.spacing` has it."""
+    from diffusion.spacing import check_spacing
+
+    try:
+        return check_spacing(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _at_least(least: int, value: int) -> int:
     if value < least:
         raise argparse.ArgumentTypeError(f"got {value}, expected a whole number of at least {least}")

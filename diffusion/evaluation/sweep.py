@@ -52,6 +52,7 @@ AXES = {
     "steps": "steps of the solver",
     "solver": "solver",
     "interval": "guidance interval, noise levels",
+    "spacing": "spacing of the steps",
     "weights": "weights",
     "control_scale": "scale of the control",
 }
@@ -67,11 +68,13 @@ class Point:
     guidance: float
     interval: tuple[float, float] | None = None
     control_scale: float = 1.0
+    spacing: str = "uniform"
 
     @property
     def name(self) -> str:
         """Return the name of the point's folder, such as `last_ema-dpm-solver-20-g1.5`, with what is not usual at the end."""
         ends = "" if self.interval is None else f"-i{self.interval[0]:g}-{self.interval[1]:g}"
+        ends += "" if self.spacing == "uniform" else f"-{self.spacing.replace(':', '').replace(',', '-')}"
         ends += "" if self.control_scale == 1 else f"-c{self.control_scale:g}"
         return f"{self.weights}-{self.solver}-{self.steps}-g{self.guidance:g}{ends}"
 

@@ -19,6 +19,7 @@ from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import LatentCodec
 from diffusion.formats import LAST_WEIGHTS
 from diffusion.generation.solver import Solver
+from diffusion.spacing import UNIFORM
 from diffusion.utils.errors import InputError
 from diffusion.utils.hardware import prepare_device, suggest_batch_size
 from diffusion.utils.launch import start_processes
@@ -60,6 +61,7 @@ class Session:
             "guidance_strength": solver.strength(self.run),
             "guidance_interval": solver.guidance_interval,
             "sampling_algo": solver.algorithm,
+            **({} if solver.spacing == UNIFORM else {"spacing": solver.spacing}),
             "precision": solver.precision,
             **({"compiled": True} if self.compiled else {}),  # which rounds otherwise
             **({} if self.averaged else {"averaged": False}),

@@ -20,6 +20,7 @@ from diffusion.sampling import (
     prepare_scheduler,
     sample_latents,
 )
+from diffusion.spacing import UNIFORM
 from diffusion.utils.errors import InputError
 from diffusion.utils.hardware import torch_dtype
 from diffusion.workdir import Run
@@ -31,9 +32,9 @@ class Solver:
 
     Of a ControlNet: control_scale, which residuals are multiplied by; control_interval, the noise levels that have control,
     None for all; control_in_null, whether guidance's null pass has it, too, which released ControlNets were not trained for.
-    start_strength: of images that begin at the latents of others, the share of the steps that are taken (`sampling.Start`).
-    Raises InputError for steps that the algorithm cannot take, guidance that is no finite number, an interval without noise
-    levels, and an unknown precision.
+    spacing: where the steps lie, as `diffusion.spacing` has it. start_strength: of images that begin at the latents of others, the
+    share of the steps that are taken (`sampling.Start`). Raises InputError for steps that the algorithm cannot take or place so,
+    guidance that is no finite number, an interval without noise levels, and an unknown precision.
     """
 
     steps: int = 20
@@ -45,13 +46,14 @@ class Solver:
     control_interval: tuple[float, float] | None = None
     control_in_null: bool = False
     start_strength: float = 1.0
+    spacing: str = UNIFORM
 
     def __post_init__(self):
         torch_dtype(self.precision)
         known = self.guidance is None or (isinstance(self.guidance, Real) and math.isfinite(self.guidance))
         if not known:
             raise InputError(f"guidance {self.guidance}: expected a finite number; 1 is none")
-        prepare_scheduler(self.algorithm, self.steps)
+        prepare_scheduler(self.algorithm, self.steps, spacing=self.spacing)
         check_guidance_interval(self.guidance_interval)
         check_guidance_interval(self.control_interval, "control interval")
         check_strength(self.start_strength)
@@ -112,6 +114,7 @@ class Solver:
                 guidance_interval=self.guidance_interval,
                 on_step=on_step,
                 start=None if start is None else Start(start, self.start_strength),
+                spacing=self.spacing,
             )
         if not torch.isfinite(latents).all():
             raise InputError(

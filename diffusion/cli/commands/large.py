@@ -61,6 +61,7 @@ def large(
     control_in_null: options.ControlInNull = False,
     prior: Annotated[options.Prior, Here(note=", of grids: --size 512 or 1024")] = None,
     class_: options.Classes = (),
+    spacing: options.Spacing = "uniform",
     *,
     published: bool = False,
 ) -> None:
@@ -100,6 +101,7 @@ def large(
             control_scale,
             control_interval,
             control_in_null,
+            spacing=spacing,
         ),
         seed=seed,
         averaged=weights == "ema",

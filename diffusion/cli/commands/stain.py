@@ -91,6 +91,7 @@ def stain(
     compile: options.Compile = False,
     device: options.Device = "auto",
     gpu: options.Gpu = None,
+    spacing: options.Spacing = "uniform",
 ) -> int:
     """Stain H&E virtually: images, folders, a part of a slide or a whole slide.
 
@@ -133,6 +134,7 @@ def stain(
             control_interval,
             control_in_null,
             0.6 if strength is None else strength,
+            spacing,
         ),
         seed=seed,
         averaged=weights == "ema",

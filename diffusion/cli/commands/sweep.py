@@ -80,13 +80,14 @@ def sweep(
     control: options.Control = (),
     prior: options.Prior = None,
     class_: options.Classes = (),
+    spacing: Annotated[options.SeveralSpacings, Here("uniform")] = ("uniform",),
     *,
     published: bool = False,
 ) -> None:
     """Sample a run at many settings, score each, and say which is best.
 
-    Every combination of the values of --guidance, --steps, --solver, --guidance-interval, --control-scale and weights is a
-    point. Conditions, noise and the real tissue are the same at all of them. OUT/sweep.csv and sweep.json are the table, with
+    Every combination of the values of --guidance, --steps, --solver, --spacing, --guidance-interval, --control-scale and weights
+    is a point. Conditions, noise and the real tissue are the same at all of them. OUT/sweep.csv and sweep.json are the table, with
     the best point marked; OUT/<setting>.png shows the scores over each setting that has several values; OUT/points/ keeps
     samples and scores, so that the same command goes on where it was stopped, and one with more values computes those alone.
 
@@ -143,6 +144,7 @@ def sweep(
             "steps": steps,
             "guidance": guidance,
             "interval": guidance_interval,
+            "spacing": spacing,
             "control_scale": control_scale,
         }
     )
@@ -150,7 +152,14 @@ def sweep(
     controlled = (control_interval, control_in_null)
     solvers = {
         point: Solver(
-            point.steps, point.guidance, point.solver, point.interval, precision, point.control_scale, *controlled
+            point.steps,
+            point.guidance,
+            point.solver,
+            point.interval,
+            precision,
+            point.control_scale,
+            *controlled,
+            spacing=point.spacing,
         )
         for point in points
     }

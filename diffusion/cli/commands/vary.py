@@ -50,6 +50,7 @@ def vary(
     control_in_null: options.ControlInNull = False,
     prior: options.Prior = None,
     class_: Annotated[options.Classes, Here("one row of any class", note="; a row for each")] = (),
+    spacing: options.Spacing = "uniform",
 ) -> None:
     """Sample variations of images, and images between two, as one picture.
 
@@ -87,6 +88,7 @@ def vary(
             control_scale,
             control_interval,
             control_in_null,
+            spacing=spacing,
         ),
         seed=seed,
         averaged=weights == "ema",
