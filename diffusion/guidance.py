@@ -1,6 +1,8 @@
 """Classifier-free guidance (Ho & Salimans 2022), in the project's one convention: null + w * (conditional - null).
 
 w = 1 is no guidance. Code that writes (w + 1) * conditional - w * null means our w + 1.
+Autoguidance (Karras et al. 2024, Guiding a diffusion model with a bad version of itself) has a weaker network's prediction for the
+same condition in the place of `null`.
 """
 
 from __future__ import annotations
@@ -23,17 +25,22 @@ def guided_prediction(
     y: torch.Tensor | Condition,
     null_y: torch.Tensor | Condition | None,
     guidance: float,
+    weak: Network | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return the guided noise (or velocity), over all of its channels, and the conditional pass's variance values.
 
     x (B, C, H, W), timestep (B,), y (B, L, D) or a Condition -> (B, C, H, W) twice; None for the variance of a network
     without one. null_y: tokens (L, D) or (B, L, D), with which the null pass gets no control, as ControlNets are
     released; or a Condition of B samples, which may keep it. At guidance 1 the null pass is not run and it may be None.
+    weak: a network whose prediction for the same condition is taken instead of the null pass; null_y is then not needed.
     Raises ValueError when guidance asks for a null condition that is not given.
     """
     channels = x.shape[1]
     if guidance == 1:
         return _split(model(x, timestep, y), channels)
+    if weak is not None:
+        noise, variance = _split(model(x, timestep, y), channels)
+        return torch.lerp(weak(x, timestep, y)[:, :channels], noise, guidance), variance
     if null_y is None:
         raise ValueError(f"guidance {guidance} needs the null condition; only guidance 1 does without")
     condition = as_condition(y)

@@ -119,6 +119,7 @@ def sample_latents(
     on_step: OnStep | None = None,
     start: Start | None = None,
     spacing: str = UNIFORM,
+    weak: Network | None = None,
 ) -> torch.Tensor:
     """Return network latents (B, C, H, W) from noise of that shape and conditions y: tokens (B, L, D) or a Condition.
 
@@ -127,11 +128,11 @@ def sample_latents(
     as tokens, the null pass gets no control; `y.null(network, keep_control=True)` is one that does.
     generators: one per image, for the algorithms that draw noise in every step (iddpm, sa-solver), so that an image
     depends on its own seed alone. prediction_type: what the network was trained to predict, epsilon or v_prediction.
-    guidance_interval, on_step, start: as `denoise` takes them. spacing: where the steps lie, as `diffusion.spacing` has it.
+    guidance_interval, on_step, start, weak: as `denoise` takes them. spacing: where the steps lie, as `diffusion.spacing` has it.
     Raises InputError for an algorithm, steps, spacing or interval that cannot be.
     """
     scheduler = prepare_scheduler(algorithm, steps, prediction_type, spacing)
-    return denoise(model, scheduler, noise, y, null_y, guidance, guidance_interval, generators, on_step, start)
+    return denoise(model, scheduler, noise, y, null_y, guidance, guidance_interval, generators, on_step, start, weak)
 
 
 @torch.no_grad()
@@ -146,6 +147,7 @@ def denoise(
     generators: torch.Generator | Sequence[torch.Generator] | None = None,
     on_step: OnStep | None = None,
     start: Start | None = None,
+    weak: Network | None = None,
 ) -> torch.Tensor:
     """Return network latents (B, C, H, W) from noise of that shape: the loop over a scheduler's timesteps.
 
@@ -153,7 +155,7 @@ def denoise(
     guidance_interval: the lowest and highest noise level, std of noise over std of signal, at which there is guidance;
     outside it the null pass is not run (Kynkaanniemi et al. 2024, "Applying Guidance in a Limited Interval").
     on_step: called after each step with its number, timestep and latents; latents that it returns replace them.
-    start: latents to begin at instead of noise alone.
+    start: latents to begin at instead of noise alone. weak: a network that guides instead of the null condition.
     dpm-solver, ddim and sa-solver end at the lowest noise level, 0.01, as the original solver does, iddpm at zero noise.
     Raises InputError for an interval without noise levels, ValueError for a scheduler that needs a learned variance and
     a network without one.
@@ -171,7 +173,7 @@ def denoise(
         strength = guidance if low <= levels[int(t)] <= high else 1.0
         inputs = scheduler.scale_model_input(x, t)
         prediction, variance = guided_prediction(
-            model, inputs, to_device(t, x.device).expand(len(x)), y, null_y, strength
+            model, inputs, to_device(t, x.device).expand(len(x)), y, null_y, strength, weak
         )
         if learned_variance:
             if variance is None:

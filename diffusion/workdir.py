@@ -42,13 +42,17 @@ OPENED = {"denoising": Config, "control": ControlConfig}  # tasks whose runs can
 
 @dataclass(frozen=True)
 class Run:
-    """A work dir's settings and one of its networks, in eval mode on its device; controlnet: what may steer it."""
+    """A work dir's settings and one of its networks, in eval mode on its device.
+
+    controlnet: what may steer it. weak: a network that guides it instead of its null condition.
+    """
 
     folder: Path
     checkpoint: Path
     config: Config
     model: PixArt
     controlnet: ControlNet | None = None
+    weak: PixArt | None = None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -60,6 +64,11 @@ class Run:
         """Return a hash of the ControlNet's weights, if there is one."""
         return fingerprint_tensors(self.controlnet.state_dict()) if self.controlnet is not None else None
 
+    @cached_property
+    def weak_fingerprint(self) -> str | None:
+        """Return a hash of the weights of the network that guides, if there is one."""
+        return fingerprint_tensors(self.weak.state_dict()) if self.weak is not None else None
+
     @property
     def merged_adapter(self) -> str | None:
         """Return the adapter that the network has for good, since its ControlNet was trained beside it; None without."""
@@ -68,6 +77,12 @@ class Run:
     def controlled(self, interval: tuple[float, float] | None = None) -> PixArt | ControlledNetwork:
         """Return the network, with its ControlNet, if it has one, at noise levels of an interval; None: all."""
         return self.model if self.controlnet is None else ControlledNetwork(self.model, self.controlnet, interval)
+
+    def controlled_weak(self, interval: tuple[float, float] | None = None) -> PixArt | ControlledNetwork | None:
+        """Return the network that guides, steered as the network itself is; None without one."""
+        if self.weak is None or self.controlnet is None:
+            return self.weak
+        return ControlledNetwork(self.weak, self.controlnet, interval)
 
     @property
     def device(self) -> torch.device:
@@ -133,6 +148,35 @@ def with_controlnet(run: Run, source: str | Path, ema: bool = True) -> Run:
     controlnet = load_controlnet(source, ema)
     check_control_fits(controlnet.config, run.model.config)
     return dataclasses.replace(run, controlnet=controlnet.to(run.device))
+
+
+def with_weak(run: Run, source: str | Path, ema: bool = True) -> Run:
+    """Return a run that is guided by a weaker network: another checkpoint of its folder, or another run or released weights.
+
+    Raises MissingError, and InputError for a network of other latents, conditions or predictions.
+    """
+    inside = (run.folder / source).is_file()
+    other = open_run(run.folder if inside else source, source if inside else LAST_WEIGHTS, run.device, ema)
+    if other.controlnet is not None:
+        raise InputError(f"--autoguidance {source} is a ControlNet's run: expected a network")
+    own, found = run.model.config, other.model.config
+    for name in ("in_channels", "caption_channels", "model_max_length", "patch_size"):
+        if getattr(own, name) != getattr(found, name):
+            raise InputError(
+                f"--autoguidance {source}: {name} {getattr(found, name)}, and the network's is {getattr(own, name)}: expected the same"
+            )
+    if other.config.prediction_type != run.config.prediction_type:
+        raise InputError(
+            f"--autoguidance {source} predicts {other.config.prediction_type}, and the network {run.config.prediction_type}: expected "
+            "the same"
+        )
+    return dataclasses.replace(run, weak=other.model)
+
+
+def find_weak(folder: Path, source: str | Path) -> Path:
+    """Return the file, or the folder of weights, that `with_weak` reads for the run of a folder."""
+    inside, run = folder / source, Path(source) / LAST_WEIGHTS
+    return inside if inside.is_file() else run if run.is_file() else Path(source)
 
 
 def _is_weights(path: Path) -> bool:

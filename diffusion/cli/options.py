@@ -182,6 +182,13 @@ ControlInNull = Annotated[
 _SOLVER = Option("the solver", choices=SOLVERS, group=SAMPLING)
 Solver = Annotated[str, _SOLVER]
 SeveralSolvers = Annotated[Sequence[str], _SOLVER]
+_AUTOGUIDANCE = Option(
+    "a weaker network that guides instead of the null condition: an older checkpoint of the run, or another run [none]",
+    metavar="CHECKPOINT",
+    group=SAMPLING,
+)
+Autoguidance = Annotated[Path | None, _AUTOGUIDANCE]
+SeveralAutoguidances = Annotated[Sequence[str], _AUTOGUIDANCE]
 _SPACING = Option(
     "where the steps lie: uniform in time, karras or karras:RHO by noise level, log-snr, or timesteps such as 999,750,500,250",
     step_spacing,

@@ -53,6 +53,7 @@ AXES = {
     "solver": "solver",
     "interval": "guidance interval, noise levels",
     "spacing": "spacing of the steps",
+    "autoguidance": "network that guides",
     "weights": "weights",
     "control_scale": "scale of the control",
 }
@@ -69,12 +70,14 @@ class Point:
     interval: tuple[float, float] | None = None
     control_scale: float = 1.0
     spacing: str = "uniform"
+    autoguidance: str = "none"
 
     @property
     def name(self) -> str:
         """Return the name of the point's folder, such as `last_ema-dpm-solver-20-g1.5`, with what is not usual at the end."""
         ends = "" if self.interval is None else f"-i{self.interval[0]:g}-{self.interval[1]:g}"
         ends += "" if self.spacing == "uniform" else f"-{self.spacing.replace(':', '').replace(',', '-')}"
+        ends += "" if self.autoguidance == "none" else f"-a_{Path(self.autoguidance).stem}"
         ends += "" if self.control_scale == 1 else f"-c{self.control_scale:g}"
         return f"{self.weights}-{self.solver}-{self.steps}-g{self.guidance:g}{ends}"
 
@@ -87,9 +90,10 @@ class Point:
 
 
 def make_grid(values: Mapping[str, Sequence[Any]]) -> list[Point]:
-    """Return every combination of the axes' values once; without guidance, points that differ by interval alone are the same."""
+    """Return every combination of the axes' values once; without guidance, points that differ by what guides, and where, are the same."""
     points = (Point(**dict(zip(values, choice, strict=True))) for choice in product(*values.values()))
-    return list(dict.fromkeys(replace(point, interval=None) if point.guidance == 1 else point for point in points))
+    unguided = {"interval": None, "autoguidance": "none"}
+    return list(dict.fromkeys(replace(point, **unguided) if point.guidance == 1 else point for point in points))
 
 
 Sample = Callable[[Point, Path, Path, bool], int]
@@ -103,7 +107,8 @@ class PointScorer:
 
     count: images of a point. real: folder of real images; tissue_is_given: whether it is there, else the first point fills it
     with the tissue that conditions. fit: what becomes of images that are not 256 x 256, where `refuse` holds for small ones alone.
-    weights, precision, compiled: how points are sampled, for their records; steering: by which adapters and ControlNet.
+    weights, precision, compiled: how points are sampled, for their records; steering: by which adapters and ControlNet; guides: the files
+    of what points call autoguidance.
     """
 
     out: Path
@@ -119,6 +124,7 @@ class PointScorer:
     precision: str = "fp32"
     compiled: bool = False
     steering: Mapping[str, Any] = field(default_factory=dict)
+    guides: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -144,7 +150,7 @@ class PointScorer:
         """
         folder = self.out / "points" / point.name
         has_real = self.tissue_is_given or count_files(self.real) >= self.count
-        if has_real and self._is_done(folder, checkpoint):
+        if has_real and self._is_done(point, folder, checkpoint):
             return
         self.state.wait_for_everyone()  # all have checked before one of them writes
         size = sample(point, folder, self.real, not has_real)
@@ -160,24 +166,26 @@ class PointScorer:
             parts.append(score_cell_sets(sources, plans, self.cache, self.state, options))
         measured = [part for part in parts if part is not None]  # all in the main process, none in the others
         if self.state.is_main_process:
-            record = {"about": self._point_settings(folder, checkpoint), "point": asdict(point)}
+            record = {"about": self._point_settings(point, folder, checkpoint), "point": asdict(point)}
             record["encoders"] = scores_by_encoder(measured)
             atomic_write_bytes(folder / "scores.json", (json.dumps(record, indent=2) + "\n").encode("utf-8"))
         self.state.wait_for_everyone()
 
-    def _is_done(self, folder: Path, checkpoint: Path) -> bool:
+    def _is_done(self, point: Point, folder: Path, checkpoint: Path) -> bool:
         """Return whether a point was scored with the same weights, samples, real images and settings."""
         file = folder / "scores.json"
         if not file.is_file():
             return False
         stored = read_json(file, "record of scores", "delete it").get("about")
-        return stored == self._point_settings(folder, checkpoint)
+        return stored == self._point_settings(point, folder, checkpoint)
 
-    def _point_settings(self, folder: Path, checkpoint: Path) -> dict[str, Any]:
+    def _point_settings(self, point: Point, folder: Path, checkpoint: Path) -> dict[str, Any]:
         """Return everything that the scores of a point depend on."""
+        guide = self.guides.get(point.autoguidance)
         return {
             **self.settings,
             "weights": [self.weights, weights_fingerprint(checkpoint)],
+            **({} if guide is None else {"autoguidance": weights_fingerprint(guide)}),
             "samples": hash_folder(folder / SYNTHETIC_DIR),
         }
 

@@ -82,8 +82,11 @@ class LargeImageMaker:
         else:
             noise = fill_cells(noise, windows)
         start = None if start is None else fill_cells(start, windows)
-        network = WindowedNetwork(self.run.controlled(self.solver.control_interval), windows, self.batch_size)
-        latents = self.solver.latents(self.run, noise, parts, generators, network, on_step, start)
+        interval = self.solver.control_interval
+        network = WindowedNetwork(self.run.controlled(interval), windows, self.batch_size)
+        own_weak = self.run.controlled_weak(interval)
+        weak = None if own_weak is None else WindowedNetwork(own_weak, windows, self.batch_size)
+        latents = self.solver.latents(self.run, noise, parts, generators, network, on_step, start, weak)
         return latents[:, :, : TOKEN_CELLS * rows, : TOKEN_CELLS * columns]
 
     def bands(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:

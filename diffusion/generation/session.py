@@ -24,7 +24,7 @@ from diffusion.utils.errors import InputError
 from diffusion.utils.hardware import prepare_device, suggest_batch_size
 from diffusion.utils.launch import start_processes
 from diffusion.utils.text import expand_path
-from diffusion.workdir import Run, add_loras, default_work_dir, open_run, with_controlnet
+from diffusion.workdir import Run, add_loras, default_work_dir, open_run, with_controlnet, with_weak
 
 
 @dataclass(frozen=True)
@@ -72,18 +72,21 @@ class Session:
 
     @property
     def steering(self) -> dict[str, Any]:
-        """Return what identifies the adapters and the ControlNet that are added to the network, and how much they count."""
+        """Return what identifies what is beside the network (adapters, what guides it, a ControlNet), and how much it counts."""
         solver = self.solver
-        adapters = {"loras": [scale for _, scale in self.loras], "adapted": self.run.fingerprint} if self.loras else {}
-        if self.run.controlnet is None:
-            return adapters
-        return {
-            **adapters,
-            "controlnet": self.run.controlnet_fingerprint,
-            "control_scale": solver.control_scale,
-            "control_interval": solver.control_interval,
-            "control_in_null": solver.control_in_null,
-        }
+        found: dict[str, Any] = {}
+        if self.loras:
+            found |= {"loras": [scale for _, scale in self.loras], "adapted": self.run.fingerprint}
+        if self.run.weak is not None:
+            found["autoguidance"] = self.run.weak_fingerprint
+        if self.run.controlnet is not None:
+            found |= {
+                "controlnet": self.run.controlnet_fingerprint,
+                "control_scale": solver.control_scale,
+                "control_interval": solver.control_interval,
+                "control_in_null": solver.control_in_null,
+            }
+        return found
 
     @property
     def locations(self) -> dict[str, Any]:
@@ -126,13 +129,15 @@ def open_session(
     gpu_id: int | None = None,
     loras: Sequence[str] = (),
     controlnet: Path | None = None,
+    autoguidance: Path | None = None,
 ) -> Session:
     """Open a run for sampling.
 
     workdir: of a training run, or released weights; None: the default one. checkpoint: relative to it. averaged: which
     weights of a checkpoint that holds both. compiled: compile the network. root: of data and codec, None: the run's.
     vae, encoder: other ones than the run's. device: as the option --device; gpu_id: which GPU of several. loras: adapters to
-    add, `FILE` or `FILE:SCALE`. controlnet: another one than the run's, if it has one.
+    add, `FILE` or `FILE:SCALE`. controlnet: another one than the run's, if it has one. autoguidance: a weaker network that guides
+    instead of the null condition, a checkpoint of the run or another run.
     Raises MissingError, InputError for a run, weights, codec or device that cannot be opened.
     """
     solver = solver or Solver()
@@ -157,8 +162,12 @@ def open_session(
         run = with_controlnet(run, controlnet, averaged)
     if run.controlnet is None and solver.sets_control:
         raise InputError(f"options of a control, and {run.folder} has no ControlNet; name one with --controlnet")
+    if autoguidance is not None:
+        run = with_weak(run, autoguidance, averaged)
     if compiled:
         run.model.compile_blocks()
+        if run.weak is not None:
+            run.weak.compile_blocks()
         if run.controlnet is not None:
             run.controlnet.compile_blocks()
     config = run.config

@@ -86,11 +86,12 @@ class Solver:
         network: Network | None = None,
         on_step: OnStep | None = None,
         start: torch.Tensor | None = None,
+        weak: Network | None = None,
     ) -> torch.Tensor:
         """Sample network latents of the noise's shape (B, C, H, W), with one generator an image.
 
-        condition: tokens (B, L, D) or a Condition. network: what predicts, where it is not the run's own model. start: latents to
-        begin at, with noise on them by `start_strength`.
+        condition: tokens (B, L, D) or a Condition. network, weak: what predicts, and what guides it instead of the null condition,
+        where these are not the run's own. start: latents to begin at, with noise on them by `start_strength`.
         Raises InputError when they are not finite, and as `check_control` does.
         """
         self.check_control(run, isinstance(condition, Condition) and condition.control is not None)
@@ -115,6 +116,7 @@ class Solver:
                 on_step=on_step,
                 start=None if start is None else Start(start, self.start_strength),
                 spacing=self.spacing,
+                weak=weak or run.controlled_weak(self.control_interval),
             )
         if not torch.isfinite(latents).all():
             raise InputError(

@@ -62,6 +62,7 @@ def large(
     prior: Annotated[options.Prior, Here(note=", of grids: --size 512 or 1024")] = None,
     class_: options.Classes = (),
     spacing: options.Spacing = "uniform",
+    autoguidance: options.Autoguidance = None,
     *,
     published: bool = False,
 ) -> None:
@@ -113,5 +114,6 @@ def large(
         gpu_id=gpu,
         loras=lora,
         controlnet=controlnet,
+        autoguidance=autoguidance,
     )
     sample_large_pictures(session, source, out, size, count or 1, window_stride, batch_size, decode_tile, format)

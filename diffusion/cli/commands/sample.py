@@ -54,6 +54,7 @@ def sample(
     prior: options.Prior = None,
     class_: options.Classes = (),
     spacing: options.Spacing = "uniform",
+    autoguidance: options.Autoguidance = None,
     *,
     sizes: Sequence[int] = SIZES,
     index_count: int = INDEX_COUNT,
@@ -107,6 +108,7 @@ def sample(
         gpu_id=gpu,
         loras=lora,
         controlnet=controlnet,
+        autoguidance=autoguidance,
     )
     source = source if root else choose_source(session, source)  # a root is that of an index
     sample_patches(session, source, OutputFolder(out, format), sizes, count, index_count, batch_size)

@@ -92,6 +92,7 @@ def stain(
     device: options.Device = "auto",
     gpu: options.Gpu = None,
     spacing: options.Spacing = "uniform",
+    autoguidance: options.Autoguidance = None,
 ) -> int:
     """Stain H&E virtually: images, folders, a part of a slide or a whole slide.
 
@@ -146,6 +147,7 @@ def stain(
         gpu_id=gpu,
         loras=lora,
         controlnet=controlnet,
+        autoguidance=autoguidance,
     )
     batch_size = batch_size or windows_per_pass(session.device, session.run.config.input_size)
     settings = StainSettings(structure, flow_steps, flow_method, region, overlap, window_stride, batch_size)

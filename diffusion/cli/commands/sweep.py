@@ -81,15 +81,17 @@ def sweep(
     prior: options.Prior = None,
     class_: options.Classes = (),
     spacing: Annotated[options.SeveralSpacings, Here("uniform")] = ("uniform",),
+    autoguidance: Annotated[options.SeveralAutoguidances, Here(note=", or none")] = ("none",),
     *,
     published: bool = False,
 ) -> None:
     """Sample a run at many settings, score each, and say which is best.
 
-    Every combination of the values of --guidance, --steps, --solver, --spacing, --guidance-interval, --control-scale and weights
-    is a point. Conditions, noise and the real tissue are the same at all of them. OUT/sweep.csv and sweep.json are the table, with
-    the best point marked; OUT/<setting>.png shows the scores over each setting that has several values; OUT/points/ keeps
-    samples and scores, so that the same command goes on where it was stopped, and one with more values computes those alone.
+    Every combination of the values of --guidance, --steps, --solver, --spacing, --guidance-interval, --autoguidance,
+    --control-scale and weights is a point. Conditions, noise and the real tissue are the same at all of them. OUT/sweep.csv and
+    sweep.json are the table, with the best point marked; OUT/<setting>.png shows the scores over each setting that has several
+    values; OUT/points/ keeps samples and scores, so that the same command goes on where it was stopped, and one with more values
+    computes those alone.
 
     Examples:
       pixcell sweep --workdir output/256 --guidance 1 1.5 2 3 4 --count 5000 --out sweep
@@ -125,7 +127,7 @@ def sweep(
     from diffusion.utils.hardware import prepare_device
     from diffusion.utils.launch import start_processes
     from diffusion.utils.text import default_root
-    from diffusion.workdir import default_work_dir
+    from diffusion.workdir import default_work_dir, find_weak
 
     place = prepare_device(device)
     state = start_processes(place)
@@ -145,6 +147,7 @@ def sweep(
             "guidance": guidance,
             "interval": guidance_interval,
             "spacing": spacing,
+            "autoguidance": autoguidance,
             "control_scale": control_scale,
         }
     )
@@ -187,6 +190,7 @@ def sweep(
             gpu_id=gpu,
             loras=lora,
             controlnet=controlnet,
+            autoguidance=None if point.autoguidance == "none" else Path(point.autoguidance),
         )
 
     def sample(point: Point, samples: Path, tissue: Path, with_real: bool) -> int:
@@ -207,7 +211,7 @@ def sweep(
     if by.startswith("mask_") and first.run.controlnet is None:
         raise InputError(f"--by {by}: the run has no ControlNet, so that samples have no masks")
     steering = {
-        name: value for name, value in first.steering.items() if name != "control_scale"
+        name: value for name, value in first.steering.items() if name not in ("control_scale", "autoguidance")
     }  # points have their own
     if state.is_main_process:
         older = {
@@ -237,6 +241,7 @@ def sweep(
         precision=precision,
         compiled=compile,
         steering=steering,
+        guides={name: find_weak(folder, name) for name in autoguidance if name != "none"},
     )
     for i, point in enumerate(points):
         state.print(f"point {i + 1} of {len(points)}: {point.name}")

@@ -51,6 +51,7 @@ def vary(
     prior: options.Prior = None,
     class_: Annotated[options.Classes, Here("one row of any class", note="; a row for each")] = (),
     spacing: options.Spacing = "uniform",
+    autoguidance: options.Autoguidance = None,
 ) -> None:
     """Sample variations of images, and images between two, as one picture.
 
@@ -100,6 +101,7 @@ def vary(
         gpu_id=gpu,
         loras=lora,
         controlnet=controlnet,
+        autoguidance=autoguidance,
     )
     made = sample_variations(session, images, variations, between, batch_size, image_mpp, control, prior, class_)
     save_image(out, made.picture, {**session.image_metadata(0), "condition": made.names})
