@@ -31,6 +31,7 @@ class ControlledNetwork:
     base: a network that takes residuals, as PixArt does. controlnet: as it is, or as several processes share it. interval: the
     lowest and highest noise level, std of noise over std of signal, at which there is control; None: all. everywhere: all samples have a
     control that counts once, as in training without guidance, so that nothing has to be looked up, for which a GPU would wait.
+    skip: tells of latents and timesteps whether the base computes no blocks for them, so that it needs no residuals.
     """
 
     def __init__(
@@ -39,7 +40,9 @@ class ControlledNetwork:
         controlnet: Callable[..., list[torch.Tensor]],
         interval: tuple[float, float] | None = None,
         everywhere: bool = False,
+        skip: Callable[[torch.Tensor, torch.Tensor], bool] | None = None,
     ):
+        self.skip = skip
         self.everywhere = everywhere
         self.base, self.controlnet = base, controlnet
         self.low, self.high = interval or (0.0, math.inf)
@@ -60,7 +63,8 @@ class ControlledNetwork:
         its ControlNet is not run, and its prediction is the network's own, to the bit.
         """
         condition = as_condition(y)
-        residuals = self._residuals(x, timestep, condition, dropped)
+        skipped = self.skip is not None and self.skip(x, timestep)
+        residuals = None if skipped else self._residuals(x, timestep, condition, dropped)
         return self.base(x, timestep, condition.tokens, dropped, residuals)
 
     def _residuals(

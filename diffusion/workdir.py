@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from diffusion.caching import CachedNetwork, CacheSchedule
 from diffusion.config.files import read_config
 from diffusion.config.settings import Config, ControlConfig, DataConfig
 from diffusion.control import ControlledNetwork
@@ -37,6 +38,7 @@ from diffusion.utils.weights import find_weights
 log = logging.getLogger(__name__)
 
 LOCK_FILE = ".lock"
+Predictor = PixArt | ControlledNetwork | CachedNetwork
 OPENED = {"denoising": Config, "control": ControlConfig}  # tasks whose runs can be sampled
 
 
@@ -74,15 +76,29 @@ class Run:
         """Return the adapter that the network has for good, since its ControlNet was trained beside it; None without."""
         return self.config.lora.load_from if isinstance(self.config, ControlConfig) else None
 
-    def controlled(self, interval: tuple[float, float] | None = None) -> PixArt | ControlledNetwork:
-        """Return the network, with its ControlNet, if it has one, at noise levels of an interval; None: all."""
-        return self.model if self.controlnet is None else ControlledNetwork(self.model, self.controlnet, interval)
+    def predictor(
+        self, control_interval: tuple[float, float] | None = None, cache: CacheSchedule | None = None
+    ) -> Predictor:
+        """Return what predicts: the network, with its ControlNet, if it has one, at noise levels of an interval; None: all.
 
-    def controlled_weak(self, interval: tuple[float, float] | None = None) -> PixArt | ControlledNetwork | None:
-        """Return the network that guides, steered as the network itself is; None without one."""
-        if self.weak is None or self.controlnet is None:
-            return self.weak
-        return ControlledNetwork(self.weak, self.controlnet, interval)
+        cache: at which steps of one sampling blocks are computed; None: at all.
+        """
+        return self._steered(self.model, control_interval, cache)
+
+    def weak_predictor(
+        self, control_interval: tuple[float, float] | None = None, cache: CacheSchedule | None = None
+    ) -> Predictor | None:
+        """Return the network that guides, as `predictor` returns the network itself; None without one."""
+        return None if self.weak is None else self._steered(self.weak, control_interval, cache)
+
+    def _steered(
+        self, model: PixArt, interval: tuple[float, float] | None, schedule: CacheSchedule | None
+    ) -> Predictor:
+        cached = None if schedule is None else CachedNetwork(model, schedule)
+        base = cached or model
+        if self.controlnet is None:
+            return base
+        return ControlledNetwork(base, self.controlnet, interval, skip=None if cached is None else cached.reuses)
 
     @property
     def device(self) -> torch.device:

@@ -189,6 +189,13 @@ _AUTOGUIDANCE = Option(
 )
 Autoguidance = Annotated[Path | None, _AUTOGUIDANCE]
 SeveralAutoguidances = Annotated[Sequence[str], _AUTOGUIDANCE]
+_BLOCK_CACHE = Option(
+    "steps that predict from earlier ones what the blocks add: balanced, every second; fast, two of three; or a schedule.json",
+    metavar="NAME",
+    group=SAMPLING,
+)
+BlockCache = Annotated[str, _BLOCK_CACHE]
+SeveralBlockCaches = Annotated[Sequence[str], _BLOCK_CACHE]
 _SPACING = Option(
     "where the steps lie: uniform in time, karras or karras:RHO by noise level, log-snr, or timesteps such as 999,750,500,250",
     step_spacing,

@@ -54,6 +54,7 @@ AXES = {
     "interval": "guidance interval, noise levels",
     "spacing": "spacing of the steps",
     "autoguidance": "network that guides",
+    "block_cache": "steps that predict blocks",
     "weights": "weights",
     "control_scale": "scale of the control",
 }
@@ -71,6 +72,7 @@ class Point:
     control_scale: float = 1.0
     spacing: str = "uniform"
     autoguidance: str = "none"
+    block_cache: str = "none"
 
     @property
     def name(self) -> str:
@@ -78,6 +80,7 @@ class Point:
         ends = "" if self.interval is None else f"-i{self.interval[0]:g}-{self.interval[1]:g}"
         ends += "" if self.spacing == "uniform" else f"-{self.spacing.replace(':', '').replace(',', '-')}"
         ends += "" if self.autoguidance == "none" else f"-a_{Path(self.autoguidance).stem}"
+        ends += "" if self.block_cache == "none" else f"-b_{Path(self.block_cache).stem}"
         ends += "" if self.control_scale == 1 else f"-c{self.control_scale:g}"
         return f"{self.weights}-{self.solver}-{self.steps}-g{self.guidance:g}{ends}"
 

@@ -82,9 +82,8 @@ class LargeImageMaker:
         else:
             noise = fill_cells(noise, windows)
         start = None if start is None else fill_cells(start, windows)
-        interval = self.solver.control_interval
-        network = WindowedNetwork(self.run.controlled(interval), windows, self.batch_size)
-        own_weak = self.run.controlled_weak(interval)
+        network = WindowedNetwork(self.solver.predictor(self.run), windows, self.batch_size)
+        own_weak = self.solver.weak_predictor(self.run)
         weak = None if own_weak is None else WindowedNetwork(own_weak, windows, self.batch_size)
         latents = self.solver.latents(self.run, noise, parts, generators, network, on_step, start, weak)
         return latents[:, :, : TOKEN_CELLS * rows, : TOKEN_CELLS * columns]

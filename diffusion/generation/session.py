@@ -63,6 +63,7 @@ class Session:
             "sampling_algo": solver.algorithm,
             **({} if solver.spacing == UNIFORM else {"spacing": solver.spacing}),
             "precision": solver.precision,
+            **solver.block_cache_record,
             **({"compiled": True} if self.compiled else {}),  # which rounds otherwise
             **({} if self.averaged else {"averaged": False}),
             **self.steering,

@@ -9,6 +9,7 @@ from numbers import Real
 
 import torch
 
+from diffusion.caching import NONE, read_schedule
 from diffusion.condition import Condition
 from diffusion.formats import DEFAULT_SOLVER
 from diffusion.guidance import Network
@@ -32,7 +33,8 @@ class Solver:
 
     Of a ControlNet: control_scale, which residuals are multiplied by; control_interval, the noise levels that have control,
     None for all; control_in_null, whether guidance's null pass has it, too, which released ControlNets were not trained for.
-    spacing: where the steps lie, as `diffusion.spacing` has it. start_strength: of images that begin at the latents of others, the
+    spacing: where the steps lie, as `diffusion.spacing` has it. block_cache: at which steps blocks are computed, a name or file as
+    `diffusion.caching.read_schedule` takes it. start_strength: of images that begin at the latents of others, the
     share of the steps that are taken (`sampling.Start`). Raises InputError for steps that the algorithm cannot take or place so,
     guidance that is no finite number, an interval without noise levels, and an unknown precision.
     """
@@ -47,6 +49,7 @@ class Solver:
     control_in_null: bool = False
     start_strength: float = 1.0
     spacing: str = UNIFORM
+    block_cache: str = NONE
 
     def __post_init__(self):
         torch_dtype(self.precision)
@@ -54,6 +57,7 @@ class Solver:
         if not known:
             raise InputError(f"guidance {self.guidance}: expected a finite number; 1 is none")
         prepare_scheduler(self.algorithm, self.steps, spacing=self.spacing)
+        read_schedule(self.block_cache, self.steps)
         check_guidance_interval(self.guidance_interval)
         check_guidance_interval(self.control_interval, "control interval")
         check_strength(self.start_strength)
@@ -64,6 +68,12 @@ class Solver:
     def sets_control(self) -> bool:
         """Tell whether settings of a control are other than usual."""
         return self.control_scale != 1 or self.control_interval is not None or self.control_in_null
+
+    @property
+    def block_cache_record(self) -> dict[str, object]:
+        """Return what identifies the steps whose blocks are computed; nothing where all are."""
+        schedule = read_schedule(self.block_cache, self.steps)
+        return {} if schedule is None else {"block_cache": schedule.to_dict()}
 
     def check_control(self, run: Run, is_given: bool) -> None:
         """Raise InputError for a run whose ControlNet is given nothing to read, unless it counts nothing."""
@@ -76,6 +86,14 @@ class Solver:
     def strength(self, run: Run) -> float:
         """Return the guidance that a run is sampled with."""
         return run.config.sample_grid.guidance if self.guidance is None else self.guidance
+
+    def predictor(self, run: Run) -> Network:
+        """Return what predicts in one sampling of a run's network."""
+        return run.predictor(self.control_interval, read_schedule(self.block_cache, self.steps))
+
+    def weak_predictor(self, run: Run) -> Network | None:
+        """Return what guides in one sampling instead of the null condition; None: nothing else."""
+        return run.weak_predictor(self.control_interval, read_schedule(self.block_cache, self.steps))
 
     def latents(
         self,
@@ -103,7 +121,7 @@ class Solver:
                 null_condition = condition.null(run.model, keep_control=True)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             latents = sample_latents(
-                network or run.controlled(self.control_interval),
+                network or self.predictor(run),
                 noise.to(device),
                 condition,
                 null_condition,
@@ -116,7 +134,7 @@ class Solver:
                 on_step=on_step,
                 start=None if start is None else Start(start, self.start_strength),
                 spacing=self.spacing,
-                weak=weak or run.controlled_weak(self.control_interval),
+                weak=weak or self.weak_predictor(run),
             )
         if not torch.isfinite(latents).all():
             raise InputError(

@@ -14,7 +14,7 @@ import torch
 
 from diffusion.condition import Condition, uncontrolled_tokens
 from diffusion.model.pixart_config import PixArtConfig, preset_config
-from diffusion.model.trunk import Trunk
+from diffusion.model.trunk import Embedded, Trunk
 from diffusion.utils.errors import InputError
 
 
@@ -64,12 +64,21 @@ class PixArt(Trunk):
         Raises ValueError for inputs of other shapes, for a control, and for more residuals than blocks.
         """
         inputs = self.embed(x, timestep, uncontrolled_tokens(y), dropped)
-        rows, columns, tokens = x.shape[2] // self.config.patch_size, x.shape[3] // self.config.patch_size, inputs.x
+        return self.predict(self.run_blocks(inputs, residuals), inputs, x.shape[2:])
+
+    def run_blocks(self, inputs: Embedded, residuals: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
+        """Return the tokens (B, N, W) behind the last block; residuals: as `forward` takes them."""
+        tokens = inputs.x
         residuals = self._check_residuals(residuals, tokens.shape)
         for i in range(len(self.blocks)):
             tokens = self.run_block(i, tokens, inputs)
             if i < len(residuals):
                 tokens = tokens + residuals[i].to(tokens.dtype)
+        return tokens
+
+    def predict(self, tokens: torch.Tensor, inputs: Embedded, cells: Sequence[int]) -> torch.Tensor:
+        """Return what the final layer makes of tokens (B, N, W): (B, 2C, H, W); cells: H, W."""
+        rows, columns = (side // self.config.patch_size for side in cells)
         return self.unpatchify(self.final_layer(tokens, inputs.time), rows, columns)
 
     def unpatchify(self, x: torch.Tensor, rows: int, columns: int) -> torch.Tensor:

@@ -74,6 +74,19 @@ def test_large_pictures_are_guided_window_by_window(run, tmp_path):
     assert (pixels(tmp_path / "a") != pixels(tmp_path / "b")).any()
 
 
+def test_folders_know_how_blocks_were_cached_and_steps_placed(run, tmp_path):
+    np.save(tmp_path / "tokens.npy", np.ones((1, WIDTH), np.float32))
+    options = dict(workdir=run, tokens=[tmp_path / "tokens.npy"], steps=6, device="cpu", out=tmp_path / "out")
+    sample(**options, block_cache="fast", spacing="karras", autoguidance=Path("checkpoints/older.ckpt"))
+    settings = json.loads((tmp_path / "out/samples.json").read_text())
+    assert settings["spacing"] == "karras"
+    assert settings["block_cache"] == {"computed": [True, True, False, False, True, False], "order": 1}
+    for other in (dict(spacing="karras"), dict(block_cache="fast")):
+        forget_processes()
+        with pytest.raises(InputError, match="holds samples with"):
+            sample(**options, **other, autoguidance=Path("checkpoints/older.ckpt"))
+
+
 def test_networks_that_cannot_guide_are_refused(run, tmp_path):
     opened = open_run(run, "checkpoints/last_ema.ckpt", torch.device("cpu"))
     other = save_run(tmp_path / "other", tmp_path, WIDTH, 256, prediction_type="v_prediction")

@@ -63,6 +63,7 @@ def large(
     class_: options.Classes = (),
     spacing: options.Spacing = "uniform",
     autoguidance: options.Autoguidance = None,
+    block_cache: options.BlockCache = "none",
     *,
     published: bool = False,
 ) -> None:
@@ -103,6 +104,7 @@ def large(
             control_interval,
             control_in_null,
             spacing=spacing,
+            block_cache=block_cache,
         ),
         seed=seed,
         averaged=weights == "ema",

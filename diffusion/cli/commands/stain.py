@@ -93,6 +93,7 @@ def stain(
     gpu: options.Gpu = None,
     spacing: options.Spacing = "uniform",
     autoguidance: options.Autoguidance = None,
+    block_cache: options.BlockCache = "none",
 ) -> int:
     """Stain H&E virtually: images, folders, a part of a slide or a whole slide.
 
@@ -136,6 +137,7 @@ def stain(
             control_in_null,
             0.6 if strength is None else strength,
             spacing,
+            block_cache,
         ),
         seed=seed,
         averaged=weights == "ema",

@@ -82,16 +82,17 @@ def sweep(
     class_: options.Classes = (),
     spacing: Annotated[options.SeveralSpacings, Here("uniform")] = ("uniform",),
     autoguidance: Annotated[options.SeveralAutoguidances, Here(note=", or none")] = ("none",),
+    block_cache: Annotated[options.SeveralBlockCaches, Here(note=", or none")] = ("none",),
     *,
     published: bool = False,
 ) -> None:
     """Sample a run at many settings, score each, and say which is best.
 
     Every combination of the values of --guidance, --steps, --solver, --spacing, --guidance-interval, --autoguidance,
-    --control-scale and weights is a point. Conditions, noise and the real tissue are the same at all of them. OUT/sweep.csv and
-    sweep.json are the table, with the best point marked; OUT/<setting>.png shows the scores over each setting that has several
-    values; OUT/points/ keeps samples and scores, so that the same command goes on where it was stopped, and one with more values
-    computes those alone.
+    --block-cache, --control-scale and weights is a point. Conditions, noise and the real tissue are the same at all of them.
+    OUT/sweep.csv and sweep.json are the table, with the best point marked; OUT/<setting>.png shows the scores over each setting that
+    has several values; OUT/points/ keeps samples and scores, so that the same command goes on where it was stopped, and one with
+    more values computes those alone.
 
     Examples:
       pixcell sweep --workdir output/256 --guidance 1 1.5 2 3 4 --count 5000 --out sweep
@@ -148,6 +149,7 @@ def sweep(
             "interval": guidance_interval,
             "spacing": spacing,
             "autoguidance": autoguidance,
+            "block_cache": block_cache,
             "control_scale": control_scale,
         }
     )
@@ -163,6 +165,7 @@ def sweep(
             point.control_scale,
             *controlled,
             spacing=point.spacing,
+            block_cache=point.block_cache,
         )
         for point in points
     }

@@ -52,6 +52,7 @@ def vary(
     class_: Annotated[options.Classes, Here("one row of any class", note="; a row for each")] = (),
     spacing: options.Spacing = "uniform",
     autoguidance: options.Autoguidance = None,
+    block_cache: options.BlockCache = "none",
 ) -> None:
     """Sample variations of images, and images between two, as one picture.
 
@@ -90,6 +91,7 @@ def vary(
             control_interval,
             control_in_null,
             spacing=spacing,
+            block_cache=block_cache,
         ),
         seed=seed,
         averaged=weights == "ema",
