@@ -58,9 +58,9 @@ def read_schedule(name: str, steps: int) -> CacheSchedule | None:
     path = Path(name)
     if path.suffix != ".json":
         raise InputError(
-            f"cache {name!r}: expected {', '.join((NONE, *EVERY))}, or a schedule.json that pixcell cache wrote"
+            f"cache {name!r}: expected {', '.join((NONE, *EVERY))}, or a schedule.json that pixcell block-cache wrote"
         )
-    content = read_json(path, "cache schedule", "name another, or make it with pixcell cache")
+    content = read_json(path, "cache schedule", "name another, or make it with pixcell block-cache")
     computed, order = content.get("computed"), content.get("order")
     if not (isinstance(computed, list) and all(isinstance(each, bool) for each in computed) and isinstance(order, int)):
         raise InputError(
@@ -155,7 +155,11 @@ class CachedNetwork:
             if kept is None or len(kept.values[-1]) != len(x):
                 kept = self._kept[self._call] = Differences(self.schedule.order)
             kept.add(self._step, added)
+            self.keep(added)
         return self.network.predict(inputs.x + added, inputs, x.shape[2:])
+
+    def keep(self, added: torch.Tensor) -> None:
+        """Look at what the blocks have added (B, N, W); for those who record it."""
 
     def _next(self, timestep: int) -> tuple[int, int]:
         """Return step and call of the next call."""

@@ -11,7 +11,7 @@ optimizer = dict(type="AdamW", lr=1e-3, weight_decay=0.01)
 lr_schedule = "cosine"
 lr_schedule_args = dict(num_warmup_steps=50)
 ema_rate = 0.99
-max_steps = 300  # half a minute on two cores
+max_steps = 300  # three quarters of a minute on two cores
 save_model_steps = 150
 log_interval = 50
 validation = dict(count=20, subset_keys=["stain_heldout_dab_256"], partner_dataset="stain_heldout_he")

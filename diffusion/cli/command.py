@@ -105,4 +105,5 @@ def call_command(
     given = vars(parser.parse_args(arguments))
     names = {parameter.name for parameter in read_parameters(command)}
     plain = inspect.unwrap(command)  # the parser has checked
-    return plain(**{name: value for name, value in given.items() if name in names}, **keywords)
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    return plain(**{name: value for name, value in values.items() if name in names}, **keywords)

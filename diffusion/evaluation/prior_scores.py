@@ -21,6 +21,7 @@ from diffusion.evaluation.sets.labelled import LabelledEmbeddings
 from diffusion.utils.errors import InputError
 
 CLASSIFIED = 2000  # training images of the classifier, at most
+LEAST = 10  # images of a set
 COPY_LEVEL = 0.05  # of the test for copies
 
 
@@ -74,8 +75,7 @@ def score_prior(
     from scipy.stats import mannwhitneyu
 
     count = min(len(drawn), len(held_out), len(training))
-    if count < 10:
-        raise InputError(f"{count} images to score a prior by: expected 10 or more drawn, held-out and training ones")
+    check_counts(len(drawn), len(held_out), len(training))
     sets = [each.draw(count, seed + number) for number, each in enumerate((drawn, held_out, training))]
     synthetic, real, known = (each.tokens.flatten(0, 1) for each in sets)
     half = len(real) // 2
@@ -119,6 +119,14 @@ def score_prior(
     if all(each is not None and len(np.unique(each)) > 1 for each in labels):
         values |= compare_classes(drawn, held_out, training.draw(CLASSIFIED, seed))
     return PriorScores(values, counts, notes)
+
+
+def check_counts(*counts: int) -> None:
+    """Raise InputError for fewer images of a set than scores can be taken of."""
+    if min(counts) < LEAST:
+        raise InputError(
+            f"{min(counts)} images to score a prior by: expected {LEAST} or more drawn, held-out and training ones"
+        )
 
 
 def neighbour_correlation(tokens: torch.Tensor, mean: torch.Tensor) -> float:

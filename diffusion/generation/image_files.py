@@ -47,6 +47,23 @@ def save_image(path: Path, pixels: torch.Tensor, note: dict[str, Any], **options
         Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(temporary, kind, **options)
 
 
+def read_note(path: Path) -> dict[str, Any]:
+    """Return the note of a PNG or TIFF that `write_large_image` wrote; none of a file of another program, or of one that is damaged."""
+    try:
+        if path.suffix == ".png":
+            with Image.open(path) as image:
+                text = image.info.get(NOTE, "{}")
+        else:
+            from tifffile import TiffFile
+
+            with TiffFile(path) as tiff:
+                text = tiff.pages.first.description
+        note = json.loads(text)
+    except Exception:  # decoders raise nearly anything
+        return {}
+    return note if isinstance(note, dict) else {}
+
+
 def choose_extension(height: int, width: int, format: str) -> str:
     """Return png or tiff; format: one of these, or auto, which is tiff, a pyramid, for what viewers of PNG do not open."""
     large = max(height, width) > LARGEST_PNG

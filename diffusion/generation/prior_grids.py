@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 
 from diffusion.condition import Condition
@@ -30,7 +29,8 @@ LENGTHS = (
     8.0,
     16.0,
 )  # tokens over which correlations of a field fall to 1/e; 0: none between tokens
-ZERO_WEIGHT = 100.0  # of the variance, in the fit of what each length has of it
+UPDATES = 2000
+ZERO_WEIGHT = 10.0  # of the variance, in the fit of what each length has of it
 
 
 def draw_condition(prior: Prior, i: int, seed: int, rows: int, columns: int) -> NamedCondition:
@@ -78,11 +78,10 @@ def draw_field(scale: EmbeddingScale, rows: int, columns: int, generator: torch.
 def fit_correlations(scale: EmbeddingScale) -> torch.Tensor:
     """Return what each length of LENGTHS has of the variance of components (K, lengths), by non-negative least squares.
 
-    Fitted to the correlations between places of the prior's window by their distance; those at 0 are met exactly.
+    Fitted to the correlations between places of the prior's window by their distance; those at 0 are met exactly. By the
+    multiplicative updates of Lee and Seung (2001), for all components at once.
     """
-    from scipy.optimize import nnls
-
-    mixing = scale.mixing.double().cpu()
+    mixing = scale.mixing.cpu().double()
     correlation = mixing @ mixing.transpose(1, 2)  # (K, L, L)
     side = math.isqrt(mixing.shape[1])
     places = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")).flatten(1).double()
@@ -93,8 +92,11 @@ def fit_correlations(scale: EmbeddingScale) -> torch.Tensor:
         [torch.exp(-distances / length) if length else (distances == 0).double() for length in LENGTHS], 1
     )
     weights = counts.double().sqrt() * torch.where(distances == 0, ZERO_WEIGHT, 1.0)
-    found = [nnls((curves * weights[:, None]).numpy(), (row * weights).numpy())[0] for row in means]
-    shares = torch.from_numpy(np.stack(found))
+    design, wanted = curves * weights[:, None], (means * weights).clamp(min=0)
+    products, aims = design.T @ design, wanted @ design
+    shares = torch.full_like(aims, 1 / len(LENGTHS))
+    for _ in range(UPDATES):
+        shares = shares * aims / (shares @ products)
     return shares / shares.sum(1, keepdim=True)
 
 

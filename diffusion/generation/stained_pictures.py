@@ -17,9 +17,10 @@ from tqdm import tqdm
 
 from diffusion.data.images import read_header
 from diffusion.data.slides.reader import SLIDE_SUFFIXES, Slide, open_slide
+from diffusion.data.slides.resolution import shrink_factor
 from diffusion.data.slides.tissue import THUMBNAIL_SIDE, SlideMap
 from diffusion.formats import WINDOW
-from diffusion.generation.image_files import choose_extension, write_large_image
+from diffusion.generation.image_files import choose_extension, read_note, write_large_image
 from diffusion.generation.regions import Region
 from diffusion.generation.staining import Stainer, StainPlace, StainSettings, read_pixels
 from diffusion.panorama import Windows, blend_bands
@@ -65,6 +66,23 @@ class UnreadableError(InputError):
     """A picture that cannot be opened, or has no such part: the others go on."""
 
 
+class ReadableSlide:
+    """A slide whose faults are those of one picture, UnreadableError, while others are of all."""
+
+    def __init__(self, slide: Slide):
+        self._slide = slide
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._slide, name)
+
+    def read(self, x: float, y: float, size: int) -> Image.Image:
+        """Read a square as the slide does. Raises UnreadableError."""
+        try:
+            return self._slide.read(x, y, size)
+        except InputError as error:
+            raise UnreadableError(str(error)) from None
+
+
 @dataclass(frozen=True)
 class Picture:
     """A part of an opened slide or image, in pixels as it is read, and where on it there is tissue."""
@@ -93,6 +111,11 @@ def open_picture(job: StainJob) -> Iterator[Picture]:
     except InputError as error:
         raise UnreadableError(str(error)) from None
     try:
+        thumbnail = slide.thumbnail(THUMBNAIL_SIDE)
+    except InputError as error:
+        slide.close()
+        raise UnreadableError(str(error)) from None
+    try:
         x, y, width, height = job.part or (0, 0, slide.width, slide.height)
         left, top = (round(each / slide.factor) for each in (x, y))
         if min(left, top) < 0 or min(width, height) < 1 or left + width > slide.width or top + height > slide.height:
@@ -100,8 +123,8 @@ def open_picture(job: StainJob) -> Iterator[Picture]:
                 f"{job.path} has {slide.width} x {slide.height} pixels ({slide.note}): {width} x {height} from {left}, {top} on are "
                 "not a part of it"
             )
-        tissue = SlideMap.from_thumbnail(slide.thumbnail(THUMBNAIL_SIDE), slide.width, slide.height)
-        yield Picture(slide, left, top, width, height, tissue)
+        tissue = SlideMap.from_thumbnail(thumbnail, slide.width, slide.height)
+        yield Picture(ReadableSlide(slide), left, top, width, height, tissue)
     finally:
         slide.close()
 
@@ -137,11 +160,29 @@ def stain_pictures(stainer: Stainer, jobs: Sequence[StainJob], out: Path) -> dic
 
 
 def is_done(job: StainJob, out: Path, state: PartialState) -> bool:
-    """Tell whether a picture is in a folder of results; what a command that was killed then has left of its regions is removed."""
+    """Tell whether a picture is in a folder of results; what a command that was killed then has left of its regions is removed.
+
+    Raises InputError for one that was made of another file, or at another resolution.
+    """
     target = job.find_result(out)
-    if target is not None and state.is_main_process:
+    if target is None:
+        return False
+    before = read_note(target).get("of")
+    if before is not None and (differs := describe_difference(before, identify(job))):
+        was, now = differs
+        raise InputError(
+            f"{target} was stained of a file with {was}, not {now}; name another folder with --out, or delete it"
+        )
+    if state.is_main_process:
         shutil.rmtree(regions_folder(target), ignore_errors=True)
-    return target is not None
+    return True
+
+
+def identify(job: StainJob) -> dict[str, Any]:
+    """Return what tells what a job is of from other files and parts of the same name."""
+    size = job.path.stat().st_size if job.path.is_file() else None
+    record = {"bytes": size, "mpp": job.mpp, "image_mpp": job.image_mpp, "part": job.part}
+    return json.loads(json.dumps(record))
 
 
 def single_side(job: StainJob, settings: StainSettings) -> int | None:
@@ -149,10 +190,13 @@ def single_side(job: StainJob, settings: StainSettings) -> int | None:
     if job.part is not None or job.path.suffix.lower() in SLIDE_SUFFIXES:
         return None
     try:
-        header = read_header(job.path)  # with image_mpp, the image that is read is no larger
+        header = read_header(job.path)
+        factor = 1.0 if job.image_mpp is None else shrink_factor(job.path, job.image_mpp, job.mpp)
     except InputError:
         return 1  # what is wrong is said when it is opened
-    regions = choose_regions(-(-header.height // WINDOW), -(-header.width // WINDOW), settings)
+    # an image that is turned, as its EXIF says, has the sides of this one
+    height, width = (max(1, int(side / factor)) for side in (header.height, header.width))
+    regions = choose_regions(-(-height // WINDOW), -(-width // WINDOW), settings)
     return regions.side if len(regions.corners) == 1 else None
 
 
@@ -201,10 +245,11 @@ def stain_batch(stainer: Stainer, jobs: Sequence[StainJob], side: int, out: Path
 def stain_picture(stainer: Stainer, job: StainJob, out: Path) -> Path:
     """Stain one picture: its regions into a folder beside it, then the whole of them, blended where they overlap; return its file.
 
-    Raises UnreadableError.
+    Raises UnreadableError, in all processes when one of them cannot read it.
     """
     state, settings = stainer.session.state, stainer.settings
-    with open_picture(job) as picture:
+    with ExitStack() as stack:
+        picture = open_together(job, stack)
         folder = regions_folder(target_path(job, picture, out))
         tiles = choose_regions(-(-picture.height // WINDOW), -(-picture.width // WINDOW), settings)
         if state.is_main_process:
@@ -219,19 +264,22 @@ def stain_picture(stainer: Stainer, job: StainJob, out: Path) -> Path:
         state.wait_for_everyone()
         todo = [(n, corner) for n, corner in enumerate(tiles.corners) if not part_path(folder, n).is_file()]
         state.wait_for_everyone()  # every process has looked before one of them writes
-        glass, mine = 0, todo[state.process_index :: state.num_processes]
-        for number, corner in tqdm(mine, unit="region", desc=job.name, disable=not state.is_main_process):
-            region = picture.region(*corner)
-            if picture.is_glass(region, side):
-                pixels, glass = read_pixels(region, side, side), glass + 1
-            else:
-                (stained,) = stainer.stain([StainPlace(region, corner, seed)], side, side)
-                pixels = stained.permute(1, 2, 0).numpy()
-            with atomic_write(part_path(folder, number)) as temporary:
-                Image.fromarray(pixels).save(temporary, format="PNG", compress_level=1)
+        glass, mine, fault = 0, todo[state.process_index :: state.num_processes], None
+        try:
+            for number, corner in tqdm(mine, unit="region", desc=job.name, disable=not state.is_main_process):
+                region = picture.region(*corner)
+                if picture.is_glass(region, side):
+                    pixels, glass = read_pixels(region, side, side), glass + 1
+                else:
+                    (stained,) = stainer.stain([StainPlace(region, corner, seed)], side, side)
+                    pixels = stained.permute(1, 2, 0).numpy()
+                with atomic_write(part_path(folder, number)) as temporary:
+                    Image.fromarray(pixels).save(temporary, format="PNG", compress_level=1)
+        except UnreadableError as error:
+            fault = str(error)
+        raise_together(fault)
         if glass:
             print(f"{job.path}: {glass} of {len(tiles.corners)} regions are glass, and stay as they are")
-        state.wait_for_everyone()
         if state.is_main_process:
             scaled = Windows(*(WINDOW * each for each in (tiles.height, tiles.width, side, tiles.stride)))
             parts = blend_bands(lambda row, column: read_part(folder, row * len(tiles.columns) + column), scaled)
@@ -240,6 +288,27 @@ def stain_picture(stainer: Stainer, job: StainJob, out: Path) -> Path:
         target = target_path(job, picture, out)
     state.wait_for_everyone()
     return target
+
+
+def open_together(job: StainJob, stack: ExitStack) -> Picture:
+    """Open a picture in all processes, until the stack ends. Raises UnreadableError in all of them when one cannot."""
+    picture, fault = None, None
+    try:
+        picture = stack.enter_context(open_picture(job))
+    except UnreadableError as error:
+        fault = str(error)
+    raise_together(fault)
+    assert picture is not None
+    return picture
+
+
+def raise_together(fault: str | None) -> None:
+    """Wait for all processes, and raise UnreadableError in each of them for the first fault of any; None: there is none here."""
+    from accelerate.utils import gather_object
+
+    faults = [each for each in gather_object([fault]) if each is not None]
+    if faults:
+        raise UnreadableError(faults[0])
 
 
 def picture_seed(stainer: Stainer, job: StainJob) -> int:
@@ -254,7 +323,7 @@ def target_path(job: StainJob, picture: Picture, out: Path) -> Path:
 
 def write_stained(stainer: Stainer, job: StainJob, picture: Picture, out: Path, bands: Iterable[torch.Tensor]) -> None:
     """Write a stained picture, of bands (3, rows, width), uint8, from the top down."""
-    note = {**stainer.record, "source": job.path.name}
+    note = {**stainer.record, "source": job.path.name, "of": identify(job)}
     write_large_image(target_path(job, picture, out), bands, picture.height, picture.width, job.mpp, note)
 
 

@@ -91,6 +91,7 @@ class Stainer:
         self.make = LargeImageMaker(
             run, session.codec, session.seed, session.solver, stride, settings.batch_size, settings.decode_tile
         )
+        self.make.windows(1, 1)  # a stride that leaves gaps is refused before anything is written
 
     @cached_property
     def record(self) -> dict[str, Any]:

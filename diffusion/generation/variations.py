@@ -40,7 +40,7 @@ def check_variations(images: int, variations: int, between: int | None) -> int:
     if between is None:
         between = 5 if images == 2 else 0
     if between and (images != 2 or between == 1):
-        raise InputError("--between: expected two images, and two or more from one to the other")
+        raise InputError("--between: expected two images, or two of --class, and two or more from one to the other")
     if not variations and not between:
         raise InputError("nothing to sample: give --variations, or two images and --between")
     return between
@@ -102,7 +102,8 @@ def sample_variations(
             samples.insert(0, (original.name, original.pixels))
         elif samples:
             samples[0] = (original.name, samples[0][1])
-        rows.append(samples)
+        if samples:
+            rows.append(samples)
     if between:
         rows.append(list(zip(labels[-between:], sampled[-between:], strict=True)))
     return Variations(labelled_grid(rows), [original.name for original in originals], len(jobs))

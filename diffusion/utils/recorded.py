@@ -30,6 +30,15 @@ OPTIONS = {
     "patch_names_file": "--index",
     "features_dir": "--features",
     "subset_keys": "--dataset",
+    "classes": "--class",
+    "spacing": "--spacing",
+    "structure": "--structure",
+    "strength": "--strength",
+    "region": "--region",
+    "overlap": "--overlap",
+    "flow_steps": "--flow-steps",
+    "flow_method": "--flow-method",
+    "part": "--part",
 }
 
 

@@ -39,6 +39,14 @@ def test_a_large_level_becomes_a_thumbnail_strip_by_strip(pyramid, monkeypatch):
     assert strips.shape == whole.shape == (75, 100, 3) and np.abs(strips - whole).max() < 12
 
 
+def test_what_lies_beyond_an_image_is_white(png):
+    image = slides.PlainImage(png)
+    for x, y in ((image.width - 10, 0), (image.width + 300, image.height + 300), (-400, 5), (0, image.height)):
+        patch = np.asarray(image.read(x, y, 256))
+        assert patch.shape == (256, 256, 3) and (patch[-1, 0] == 255).all() == (y + 255 >= image.height or x < 0)
+    assert (np.asarray(image.read(image.width + 300, 0, 256)) == 255).all()
+
+
 def test_near_resolutions_are_not_resampled(pyramid):
     slide = slides.open_slide(pyramid, mpp=0.515)
     assert (slide.width, slide.note) == (800, "0.5 um/px")

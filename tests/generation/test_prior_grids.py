@@ -112,7 +112,12 @@ def test_variations_of_drawn_embeddings(tmp_path):
     forget_processes()
     vary(**options, prior=tmp_path / "prior.safetensors", out=tmp_path / "b.png")
     assert Image.open(tmp_path / "b.png").height < 2 * 256
+    forget_processes()
+    way = dict(class_=("fat", "stroma"), between=3, variations=0)
+    vary(**options | way, prior=tmp_path / "prior.safetensors", out=tmp_path / "c.png")
+    assert Image.open(tmp_path / "c.png").height < 2 * 256 < Image.open(tmp_path / "c.png").width
     for given, message in (
+        (dict(prior=Path("b"), encoder="uni2"), "--encoder: of no effect beside --prior"),
         (dict(images=[Path("a.png")], prior=Path("b")), "a.png and --prior: one of them conditions"),
         (dict(), "name image files, or a prior"),
         (dict(images=[Path("a.png")], class_=("fat",)), "--class names classes of a prior"),

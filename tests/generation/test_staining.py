@@ -259,6 +259,82 @@ def test_images_that_are_stained_together_are_as_if_alone(run, flow, tmp_path, m
     assert (pixels_of(tmp_path / "out16/glass.png") == 255).all() and not (tmp_path / "out16/cut.png").exists()
 
 
+def test_a_part_of_a_slide_from_the_command_line(run, flow, tmp_path):
+    from diffusion.cli import main
+
+    slide = write_slide(tmp_path / "slide.tif")
+    arguments = [
+        "stain",
+        slide,
+        "--workdir",
+        run,
+        "--flow",
+        flow,
+        "--part",
+        0,
+        128,
+        256,
+        300,
+        "--out",
+        tmp_path / "out",
+    ]
+    assert main.call([str(each) for each in (*arguments, "--steps", 1, "--guidance", 1, "--device", "cpu")]) == 0
+    assert Image.open(tmp_path / "out/slide.png").size == (256, 300)
+
+
+def test_images_are_read_at_their_resolution_and_filled_up(run, flow, tmp_path):
+    """One that shrinks to one region, and one that is less than a window high."""
+    (tmp_path / "tiles").mkdir()
+    texture(768, 0).save(tmp_path / "tiles/fine.png")
+    texture(1200, 1).crop((0, 0, 1200, 400)).save(tmp_path / "tiles/strip.png")
+    options = dict(workdir=run, flow=flow, image_mpp=0.25, **OPTIONS)
+    assert stain([tmp_path / "tiles"], out=tmp_path / "tiles/out", **options) == 0
+    assert Image.open(tmp_path / "tiles/out/fine.png").size == (384, 384)
+    assert Image.open(tmp_path / "tiles/out/strip.png").size == (600, 200)
+    forget_processes()
+    assert stain([tmp_path / "tiles"], out=tmp_path / "tiles/out", **options) == 0, "what it made is not stained again"
+    assert len(list((tmp_path / "tiles/out").rglob("*.png"))) == 2
+
+
+def test_a_picture_of_another_file_or_resolution_is_no_result(run, flow, tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        texture(256, ord(folder)).save(tmp_path / folder / "tile.png")
+    options = dict(workdir=run, flow=flow, out=tmp_path / "out", **OPTIONS)
+    assert stain([tmp_path / "a"], **options) == 0
+    forget_processes()
+    with pytest.raises(InputError, match="tile.png was stained of a file with bytes [0-9]+, not bytes [0-9]+"):
+        stain([tmp_path / "b"], **options)
+    forget_processes()
+    with pytest.raises(InputError, match="tile.png was stained of a file with --image-mpp unset, not --image-mpp 0.5"):
+        stain([tmp_path / "a"], image_mpp=0.5, **options)
+
+
+def test_a_slide_that_cannot_be_read_does_not_stop_the_others(run, flow, tmp_path, monkeypatch, capsys):
+    from diffusion.data.slides.reader import PyramidSlide
+
+    slides = [write_slide(tmp_path / f"{name}.tif") for name in ("broken", "whole")]
+    read = PyramidSlide.read
+
+    def fail(self, x, y, size):
+        if "broken" in str(self._path):
+            raise InputError(f"{self._path} is broken at {x}, {y}")
+        return read(self, x, y, size)
+
+    monkeypatch.setattr(PyramidSlide, "read", fail)
+    options = dict(workdir=run, flow=flow, region=512, overlap=256, format="png", **OPTIONS)
+    assert stain(slides, out=tmp_path / "out", **options) == 1
+    assert (tmp_path / "out/whole.png").is_file() and not (tmp_path / "out/broken.png").exists()
+    assert f"failed: {slides[0]}: {slides[0]} is broken at" in capsys.readouterr().out
+
+
+def test_a_stride_that_leaves_gaps_is_refused_before_anything_is_written(run, flow, tmp_path):
+    texture(256, 0).save(tmp_path / "tile.png")
+    with pytest.raises(InputError, match="windows 100 cells apart: expected 1 to 32"):
+        stain([tmp_path / "tile.png"], workdir=run, flow=flow, window_stride=100, out=tmp_path / "out", **OPTIONS)
+    assert not (tmp_path / "out" / RECORD).exists()
+
+
 def test_latents_of_a_larger_picture_have_no_borders_within():
     from diffusion.encoders.latents import LatentCodec, from_uint8
     from diffusion.generation.controls import encode_picture

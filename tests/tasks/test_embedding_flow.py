@@ -174,12 +174,12 @@ def test_a_trained_prior_draws_the_class_that_is_asked_for(paired_root, tmp_path
     from diffusion.cli.commands.prior import prior
     from diffusion.generation.priors import open_prior
 
-    write_index(
-        paired_root / "patches/metadata/test.hdf5",
-        listed(paired_root),
-    )
+    metadata, names = paired_root / "patches/metadata", listed(paired_root)
+    write_index(metadata / "train.hdf5", {key: each[:15] for key, each in names.items()})
+    write_index(metadata / "test.hdf5", {key: each[15:] for key, each in names.items()})
     arguments = dict(
         labels="dataset",
+        index="train.hdf5",
         workdir=tmp_path / "prior",
         held_out="test.hdf5",
         batch_size=32,
@@ -192,7 +192,7 @@ def test_a_trained_prior_draws_the_class_that_is_asked_for(paired_root, tmp_path
     assert "Fréchet distance, drawn to held-out" in printed
     scores = json.loads((tmp_path / "prior/prior.json").read_text())
     assert scores["values"]["accuracy"] > 0.85 * scores["values"]["accuracy_real"] > 0.7
-    assert scores["counts"]["training"] == 640
+    assert scores["counts"]["training"] == 480
     drawn = {
         name: open_prior(tmp_path / "prior", (name,), 1, WIDTH).draw(range(100))[0].mean().item()
         for name in ("he", "ihc")
@@ -203,7 +203,14 @@ def test_a_trained_prior_draws_the_class_that_is_asked_for(paired_root, tmp_path
         prior(
             root=paired_root, device="cpu", **{**arguments, "held_out": "nowhere.hdf5", "workdir": tmp_path / "other"}
         )
-    assert not (tmp_path / "other").exists(), "a wrong name costs no training"
+    forget_processes()
+    with pytest.raises(InputError, match="--held-out test.hdf5: 10 of its 10 patches are in the index that is trained on"):
+        prior(
+            root=paired_root,
+            device="cpu",
+            **{**arguments, "index": "patch_names_all.hdf5", "workdir": tmp_path / "other"},
+        )
+    assert not (tmp_path / "other").exists(), "what is wrong costs no training"
 
 
 def listed(root: Path) -> dict[str, list[str]]:

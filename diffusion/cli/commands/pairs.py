@@ -330,11 +330,13 @@ def extract(
 ) -> int:
     """Extract the features of both stains, or say how; return the exit code."""
     from diffusion.cli.commands.features import features
+    from diffusion.utils.text import default_root
 
     code = 0
     for dataset in places.datasets:
         if vae is None or encoder is None:
             named = "" if index == DEFAULT_INDEX else f" --index {index}"
+            named += "" if root == default_root() else f" --root {root}"
             print(f"next: pixcell features --dataset {dataset} --size {places.size}{named}")
             continue
         done = features(

@@ -123,12 +123,27 @@ def prior(
 
 
 def open_sets(config: EmbeddingFlowConfig, held_out: str) -> tuple[EmbeddingData, EmbeddingData]:
-    """Open the training embeddings, and with their classes the held-out ones. Raises MissingError, InputError."""
+    """Open the training embeddings, and with their classes the held-out ones.
+
+    Raises MissingError, and InputError for held-out patches that are trained on, and too few images to score.
+    """
     from diffusion.data.datasets.embeddings import build_embedding_data
+    from diffusion.data.index.patch_index import iterate_names
+    from diffusion.evaluation.prior_scores import check_counts
+    from diffusion.utils.errors import InputError
 
     training = build_embedding_data(**config.data_arguments)
-    names = None if training.classes is None else training.classes.names
-    return training, build_embedding_data(**config.data_arguments | {"patch_names_file": held_out}, class_names=names)
+    classes = None if training.classes is None else training.classes.names
+    apart = build_embedding_data(**config.data_arguments | {"patch_names_file": held_out}, class_names=classes)
+    names = {name for key in apart.index.keys for name in iterate_names(apart.index.path, key)}
+    both = sum(name in names for key in training.index.keys for name in iterate_names(training.index.path, key))
+    if both:
+        raise InputError(
+            f"--held-out {held_out}: {both} of its {len(names)} patches are in the index that is trained on, so that copies would pass; "
+            "name that of the other patches with --index, such as patch_names_train.hdf5"
+        )
+    check_counts(len(apart), len(training))
+    return training, apart
 
 
 def score(

@@ -103,7 +103,7 @@ def stain(
     the next region, to the same picture. What is glass stays as it is.
 
     Examples:
-      pixcell stain tiles/ --workdir pixcell-1024 --flow mist_er_mlp.pth --lora mist_er_lora.pth --guidance 1.2
+      pixcell stain tiles/ --workdir pretrained_models/pixcell-1024 --flow mist_er_mlp.pth --lora mist_er_lora.pth --guidance 1.2
       pixcell stain slide.svs --workdir output/1024 --flow output/flow --lora output/lora --structure sdedit --strength 0.5
       pixcell stain slide.svs --workdir output/1024 --flow output/flow --lora output/lora --part 20000 12000 4096 4096
       accelerate launch -m pixcell stain slide.svs --workdir output/control --flow output/flow --structure control
@@ -120,6 +120,8 @@ def stain(
     if strength is not None and structure != "sdedit":
         raise InputError(f"--strength is of --structure sdedit, not {structure}; leave it out")
     found, refused = name_slides(images)
+    inside = out.resolve()  # what an earlier call has stained, where it is below a folder that is named
+    found = {name: path for name, path in found.items() if inside not in path.resolve().parents}
     if len(found) > 1 and part is not None:
         raise InputError(f"--part is of one slide, and {len(found)} are named: name one")
     jobs = [StainJob(path, name, mpp, image_mpp, part, format) for name, path in found.items()]

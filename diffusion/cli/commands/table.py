@@ -47,6 +47,10 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "sample": ("sample:sample", "Sample images of a run, or of released weights"),
         "large": ("large:large", "Sample pictures of any size, in windows that are blended"),
         "stain": ("stain:stain", "Stain H&E virtually: images, folders, a part of a slide or a whole slide"),
+        "block-cache": (
+            "block_cache:block_cache",
+            "Find at which steps the blocks of a network are best computed, and at which predicted from earlier steps",
+        ),
         "vary": ("vary:vary", "Sample variations of images, and images between two, as one picture"),
     },
     "scores": {

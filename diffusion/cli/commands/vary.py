@@ -9,6 +9,7 @@ from typing import Annotated
 from diffusion.cli import options
 from diffusion.cli.parser import natural_int
 from diffusion.cli.signature import Here, Option, checked
+from diffusion.cli.unused import refuse_unused
 from diffusion.formats import DEFAULT_SOLVER, LAST_WEIGHTS
 from diffusion.utils.errors import InputError
 
@@ -76,6 +77,8 @@ def vary(
         raise InputError(f"{images[0]} and --prior: one of them conditions; give one")
     if prior is None and not images:
         raise InputError("nothing to vary: name image files, or a prior with --prior")
+    if prior is not None:
+        refuse_unused(vary, {"encoder": encoder, "image_mpp": image_mpp}, "beside --prior, which draws embeddings")
     check_variations(len(images) or len(class_) or 1, variations, between)
     image_kind(out)  # better now than after all is sampled
     session = open_session(

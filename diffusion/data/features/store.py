@@ -13,12 +13,19 @@ from diffusion.data.crops import CropBox
 from diffusion.data.features.loose import LooseFeatures, feature_path, features_folder
 from diffusion.data.features.packed import PackedFeatures
 from diffusion.data.features.packed_metadata import packed_folder, read_metadata
-from diffusion.data.features.parts import Record
+from diffusion.data.features.parts import CONTROL_LATENTS, LATENTS, MASK, TOKENS, Record
 from diffusion.data.index.patch_index import PatchIndex
 from diffusion.formats import FEATURES_DIR, PACKED_DIR
 from diffusion.utils.errors import MissingError
 
 PROBE_COUNT = 16  # patches looked at to find a key's features: the first may be the one that failed
+
+SUFFIX_OPTIONS = {  # part -> the option that names the ending of its files, and the key of a config
+    LATENTS.name: ("--latent-suffix", "data.vae_prefix"),
+    TOKENS.name: ("--embedding-suffix", "data.ssl_prefix"),
+    MASK.name: ("--mask-suffix", "data.mask_prefix"),
+    CONTROL_LATENTS.name: ("--control-suffix", "data.control_prefix"),
+}
 
 
 class FeatureStore(Protocol):
@@ -77,9 +84,10 @@ def open_features(
             return LooseFeatures(folder, patch_size, prefixes)
         looked += [paths[0], together] if packed else [paths[0]]
     other = sorted({ending for place in candidates for ending in find_endings(features_folder(root, place), names)})
+    named = [SUFFIX_OPTIONS[part] for part in prefixes if part in SUFFIX_OPTIONS]
     others = (
-        f"there are some with the endings {', '.join(other)}: name these with --latent-suffix and --embedding-suffix (in a "
-        "config: data.vae_prefix, data.ssl_prefix), or "
+        f"there are some with the endings {', '.join(other)}: name these with {' and '.join(option for option, _ in named)} (in a "
+        f"config: {', '.join(key for _, key in named)}), or "
     )
     raise MissingError(
         f"no features at {' or '.join(str(path) for path in looked)}; {others if other else ''}make them with pixcell features, "

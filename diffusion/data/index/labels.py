@@ -13,6 +13,7 @@ from diffusion.data.index.patch_index import PatchIndex, iterate_names
 from diffusion.data.index.split import cohort_name, slide_name
 from diffusion.data.index.tables import read_named_values
 from diffusion.utils.errors import InputError
+from diffusion.utils.text import abbreviate
 
 
 def dataset_name(name: str) -> str:
@@ -68,6 +69,11 @@ def classify_patches(index: PatchIndex, labels: str, names: Sequence[str] | None
     number_of = {name: number for number, name in enumerate(known)}
     renumbered = np.array([*(number_of.get(label, -1) for label in order), -1], dtype=np.int32)
     numbers = renumbered[numbers]  # -1 takes the last, which is none
+    if not (numbers >= 0).any() and order and names is not None:
+        raise InputError(
+            f"{index.path}: its classes by {labels} are {abbreviate(sorted(order))}, of which none was trained on; classes that both "
+            "indexes have are needed, such as those of a table"
+        )
     if not (numbers >= 0).any():
         raise InputError(
             f"{index.path}: no patch has a class by {labels}; name data sets, cohorts, slides or patches in it"

@@ -83,7 +83,7 @@ def _iterate_slides(path: Path, skipped: SkippedEntries) -> Iterator[Path]:
     elif path.is_dir():
         yield from _iterate_folder(path, skipped)
     else:
-        raise MissingError(f"--slides: nothing at {path}")
+        raise MissingError(f"nothing at {path}")
 
 
 def _iterate_folder(root: Path, skipped: SkippedEntries) -> Iterator[Path]:
@@ -95,7 +95,7 @@ def _iterate_folder(root: Path, skipped: SkippedEntries) -> Iterator[Path]:
                 yield folder / name
     if empty:
         skipped.report()
-        raise MissingError(f"--slides: no slide or image in {root}; known are {', '.join(sorted(known))}")
+        raise MissingError(f"no slide or image in {root}; known are {', '.join(sorted(known))}")
 
 
 def _filter_slide_files(folder: Path, names: list[str], skipped: SkippedEntries) -> list[str]:
@@ -123,7 +123,7 @@ def _iterate_list(file: Path, skipped: SkippedEntries) -> Iterator[Path]:
     """Yield the paths in a text file, one a line, relative to the current folder; each is a slide, an image or a folder of them."""
     lines = [line for line in read_lines(file) if not line.startswith("#")]
     if not lines:
-        raise MissingError(f"--slides: {file} lists nothing; expected one path a line")
+        raise MissingError(f"{file} lists nothing; expected one path a line")
     for line in lines:
         path = Path(expand_path(line) if line.startswith(("~", "$")) else line)
         if path.is_dir():

@@ -117,7 +117,8 @@ class PlainImage:
 
     def read(self, x: float, y: float, size: int) -> Image.Image:
         x, y = round(x), round(y)
-        box = (max(x, 0), max(y, 0), min(x + size, self.width), min(y + size, self.height))
+        left, top = min(max(x, 0), self.width), min(max(y, 0), self.height)
+        box = (left, top, max(left, min(x + size, self.width)), max(top, min(y + size, self.height)))
         part = self._image.crop(box)
         if part.size == (size, size):
             return part
