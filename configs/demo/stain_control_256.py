@@ -11,4 +11,4 @@ train_batch_size = 4  # twice the steps of the same time, which a ControlNet tha
 optimizer = dict(type="Muon", lr=0.005)
 ema_rate = 0.98
 max_steps = 225  # some five and a half minutes on two cores without bfloat16
-save_model_steps = 75
+save_model_steps = 225

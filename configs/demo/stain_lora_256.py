@@ -9,5 +9,5 @@ class_dropout_prob = 0.1
 
 optimizer = dict(type="AdamW", lr=4e-3, weight_decay=0.0)
 max_steps = 180  # some three and a half minutes on two cores without bfloat16
-save_model_steps = 90
+save_model_steps = 180
 sample_grid = dict(guidance=1.5)
