@@ -103,7 +103,10 @@ def call_command(
 ) -> int | None:
     """Call a command with what a command line gives, and keywords beside; return its exit code, None for 0."""
     given = vars(parser.parse_args(arguments))
-    names = {parameter.name for parameter in read_parameters(command)}
+    kinds = {parameter.name: parameter.kind for parameter in read_parameters(command)}
     plain = inspect.unwrap(command)  # the parser has checked
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    return plain(**{name: value for name, value in values.items() if name in names}, **keywords)
+    values = {name: value for name, value in given.items() if name in kinds}
+    for name, value in values.items():
+        if isinstance(value, list) and is_fixed(kinds[name]):
+            values[name] = tuple(value)  # as it is from Python
+    return plain(**values, **keywords)

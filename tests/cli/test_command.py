@@ -56,7 +56,7 @@ def test_a_command_line_calls_the_function_with_its_types():
     line = ["a.svs", "b.svs", "--size", "256", "--interval", "0.3", "5", "--batch_size", "4", "--fast", "--out", "x"]
     assert call_command(cut, build_parser(cut, "pixcell cut"), line, factor=2) == 512
     assert found == dict(
-        slides=[Path("a.svs"), Path("b.svs")], size=256, batch_size=4, interval=[0.3, 5.0], names=["a", "b"], kind="png",
+        slides=[Path("a.svs"), Path("b.svs")], size=256, batch_size=4, interval=(0.3, 5.0), names=["a", "b"], kind="png",
         fast=True, out=Path("x"), factor=2,
     )  # fmt: skip
 

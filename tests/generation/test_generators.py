@@ -50,7 +50,8 @@ def run() -> SimpleNamespace:
     config = SimpleNamespace(input_size=SIDE, prediction_type="epsilon")
     return SimpleNamespace(
         model=network,
-        controlled=lambda interval: network,
+        predictor=lambda interval, cache: network,
+        weak_predictor=lambda interval, cache: None,
         controlnet=None,
         config=config,
         null_tokens=network.null_condition,

@@ -204,7 +204,9 @@ def test_a_trained_prior_draws_the_class_that_is_asked_for(paired_root, tmp_path
             root=paired_root, device="cpu", **{**arguments, "held_out": "nowhere.hdf5", "workdir": tmp_path / "other"}
         )
     forget_processes()
-    with pytest.raises(InputError, match="--held-out test.hdf5: 10 of its 10 patches are in the index that is trained on"):
+    with pytest.raises(
+        InputError, match="--held-out test.hdf5: 10 of its 10 patches are in the index that is trained on"
+    ):
         prior(
             root=paired_root,
             device="cpu",
