@@ -71,9 +71,16 @@ class ReadableSlide:
 
     def __init__(self, slide: Slide):
         self._slide = slide
+        self.width, self.height, self.factor = slide.width, slide.height, slide.factor
+        self.note, self.mpp_given = slide.note, slide.mpp_given
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._slide, name)
+    def thumbnail(self, side: int) -> Image.Image:
+        """Return the slide in RGB, as the slide does."""
+        return self._slide.thumbnail(side)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._slide.close()
 
     def read(self, x: float, y: float, size: int) -> Image.Image:
         """Read a square as the slide does. Raises UnreadableError."""
