@@ -12,12 +12,11 @@ from functools import cache
 import numpy as np
 import torch
 
-from diffusion.caching import NONE, CachedNetwork, CacheSchedule
+from diffusion.caching import NONE, CachableNetwork, CachedNetwork, CacheSchedule
 from diffusion.condition import Condition
 from diffusion.formats import LATENT_CHANNELS
 from diffusion.generation.conditions import Conditions
 from diffusion.generation.session import Session
-from diffusion.guidance import Network
 from diffusion.sampling import image_generator, initial_noise
 from diffusion.utils.errors import InputError
 
@@ -25,8 +24,8 @@ from diffusion.utils.errors import InputError
 class _Recorder(CachedNetwork):
     """A network that computes every step, and keeps what the blocks add."""
 
-    def __init__(self, network: CachedNetwork):
-        super().__init__(network.network, network.schedule)
+    def __init__(self, network: CachableNetwork, steps: int):
+        super().__init__(network, CacheSchedule((True,) * steps))
         self.added: list[torch.Tensor] = []
 
     def keep(self, added: torch.Tensor) -> None:
@@ -36,13 +35,12 @@ class _Recorder(CachedNetwork):
 def record_products(session: Session, conditions: Conditions, count: int) -> np.ndarray:
     """Sample for `count` conditions, and return the inner products (S, S) of what the blocks add at the steps, float64."""
     run, solver = session.run, replace(session.solver, block_cache=NONE)
-    recorder = _Recorder(CachedNetwork(run.model, CacheSchedule((True,) * solver.steps)))
+    recorder = _Recorder(run.model, solver.steps)
     generators = [image_generator(session.seed, i) for i in range(count)]
     side = run.config.input_size
     noise = initial_noise(generators, (LATENT_CHANNELS, side, side))
     batch = Condition.cat([conditions[i].condition for i in range(count)])
-    network: Network = recorder
-    solver.latents(run, noise, batch, generators, network)
+    solver.latents(run, noise, batch, generators, recorder)
     lengths = {len(each) for each in recorder.added}
     if len(lengths) > 1:  # within a guidance interval passes have both halves: those of the images alone are compared
         recorder.added = [each[: min(lengths)] for each in recorder.added]

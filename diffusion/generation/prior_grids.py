@@ -20,15 +20,8 @@ from diffusion.model.flow import integrate
 from diffusion.panorama import Windows, sum_weights
 
 WINDOWS_AT_ONCE = 64
-LENGTHS = (
-    0.0,
-    0.5,
-    1.0,
-    2.0,
-    4.0,
-    8.0,
-    16.0,
-)  # tokens over which correlations of a field fall to 1/e; 0: none between tokens
+# tokens over which correlations of a field fall to 1/e; 0: none between tokens
+LENGTHS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 UPDATES = 2000
 ZERO_WEIGHT = 10.0  # of the variance, in the fit of what each length has of it
 
@@ -67,9 +60,8 @@ def draw_field(scale: EmbeddingScale, rows: int, columns: int, generator: torch.
         noise = torch.randn(len(shares), 2 * rows, 2 * columns, generator=generator)
         if length:
             distance = torch.hypot(*torch.meshgrid(_around(2 * rows), _around(2 * columns), indexing="ij"))
-            spectrum = torch.fft.rfft2(torch.exp(-distance / length)).real.clamp(
-                min=0
-            )  # of a torus twice the field's size
+            covariance = torch.exp(-distance / length)  # on a torus twice the field's size
+            spectrum = torch.fft.rfft2(covariance).real.clamp(min=0)
             noise = torch.fft.irfft2(torch.fft.rfft2(noise) * spectrum.sqrt(), s=noise.shape[1:])
         field += share[:, None, None] * noise[:, :rows, :columns]
     return field.permute(1, 2, 0)
