@@ -102,9 +102,9 @@ evaluation = dict(
 )
 
 # --- start and work dir ---
-# What is trained: "denoising" (the diffusion transformer), "control" (a ControlNet beside one), "embedding_flow" (a
-# flow between embeddings) or "codec" (a small latent codec), both with settings of their own. These can stand beside
-# it: dict(type="control", base=...).
+# What is trained: "denoising" (the diffusion transformer), "control" (a ControlNet beside one), "distillation" (a
+# student of few steps), "embedding_flow" (a flow between embeddings) or "codec" (a small latent codec), both with
+# settings of their own. Those can stand beside it: dict(type="control", base=...).
 task = dict(type="denoising")
 load_from = None  # Weights to start from: of a stage before, released ones, or "nano", which comes with the package.
 # Weights of load_from to leave out. What follows from the stage (positions, null condition) is initialised in any case.

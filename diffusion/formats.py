@@ -42,6 +42,8 @@ SYNTHETIC_DIR, REAL_DIR, CONTROL_DIR = "syn", "real", "control"
 PRECISIONS = ("fp32", "bf16", "fp16")
 SOLVERS = ("dpm-solver", "dpm-solver-3", "unipc", "ddim", "iddpm", "sa-solver")  # built by diffusion/sampling.py
 DEFAULT_SOLVER = "dpm-solver"  # DPM-Solver++ 2M, as the published samples
+CONSISTENCY_SOLVER = "lcm"  # of students of latent consistency alone
+DEFAULT_STEPS = 20  # of a network that is no student
 METRICS = (  # computed by diffusion/evaluation/metrics; those that are taken where none are named
     *("fd", "fd_infinity", "kid", "prdc", "similarity", "neighbours", "cells"),
 )

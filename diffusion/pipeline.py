@@ -6,6 +6,7 @@ Letters: B conditions, n images of each, L tokens of width D, C channels, H W pi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,7 +26,7 @@ from diffusion.condition import Condition, as_condition
 from diffusion.control import ControlledNetwork, maps_to_control
 from diffusion.encoders.latents import LatentScale
 from diffusion.encoders.vae_files import codec_folder, load_vae
-from diffusion.formats import DEFAULT_SOLVER, LATENT_FACTOR, PIPELINE_INDEX, WINDOW
+from diffusion.formats import DEFAULT_SOLVER, DEFAULT_STEPS, LATENT_FACTOR, PIPELINE_INDEX, WINDOW
 from diffusion.model.controlnet import (
     ControlNet,
     check_control_fits,
@@ -35,13 +36,16 @@ from diffusion.model.controlnet import (
 )
 from diffusion.model.convert import load_weights, save_diffusers
 from diffusion.model.diffusers_layout import diffusers_config
+from diffusion.model.jumps import jump_targets
 from diffusion.model.matching import load_into
 from diffusion.model.pixart import PixArt
-from diffusion.sampling import build_scheduler, denoise
+from diffusion.model.student import Student
+from diffusion.sampling import build_scheduler, denoise, prepare_scheduler
 from diffusion.utils.assets import network_folder
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.text import read_json
 
+DEFAULT_GUIDANCE = 1.5
 HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only")  # of from_pretrained, for what is downloaded
 
 
@@ -55,6 +59,11 @@ class PixCellTransformer2DModel(ModelMixin, ConfigMixin):
         self.network, self.prediction_type = network, prediction_type
         self.register_to_config(**diffusers_config(network.config, prediction_type))
 
+    @property
+    def student(self) -> Student | None:
+        """Return what the network was distilled for; None: it was not."""
+        return self.network.student
+
     @classmethod
     def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # takes fewer options
         cls, path: str | Path, subfolder: str = "", torch_dtype: torch.dtype | None = None, **_: Any
@@ -66,6 +75,7 @@ class PixCellTransformer2DModel(ModelMixin, ConfigMixin):
             raise InputError(f"{source} does not say how many heads attention has, and no preset has its width")
         network = PixArt(**weights.architecture)
         load_into(network, weights.state_dict, source)
+        network.student = weights.student
         network.to(torch_dtype or weights.state_dict["x_embedder.proj.weight"].dtype)
         return cls(network, weights.prediction_type).eval()
 
@@ -84,14 +94,17 @@ class PixCellTransformer2DModel(ModelMixin, ConfigMixin):
         timestep: torch.Tensor,
         return_dict: bool = True,
         controlnet_outputs: Sequence[torch.Tensor] | None = None,
+        target_timestep: torch.Tensor | None = None,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
         """hidden_states (B, C, H/8, W/8), encoder_hidden_states (B, L, D), timestep (B,) or one -> (B, 2C, H/8, W/8).
 
-        controlnet_outputs: residuals (B, N, W) of a ControlNet, added behind the first blocks.
+        controlnet_outputs: residuals (B, N, W) of a ControlNet, added behind the first blocks. target_timestep (B,): the one that a
+        jump ends at, of a student of trajectories.
         """
         timestep = torch.as_tensor(timestep, device=hidden_states.device).expand(len(hidden_states))
         tokens = encoder_hidden_states.to(self.dtype)
-        output = self.network(hidden_states.to(self.dtype), timestep, tokens, residuals=controlnet_outputs)
+        x = hidden_states.to(self.dtype)
+        output = self.network(x, timestep, tokens, residuals=controlnet_outputs, target=target_timestep)
         return Transformer2DModelOutput(sample=output) if return_dict else (output,)
 
 
@@ -138,7 +151,7 @@ class PixCellPipeline(DiffusionPipeline):
     """Images for UNI2-h embeddings. Components: transformer, vae (16 channels, an eighth of the size), scheduler, controlnet.
 
     controlnet: what an image steers the samples by; None where there is none.
-    scheduler: any of diffusers that takes what the network predicts; the default is the project's dpm-solver.
+    scheduler: any of diffusers that takes what the network predicts; the default is the project's dpm-solver, and of a student its own.
 
     Examples:
         >>> import pixcell
@@ -159,7 +172,8 @@ class PixCellPipeline(DiffusionPipeline):
     ):
         super().__init__()
         if scheduler is None:
-            scheduler = build_scheduler(DEFAULT_SOLVER, transformer.prediction_type)
+            solver = transformer.student.solver if transformer.student else DEFAULT_SOLVER
+            scheduler = build_scheduler(solver, transformer.prediction_type)
         if controlnet is not None:
             check_control_fits(controlnet.network.config, transformer.network.config)
         self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler, controlnet=controlnet)
@@ -247,8 +261,8 @@ class PixCellPipeline(DiffusionPipeline):
         self,
         uni_embeds: torch.Tensor | Condition,
         negative_uni_embeds: torch.Tensor | None = None,
-        guidance_scale: float = 1.5,
-        num_inference_steps: int = 20,
+        guidance_scale: float | None = None,
+        num_inference_steps: int | None = None,
         num_images_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "pil",
@@ -265,8 +279,9 @@ class PixCellPipeline(DiffusionPipeline):
         """Sample images for embeddings (B, L, D) or a Condition, num_images_per_prompt of each, one after the other.
 
         negative_uni_embeds (B, L, D) or (1, L, D): the null condition when not given. guidance_scale: null + w * (conditional
-        - null), 1 for none. latents (B * n, C, H/8, W/8): the noise to begin with, drawn from `generator` when not given,
-        which may be a list of one for each image. output_type: pil, np (B * n, H, W, 3) and pt (B * n, 3, H, W) in [0, 1],
+        - null), 1 for none, 1.5 when not given. num_inference_steps: 20 when not given. A student takes the steps that it was made for,
+        and has its guidance in every prediction. latents (B * n, C, H/8, W/8): the noise to begin with, drawn from `generator` when
+        not given, which may be a list of one for each image. output_type: pil, np (B * n, H, W, 3) and pt (B * n, 3, H, W) in [0, 1],
         or latent, the network's. height, width: in pixels, of the trained size when not given; over another size positions
         are spread as the released code does, so that tissue shrinks on larger pictures: pixcell large keeps its scale.
         control_image: what steers the ControlNet, of height and width: a PIL image, an array uint8 (H, W, 3), a tensor (B, 3, H,
@@ -275,8 +290,15 @@ class PixCellPipeline(DiffusionPipeline):
         guidance_interval: as `diffusion.sampling.denoise` has it. callback_on_step_end(pipe, i, t, {"latents": ...}) may
         return other latents. Raises InputError for invalid arguments, and for a scheduler of another prediction.
         """
+        student = self.transformer.student
+        if student is not None:
+            student.check_guidance(guidance_scale)
+            guidance_scale = 1.0
+        guidance_scale = DEFAULT_GUIDANCE if guidance_scale is None else guidance_scale
+        usual_steps = student.usual_steps if student else DEFAULT_STEPS
+        steps = usual_steps if num_inference_steps is None else num_inference_steps
         for name, value in (
-            ("num_inference_steps", num_inference_steps),
+            ("num_inference_steps", steps),
             ("num_images_per_prompt", num_images_per_prompt),
         ):
             if value < 1:
@@ -294,7 +316,13 @@ class PixCellPipeline(DiffusionPipeline):
             control = self._control(control_image, latents.shape[2:], len(uni_embeds), len(tokens))
             weight = torch.full((len(tokens),), float(controlnet_conditioning_scale))
             tokens = Condition(as_condition(tokens).tokens, control.cpu(), weight)
-        scheduler.set_timesteps(num_inference_steps, device=device)
+        targets = None
+        if student is None:
+            scheduler.set_timesteps(steps, device=device)
+        else:
+            scheduler = self._student_scheduler(student, steps)
+            if self.transformer.network.config.use_target_timestep:
+                targets = jump_targets(scheduler.timesteps.tolist()).to(device)
         with self.progress_bar(total=len(scheduler.timesteps)) as progress:  # pyright: ignore[reportCallIssue]  # untyped
 
             def on_step(i: int, t: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
@@ -303,7 +331,7 @@ class PixCellPipeline(DiffusionPipeline):
                 return (changed or {}).get("latents")
 
             latents = denoise(
-                self._predict,
+                partial(self._predict, targets=targets),
                 scheduler,
                 latents.to(device, torch.float32),
                 tokens.to(device),
@@ -317,12 +345,32 @@ class PixCellPipeline(DiffusionPipeline):
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _predict(self, x: torch.Tensor, timestep: torch.Tensor, y: torch.Tensor | Condition) -> torch.Tensor:
-        """Return the transformer's prediction, steered by the ControlNet where the condition has a control."""
+    def _student_scheduler(self, student: Student, steps: int) -> Any:
+        """Return the scheduler of a student's steps. Raises InputError for steps and schedulers that it was not made for."""
+        student.check_steps(steps)
+        wanted = prepare_scheduler(student.solver, steps, self.transformer.prediction_type, student.spacing)
+        own, order = self.scheduler, "solver_order"
+        if type(own) is not type(wanted) or own.config.get(order) != wanted.config.get(order):
+            raise InputError(f"the network is a student that is sampled by {student.solver}; leave the scheduler out")
+        return wanted
+
+    def _predict(
+        self,
+        x: torch.Tensor,
+        timestep: torch.Tensor,
+        y: torch.Tensor | Condition,
+        targets: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return the transformer's prediction, steered by the ControlNet where the condition has a control.
+
+        targets: by timestep, the one that its step ends at.
+        """
 
         def transformer(x: Any, timestep: Any, y: Any, dropped: None = None, residuals: Any = None) -> torch.Tensor:
             # the modules themselves are called: hooks move them to their device
-            return self.transformer(x, y, timestep, return_dict=False, controlnet_outputs=residuals)[0]
+            target = None if targets is None else targets[timestep]
+            kwargs = {"controlnet_outputs": residuals, "target_timestep": target}
+            return self.transformer(x, y, timestep, return_dict=False, **kwargs)[0]
 
         if not isinstance(y, Condition) or y.control is None:
             return transformer(x, timestep, y)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from diffusion.condition import Condition
-from diffusion.formats import DEFAULT_SOLVER
+from diffusion.formats import CONSISTENCY_SOLVER, DEFAULT_SOLVER
 from diffusion.guidance import Network, guided_prediction
 from diffusion.schedule import BETA_END, BETA_START, TIMESTEPS, add_noise, linear_schedule
 from diffusion.spacing import UNIFORM, place_steps
@@ -58,6 +58,12 @@ def _sa_solver(**betas: Any) -> Scheduler:
     return SASolverScheduler(algorithm_type="data_prediction", predictor_order=2, corrector_order=2, **betas)
 
 
+def _lcm(**betas: Any) -> Scheduler:
+    from diffusers.schedulers.scheduling_lcm import LCMScheduler
+
+    return LCMScheduler(original_inference_steps=TIMESTEPS, **betas)  # any timesteps
+
+
 ALGORITHMS: dict[str, Callable[..., Scheduler]] = {
     DEFAULT_SOLVER: _dpm_solver(order=2),  # DPM-Solver++ 2M (Lu et al. 2022)
     "dpm-solver-3": _dpm_solver(order=3),  # DPM-Solver++ 3M, of the third order
@@ -66,6 +72,7 @@ ALGORITHMS: dict[str, Callable[..., Scheduler]] = {
     "ddim": _dpm_solver(order=1),
     "iddpm": _ancestral,  # ancestral sampling with the learned variance (Nichol & Dhariwal 2021)
     "sa-solver": _sa_solver,  # stochastic Adams (Xue et al. 2023)
+    CONSISTENCY_SOLVER: _lcm,  # of a student: to the end, and back with new noise (Luo et al. 2023, algorithm 3)
 }
 SPACED = (DEFAULT_SOLVER, "dpm-solver-3", "ddim", "unipc")  # those that follow a list of noise levels
 
@@ -88,8 +95,11 @@ def prepare_scheduler(
     scheduler = build_scheduler(algorithm, prediction_type)
     if not (isinstance(steps, Integral) and 1 <= steps <= TIMESTEPS):
         raise InputError(f"{steps} sampling steps: expected 1 to {TIMESTEPS}")
-    scheduler.set_timesteps(steps)
     placed = place_steps(spacing, steps)
+    if algorithm == CONSISTENCY_SOLVER:  # at the timesteps of other solvers' steps
+        scheduler.set_timesteps(timesteps=placed or prepare_scheduler("ddim", steps).timesteps.tolist())
+        return scheduler
+    scheduler.set_timesteps(steps)
     if placed is not None:
         if algorithm not in SPACED:
             raise InputError(f"{algorithm} places its steps itself: --spacing {spacing} goes with {', '.join(SPACED)}")

@@ -86,6 +86,64 @@ def velocity(schedule: Schedule, x0: torch.Tensor, noise: torch.Tensor, timestep
     return add_noise(schedule, noise, -x0, timestep)
 
 
+def ddim_step(
+    schedule: Schedule,
+    prediction: torch.Tensor,
+    x_t: torch.Tensor,
+    timestep: torch.Tensor,
+    target: torch.Tensor,
+    prediction_type: str,
+) -> torch.Tensor:
+    """Return x at timestep `target` (B,) by one step of DDIM from x_t (B, C, H, W) at `timestep` (B,) with what a network predicts.
+
+    With v, x_s = cos(d) x_t - sin(d) v, d being the angle between both noise levels (Salimans & Ho 2022, appendix D).
+    """
+    cosine, sine = _angle(schedule, timestep, target, x_t)
+    if prediction_type == "epsilon":
+        signal, noise = _signal_and_noise(schedule, timestep, x_t)
+        prediction = (prediction - noise * x_t) / signal
+    return cosine * x_t - sine * prediction
+
+
+def prediction_of_step(
+    schedule: Schedule,
+    x_s: torch.Tensor,
+    x_t: torch.Tensor,
+    timestep: torch.Tensor,
+    target: torch.Tensor,
+    prediction_type: str,
+) -> torch.Tensor:
+    """Return the noise or velocity with which `ddim_step` leads from x_t at `timestep` (B,) to x_s at `target` (B,)."""
+    cosine, sine = _angle(schedule, timestep, target, x_t)
+    v = (cosine * x_t - x_s) / sine
+    return noise_of_velocity(schedule, v, x_t, timestep) if prediction_type == "epsilon" else v
+
+
+def clean_of_prediction(
+    schedule: Schedule, prediction: torch.Tensor, x_t: torch.Tensor, timestep: torch.Tensor, prediction_type: str
+) -> torch.Tensor:
+    """Return the latents without noise (B, C, H, W) that belong to a predicted noise or velocity in x_t."""
+    signal, noise = _signal_and_noise(schedule, timestep, x_t)
+    if prediction_type == "epsilon":
+        return (x_t - noise * prediction) / signal
+    return signal * x_t - noise * prediction
+
+
+def _signal_and_noise(
+    schedule: Schedule, timestep: torch.Tensor, like: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    alpha_bar = schedule.alpha_bar
+    return gather_timestep(alpha_bar.sqrt(), timestep, like), gather_timestep((1 - alpha_bar).sqrt(), timestep, like)
+
+
+def _angle(
+    schedule: Schedule, timestep: torch.Tensor, target: torch.Tensor, like: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return cosine and sine of the angle between the noise levels of two timesteps, (B, 1, 1, 1) each."""
+    (signal_t, noise_t), (signal_s, noise_s) = (_signal_and_noise(schedule, step, like) for step in (timestep, target))
+    return signal_t * signal_s + noise_t * noise_s, noise_t * signal_s - signal_t * noise_s
+
+
 def noise_of_velocity(schedule: Schedule, v: torch.Tensor, x_t: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
     """Return the noise in x_t (B, C, H, W) that belongs to a velocity v: sqrt(alpha_bar) v + sqrt(1 - alpha_bar) x_t."""
     return add_noise(schedule, v, x_t, timestep)

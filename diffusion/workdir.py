@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from diffusion.caching import CachedNetwork, CacheSchedule
+from diffusion.config.distillation_settings import DistillationConfig
 from diffusion.config.files import read_config
 from diffusion.config.settings import Config, ControlConfig, DataConfig
 from diffusion.control import ControlledNetwork
@@ -21,10 +22,12 @@ from diffusion.encoders.networks import EMBEDDERS
 from diffusion.formats import CONFIG_FILE, LAST_WEIGHTS, LATENT_FACTOR, PIPELINE_INDEX, SSL_PREFIX
 from diffusion.model.controlnet import ControlNet, check_control_fits, load_controlnet
 from diffusion.model.convert import Weights, load_network, load_weights
+from diffusion.model.jumps import JumpingNetwork
 from diffusion.model.lora import load_lora, merge_lora
 from diffusion.model.matching import add_positions, check_metadata, load_into
 from diffusion.model.pixart import PixArt, build_model
 from diffusion.model.pixart_config import PixArtConfig
+from diffusion.model.student import Student
 from diffusion.utils.assets import network_folder
 from diffusion.utils.content import fingerprint_tensors
 from diffusion.utils.errors import InputError, MissingError
@@ -38,8 +41,12 @@ from diffusion.utils.weights import find_weights
 log = logging.getLogger(__name__)
 
 LOCK_FILE = ".lock"
-Predictor = PixArt | ControlledNetwork | CachedNetwork
-OPENED = {"denoising": Config, "control": ControlConfig}  # tasks whose runs can be sampled
+Predictor = PixArt | JumpingNetwork | ControlledNetwork | CachedNetwork
+OPENED = {
+    "denoising": Config,
+    "control": ControlConfig,
+    "distillation": DistillationConfig,
+}  # tasks whose runs can be sampled
 
 
 @dataclass(frozen=True)
@@ -76,14 +83,23 @@ class Run:
         """Return the adapter that the network has for good, since its ControlNet was trained beside it; None without."""
         return self.config.lora.load_from if isinstance(self.config, ControlConfig) else None
 
+    @property
+    def student(self) -> Student | None:
+        """Return what the network was distilled for; None: it was not."""
+        return self.model.student
+
     def predictor(
-        self, control_interval: tuple[float, float] | None = None, cache: CacheSchedule | None = None
+        self,
+        control_interval: tuple[float, float] | None = None,
+        cache: CacheSchedule | None = None,
+        timesteps: Sequence[int] = (),
     ) -> Predictor:
         """Return what predicts: the network, with its ControlNet, if it has one, at noise levels of an interval; None: all.
 
-        cache: at which steps of one sampling blocks are computed; None: at all.
+        cache: at which steps of one sampling blocks are computed; None: at all. timesteps: those of the sampling, of which a
+        student of trajectories is told where each step ends.
         """
-        return self._steered(self.model, control_interval, cache)
+        return self._steered(self.model, control_interval, cache, timesteps)
 
     def weak_predictor(
         self, control_interval: tuple[float, float] | None = None, cache: CacheSchedule | None = None
@@ -92,10 +108,15 @@ class Run:
         return None if self.weak is None else self._steered(self.weak, control_interval, cache)
 
     def _steered(
-        self, model: PixArt, interval: tuple[float, float] | None, schedule: CacheSchedule | None
+        self,
+        model: PixArt,
+        interval: tuple[float, float] | None,
+        schedule: CacheSchedule | None,
+        timesteps: Sequence[int] = (),
     ) -> Predictor:
-        cached = None if schedule is None else CachedNetwork(model, schedule)
-        base = cached or model
+        network = JumpingNetwork(model, timesteps) if model.config.use_target_timestep else model
+        cached = None if schedule is None else CachedNetwork(network, schedule)
+        base = cached or network
         if self.controlnet is None:
             return base
         return ControlledNetwork(base, self.controlnet, interval, skip=None if cached is None else cached.reuses)
@@ -142,7 +163,7 @@ def open_run(work_dir: str | Path, checkpoint: str | Path, device: torch.device,
             merge_lora(model)
         return with_controlnet(Run(folder, path, config, model.eval().to(device)), path, ema)
     if config.lora.rank:
-        base, prediction = config.load_from or "", config.prediction_type
+        base, prediction = config.adapted or "", config.prediction_type
         model, _ = load_network(base, config.model, config.model_arguments, prediction)
         load_lora(model, path, name="run", ema=ema)
         return Run(folder, path, config, model.eval().to(device))
@@ -203,9 +224,13 @@ def _is_weights(path: Path) -> bool:
 
 
 def _load_run(folder: Path, path: Path, config: Config, weights: Weights, device: torch.device) -> Run:
-    model = build_model(config.model, **config.model_arguments)
+    told = {
+        name: value for name, value in weights.architecture.items() if name == "use_target_timestep"
+    }  # of a student
+    model = build_model(config.model, **{**config.model_arguments, **told})
     check_metadata(weights.metadata, model, config.prediction_type, path)
     load_into(model, add_positions(model, weights.state_dict), path)
+    model.student = weights.student
     # requires_grad stays on: autocast keeps half-precision copies of such weights alone, and casts others at every step
     return Run(folder, path, config, model.eval().to(device))
 

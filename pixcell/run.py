@@ -17,7 +17,7 @@ from PIL import Image
 from diffusion.components import check_tokens
 from diffusion.condition import Condition
 from diffusion.encoders.latents import check_pixels, from_uint8, to_uint8
-from diffusion.formats import DEFAULT_SOLVER, LAST_WEIGHTS
+from diffusion.formats import LAST_WEIGHTS
 from diffusion.generation.conditions import (
     Conditions,
     IndexConditions,
@@ -131,10 +131,10 @@ class OpenRun:
         index: str | Path | None = None,
         features: str | Path | None = None,
         data_root: str | Path | None = None,
-        steps: int = 20,
+        steps: int | None = None,
         guidance: float | None = None,
         guidance_interval: tuple[float, float] | None = None,
-        solver: str = DEFAULT_SOLVER,
+        solver: str | None = None,
         seed: int = 0,
         batch_size: int | None = None,
         control: Controls | None = None,
@@ -148,10 +148,11 @@ class OpenRun:
         middle. They are checked now, and read and embedded batch by batch. tokens: embeddings instead, (L, D) or (n, L, D), or
         .npy files of them. With neither, patches of the run's index condition, or embeddings that published weights have beside
         them; dataset, index, features, data_root: others, as the options of `pixcell sample`. count: how many; None: one for
-        each image or token, 16 of an index. guidance: 1 is none, None that of the run's sample grids. batch_size: in one pass,
-        None for as many as keep the device busy. control: masks (H, W) or maps (K, H, W) for a ControlNet, or files and folders
-        of them, one an image; None: those of the index, if the run has any. control_scale: how much they count. prior: a run of
-        `pixcell prior` that draws embeddings, so that nothing else conditions; classes: those that it draws from, () for all.
+        each image or token, 16 of an index. steps, solver: None for 20 of dpm-solver, or those of a student. guidance: 1 is none,
+        None that of the run's sample grids. batch_size: in one pass, None for as many as keep the device busy. control: masks (H, W)
+        or maps (K, H, W) for a ControlNet, or files and folders of them, one an image; None: those of the index, if the run has
+        any. control_scale: how much they count. prior: a run of `pixcell prior` that draws embeddings, so that nothing else
+        conditions; classes: those that it draws from, () for all.
         Raises MissingError, InputError.
 
         Examples:
@@ -166,6 +167,7 @@ class OpenRun:
             (256, 256)
         """
         chosen = Solver(steps, guidance, solver, guidance_interval, self.session.solver.precision, control_scale)
+        chosen = chosen.for_run(self.session.run)
         seed = check_whole(seed, "seed", least=0)
         count = None if count is None else check_whole(count, "count")
         size = windows_per_pass(self.session.device, self.session.run.config.input_size)

@@ -18,6 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from diffusion.config.distillation_settings import DistillationConfig, DistillationSection
 from diffusion.config.files import dump_config
 from diffusion.config.flow_settings import EmbeddingFlowConfig, FlowDataConfig, FlowNetworkConfig
 from diffusion.config.settings import (
@@ -50,6 +51,7 @@ KINDS = dict(
     timestep_sampling=TimestepConfig,
     lora=LoraConfig,
     control=ControlNetSection,
+    distillation=lambda **own: DistillationSection(**{**own, "steps": tuple(own["steps"])}),  # JSON has lists
 )
 WIDTH = 8  # of the embeddings of `feature_root`
 
@@ -91,6 +93,22 @@ def control_settings(root: Path, base: Path | str, data: dict | None = None, **c
         vae_pretrained="tiny", scale_factor=None, shift_factor=None,
     )  # fmt: skip
     return ControlConfig(**{**values, **changes})
+
+
+def distillation_settings(
+    root: Path, teacher: Path | str, section: dict | None = None, **changes
+) -> DistillationConfig:
+    """A run of seconds of the task, of a student of a network of `settings`."""
+    config = settings(root)
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(Config)}
+    own = dict(teacher=str(teacher), guidance=1.5, steps=(1, 2, 4), teacher_steps=4)
+    values |= dict(
+        task="distillation",
+        distillation=DistillationSection(**{**own, **(section or {})}),
+        sample_grid=SampleGridConfig(count=2),
+        vae_pretrained="tiny", scale_factor=None, shift_factor=None,
+    )  # fmt: skip
+    return DistillationConfig(**{**values, **changes})
 
 
 def flow_settings(root: Path, data: dict | None = None, **changes) -> EmbeddingFlowConfig:
@@ -258,6 +276,8 @@ def main() -> None:
         root, work_dir = Path(run["root"]), Path(run["work_dir"])
         if "flow_data" in changes:
             config: TrainingConfig = flow_settings(root, changes.pop("flow_data"), **changes)
+        elif "distillation" in changes:
+            config = distillation_settings(root, changes["distillation"].teacher, **changes)
         elif "control" in changes:
             config = control_settings(root, changes.pop("control").base, **changes)
         else:

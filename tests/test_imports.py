@@ -24,7 +24,7 @@ ALLOWED = {
     "optim": {"config"},
     "extraction": {"data", "encoders"},
     "evaluation": {"data", "encoders"},
-    "model": {"condition"},
+    "model": {"condition", "spacing"},
     "diagnosis": {"encoders", "hub"},
     "publishing": {"config", "encoders", "model", "evaluation", "components", "workdir", "pipeline", "hub"},
     "pipeline": {"condition", "control", "model", "encoders", "sampling"},
@@ -47,7 +47,7 @@ ALLOWED = {
     "training": {"config", "data", "optim", "workdir"},
     "tasks": {
         *("config", "data", "encoders", "model", "evaluation", "training", "components", "condition"),
-        *("schedule", "timesteps", "objective", "sampling", "control", "optim"),
+        *("schedule", "timesteps", "objective", "sampling", "guidance", "control", "optim"),
     },
 }
 ALLOWED["cli"] = set(ALLOWED)  # commands, which no room imports

@@ -24,6 +24,12 @@ def test_noise_levels_to_the_power_of_one_by_rho_are_evenly_spaced(rho):
     assert place_steps("karras", 8) == place_steps("karras:7", 8)
 
 
+def test_steps_of_a_power_of_time_are_denser_at_low_noise_and_nest():
+    assert place_steps("power:1.5", 4) == [999, 649, 353, 125]
+    eight = place_steps("power:1.5", 8)
+    assert eight is not None and eight[::2] == [999, 649, 353, 125] and place_steps("power", 2) == [999, 500]
+
+
 def test_log_snr_falls_by_equal_factors():
     found = LEVELS[place_steps("log-snr", 10)]
     factor = (LEVELS[0] / LEVELS[-1]) ** 0.1
@@ -48,9 +54,10 @@ def test_many_steps_do_not_repeat(spacing):
 @pytest.mark.parametrize(
     ("spacing", "message"),
     [
-        ("karas", "expected uniform, karras, karras:RHO, log-snr, or timesteps"),
-        ("karras:x", "expected karras, or karras:RHO with a number of at least 1"),
-        ("karras:0.5", "expected karras, or karras:RHO"),
+        ("karas", "expected uniform, karras, karras:RHO, power:P, log-snr, or timesteps"),
+        ("karras:x", "expected karras, karras:RHO or power:P, with a number of at least 1"),
+        ("karras:0.5", "expected karras, karras:RHO or power:P"),
+        ("power:0.5", "expected karras, karras:RHO or power:P"),
         ("10,20", "expected falling timesteps from 999 to 0"),
         ("1000,5", "expected falling timesteps from 999 to 0"),
     ],

@@ -26,7 +26,7 @@ from diffusion.cli.parser import (
     step_spacing,
 )
 from diffusion.cli.signature import Here, Option
-from diffusion.formats import ALL_METRICS, MARKERS, PRECISIONS, SIZE_POLICIES, SOLVERS
+from diffusion.formats import ALL_METRICS, DEFAULT_SOLVER, DEFAULT_STEPS, MARKERS, PRECISIONS, SIZE_POLICIES, SOLVERS
 
 SAMPLING, CONDITIONS, CONTROL, SCORING, TRAINING, DATA, MACHINE = (
     "sampling",
@@ -104,13 +104,22 @@ Checkpoint = Annotated[Path, _CHECKPOINT]
 SeveralCheckpoints = Annotated[Sequence[Path], _CHECKPOINT]
 Weights = Annotated[Literal["ema", "raw"], Option("of a checkpoint that holds both: averaged or raw", group=SAMPLING)]
 Count = Annotated[int | None, Option("how many", positive_int)]
-_STEPS = Option("steps of the solver", positive_int, group=SAMPLING)
-Steps = Annotated[int, _STEPS]
-SeveralSteps = Annotated[Sequence[int], _STEPS]
+_STEPS = "steps of the solver"
+Steps = Annotated[
+    int | None, Option(f"{_STEPS} [{DEFAULT_STEPS}, or the usual ones of a student]", positive_int, group=SAMPLING)
+]
+SeveralSteps = Annotated[
+    Sequence[int], Option(f"{_STEPS} [{DEFAULT_STEPS}, or all of a student]", positive_int, group=SAMPLING)
+]
 _STRENGTH = "null + w * (conditional - null); 1 is none and runs no null pass"
 Guidance = Annotated[
     float | None,
-    Option(f"{_STRENGTH} [the run's sample_grid.guidance, 2 by default]", finite_float, metavar="W", group=SAMPLING),
+    Option(
+        f"{_STRENGTH} [the run's sample_grid.guidance, 2 by default; a student has its own]",
+        finite_float,
+        metavar="W",
+        group=SAMPLING,
+    ),
 ]
 SeveralGuidances = Annotated[Sequence[float], Option(_STRENGTH, finite_float, metavar="W", group=SAMPLING)]
 _INTERVAL = "noise levels, std of noise over std of signal, between which to guide; no null pass elsewhere"
@@ -179,8 +188,8 @@ ControlInterval = Annotated[
 ControlInNull = Annotated[
     bool, Option("control guidance's null pass, too, which released ControlNets were not trained for", group=CONTROL)
 ]
-_SOLVER = Option("the solver", choices=SOLVERS, group=SAMPLING)
-Solver = Annotated[str, _SOLVER]
+_SOLVER = Option(f"the solver [{DEFAULT_SOLVER}, or that of a student]", choices=SOLVERS, group=SAMPLING)
+Solver = Annotated[str | None, _SOLVER]
 SeveralSolvers = Annotated[Sequence[str], _SOLVER]
 _AUTOGUIDANCE = Option(
     "a weaker network that guides instead of the null condition: an older checkpoint of the run, or another run [none]",
@@ -197,7 +206,7 @@ _BLOCK_CACHE = Option(
 BlockCache = Annotated[str, _BLOCK_CACHE]
 SeveralBlockCaches = Annotated[Sequence[str], _BLOCK_CACHE]
 _SPACING = Option(
-    "where the steps lie: uniform in time, karras or karras:RHO by noise level, log-snr, or timesteps such as 999,750,500,250",
+    "where the steps lie: uniform in time, karras or karras:RHO by noise level, power:P, log-snr, or timesteps such as 999,750,500,250",
     step_spacing,
     group=SAMPLING,
 )

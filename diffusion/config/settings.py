@@ -122,9 +122,9 @@ class TrainingConfig(Section):
 
     # start and work dir
     task: Name = "denoising"
-    """What is trained: "denoising" (the diffusion transformer), "control" (a ControlNet beside one), "embedding_flow" (a flow
-    between embeddings) or "codec" (a small latent codec), both with settings of their own. These can stand beside it:
-    dict(type="control", base=...)."""
+    """What is trained: "denoising" (the diffusion transformer), "control" (a ControlNet beside one), "distillation" (a student of
+    few steps), "embedding_flow" (a flow between embeddings) or "codec" (a small latent codec), both with settings of their own.
+    Those can stand beside it: dict(type="control", base=...)."""
     load_from: Name | None = None
     """Weights to start from: of a stage before, released ones, or "nano", which comes with the package."""
     ignore_keys: tuple[Name, ...] = ()
@@ -499,6 +499,11 @@ class Config(TrainingConfig):
             "local_start is of a new network, load_from of weights; set local_start=False",
         )
         super().check()
+
+    @property
+    def adapted(self) -> str | None:
+        """Return the weights of the network that an adapter is trained beside."""
+        return self.load_from
 
     @property
     def input_size(self) -> int:

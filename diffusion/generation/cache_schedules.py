@@ -35,7 +35,7 @@ class _Recorder(CachedNetwork):
 def record_products(session: Session, conditions: Conditions, count: int) -> np.ndarray:
     """Sample for `count` conditions, and return the inner products (S, S) of what the blocks add at the steps, float64."""
     run, solver = session.run, replace(session.solver, block_cache=NONE)
-    recorder = _Recorder(run.model, solver.steps)
+    recorder = _Recorder(run.model, solver.taken_steps)
     generators = [image_generator(session.seed, i) for i in range(count)]
     side = run.config.input_size
     noise = initial_noise(generators, (LATENT_CHANNELS, side, side))

@@ -149,7 +149,7 @@ def sample_large_pictures(
         quiet = not state.is_main_process
         for i in todo[state.process_index :: state.num_processes]:
             condition = condition_of(i)
-            with tqdm(total=session.solver.steps, unit="step", desc=condition.name, disable=quiet) as progress:
+            with tqdm(total=session.solver.taken_steps, unit="step", desc=condition.name, disable=quiet) as progress:
                 latents = make.latents([i], condition.condition, on_step=partial(_advance, progress))
             path = folder.image_path(SYNTHETIC_DIR, i, condition.name)
             note = {**session.image_metadata(i), "stride": stride, "condition": condition.name}

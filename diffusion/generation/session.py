@@ -19,6 +19,7 @@ from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import LatentCodec
 from diffusion.formats import LAST_WEIGHTS
 from diffusion.generation.solver import Solver
+from diffusion.model.student import STUDENT_KEY
 from diffusion.spacing import UNIFORM
 from diffusion.utils.errors import InputError
 from diffusion.utils.hardware import prepare_device, suggest_batch_size
@@ -54,16 +55,17 @@ class Session:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Return what all images of a folder have in common, independent of where weights and data are stored."""
-        solver = self.solver
+        solver, student = self.solver, self.run.student
         return {
             "seed": self.seed,
-            "sampling_steps": solver.steps,
-            "guidance_strength": solver.strength(self.run),
+            "sampling_steps": solver.taken_steps,
+            "guidance_strength": student.guidance if student else solver.strength(self.run),
             "guidance_interval": solver.guidance_interval,
             "sampling_algo": solver.algorithm,
             **({} if solver.spacing == UNIFORM else {"spacing": solver.spacing}),
             "precision": solver.precision,
             **solver.block_cache_record,
+            **({STUDENT_KEY: student.to_dict()} if student else {}),
             **({"compiled": True} if self.compiled else {}),  # which rounds otherwise
             **({} if self.averaged else {"averaged": False}),
             **self.steering,
@@ -165,6 +167,7 @@ def open_session(
         raise InputError(f"options of a control, and {run.folder} has no ControlNet; name one with --controlnet")
     if autoguidance is not None:
         run = with_weak(run, autoguidance, averaged)
+    solver = solver.for_run(run)
     if compiled:
         run.model.compile_blocks()
         if run.weak is not None:

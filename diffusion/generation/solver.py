@@ -9,9 +9,9 @@ from numbers import Real
 
 import torch
 
-from diffusion.caching import NONE, read_schedule
+from diffusion.caching import NONE, CacheSchedule, read_schedule
 from diffusion.condition import Condition
-from diffusion.formats import DEFAULT_SOLVER
+from diffusion.formats import CONSISTENCY_SOLVER, DEFAULT_SOLVER, DEFAULT_STEPS
 from diffusion.guidance import Network
 from diffusion.sampling import (
     OnStep,
@@ -31,6 +31,7 @@ from diffusion.workdir import Run
 class Solver:
     """How to sample. guidance: None for that of the run's sample grids. precision: of the network, fp32, bf16 or fp16.
 
+    steps, algorithm: None for those of the run, by `for_run`: 20 of dpm-solver, or those that a student was made for.
     Of a ControlNet: control_scale, which residuals are multiplied by; control_interval, the noise levels that have control,
     None for all; control_in_null, whether guidance's null pass has it, too, which released ControlNets were not trained for.
     spacing: where the steps lie, as `diffusion.spacing` has it. block_cache: at which steps blocks are computed, a name or file as
@@ -39,9 +40,9 @@ class Solver:
     guidance that is no finite number, an interval without noise levels, and an unknown precision.
     """
 
-    steps: int = 20
+    steps: int | None = None
     guidance: float | None = None
-    algorithm: str = DEFAULT_SOLVER
+    algorithm: str | None = None
     guidance_interval: tuple[float, float] | None = None
     precision: str = "fp32"
     control_scale: float = 1.0
@@ -56,13 +57,41 @@ class Solver:
         known = self.guidance is None or (isinstance(self.guidance, Real) and math.isfinite(self.guidance))
         if not known:
             raise InputError(f"guidance {self.guidance}: expected a finite number; 1 is none")
-        prepare_scheduler(self.algorithm, self.steps, spacing=self.spacing)
-        read_schedule(self.block_cache, self.steps)
+        steps = DEFAULT_STEPS if self.steps is None else self.steps
+        prepare_scheduler(self.algorithm or DEFAULT_SOLVER, steps, spacing=self.spacing)
+        if self.steps is not None:
+            read_schedule(self.block_cache, self.steps)
         check_guidance_interval(self.guidance_interval)
         check_guidance_interval(self.control_interval, "control interval")
         check_strength(self.start_strength)
         if not math.isfinite(self.control_scale):
             raise InputError(f"control scale {self.control_scale}: expected a finite number; 0 is no control")
+
+    def for_run(self, run: Run) -> Solver:
+        """Return the solver with steps and algorithm of a run, where it names none.
+
+        Raises InputError for what a student was not made for, and for a spacing or block cache that does not go with the steps.
+        """
+        student = run.student
+        if student is None:
+            if self.algorithm == CONSISTENCY_SOLVER:
+                raise InputError(
+                    f"{self.algorithm} is the solver of students of latent consistency, and the network is none"
+                )
+            return replace(self, steps=self.steps or DEFAULT_STEPS, algorithm=self.algorithm or DEFAULT_SOLVER)
+        steps = self.steps or student.usual_steps
+        student.check_steps(steps)
+        student.check_guidance(self.guidance)
+        student.check_solver(self.algorithm)
+        if self.spacing not in (UNIFORM, student.spacing):
+            raise InputError(
+                f"spacing {self.spacing}: the network is a student, whose steps lie where it learned them; leave it out"
+            )
+        if self.guidance_interval is not None or run.weak is not None:
+            raise InputError(
+                "a guidance interval, or autoguidance: the network is a student, which has its guidance in every prediction; leave it out"
+            )
+        return replace(self, steps=steps, algorithm=student.solver, spacing=student.spacing)
 
     @property
     def sets_control(self) -> bool:
@@ -72,7 +101,7 @@ class Solver:
     @property
     def block_cache_record(self) -> dict[str, object]:
         """Return what identifies the steps whose blocks are computed; nothing where all are."""
-        schedule = read_schedule(self.block_cache, self.steps)
+        schedule = self._cache_schedule
         return {} if schedule is None else {"block_cache": schedule.to_dict()}
 
     def check_control(self, run: Run, is_given: bool) -> None:
@@ -84,16 +113,29 @@ class Solver:
             )
 
     def strength(self, run: Run) -> float:
-        """Return the guidance that a run is sampled with."""
+        """Return the guidance that a run is sampled with; of a student, which has it in every prediction, 1."""
+        if run.student is not None:
+            return 1.0
         return run.config.sample_grid.guidance if self.guidance is None else self.guidance
+
+    @property
+    def taken_steps(self) -> int:
+        """Return the steps, of a solver that names them or is for a run."""
+        return DEFAULT_STEPS if self.steps is None else self.steps
+
+    @property
+    def _cache_schedule(self) -> CacheSchedule | None:
+        return read_schedule(self.block_cache, self.taken_steps)
 
     def predictor(self, run: Run) -> Network:
         """Return what predicts in one sampling of a run's network."""
-        return run.predictor(self.control_interval, read_schedule(self.block_cache, self.steps))
+        own = self.for_run(run)
+        times = prepare_scheduler(str(own.algorithm), own.taken_steps, spacing=own.spacing).timesteps.tolist()
+        return run.predictor(own.control_interval, own._cache_schedule, times)
 
     def weak_predictor(self, run: Run) -> Network | None:
         """Return what guides in one sampling instead of the null condition; None: nothing else."""
-        return run.weak_predictor(self.control_interval, read_schedule(self.block_cache, self.steps))
+        return run.weak_predictor(self.control_interval, self._cache_schedule)
 
     def latents(
         self,
@@ -112,6 +154,7 @@ class Solver:
         where these are not the run's own. start: latents to begin at, with noise on them by `start_strength`.
         Raises InputError when they are not finite, and as `check_control` does.
         """
+        own = self.for_run(run)
         self.check_control(run, isinstance(condition, Condition) and condition.control is not None)
         device, dtype = run.device, torch_dtype(self.precision)
         condition, null_condition = condition.to(device), run.model.null_condition
@@ -125,15 +168,15 @@ class Solver:
                 noise.to(device),
                 condition,
                 null_condition,
-                steps=self.steps,
+                steps=own.taken_steps,
                 guidance=self.strength(run),
-                algorithm=self.algorithm,
+                algorithm=str(own.algorithm),
                 generators=generators,
                 prediction_type=run.config.prediction_type,
                 guidance_interval=self.guidance_interval,
                 on_step=on_step,
                 start=None if start is None else Start(start, self.start_strength),
-                spacing=self.spacing,
+                spacing=own.spacing,
                 weak=weak or self.weak_predictor(run),
             )
         if not torch.isfinite(latents).all():

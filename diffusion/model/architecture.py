@@ -51,6 +51,7 @@ def infer_architecture(tensors: Mapping[str, torch.Tensor], source: str | Path =
         "model_max_length": tokens,
         "use_cond_pos_embed": "y_pos_embed" in tensors,
         "qk_norm": "blocks.0.attn.q_norm.weight" in tensors,
+        "use_target_timestep": "target_embedder.mlp.0.weight" in tensors,
         **positions,
     }
     heads = {preset["hidden_size"]: preset["num_heads"] for preset in PRESETS.values()}

@@ -99,7 +99,7 @@ class ControlNet(Trunk):
         """
         depth = max(1, base.config.depth - 1) if blocks is None else blocks
         arguments = {**base.config.to_dict(), "depth": depth, "base_depth": base.config.depth}
-        arguments |= {"maps": maps, "mask_kind": mask_kind}
+        arguments |= {"maps": maps, "mask_kind": mask_kind, "use_target_timestep": False}
         controlnet = ControlNet(ControlNetConfig(**arguments))
         own, copied = controlnet.state_dict(), base.state_dict()
         controlnet.load_state_dict({**own, **{name: copied[name] for name in own if name in copied}})
@@ -133,12 +133,15 @@ class ControlNet(Trunk):
         return residuals
 
 
+UNSHARED = ("depth", "maps", "mask_kind", "use_target_timestep")  # a ControlNet of the teacher steers its students
+
+
 def check_control_fits(controlnet: PixArtConfig, base: PixArtConfig) -> None:
     """Raise InputError naming the first argument in which a ControlNet's network is not the one that it is to steer."""
     theirs = base.to_dict()
     theirs["base_depth"] = theirs["depth"]
     for name, value in controlnet.to_dict().items():
-        if name in PixArtConfig.TRAINING_ONLY or name in ("depth", "maps", "mask_kind") or theirs[name] == value:
+        if name in PixArtConfig.TRAINING_ONLY or name in UNSHARED or theirs[name] == value:
             continue
         raise InputError(f"the ControlNet is of another network ({name} {value} instead of {theirs[name]})")
 

@@ -28,6 +28,7 @@ from diffusion.model.diffusers_layout import diffusers_config, from_diffusers, r
 from diffusion.model.matching import POSITIONS, add_positions, check_metadata, load_into
 from diffusion.model.pixart import PixArt, build_model
 from diffusion.model.pixart_config import ARGUMENTS, PixArtConfig, check_arguments
+from diffusion.model.student import STUDENT_KEY, Student, read_student
 from diffusion.utils.assets import network_folder
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.files import atomic_write
@@ -39,9 +40,9 @@ log = logging.getLogger(__name__)
 METADATA_KEY = "pixcell"  # under which a safetensors file of ours stores its network's config
 ANCHOR, DIFFUSERS_ANCHOR = "x_embedder.proj.weight", "pos_embed.proj.weight"  # tensors that every network has
 CONSTANTS = (*POSITIONS, "y_embedder.y_embedding", "caption_projection.uncond_embedding")  # which are never trained
-SHAPING = (
-    frozenset(ARGUMENTS) - PixArtConfig.TRAINING_ONLY
-)  # what a file must store for its tensors not to be looked at
+# what a file must store for its tensors not to be looked at; older ones are of no student
+SHAPING = frozenset(ARGUMENTS) - PixArtConfig.TRAINING_ONLY - {"use_target_timestep"}
+NOT_ARGUMENTS = (PREDICTION_TYPE, STUDENT_KEY)  # of what files say of their network
 FOREIGN_NETWORKS = {  # parts of names, and whose they are
     "lora": "a LoRA, which changes a network; give the network's own weights",
     "controlnet": "a ControlNet; give the network that it steers",
@@ -55,7 +56,7 @@ FOREIGN_NETWORKS = {  # parts of names, and whose they are
 class Weights(NamedTuple):
     """A state dict in official names, the PixArt arguments that its file stores or its tensors show, and the metadata.
 
-    metadata: what the file itself says: PixArt arguments and `prediction_type`; empty for released checkpoints.
+    metadata: what the file itself says: PixArt arguments, `prediction_type` and `student`; empty for released checkpoints.
     file: what was read of a folder.
     """
 
@@ -68,6 +69,11 @@ class Weights(NamedTuple):
     def prediction_type(self) -> Literal["epsilon", "v_prediction"]:
         """Return what the network predicts: epsilon unless the file says v_prediction."""
         return self.metadata.get(PREDICTION_TYPE, "epsilon")
+
+    @property
+    def student(self) -> Student | None:
+        """Return what the network was distilled for; None: it was not. Raises InputError for damaged metadata."""
+        return read_student(self.metadata.get(STUDENT_KEY), self.file)
 
 
 def load_weights(path: str | Path, ema: bool = True, positions: bool = True) -> Weights:
@@ -88,7 +94,7 @@ def load_weights(path: str | Path, ema: bool = True, positions: bool = True) -> 
         metadata = metadata or read_diffusers_config(file.with_name("config.json"))
         tensors = _official_names(tensors, path)
     # how attention is computed is up to who opens the weights, not to who trained them
-    arguments = {name: value for name, value in metadata.items() if name not in (PREDICTION_TYPE, "fp32_attention")}
+    arguments = {name: value for name, value in metadata.items() if name not in (*NOT_ARGUMENTS, "fp32_attention")}
     if not arguments.keys() >= SHAPING:  # a foreign file, whose tensors have to show it
         inferred = infer_architecture(tensors, path)
         if (is_diffusers or "pos_embed" not in tensors) and has_cond_positions(inferred):
@@ -110,9 +116,11 @@ def load_network(
 ) -> tuple[PixArt, Path]:
     """Build the network of a preset, load weights that must be its own, and return it with the file that they are from.
 
-    Raises MissingError, InputError as `load_weights` does, and for weights of another network.
+    Raises MissingError, InputError as `load_weights` does, and for weights of another network, or of a student.
     """
     weights = load_weights(source, ema, positions=False)
+    if weights.student is not None:
+        raise InputError(f"{source} is a student itself: expected the network that it was made of")
     model, file = build_model(preset, **arguments), weights.file or network_folder(source)
     check_metadata(weights.metadata, model, prediction_type, file)
     load_into(model, add_positions(model, weights.state_dict), file)
@@ -141,7 +149,7 @@ def save_diffusers(model: PixArt, folder: str | Path, prediction_type: str = "ep
             "write another format"
         )
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in converted.items()}
-    config = diffusers_config(model.config, prediction_type)
+    config = {**diffusers_config(model.config, prediction_type), **_student_metadata(model)}
     with atomic_write(folder) as temporary:
         temporary.mkdir()
         save_file(tensors, temporary / DIFFUSERS_WEIGHTS, metadata={"format": "pt"})
@@ -151,7 +159,11 @@ def save_diffusers(model: PixArt, folder: str | Path, prediction_type: str = "ep
 def save_official(model: PixArt, path: str | Path, prediction_type: str = "epsilon") -> None:
     """Write a torch file with official names under `state_dict`, and beside it the network's config. Raises InputError."""
     with atomic_write(_new_file(path)) as temporary:
-        metadata = {"architecture": model.config.to_dict(), PREDICTION_TYPE: prediction_type}
+        metadata = {
+            "architecture": model.config.to_dict(),
+            PREDICTION_TYPE: prediction_type,
+            **_student_metadata(model),
+        }
         torch.save({"state_dict": model.state_dict(), **metadata}, temporary)
 
 
@@ -160,9 +172,13 @@ def save_safetensors(model: PixArt, path: str | Path, prediction_type: str = "ep
     from safetensors.torch import save_file
 
     with atomic_write(_new_file(path)) as temporary:
-        metadata = json.dumps({**model.config.to_dict(), PREDICTION_TYPE: prediction_type})
+        metadata = json.dumps({**model.config.to_dict(), PREDICTION_TYPE: prediction_type, **_student_metadata(model)})
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
         save_file(tensors, temporary, metadata={"format": "pt", METADATA_KEY: metadata})
+
+
+def _student_metadata(model: PixArt) -> dict[str, Any]:
+    return {} if model.student is None else {STUDENT_KEY: model.student.to_dict()}
 
 
 def _new_file(path: str | Path) -> Path:
@@ -268,4 +284,4 @@ def read_metadata(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a checkpoint of this project says of its network."""
     architecture = checkpoint.get("architecture")
     metadata = dict(architecture) if isinstance(architecture, Mapping) else {}
-    return metadata | {name: checkpoint[name] for name in (PREDICTION_TYPE,) if name in checkpoint}
+    return metadata | {name: checkpoint[name] for name in NOT_ARGUMENTS if name in checkpoint}

@@ -11,6 +11,7 @@ import torch
 
 from diffusion.model.architecture import COND_POSITIONS, PREDICTION_TYPE
 from diffusion.model.pixart_config import PixArtConfig
+from diffusion.model.student import STUDENT_KEY
 from diffusion.utils.content import recognise_placeholder
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.text import read_json
@@ -23,6 +24,8 @@ RENAMED = {
     "x_embedder.proj": "pos_embed.proj",
     "t_embedder.mlp.0": "adaln_single.emb.timestep_embedder.linear_1",
     "t_embedder.mlp.2": "adaln_single.emb.timestep_embedder.linear_2",
+    "target_embedder.mlp.0": "adaln_single.emb.target_embedder.linear_1",  # of students, which are not released so
+    "target_embedder.mlp.2": "adaln_single.emb.target_embedder.linear_2",
     "t_block.1": "adaln_single.linear",
     "y_embedder.y_proj.fc1": "caption_projection.linear_1",
     "y_embedder.y_proj.fc2": "caption_projection.linear_2",
@@ -149,7 +152,7 @@ def read_diffusers_config(path: Path) -> dict[str, Any]:
             "input_size": settings["sample_size"],
             "num_heads": settings["num_attention_heads"],
             "pe_interpolation": settings["interpolation_scale"],
-            **{key: settings[key] for key in (PREDICTION_TYPE, COND_POSITIONS) if key in settings},
+            **{key: settings[key] for key in (PREDICTION_TYPE, COND_POSITIONS, STUDENT_KEY) if key in settings},
         }
     except KeyError as error:
         raise InputError(f"{path} is not the config of a {DIFFUSERS_CLASS} ({error!r})") from None

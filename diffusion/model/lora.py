@@ -20,7 +20,10 @@ from torch import nn
 
 from diffusion.formats import LAST_WEIGHTS
 from diffusion.model.diffusers_layout import FUSED_IN_BLOCK, RENAMED_IN_BLOCK
+from diffusion.model.jumps import TARGET_EMBEDDER, add_target_embedder
+from diffusion.model.matching import check_fit
 from diffusion.model.pixart import PixArt
+from diffusion.model.student import STUDENT_KEY, Student, read_student
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.files import atomic_write
 from diffusion.utils.text import abbreviate, read_json
@@ -187,10 +190,14 @@ def load_lora(
     file = _find_adapter(source)
     stored = read_weights(file).content
     tensors = _adapter_tensors(stored, file, ema)
-    chosen = _settings_of(tensors, read_lora_metadata(file, stored), file, alpha)
+    metadata = read_lora_metadata(file, stored)
+    chosen = _settings_of(tensors, metadata, file, alpha)
     own = name or (source.name if source.is_dir() else source.stem).replace(".", "_")
     _check_tensors(network, tensors, file)
     _check_new(network, own)
+    student = read_student(metadata.get(STUDENT_KEY), file)
+    if student is not None:
+        _become_student(network, student, _student_tensors(stored, ema), scale, file)
     for number, target in sorted({(number, target) for number, target, _ in tensors}):
         place, linear = _linear(network, number, target)
         adapter = linear.add(own, place.part, chosen.rank, scale * chosen.scale)
@@ -207,7 +214,11 @@ def save_lora(network: PixArt, folder: str | Path, name: str | None = None) -> N
     Raises InputError for a folder that is already there, or an adapter that is not.
     """
     own = _one_name(network, name)
-    _write_adapter(lora_tensors(network, own), lora_metadata(adapter_settings(network)[own]), Path(folder))
+    metadata = lora_metadata(adapter_settings(network)[own])
+    beside = student_tensors(network.state_dict()) if network.student is not None else {}
+    if network.student is not None:
+        metadata[STUDENT_KEY] = network.student.to_dict()
+    _write_adapter({**lora_tensors(network, own), **beside}, metadata, Path(folder))
 
 
 def convert_lora(source: str | Path, folder: str | Path, ema: bool = True) -> tuple[int, LoraSettings]:
@@ -218,11 +229,14 @@ def convert_lora(source: str | Path, folder: str | Path, ema: bool = True) -> tu
     file = _find_adapter(Path(source))
     stored = read_weights(file).content
     tensors = _adapter_tensors(stored, file, ema)
-    settings = _settings_of(tensors, read_lora_metadata(file, stored), file)
+    metadata = read_lora_metadata(file, stored)
+    settings = _settings_of(tensors, metadata, file)
+    student = {name: metadata[name] for name in (STUDENT_KEY,) if name in metadata}
     named = {
         f"{BLOCKS}{number}.{target}.lora_{letter}.weight": each for (number, target, letter), each in tensors.items()
     }
-    _write_adapter(named, lora_metadata(settings), Path(folder))
+    named |= _student_tensors(stored, ema)
+    _write_adapter(named, {**lora_metadata(settings), **student}, Path(folder))
     return sum(tensor.numel() for tensor in named.values()), settings
 
 
@@ -256,6 +270,32 @@ def rename_lora(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             target = targets[match[2], int(match[3])]
             found[f"{BLOCKS}{match[1]}.{target}.lora_{match[4]}.weight"] = tensor
     return found
+
+
+def student_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return what a student of jumps has beside its adapter, of a network's state dict: the embedding of target times."""
+    return {name: tensor for name, tensor in tensors.items() if name.startswith(f"{TARGET_EMBEDDER}.")}
+
+
+def _student_tensors(content: Any, ema: bool) -> dict[str, torch.Tensor]:
+    """Return the same, of a file of an adapter."""
+    return student_tensors(_choose_part(content, ema))
+
+
+def _become_student(
+    network: PixArt, student: Student, tensors: Mapping[str, torch.Tensor], scale: float, file: Path
+) -> None:
+    """Make a network the student that an adapter makes of it. Raises InputError for one that cannot be."""
+    if scale != 1:
+        raise InputError(f"{file} makes the network a student, and {scale:g} times it none: leave the scale out")
+    if network.student is not None:
+        raise InputError(f"{file} makes the network a student, and it is one already")
+    if tensors:
+        add_target_embedder(network)
+        own = student_tensors(network.state_dict())
+        check_fit(own, tensors, file)
+        network.load_state_dict(dict(tensors), strict=False)
+    network.student = student
 
 
 def lora_metadata(settings: LoraSettings) -> dict[str, Any]:
@@ -326,7 +366,7 @@ def read_lora_metadata(path: Path, content: Any) -> dict[str, Any]:
     from safetensors import safe_open
 
     if isinstance(content, Mapping) and isinstance(content.get(CHECKPOINT_KEY), Mapping):
-        return dict(content[CHECKPOINT_KEY])
+        return {**content[CHECKPOINT_KEY], **({STUDENT_KEY: content[STUDENT_KEY]} if STUDENT_KEY in content else {})}
     beside = path.with_name(PEFT_CONFIG)
     if beside.is_file():
         return read_json(beside, "settings of an adapter")
@@ -367,11 +407,16 @@ def _settings_of(
     return LoraSettings.of(ranks[0], metadata.get("lora_alpha", alpha), targets)
 
 
-def _adapter_tensors(content: Any, file: Path, ema: bool) -> dict[tuple[int, str, str], torch.Tensor]:
-    """Return the tensors of adapters by block, target and letter. Raises InputError for a file without any."""
+def _choose_part(content: Any, ema: bool) -> Mapping[str, Any]:
+    """Return a file's tensors: of a checkpoint that holds both, the averaged or the raw ones."""
     content = content if isinstance(content, Mapping) else {}
     parts = ("state_dict", "ema", "model") if ema else ("model", "state_dict")
-    content = next((content[part] for part in parts if isinstance(content.get(part), Mapping)), content)
+    return next((content[part] for part in parts if isinstance(content.get(part), Mapping)), content)
+
+
+def _adapter_tensors(content: Any, file: Path, ema: bool) -> dict[tuple[int, str, str], torch.Tensor]:
+    """Return the tensors of adapters by block, target and letter. Raises InputError for a file without any."""
+    content = _choose_part(content, ema)
     content = {**content, **rename_lora(content)}  # of a run, names are ours
     pattern = re.compile(rf"(?:.*\.)?{re.escape(BLOCKS)}(\d+)\.(.+?)\.lora(?:_|\.)(A|B|down|up)(?:\.[^.]+)?\.weight")
     letters = {"down": "A", "up": "B"}

@@ -14,6 +14,7 @@ import torch
 
 from diffusion.condition import Condition, uncontrolled_tokens
 from diffusion.model.pixart_config import PixArtConfig, preset_config
+from diffusion.model.student import Student
 from diffusion.model.trunk import Embedded, Trunk
 from diffusion.utils.errors import InputError
 
@@ -42,6 +43,7 @@ class PixArt(Trunk):
 
     def __init__(self, config: PixArtConfig | None = None, **arguments: Any):
         super().__init__(PixArtConfig(**arguments) if config is None else dataclasses.replace(config, **arguments))
+        self.student: Student | None = None  # how it is sampled, where it was distilled
 
     def forward(
         self,
@@ -50,6 +52,7 @@ class PixArt(Trunk):
         y: torch.Tensor | Condition,
         dropped: torch.Tensor | None = None,
         residuals: Sequence[torch.Tensor] | None = None,
+        target: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Predict for network latents x (B, C, H, W), timestep (B,) in 0..999 and condition y: (B, 2C, H, W).
 
@@ -57,13 +60,13 @@ class PixArt(Trunk):
 
         dropped (B,) bool: which samples get the null condition; None draws them with class_dropout_prob in training.
         residuals: tensors (B, N, W) of a network beside this one; the i-th is added to the tokens after block i, and
-        blocks beyond the last get none.
+        blocks beyond the last get none. target (B,): the timestep to jump to, of a network of `use_target_timestep`.
 
         The first C output channels are the noise (or velocity, as trained), the others place the noise's variance
         between the schedule's two bounds (Nichol & Dhariwal 2021). H and W are any multiples of the patch size.
         Raises ValueError for inputs of other shapes, for a control, and for more residuals than blocks.
         """
-        inputs = self.embed(x, timestep, uncontrolled_tokens(y), dropped)
+        inputs = self.embed(x, timestep, uncontrolled_tokens(y), dropped, target)
         return self.predict(self.run_blocks(inputs, residuals), inputs, x.shape[2:])
 
     def run_blocks(self, inputs: Embedded, residuals: Sequence[torch.Tensor] | None = None) -> torch.Tensor:

@@ -26,7 +26,8 @@ class PixArtConfig(Section):
     input_size: side of the training latents (32 for 256 pixels); pe_interpolation sets the scale of its position grid.
     model_max_length: condition tokens L, one per 256-pixel window; caption_channels: their width D.
     use_cond_pos_embed: give the tokens the positions of their windows (stages with L > 1).
-    fp32_attention: attention outside autocast, in float32.
+    fp32_attention: attention outside autocast, in float32. use_target_timestep: the network is told the timestep that a jump ends
+    at, as a student of trajectories is.
     Raises InputError for values out of their range, and for those that contradict each other.
     """
 
@@ -48,6 +49,7 @@ class PixArtConfig(Section):
     use_cond_pos_embed: bool = False
     qk_norm: bool = False
     fp32_attention: bool = False
+    use_target_timestep: bool = False
 
     def check(self) -> None:
         """Compare fields with each other. Raises InputError."""

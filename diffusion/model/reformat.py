@@ -71,5 +71,6 @@ def convert_weights(
     model = PixArt(**architecture)
     check_fit(model.state_dict(), weights.state_dict, source)
     model.load_state_dict(weights.state_dict, assign=True)
+    model.student = weights.student
     WRITERS[kind](model, target, weights.prediction_type)
     return sum(tensor.numel() for tensor in weights.state_dict.values()), architecture

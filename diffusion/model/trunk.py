@@ -59,6 +59,7 @@ class Trunk(nn.Module):
             for _ in range(config.depth)
         )
         self.final_layer = FinalLayer(width, config.patch_size**2 * config.out_channels)
+        self.target_embedder = TimestepEmbedder(width) if config.use_target_timestep else None
         self.initialize_weights()
 
     @property
@@ -67,17 +68,27 @@ class Trunk(nn.Module):
         return self.y_embedder.y_embedding
 
     def embed(
-        self, x: torch.Tensor, timestep: torch.Tensor, tokens: torch.Tensor, dropped: torch.Tensor | None = None
+        self,
+        x: torch.Tensor,
+        timestep: torch.Tensor,
+        tokens: torch.Tensor,
+        dropped: torch.Tensor | None = None,
+        target: torch.Tensor | None = None,
     ) -> Embedded:
         """Embed latents x (B, C, H, W), timestep (B,) in 0..999 and condition tokens (B, L, D).
 
         dropped (B,) bool: which samples get the null condition; None draws them with class_dropout_prob in training.
-        Raises ValueError for inputs of other shapes.
+        target (B,) in 0..999: the timestep to jump to, of a network that is told it.
+        Raises ValueError for inputs of other shapes, for a target that is missing, and for one that is not used.
         """
         self._check_inputs(x, timestep, tokens)
         rows, columns = x.shape[2] // self.config.patch_size, x.shape[3] // self.config.patch_size
         x = self.x_embedder(x) + self.positions(rows, columns)
         time = self.t_embedder(timestep)
+        if self.target_embedder is not None and target is not None:
+            time = time + self.target_embedder(target)
+        elif (self.target_embedder is None) != (target is None):
+            raise ValueError("a target timestep goes with a network of use_target_timestep, and with no other")
         modulation = self.t_block(time).unflatten(1, (6, -1))  # shared by all blocks
         return Embedded(x, self.y_embedder(tokens, self.y_pos_embed, dropped), modulation, time)
 

@@ -9,7 +9,7 @@ import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -91,8 +91,10 @@ def without_paths(config: Config) -> Config:
         return None if path is None else Path(path).name
 
     vae, name = config.vae_pretrained, Path(config.vae_pretrained).name
+    values: dict[str, Any] = {field.name: getattr(config, field.name) for field in dataclasses.fields(Config)}
+    plain = Config(**{**values, "task": Config.task})  # of a student, too, whose weights say what it is
     return dataclasses.replace(
-        config,
+        plain,
         root=None,
         work_dir=None,
         load_from=last(config.load_from),

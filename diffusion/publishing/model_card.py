@@ -11,6 +11,7 @@ from typing import Any
 from diffusion.config.settings import Config
 from diffusion.encoders.vae_files import EMBEDDED_CODECS
 from diffusion.evaluation.metrics.quantities import QUANTITIES
+from diffusion.model.student import Student
 from diffusion.publishing.licences import LICENCES, Part, strictest_licence
 from diffusion.utils.errors import InputError
 from diffusion.utils.text import format_number, read_json
@@ -35,6 +36,7 @@ class CardContent:
     licence: str | None = None
     report: Mapping[str, Any] | None = None
     data: str | None = None
+    student: Student | None = None
 
 
 def read_scores(report: Path) -> dict[str, Any]:
@@ -97,7 +99,17 @@ def _introduction(content: CardContent) -> str:
     return (
         f"A latent diffusion transformer of {content.parameters / 1e6:.1f} M parameters for histopathology, by PixCell "
         f"(arXiv 2506.05127). It samples images of {config.image_size} x {config.image_size} pixels for {tokens} of {encoder}, "
-        "one for each 256 x 256 pixels of tissue."
+        "one for each 256 x 256 pixels of tissue." + _student_words(content.student)
+    )
+
+
+def _student_words(student: Student | None) -> str:
+    if student is None:
+        return ""
+    steps = ", ".join(map(str, student.steps))
+    return (
+        f" It is a student, distilled for {steps} steps, of which {student.usual_steps} are usual, with guidance "
+        f"{student.guidance:g} in every prediction."
     )
 
 
@@ -106,12 +118,13 @@ def _usage(content: CardContent) -> str:
     embedded = config.vae_pretrained if config.vae_pretrained in EMBEDDED_CODECS else None
     vae = "" if content.has_codec else f', vae="{embedded or "FOLDER"}"'
     vae_option = "" if content.has_codec or embedded else " --vae FOLDER"
+    guidance = "" if content.student else f", guidance_scale={config.sample_grid.guidance:g}"
     lines = [
         "```python",
         "from pixcell import PixCellPipeline",
         "",
         f"pipeline = PixCellPipeline.from_pretrained({json.dumps(content.name)}{vae})",
-        f"images = pipeline(embeddings, guidance_scale={config.sample_grid.guidance:g}).images  "
+        f"images = pipeline(embeddings{guidance}).images  "
         f"# embeddings: (B, {config.model_max_length}, {config.caption_channels})",
         "```",
         "",

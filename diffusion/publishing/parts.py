@@ -16,7 +16,7 @@ from diffusion.hub import HUB, ON_PAGE, TABLE
 from diffusion.publishing.licences import LICENCES, Part, unknown_licence
 from diffusion.utils.assets import NETWORKS, network_folder
 from diffusion.utils.errors import InputError
-from diffusion.workdir import Run
+from diffusion.workdir import OPENED, Run
 
 RELEASED = {Path(model.target).name: model.page for model in TABLE if model.licence == ON_PAGE}
 ENCODERS = {
@@ -57,7 +57,7 @@ def encoder_part(config: Config) -> Part:
 
 def _base_weights(config: Config, seen: set[Path]) -> Iterator[Part]:
     """Yield the weights that a run began with; for those of another run, what that one was made with."""
-    for source in (config.load_from, config.resume_from):
+    for source in dict.fromkeys((config.load_from, config.adapted, config.resume_from)):  # of a student, its teacher
         if source in (None, "auto"):
             continue
         path = network_folder(source).absolute()
@@ -70,7 +70,7 @@ def _base_weights(config: Config, seen: set[Path]) -> Iterator[Part]:
         elif folder.resolve() not in seen:
             seen.add(folder.resolve())
             try:
-                before = read_config(folder / CONFIG_FILE)
+                before = read_config(folder / CONFIG_FILE, OPENED)
             except InputError:
                 before = None
             if not isinstance(before, Config):

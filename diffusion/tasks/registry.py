@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from diffusion.config.distillation_settings import DistillationConfig
 from diffusion.config.flow_settings import EmbeddingFlowConfig
 from diffusion.config.settings import Config, ControlConfig, TrainingConfig
 from diffusion.tasks.codec.task import Codec, CodecConfig
 from diffusion.tasks.control.task import Control
 from diffusion.tasks.denoising.task import Denoising
+from diffusion.tasks.distillation.task import Distillation
 from diffusion.tasks.embedding_flow.task import EmbeddingFlowTask
 from diffusion.training.task import Task
 
@@ -25,6 +27,7 @@ TRAINABLE = {  # by what `task` in a config file says
     for each in (
         Trainable(Denoising, Config),
         Trainable(Control, ControlConfig),
+        Trainable(Distillation, DistillationConfig),
         Trainable(EmbeddingFlowTask, EmbeddingFlowConfig),
         Trainable(Codec, CodecConfig),
     )

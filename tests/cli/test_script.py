@@ -12,7 +12,7 @@ from conftest import REPOSITORY
 from diffusion.cli.commands.table import load_command
 from diffusion.cli.script import former_names
 from diffusion.cli.signature import flag_name, read_parameters
-from diffusion.formats import LAST_WEIGHTS, SOLVERS
+from diffusion.formats import LAST_WEIGHTS
 from tools.evaluate import main as evaluate
 from tools.sample_256 import main as sample_256
 from tools.sweep import main as sweep
@@ -23,7 +23,7 @@ from train_scripts.train_pixcell import main as train_pixcell
 def test_defaults_and_the_original_projects_names():
     args = sample_256.parser().parse_args(["--num_timesteps", "5", "--guidance_scale", "1.5", "--num_samples", "3"])
     assert (args.steps, args.guidance, args.count) == (5, 1.5, 3)
-    assert (args.batch_size, args.solver, args.seed, args.root) == (16, SOLVERS[0], 0, None)
+    assert (args.batch_size, args.solver, args.seed, args.root) == (16, None, 0, None)
     assert args.checkpoint.as_posix() == LAST_WEIGHTS and args.out == Path("samples_256")
 
 

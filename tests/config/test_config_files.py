@@ -52,8 +52,9 @@ def test_configs_that_come_with_the_package_have_names(tmp_path, monkeypatch):
     with pytest.raises(
         MissingError,
         match="no config file demo/none; .* are control/nuclei_1024, control/nuclei_256, control/nuclei_512, demo/control_256, "
-        "demo/demo_1024, demo/demo_256, demo/demo_512, demo/finetune_256, demo/nano_256, demo/nano_start_256, "
-        "demo/stain_control_256, demo/stain_flow_256, demo/stain_lora_256, finetune/own_slides_256, pan",
+        "demo/demo_1024, demo/demo_256, demo/demo_512, demo/distill_256, demo/finetune_256, demo/nano_256, demo/nano_start_256, "
+        "demo/stain_control_256, demo/stain_flow_256, demo/stain_lora_256, distillation/released_256, "
+        "distillation/released_lora_256, finetune/own_slides_256, pan",
     ):
         find_config("demo/none")
     (tmp_path / "demo").mkdir()

@@ -13,8 +13,8 @@ from diffusion.utils.errors import InputError
 
 
 def test_defaults_are_those_of_the_published_samples():
-    solver = Solver()
-    run = SimpleNamespace(config=Config())
+    run = SimpleNamespace(config=Config(), student=None)
+    solver = Solver().for_run(run)
     assert (solver.algorithm, solver.steps, solver.strength(run), solver.guidance_interval) == (
         DEFAULT_SOLVER,
         20,
@@ -24,8 +24,15 @@ def test_defaults_are_those_of_the_published_samples():
 
 
 def test_guidance_is_that_of_the_run_s_sample_grids_unless_another_is_given():
-    run = SimpleNamespace(config=Config(sample_grid=SampleGridConfig(guidance=1.2)))
+    run = SimpleNamespace(config=Config(sample_grid=SampleGridConfig(guidance=1.2)), student=None)
     assert (Solver().strength(run), Solver(guidance=3.0).strength(run)) == (1.2, 3.0)
+
+
+def test_the_solver_of_consistency_is_of_students_alone():
+    with pytest.raises(
+        InputError, match="lcm is the solver of students of latent consistency, and the network is none"
+    ):
+        Solver(algorithm="lcm").for_run(SimpleNamespace(student=None))
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from diffusion.objective import training_losses
 from diffusion.sampling import image_generator
 from diffusion.tasks.denoising.losses import BatchLosses, draw_randomness
 from diffusion.tasks.denoising.sample_grid import SampleGrid
+from diffusion.tasks.denoising.task import Denoising
 from diffusion.utils.errors import InputError
 from diffusion.utils.seeds import mix_seed
 from diffusion.workdir import open_run
@@ -177,8 +178,8 @@ class Zeros(list):
 def test_a_sample_grid_is_of_spread_conditions_and_the_noise_of_its_seed():
     network, pictures = Zeros(), []
     codec = SimpleNamespace(decode=lambda latent: torch.full((1, 3, 4, 4), 0.5))
-    process = SimpleNamespace(is_main_process=False, is_fsdp2=False)
-    task = SimpleNamespace(predictor=lambda network: network, collate=collate)
+    process = SimpleNamespace(is_main_process=False, is_fsdp2=False, device=torch.device("cpu"))
+    task = Denoising(settings(Path("no data is read")))
     config = Config(seed=7, sample_grid=SampleGridConfig(count=5, steps=2, guidance=1.0))
     grid = SampleGrid(TenItems(), task, codec, config, process)
     for process.is_main_process, process.is_fsdp2 in ((False, False), (False, True), (True, False)):

@@ -131,7 +131,7 @@ def test_samples_that_are_not_finite_have_no_score(feature_root, scored, tmp_pat
     def nothing(network, noise, *arguments, **settings):
         return torch.full_like(noise, torch.nan)
 
-    monkeypatch.setattr("diffusion.tasks.denoising.sample_scores.sample_latents", nothing)
+    monkeypatch.setattr("diffusion.tasks.denoising.task.sample_latents", nothing)
     train(settings(feature_root, **scored), tmp_path / "run", cpu=True)
     assert "5 samples, by" in log_of(tmp_path / "run") and "not finite" in log_of(tmp_path / "run")
     assert "evaluation/fd" not in read_curves(tmp_path / "run")

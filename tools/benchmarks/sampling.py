@@ -12,9 +12,12 @@ from benchmarks.case import Case, max_rel_error
 from benchmarks.clock import interleave, synchronise, time_once
 from benchmarks.peers import PlainNetwork, sample_diffusers_loop, sample_plain_loop
 from benchmarks.table import Row, time_row
-from diffusion.sampling import sample_latents
+from diffusion.caching import CachedNetwork, read_schedule
+from diffusion.model.jumps import JumpingNetwork, add_target_embedder
+from diffusion.sampling import prepare_scheduler, sample_latents
 
 GUIDANCE = 2.0
+STUDENT_STEPS = 4
 
 
 class TimedNetwork:
@@ -36,7 +39,8 @@ class TimedNetwork:
 def sampling_rows(
     case: Case, steps: int, rounds: int, interval: tuple[float, float], compiled: bool = False, plain: bool = False
 ) -> list[Row]:
-    """Return rows of sampling guided, unguided, and guided in an interval of noise levels, against diffusers' loop.
+    """Return rows of sampling guided, unguided, guided in an interval of noise levels, with blocks cached, and by a student, against
+    diffusers' loop.
 
     compiled: guided by a compiled network, too; plain: against the plain loop, too, which takes long.
     """
@@ -51,6 +55,18 @@ def sampling_rows(
         "diffusers unguided": partial(theirs, noise, y, null, steps, 1.0),
         "interval": partial(ours, noise, y, null, steps, GUIDANCE, guidance_interval=interval),
     }
+    schedule = read_schedule("balanced", steps)
+    assert schedule is not None  # of that name there is one
+
+    def cached() -> torch.Tensor:
+        network = CachedNetwork(model, schedule)
+        return sample_latents(network, noise, y, null, steps, GUIDANCE)
+
+    student = case.build_network()
+    add_target_embedder(student)
+    jumping = JumpingNetwork(student, prepare_scheduler("ddim", STUDENT_STEPS).timesteps.tolist())
+    candidates["cached"] = cached
+    candidates["student"] = partial(sample_latents, jumping, noise, y, None, STUDENT_STEPS, 1.0, "ddim")
     if compiled:
         network = case.build_network().compile_blocks()
         candidates["compiled"] = partial(sample_latents, network, noise, y, null, steps, GUIDANCE)
@@ -63,7 +79,7 @@ def sampling_rows(
     what = f"sampling {case.name}, {steps} steps, batch {case.batch}, guidance"
 
     def row(guidance: str, ours: str, against: str) -> Row:
-        comparable = ours != "interval" and ("unguided" in ours) == ("unguided" in against)
+        comparable = ours not in ("interval", "cached") and ("unguided" in ours) == ("unguided" in against)
         error = max_rel_error(outputs[ours], outputs[against]) if comparable else None
         return time_row(f"{what} {guidance}", seconds, against, ours, off=error)
 
@@ -76,4 +92,7 @@ def sampling_rows(
         rows.append(row(f"{GUIDANCE:g}, compiled", "compiled", "diffusers guided"))
     rows += [row("1", "ours unguided", against) for against in ("diffusers unguided", "diffusers guided")]
     rows.append(row(f"{GUIDANCE:g} in {interval[0]:g} to {interval[1]:g}", "interval", "diffusers guided"))
+    rows.append(row(f"{GUIDANCE:g}, blocks cached", "cached", "diffusers guided"))
+    by_student = f"sampling {case.name}, a student's {STUDENT_STEPS} steps, batch {case.batch}"
+    rows.append(time_row(by_student, seconds, "diffusers guided", "student"))
     return rows

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from diffusion.cli import options
 from diffusion.cli.parser import positive_int
 from diffusion.cli.signature import Here, Option, checked
-from diffusion.formats import DEFAULT_SOLVER, LAST_WEIGHTS
+from diffusion.formats import LAST_WEIGHTS
 
 CONDITIONS = 8
 
@@ -32,10 +32,10 @@ def block_cache(
     features: options.Features = None,
     data_root: options.DataRoot = None,
     encoder: options.Encoder = None,
-    steps: options.Steps = 20,
+    steps: options.Steps = None,
     guidance: options.Guidance = None,
     guidance_interval: options.GuidanceInterval = None,
-    solver: options.Solver = DEFAULT_SOLVER,
+    solver: options.Solver = None,
     spacing: options.Spacing = "uniform",
     seed: options.Seed = 0,
     checkpoint: options.Checkpoint = Path(LAST_WEIGHTS),
@@ -82,6 +82,7 @@ def block_cache(
     source = ConditionSource(images, tokens, data_root, index, features, dataset)
     source = source if root else choose_source(session, source)
     conditions, _ = choose_conditions(session, source, pixels=False)
+    steps = session.solver.taken_steps
     wanted = computed or -(-steps // 2)
     schedule, error = find_schedule(record_products(session, conditions, count or CONDITIONS), wanted, order)
     atomic_write_bytes(out, (json.dumps(schedule.to_dict()) + "\n").encode())

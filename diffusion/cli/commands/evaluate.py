@@ -10,7 +10,6 @@ from diffusion.cli import options
 from diffusion.cli.signature import Here, Option, checked, flag_name
 from diffusion.cli.unused import refuse_unused_conditions
 from diffusion.formats import (
-    DEFAULT_SOLVER,
     LAST_WEIGHTS,
     MEASURED_METRICS,
     METRICS,
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 
 SIZES = (256, 512, 1024)
 COUNT = 5000  # of an index: with few, a distance says more of their number than of the images
-STEPS = 20
 BATCH_SIZE = 32
 
 
@@ -62,10 +60,10 @@ def evaluate(
     cache: options.Cache = None,
     checkpoint: Annotated[options.Checkpoint | None, Here(LAST_WEIGHTS)] = None,
     weights: Annotated[options.Weights | None, Here("ema")] = None,
-    steps: Annotated[options.Steps | None, Here(f"{STEPS}")] = None,
+    steps: options.Steps = None,
     guidance: options.Guidance = None,
     guidance_interval: options.GuidanceInterval = None,
-    solver: Annotated[options.Solver | None, Here(DEFAULT_SOLVER)] = None,
+    solver: options.Solver = None,
     vae: options.Vae = None,
     format: Annotated[options.ImageFormat | None, Here("png")] = None,
     images: options.Images = (),
@@ -171,9 +169,9 @@ def evaluate(
             workdir,
             checkpoint or Path(LAST_WEIGHTS),
             Solver(
-                STEPS if steps is None else steps,
+                steps,
                 guidance,
-                solver or DEFAULT_SOLVER,
+                solver,
                 guidance_interval,
                 precision or "fp32",
             ),

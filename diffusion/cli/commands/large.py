@@ -9,7 +9,7 @@ from diffusion.cli import options
 from diffusion.cli.parser import positive_int
 from diffusion.cli.signature import Here, Option, checked
 from diffusion.cli.unused import refuse_unused
-from diffusion.formats import DEFAULT_SOLVER, LAST_WEIGHTS
+from diffusion.formats import LAST_WEIGHTS
 
 
 @checked
@@ -35,10 +35,10 @@ def large(
     mpp: Annotated[options.Mpp, Here(note="; of the picture, as its file says, and of the region of --slide")] = 0.5,
     image_mpp: Annotated[options.ImageMpp, Here(note="; of --slide alone")] = None,
     window_stride: options.WindowStride = None,
-    steps: options.Steps = 20,
+    steps: options.Steps = None,
     guidance: options.Guidance = None,
     guidance_interval: options.GuidanceInterval = None,
-    solver: options.Solver = DEFAULT_SOLVER,
+    solver: options.Solver = None,
     seed: options.Seed = 0,
     checkpoint: options.Checkpoint = Path(LAST_WEIGHTS),
     weights: options.Weights = "ema",

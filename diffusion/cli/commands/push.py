@@ -116,6 +116,7 @@ def push(
         licence=license,
         report=scores,
         data=data,
+        student=run.student,
     )
     names = [path.name for path in conditions]
     if len(set(names)) < len(names) or any(path.suffix != ".npy" for path in conditions):

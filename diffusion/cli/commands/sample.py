@@ -9,7 +9,7 @@ from typing import Annotated
 from diffusion.cli import options
 from diffusion.cli.signature import Here, checked
 from diffusion.cli.unused import refuse_unused_conditions
-from diffusion.formats import DEFAULT_SOLVER, LAST_WEIGHTS
+from diffusion.formats import LAST_WEIGHTS
 
 SIZES = (256, 512, 1024)
 INDEX_COUNT = 16
@@ -29,10 +29,10 @@ def sample(
     features: options.Features = None,
     data_root: options.DataRoot = None,
     encoder: options.Encoder = None,
-    steps: options.Steps = 20,
+    steps: options.Steps = None,
     guidance: options.Guidance = None,
     guidance_interval: options.GuidanceInterval = None,
-    solver: options.Solver = DEFAULT_SOLVER,
+    solver: options.Solver = None,
     seed: options.Seed = 0,
     checkpoint: options.Checkpoint = Path(LAST_WEIGHTS),
     weights: options.Weights = "ema",

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from diffusion.cli import options
 from diffusion.cli.parser import fraction, natural_int, positive_int
 from diffusion.cli.signature import Here, Option, checked
-from diffusion.formats import DEFAULT_SOLVER, LAST_WEIGHTS
+from diffusion.formats import LAST_WEIGHTS
 
 STAINING = "staining"
 
@@ -72,10 +72,10 @@ def stain(
         ),
     ] = 256,
     window_stride: options.WindowStride = None,
-    steps: options.Steps = 20,
+    steps: options.Steps = None,
     guidance: options.Guidance = None,
     guidance_interval: options.GuidanceInterval = None,
-    solver: options.Solver = DEFAULT_SOLVER,
+    solver: options.Solver = None,
     seed: options.Seed = 0,
     checkpoint: options.Checkpoint = Path(LAST_WEIGHTS),
     weights: options.Weights = "ema",

@@ -11,7 +11,7 @@ from diffusion.cli.parser import positive_float
 from diffusion.cli.signature import Here, Option, checked
 from diffusion.cli.unused import refuse_unused_conditions
 from diffusion.evaluation.metrics.quantities import BEST_BY, COMPARED_METRICS, PRDC_NEIGHBOURS, QUANTITIES
-from diffusion.formats import DEFAULT_SOLVER, LAST_WEIGHTS, NETWORK_MPP, REAL_DIR
+from diffusion.formats import DEFAULT_SOLVER, DEFAULT_STEPS, LAST_WEIGHTS, NETWORK_MPP, REAL_DIR
 from diffusion.utils.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,9 +27,9 @@ def sweep(
     out: options.OutFolder = Path("sweep"),
     count: Annotated[options.Count, Here(f"{COUNT}; of --images one each")] = None,
     seed: options.Seed = 0,
-    guidance: Annotated[options.SeveralGuidances, Here("2")] = (2.0,),
-    steps: Annotated[options.SeveralSteps, Here("20")] = (20,),
-    solver: Annotated[options.SeveralSolvers, Here(DEFAULT_SOLVER)] = (DEFAULT_SOLVER,),
+    guidance: Annotated[options.SeveralGuidances, Here("2, or that of a student")] = (),
+    steps: options.SeveralSteps = (),
+    solver: options.SeveralSolvers = (),
     guidance_interval: options.SeveralIntervals = (None,),
     checkpoint: Annotated[options.SeveralCheckpoints, Here(f"{LAST_WEIGHTS}, or none beside --ema-lengths")] = (),
     ema_lengths: Annotated[
@@ -114,6 +114,8 @@ def sweep(
     if QUANTITIES[by].metric == "prdc" and count <= PRDC_NEIGHBOURS:
         raise InputError(f"--by {by} needs more than {PRDC_NEIGHBOURS} images")
 
+    import torch
+
     from diffusion.encoders.embedder_files import check_encoders
     from diffusion.encoders.embedders import PatchEmbedder
     from diffusion.evaluation.measure import CellOptions, ScoringOptions
@@ -128,7 +130,7 @@ def sweep(
     from diffusion.utils.hardware import prepare_device
     from diffusion.utils.launch import start_processes
     from diffusion.utils.text import default_root
-    from diffusion.workdir import default_work_dir, find_weak
+    from diffusion.workdir import default_work_dir, find_weak, open_run
 
     place = prepare_device(device)
     state = start_processes(place)
@@ -140,12 +142,13 @@ def sweep(
     files = {path.stem: (folder / path).resolve() for path in named} | {path.stem: path.resolve() for path in averages}
     if len(files) < len(named) + len(ema_lengths):
         raise InputError("--checkpoint or --ema-lengths: two have one name, and so would their points")
+    student = open_run(folder, named[0] if named else LAST_WEIGHTS, torch.device("cpu"), weights == "ema").student
     points = make_grid(
         {
             "weights": list(files),
-            "solver": solver,
-            "steps": steps,
-            "guidance": guidance,
+            "solver": solver or ([student.solver] if student else [DEFAULT_SOLVER]),
+            "steps": steps or (student.steps if student else [DEFAULT_STEPS]),
+            "guidance": guidance or [student.guidance if student else 2.0],
             "interval": guidance_interval,
             "spacing": spacing,
             "autoguidance": autoguidance,

@@ -10,7 +10,7 @@ from diffusion.cli import options
 from diffusion.cli.parser import natural_int
 from diffusion.cli.signature import Here, Option, checked
 from diffusion.cli.unused import refuse_unused
-from diffusion.formats import DEFAULT_SOLVER, LAST_WEIGHTS
+from diffusion.formats import LAST_WEIGHTS
 from diffusion.utils.errors import InputError
 
 
@@ -28,10 +28,10 @@ def vary(
         Option("images on the way from the first to the second of two; 0: none [5 of two]", natural_int),
     ] = None,
     encoder: options.Encoder = None,
-    steps: options.Steps = 20,
+    steps: options.Steps = None,
     guidance: options.Guidance = None,
     guidance_interval: options.GuidanceInterval = None,
-    solver: options.Solver = DEFAULT_SOLVER,
+    solver: options.Solver = None,
     seed: options.Seed = 0,
     checkpoint: options.Checkpoint = Path(LAST_WEIGHTS),
     weights: options.Weights = "ema",

@@ -12,7 +12,7 @@ from diffusion.data.batch import BadItem, PatchItem, collate
 from diffusion.data.datasets.pan_cancer import PanCancerData, SkipBad
 from diffusion.data.sampler import Draw
 from diffusion.formats import DEFAULT_SOLVER
-from diffusion.sampling import image_generator, initial_noise, prepare_scheduler, sample_latents
+from diffusion.sampling import image_generator, initial_noise, prepare_scheduler
 from diffusion.tasks.denoising.prediction import PredictingTask
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class SampleGrid:
         accelerator: Accelerator,
     ):
         self.dataset, self.task, self.settings, self.seed = dataset, task, config.sample_grid, config.seed
-        self.codec, self.prediction_type, self.accelerator = codec, config.prediction_type, accelerator
+        self.codec, self.accelerator = codec, accelerator
 
     def __call__(self, network: nn.Module, logger: RunLogger, step: int) -> None:
         """Sample, in all processes when they share the network, and log the picture in the main one."""
@@ -50,19 +50,12 @@ class SampleGrid:
         """Return a picture (3, H, W) in [0, 1]; None without a codec, for processes that only share the network."""
         from torchvision.utils import make_grid
 
-        predictor, count = self.task.predictor(network), self.settings.count
-        null_tokens = predictor.null_condition
+        device, count = self.accelerator.device, self.settings.count
         batch = self.task.collate(read_grid_items(self.dataset, count, self.seed))
         noise = initial_noise([image_generator(self.seed, i) for i in range(count)], tuple(batch.latents.shape[1:]))
-        latents = sample_latents(
-            predictor,
-            noise.to(null_tokens.device),
-            batch.condition.to(null_tokens.device),
-            null_tokens,
-            steps=self.settings.steps,
-            guidance=self.settings.guidance,
-            algorithm=DEFAULT_SOLVER,
-            prediction_type=self.prediction_type,
+        settings = self.settings
+        latents = self.task.sample(
+            network, noise.to(device), batch.condition.to(device), settings.steps, settings.guidance
         )
         if codec is None:
             return None

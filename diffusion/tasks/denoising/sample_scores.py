@@ -21,7 +21,7 @@ from diffusion.evaluation.metrics.quantities import CURVE_METRICS, CURVES
 from diffusion.evaluation.metrics.scores import score
 from diffusion.evaluation.sets.features import Features
 from diffusion.formats import DEFAULT_SOLVER, LATENT_CHANNELS, WINDOW
-from diffusion.sampling import image_generator, initial_noise, prepare_scheduler, sample_latents
+from diffusion.sampling import image_generator, initial_noise, prepare_scheduler
 from diffusion.tasks.denoising.prediction import PredictingTask
 from diffusion.utils.errors import InputError
 from diffusion.utils.seeds import mix_seed
@@ -107,16 +107,12 @@ class SampleScores:
         """Return pixels (3, S, S) of some of the samples, whole numbers from 0 to 255, or not finite; on the CPU."""
         device, side = self.accelerator.device, self.config.input_size
         generators = [image_generator(SEED, self.numbers[i]) for i in batch]
-        predictor = self.task.predictor(network)
-        latents = sample_latents(
-            predictor,
+        latents = self.task.sample(
+            network,
             initial_noise(generators, (LATENT_CHANNELS, side, side)).to(device),
             self.conditions[list(batch)].to(device),
-            predictor.null_condition,
-            steps=self.settings.steps,
-            guidance=self.settings.guidance,
-            algorithm=DEFAULT_SOLVER,
-            prediction_type=self.config.prediction_type,
+            self.settings.steps,
+            self.settings.guidance,
         )
         found = []
         for latent in latents:  # one by one: a large VAE's activations are large

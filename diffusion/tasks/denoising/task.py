@@ -18,7 +18,7 @@ from diffusion.config.settings import Config
 from diffusion.data.batch import BadItem, PatchBatch, PatchItem, collate
 from diffusion.data.datasets.pan_cancer import PanCancerData, SkipBad, build_dataset
 from diffusion.encoders.vae_files import EMBEDDED_CODECS
-from diffusion.formats import LATENT_CHANNELS
+from diffusion.formats import DEFAULT_SOLVER, LATENT_CHANNELS
 from diffusion.model.convert import read_metadata
 from diffusion.model.flops import training_flops
 from diffusion.model.lora import CHECKPOINT_KEY as LORA_KEY
@@ -26,7 +26,8 @@ from diffusion.model.lora import LoraSettings, lora_metadata, rename_lora
 from diffusion.model.matching import check_fit, check_metadata, load_into
 from diffusion.model.pixart_config import preset_config
 from diffusion.optim.ema import trained_state
-from diffusion.tasks.denoising.losses import BatchLosses, BatchNoise, SampleRandomness, draw_randomness
+from diffusion.sampling import sample_latents
+from diffusion.tasks.denoising.losses import BatchLosses, BatchNoise, draw_randomness
 from diffusion.tasks.denoising.network import build_network
 from diffusion.tasks.denoising.prediction import Predictor
 from diffusion.tasks.denoising.sample_grid import SampleGrid, check_sample_grid
@@ -78,9 +79,8 @@ class Denoising(Task[Config]):
         """Build validation, sample grids and sample scores, as far as the config asks for them."""
         config, main = self.config, accelerator.is_main_process
         evaluations: list[Evaluation] = []
-        scale = self.batch_losses.scale
         if config.validation.count:
-            evaluations.append(Validation(config, self, scale, accelerator))
+            evaluations.append(self.build_validation(accelerator))
         needs_codec = config.eval_steps or (main and config.sample_grid.count)
         codec = load_codec(config, accelerator.device) if needs_codec else None
         if config.sample_grid.count:
@@ -89,26 +89,40 @@ class Denoising(Task[Config]):
             evaluations.append(SampleScores(config, self, codec, accelerator, total_steps))
         return evaluations
 
+    def build_validation(self, accelerator: Accelerator) -> Evaluation:
+        """Build the evaluation of the loss on held-out samples."""
+        return Validation(self.config, self, self.batch_losses.scale, accelerator)
+
     def build_network(self, load_from: str | None) -> tuple[Any, str]:
         """Build the config's transformer: new, or from weights, with the config's parts frozen."""
         return build_network(self.config, load_from)
 
-    def draw_randomness(self, batch: PatchBatch) -> SampleRandomness:
+    def draw_randomness(self, batch: PatchBatch) -> Any:
         """Draw the noise of a batch, and uniform numbers that choose timesteps and dropped conditions."""
         seeds = cast(list[int], batch.seeds)  # training takes samples by Draws, each with its seed
         return draw_randomness(seeds, batch.latents.shape[1:], batch.latents.device)
 
-    def draw_noise(self, randomness: SampleRandomness) -> BatchNoise:
+    def draw_noise(self, randomness: Any) -> Any:
         """Choose timesteps, by what the sampler has learned, and dropped conditions."""
         return self.batch_losses.draw_noise(randomness)
 
-    def compute_losses(self, network: nn.Module, batch: PatchBatch, noise: BatchNoise) -> dict[str, torch.Tensor]:
+    def compute_losses(self, network: nn.Module, batch: PatchBatch, noise: Any) -> dict[str, torch.Tensor]:
         """Compute loss, squared error and bound of every sample, (B,) each."""
         return self.batch_losses.losses_at(self.predictor(network), batch, noise)
 
     def predictor(self, network: Any) -> Predictor:
         """Return what predicts with the network that is trained: that network itself."""
         return network
+
+    def sample(
+        self, network: Any, noise: torch.Tensor, condition: Condition, steps: int, guidance: float
+    ) -> torch.Tensor:
+        """Sample network latents (B, C, H, W) from noise of that shape, for an evaluation."""
+        predictor = self.predictor(network)
+        null, prediction = predictor.null_condition, self.config.prediction_type
+        return sample_latents(
+            predictor, noise, condition, null, steps, guidance, DEFAULT_SOLVER, prediction_type=prediction
+        )
 
     def update(self, steps: Sequence[tuple[BatchNoise, dict[str, torch.Tensor]]], accelerator: Accelerator) -> None:
         """Update a loss-aware timestep sampler with all processes' unweighted losses."""

@@ -1,0 +1,5 @@
+# The same student as an adapter: 30 MB beside the released weights, instead of a network. Sampled with --lora.
+_base_ = ["./released_256.py"]
+
+lora = dict(rank=8, targets=("cross_attention", "self_attention", "mlp"))
+optimizer = dict(lr=1e-4)
