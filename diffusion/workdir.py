@@ -114,9 +114,8 @@ class Run:
         schedule: CacheSchedule | None,
         timesteps: Sequence[int] = (),
     ) -> Predictor:
-        network = JumpingNetwork(model, timesteps) if model.config.use_target_timestep else model
-        cached = None if schedule is None else CachedNetwork(network, schedule)
-        base = cached or network
+        cached = None if schedule is None else CachedNetwork(model, schedule)
+        base = JumpingNetwork(model, timesteps) if model.config.use_target_timestep else cached or model
         if self.controlnet is None:
             return base
         return ControlledNetwork(base, self.controlnet, interval, skip=None if cached is None else cached.reuses)
@@ -196,6 +195,10 @@ def with_weak(run: Run, source: str | Path, ema: bool = True) -> Run:
     other = open_run(run.folder if inside else source, source if inside else LAST_WEIGHTS, run.device, ema)
     if other.controlnet is not None:
         raise InputError(f"--autoguidance {source} is a ControlNet's run: expected a network")
+    if other.student is not None:
+        raise InputError(
+            f"--autoguidance {source} is a student, which has its own guidance: expected a network without"
+        )
     own, found = run.model.config, other.model.config
     for name in ("in_channels", "caption_channels", "model_max_length", "patch_size"):
         if getattr(own, name) != getattr(found, name):

@@ -35,6 +35,10 @@ class _Recorder(CachedNetwork):
 def record_products(session: Session, conditions: Conditions, count: int) -> np.ndarray:
     """Sample for `count` conditions, and return the inner products (S, S) of what the blocks add at the steps, float64."""
     run, solver = session.run, replace(session.solver, block_cache=NONE)
+    if run.student is not None:
+        raise InputError(
+            f"{run.folder} is a student, whose few steps leave nothing to reuse: expected a network of many steps"
+        )
     recorder = _Recorder(run.model, solver.taken_steps)
     generators = [image_generator(session.seed, i) for i in range(count)]
     side = run.config.input_size

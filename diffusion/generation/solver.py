@@ -87,6 +87,10 @@ class Solver:
             raise InputError(
                 f"spacing {self.spacing}: the network is a student, whose steps lie where it learned them; leave it out"
             )
+        if self.block_cache != NONE:
+            raise InputError(
+                f"block cache {self.block_cache}: the network is a student, whose few steps leave nothing to reuse; leave it out"
+            )
         if self.guidance_interval is not None or run.weak is not None:
             raise InputError(
                 "a guidance interval, or autoguidance: the network is a student, which has its guidance in every prediction; leave it out"

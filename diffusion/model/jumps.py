@@ -1,6 +1,6 @@
 """Jumps: a network that is told, beside the timestep of its latents, the timestep that a step of the solver ends at.
 
-Letters: B batch, C latent channels, H W sides of the latents, N image tokens, L condition tokens, D their width, W width.
+Letters: B batch, L condition tokens, D their width.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import torch
 from diffusion.condition import Condition
 from diffusion.model.embed import TimestepEmbedder
 from diffusion.model.pixart import PixArt
-from diffusion.model.trunk import Embedded
 
 TARGET_EMBEDDER = "target_embedder"  # the part of a network that embeds the timestep to jump to
 
@@ -34,8 +33,11 @@ def add_target_embedder(network: PixArt) -> None:
 
 
 def jump_targets(timesteps: Sequence[int]) -> torch.Tensor:
-    """Return, at the place of each timestep of a solver, falling, the one that its step ends at: (999 + 1,) int64; 0 for the last."""
-    targets = torch.zeros(max(timesteps) + 1, dtype=torch.int64)
+    """Return, at the place of each timestep of a solver, falling, the one that its step ends at, 0 for the last, and -1 elsewhere.
+
+    int64 (T,), T being one more than the first timestep.
+    """
+    targets = torch.full((max(timesteps) + 1,), -1)
     targets[list(timesteps)] = torch.tensor([*timesteps[1:], 0])
     return targets
 
@@ -63,19 +65,8 @@ class JumpingNetwork:
         dropped: torch.Tensor | None = None,
         residuals: Sequence[torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """Predict as PixArt does, for the jump that begins at the timestep (B,)."""
-        return self.network(x, timestep, y, dropped, residuals, self.targets[timestep])
-
-    def embed(
-        self, x: torch.Tensor, timestep: torch.Tensor, tokens: torch.Tensor, dropped: torch.Tensor | None = None
-    ) -> Embedded:
-        """Embed as PixArt does, for the jump that begins at the timestep (B,)."""
-        return self.network.embed(x, timestep, tokens, dropped, self.targets[timestep])
-
-    def run_blocks(self, inputs: Embedded, residuals: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
-        """Return the tokens (B, N, W) behind the last block."""
-        return self.network.run_blocks(inputs, residuals)
-
-    def predict(self, tokens: torch.Tensor, inputs: Embedded, cells: Sequence[int]) -> torch.Tensor:
-        """Return what the final layer makes of tokens (B, N, W)."""
-        return self.network.predict(tokens, inputs, cells)
+        """Predict as PixArt does, for the jump that begins at the timestep (B,). Raises ValueError for another than the solver's."""
+        target = self.targets[timestep]
+        if target.device.type == "cpu" and bool((target < 0).any()):  # a GPU would wait for the answer
+            raise ValueError(f"timesteps {timestep.tolist()}: no step of this sampling begins there")
+        return self.network(x, timestep, y, dropped, residuals, target)

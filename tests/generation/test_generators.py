@@ -50,7 +50,8 @@ def run() -> SimpleNamespace:
     config = SimpleNamespace(input_size=SIDE, prediction_type="epsilon")
     return SimpleNamespace(
         model=network,
-        predictor=lambda interval, cache: network,
+        predictor=lambda interval, cache, timesteps: network,
+        student=None,
         weak_predictor=lambda interval, cache: None,
         controlnet=None,
         config=config,

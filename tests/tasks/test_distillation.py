@@ -21,6 +21,7 @@ from diffusion.config.distillation_settings import DistillationSection
 from diffusion.config.settings import LoraConfig, ValidationConfig
 from diffusion.formats import LAST_WEIGHTS
 from diffusion.generation.solver import Solver
+from diffusion.model.jumps import JumpingNetwork
 from diffusion.model.student import Student
 from diffusion.sampling import sample_latents
 from diffusion.schedule import clean_of_prediction, linear_schedule
@@ -152,6 +153,10 @@ def test_a_student_is_sampled_by_every_way_with_its_folder_alone(feature_root, t
         (dict(guidance=2.0), "guidance 2: the network is a student with guidance 1.5 in every prediction"),
         (dict(steps=20), "20 sampling steps: the network is a student of 1, 2, 4 steps; take one of these"),
         (dict(algorithm="unipc"), "unipc: the network is a student that is sampled by ddim"),
+        (
+            dict(block_cache="fast"),
+            "block cache fast: the network is a student, whose few steps leave nothing to reuse",
+        ),
         (dict(spacing="karras"), "spacing karras: the network is a student"),
         (dict(guidance_interval=(0.3, 5.0)), "guidance interval.*leave it out"),
     ],
@@ -240,6 +245,25 @@ def test_jumps_are_chosen_evenly_and_none_twice():
     assert all(len(own) == len(set(own)) == 7 for own in chosen)
     starts = [jump.start for own in chosen for jump in own if jump.end - jump.start == 2]
     assert set(starts) == set(range(0, 16, 2)) and max(map(starts.count, starts)) < 150
+
+
+def test_a_network_that_jumps_is_told_where_the_steps_of_its_solver_end():
+    told = []
+
+    class Network:
+        null_condition = torch.zeros(1, 3)
+
+        def __call__(self, x, timestep, y, dropped, residuals, target):
+            told.append((int(timestep[0]), int(target[0])))
+            return torch.zeros_like(x)
+
+    network = JumpingNetwork(Network(), [999, 649, 353, 125])  # type: ignore[arg-type] - what it calls of a PixArt
+    x, y = torch.randn(1, 4, 8, 8), torch.zeros(1, 1, 3)
+    settings = dict(steps=4, guidance=1.0, algorithm="ddim", prediction_type="v_prediction")
+    sample_latents(network, x, y, spacing="power:1.5", **settings)
+    assert told == [(999, 649), (649, 353), (353, 125), (125, 0)]
+    with pytest.raises(ValueError, match=r"timesteps \[749\]: no step of this sampling begins there"):
+        sample_latents(network, x, y, spacing="uniform", **settings)
 
 
 def test_a_teacher_whose_steps_lie_elsewhere_is_refused():

@@ -41,6 +41,8 @@ from diffusion.utils.memory import total_bytes
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from diffusion.encoders.latents import LatentScale
+
 
 class Denoising(Task[Config]):
     """Minimise the error of the predicted noise (or velocity) and the bound of its variance: diffusion/objective.py."""
@@ -79,8 +81,9 @@ class Denoising(Task[Config]):
         """Build validation, sample grids and sample scores, as far as the config asks for them."""
         config, main = self.config, accelerator.is_main_process
         evaluations: list[Evaluation] = []
+        scale = self.batch_losses.scale  # one that contradicts the codec is refused before anything is written
         if config.validation.count:
-            evaluations.append(self.build_validation(accelerator))
+            evaluations.append(self.build_validation(accelerator, scale))
         needs_codec = config.eval_steps or (main and config.sample_grid.count)
         codec = load_codec(config, accelerator.device) if needs_codec else None
         if config.sample_grid.count:
@@ -89,9 +92,9 @@ class Denoising(Task[Config]):
             evaluations.append(SampleScores(config, self, codec, accelerator, total_steps))
         return evaluations
 
-    def build_validation(self, accelerator: Accelerator) -> Evaluation:
-        """Build the evaluation of the loss on held-out samples."""
-        return Validation(self.config, self, self.batch_losses.scale, accelerator)
+    def build_validation(self, accelerator: Accelerator, scale: LatentScale) -> Evaluation:
+        """Build the evaluation of the loss on held-out samples; scale: of latents, as the network takes them."""
+        return Validation(self.config, self, scale, accelerator)
 
     def build_network(self, load_from: str | None) -> tuple[Any, str]:
         """Build the config's transformer: new, or from weights, with the config's parts frozen."""

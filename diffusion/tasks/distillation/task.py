@@ -35,6 +35,8 @@ from diffusion.utils.seeds import mix_seed
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from diffusion.encoders.latents import LatentScale
+
 
 class DistillationNoise(NamedTuple):
     """What is random about B samples: uniform numbers (B, U) in [0, 1) on the CPU, and normal noise (B, C, H, W)."""
@@ -146,7 +148,7 @@ class Distillation(Denoising):
 
     # ---- evaluation
 
-    def build_validation(self, accelerator: Accelerator) -> Evaluation:
+    def build_validation(self, accelerator: Accelerator, scale: LatentScale) -> Evaluation:
         """Build the evaluation of the loss on held-out samples."""
         return DistillationValidation(self.config, self, accelerator)
 
