@@ -2,9 +2,8 @@
 # pixcell train distillation/released_256 --root data
 _base_ = ["../finetune/own_slides_256.py"]
 
-task = dict(
-    type="distillation", teacher="pretrained_models/pixcell-256", guidance=2.0
-)  # the guidance of the best FID at 256
+# the guidance of the best FID at 256
+task = dict(type="distillation", teacher="pretrained_models/pixcell-256", guidance=2.0)
 
 train_batch_size = 16  # paths; each trains seven jumps, so 112 samples a step
 optimizer = dict(lr=2e-5)

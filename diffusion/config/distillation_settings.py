@@ -54,7 +54,8 @@ class DistillationSection(Section):
 class DistillationConfig(Config):
     """The keys of the task `distillation`: those of denoising, which describe teacher and student, and how the student learns.
 
-    Sample grids and scores take the student's own steps, and no guidance but what it has learned. Raises InputError as Config does.
+    Sample grids and scores take the student's own steps, and no guidance but what it has learned. Without effect are
+    timestep_sampling, min_snr_gamma, class_dropout_prob and ignore_keys. Raises InputError as Config does.
     """
 
     task: Name = "distillation"
@@ -68,7 +69,18 @@ class DistillationConfig(Config):
         return self.distillation.teacher
 
     def check_teacher(self) -> None:
-        """Raise InputError without a teacher; keys are also read one by one, without it."""
+        """Raise InputError without a teacher, and for other weights to begin with beside an adapter of it; keys are also read one
+        by one, without these.
+        """
+        check_that(
+            self.lora.load_from is None,
+            "lora.load_from with task distillation: a student begins as its teacher; an adapter of another look goes with --lora, when "
+            "it is sampled",
+        )
+        check_that(
+            not (self.lora.rank and self.load_from),
+            f"load_from {self.load_from} with lora.rank: the adapter of a student begins beside its teacher; leave load_from out",
+        )
         check_that(
             self.distillation.teacher is not None,
             "distillation.teacher None: expected the weights of the network to distil",

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
     from diffusion.encoders.embedders import PatchEmbedder
 
+SECONDS = "seconds_per_image"  # of a point's record
 AXES = {
     "guidance": "guidance strength",
     "steps": "steps of the solver",
@@ -99,9 +100,9 @@ def make_grid(values: Mapping[str, Sequence[Any]]) -> list[Point]:
     return list(dict.fromkeys(replace(point, **unguided) if point.guidance == 1 else point for point in points))
 
 
-Sample = Callable[[Point, Path, Path, bool], int]
+Sample = Callable[[Point, Path, Path, bool], tuple[int, float | None]]
 """Samples a point: `sample(point, folder, tissue, with_tissue)` fills folder/syn and, where it is asked to, the folder
-`tissue` with what conditions, and returns the pixels a side."""
+`tissue` with what conditions, and returns the pixels a side, and the seconds of an image; None where all were there."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ class PointScorer:
         if has_real and self._is_done(point, folder, checkpoint):
             return
         self.state.wait_for_everyone()  # all have checked before one of them writes
-        size = sample(point, folder, self.real, not has_real)
+        size, seconds = sample(point, folder, self.real, not has_real)
         fit = "windows" if size > WINDOW and self.fit == "refuse" else self.fit
         sources = {REAL: ImageSet.open(self.real, fit), SYNTHETIC: ImageSet.open(folder / SYNTHETIC_DIR, fit)}
         parts = [
@@ -171,6 +172,8 @@ class PointScorer:
         if self.state.is_main_process:
             record = {"about": self._point_settings(point, folder, checkpoint), "point": asdict(point)}
             record["encoders"] = scores_by_encoder(measured)
+            known = seconds or _stored_seconds(folder / "scores.json")  # scored again, with the samples of before
+            record |= {} if known is None else {SECONDS: known}
             atomic_write_bytes(folder / "scores.json", (json.dumps(record, indent=2) + "\n").encode("utf-8"))
         self.state.wait_for_everyone()
 
@@ -248,6 +251,16 @@ def read_points(folder: Path, about: Mapping[str, Any]) -> dict[Point, dict[str,
 ScoredPoints = Mapping[Point, Mapping[str, Any]]  # point -> `encoders` of its scores.json
 
 
+def read_seconds(folder: Path) -> dict[str, float]:
+    """Return the seconds of an image of the points in a folder, by their names; those of older versions are not known."""
+    times = {file.parent.name: _stored_seconds(file) for file in folder.glob("*/scores.json")}
+    return {name: seconds for name, seconds in times.items() if seconds is not None}
+
+
+def _stored_seconds(file: Path) -> float | None:
+    return read_json(file, "record of scores", "delete it").get(SECONDS) if file.is_file() else None
+
+
 def best_point(scored: ScoredPoints, by: str, encoder: str) -> Point:
     """Return the point with the best score of a name. Raises InputError when no point has such a score."""
     values = {point: _value(record, encoder, by) for point, record in scored.items()}
@@ -286,14 +299,21 @@ def difference_to_best(scored: ScoredPoints, best: Point, encoder: str) -> dict[
     return found
 
 
-def write_sweep(out: Path, scored: ScoredPoints, by: str, about: Mapping[str, Any]) -> Point:
-    """Write sweep.csv, sweep.json and a plot of each axis that has several values; return the best point."""
+def write_sweep(
+    out: Path, scored: ScoredPoints, by: str, about: Mapping[str, Any], seconds: Mapping[str, float] | None = None
+) -> Point:
+    """Write sweep.csv, sweep.json and a plot of each axis that has several values; return the best point.
+
+    seconds: of an image, by the names of points.
+    """
+    seconds = seconds or {}
     encoder = scoring_encoder(scored, by)
     best = best_point(scored, by, encoder)
     record = {**about, "by": by, "encoder": encoder, "best": best.name,
-              "points": [{"name": point.name, **asdict(point), "encoders": scored[point]} for point in scored]}  # fmt: skip
+              "points": [{"name": point.name, **asdict(point), SECONDS: seconds.get(point.name),
+                          "encoders": scored[point]} for point in scored]}  # fmt: skip
     atomic_write_bytes(out / "sweep.json", (json.dumps(record, indent=2) + "\n").encode("utf-8"))
-    atomic_write_bytes(out / "sweep.csv", points_csv(scored, best).encode("utf-8"))
+    atomic_write_bytes(out / "sweep.csv", points_csv(scored, best, seconds).encode("utf-8"))
     for axis in AXES:
         if axis in varied_axes(scored):
             atomic_write_bytes(out / f"{axis}.png", plot_axis(scored, axis))
@@ -307,8 +327,10 @@ def varied_axes(points: ScoredPoints) -> list[str]:
     return [axis for axis in AXES if len({getattr(point, axis) for point in points}) > 1]
 
 
-def points_csv(scored: ScoredPoints, best: Point) -> str:
-    """Return a CSV table: for each point its settings, each encoder's scores with their intervals, and a mark at the best."""
+def points_csv(scored: ScoredPoints, best: Point, seconds: Mapping[str, float] | None = None) -> str:
+    """Return a CSV table: for each point its settings, the seconds of an image, each encoder's scores with their intervals, and a
+    mark at the best.
+    """
     first = next(iter(scored.values()))
     names = [(encoder, name) for encoder in first for name in first[encoder]["values"]]
     text = io.StringIO()
@@ -317,13 +339,15 @@ def points_csv(scored: ScoredPoints, best: Point) -> str:
     columns = [f"{encoder} {name}{end}" for encoder, name in names for end in ends]
     encoder = scoring_encoder(scored)
     differences = difference_to_best(scored, best, encoder)
-    rows.writerow([*AXES, *columns, "best", *(f"{encoder} fd less best{end}" for end in ends)])
+    rows.writerow([*AXES, "seconds an image", *columns, "best", *(f"{encoder} fd less best{end}" for end in ends)])
     for point, record in scored.items():
         values = [_value(record, encoder, name) or {} for encoder, name in names]
         cells = [value.get(part) for value in values for part in ("value", "low", "high")]
         shown = ["" if cell is None else f"{cell:.6g}" for cell in cells]
         less = [f"{part:.6g}" for part in differences[point]] if point in differences else ["", "", ""]
-        rows.writerow([*(point.label(axis) for axis in AXES), *shown, "best" if point == best else "", *less])
+        taken = (seconds or {}).get(point.name)
+        time = "" if taken is None else f"{taken:.4g}"
+        rows.writerow([*(point.label(axis) for axis in AXES), time, *shown, "best" if point == best else "", *less])
     return text.getvalue()
 
 

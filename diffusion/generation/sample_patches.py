@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Collection
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -19,6 +21,23 @@ from diffusion.generation.sources import ConditionSource, SampleConditions, choo
 from diffusion.utils.errors import InputError
 from diffusion.utils.hardware import describe_device, windows_per_pass
 
+
+class SampledFolder(NamedTuple):
+    """What was sampled into a folder: pixels a side, images that were written now, and the seconds that they took.
+
+    The seconds are those of the main process, from embeddings to files on the disk; of what was there before nothing is counted.
+    """
+
+    size: int
+    images: int
+    seconds: float
+
+    @property
+    def seconds_per_image(self) -> float | None:
+        """Return the time of an image, of all processes together; None where none was written."""
+        return self.seconds / self.images if self.images else None
+
+
 CHECKED = 16  # conditions of which one must have its tissue, where that is needed
 
 
@@ -32,13 +51,13 @@ def sample_patches(
     batch_size: int | None = None,
     with_real: bool = True,
     needs_real: bool = False,
-) -> int:
+) -> SampledFolder:
     """Fill a folder with images of the network's own size, which must be one of `sizes`; write only what is missing.
 
     count: how many; None: one for each file that conditions, or of an index or a prior `index_count`. batch_size: in one pass;
     None: as many as keep the device busy.
     with_real: whether the tissue that conditions is written, too; needs_real: whether to refuse conditions without.
-    Returns the size. Raises MissingError, InputError.
+    Raises MissingError, InputError.
     """
     config, state = session.run.config, session.state
     if config.image_size not in sizes:
@@ -64,6 +83,7 @@ def sample_patches(
     make = ImageMaker(session.run, session.codec, conditions, session.seed, session.solver)
     batch_size = batch_size or windows_per_pass(session.device, config.input_size)
     mine = todo[state.process_index :: state.num_processes]
+    began = time.perf_counter()
     with tqdm(total=len(mine), unit="image", disable=not state.is_main_process) as progress:
         for first in range(0, len(mine), batch_size):
             for i, condition, pixels in make.images(mine[first : first + batch_size]):
@@ -74,9 +94,10 @@ def sample_patches(
             if first == 0 and batch_size < len(mine):
                 session.print_batch_advice(batch_size)
     state.wait_for_everyone()
+    seconds = time.perf_counter() - began
     if state.is_main_process:
         print_summary(folder.path / SYNTHETIC_DIR, folder.real_folder, conditions, count)
-    return config.image_size
+    return SampledFolder(config.image_size, len(todo), seconds)
 
 
 def print_summary(samples: Path, real: Path, conditions: SampleConditions, count: int) -> None:

@@ -91,10 +91,11 @@ class Solver:
             raise InputError(
                 f"block cache {self.block_cache}: the network is a student, whose few steps leave nothing to reuse; leave it out"
             )
-        if self.guidance_interval is not None or run.weak is not None:
-            raise InputError(
-                "a guidance interval, or autoguidance: the network is a student, which has its guidance in every prediction; leave it out"
-            )
+        for name, given in (("guidance interval", self.guidance_interval), ("autoguidance", run.weak)):
+            if given is not None:
+                raise InputError(
+                    f"{name}: the network is a student, which has its guidance in every prediction; leave it out"
+                )
         return replace(self, steps=steps, algorithm=student.solver, spacing=student.spacing)
 
     @property

@@ -198,6 +198,7 @@ def load_lora(
     student = read_student(metadata.get(STUDENT_KEY), file)
     if student is not None:
         _become_student(network, student, _student_tensors(stored, ema), scale, file)
+        network.student_adapter = own
     for number, target in sorted({(number, target) for number, target, _ in tensors}):
         place, linear = _linear(network, number, target)
         adapter = linear.add(own, place.part, chosen.rank, scale * chosen.scale)
@@ -215,9 +216,9 @@ def save_lora(network: PixArt, folder: str | Path, name: str | None = None) -> N
     """
     own = _one_name(network, name)
     metadata = lora_metadata(adapter_settings(network)[own])
-    beside = student_tensors(network.state_dict()) if network.student is not None else {}
-    if network.student is not None:
-        metadata[STUDENT_KEY] = network.student.to_dict()
+    beside: dict[str, torch.Tensor] = {}
+    if network.student is not None and network.student_adapter == own:
+        metadata[STUDENT_KEY], beside = network.student.to_dict(), student_tensors(network.state_dict())
     _write_adapter({**lora_tensors(network, own), **beside}, metadata, Path(folder))
 
 
@@ -347,6 +348,12 @@ def adapter_settings(network: PixArt) -> dict[str, LoraSettings]:
     if not hasattr(network, "lora_settings"):
         network.lora_settings = {}  # type: ignore[assignment] - a plain attribute, which no state dict has
     return cast("dict[str, LoraSettings]", network.lora_settings)
+
+
+def check_no_student(network: PixArt, source: str | Path) -> None:
+    """Raise InputError where an adapter has made a network a student, which is only sampled, not trained on."""
+    if network.student is not None:
+        raise InputError(f"{source} makes the network a student: expected an adapter that it is trained with")
 
 
 def is_adapter(path: str | Path) -> bool:

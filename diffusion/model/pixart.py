@@ -44,6 +44,7 @@ class PixArt(Trunk):
     def __init__(self, config: PixArtConfig | None = None, **arguments: Any):
         super().__init__(PixArtConfig(**arguments) if config is None else dataclasses.replace(config, **arguments))
         self.student: Student | None = None  # how it is sampled, where it was distilled
+        self.student_adapter: str | None = None  # the adapter that made it a student, if one did
 
     def forward(
         self,

@@ -64,7 +64,7 @@ class Trunk(nn.Module):
 
     @property
     def null_condition(self) -> torch.Tensor:
-        """The condition of no patch, (L, D): random, never trained, and stored with the weights."""
+        """Return the condition of no patch, (L, D): random, never trained, and stored with the weights."""
         return self.y_embedder.y_embedding
 
     def embed(

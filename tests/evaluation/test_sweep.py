@@ -106,6 +106,7 @@ def test_sweep(common, tmp_path):
     assert done.returncode == 0, done.stderr
     rows = list(csv.DictReader((out / "sweep.csv").open()))
     assert [(row["steps"], row["guidance"]) for row in rows] == [("1", "1"), ("1", "2"), ("2", "1"), ("2", "2")]
+    assert all(0 < float(row["seconds an image"]) < 60 for row in rows)
     distances = [float(row["mobilenetv2 fd"]) for row in rows]
     assert len(set(distances)) == 4 and rows[distances.index(min(distances))]["best"] == "best"
     assert {path.name for path in out.glob("*.png")} == {"guidance.png", "steps.png"}
@@ -144,6 +145,22 @@ def test_sweep(common, tmp_path):
     ):
         refused = in_process(sweep, *arguments, *wrong)
         assert refused.returncode == 2 and message in refused.stderr, refused.stderr
+
+
+def test_a_student_is_swept_over_its_own_steps(run_dir, common, tmp_path):
+    """Nothing needs to be said: steps, solver and guidance are those that it was made for."""
+    weights = run_dir / "checkpoints/last_ema.ckpt"
+    student = {"method": "consistency", "guidance": 1.5, "steps": [1, 2], "spacing": "power:1.5"}
+    torch.save({**torch.load(weights, weights_only=True), "student": student}, weights)
+    done = in_process(sweep, *common, "--n_images", "3", "--bootstrap", "0", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader((tmp_path / "out/sweep.csv").open()))
+    assert [(row["steps"], row["solver"], row["guidance"]) for row in rows] == [
+        ("1", "lcm", "1.5"),
+        ("2", "lcm", "1.5"),
+    ]
+    refused = in_process(sweep, *common, "--n_images", "3", "--steps", "20", "--out", tmp_path / "other")
+    assert refused.returncode == 2 and "20 sampling steps: the network is a student of 1, 2 steps" in refused.stderr
 
 
 def test_a_sweep_over_weights_and_solvers_against_other_tissue(run_dir, common, tmp_path):

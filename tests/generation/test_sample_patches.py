@@ -31,7 +31,8 @@ def source(tmp_path) -> ConditionSource:
 
 def test_a_folder_is_filled_and_completed(session, source, tmp_path, capsys):
     folder = OutputFolder(tmp_path / "out", "png")
-    assert sample_patches(session, source, folder, (256,), None, 100, batch_size=2) == 256
+    sampled = sample_patches(session, source, folder, (256,), None, 100, batch_size=2)
+    assert sampled.size == 256 and sampled.images > 0 and sampled.seconds_per_image == sampled.seconds / sampled.images
     first = {path.name: read_pixels(path).astype(int) for path in (tmp_path / "out/syn").iterdir()}
     assert sorted(first) == ["000000_two_0.png", "000001_two_1.png"]
     settings = json.loads((tmp_path / "out/samples.json").read_text())

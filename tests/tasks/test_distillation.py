@@ -9,7 +9,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from runs import distillation_settings, equal, forget_processes, launch, logged, read, settings, train, train_for
+from runs import (
+    control_settings,
+    distillation_settings,
+    equal,
+    forget_processes,
+    launch,
+    logged,
+    read,
+    settings,
+    train,
+    train_for,
+)
+from safetensors.torch import load_file
 
 import pixcell
 from diffusion.cli.commands.convert import convert
@@ -19,9 +31,12 @@ from diffusion.cli.commands.sample import sample
 from diffusion.condition import Condition
 from diffusion.config.distillation_settings import DistillationSection
 from diffusion.config.settings import LoraConfig, ValidationConfig
+from diffusion.data.features.loose import feature_path
+from diffusion.data.index.patch_index import index_path, iterate_names
 from diffusion.formats import LAST_WEIGHTS
 from diffusion.generation.solver import Solver
 from diffusion.model.jumps import JumpingNetwork
+from diffusion.model.lora import LORA_FILE, LoraSettings, add_lora, load_lora, read_lora_metadata, save_lora
 from diffusion.model.student import Student
 from diffusion.sampling import sample_latents
 from diffusion.schedule import clean_of_prediction, linear_schedule
@@ -32,6 +47,7 @@ from diffusion.utils.weights import read_torch_file
 from diffusion.workdir import open_run
 
 CPU = torch.device("cpu")
+TEACHER = dict(vae_pretrained="tiny", scale_factor=None, shift_factor=None, prediction_type="v_prediction")
 METHODS = ("trajectory", "consistency")
 
 
@@ -44,10 +60,7 @@ def fresh_accelerate():
 @pytest.fixture
 def teacher(feature_root: Path, tmp_path: Path) -> Path:
     """A trained network of one block."""
-    config = settings(
-        feature_root, vae_pretrained="tiny", scale_factor=None, shift_factor=None, prediction_type="v_prediction"
-    )
-    train(config, tmp_path / "teacher", cpu=True)
+    train(settings(feature_root, **TEACHER), tmp_path / "teacher", cpu=True)
     forget_processes()
     return tmp_path / "teacher"
 
@@ -95,6 +108,9 @@ def test_the_adapter_of_a_student_is_a_file_beside_the_teacher(feature_root, tea
     lora = LoraConfig(rank=2, targets=("cross_attention", "mlp"))
     config = student_settings(feature_root, teacher, lora=lora, max_steps=4)
     train(config, tmp_path / "run", cpu=True)
+    train_for(config, tmp_path / "parts", 2)
+    train(config, tmp_path / "parts", cpu=True)
+    assert equal(read(tmp_path / "run", 4), read(tmp_path / "parts", 4))
     forget_processes()
     exported = read_torch_file(tmp_path / "run" / LAST_WEIGHTS)
     assert (
@@ -109,6 +125,22 @@ def test_the_adapter_of_a_student_is_a_file_beside_the_teacher(feature_root, tea
     assert all(map(np.array_equal, pixels(tmp_path / "own"), pixels(tmp_path / "converted")))
     with pytest.raises(InputError, match="leave the scale out"):
         sample(workdir=teacher, lora=[f"{tmp_path / 'run'}:0.5"], out=tmp_path / "half")
+    network = open_run(teacher, LAST_WEIGHTS, CPU).model
+    add_lora(network, LoraSettings.of(2), name="look")
+    load_lora(network, tmp_path / "run")
+    save_lora(network, tmp_path / "look", "look")  # which the student beside it does not change
+    assert not any("target" in name for name in load_file(tmp_path / "look" / LORA_FILE))
+    assert read_lora_metadata(tmp_path / "look" / LORA_FILE, {}).keys().isdisjoint({"student"})
+    start = LoraConfig(rank=2, targets=("cross_attention", "mlp"), load_from=str(tmp_path / "run"))
+    for rank in (0, 2):  # added to the weights, or trained on
+        begun = settings(
+            feature_root, **TEACHER, load_from=str(teacher / LAST_WEIGHTS), lora=dataclasses.replace(start, rank=rank)
+        )
+        with pytest.raises(
+            InputError, match="makes the network a student: expected an adapter that it is trained with"
+        ):
+            train(begun, tmp_path / "begun", cpu=True)
+    forget_processes()
     with pytest.raises(InputError, match="it is one already"):
         sample(workdir=teacher, lora=[str(tmp_path / "run")] * 2, out=tmp_path / "twice")
 
@@ -187,6 +219,12 @@ def test_a_teacher_is_needed_and_is_no_student(feature_root, teacher, tmp_path):
     none = dataclasses.replace(config, distillation=dataclasses.replace(config.distillation, teacher=None))
     with pytest.raises(InputError, match=r"distillation\.teacher None: expected"):
         train(none, tmp_path / "none", cpu=True)
+    for wrong, message in (
+        (dict(lora=LoraConfig(load_from="a"), load_from="b"), "lora.load_from with task distillation"),
+        (dict(lora=LoraConfig(rank=2), load_from="b"), "load_from b with lora.rank"),
+    ):
+        with pytest.raises(InputError, match=message):
+            train(dataclasses.replace(config, **wrong), tmp_path / "none", cpu=True)
     train(config, tmp_path / "run", cpu=True)
     forget_processes()
     twice = dataclasses.replace(
@@ -319,3 +357,23 @@ def test_a_card_names_student_and_teacher(feature_root, teacher, tmp_path):
     assert "a student, distilled for 1, 2, 4 steps" in card and "guidance_scale" not in card
     assert str(tmp_path) not in (tmp_path / "hub" / "config.py").read_text()
     assert open_run(tmp_path / "hub", LAST_WEIGHTS, CPU).student == Student("trajectory", 1.5, (1, 2, 4), "power:1.5")
+
+
+def test_a_controlnet_of_the_teacher_steers_its_student(feature_root, teacher, tmp_path):
+    for name in iterate_names(index_path(feature_root), "set_1024"):
+        mask = np.kron(np.eye(16), np.ones((64, 64))) * 255
+        Image.fromarray(mask.astype(np.uint8)).save(
+            feature_path(feature_root / "patches", name, "mask").with_suffix(".png")
+        )
+    controlled = control_settings(feature_root, teacher, max_steps=2, prediction_type="v_prediction")
+    train(controlled, tmp_path / "controlnet", cpu=True)
+    forget_processes()
+    train(student_settings(feature_root, teacher, max_steps=2), tmp_path / "run", cpu=True)
+    forget_processes()
+    shared = dict(workdir=tmp_path / "run", controlnet=tmp_path / "controlnet", control=[tmp_path / "mask.png"])
+    Image.fromarray(np.full((256, 256), 255, np.uint8)).save(tmp_path / "mask.png")
+    sample(**shared, out=tmp_path / "steered")
+    sample(**shared, out=tmp_path / "unscaled", control_scale=0.0)
+    sample(workdir=tmp_path / "run", out=tmp_path / "plain", count=1)
+    assert np.array_equal(pixels(tmp_path / "unscaled")[0], pixels(tmp_path / "plain")[0])
+    assert not np.array_equal(pixels(tmp_path / "steered")[0], pixels(tmp_path / "plain")[0])

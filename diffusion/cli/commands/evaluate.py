@@ -185,7 +185,7 @@ def evaluate(
             gpu_id=gpu,
         )
         samples = OutputFolder(out / "samples", format or "png")
-        size = sample_patches(session, source, samples, SIZES, count, COUNT, batch_size, needs_real=True)
+        size = sample_patches(session, source, samples, SIZES, count, COUNT, batch_size, needs_real=True).size
         real, syn = samples.path / REAL_DIR, samples.path / SYNTHETIC_DIR
         origin = training_data_notes(source)
         if size > WINDOW and on_size == "refuse":

@@ -90,9 +90,9 @@ def sweep(
 
     Every combination of the values of --guidance, --steps, --solver, --spacing, --guidance-interval, --autoguidance,
     --block-cache, --control-scale and weights is a point. Conditions, noise and the real tissue are the same at all of them.
-    OUT/sweep.csv and sweep.json are the table, with the best point marked; OUT/<setting>.png shows the scores over each setting that
-    has several values; OUT/points/ keeps samples and scores, so that the same command goes on where it was stopped, and one with
-    more values computes those alone.
+    OUT/sweep.csv and sweep.json are the table, with the seconds of an image, decoded and written, and the best point marked;
+    OUT/<setting>.png shows the scores over each setting that has several values; OUT/points/ keeps samples and scores, so that the same
+    command goes on where it was stopped, and one with more values computes those alone.
 
     Examples:
       pixcell sweep --workdir output/256 --guidance 1 1.5 2 3 4 --count 5000 --out sweep
@@ -119,10 +119,17 @@ def sweep(
     from diffusion.encoders.embedder_files import check_encoders
     from diffusion.encoders.embedders import PatchEmbedder
     from diffusion.evaluation.measure import CellOptions, ScoringOptions
-    from diffusion.evaluation.sweep import PointScorer, check_conditions, make_grid, read_points, write_sweep
+    from diffusion.evaluation.sweep import (
+        PointScorer,
+        check_conditions,
+        make_grid,
+        read_points,
+        read_seconds,
+        write_sweep,
+    )
     from diffusion.generation.output_folder import OutputFolder
     from diffusion.generation.sample_patches import sample_patches
-    from diffusion.generation.session import Session, open_session
+    from diffusion.generation.session import Session, open_session, split_scale
     from diffusion.generation.solver import Solver
     from diffusion.generation.sources import ConditionSource, find_origin, training_data_notes
     from diffusion.training.checkpoints.checkpoint import save_file
@@ -130,7 +137,7 @@ def sweep(
     from diffusion.utils.hardware import prepare_device
     from diffusion.utils.launch import start_processes
     from diffusion.utils.text import default_root
-    from diffusion.workdir import default_work_dir, find_weak, open_run
+    from diffusion.workdir import add_loras, default_work_dir, find_weak, open_run
 
     place = prepare_device(device)
     state = start_processes(place)
@@ -142,7 +149,9 @@ def sweep(
     files = {path.stem: (folder / path).resolve() for path in named} | {path.stem: path.resolve() for path in averages}
     if len(files) < len(named) + len(ema_lengths):
         raise InputError("--checkpoint or --ema-lengths: two have one name, and so would their points")
-    student = open_run(folder, named[0] if named else LAST_WEIGHTS, torch.device("cpu"), weights == "ema").student
+    opened = open_run(folder, named[0] if named else LAST_WEIGHTS, torch.device("cpu"), weights == "ema")
+    add_loras(opened, [split_scale(text) for text in lora])  # which may make it a student
+    student = opened.student
     points = make_grid(
         {
             "weights": list(files),
@@ -199,9 +208,9 @@ def sweep(
             autoguidance=None if point.autoguidance == "none" else Path(point.autoguidance),
         )
 
-    def sample(point: Point, samples: Path, tissue: Path, with_real: bool) -> int:
+    def sample(point: Point, samples: Path, tissue: Path, with_real: bool) -> tuple[int, float | None]:
         output = OutputFolder(samples, "png", tissue=tissue)
-        return sample_patches(
+        sampled = sample_patches(
             open_point(point),
             source,
             output,
@@ -212,6 +221,7 @@ def sweep(
             with_real=with_real,
             needs_real=with_real,
         )
+        return sampled.size, sampled.seconds_per_image
 
     first = open_point(points[0])
     if by.startswith("mask_") and first.run.controlnet is None:
@@ -254,7 +264,8 @@ def sweep(
         scorer.score(point, files[point.weights], sample)
     if state.is_main_process:
         scored = read_points(out / "points", scorer.settings)  # those of commands before, too
-        print_summary(scored, write_sweep(out, scored, by, scorer.settings), by)
+        seconds = read_seconds(out / "points")
+        print_summary(scored, write_sweep(out, scored, by, scorer.settings, seconds), by)
         print(f"written: {out / 'sweep.csv'}")
     state.wait_for_everyone()
 

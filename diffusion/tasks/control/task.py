@@ -18,7 +18,7 @@ from diffusion.data.datasets.pan_cancer import PanCancerData, SkipBad
 from diffusion.formats import LATENT_CHANNELS, LATENT_FACTOR
 from diffusion.model.controlnet import ARCHITECTURE, ControlNet, load_controlnet, load_controlnet_weights
 from diffusion.model.convert import load_network
-from diffusion.model.lora import load_lora, merge_lora
+from diffusion.model.lora import check_no_student, load_lora, merge_lora
 from diffusion.model.pixart import PixArt
 from diffusion.tasks.denoising.losses import BatchNoise
 from diffusion.tasks.denoising.prediction import Predictor
@@ -57,6 +57,7 @@ class Control(Denoising):
         base, file = load_network(source, config.model, config.model_arguments, config.prediction_type)
         if config.lora.load_from is not None:
             load_lora(base, config.lora.load_from)
+            check_no_student(base, f"lora.load_from {config.lora.load_from}")
             merge_lora(base)
         base.grad_checkpointing = config.grad_checkpointing  # the gradient of the ControlNet runs through it
         self._base = FrozenNetwork.of(base, file)

@@ -13,7 +13,15 @@ from diffusion.formats import LATENT_CHANNELS
 from diffusion.model.convert import Weights, load_network, load_weights
 from diffusion.model.initial_weights import transfer_weights
 from diffusion.model.local_attention_init import init_local_attention
-from diffusion.model.lora import LoraSettings, adapter_settings, add_lora, is_adapter, load_lora, merged_state
+from diffusion.model.lora import (
+    LoraSettings,
+    adapter_settings,
+    add_lora,
+    check_no_student,
+    is_adapter,
+    load_lora,
+    merged_state,
+)
 from diffusion.model.matching import add_positions, check_metadata, load_into
 from diffusion.model.pixart import PixArt, build_model
 from diffusion.model.pixart_config import check_arguments
@@ -62,6 +70,7 @@ def build_adapted_network(config: Config) -> tuple[PixArt, str]:
         add_lora(model, settings)
         return model, f"{file}, with a new adapter"
     found = adapter_settings(model)[load_lora(model, start, name="default", alpha=settings.alpha)]
+    check_no_student(model, f"lora.load_from {start}")
     if found != settings:
         raise InputError(
             f"lora.load_from {start} has {found.describe()}, the config {settings.describe()}: expected the same; an adapter "
@@ -75,6 +84,7 @@ def add_adapter(weights: Weights, adapter: str) -> dict[str, torch.Tensor]:
     network = PixArt(**weights.architecture)
     load_into(network, add_positions(network, weights.state_dict), weights.file or adapter)
     load_lora(network, adapter)
+    check_no_student(network, f"lora.load_from {adapter}")
     return {name: tensor for name, tensor in merged_state(network).items() if name in weights.state_dict}
 
 

@@ -66,7 +66,7 @@ class Denoising(Task[Config]):
 
     @functools.cached_property
     def batch_losses(self) -> BatchLosses:
-        """The losses as the config has them. Raises InputError for a latent scale that is not known."""
+        """Return the losses as the config has them. Raises InputError for a latent scale that is not known."""
         config = self.config
         scale, dropout = resolve_latent_scale(config), config.class_dropout_prob
         return BatchLosses(scale, config.prediction_type, dropout, self.timesteps, config.min_snr_gamma)
