@@ -13,7 +13,6 @@ from small_pixart import ARGUMENTS, build_small_pixart
 from diffusion.model.lora import (
     LORA_FILE,
     TARGETS,
-    LoraLinear,
     LoraSettings,
     add_lora,
     load_lora,
@@ -23,6 +22,7 @@ from diffusion.model.lora import (
     set_lora_scales,
     unmerge_lora,
 )
+from diffusion.model.lora_linear import LoraLinear
 from diffusion.model.pixart import PixArt
 from diffusion.utils.errors import InputError, MissingError
 
