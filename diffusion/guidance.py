@@ -24,19 +24,20 @@ def guided_prediction(
     timestep: torch.Tensor,
     y: torch.Tensor | Condition,
     null_y: torch.Tensor | Condition | None,
-    guidance: float,
+    guidance: float | torch.Tensor,
     weak: Network | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return the guided noise (or velocity), over all of its channels, and the conditional pass's variance values.
 
     x (B, C, H, W), timestep (B,), y (B, L, D) or a Condition -> (B, C, H, W) twice; None for the variance of a network
-    without one. null_y: tokens (L, D) or (B, L, D), with which the null pass gets no control, as ControlNets are
-    released; or a Condition of B samples, which may keep it. At guidance 1 the null pass is not run and it may be None.
+    without one. guidance: one strength, or one for each sample (B, 1, 1, 1). null_y: tokens (L, D) or (B, L, D), with which
+    the null pass gets no control, as ControlNets are released; or a Condition of B samples, which may keep it. At guidance 1
+    the null pass is not run and it may be None.
     weak: a network whose prediction for the same condition is taken instead of the null pass; null_y is then not needed.
     Raises ValueError when guidance asks for a null condition that is not given.
     """
     channels = x.shape[1]
-    if guidance == 1:
+    if not isinstance(guidance, torch.Tensor) and guidance == 1:
         return _split(model(x, timestep, y), channels)
     if weak is not None:
         noise, variance = _split(model(x, timestep, y), channels)

@@ -292,7 +292,7 @@ class PixCellPipeline(DiffusionPipeline):
         """
         student = self.transformer.student
         if student is not None:
-            student.check_guidance(guidance_scale)
+            student.check_guidance(guidance_scale, guidance_interval)
             guidance_scale = 1.0
         guidance_scale = DEFAULT_GUIDANCE if guidance_scale is None else guidance_scale
         usual_steps = student.usual_steps if student else DEFAULT_STEPS

@@ -22,6 +22,8 @@ class DistillationSection(Section):
     """trajectory: jumps along the teacher's path from noise to image. consistency: latent consistency (Luo et al. 2023)."""
     guidance: Annotated[float, Range(least=1, most=100)] = 1.5
     """Strength of the teacher's guidance, which the student has in every prediction; 1: none."""
+    guidance_interval: tuple[float, float] | None = None
+    """Lowest and highest noise level, std of noise over std of signal, at which the teacher is guided; none: all."""
     steps: tuple[PositiveInt, ...] = (1, 2, 4, 8)
     """Numbers of steps that the student takes, rising; each divides the last."""
     spacing: Name = "power:1.5"

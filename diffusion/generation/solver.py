@@ -81,7 +81,7 @@ class Solver:
             return replace(self, steps=self.steps or DEFAULT_STEPS, algorithm=self.algorithm or DEFAULT_SOLVER)
         steps = self.steps or student.usual_steps
         student.check_steps(steps)
-        student.check_guidance(self.guidance)
+        student.check_guidance(self.guidance, self.guidance_interval)
         student.check_solver(self.algorithm)
         if self.spacing not in (UNIFORM, student.spacing):
             raise InputError(
@@ -91,12 +91,12 @@ class Solver:
             raise InputError(
                 f"block cache {self.block_cache}: the network is a student, whose few steps leave nothing to reuse; leave it out"
             )
-        for name, given in (("guidance interval", self.guidance_interval), ("autoguidance", run.weak)):
-            if given is not None:
-                raise InputError(
-                    f"{name}: the network is a student, which has its guidance in every prediction; leave it out"
-                )
-        return replace(self, steps=steps, algorithm=student.solver, spacing=student.spacing)
+        if run.weak is not None:
+            raise InputError(
+                "autoguidance: the network is a student, which has its guidance in every prediction; leave it out"
+            )
+        own = dict(algorithm=student.solver, spacing=student.spacing, guidance_interval=student.guidance_interval)
+        return replace(self, steps=steps, **own)
 
     @property
     def sets_control(self) -> bool:

@@ -20,6 +20,7 @@ class Student:
     """What a network was distilled for. method: trajectory or consistency; guidance: the strength that it has learned.
 
     steps: the numbers of steps that it takes, rising. spacing: where they lie, as `diffusion.spacing` has it.
+    guidance_interval: the lowest and highest noise level of its guidance; None: all.
     Raises InputError for another method, and for no steps.
     """
 
@@ -27,6 +28,7 @@ class Student:
     guidance: float
     steps: tuple[int, ...]
     spacing: str = UNIFORM
+    guidance_interval: tuple[float, float] | None = None
 
     def __post_init__(self):
         if self.method not in SOLVERS:
@@ -50,12 +52,23 @@ class Student:
             known = ", ".join(map(str, self.steps))
             raise InputError(f"{steps} sampling steps: the network is a student of {known} steps; take one of these")
 
-    def check_guidance(self, guidance: float | None) -> None:
-        """Raise InputError for a guidance strength other than what the student has learned; None: not given."""
+    def check_guidance(self, guidance: float | None, interval: tuple[float, float] | None = None) -> None:
+        """Raise InputError for another guidance strength, or interval, than the student has learned; None: not given."""
         if guidance is not None and guidance != self.guidance:
             raise InputError(
                 f"guidance {guidance:g}: the network is a student with guidance {self.guidance:g} in every prediction; leave it out, "
                 "or sample its teacher"
+            )
+        if interval is not None and interval != self.guidance_interval:
+            low, high = interval
+            own = (
+                "at all noise levels"
+                if self.guidance_interval is None
+                else "from {:g} to {:g}".format(*self.guidance_interval)
+            )
+            raise InputError(
+                f"guidance interval {low:g} to {high:g}: the network is a student with guidance {own} in every prediction; leave it "
+                "out, or sample its teacher"
             )
 
     def check_solver(self, solver: str | None) -> None:
@@ -67,7 +80,14 @@ class Student:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the student as plain values, which files store."""
-        return {"method": self.method, "guidance": self.guidance, "steps": list(self.steps), "spacing": self.spacing}
+        interval = None if self.guidance_interval is None else list(self.guidance_interval)
+        return {
+            "method": self.method,
+            "guidance": self.guidance,
+            "guidance_interval": interval,
+            "steps": list(self.steps),
+            "spacing": self.spacing,
+        }
 
 
 def read_student(stored: Any, source: object) -> Student | None:
@@ -76,6 +96,8 @@ def read_student(stored: Any, source: object) -> Student | None:
         return None
     try:
         steps = tuple(int(number) for number in stored["steps"])
-        return Student(str(stored["method"]), float(stored["guidance"]), steps, str(stored["spacing"]))
-    except (KeyError, TypeError, ValueError):
+        levels = stored.get("guidance_interval")
+        interval = None if levels is None else (float(levels[0]), float(levels[1]))
+        return Student(str(stored["method"]), float(stored["guidance"]), steps, str(stored["spacing"]), interval)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         raise InputError(f"{source}: what it says of its student is damaged: {stored!r}") from None

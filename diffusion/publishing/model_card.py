@@ -106,10 +106,11 @@ def _introduction(content: CardContent) -> str:
 def _student_words(student: Student | None) -> str:
     if student is None:
         return ""
-    steps = ", ".join(map(str, student.steps))
+    steps, interval = ", ".join(map(str, student.steps)), student.guidance_interval
+    where = "" if interval is None else " between the noise levels {:g} and {:g}".format(*interval)
     return (
         f" It is a student, distilled for {steps} steps, of which {student.usual_steps} are usual, with guidance "
-        f"{student.guidance:g} in every prediction."
+        f"{student.guidance:g} in every prediction{where}."
     )
 
 

@@ -56,6 +56,21 @@ def test_each_metric_computes_the_scores_that_the_table_says():
     assert {quantity.metric for quantity in QUANTITIES.values()} == set(ALL_METRICS)
 
 
+def test_a_real_image_that_is_there_twice_counts_once():
+    """More samples than windows of tissue condition on each window several times, and its picture is there as often."""
+    real, synthetic = correlated(60, 12, seed=3), correlated(120, 12, seed=4, offset=0.3)
+    noise = 1e-7 * torch.randn(60, 12, generator=torch.Generator().manual_seed(0))  # of another batch's rounding
+    once, twice = (
+        score(Features.from_tensor(rows), Features.from_tensor(synthetic), ("kid", "prdc"))
+        for rows in (real, torch.cat([real, real + noise]))
+    )
+    assert {name: value.value for name, value in twice.values.items()} == pytest.approx(
+        {name: value.value for name, value in once.values.items()}, rel=1e-5
+    )
+    assert sum("taken of the 60 real images that differ" in note for note in twice.notes) == 1
+    assert not any("differ" in note for note in once.notes)
+
+
 def test_only_requested_metrics_are_computed():
     rows = Features.from_tensor(torch.randn(30, 8))
     assert list(score(rows, rows, ["kid"]).values) == ["kid"]

@@ -83,13 +83,14 @@ def test_it_resumes_to_the_bit_beside_a_teacher_that_stays(feature_root, teacher
     content = read(tmp_path / "whole", 5)
     assert equal(content, read(tmp_path / "parts", 5)) and (teacher / LAST_WEIGHTS).read_bytes() == before
     assert content["frozen_networks"]["teacher"]["path"].startswith(str(teacher))
-    assert content["student"] == {"method": method, "guidance": 1.5, "steps": [1, 2, 4], "spacing": "power:1.5"}
+    stored = {"method": method, "guidance": 1.5, "guidance_interval": None, "steps": [1, 2, 4], "spacing": "power:1.5"}
+    assert content["student"] == stored
     run = open_run(tmp_path / "whole", LAST_WEIGHTS, CPU)
     assert run.student == Student(method, 1.5, (1, 2, 4), "power:1.5") and run.model.config.use_target_timestep == (
         method == "trajectory"
     )
     other = dataclasses.replace(config, distillation=dataclasses.replace(config.distillation, guidance=2.0))
-    with pytest.raises(InputError, match=r"guidance': 1\.5.*guidance': 2\.0.*new run"):
+    with pytest.raises(InputError, match=r"guidance=1\.5.*guidance=2\.0.*new run"):
         train(other, tmp_path / "whole", cpu=True)
 
 
@@ -174,6 +175,10 @@ def test_a_student_is_sampled_by_every_way_with_its_folder_alone(feature_root, t
     for wrong, message in (
         (dict(guidance_scale=2.0), "guidance 2: the network is a student with guidance 1.5"),
         (dict(num_inference_steps=20), "20 sampling steps: the network is a student of 1, 2, 4 steps"),
+        (
+            dict(guidance_interval=(0.3, 5.0)),
+            "guidance interval 0.3 to 5: the network is a student with guidance at all",
+        ),
     ):
         with pytest.raises(InputError, match=message):
             pipe(tokens, **wrong)
@@ -190,12 +195,12 @@ def test_a_student_is_sampled_by_every_way_with_its_folder_alone(feature_root, t
             "block cache fast: the network is a student, whose few steps leave nothing to reuse",
         ),
         (dict(spacing="karras"), "spacing karras: the network is a student"),
-        (dict(guidance_interval=(0.3, 5.0)), "guidance interval.*leave it out"),
+        (dict(guidance_interval=(0.3, 5.0)), "guidance interval 0.3 to 5: .* a student with guidance from 0.3 to 4 in"),
     ],
 )
 def test_settings_that_a_student_was_not_made_for_are_errors(wrong, message):
     class Opened:
-        student, weak = Student("trajectory", 1.5, (1, 2, 4), "power:1.5"), None
+        student, weak = Student("trajectory", 1.5, (1, 2, 4), "power:1.5", (0.3, 4.0)), None
 
     with pytest.raises(InputError, match=message):
         Solver(**wrong).for_run(Opened())
@@ -302,6 +307,26 @@ def test_a_network_that_jumps_is_told_where_the_steps_of_its_solver_end():
     assert told == [(999, 649), (649, 353), (353, 125), (125, 0)]
     with pytest.raises(ValueError, match=r"timesteps \[749\]: no step of this sampling begins there"):
         sample_latents(network, x, y, spacing="uniform", **settings)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_teacher_is_guided_at_the_noise_levels_of_its_interval_alone(method):
+    asked: list[tuple[int, int]] = []  # the timesteps of each pass, and its samples
+
+    def network(x: torch.Tensor, timestep: torch.Tensor, y: object) -> torch.Tensor:
+        asked.append((int(timestep[0]), len(x)))
+        return torch.zeros_like(x)
+
+    settings = DistillationSection(teacher="x", method=method, guidance_interval=(0.3, 5.0), teacher_steps=8)  # type: ignore[arg-type]
+    x, y, null = torch.zeros(2, 4, 8, 8), Condition(torch.zeros(2, 1, 3)), torch.zeros(1, 3)
+    levels = linear_schedule().noise_levels
+    if method == "trajectory":
+        TrajectoryLosses(settings, "v_prediction").path(network, x, y, null)
+        assert len(asked) == 8 and all((count == 4) == (0.3 <= levels[t] <= 5) for t, count in asked)
+        assert {count for _, count in asked} == {2, 4}
+    else:
+        strengths = ConsistencyLosses(settings, "v_prediction").strengths(torch.tensor([30, 500, 999]))
+        assert strengths.flatten().tolist() == [1.0, 1.5, 1.0]
 
 
 def test_a_teacher_whose_steps_lie_elsewhere_is_refused():

@@ -21,6 +21,7 @@ RANK_TOLERANCE = 1e-10  # relative to the largest eigenvalue: directions with le
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000  # of Binkowski et al. 2018 and of torch-fidelity
 SAMPLES_PER_FEATURE = 2  # samples / D from which on the bias of a distance falls with 1 / samples
 FEW_ROWS = 2000  # up to as many rows are halved in several ways
+COPY = 1e-10  # squared distance of two rows, relative to their mean square, up to which they are of one image
 BLOCK = 1024  # rows whose distances to all other rows are held at once
 
 
@@ -185,6 +186,21 @@ def compute_prdc(real: torch.Tensor, synthetic: torch.Tensor, k: int = PRDC_NEIG
         recalled.append((distance < reach_synthetic).any(1))
         covered.append(distance.min(1).values < reach[:, 0])
     return Prdc((inside > 0).double(), inside / k, torch.cat(recalled).double(), torch.cat(covered).double())
+
+
+def distinct_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Return the rows (n, D) of features (N, D) that are no copy of an earlier one, as of an image that is there twice.
+
+    Copies lie side by side in the order of a random projection, so that only neighbours are compared.
+    """
+    centred = rows.double() - rows.double().mean(0)
+    direction = torch.randn(rows.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    order = (centred @ direction.to(centred.device)).argsort(stable=True)
+    distance = centred[order].diff(dim=0).square().sum(1)
+    copies = order[1:][distance <= COPY * centred.square().sum(1).mean()]
+    kept = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+    kept[copies] = False
+    return rows[kept]
 
 
 def _neighbourhood_radii(rows: torch.Tensor, k: int) -> torch.Tensor:

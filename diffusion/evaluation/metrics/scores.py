@@ -16,6 +16,7 @@ from diffusion.evaluation.metrics.distances import (
     compute_fid,
     compute_kid,
     compute_prdc,
+    distinct_rows,
     extrapolate_fid,
     fid_influence,
     fid_of_gaussians,
@@ -97,7 +98,7 @@ def score(
         add_extrapolation(scores, real, synthetic, seed, device)
     if "kid" in metrics:
         rows = [part.sample(MAX_ROWS, seed).to(device) for part in (real, synthetic)]
-        value, error = compute_kid(*rows, seed=seed)
+        value, error = compute_kid(_without_copies(scores, rows[0]), rows[1], seed=seed)
         scores.values["kid"] = Value(1000 * value, *intervals.normal_ci(1000 * value, 1000 * error))
     if "prdc" in metrics:
         add_prdc(scores, real, synthetic, seed, device)
@@ -195,12 +196,14 @@ def bias_notes(real: Features, fewest: int, seed: int, device: torch.device | st
 def add_prdc(scores: Scores, real: Features, synthetic: Features, seed: int, device: torch.device | str) -> None:
     """Add precision, recall, density and coverage with their intervals, or a note that there are too few images."""
     rows_real, rows_synthetic = (features.sample(PRDC_ROWS, seed).to(device) for features in (real, synthetic))
+    sampled = len(rows_real) < len(real) or len(rows_synthetic) < len(synthetic)
+    rows_real = _without_copies(scores, rows_real)
     if min(len(rows_real), len(rows_synthetic)) <= PRDC_NEIGHBOURS:
         scores.notes.append(
             f"Precision, recall, density and coverage need more than {PRDC_NEIGHBOURS} images of each kind."
         )
         return
-    if len(rows_real) < len(real) or len(rows_synthetic) < len(synthetic):
+    if sampled:
         scores.notes.append(
             f"Precision, recall, density and coverage are taken from {PRDC_ROWS} random images of a set."
         )
@@ -212,6 +215,21 @@ def add_prdc(scores: Scores, real: Features, synthetic: Features, seed: int, dev
         else:
             share, hits = float(values.mean()), int(values.sum())
             scores.values[name] = Value(share, *intervals.wilson_ci(hits, len(values)))
+
+
+def _without_copies(scores: Scores, real: torch.Tensor) -> torch.Tensor:
+    """Return real features without those of images that are there twice, and note it.
+
+    A copy is its own nearest neighbour: neighbourhoods shrink to nothing, and the kernel distance counts an image against itself.
+    Copies among the samples stay: they are a fault of the model.
+    """
+    kept = distinct_rows(real)
+    note = f"Kernel distance, precision, recall, density and coverage are taken of the {len(kept)} real images that differ."
+    if 1 < len(kept) < len(real):
+        if note not in scores.notes:
+            scores.notes.append(note)
+        return kept
+    return real
 
 
 def add_pairs(scores: Scores, real: Features, synthetic: Features, seed: int) -> None:

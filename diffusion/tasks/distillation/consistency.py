@@ -16,7 +16,9 @@ import torch
 from diffusion.condition import Condition
 from diffusion.config.distillation_settings import DistillationSection
 from diffusion.guidance import Network, guided_prediction
+from diffusion.sampling import check_guidance_interval
 from diffusion.schedule import TIMESTEPS, add_noise, clean_of_prediction, ddim_step, linear_schedule
+from diffusion.utils.hardware import to_device
 
 _SCHEDULE = linear_schedule()
 SIGMA_DATA, TIMESTEP_SCALING = 0.5, 10.0  # of the boundary condition, as LCMScheduler has it
@@ -35,6 +37,13 @@ class ConsistencyLosses:
         skip = self.settings.skip
         return skip + (uniform * (TIMESTEPS - skip)).long()
 
+    def strengths(self, timestep: torch.Tensor) -> torch.Tensor:
+        """Return the guidance strength (B, 1, 1, 1) at timesteps (B,): 1 outside of the interval."""
+        low, high = check_guidance_interval(self.settings.guidance_interval)
+        levels = to_device(_SCHEDULE.noise_levels, timestep.device)[timestep]
+        guided = (low <= levels) & (levels <= high)
+        return torch.where(guided, self.settings.guidance, 1.0).float()[:, None, None, None]
+
     def losses(
         self,
         student: Network,
@@ -49,7 +58,8 @@ class ConsistencyLosses:
         x_t = add_noise(_SCHEDULE, clean, noise, timestep)
         target = timestep - self.settings.skip
         with torch.no_grad():
-            guided, _ = guided_prediction(teacher, x_t, timestep, condition.tokens, null_tokens, self.settings.guidance)
+            strength = self.strengths(timestep)
+            guided, _ = guided_prediction(teacher, x_t, timestep, condition.tokens, null_tokens, strength)
             x_s = ddim_step(_SCHEDULE, guided.float(), x_t, timestep, target, self.prediction_type)
             wanted = self.end(student, x_s, target, condition)
         error = self.end(student, x_t, timestep, condition) - wanted

@@ -19,8 +19,8 @@ from diffusion.model.jumps import JumpingNetwork, add_target_embedder
 from diffusion.model.lora import LoraSettings, add_lora, student_tensors
 from diffusion.model.matching import add_positions, check_metadata, load_into
 from diffusion.model.pixart import PixArt
-from diffusion.model.student import STUDENT_KEY, TRAJECTORY, Student
-from diffusion.sampling import image_generator, prepare_scheduler, sample_latents
+from diffusion.model.student import STUDENT_KEY, TRAJECTORY, Student, read_student
+from diffusion.sampling import check_guidance_interval, image_generator, prepare_scheduler, sample_latents
 from diffusion.tasks.denoising.losses import NOISE_STREAM, UNIFORM_STREAM
 from diffusion.tasks.denoising.task import Denoising
 from diffusion.tasks.distillation.consistency import ConsistencyLosses
@@ -60,7 +60,9 @@ class Distillation(Denoising):
         config.check_teacher()
         super().__init__(config)
         settings, predicts = config.distillation, config.prediction_type
-        self.student = Student(settings.method, settings.guidance, settings.steps, settings.spacing)
+        interval = settings.guidance_interval
+        check_guidance_interval(interval, "distillation.guidance_interval")
+        self.student = Student(settings.method, settings.guidance, settings.steps, settings.spacing, interval)
         self.trajectory = TrajectoryLosses(settings, predicts) if settings.method == TRAJECTORY else None
         self.consistency = ConsistencyLosses(settings, predicts)
         self._teacher: FrozenNetwork | None = None
@@ -183,7 +185,7 @@ class Distillation(Denoising):
 
     def load_weights(self, network: PixArt, saved: Mapping[str, Any], source: Path) -> None:
         """Load a checkpoint's weights. Raises InputError for those of another network, or of another student."""
-        before, now = saved.get(STUDENT_KEY), self.student.to_dict()
+        before, now = read_student(saved.get(STUDENT_KEY), source), self.student
         if before != now:
             raise InputError(f"{source} is of the student {before}, and the config of {now}: start a new run")
         super().load_weights(network, saved, source)

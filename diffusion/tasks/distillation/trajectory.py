@@ -81,7 +81,8 @@ class TrajectoryLosses:
         def keep(i: int, t: torch.Tensor, x: torch.Tensor) -> None:
             passed.append(x)
 
-        denoise(teacher, scheduler, noise, condition.tokens, null_tokens, settings.guidance, on_step=keep)
+        guidance = (settings.guidance, settings.guidance_interval)
+        denoise(teacher, scheduler, noise, condition.tokens, null_tokens, *guidance, on_step=keep)
         return passed
 
     def losses(
