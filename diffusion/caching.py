@@ -68,7 +68,7 @@ def read_schedule(name: str, steps: int) -> CacheSchedule | None:
         )
     if len(computed) != steps:
         raise InputError(
-            f"{path} is a cache schedule of {len(computed)} steps, and {steps} are asked for: take --steps {len(computed)}"
+            f"{path} is a cache schedule of {len(computed)} steps, and {steps} are taken: take as many, or make another"
         )
     return CacheSchedule(tuple(computed), order)
 

@@ -174,6 +174,7 @@ class PixCellPipeline(DiffusionPipeline):
         if scheduler is None:
             solver = transformer.student.solver if transformer.student else DEFAULT_SOLVER
             scheduler = build_scheduler(solver, transformer.prediction_type)
+            self._not_chosen = scheduler  # which gives way to a student's, whenever the network becomes one
         if controlnet is not None:
             check_control_fits(controlnet.network.config, transformer.network.config)
         self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler, controlnet=controlnet)
@@ -207,8 +208,8 @@ class PixCellPipeline(DiffusionPipeline):
             transformer = PixCellTransformer2DModel.from_pretrained(
                 folder / "transformer" if is_pipeline else folder, torch_dtype=torch_dtype
             )
-        if scheduler is None and is_pipeline and (folder / "scheduler").is_dir():
-            scheduler = _open_scheduler(folder)
+        has_own = scheduler is None and is_pipeline and (folder / "scheduler").is_dir()
+        stored = _open_scheduler(folder) if has_own else None
         if vae is None and (folder / "vae").is_dir():
             vae = folder / "vae"
         if vae is None:
@@ -221,7 +222,10 @@ class PixCellPipeline(DiffusionPipeline):
             controlnet = PixCellControlNet.from_pretrained(controlnet, torch_dtype=torch_dtype)
         if not isinstance(vae, torch.nn.Module):
             vae = load_vae(codec_folder(vae), torch_dtype or torch.float32)
-        return cls(transformer, vae.eval(), scheduler, controlnet)
+        pipe = cls(transformer, vae.eval(), scheduler or stored, controlnet)
+        if scheduler is None:
+            pipe._not_chosen = pipe.scheduler
+        return pipe
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # takes fewer options
         self, save_directory: str | Path, **options: Any
@@ -349,8 +353,9 @@ class PixCellPipeline(DiffusionPipeline):
         """Return the scheduler of a student's steps. Raises InputError for steps and schedulers that it was not made for."""
         student.check_steps(steps)
         wanted = prepare_scheduler(student.solver, steps, self.transformer.prediction_type, student.spacing)
-        own, order = self.scheduler, "solver_order"
-        if type(own) is not type(wanted) or own.config.get(order) != wanted.config.get(order):
+        own: Any = self.scheduler
+        is_chosen = own is not getattr(self, "_not_chosen", None)
+        if is_chosen and (type(own) is not type(wanted) or _settings_of(own) != _settings_of(wanted)):
             raise InputError(f"the network is a student that is sampled by {student.solver}; leave the scheduler out")
         return wanted
 
@@ -523,6 +528,11 @@ def _resolve_folder(path: str | Path, options: dict[str, Any]) -> Path:
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         raise MissingError(f"no folder {path}, and no such repository can be had ({reason})") from None
+
+
+def _settings_of(scheduler: Any) -> dict[str, Any]:
+    """Return the settings of a scheduler, without what diffusers notes of where they are from."""
+    return {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
 
 
 def _open_scheduler(folder: Path) -> SchedulerMixin:

@@ -98,9 +98,9 @@ def prepare_scheduler(
     placed = place_steps(spacing, steps)
     if algorithm == CONSISTENCY_SOLVER:  # at the timesteps of other solvers' steps
         scheduler.set_timesteps(timesteps=placed or prepare_scheduler("ddim", steps).timesteps.tolist())
-        return scheduler
-    scheduler.set_timesteps(steps)
-    if placed is not None:
+    else:
+        scheduler.set_timesteps(steps)
+    if placed is not None and algorithm != CONSISTENCY_SOLVER:
         if algorithm not in SPACED:
             raise InputError(f"{algorithm} places its steps itself: --spacing {spacing} goes with {', '.join(SPACED)}")
         levels = linear_schedule().noise_levels
@@ -136,7 +136,7 @@ def sample_latents(
     The model is called with what y is: plain tokens, or a Condition.
     null_y, tokens (L, D) or (B, L, D) or a Condition: the network's null condition, needed unless guidance is 1. Given
     as tokens, the null pass gets no control; `y.null(network, keep_control=True)` is one that does.
-    generators: one per image, for the algorithms that draw noise in every step (iddpm, sa-solver), so that an image
+    generators: one per image, for the algorithms that draw noise in every step (iddpm, sa-solver, lcm), so that an image
     depends on its own seed alone. prediction_type: what the network was trained to predict, epsilon or v_prediction.
     guidance_interval, on_step, start, weak: as `denoise` takes them. spacing: where the steps lie, as `diffusion.spacing` has it.
     Raises InputError for an algorithm, steps, spacing or interval that cannot be.
@@ -214,12 +214,17 @@ class Start:
     def add_noise(self, noise: torch.Tensor, scheduler: Scheduler) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the latents with noise of the first level that is left of a scheduler's, and the timesteps from there on."""
         count = len(scheduler.timesteps)
-        first = count - max(1, round(self.strength * count))
+        first = count - count_started_steps(self.strength, count)
         if hasattr(scheduler, "set_begin_index"):  # those that keep a list of noise levels
             scheduler.set_begin_index(first)
         timesteps = scheduler.timesteps[first:]
         timestep = to_device(timesteps[0].long(), noise.device).expand(len(noise))
         return add_noise(linear_schedule(), self.latents.to(noise), noise, timestep), timesteps
+
+
+def count_started_steps(strength: float, steps: int) -> int:
+    """Return how many of a solver's steps are taken from latents of images on, with noise on them by a strength: one or more."""
+    return max(1, round(strength * steps))
 
 
 def check_strength(strength: float) -> None:

@@ -101,7 +101,8 @@ def distillation_settings(
     """A run of seconds of the task, of a student of a network of `settings`."""
     config = settings(root)
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(Config)}
-    own = dict(teacher=str(teacher), guidance=1.5, steps=(1, 2, 4), teacher_steps=4)
+    path = {} if (section or {}).get("method") == "consistency" else dict(teacher_steps=4)
+    own = dict(teacher=str(teacher), guidance=1.5, steps=(1, 2, 4), **path)
     values |= dict(
         task="distillation",
         distillation=DistillationSection(**{**own, **(section or {})}),

@@ -27,7 +27,7 @@ def test_files_are_schedules_of_their_own_number_of_steps(tmp_path):
     path.write_text(json.dumps(CacheSchedule((True, False, True), 2).to_dict()))
     assert read_schedule(str(path), 3) == CacheSchedule((True, False, True), 2)
     for name, steps, message in (
-        (str(path), 4, "is a cache schedule of 3 steps, and 4 are asked for: take --steps 3"),
+        (str(path), 4, "is a cache schedule of 3 steps, and 4 are taken: take as many"),
         ("quick", 4, "expected none, balanced, fast, or a schedule.json"),
     ):
         with pytest.raises(InputError, match=message):

@@ -206,11 +206,12 @@ _BLOCK_CACHE = Option(
 BlockCache = Annotated[str, _BLOCK_CACHE]
 SeveralBlockCaches = Annotated[Sequence[str], _BLOCK_CACHE]
 _SPACING = Option(
-    "where the steps lie: uniform in time, karras or karras:RHO by noise level, power:P, log-snr, or timesteps such as 999,750,500,250",
+    "where the steps lie: uniform in time, karras or karras:RHO by noise level, power:P, log-snr, or timesteps such as 999,750,500,250 "
+    "[uniform, or that of a student]",
     step_spacing,
     group=SAMPLING,
 )
-Spacing = Annotated[str, _SPACING]
+Spacing = Annotated[str | None, _SPACING]
 SeveralSpacings = Annotated[Sequence[str], _SPACING]
 Vae = Annotated[str | None, Option(f"{CODEC} [the run's]", group=SAMPLING, completes="folder")]
 Encoder = Annotated[

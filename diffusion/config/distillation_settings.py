@@ -9,6 +9,11 @@ from diffusion.config.settings import Config, check_that
 from diffusion.formats import DEFAULT_SOLVER
 from diffusion.utils.values import Count, Name, PositiveInt, Range, Section
 
+OF_METHOD = {
+    "trajectory": ("teacher_steps", "jumps", "solver"),
+    "consistency": ("skip",),
+}  # settings that the other does not have
+
 
 @dataclass(frozen=True)
 class DistillationSection(Section):
@@ -25,7 +30,7 @@ class DistillationSection(Section):
     guidance_interval: tuple[float, float] | None = None
     """Lowest and highest noise level, std of noise over std of signal, at which the teacher is guided; none: all."""
     steps: tuple[PositiveInt, ...] = (1, 2, 4, 8)
-    """Numbers of steps that the student takes, rising; each divides the last."""
+    """Numbers of steps that the student takes, rising; of trajectory, each divides the last."""
     spacing: Name = "power:1.5"
     """Where the student's steps lie, and the teacher's on the path: uniform, power:P or as diffusion/spacing.py has it."""
     teacher_steps: Count = 16
@@ -41,6 +46,14 @@ class DistillationSection(Section):
         steps = self.steps
         rising = bool(steps) and list(steps) == sorted(set(steps))
         check_that(rising, f"distillation.steps {steps}: expected rising numbers of steps, such as (1, 2, 4, 8)")
+        for name in OF_METHOD["consistency" if self.method == "trajectory" else "trajectory"]:
+            value = getattr(self, name)
+            check_that(
+                value == type(self).__dataclass_fields__[name].default,
+                f"distillation.{name} {value} is of another method than {self.method}: leave it out",
+            )
+        if self.method != "trajectory":
+            return
         odd = [number for number in steps if steps[-1] % number]
         check_that(
             not odd,

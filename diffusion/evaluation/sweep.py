@@ -94,10 +94,26 @@ class Point:
 
 
 def make_grid(values: Mapping[str, Sequence[Any]]) -> list[Point]:
-    """Return every combination of the axes' values once; without guidance, points that differ by what guides, and where, are the same."""
+    """Return every combination of the axes' values once; without guidance, points that differ by what guides, and where, are the same.
+
+    Raises InputError for two points whose folders would have one name, as of two files of one name.
+    """
     points = (Point(**dict(zip(values, choice, strict=True))) for choice in product(*values.values()))
     unguided = {"interval": None, "autoguidance": "none"}
-    return list(dict.fromkeys(replace(point, **unguided) if point.guidance == 1 else point for point in points))
+    found = list(dict.fromkeys(replace(point, **unguided) if point.guidance == 1 else point for point in points))
+    named: dict[str, Point] = {}
+    for point in found:
+        other = named.setdefault(point.name, point)
+        if other != point:
+            pair = next(
+                (getattr(other, axis), getattr(point, axis))
+                for axis in AXES
+                if getattr(other, axis) != getattr(point, axis)
+            )
+            raise InputError(
+                f"{pair[0]} and {pair[1]}: points would both be called {point.name}; give one file another name"
+            )
+    return found
 
 
 Sample = Callable[[Point, Path, Path, bool], tuple[int, float | None]]
@@ -187,11 +203,12 @@ class PointScorer:
 
     def _point_settings(self, point: Point, folder: Path, checkpoint: Path) -> dict[str, Any]:
         """Return everything that the scores of a point depend on."""
-        guide = self.guides.get(point.autoguidance)
+        guide, schedule = self.guides.get(point.autoguidance), Path(point.block_cache)
         return {
             **self.settings,
             "weights": [self.weights, weights_fingerprint(checkpoint)],
             **({} if guide is None else {"autoguidance": weights_fingerprint(guide)}),
+            **({"block_cache": fingerprint_file(schedule)} if schedule.suffix == ".json" else {}),
             "samples": hash_folder(folder / SYNTHETIC_DIR),
         }
 

@@ -39,6 +39,10 @@ def record_products(session: Session, conditions: Conditions, count: int) -> np.
         raise InputError(
             f"{run.folder} is a student, whose few steps leave nothing to reuse: expected a network of many steps"
         )
+    if run.controlnet is not None:
+        raise InputError(
+            f"{run.folder} has a ControlNet: expected its base, whose schedule serves both; what blocks add is recorded without control"
+        )
     recorder = _Recorder(run.model, solver.taken_steps)
     generators = [image_generator(session.seed, i) for i in range(count)]
     side = run.config.input_size

@@ -18,6 +18,7 @@ from diffusion.sampling import (
     Start,
     check_guidance_interval,
     check_strength,
+    count_started_steps,
     prepare_scheduler,
     sample_latents,
 )
@@ -31,11 +32,12 @@ from diffusion.workdir import Run
 class Solver:
     """How to sample. guidance: None for that of the run's sample grids. precision: of the network, fp32, bf16 or fp16.
 
-    steps, algorithm: None for those of the run, by `for_run`: 20 of dpm-solver, or those that a student was made for.
+    steps, algorithm, spacing: None for those of the run, by `for_run`: 20 of dpm-solver, evenly in time, or those that a student was
+    made for, which has guidance in every prediction.
     Of a ControlNet: control_scale, which residuals are multiplied by; control_interval, the noise levels that have control,
     None for all; control_in_null, whether guidance's null pass has it, too, which released ControlNets were not trained for.
-    spacing: where the steps lie, as `diffusion.spacing` has it. block_cache: at which steps blocks are computed, a name or file as
-    `diffusion.caching.read_schedule` takes it. start_strength: of images that begin at the latents of others, the
+    spacing: where the steps lie, as `diffusion.spacing` has it. block_cache: at which of the steps taken blocks are computed, a name or
+    file as `diffusion.caching.read_schedule` takes it. start_strength: of images that begin at the latents of others, the
     share of the steps that are taken (`sampling.Start`). Raises InputError for steps that the algorithm cannot take or place so,
     guidance that is no finite number, an interval without noise levels, and an unknown precision.
     """
@@ -49,7 +51,7 @@ class Solver:
     control_interval: tuple[float, float] | None = None
     control_in_null: bool = False
     start_strength: float = 1.0
-    spacing: str = UNIFORM
+    spacing: str | None = None
     block_cache: str = NONE
 
     def __post_init__(self):
@@ -58,12 +60,12 @@ class Solver:
         if not known:
             raise InputError(f"guidance {self.guidance}: expected a finite number; 1 is none")
         steps = DEFAULT_STEPS if self.steps is None else self.steps
-        prepare_scheduler(self.algorithm or DEFAULT_SOLVER, steps, spacing=self.spacing)
-        if self.steps is not None:
-            read_schedule(self.block_cache, self.steps)
+        prepare_scheduler(self.algorithm or DEFAULT_SOLVER, steps, spacing=self.spacing or UNIFORM)
         check_guidance_interval(self.guidance_interval)
         check_guidance_interval(self.control_interval, "control interval")
         check_strength(self.start_strength)
+        if self.steps is not None:
+            _ = self._cache_schedule
         if not math.isfinite(self.control_scale):
             raise InputError(f"control scale {self.control_scale}: expected a finite number; 0 is no control")
 
@@ -78,12 +80,13 @@ class Solver:
                 raise InputError(
                     f"{self.algorithm} is the solver of students of latent consistency, and the network is none"
                 )
-            return replace(self, steps=self.steps or DEFAULT_STEPS, algorithm=self.algorithm or DEFAULT_SOLVER)
+            own = dict(algorithm=self.algorithm or DEFAULT_SOLVER, spacing=self.spacing or UNIFORM)
+            return replace(self, steps=self.steps or DEFAULT_STEPS, **own)
         steps = self.steps or student.usual_steps
         student.check_steps(steps)
         student.check_guidance(self.guidance, self.guidance_interval)
         student.check_solver(self.algorithm)
-        if self.spacing not in (UNIFORM, student.spacing):
+        if self.spacing not in (None, student.spacing):
             raise InputError(
                 f"spacing {self.spacing}: the network is a student, whose steps lie where it learned them; leave it out"
             )
@@ -130,12 +133,12 @@ class Solver:
 
     @property
     def _cache_schedule(self) -> CacheSchedule | None:
-        return read_schedule(self.block_cache, self.taken_steps)
+        return read_schedule(self.block_cache, count_started_steps(self.start_strength, self.taken_steps))
 
     def predictor(self, run: Run) -> Network:
         """Return what predicts in one sampling of a run's network."""
         own = self.for_run(run)
-        times = prepare_scheduler(str(own.algorithm), own.taken_steps, spacing=own.spacing).timesteps.tolist()
+        times = prepare_scheduler(str(own.algorithm), own.taken_steps, spacing=str(own.spacing)).timesteps.tolist()
         return run.predictor(own.control_interval, own._cache_schedule, times)
 
     def weak_predictor(self, run: Run) -> Network | None:
@@ -181,7 +184,7 @@ class Solver:
                 guidance_interval=self.guidance_interval,
                 on_step=on_step,
                 start=None if start is None else Start(start, self.start_strength),
-                spacing=own.spacing,
+                spacing=str(own.spacing),
                 weak=weak or self.weak_predictor(run),
             )
         if not torch.isfinite(latents).all():

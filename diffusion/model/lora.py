@@ -22,7 +22,7 @@ from diffusion.model.jumps import TARGET_EMBEDDER, add_target_embedder
 from diffusion.model.lora_linear import LoraLinear
 from diffusion.model.matching import check_fit
 from diffusion.model.pixart import PixArt
-from diffusion.model.student import STUDENT_KEY, Student, read_student
+from diffusion.model.student import STUDENT_KEY, TRAJECTORY, Student, read_student
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.files import atomic_write
 from diffusion.utils.text import abbreviate, read_json
@@ -31,6 +31,8 @@ from diffusion.utils.weights import read_weights
 LORA_FILE = "pytorch_lora_weights.safetensors"  # in an adapter's folder, as diffusers names it
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # and as peft does
 PEFT_PREFIX = "base_model.model."
+# names of the tensors that a file of an adapter alone has
+ADAPTER_TENSOR = rf"\.lora(_|\.)|^({re.escape(PEFT_PREFIX)})?{TARGET_EMBEDDER}\."
 METADATA_KEY = "lora_adapter_metadata"  # of the file: the settings as JSON, as diffusers writes them
 CHECKPOINT_KEY = "lora"  # of a run's file of averaged weights: the same
 BLOCKS = "transformer_blocks."
@@ -123,7 +125,7 @@ def load_lora(
     _check_new(network, own)
     student = read_student(metadata.get(STUDENT_KEY), file)
     if student is not None:
-        _become_student(network, student, _student_tensors(stored, ema), scale, file)
+        _become_student(network, student, _stored_student_tensors(stored, ema), scale, file)
         network.student_adapter = own
     for number, target in sorted({(number, target) for number, target, _ in tensors}):
         place, linear = _linear(network, number, target)
@@ -162,7 +164,7 @@ def convert_lora(source: str | Path, folder: str | Path, ema: bool = True) -> tu
     named = {
         f"{BLOCKS}{number}.{target}.lora_{letter}.weight": each for (number, target, letter), each in tensors.items()
     }
-    named |= _student_tensors(stored, ema)
+    named |= _stored_student_tensors(stored, ema)
     _write_adapter(named, {**lora_metadata(settings), **student}, Path(folder))
     return sum(tensor.numel() for tensor in named.values()), settings
 
@@ -204,9 +206,10 @@ def student_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
     return {name: tensor for name, tensor in tensors.items() if name.startswith(f"{TARGET_EMBEDDER}.")}
 
 
-def _student_tensors(content: Any, ema: bool) -> dict[str, torch.Tensor]:
-    """Return the same, of a file of an adapter."""
-    return student_tensors(_choose_part(content, ema))
+def _stored_student_tensors(content: Any, ema: bool) -> dict[str, torch.Tensor]:
+    """Return the same, of a file of an adapter, as a run, diffusers or peft names its tensors."""
+    part = _choose_part(content, ema)
+    return student_tensors({str(name).removeprefix(PEFT_PREFIX): tensor for name, tensor in part.items()})
 
 
 def _become_student(
@@ -217,7 +220,11 @@ def _become_student(
         raise InputError(f"{file} makes the network a student, and {scale:g} times it none: leave the scale out")
     if network.student is not None:
         raise InputError(f"{file} makes the network a student, and it is one already")
-    if tensors:
+    if student.method == TRAJECTORY:
+        if not tensors:
+            raise InputError(
+                f"{file} makes the network a student of jumps, without its {TARGET_EMBEDDER}: it is damaged"
+            )
         add_target_embedder(network)
         own = student_tensors(network.state_dict())
         check_fit(own, tensors, file)
@@ -243,6 +250,8 @@ def set_lora_scales(network: PixArt, scales: Mapping[str, float]) -> None:
     for name, scale in scales.items():
         if name not in known:
             raise InputError(f"no adapter {name!r}; there are {', '.join(known) or 'none'}")
+        if name == network.student_adapter and scale != 1:
+            raise InputError(f"{name} makes the network a student, and {scale:g} times it none: leave its scale at 1")
         for linear in _lora_linears(network):
             if name in linear.scales:
                 linear.scales[name] = scale * known[name].scale
@@ -290,7 +299,7 @@ def is_adapter(path: str | Path) -> bool:
         return False
     return isinstance(content, Mapping) and (
         isinstance(content.get(CHECKPOINT_KEY), Mapping)
-        or (len(content) > 0 and all(re.search(r"\.lora(_|\.)", str(name)) for name in content))
+        or (len(content) > 0 and all(re.search(ADAPTER_TENSOR, str(name)) for name in content))
     )
 
 

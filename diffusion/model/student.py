@@ -59,7 +59,7 @@ class Student:
                 f"guidance {guidance:g}: the network is a student with guidance {self.guidance:g} in every prediction; leave it out, "
                 "or sample its teacher"
             )
-        if interval is not None and interval != self.guidance_interval:
+        if interval is not None and tuple(interval) != self.guidance_interval:
             low, high = interval
             own = (
                 "at all noise levels"

@@ -16,6 +16,7 @@ from diffusion.evaluation.metrics.distances import (
     compute_fid,
     compute_kid,
     compute_prdc,
+    distinct_rows,
     extrapolate_fid,
     fid_influence,
     fid_of_gaussians,
@@ -172,6 +173,14 @@ def test_prdc_is_the_plain_loops():
     assert found.recall.mean() == pytest.approx(of_synthetic.any(0).mean())
     assert found.coverage.mean() == pytest.approx(of_real.any(1).mean())
     assert 0 < found.precision.mean() < 1 and 0 < found.recall.mean() < 1
+
+
+def test_copies_are_found_among_many_rows_to_rounding():
+    rows = torch.randn(5000, 64, generator=seeded(8))
+    rounded = rows * (1 + 1e-6 * torch.randn(rows.shape, generator=seeded(9)))
+    found = distinct_rows(torch.cat([rows, rounded]))
+    assert len(found) == 5000 and len(torch.unique((found * 100).round(), dim=0)) == 5000
+    assert torch.equal(distinct_rows(rows), rows) and len(distinct_rows(rows[:1].expand(9, -1))) == 1
 
 
 def test_prdc_of_more_rows_than_a_block(monkeypatch):

@@ -59,7 +59,7 @@ def test_each_metric_computes_the_scores_that_the_table_says():
 def test_a_real_image_that_is_there_twice_counts_once():
     """More samples than windows of tissue condition on each window several times, and its picture is there as often."""
     real, synthetic = correlated(60, 12, seed=3), correlated(120, 12, seed=4, offset=0.3)
-    noise = 1e-7 * torch.randn(60, 12, generator=torch.Generator().manual_seed(0))  # of another batch's rounding
+    noise = 1e-7 * torch.randn(60, 12, generator=seeded(0))  # of another batch's rounding
     once, twice = (
         score(Features.from_tensor(rows), Features.from_tensor(synthetic), ("kid", "prdc"))
         for rows in (real, torch.cat([real, real + noise]))

@@ -29,6 +29,11 @@ def test_every_combination_is_there_once():
     assert len({point.name for point in points}) == 6
     assert Point("last_ema", "dpm-solver", 20, 1.5, (0.3, 5.0)).name == "last_ema-dpm-solver-20-g1.5-i0.3-5"
     assert Point("last_ema", "ddim", 5, 2.0, control_scale=0.5).name == "last_ema-ddim-5-g2-c0.5"
+    schedules = ["a/schedule.json", "b/schedule.json"]
+    with pytest.raises(
+        InputError, match=r"a/schedule.json and b/schedule.json: points would both be called ema-ddim-10"
+    ):
+        make_grid({**axes, "block_cache": schedules})
 
 
 def scored(**values: tuple[float, ...]) -> dict[Point, dict]:
@@ -159,8 +164,36 @@ def test_a_student_is_swept_over_its_own_steps(run_dir, common, tmp_path):
         ("1", "lcm", "1.5"),
         ("2", "lcm", "1.5"),
     ]
-    refused = in_process(sweep, *common, "--n_images", "3", "--steps", "20", "--out", tmp_path / "other")
-    assert refused.returncode == 2 and "20 sampling steps: the network is a student of 1, 2 steps" in refused.stderr
+    for wrong, message in (
+        (["--steps", "1", "20"], "20 sampling steps: the network is a student of 1, 2 steps"),
+        (["--intervals", "all", "0.3:5"], "guidance interval 0.3 to 5: the network is a student with guidance at all"),
+        (["--autoguidance", "none", weights], "autoguidance: the network is a student, which has its guidance"),
+    ):
+        refused = in_process(sweep, *common, "--n_images", "3", *wrong, "--out", tmp_path / "other")
+        assert refused.returncode == 2 and message in refused.stderr, refused.stderr
+        assert not (tmp_path / "other/points").exists(), "all points are checked before one is sampled"
+
+
+def test_a_schedule_that_was_made_again_is_scored_again(run_dir, common, tmp_path):
+    schedule, out = tmp_path / "schedule.json", tmp_path / "out"
+    arguments = [
+        *common,
+        "--n_images",
+        "3",
+        "--bootstrap",
+        "0",
+        "--steps",
+        "4",
+        "--block-cache",
+        schedule,
+        "--out",
+        out,
+    ]
+    schedule.write_text(json.dumps({"computed": [True, True, False, True], "order": 1}))
+    assert in_process(sweep, *arguments).returncode == 0
+    schedule.write_text(json.dumps({"computed": [True, False, False, False], "order": 0}))
+    changed = in_process(sweep, *arguments)
+    assert changed.returncode == 2 and "block_cache" in changed.stderr, changed.stderr
 
 
 def test_a_sweep_over_weights_and_solvers_against_other_tissue(run_dir, common, tmp_path):

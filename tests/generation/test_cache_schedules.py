@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ from runs import forget_processes, save_run
 
 from diffusion.caching import Differences, read_schedule
 from diffusion.cli.commands.block_cache import block_cache
-from diffusion.generation.cache_schedules import find_schedule
+from diffusion.generation.cache_schedules import find_schedule, record_products
+from diffusion.generation.solver import Solver
 from diffusion.utils.errors import InputError
 
 WIDTH = 8
@@ -67,3 +69,11 @@ def test_the_command_writes_what_sampling_takes(tmp_path: Path, capsys):
     forget_processes()
     with pytest.raises(InputError, match="expected a file that ends in .json"):
         block_cache(**options, out=tmp_path / "schedule.txt")
+
+
+def test_a_network_with_a_controlnet_is_refused():
+    session = SimpleNamespace(
+        run=SimpleNamespace(student=None, controlnet=object(), folder=Path("run")), solver=Solver(4)
+    )
+    with pytest.raises(InputError, match="run has a ControlNet: expected its base, whose schedule serves both"):
+        record_products(session, [], 1)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -47,3 +48,13 @@ def test_the_solver_of_consistency_is_of_students_alone():
 def test_settings_that_cannot_be_raise_when_they_are_made(settings, message):
     with pytest.raises(InputError, match=message):
         Solver(**settings)
+
+
+def test_a_schedule_is_of_the_steps_that_are_taken(tmp_path):
+    """From latents of images on, fewer are: a schedule of all of them would be shifted."""
+    for count in (12, 20):
+        computed = [True] * count
+        (tmp_path / f"{count}.json").write_text(json.dumps({"computed": computed, "order": 1}))
+    assert Solver(20, start_strength=0.6, block_cache=str(tmp_path / "12.json")).steps == 20
+    with pytest.raises(InputError, match="a cache schedule of 20 steps, and 12 are taken"):
+        Solver(20, start_strength=0.6, block_cache=str(tmp_path / "20.json"))

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from PIL import Image
 from runs import (
     control_settings,
@@ -21,7 +22,7 @@ from runs import (
     train,
     train_for,
 )
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import pixcell
 from diffusion.cli.commands.convert import convert
@@ -36,11 +37,22 @@ from diffusion.data.index.patch_index import index_path, iterate_names
 from diffusion.formats import LAST_WEIGHTS
 from diffusion.generation.solver import Solver
 from diffusion.model.jumps import JumpingNetwork
-from diffusion.model.lora import LORA_FILE, LoraSettings, add_lora, load_lora, read_lora_metadata, save_lora
+from diffusion.model.lora import (
+    LORA_FILE,
+    PEFT_FILE,
+    LoraSettings,
+    add_lora,
+    is_adapter,
+    load_lora,
+    read_lora_metadata,
+    save_lora,
+    set_lora_scales,
+)
 from diffusion.model.student import Student
-from diffusion.sampling import sample_latents
-from diffusion.schedule import clean_of_prediction, linear_schedule
+from diffusion.sampling import SPACED, prepare_scheduler, sample_latents
+from diffusion.schedule import add_noise, clean_of_prediction, linear_schedule
 from diffusion.tasks.distillation.consistency import ConsistencyLosses
+from diffusion.tasks.distillation.task import Distillation
 from diffusion.tasks.distillation.trajectory import TrajectoryLosses
 from diffusion.utils.errors import InputError
 from diffusion.utils.weights import read_torch_file
@@ -95,12 +107,15 @@ def test_it_resumes_to_the_bit_beside_a_teacher_that_stays(feature_root, teacher
 
 
 def test_two_processes_resume_to_the_bit_and_shards_learn_the_same(feature_root, teacher, tmp_path):
-    section = dict(teacher=str(teacher), steps=[1, 2], teacher_steps=2)
-    own = dict(distillation=section, prediction_type="v_prediction", max_steps=4, sample_grid=dict(count=0))
+    section = dict(teacher=str(teacher), steps=[1, 2])
+    own = dict(prediction_type="v_prediction", max_steps=4, sample_grid=dict(count=0))
     alike = own | dict(distillation=section | dict(method="consistency"))
+    own |= dict(distillation=section | dict(teacher_steps=2))
     runs = [(own, "ddp", None), (own, "parts", 2), (own, "parts", None), (alike, "consistency", None)]
     launch(feature_root, tmp_path, [*runs, (own | dict(use_fsdp=True), "fsdp", None)])
     assert equal(read(tmp_path / "ddp", 4), read(tmp_path / "parts", 4))
+    learned, began = (read(tmp_path / "consistency", step)["model"] for step in (4, 0))
+    assert all(torch.isfinite(tensor).all() for tensor in learned.values()) and not equal(learned, began)
     for name, tensor in read(tmp_path / "ddp", 4)["model"].items():
         assert torch.allclose(tensor, read(tmp_path / "fsdp", 4)["model"][name], atol=1e-5), name
 
@@ -124,11 +139,21 @@ def test_the_adapter_of_a_student_is_a_file_beside_the_teacher(feature_root, tea
     sample(workdir=teacher, lora=[str(tmp_path / "released")], out=tmp_path / "converted", count=2)
     assert all(map(np.array_equal, pixels(tmp_path / "own"), pixels(tmp_path / "added")))
     assert all(map(np.array_equal, pixels(tmp_path / "own"), pixels(tmp_path / "converted")))
+    as_peft = tmp_path / "released" / PEFT_FILE
+    assert is_adapter(as_peft)
+    sample(workdir=teacher, lora=[str(as_peft)], out=tmp_path / "peft", count=2)
+    assert all(map(np.array_equal, pixels(tmp_path / "own"), pixels(tmp_path / "peft")))
+    tensors = load_file(as_peft)
+    save_file({name: tensor for name, tensor in tensors.items() if "target_embedder" not in name}, as_peft)
+    with pytest.raises(InputError, match="a student of jumps, without its target_embedder: it is damaged"):
+        sample(workdir=teacher, lora=[str(as_peft)], out=tmp_path / "damaged")
     with pytest.raises(InputError, match="leave the scale out"):
         sample(workdir=teacher, lora=[f"{tmp_path / 'run'}:0.5"], out=tmp_path / "half")
     network = open_run(teacher, LAST_WEIGHTS, CPU).model
     add_lora(network, LoraSettings.of(2), name="look")
     load_lora(network, tmp_path / "run")
+    with pytest.raises(InputError, match=r"run makes the network a student, and 0\.5 times it none"):
+        set_lora_scales(network, {"look": 0.5, "run": 0.5})
     save_lora(network, tmp_path / "look", "look")  # which the student beside it does not change
     assert not any("target" in name for name in load_file(tmp_path / "look" / LORA_FILE))
     assert read_lora_metadata(tmp_path / "look" / LORA_FILE, {}).keys().isdisjoint({"student"})
@@ -172,6 +197,24 @@ def test_a_student_is_sampled_by_every_way_with_its_folder_alone(feature_root, t
     again = [torch.Generator().manual_seed(i) for i in range(2)]
     piped = pipe(tokens, latents=noise, generator=again, output_type="latent").images
     assert torch.allclose(latents, piped, atol=1e-6)
+    again = [torch.Generator().manual_seed(i) for i in range(2)]
+    task = Distillation(student_settings(feature_root, teacher, method))
+    assert torch.equal(latents, task.sample(opened.model, noise, Condition(tokens), 20, 2.0, again)), (
+        "as while it learns"
+    )
+    convert(teacher, tmp_path / "weights" / "teacher", to="diffusers")
+    whole = pixcell.PixCellPipeline.from_pretrained(tmp_path / "weights" / "teacher", vae="tiny")
+    whole.save_pretrained(tmp_path / "weights" / "pipeline")
+    exchanged = pixcell.PixCellPipeline.from_pretrained(
+        tmp_path / "weights" / "pipeline", transformer=pipe.transformer
+    )  # whose folder has the teacher's scheduler
+    again = [torch.Generator().manual_seed(i) for i in range(2)]
+    assert torch.equal(exchanged(tokens, latents=noise, generator=again, output_type="latent").images, piped)
+    exchanged.scheduler = DPMSolverMultistepScheduler(
+        solver_order=1, prediction_type="v_prediction", use_karras_sigmas=True
+    )
+    with pytest.raises(InputError, match="leave the scheduler out"):
+        exchanged(tokens)
     for wrong, message in (
         (dict(guidance_scale=2.0), "guidance 2: the network is a student with guidance 1.5"),
         (dict(num_inference_steps=20), "20 sampling steps: the network is a student of 1, 2, 4 steps"),
@@ -195,6 +238,7 @@ def test_a_student_is_sampled_by_every_way_with_its_folder_alone(feature_root, t
             "block cache fast: the network is a student, whose few steps leave nothing to reuse",
         ),
         (dict(spacing="karras"), "spacing karras: the network is a student"),
+        (dict(spacing="uniform"), "spacing uniform: the network is a student"),
         (dict(guidance_interval=(0.3, 5.0)), "guidance interval 0.3 to 5: .* a student with guidance from 0.3 to 4 in"),
     ],
 )
@@ -212,6 +256,8 @@ def test_settings_that_a_student_was_not_made_for_are_errors(wrong, message):
         (dict(steps=(4, 2)), "expected rising numbers"),
         (dict(steps=(3, 4)), "does not divide 4"),
         (dict(teacher_steps=6), "expected a multiple of the student's 8 steps"),
+        (dict(skip=30), "skip 30 is of another method than trajectory: leave it out"),
+        (dict(method="consistency", solver="ddim"), "solver ddim is of another method than consistency: leave it out"),
     ],
 )
 def test_settings_of_no_student_are_errors(section, message):
@@ -317,21 +363,35 @@ def test_a_teacher_is_guided_at_the_noise_levels_of_its_interval_alone(method):
         asked.append((int(timestep[0]), len(x)))
         return torch.zeros_like(x)
 
-    settings = DistillationSection(teacher="x", method=method, guidance_interval=(0.3, 5.0), teacher_steps=8)  # type: ignore[arg-type]
+    settings = DistillationSection(teacher="x", method=method, guidance_interval=(0.3, 5.0))  # type: ignore[arg-type]
     x, y, null = torch.zeros(2, 4, 8, 8), Condition(torch.zeros(2, 1, 3)), torch.zeros(1, 3)
     levels = linear_schedule().noise_levels
     if method == "trajectory":
         TrajectoryLosses(settings, "v_prediction").path(network, x, y, null)
-        assert len(asked) == 8 and all((count == 4) == (0.3 <= levels[t] <= 5) for t, count in asked)
+        assert len(asked) == 16 and all((count == 4) == (0.3 <= levels[t] <= 5) for t, count in asked)
         assert {count for _, count in asked} == {2, 4}
     else:
         strengths = ConsistencyLosses(settings, "v_prediction").strengths(torch.tensor([30, 500, 999]))
         assert strengths.flatten().tolist() == [1.0, 1.5, 1.0]
 
 
-def test_a_teacher_whose_steps_lie_elsewhere_is_refused():
-    with pytest.raises(InputError, match="its steps lie elsewhere"):
-        TrajectoryLosses(DistillationSection(teacher="x", solver="iddpm", spacing="uniform"), "v_prediction")
+def test_a_teacher_whose_path_depends_on_more_than_its_noise_is_refused():
+    for solver in ("iddpm", "sa-solver", "lcm"):
+        with pytest.raises(
+            InputError, match=f"{solver}: its path depends on more than the noise .* expected dpm-solver, dpm"
+        ):
+            TrajectoryLosses(DistillationSection(teacher="x", solver=solver), "v_prediction")
+    for solver in SPACED:  # whose steps are the student's
+        steps = prepare_scheduler(solver, 16, spacing="uniform").timesteps.tolist()
+        assert steps[::2] == prepare_scheduler("ddim", 8, spacing="uniform").timesteps.tolist()
+
+
+def test_steps_that_a_student_cannot_take_are_refused_before_it_is_trained(feature_root, teacher, tmp_path):
+    for method in METHODS:
+        section = dict(method=method, steps=(4,), spacing="400,300,200,100")
+        with pytest.raises(InputError, match="cannot take 4 steps: its timesteps would begin late"):
+            train(distillation_settings(feature_root, teacher, section), tmp_path / "run", cpu=True)
+        assert not (tmp_path / "run").exists()
 
 
 def test_an_end_of_a_path_is_consistent_with_its_latents():
@@ -360,28 +420,28 @@ def test_the_solver_of_consistency_goes_to_the_end_and_back():
     one = sample_latents(network, x, tokens, steps=1, guidance=1.0, algorithm="lcm", prediction_type="v_prediction")
     end = clean_of_prediction(linear_schedule(), 0.1 * x, x, torch.tensor([999]), "v_prediction")
     assert torch.allclose(one, end, atol=1e-5)
-    generators = [torch.Generator().manual_seed(1)]
-    sample_latents(
-        network,
-        x,
-        tokens,
-        steps=4,
-        guidance=1.0,
-        algorithm="lcm",
-        generators=generators,
-        prediction_type="v_prediction",
-    )
+    settings = dict(guidance=1.0, algorithm="lcm", prediction_type="v_prediction")
+    sample_latents(network, x, tokens, steps=4, generators=[torch.Generator().manual_seed(1)], **settings)
     assert seen == [999, 999, 749, 500, 250]
+    there = sample_latents(network, x, tokens, steps=2, generators=[torch.Generator().manual_seed(1)], **settings)
+    new = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    back, timestep = add_noise(linear_schedule(), end, new, torch.tensor([500])), torch.tensor([500])
+    wanted = clean_of_prediction(linear_schedule(), 0.1 * back, back, timestep, "v_prediction")
+    assert seen[-2:] == [999, 500] and torch.allclose(there, wanted, atol=1e-4)
 
 
 def test_a_card_names_student_and_teacher(feature_root, teacher, tmp_path):
-    train(student_settings(feature_root, teacher, max_steps=2), tmp_path / "run", cpu=True)
+    section = dict(guidance_interval=(0.3, 5.0))
+    config = distillation_settings(feature_root, teacher, section, max_steps=2, prediction_type="v_prediction")
+    train(config, tmp_path / "run", cpu=True)
     forget_processes()
     push(workdir=tmp_path / "run", out=tmp_path / "hub", dry_run=True)
     card = (tmp_path / "hub" / "README.md").read_text()
     assert "a student, distilled for 1, 2, 4 steps" in card and "guidance_scale" not in card
+    assert "guidance 1.5 in every prediction between the noise levels 0.3 and 5." in card
     assert str(tmp_path) not in (tmp_path / "hub" / "config.py").read_text()
-    assert open_run(tmp_path / "hub", LAST_WEIGHTS, CPU).student == Student("trajectory", 1.5, (1, 2, 4), "power:1.5")
+    student = open_run(tmp_path / "hub", LAST_WEIGHTS, CPU).student
+    assert student == Student("trajectory", 1.5, (1, 2, 4), "power:1.5", (0.3, 5.0))
 
 
 def test_a_controlnet_of_the_teacher_steers_its_student(feature_root, teacher, tmp_path):

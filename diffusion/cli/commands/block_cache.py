@@ -36,7 +36,7 @@ def block_cache(
     guidance: options.Guidance = None,
     guidance_interval: options.GuidanceInterval = None,
     solver: options.Solver = None,
-    spacing: options.Spacing = "uniform",
+    spacing: options.Spacing = None,
     seed: options.Seed = 0,
     checkpoint: options.Checkpoint = Path(LAST_WEIGHTS),
     weights: options.Weights = "ema",

@@ -61,7 +61,7 @@ def large(
     control_in_null: options.ControlInNull = False,
     prior: Annotated[options.Prior, Here(note=", of grids: --size 512 or 1024")] = None,
     class_: options.Classes = (),
-    spacing: options.Spacing = "uniform",
+    spacing: options.Spacing = None,
     autoguidance: options.Autoguidance = None,
     block_cache: options.BlockCache = "none",
     *,

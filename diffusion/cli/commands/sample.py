@@ -53,7 +53,7 @@ def sample(
     control_in_null: options.ControlInNull = False,
     prior: options.Prior = None,
     class_: options.Classes = (),
-    spacing: options.Spacing = "uniform",
+    spacing: options.Spacing = None,
     autoguidance: options.Autoguidance = None,
     block_cache: options.BlockCache = "none",
     *,

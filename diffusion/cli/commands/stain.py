@@ -12,6 +12,7 @@ from diffusion.cli.signature import Here, Option, checked
 from diffusion.formats import LAST_WEIGHTS
 
 STAINING = "staining"
+SDEDIT_STRENGTH = 0.6
 
 
 @checked
@@ -39,7 +40,11 @@ def stain(
     ] = "none",
     strength: Annotated[
         float | None,
-        Option("of sdedit: share of the steps that are taken; 1 keeps nothing [0.6]", fraction, group=STAINING),
+        Option(
+            f"of sdedit: share of the steps that are taken; 1 keeps nothing [{SDEDIT_STRENGTH}]",
+            fraction,
+            group=STAINING,
+        ),
     ] = None,
     controlnet: options.ControlNet = None,
     out: options.OutFolder = Path("stained"),
@@ -91,7 +96,7 @@ def stain(
     compile: options.Compile = False,
     device: options.Device = "auto",
     gpu: options.Gpu = None,
-    spacing: options.Spacing = "uniform",
+    spacing: options.Spacing = None,
     autoguidance: options.Autoguidance = None,
     block_cache: options.BlockCache = "none",
 ) -> int:
@@ -137,7 +142,7 @@ def stain(
             control_scale,
             control_interval,
             control_in_null,
-            0.6 if strength is None else strength,
+            SDEDIT_STRENGTH if strength is None and structure == "sdedit" else strength or 1.0,
             spacing,
             block_cache,
         ),

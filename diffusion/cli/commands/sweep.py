@@ -12,6 +12,7 @@ from diffusion.cli.signature import Here, Option, checked
 from diffusion.cli.unused import refuse_unused_conditions
 from diffusion.evaluation.metrics.quantities import BEST_BY, COMPARED_METRICS, PRDC_NEIGHBOURS, QUANTITIES
 from diffusion.formats import DEFAULT_SOLVER, DEFAULT_STEPS, LAST_WEIGHTS, NETWORK_MPP, REAL_DIR
+from diffusion.spacing import UNIFORM
 from diffusion.utils.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def sweep(
     guidance: Annotated[options.SeveralGuidances, Here("2, or that of a student")] = (),
     steps: options.SeveralSteps = (),
     solver: options.SeveralSolvers = (),
-    guidance_interval: options.SeveralIntervals = (None,),
+    guidance_interval: options.SeveralIntervals = (),
     checkpoint: Annotated[options.SeveralCheckpoints, Here(f"{LAST_WEIGHTS}, or none beside --ema-lengths")] = (),
     ema_lengths: Annotated[
         Sequence[float],
@@ -80,7 +81,7 @@ def sweep(
     control: options.Control = (),
     prior: options.Prior = None,
     class_: options.Classes = (),
-    spacing: Annotated[options.SeveralSpacings, Here("uniform")] = ("uniform",),
+    spacing: options.SeveralSpacings = (),
     autoguidance: Annotated[options.SeveralAutoguidances, Here(note=", or none")] = ("none",),
     block_cache: Annotated[options.SeveralBlockCaches, Here(note=", or none")] = ("none",),
     *,
@@ -158,8 +159,8 @@ def sweep(
             "solver": solver or ([student.solver] if student else [DEFAULT_SOLVER]),
             "steps": steps or (student.steps if student else [DEFAULT_STEPS]),
             "guidance": guidance or [student.guidance if student else 2.0],
-            "interval": guidance_interval,
-            "spacing": spacing,
+            "interval": guidance_interval or [student.guidance_interval if student else None],
+            "spacing": spacing or [student.spacing if student else UNIFORM],
             "autoguidance": autoguidance,
             "block_cache": block_cache,
             "control_scale": control_scale,
@@ -181,6 +182,17 @@ def sweep(
         )
         for point in points
     }
+    if student and student.guidance_interval and None in guidance_interval:
+        low, high = student.guidance_interval
+        raise InputError(
+            f"--guidance-interval all: the network is a student with guidance from {low:g} to {high:g}; leave it out"
+        )
+    for point, each in solvers.items():
+        each.for_run(opened)
+        if student and point.autoguidance != "none":
+            raise InputError(
+                "autoguidance: the network is a student, which has its guidance in every prediction; leave it out"
+            )
     source = ConditionSource(
         images, tokens, data_root, index, features, dataset, control=control, prior=prior, classes=class_
     )

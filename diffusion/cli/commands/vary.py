@@ -51,7 +51,7 @@ def vary(
     control_in_null: options.ControlInNull = False,
     prior: options.Prior = None,
     class_: Annotated[options.Classes, Here("one row of any class", note="; a row for each")] = (),
-    spacing: options.Spacing = "uniform",
+    spacing: options.Spacing = None,
     autoguidance: options.Autoguidance = None,
     block_cache: options.BlockCache = "none",
 ) -> None:

@@ -22,6 +22,7 @@ KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000  # of Binkowski et al. 2018 and of torc
 SAMPLES_PER_FEATURE = 2  # samples / D from which on the bias of a distance falls with 1 / samples
 FEW_ROWS = 2000  # up to as many rows are halved in several ways
 COPY = 1e-10  # squared distance of two rows, relative to their mean square, up to which they are of one image
+COMPARED = 50  # rows next to each other on a direction that are compared
 BLOCK = 1024  # rows whose distances to all other rows are held at once
 
 
@@ -189,17 +190,20 @@ def compute_prdc(real: torch.Tensor, synthetic: torch.Tensor, k: int = PRDC_NEIG
 
 
 def distinct_rows(rows: torch.Tensor) -> torch.Tensor:
-    """Return the rows (n, D) of features (N, D) that are no copy of an earlier one, as of an image that is there twice.
+    """Return the rows (n, D) of features (N, D) without copies of others, as of an image that is there twice, to rounding.
 
-    Copies lie side by side in the order of a random projection, so that only neighbours are compared.
+    Copies have nearly the same projection on any direction: each row is compared with those next to it on one.
     """
     centred = rows.double() - rows.double().mean(0)
+    nearest = COPY * float(centred.square().sum(1).mean())
     direction = torch.randn(rows.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    order = (centred @ direction.to(centred.device)).argsort(stable=True)
-    distance = centred[order].diff(dim=0).square().sum(1)
-    copies = order[1:][distance <= COPY * centred.square().sum(1).mean()]
+    place, order = (centred @ (direction / direction.norm()).to(centred.device)).sort(stable=True)
     kept = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
-    kept[copies] = False
+    for apart in range(1, min(COMPARED, len(rows) - 1) + 1):
+        first = torch.nonzero((place[apart:] - place[:-apart]).square() <= nearest)[:, 0]
+        one, other = order[first], order[first + apart]
+        distance = (centred[one] - centred[other]).square().sum(1)
+        kept[other[distance <= nearest]] = False
     return rows[kept]
 
 

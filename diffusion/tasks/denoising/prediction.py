@@ -32,7 +32,13 @@ class PredictingTask(Protocol):
     def predictor(self, network: Any) -> Predictor: ...
 
     def sample(
-        self, network: Any, noise: torch.Tensor, condition: Condition, steps: int, guidance: float
+        self,
+        network: Any,
+        noise: torch.Tensor,
+        condition: Condition,
+        steps: int,
+        guidance: float,
+        generators: Sequence[torch.Generator],
     ) -> torch.Tensor: ...
 
     def collate(self, items: Sequence[PatchItem | BadItem]) -> PatchBatch: ...

@@ -52,11 +52,10 @@ class SampleGrid:
 
         device, count = self.accelerator.device, self.settings.count
         batch = self.task.collate(read_grid_items(self.dataset, count, self.seed))
-        noise = initial_noise([image_generator(self.seed, i) for i in range(count)], tuple(batch.latents.shape[1:]))
-        settings = self.settings
-        latents = self.task.sample(
-            network, noise.to(device), batch.condition.to(device), settings.steps, settings.guidance
-        )
+        generators = [image_generator(self.seed, i) for i in range(count)]
+        noise, condition = initial_noise(generators, tuple(batch.latents.shape[1:])), batch.condition
+        settings = (self.settings.steps, self.settings.guidance)
+        latents = self.task.sample(network, noise.to(device), condition.to(device), *settings, generators)
         if codec is None:
             return None
         pixels = [codec.decode(latent[None]) for latent in latents]  # one by one: a large VAE's activations are large

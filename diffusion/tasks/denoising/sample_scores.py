@@ -113,6 +113,7 @@ class SampleScores:
             self.conditions[list(batch)].to(device),
             self.settings.steps,
             self.settings.guidance,
+            generators,
         )
         found = []
         for latent in latents:  # one by one: a large VAE's activations are large

@@ -118,13 +118,22 @@ class Denoising(Task[Config]):
         return network
 
     def sample(
-        self, network: Any, noise: torch.Tensor, condition: Condition, steps: int, guidance: float
+        self,
+        network: Any,
+        noise: torch.Tensor,
+        condition: Condition,
+        steps: int,
+        guidance: float,
+        generators: Sequence[torch.Generator],
     ) -> torch.Tensor:
-        """Sample network latents (B, C, H, W) from noise of that shape, for an evaluation."""
+        """Sample network latents (B, C, H, W) from noise of that shape, for an evaluation.
+
+        generators: those that the noise of each is from, for samplers that draw more of it.
+        """
         predictor = self.predictor(network)
         null, prediction = predictor.null_condition, self.config.prediction_type
         return sample_latents(
-            predictor, noise, condition, null, steps, guidance, DEFAULT_SOLVER, prediction_type=prediction
+            predictor, noise, condition, null, steps, guidance, DEFAULT_SOLVER, generators, prediction
         )
 
     def update(self, steps: Sequence[tuple[BatchNoise, dict[str, torch.Tensor]]], accelerator: Accelerator) -> None:

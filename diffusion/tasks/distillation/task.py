@@ -20,7 +20,7 @@ from diffusion.model.lora import LoraSettings, add_lora, student_tensors
 from diffusion.model.matching import add_positions, check_metadata, load_into
 from diffusion.model.pixart import PixArt
 from diffusion.model.student import STUDENT_KEY, TRAJECTORY, Student, read_student
-from diffusion.sampling import check_guidance_interval, image_generator, prepare_scheduler, sample_latents
+from diffusion.sampling import check_guidance_interval, prepare_scheduler, sample_latents
 from diffusion.tasks.denoising.losses import NOISE_STREAM, UNIFORM_STREAM
 from diffusion.tasks.denoising.task import Denoising
 from diffusion.tasks.distillation.consistency import ConsistencyLosses
@@ -63,6 +63,8 @@ class Distillation(Denoising):
         interval = settings.guidance_interval
         check_guidance_interval(interval, "distillation.guidance_interval")
         self.student = Student(settings.method, settings.guidance, settings.steps, settings.spacing, interval)
+        for steps in self.student.steps:  # which are known to be possible before anything is trained
+            prepare_scheduler(self.student.solver, steps, spacing=self.student.spacing)
         self.trajectory = TrajectoryLosses(settings, predicts) if settings.method == TRAJECTORY else None
         self.consistency = ConsistencyLosses(settings, predicts)
         self._teacher: FrozenNetwork | None = None
@@ -155,7 +157,13 @@ class Distillation(Denoising):
         return DistillationValidation(self.config, self, accelerator)
 
     def sample(
-        self, network: Any, noise: torch.Tensor, condition: Condition, steps: int, guidance: float
+        self,
+        network: Any,
+        noise: torch.Tensor,
+        condition: Condition,
+        steps: int,
+        guidance: float,
+        generators: Sequence[torch.Generator],
     ) -> torch.Tensor:
         """Sample with the student's usual steps, whatever `steps` and `guidance` say, which are a teacher's."""
         student = self.student
@@ -164,7 +172,6 @@ class Distillation(Denoising):
             network = JumpingNetwork(
                 network, prepare_scheduler(student.solver, steps, spacing=student.spacing).timesteps.tolist()
             )
-        generators = [image_generator(0, i) for i in range(len(noise))]
         return sample_latents(
             network,
             noise,

@@ -19,7 +19,7 @@ import torch
 from diffusion.condition import Condition
 from diffusion.config.distillation_settings import DistillationSection
 from diffusion.guidance import Network
-from diffusion.sampling import denoise, prepare_scheduler
+from diffusion.sampling import SPACED, denoise, prepare_scheduler
 from diffusion.schedule import linear_schedule, prediction_of_step
 from diffusion.utils.errors import InputError
 from diffusion.utils.hardware import to_device
@@ -27,7 +27,8 @@ from diffusion.utils.hardware import to_device
 # (x, timestep, target timestep, condition) -> prediction of x (B, C, H, W), or more channels
 JumpingStudent = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Condition], torch.Tensor]
 _SCHEDULE = linear_schedule()
-# Of the velocity's squared error, that of predicted noise is alpha_bar times as much: hardly anything where there is hardly any signal.
+# An error of the noise is alpha_bar times that of the velocity (squared, of the same latents), hardly anything where there is hardly
+# any signal. Its weight makes up for that, up to this factor.
 MOST_WEIGHT = 25.0
 
 
@@ -40,18 +41,16 @@ class Jump(NamedTuple):
 
 @dataclass(frozen=True)
 class TrajectoryLosses:
-    """Squared errors of a student's jumps along its teacher's path. Raises InputError for a solver whose steps lie otherwise."""
+    """Squared errors of a student's jumps along its teacher's path. Raises InputError for a solver that draws noise on its way."""
 
     settings: DistillationSection
     prediction_type: str
 
     def __post_init__(self):
-        most = self.settings.steps[-1]
-        student = prepare_scheduler("ddim", most, spacing=self.settings.spacing).timesteps.tolist()
-        if self.timesteps[:: len(self.timesteps) // most] != student:
+        if self.settings.solver not in SPACED:
             raise InputError(
-                f"distillation.solver {self.settings.solver}: its steps lie elsewhere than a student's; expected dpm-solver or "
-                "another that places them evenly in time"
+                f"distillation.solver {self.settings.solver}: its path depends on more than the noise that it begins with; expected "
+                f"{', '.join(SPACED)}"
             )
 
     @cached_property
