@@ -102,7 +102,7 @@ def distillation_settings(
     config = settings(root)
     values = {field.name: getattr(config, field.name) for field in dataclasses.fields(Config)}
     path = {} if (section or {}).get("method") == "consistency" else dict(teacher_steps=4)
-    own = dict(teacher=str(teacher), guidance=1.5, steps=(1, 2, 4), **path)
+    own = dict(teacher=str(teacher), guidance=1.5, steps=(1, 2, 4), spacing="power:1.5", **path)
     values |= dict(
         task="distillation",
         distillation=DistillationSection(**{**own, **(section or {})}),

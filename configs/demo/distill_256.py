@@ -6,8 +6,6 @@ task = dict(
     teacher="nano",
     guidance=1.5,
     guidance_interval=(0.3, 5.0),
-    solver="dpm-solver-3",
-    spacing="uniform",
     teacher_steps=8,
 )
 load_from = None  # the student begins as its teacher

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from diffusion.config.settings import Config, check_that
-from diffusion.formats import DEFAULT_SOLVER
 from diffusion.utils.values import Count, Name, PositiveInt, Range, Section
 
 OF_METHOD = {
@@ -31,7 +30,7 @@ class DistillationSection(Section):
     """Lowest and highest noise level, std of noise over std of signal, at which the teacher is guided; none: all."""
     steps: tuple[PositiveInt, ...] = (1, 2, 4, 8)
     """Numbers of steps that the student takes, rising; of trajectory, each divides the last."""
-    spacing: Name = "power:1.5"
+    spacing: Name = "uniform"
     """Where the student's steps lie, and the teacher's on the path: uniform, power:P or as diffusion/spacing.py has it."""
     teacher_steps: Count = 16
     """Of trajectory: steps of the teacher's solver, of which the last of steps is a divisor."""
@@ -39,8 +38,8 @@ class DistillationSection(Section):
     """Of trajectory: jumps of each number of steps that one path trains, or as many as there are."""
     skip: Annotated[int, Range(least=1, most=500)] = 20
     """Of consistency: timesteps between the two latents whose ends are to agree."""
-    solver: Name = DEFAULT_SOLVER
-    """Of trajectory: the teacher's solver."""
+    solver: Name = "dpm-solver-3"
+    """Of trajectory: the teacher's solver, one that adds no noise on its way."""
 
     def check(self) -> None:
         steps = self.steps
