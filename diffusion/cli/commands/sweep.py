@@ -12,7 +12,6 @@ from diffusion.cli.signature import Here, Option, checked
 from diffusion.cli.unused import refuse_unused_conditions
 from diffusion.evaluation.metrics.quantities import BEST_BY, COMPARED_METRICS, PRDC_NEIGHBOURS, QUANTITIES
 from diffusion.formats import DEFAULT_SOLVER, DEFAULT_STEPS, LAST_WEIGHTS, NETWORK_MPP, REAL_DIR
-from diffusion.spacing import UNIFORM
 from diffusion.utils.errors import InputError
 
 if TYPE_CHECKING:
@@ -133,6 +132,7 @@ def sweep(
     from diffusion.generation.session import Session, open_session, split_scale
     from diffusion.generation.solver import Solver
     from diffusion.generation.sources import ConditionSource, find_origin, training_data_notes
+    from diffusion.spacing import UNIFORM
     from diffusion.training.checkpoints.checkpoint import save_file
     from diffusion.training.checkpoints.posthoc_ema import find_averages, mix_weights
     from diffusion.utils.hardware import prepare_device
