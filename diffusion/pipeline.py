@@ -162,6 +162,9 @@ class PixCellPipeline(DiffusionPipeline):
 
     model_cpu_offload_seq = "controlnet->transformer->vae"
     _optional_components: ClassVar[list[str]] = ["scheduler", "controlnet"]
+    _not_chosen: Any = (
+        None  # a scheduler that nobody named, which gives way to a student's, whenever the network becomes one
+    )
 
     def __init__(
         self,
@@ -174,7 +177,7 @@ class PixCellPipeline(DiffusionPipeline):
         if scheduler is None:
             solver = transformer.student.solver if transformer.student else DEFAULT_SOLVER
             scheduler = build_scheduler(solver, transformer.prediction_type)
-            self._not_chosen = scheduler  # which gives way to a student's, whenever the network becomes one
+            self._not_chosen = scheduler
         if controlnet is not None:
             check_control_fits(controlnet.network.config, transformer.network.config)
         self.register_modules(transformer=transformer, vae=vae, scheduler=scheduler, controlnet=controlnet)
@@ -354,7 +357,7 @@ class PixCellPipeline(DiffusionPipeline):
         student.check_steps(steps)
         wanted = prepare_scheduler(student.solver, steps, self.transformer.prediction_type, student.spacing)
         own: Any = self.scheduler
-        is_chosen = own is not getattr(self, "_not_chosen", None)
+        is_chosen = own is not self._not_chosen
         if is_chosen and (type(own) is not type(wanted) or _settings_of(own) != _settings_of(wanted)):
             raise InputError(f"the network is a student that is sampled by {student.solver}; leave the scheduler out")
         return wanted

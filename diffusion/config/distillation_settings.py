@@ -8,10 +8,8 @@ from typing import Annotated, Literal
 from diffusion.config.settings import Config, check_that
 from diffusion.utils.values import Count, Name, PositiveInt, Range, Section
 
-OF_METHOD = {
-    "trajectory": ("teacher_steps", "jumps", "solver"),
-    "consistency": ("skip",),
-}  # settings that the other does not have
+# settings that the other method does not have
+OF_METHOD = {"trajectory": ("teacher_steps", "jumps", "solver"), "consistency": ("skip",)}
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ class DistillationSection(Section):
         for name in OF_METHOD["consistency" if self.method == "trajectory" else "trajectory"]:
             value = getattr(self, name)
             check_that(
-                value == type(self).__dataclass_fields__[name].default,
+                value == getattr(DistillationSection, name),  # its default
                 f"distillation.{name} {value} is of another method than {self.method}: leave it out",
             )
         if self.method != "trajectory":

@@ -94,10 +94,7 @@ class Solver:
             raise InputError(
                 f"block cache {self.block_cache}: the network is a student, whose few steps leave nothing to reuse; leave it out"
             )
-        if run.weak is not None:
-            raise InputError(
-                "autoguidance: the network is a student, which has its guidance in every prediction; leave it out"
-            )
+        student.check_autoguidance(run.weak)
         own = dict(algorithm=student.solver, spacing=student.spacing, guidance_interval=student.guidance_interval)
         return replace(self, steps=steps, **own)
 

@@ -71,6 +71,13 @@ class Student:
                 "out, or sample its teacher"
             )
 
+    def check_autoguidance(self, given: object) -> None:
+        """Raise InputError where a weaker network is to guide; None: none is."""
+        if given is not None:
+            raise InputError(
+                "autoguidance: the network is a student, which has its guidance in every prediction; leave it out"
+            )
+
     def check_solver(self, solver: str | None) -> None:
         """Raise InputError for another solver than the student's; None: not given."""
         if solver not in (None, self.solver):

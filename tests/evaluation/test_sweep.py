@@ -174,7 +174,7 @@ def test_a_student_is_swept_over_its_own_steps(run_dir, common, tmp_path):
         assert not (tmp_path / "other/points").exists(), "all points are checked before one is sampled"
 
 
-def test_a_schedule_that_was_made_again_is_scored_again(run_dir, common, tmp_path):
+def test_a_schedule_that_was_made_again_is_not_taken_for_the_old_one(run_dir, common, tmp_path):
     schedule, out = tmp_path / "schedule.json", tmp_path / "out"
     arguments = [
         *common,

@@ -215,6 +215,8 @@ def test_what_does_not_go_together_is_refused(run, tmp_path, capsys):
     forget_processes()
     with pytest.raises(InputError, match="--strength is of --structure sdedit, not none"):
         stain([tmp_path / "a.png"], workdir=run, strength=0.4, out=tmp_path / "out", **OPTIONS)
+    with pytest.raises(InputError, match="strength 0: expected more than 0"):
+        stain([tmp_path / "a.png"], workdir=run, structure="sdedit", strength=0.0, out=tmp_path / "out", **OPTIONS)
     with pytest.raises(InputError, match="--region 100: expected a multiple of 256"):
         StainSettings(region=100)
     with pytest.raises(InputError, match="--overlap 512: expected at most half of --region 512"):

@@ -124,6 +124,8 @@ def stain(
 
     if strength is not None and structure != "sdedit":
         raise InputError(f"--strength is of --structure sdedit, not {structure}; leave it out")
+    if strength is None:
+        strength = SDEDIT_STRENGTH if structure == "sdedit" else 1.0  # all steps are taken
     found, refused = name_slides(images)
     inside = out.resolve()  # what an earlier call has stained, where it is below a folder that is named
     found = {name: path for name, path in found.items() if inside not in path.resolve().parents}
@@ -142,7 +144,7 @@ def stain(
             control_scale,
             control_interval,
             control_in_null,
-            SDEDIT_STRENGTH if strength is None and structure == "sdedit" else strength or 1.0,
+            strength,
             spacing,
             block_cache,
         ),

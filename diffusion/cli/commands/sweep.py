@@ -182,17 +182,15 @@ def sweep(
         )
         for point in points
     }
-    if student and student.guidance_interval and None in guidance_interval:
-        low, high = student.guidance_interval
-        raise InputError(
-            f"--guidance-interval all: the network is a student with guidance from {low:g} to {high:g}; leave it out"
-        )
-    for point, each in solvers.items():
+    for each in solvers.values():
         each.for_run(opened)
-        if student and point.autoguidance != "none":
+    if student is not None:
+        if student.guidance_interval and None in guidance_interval:
+            low, high = student.guidance_interval
             raise InputError(
-                "autoguidance: the network is a student, which has its guidance in every prediction; leave it out"
+                f"--guidance-interval all: the network is a student with guidance from {low:g} to {high:g}; leave it out"
             )
+        student.check_autoguidance(next((name for name in autoguidance if name != "none"), None))
     source = ConditionSource(
         images, tokens, data_root, index, features, dataset, control=control, prior=prior, classes=class_
     )

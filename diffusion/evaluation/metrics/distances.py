@@ -200,7 +200,9 @@ def distinct_rows(rows: torch.Tensor) -> torch.Tensor:
     place, order = (centred @ (direction / direction.norm()).to(centred.device)).sort(stable=True)
     kept = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
     for apart in range(1, min(COMPARED, len(rows) - 1) + 1):
-        first = torch.nonzero((place[apart:] - place[:-apart]).square() <= nearest)[:, 0]
+        left = kept[order]  # copies of a copy are known already
+        near = (place[apart:] - place[:-apart]).square() <= nearest
+        first = torch.nonzero(near & left[apart:] & left[:-apart])[:, 0]
         one, other = order[first], order[first + apart]
         distance = (centred[one] - centred[other]).square().sum(1)
         kept[other[distance <= nearest]] = False
