@@ -14,6 +14,7 @@ import torch
 from diffusion.condition import Condition
 from diffusion.formats import CONSISTENCY_SOLVER, DEFAULT_SOLVER
 from diffusion.guidance import Network, guided_prediction
+from diffusion.inpainting import KnownLatents
 from diffusion.schedule import BETA_END, BETA_START, TIMESTEPS, add_noise, linear_schedule
 from diffusion.spacing import UNIFORM, place_steps
 from diffusion.utils.errors import InputError
@@ -130,6 +131,7 @@ def sample_latents(
     start: Start | None = None,
     spacing: str = UNIFORM,
     weak: Network | None = None,
+    known: KnownLatents | None = None,
 ) -> torch.Tensor:
     """Return network latents (B, C, H, W) from noise of that shape and conditions y: tokens (B, L, D) or a Condition.
 
@@ -138,11 +140,13 @@ def sample_latents(
     as tokens, the null pass gets no control; `y.null(network, keep_control=True)` is one that does.
     generators: one per image, for the algorithms that draw noise in every step (iddpm, sa-solver, lcm), so that an image
     depends on its own seed alone. prediction_type: what the network was trained to predict, epsilon or v_prediction.
-    guidance_interval, on_step, start, weak: as `denoise` takes them. spacing: where the steps lie, as `diffusion.spacing` has it.
+    guidance_interval, on_step, start, weak, known: as `denoise` takes them. spacing: where the steps lie, as `diffusion.spacing` has it.
     Raises InputError for an algorithm, steps, spacing or interval that cannot be.
     """
     scheduler = prepare_scheduler(algorithm, steps, prediction_type, spacing)
-    return denoise(model, scheduler, noise, y, null_y, guidance, guidance_interval, generators, on_step, start, weak)
+    return denoise(
+        model, scheduler, noise, y, null_y, guidance, guidance_interval, generators, on_step, start, weak, known
+    )
 
 
 @torch.no_grad()
@@ -158,6 +162,7 @@ def denoise(
     on_step: OnStep | None = None,
     start: Start | None = None,
     weak: Network | None = None,
+    known: KnownLatents | None = None,
 ) -> torch.Tensor:
     """Return network latents (B, C, H, W) from noise of that shape: the loop over a scheduler's timesteps.
 
@@ -166,6 +171,7 @@ def denoise(
     outside it the null pass is not run (Kynkaanniemi et al. 2024, "Applying Guidance in a Limited Interval").
     on_step: called after each step with its number, timestep and latents; latents that it returns replace them.
     start: latents to begin at instead of noise alone. weak: a network that guides instead of the null condition.
+    known: latents that are kept in a part of the picture.
     dpm-solver, ddim and sa-solver end at the lowest noise level, 0.01, as the original solver does, iddpm at zero noise.
     Raises InputError for an interval without noise levels, ValueError for a scheduler that needs a learned variance and
     a network without one.
@@ -179,6 +185,8 @@ def denoise(
     x, timesteps = noise * scheduler.init_noise_sigma, scheduler.timesteps
     if start is not None and start.strength < 1:
         x, timesteps = start.add_noise(noise, scheduler)
+    if known is not None:
+        x = known.put_back(x, noise, timesteps[0])
     for i, t in enumerate(timesteps):
         strength = guidance if low <= levels[int(t)] <= high else 1.0
         inputs = scheduler.scale_model_input(x, t)
@@ -191,6 +199,8 @@ def denoise(
             prediction = torch.cat([prediction, variance], dim=1)
         del variance  # a view of the whole output, which with guidance is four times the latents of a large picture
         x = scheduler.step(prediction.float(), t, x, return_dict=False, **draws)[0]
+        if known is not None:
+            x = known.put_back(x, noise, timesteps[i + 1] if i + 1 < len(timesteps) else None)
         if on_step is not None:
             changed = on_step(i, t, x)
             x = x if changed is None else changed

@@ -44,6 +44,13 @@ class MeanColour(torch.nn.Module):
         return x.mean((2, 3))
 
 
+class PaddedColour(MeanColour):
+    """The mean colour and a zero: networks with positions take a multiple of four values."""
+
+    def forward(self, windows: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.pad(super().forward(windows), (0, 1))
+
+
 PLAIN = View(size=None, mean=(0, 0, 0), std=(1 / 255,) * 3)
 
 

@@ -13,6 +13,7 @@ from diffusion.encoders.latents import LatentCodec, check_pixels, to_uint8
 from diffusion.formats import LATENT_FACTOR, WINDOW
 from diffusion.generation.conditions import Conditions, NamedCondition
 from diffusion.generation.solver import Solver
+from diffusion.inpainting import KnownLatents
 from diffusion.panorama import WindowedNetwork, Windows, decode_bands, window_tokens
 from diffusion.sampling import OnStep, image_generator, initial_noise
 from diffusion.workdir import Run
@@ -68,10 +69,11 @@ class LargeImageMaker:
         on_step: OnStep | None = None,
         noise: torch.Tensor | None = None,
         start: torch.Tensor | None = None,
+        known: KnownLatents | None = None,
     ) -> torch.Tensor:
         """Return network latents (B, C, 32 * R, 32 * K) of images, by their numbers, for grids of tokens (B, R, K, D).
 
-        A control, noise other than that of these numbers, and latents to start from have the shape of these latents.
+        A control, noise other than that of these numbers, latents to start from, and those that are kept have the shape of these latents.
         """
         rows, columns = condition.tokens.shape[1:3]
         windows = self.windows(rows, columns)
@@ -82,10 +84,15 @@ class LargeImageMaker:
         else:
             noise = fill_cells(noise, windows)
         start = None if start is None else fill_cells(start, windows)
-        network = WindowedNetwork(self.solver.predictor(self.run), windows, self.batch_size)
-        own_weak = self.solver.weak_predictor(self.run)
-        weak = None if own_weak is None else WindowedNetwork(own_weak, windows, self.batch_size)
-        latents = self.solver.latents(self.run, noise, parts, generators, network, on_step, start, weak)
+        if known is not None:
+            known = KnownLatents(*(fill_cells(each, windows) for each in (known.latents, known.change)))
+        network, weak = self.solver.predictor(self.run), self.solver.weak_predictor(self.run)
+        if len(windows.corners) == 1:  # the network's own size, to the bit as without windows
+            parts = replace(parts, tokens=parts.tokens[:, 0])
+        else:
+            network = WindowedNetwork(network, windows, self.batch_size)
+            weak = None if weak is None else WindowedNetwork(weak, windows, self.batch_size)
+        latents = self.solver.latents(self.run, noise, parts, generators, network, on_step, start, weak, known)
         return latents[:, :, : TOKEN_CELLS * rows, : TOKEN_CELLS * columns]
 
     def bands(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:

@@ -117,3 +117,21 @@ class OutputFolder:
             save_image(self.image_path(part, i, condition.name), pixels, metadata, **SAVE_OPTIONS[self.extension])
         if mask is not None:
             write_mask(self.image_path(CONTROL_DIR, i, condition.name).with_suffix(".png"), mask)
+
+
+def check_or_write_record(file: Path, record: dict[str, Any], what: str) -> None:
+    """Write how the pictures of a folder are made into a file there, or compare it with what is there.
+
+    what: what messages call the pictures. Raises InputError naming what differs.
+    """
+    record = json.loads(json.dumps(record))
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write_bytes(file, (json.dumps(record, indent=2) + "\n").encode())
+        return
+    before = read_json(file, f"record of {what}", "delete it with the pictures beside it")
+    if differs := describe_difference(before, record):
+        was, now = differs
+        raise InputError(
+            f"{file.parent} holds pictures with {was}, not {now}; name another folder for the output with --out"
+        )

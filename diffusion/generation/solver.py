@@ -13,6 +13,7 @@ from diffusion.caching import NONE, CacheSchedule, read_schedule
 from diffusion.condition import Condition
 from diffusion.formats import CONSISTENCY_SOLVER, DEFAULT_SOLVER, DEFAULT_STEPS
 from diffusion.guidance import Network
+from diffusion.inpainting import KnownLatents
 from diffusion.sampling import (
     OnStep,
     Start,
@@ -152,11 +153,13 @@ class Solver:
         on_step: OnStep | None = None,
         start: torch.Tensor | None = None,
         weak: Network | None = None,
+        known: KnownLatents | None = None,
     ) -> torch.Tensor:
         """Sample network latents of the noise's shape (B, C, H, W), with one generator an image.
 
         condition: tokens (B, L, D) or a Condition. network, weak: what predicts, and what guides it instead of the null condition,
-        where these are not the run's own. start: latents to begin at, with noise on them by `start_strength`.
+        where these are not the run's own. start: latents to begin at, with noise on them by `start_strength`. known: latents
+        that are kept in a part of the picture.
         Raises InputError when they are not finite, and as `check_control` does.
         """
         own = self.for_run(run)
@@ -183,6 +186,7 @@ class Solver:
                 start=None if start is None else Start(start, self.start_strength),
                 spacing=str(own.spacing),
                 weak=weak or self.weak_predictor(run),
+                known=known,
             )
         if not torch.isfinite(latents).all():
             raise InputError(

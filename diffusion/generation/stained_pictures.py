@@ -21,15 +21,15 @@ from diffusion.data.slides.resolution import shrink_factor
 from diffusion.data.slides.tissue import THUMBNAIL_SIDE, SlideMap
 from diffusion.formats import WINDOW
 from diffusion.generation.image_files import choose_extension, read_note, write_large_image
-from diffusion.generation.regions import Region
-from diffusion.generation.staining import Stainer, StainPlace, StainSettings, read_pixels
+from diffusion.generation.output_folder import check_or_write_record
+from diffusion.generation.regions import Region, locate_part, read_pixels
+from diffusion.generation.staining import Stainer, StainPlace, StainSettings
 from diffusion.panorama import Windows, blend_bands
 from diffusion.utils.errors import InputError
-from diffusion.utils.files import atomic_write, atomic_write_bytes
+from diffusion.utils.files import atomic_write
 from diffusion.utils.locks import file_lock
 from diffusion.utils.recorded import describe_difference
 from diffusion.utils.seeds import mix_seed, seed_of_text
-from diffusion.utils.text import read_json
 
 if TYPE_CHECKING:
     from accelerate import PartialState
@@ -123,13 +123,10 @@ def open_picture(job: StainJob) -> Iterator[Picture]:
         slide.close()
         raise UnreadableError(str(error)) from None
     try:
-        x, y, width, height = job.part or (0, 0, slide.width, slide.height)
-        left, top = (round(each / slide.factor) for each in (x, y))
-        if min(left, top) < 0 or min(width, height) < 1 or left + width > slide.width or top + height > slide.height:
-            raise UnreadableError(
-                f"{job.path} has {slide.width} x {slide.height} pixels ({slide.note}): {width} x {height} from {left}, {top} on are "
-                "not a part of it"
-            )
+        try:
+            left, top, width, height = locate_part(slide, job.path, job.part)
+        except InputError as error:
+            raise UnreadableError(str(error)) from None
         tissue = SlideMap.from_thumbnail(thumbnail, slide.width, slide.height)
         yield Picture(ReadableSlide(slide), left, top, width, height, tissue)
     finally:
@@ -148,7 +145,7 @@ def stain_pictures(stainer: Stainer, jobs: Sequence[StainJob], out: Path) -> dic
     state = stainer.session.state
     with file_lock(out / LOCK) if state.is_main_process else nullcontext():
         if state.is_main_process:
-            check_or_write_record(out, stainer.record)
+            check_or_write_record(out / RECORD, stainer.record, "stained pictures")
         state.wait_for_everyone()
         missing = [job for job in jobs if not is_done(job, out, state)]
         state.print(f"{len(jobs) - len(missing)} of {len(jobs)} pictures are there; staining {len(missing)}")
@@ -266,7 +263,7 @@ def stain_picture(stainer: Stainer, job: StainJob, out: Path) -> Path:
                 "size": [picture.width, picture.height],
                 "mpp": job.mpp,
             }
-            check_or_write_record(folder, {**identity, "image_mpp": job.image_mpp})
+            check_or_write_record(folder / RECORD, {**identity, "image_mpp": job.image_mpp}, "stained pictures")
         seed, side = picture_seed(stainer, job), tiles.side
         state.wait_for_everyone()
         todo = [(n, corner) for n, corner in enumerate(tiles.corners) if not part_path(folder, n).is_file()]
@@ -366,18 +363,3 @@ def crop_bands(bands: Iterator[torch.Tensor], height: int, width: int) -> Iterat
         left -= part.shape[1]
         if part.shape[1]:
             yield part
-
-
-def check_or_write_record(folder: Path, record: dict[str, Any]) -> None:
-    """Write how pictures are made into a folder, or compare it with what is there. Raises InputError naming what differs."""
-    file, record = folder / RECORD, json.loads(json.dumps(record))
-    if not file.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        atomic_write_bytes(file, (json.dumps(record, indent=2) + "\n").encode())
-        return
-    before = read_json(file, "record of stained pictures", "delete it with the pictures beside it")
-    if differs := describe_difference(before, record):
-        was, now = differs
-        raise InputError(
-            f"{folder} holds pictures with {was}, not {now}; name another folder for the output with --out"
-        )

@@ -10,14 +10,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 
 from diffusion.condition import Condition
 from diffusion.formats import WINDOW
 from diffusion.generation.controls import encode_picture
 from diffusion.generation.generators import TOKEN_CELLS, LargeImageMaker
-from diffusion.generation.regions import Region, embed_region, region_bands
+from diffusion.generation.regions import Region, embed_region, read_pixels
 from diffusion.generation.session import Session
 from diffusion.model.flow import EmbeddingFlow, Method
 from diffusion.sampling import image_generator
@@ -152,8 +151,3 @@ def region_noise(seed: int, corner: tuple[int, int], size: tuple[int, int], chan
         ]
         rows.append(torch.cat(blocks, dim=2))
     return torch.cat(rows, dim=1)[None]
-
-
-def read_pixels(region: Region, rows: int, columns: int) -> np.ndarray:
-    """Read the pixels of a region, uint8 (256 R, 256 K, 3)."""
-    return torch.cat(list(region_bands(region, rows, columns)), dim=1).permute(1, 2, 0).numpy()

@@ -12,7 +12,7 @@ import torch
 from conftest import command, texture
 from PIL import Image
 from runs import forget_processes, save_run
-from scoring_data import MeanColour
+from scoring_data import PaddedColour
 
 from diffusion.cli.commands.stain import stain
 from diffusion.data.slides.reader import PlainImage
@@ -27,13 +27,6 @@ from diffusion.model.flow import EmbeddingFlow, FlowConfig, save_flow
 from diffusion.utils.errors import InputError
 
 WIDTH = 4  # of the embedder's: the mean colour, and nothing
-
-
-class PaddedColour(MeanColour):
-    """The mean colour and a zero: networks with positions take a multiple of four values."""
-
-    def forward(self, windows: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.pad(super().forward(windows), (0, 1))
 
 
 @pytest.fixture(autouse=True)

@@ -46,6 +46,10 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "sampling": {
         "sample": ("sample:sample", "Sample images of a run, or of released weights"),
         "large": ("large:large", "Sample pictures of any size, in windows that are blended"),
+        "edit": (
+            "edit:edit",
+            "Edit pictures: vary, repair, extend, enlarge them, and give them another look or other colours",
+        ),
         "stain": ("stain:stain", "Stain H&E virtually: images, folders, a part of a slide or a whole slide"),
         "block-cache": (
             "block_cache:block_cache",
