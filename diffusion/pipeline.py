@@ -24,7 +24,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from diffusion.condition import Condition, as_condition
 from diffusion.control import ControlledNetwork, maps_to_control
-from diffusion.encoders.latents import LatentScale
+from diffusion.encoders.latents import LatentScale, from_uint8, to_uint8
 from diffusion.encoders.vae_files import codec_folder, load_vae
 from diffusion.formats import DEFAULT_SOLVER, DEFAULT_STEPS, LATENT_FACTOR, PIPELINE_INDEX, WINDOW
 from diffusion.model.controlnet import (
@@ -40,7 +40,8 @@ from diffusion.model.jumps import jump_targets
 from diffusion.model.matching import load_into
 from diffusion.model.pixart import PixArt
 from diffusion.model.student import Student
-from diffusion.sampling import build_scheduler, denoise, prepare_scheduler
+from diffusion.pipeline_images import StartingImages, stack_pixels
+from diffusion.sampling import build_scheduler, count_started_steps, denoise, prepare_scheduler
 from diffusion.utils.assets import network_folder
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.text import read_json
@@ -282,6 +283,9 @@ class PixCellPipeline(DiffusionPipeline):
         return_dict: bool = True,
         control_image: Any = None,
         controlnet_conditioning_scale: float = 1.0,
+        image: Any = None,
+        strength: float | None = None,
+        mask_image: Any = None,
     ) -> ImagePipelineOutput | tuple:
         """Sample images for embeddings (B, L, D) or a Condition, num_images_per_prompt of each, one after the other.
 
@@ -294,6 +298,10 @@ class PixCellPipeline(DiffusionPipeline):
         control_image: what steers the ControlNet, of height and width: a PIL image, an array uint8 (H, W, 3), a tensor (B, 3, H,
         W) in [0, 1], or a list of one for each condition; of a ControlNet of maps a mask (H, W), or maps (K, H, W) or (B, K,
         H, W) from 0 to 1. controlnet_conditioning_scale: how much it counts. The null pass has no control, as released.
+        image: a picture to begin at, or one for each condition: PIL, uint8 (H, W, 3), or (B, 3, H, W) in [0, 1], of height and width
+        or, where these are not given, of theirs. strength: share of the steps that are taken from it on; 0 is the VAE's reconstruction,
+        1 keeps nothing of what changes; 0.5, or 1 with a mask. mask_image: what changes, a mask of the image's size, or one for each;
+        elsewhere the result is the image, pixel for pixel. At strength 1 nothing beneath the mask is read.
         guidance_interval: as `diffusion.sampling.denoise` has it. callback_on_step_end(pipe, i, t, {"latents": ...}) may
         return other latents. Raises InputError for invalid arguments, and for a scheduler of another prediction.
         """
@@ -318,6 +326,13 @@ class PixCellPipeline(DiffusionPipeline):
             )
         scheduler, device = self._compatible_scheduler(), self._execution_device
         tokens, null = self._conditions(uni_embeds, negative_uni_embeds, num_images_per_prompt)
+        picture = None
+        if image is not None:
+            begun = StartingImages.read(image, mask_image, strength, len(uni_embeds), (height, width))
+            picture = begun.repeat_interleave(len(tokens))
+            height, width = picture.pixels.shape[1:3]
+        elif strength is not None or mask_image is not None:
+            raise InputError("strength and mask_image are of an image; give it, too")
         latents = self._noise(len(tokens), height, width, latents, generator)
         if control_image is not None:
             control = self._control(control_image, latents.shape[2:], len(uni_embeds), len(tokens))
@@ -330,25 +345,36 @@ class PixCellPipeline(DiffusionPipeline):
             scheduler = self._student_scheduler(student, steps)
             if self.transformer.network.config.use_target_timestep:
                 targets = jump_targets(scheduler.timesteps.tolist()).to(device)
-        with self.progress_bar(total=len(scheduler.timesteps)) as progress:  # pyright: ignore[reportCallIssue]  # untyped
+        start, known, encoded = None, None, latents
+        taken = len(scheduler.timesteps)
+        if picture is not None:
+            encoded = self._encode(from_uint8(torch.from_numpy(picture.shown).permute(0, 3, 1, 2)))
+            start, known = picture.begin_at(encoded)
+            taken = count_started_steps(picture.strength, taken) if picture.strength else 0
+        with self.progress_bar(total=taken) as progress:  # pyright: ignore[reportCallIssue]  # untyped
 
             def on_step(i: int, t: torch.Tensor, x: torch.Tensor) -> torch.Tensor | None:
                 progress.update()
                 changed = callback_on_step_end(self, i, t, {"latents": x}) if callback_on_step_end else None
                 return (changed or {}).get("latents")
 
-            latents = denoise(
-                partial(self._predict, targets=targets),
-                scheduler,
-                latents.to(device, torch.float32),
-                tokens.to(device),
-                null.to(device),
-                guidance_scale,
-                guidance_interval,
-                generator,
-                on_step,
-            )
-        images: Any = latents if output_type == "latent" else self._decode(latents, output_type)
+            if picture is not None and not picture.strength:
+                latents = encoded
+            else:
+                latents = denoise(
+                    partial(self._predict, targets=targets),
+                    scheduler,
+                    latents.to(device, torch.float32),
+                    tokens.to(device),
+                    null.to(device),
+                    guidance_scale,
+                    guidance_interval,
+                    generator,
+                    on_step,
+                    start,
+                    known=known,
+                )
+        images: Any = latents if output_type == "latent" else self._decode(latents, output_type, picture)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -390,8 +416,7 @@ class PixCellPipeline(DiffusionPipeline):
         if self.controlnet is None:
             raise InputError("control_image: the pipeline has no ControlNet; open it with controlnet=")
         maps = self.controlnet.network.config.maps
-        listed = images if isinstance(images, (list, tuple)) else [images]
-        pixels = torch.cat([_control_pixels(image, len(maps)) for image in listed])
+        pixels = stack_pixels(images, len(maps), "control_image")
         wanted = tuple(LATENT_FACTOR * side for side in cells)
         if tuple(pixels.shape[2:]) != wanted:
             raise InputError(
@@ -399,17 +424,18 @@ class PixCellPipeline(DiffusionPipeline):
             )
         if len(pixels) not in (1, conditions):
             raise InputError(f"{len(pixels)} control images: expected one, or one for each of {conditions} conditions")
-        if maps:
-            control = maps_to_control(pixels)
-        else:
-            scale = LatentScale(self.vae.config.scaling_factor, self.vae.config.shift_factor or 0.0)
-            whole = (2 * pixels - 1).to(self._execution_device, self.vae.dtype)
-            bands = [  # in windows, as the masks of training are encoded
-                torch.cat([self.vae.encode(part).latent_dist.mean for part in band.split(WINDOW, dim=3)], dim=3)
-                for band in whole.split(WINDOW, dim=2)
-            ]
-            control = scale.to_network(torch.cat(bands, dim=2).float())
+        control = maps_to_control(pixels) if maps else self._encode(2 * pixels - 1)
         return control.repeat_interleave(count // len(control), dim=0)
+
+    def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return network latents (B, C, H/8, W/8) of pixels (B, 3, H, W) in [-1, 1], in windows, as those of training are encoded."""
+        scale = LatentScale(self.vae.config.scaling_factor, self.vae.config.shift_factor or 0.0)
+        whole = pixels.to(self._execution_device, self.vae.dtype)
+        bands = [
+            torch.cat([self.vae.encode(part).latent_dist.mean for part in band.split(WINDOW, dim=3)], dim=3)
+            for band in whole.split(WINDOW, dim=2)
+        ]
+        return scale.to_network(torch.cat(bands, dim=2).float())
 
     def _conditions(
         self, embeds: torch.Tensor | Condition, null: torch.Tensor | None, images_each: int
@@ -477,41 +503,13 @@ class PixCellPipeline(DiffusionPipeline):
         if tokens.ndim != 3 or tuple(tokens.shape[1:]) != wanted:
             raise InputError(f"{name} of shape {tuple(tokens.shape)}: expected (B, {wanted[0]}, {wanted[1]})")
 
-    def _decode(self, latents: torch.Tensor, output_type: str) -> Any:
+    def _decode(self, latents: torch.Tensor, output_type: str, picture: StartingImages | None = None) -> Any:
         scale = LatentScale(self.vae.config.scaling_factor, self.vae.config.shift_factor or 0.0)
-        pixels = self.vae.decode(scale.to_raw(latents).to(self.vae.dtype), return_dict=False)[0]
-        return self.image_processor.postprocess(pixels.float().clamp(-1, 1), output_type=output_type)
-
-
-def _control_pixels(image: Any, maps: int) -> torch.Tensor:
-    """Return a control image (B, 3, H, W), or maps (B, K, H, W), float32 from 0 to 1. Raises InputError for another shape."""
-    import numpy as np
-
-    if not isinstance(image, torch.Tensor):
-        array = np.array(image.convert("RGB") if not maps and hasattr(image, "convert") else image)
-        if (
-            array.dtype.kind in "iub"
-            and maps
-            and len(np.setdiff1d(array, (0, 1)))
-            and len(np.setdiff1d(array, (0, 255)))
-        ):
-            raise InputError(
-                "control_image of whole numbers: expected a binary mask, of 0 and 255 or 1; give maps from 0 to 1"
-            )
-        if array.dtype.kind in "iub" and (array.max(initial=0) > 1 or not maps):
-            array = array / 255
-        if array.ndim == 3 and (not maps or array.shape[0] != maps):
-            array = array.transpose(2, 0, 1)[: maps or 3]
-        image = torch.from_numpy(np.ascontiguousarray(array))
-    values = image.float()
-    values = values[None, None] if values.ndim == 2 else values[None] if values.ndim == 3 else values
-    if not (values.min() >= 0 and values.max() <= 1):
-        raise InputError(
-            f"control_image from {values.min():g} to {values.max():g}: expected 0 to 1, or 0 to 255 of whole numbers"
-        )
-    if values.ndim != 4 or values.shape[1] != (maps or 3):
-        raise InputError(f"control_image of shape {tuple(values.shape)}: expected (B, {maps or 3}, H, W)")
-    return values
+        pixels = self.vae.decode(scale.to_raw(latents).to(self.vae.dtype), return_dict=False)[0].float().clamp(-1, 1)
+        if picture is not None and picture.change is not None:
+            pasted = picture.paste(to_uint8(pixels).permute(0, 2, 3, 1).numpy())
+            pixels = from_uint8(torch.from_numpy(pasted).permute(0, 3, 1, 2))
+        return self.image_processor.postprocess(pixels, output_type=output_type)
 
 
 def _resolve_folder(path: str | Path, options: dict[str, Any]) -> Path:

@@ -13,7 +13,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 MODULES = sorted((REPOSITORY / "diffusion").rglob("*.py"))
 # room of the package -> the rooms that it may import, besides itself, `formats` and `utils`; downwards only
 ALLOWED = {
-    **{room: set() for room in ("formats", "utils", "schedule", "condition", "config", "encoders", "hub")},
+    **{room: set() for room in ("formats", "utils", "filling", "schedule", "condition", "config", "encoders", "hub")},
     "data": {"condition", "control"},
     **{room: {"schedule"} for room in ("objective", "timesteps", "spacing")},
     "guidance": {"condition"},
@@ -28,7 +28,8 @@ ALLOWED = {
     "model": {"condition", "spacing"},
     "diagnosis": {"encoders", "hub"},
     "publishing": {"config", "encoders", "model", "evaluation", "components", "workdir", "pipeline", "hub"},
-    "pipeline": {"condition", "control", "model", "encoders", "sampling", "inpainting"},
+    "pipeline_images": {"sampling", "inpainting", "filling"},
+    "pipeline": {"condition", "control", "model", "encoders", "sampling", "pipeline_images"},
     "components": {"config", "data", "encoders"},
     "workdir": {"config", "data", "model", "encoders", "control", "caching"},
     "generation": {
@@ -39,6 +40,7 @@ ALLOWED = {
         "guidance",
         "sampling",
         "inpainting",
+        "filling",
         "spacing",
         "caching",
         "panorama",

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import texture
 from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
@@ -19,7 +20,7 @@ from diffusers import (
 )
 from PIL import Image
 
-from diffusion.encoders.latents import LatentCodec
+from diffusion.encoders.latents import LatentCodec, from_uint8, to_uint8
 from diffusion.model import PixArt
 from diffusion.model.controlnet import ControlNet
 from diffusion.model.convert import load_weights, save_diffusers
@@ -239,6 +240,73 @@ def test_offload_moves_each_network_in_its_turn(pipe):
     pipe.enable_model_cpu_offload(device="cpu")
     assert [type(part._hf_hook).__name__ for part in (pipe.transformer, pipe.vae)] == ["CpuOffload", "CpuOffload"]
     np.testing.assert_allclose(pipe(embeddings(1), **arguments).images, expected, atol=1e-6)
+
+
+class TestImages:
+    """Images to begin at: what is kept of them, and what is never read."""
+
+    PIXELS = np.array(texture(512, 2).crop((0, 0, 256, 256)))
+
+    def edit(self, pipe, **changes) -> np.ndarray:
+        arguments = dict(num_inference_steps=4, guidance_scale=1.0, output_type="np", latents=noise(1))
+        found = pipe(embeddings(1), **{**arguments, **changes}).images
+        return (255 * found).round().astype(np.uint8)
+
+    def test_strengths_from_the_reconstruction_to_plain_sampling(self, pipe):
+        def strengths(value):
+            return self.edit(pipe, image=self.PIXELS, strength=value)[0]
+
+        codec = LatentCodec.load("tiny")
+        latents = codec.encode(from_uint8(torch.from_numpy(self.PIXELS).permute(2, 0, 1)[None]))
+        expected = to_uint8(codec.decode(latents))[0].permute(1, 2, 0).numpy()
+        assert np.array_equal(strengths(0), expected)
+        assert np.array_equal(strengths(1), self.edit(pipe)[0])
+        away = [np.abs(strengths(value).astype(int) - self.PIXELS).mean() for value in (0, 0.25, 0.75)]
+        assert away == sorted(away) and away[0] < away[2]
+
+    def test_a_mask_keeps_the_rest_and_hides_what_is_beneath(self, pipe):
+        mask = np.zeros((256, 256), dtype=np.uint8)
+        mask[50:130, 33:140] = 255
+        inked = np.where(mask[..., None] > 0, np.uint8([0, 255, 0]), self.PIXELS)
+        first, second = (
+            self.edit(pipe, image=Image.fromarray(each), mask_image=Image.fromarray(mask))[0]
+            for each in (self.PIXELS, inked)
+        )
+        assert np.array_equal(first[mask == 0], self.PIXELS[mask == 0]) and np.array_equal(first, second)
+        assert not np.array_equal(first, self.PIXELS)
+
+    def test_one_for_each_condition_as_tensors(self, pipe):
+        two = torch.from_numpy(np.stack([self.PIXELS, 255 - self.PIXELS])).permute(0, 3, 1, 2) / 255
+        steps: list[int] = []
+
+        def count(pipeline, i, t, kwargs):
+            steps.append(i)
+            return {}
+
+        found = pipe(
+            embeddings(2), image=two, strength=0.5, num_images_per_prompt=2, num_inference_steps=4, guidance_scale=1.0,
+            output_type="pt", callback_on_step_end=count,
+        ).images  # fmt: skip
+        assert found.shape == (4, 3, 256, 256) and len(steps) == 2
+        means = [(found[i] - two[i // 2]).abs().mean() < (found[i] - two[1 - i // 2]).abs().mean() for i in range(4)]
+        assert all(means)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (dict(strength=0.5), "are of an image"),
+            (dict(image=PIXELS, strength=1.2), "strength 1.2"),
+            (dict(image=PIXELS, height=512), "an image of 256 x 256 pixels: expected 256 x 512"),
+            (dict(image=[PIXELS] * 3), "3 images: expected one"),
+            (dict(image=PIXELS[:100, :100]), "expected multiples of 16"),
+            (dict(image=PIXELS, mask_image=np.zeros((256, 256))), "covers a part of the image"),
+            (dict(image=PIXELS, mask_image=np.ones((128, 256))), "mask_image of shape"),
+            (dict(image=[PIXELS, PIXELS[:16]]), "images of several sizes"),
+        ],
+    )
+    def test_what_is_refused(self, pipe, arguments, message):
+        with pytest.raises(InputError, match=message):
+            pipe(embeddings(1), **arguments)
 
 
 def test_vae_tiling_and_slicing(pipe, monkeypatch):

@@ -152,6 +152,14 @@ Lora = Annotated[
         group=SAMPLING,
     ),
 ]
+Strength = Annotated[
+    float | None,
+    Option(
+        "share of the solver's steps that are taken, from the picture with noise on: 1 keeps nothing of it",
+        fraction,
+        group=SAMPLING,
+    ),
+]
 WindowStride = Annotated[
     int | None,
     Option(
@@ -421,6 +429,15 @@ ConditionMpp = Annotated[
         "microns per pixel of the files named, whatever they say themselves [taken pixel for pixel, as 0.5, which is 20x]",
         positive_float,
         group=CONDITIONS,
+    ),
+]
+Part = Annotated[
+    tuple[int, int, int, int] | None,
+    Option(
+        "part of the one slide or image: its left top corner in pixels of the finest level, and its size in pixels of the result "
+        "[all of it]",
+        natural_int,
+        metavar=("X", "Y", "WIDTH", "HEIGHT"),
     ),
 ]
 ImageMpp = Annotated[

@@ -66,7 +66,7 @@ class EditSource:
         if len(named) > 1:
             raise InputError(f"{' and '.join(named)}: one of them says what changes; give one")
         if self.classes and self.outlines is None:
-            raise InputError("--classes are those of --outlines; give them, too")
+            raise InputError("--outline-classes are those of --outlines; give them, too")
         if self.extend is not None and not any(self.extend):
             raise InputError("--extend 0 0 0 0: nothing is added; give pixels for a side at least")
 

@@ -18,12 +18,12 @@ from PIL import Image
 
 from diffusion.condition import Condition
 from diffusion.data.slides.reader import PlainImage
+from diffusion.filling import fill_from_borders, fill_with_tissue, paste_seamlessly
 from diffusion.formats import WINDOW
 from diffusion.generation.colours import ColourMatch
 from diffusion.generation.conditions import slerp
 from diffusion.generation.controls import check_controlled, encode_picture, to_control
 from diffusion.generation.enlarging import agree_with
-from diffusion.generation.filling import extend_smoothly, fill_from_borders, fill_with_tissue, mirror_at_border
 from diffusion.generation.generators import LargeImageMaker
 from diffusion.generation.regions import Region, embed_region
 from diffusion.generation.session import Session
@@ -33,7 +33,6 @@ from diffusion.utils.content import fingerprint_tensors
 from diffusion.utils.errors import InputError
 
 CONTEXT = 64  # pixels around what changes that the network sees, at least
-FEATHER = 8  # pixels within the mask over which what is sampled passes into the mirrored picture around it
 
 
 class Box(NamedTuple):
@@ -249,7 +248,7 @@ class Editor:
         if canvas.change is None:
             return sampled
         result = canvas.pixels.copy()
-        result[box.slices] = _paste(canvas.pixels[box.slices], sampled, canvas.change[box.slices])
+        result[box.slices] = paste_seamlessly(canvas.pixels[box.slices], sampled, canvas.change[box.slices])
         return result
 
     def _control(self, canvas: Canvas, box: Box) -> torch.Tensor | None:
@@ -288,18 +287,3 @@ def fill_up(values: np.ndarray, least: int) -> np.ndarray:
     wanted = (max(least, -(-side // WINDOW) * WINDOW) for side in values.shape[:2])
     beyond = [(0, goal - side) for goal, side in zip(wanted, values.shape[:2], strict=True)]
     return np.pad(values, [*beyond, *[(0, 0)] * (values.ndim - 2)], mode="symmetric")
-
-
-def _paste(picture: np.ndarray, sampled: np.ndarray, change: np.ndarray) -> np.ndarray:
-    """Return a picture with what was sampled where it changes, uint8 (H, W, 3).
-
-    What the codec has made of the rest differs from it; this difference goes on smoothly into what changes. Within 8 pixels of the
-    border, what was sampled passes into the picture, mirrored at the border, so that there is no seam.
-    """
-    known = picture.astype(np.float32)
-    result = sampled + extend_smoothly(known - sampled, change)
-    fringe = mirror_at_border(known, change, FEATHER)
-    weights = (fringe.distances / (FEATHER + 1))[:, None]
-    places = fringe.rows, fringe.columns
-    result[places] = fringe.mirrored + weights * (result[places] - fringe.mirrored)
-    return np.where(change[..., None], result.round().clip(0, 255).astype(np.uint8), picture)

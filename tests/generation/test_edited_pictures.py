@@ -131,7 +131,7 @@ class TestWhatChanges:
         arguments = dict(workdir=run, part=(100, 120, 200, 150), mpp=1.0, outlines=outlines, **OPTIONS)
         assert edit([slide], out=tmp_path / "whole", strength=0.0, **{**arguments, "outlines": None}) == 0
         forget_processes()
-        assert edit([slide], out=tmp_path / "out", classes=["tumour"], **arguments) == 0
+        assert edit([slide], out=tmp_path / "out", outline_classes=["tumour"], **arguments) == 0
         with Image.open(tmp_path / "out/slide.png") as image:
             assert image.size == (200, 150)
         forget_processes()
@@ -139,7 +139,7 @@ class TestWhatChanges:
         rows, columns = np.nonzero(opened.kinds["tumour"])
         assert (columns.min(), columns.max(), rows.min(), rows.max()) == (20, 39, 10, 49)
         assert opened.canvas.change.sum() == 20 * 40 + 20 * 20
-        assert edit([slide], out=tmp_path / "none", classes=["necrosis"], **arguments) == 1
+        assert edit([slide], out=tmp_path / "none", outline_classes=["necrosis"], **arguments) == 1
         assert "no outline of the class necrosis; it has stroma, tumour" in capsys.readouterr().out
 
     def test_a_super_resolution_has_the_pixels_of_its_factor(self, run, tmp_path):
@@ -227,7 +227,7 @@ class TestColours:
         (dict(extend=(0, 0, 9, 0), strength=0.5), "has nothing that could be kept"),
         (dict(box=(250, 0, 20, 20)), "expected a part of the picture's 256 x 256 pixels"),
         (dict(look=["tumour=other.png"]), "no such class of what changes; there is none"),
-        (dict(classes=["tumour"]), "--classes are those of --outlines"),
+        (dict(outline_classes=["tumour"]), "--outline-classes are those of --outlines"),
         (dict(enlarge=3), "--enlarge: got 3, expected one of 1, 2, 4"),
         (dict(enlarge=2, match_colours="other.png"), "colours of a super-resolution"),
         (dict(control=["other.png"]), "has no ControlNet"),

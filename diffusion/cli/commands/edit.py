@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from diffusion.cli import options
-from diffusion.cli.parser import fraction, natural_int, positive_int
+from diffusion.cli.parser import natural_int, positive_int
 from diffusion.cli.signature import Here, Option, checked
 from diffusion.formats import LAST_WEIGHTS
 
 EDITING = "what changes"
 EMBEDDINGS = "embeddings"
-STRENGTH, ENLARGED_STRENGTH = 0.5, 0.5  # of all of a picture; what a mask covers is sampled anew, at 1
+STRENGTH, ENLARGED_STRENGTH = 0.5, 0.3  # of all of a picture; what a mask covers is sampled anew, at 1
 
 
 @checked
@@ -25,12 +25,11 @@ def edit(
     workdir: Annotated[options.Workdir, Here(note=options.NANO_NOTE)] = None,
     out: options.OutFolder = Path("edited"),
     strength: Annotated[
-        float | None,
-        Option(
-            f"share of the steps that are taken from the picture on: 0 is the codec's reconstruction, 1 keeps nothing of what changes [1 "
-            f"where a part changes, else {STRENGTH}]",
-            fraction,
-            group=EDITING,
+        options.Strength,
+        Here(
+            f"1 where a part changes, else {STRENGTH}, and {ENLARGED_STRENGTH} to enlarge",
+            EDITING,
+            note=", and 0 keeps all",
         ),
     ] = None,
     mask: Annotated[
@@ -49,7 +48,7 @@ def edit(
             group=EDITING,
         ),
     ] = None,
-    classes: Annotated[
+    outline_classes: Annotated[
         Sequence[str], Option("classes of the outlines that change [all]", metavar="NAME", group=EDITING)
     ] = (),
     box: Annotated[
@@ -105,14 +104,7 @@ def edit(
         Literal["reinhard", "macenko"],
         Option("how: means and deviations of Lab, or colours and amounts of the two stains"),
     ] = "reinhard",
-    part: Annotated[
-        tuple[int, int, int, int] | None,
-        Option(
-            "part of the one picture: its left top corner in pixels of the finest level, and its size in pixels of the result [all of it]",
-            natural_int,
-            metavar=("X", "Y", "WIDTH", "HEIGHT"),
-        ),
-    ] = None,
+    part: options.Part = None,
     mpp: Annotated[options.Mpp, Here(note="; that slides are read at")] = 0.5,
     image_mpp: options.ImageMpp = None,
     count: Annotated[options.Count, Here(note="; of each picture, with other noise")] = 1,
@@ -187,7 +179,7 @@ def edit(
             image_mpp,
             masks.get(name),
             outlines,
-            classes,
+            outline_classes,
             box,
             extend,
             enlarge,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from diffusion.cli import options
-from diffusion.cli.parser import fraction, natural_int, positive_int
+from diffusion.cli.parser import positive_int
 from diffusion.cli.signature import Here, Option, checked
 from diffusion.formats import LAST_WEIGHTS
 
@@ -38,24 +38,10 @@ def stain(
             group=STAINING,
         ),
     ] = "none",
-    strength: Annotated[
-        float | None,
-        Option(
-            f"of sdedit: share of the steps that are taken; 1 keeps nothing [{SDEDIT_STRENGTH}]",
-            fraction,
-            group=STAINING,
-        ),
-    ] = None,
+    strength: Annotated[options.Strength, Here(str(SDEDIT_STRENGTH), STAINING, note="; of --structure sdedit")] = None,
     controlnet: options.ControlNet = None,
     out: options.OutFolder = Path("stained"),
-    part: Annotated[
-        tuple[int, int, int, int] | None,
-        Option(
-            "part of the one slide: its left top corner in pixels of the finest level, and its size in pixels of the result [all of it]",
-            natural_int,
-            metavar=("X", "Y", "WIDTH", "HEIGHT"),
-        ),
-    ] = None,
+    part: options.Part = None,
     mpp: Annotated[options.Mpp, Here(note="; of the result, and of the network")] = 0.5,
     image_mpp: options.ImageMpp = None,
     flow_steps: Annotated[int, Option("steps of the flow", positive_int, group=STAINING)] = 100,

@@ -1,4 +1,4 @@
-"""Filling hidden parts of a picture from what is around them, so that neither codec nor embedder sees what is to be replaced.
+"""Hidden parts of a picture: filled from what is around them before they are sampled, and put in their place without a seam after.
 
 Letters: H W pixels of a picture.
 """
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+FEATHER = 8  # pixels within what changes over which what is sampled passes into the mirrored picture around it
 RELAXATIONS = 50  # after which the fine detail of a border has died away inwards; coarse detail is there from the start
 
 
@@ -111,3 +112,18 @@ def mirror_at_border(values: np.ndarray, hidden: np.ndarray, width: int) -> Frin
     blocked = hidden[y, x]
     y[blocked], x[blocked] = nearest[0][blocked], nearest[1][blocked]
     return Fringe(rows, columns, distances, values[y, x])
+
+
+def paste_seamlessly(picture: np.ndarray, sampled: np.ndarray, change: np.ndarray) -> np.ndarray:
+    """Return a picture with what was sampled where it changes (H, W), all uint8 (H, W, 3); elsewhere it stays, to the bit.
+
+    What the codec has made of the rest differs from it; this difference goes on smoothly into what changes. Within 8 pixels of the
+    border, what was sampled passes into the picture, mirrored at the border, so that there is no seam.
+    """
+    known = picture.astype(np.float32)
+    result = sampled + extend_smoothly(known - sampled, change)
+    fringe = mirror_at_border(known, change, FEATHER)
+    weights = (fringe.distances / (FEATHER + 1))[:, None]
+    places = fringe.rows, fringe.columns
+    result[places] = fringe.mirrored + weights * (result[places] - fringe.mirrored)
+    return np.where(change[..., None], result.round().clip(0, 255).astype(np.uint8), picture)
