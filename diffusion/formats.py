@@ -44,6 +44,10 @@ SOLVERS = ("dpm-solver", "dpm-solver-3", "unipc", "ddim", "iddpm", "sa-solver") 
 DEFAULT_SOLVER = "dpm-solver"  # DPM-Solver++ 2M, as the published samples
 CONSISTENCY_SOLVER = "lcm"  # of students of latent consistency alone
 DEFAULT_STEPS = 20  # of a network that is no student
+EDIT_STRENGTH, ENLARGE_STRENGTH = (
+    0.5,
+    0.3,
+)  # share of the steps taken where all of a picture changes, and where it is enlarged
 METRICS = (  # computed by diffusion/evaluation/metrics; those that are taken where none are named
     *("fd", "fd_infinity", "kid", "prdc", "similarity", "neighbours", "cells"),
 )

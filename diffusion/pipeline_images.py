@@ -12,11 +12,10 @@ import numpy as np
 import torch
 
 from diffusion.filling import fill_from_borders, paste_seamlessly
+from diffusion.formats import EDIT_STRENGTH
 from diffusion.inpainting import KnownLatents, change_of_cells
 from diffusion.sampling import Start
 from diffusion.utils.errors import InputError
-
-STRENGTH = 0.5  # where the whole of an image changes
 
 
 def stack_pixels(images: Any, maps: int, name: str) -> torch.Tensor:
@@ -73,7 +72,7 @@ class StartingImages:
 
         strength: None for 0.5, and 1 with masks. size: height and width that are expected, None: those of the images. Raises InputError.
         """
-        strength = (STRENGTH if masks is None else 1.0) if strength is None else strength
+        strength = (EDIT_STRENGTH if masks is None else 1.0) if strength is None else strength
         if not 0 <= strength <= 1:
             raise InputError(
                 f"strength {strength:g}: expected 0, the reconstruction, to 1, which keeps nothing of what changes"

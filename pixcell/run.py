@@ -16,13 +16,17 @@ from PIL import Image
 
 from diffusion.components import check_tokens
 from diffusion.condition import Condition
+from diffusion.data.features.masks import read_mask_image
+from diffusion.data.slides.reader import PlainImage
 from diffusion.encoders.latents import check_pixels, from_uint8, to_uint8
-from diffusion.formats import LAST_WEIGHTS
+from diffusion.formats import LAST_WEIGHTS, WINDOW
+from diffusion.generation.colours import ColourMatch, ColourMethod
 from diffusion.generation.conditions import (
     Conditions,
     IndexConditions,
     NamedCondition,
     RepeatedConditions,
+    embed_square,
     load_token_conditions,
 )
 from diffusion.generation.controls import (
@@ -33,15 +37,30 @@ from diffusion.generation.controls import (
     load_controls,
     to_control,
 )
+from diffusion.generation.edit_sources import extend_picture
+from diffusion.generation.editing import Canvas, Editor, EditSettings, Look, default_strength
+from diffusion.generation.enlarging import enlarge as enlarge_picture
 from diffusion.generation.generators import ImageMaker
 from diffusion.generation.priors import PriorConditions
+from diffusion.generation.regions import Region
 from diffusion.generation.session import Session, open_session
 from diffusion.generation.solver import Solver
 from diffusion.generation.sources import ConditionSource, choose_source, open_index, open_source_prior
 from diffusion.utils.errors import InputError
 from diffusion.utils.hardware import windows_per_pass
 from diffusion.utils.values import check_whole
-from pixcell.pictures import ImageConditions, Images, Sample, as_list, label_of, measure, to_pil
+from pixcell.pictures import (
+    ImageConditions,
+    ImageLike,
+    Images,
+    Sample,
+    as_list,
+    label_of,
+    measure,
+    name_of,
+    read_square,
+    to_pil,
+)
 
 INDEX_COUNT = 16  # samples of an index, where it is not said how many
 Controls: TypeAlias = "np.ndarray | str | Path | Sequence[np.ndarray | str | Path]"
@@ -190,6 +209,82 @@ class OpenRun:
             count = INDEX_COUNT if isinstance(conditions, (IndexConditions, PriorConditions)) else len(conditions)
         make = ImageMaker(self.session.run, self.session.codec, conditions, seed, chosen)
         return self._samples(make, count, size)
+
+    def edit(
+        self,
+        image: ImageLike,
+        mask: np.ndarray | str | Path | None = None,
+        *,
+        strength: float | None = None,
+        extend: tuple[int, int, int, int] | None = None,
+        enlarge: int = 1,
+        look: ImageLike | np.ndarray | None = None,
+        look_amount: float = 1.0,
+        added: np.ndarray | None = None,
+        control: np.ndarray | None = None,
+        control_scale: float = 1.0,
+        match_colours: ImageLike | None = None,
+        colour_method: ColourMethod = "reinhard",
+        steps: int | None = None,
+        guidance: float | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        solver: str | None = None,
+        seed: int = 0,
+        number: int = 0,
+        batch_size: int | None = None,
+    ) -> Sample:
+        """Edit an image of any size, as `pixcell edit` does; return it as a sample with the image as its tissue.
+
+        image: as in `sample`; of a slide `SlideRegion(...).read(size)`. mask: where it changes, (H, W), not 0 or True; None: all of it.
+        strength: share of the steps taken from the image on, None: 1 with a mask, else 0.5, and 0.3 to enlarge. extend: pixels added to
+        left, top, right, bottom, and sampled. enlarge: 2 or 4, of super-resolution. look: an image, of which the middle 256 pixels are
+        embedded, or an embedding (D,), that conditions what changes; look_amount: how far on the way to it. added: an embedding (D,)
+        that is added to those of what changes, such as the difference of two of `embed`. control: what a ControlNet reads, of the
+        result's size. match_colours: an image whose colours what is sampled is given. number: of the image, from which its noise follows.
+        Others: as in `sample`. Raises MissingError, InputError.
+
+        Examples:
+            >>> run = open_run("output/256")
+            >>> mask = np.zeros((288, 320), dtype=bool)
+            >>> mask[100:150, 60:200] = True
+            >>> repaired = run.edit("tissue.png", mask, steps=2)
+            >>> bool((repaired.pixels == repaired.tissue)[~mask].all())
+            True
+        """
+        if (mask is not None and (extend is not None or enlarge != 1)) or (extend is not None and enlarge != 1):
+            raise InputError("mask, extend and enlarge: one of them says what changes; give one")
+        pixels = np.array(to_pil(image, label_of(image, number)))
+        change = coarse = None
+        if mask is not None:
+            change = (read_mask_image(Path(mask)) if isinstance(mask, (str, Path)) else np.asarray(mask)) != 0
+        elif extend is not None:
+            if strength is not None and strength < 1:
+                raise InputError(f"strength {strength:g}: what is added has nothing that could be kept; take 1")
+            pixels, change = extend_picture(pixels, extend)
+        elif enlarge != 1:
+            pixels, coarse = enlarge_picture(pixels, enlarge), pixels
+        if strength is None:
+            strength = default_strength(change is not None, enlarge)
+        own = self.session
+        chosen = Solver(steps, guidance, solver, guidance_interval, own.solver.precision, control_scale)
+        session = own.with_solver(chosen, check_whole(seed, "seed", least=0))
+        size = windows_per_pass(own.device, own.run.config.input_size)
+        size = size if batch_size is None else check_whole(batch_size, "batch_size")
+        colours = None
+        if match_colours is not None:
+            colours = ColourMatch(np.array(to_pil(match_colours, "match_colours")), colour_method, "match_colours")
+        looks = [] if look is None else [Look(self._embedding(look, "look"), look_amount)]
+        total = None if added is None else self._embedding(np.asarray(added), "added")
+        editor = Editor(session, EditSettings(strength, batch_size=size), colours, total)
+        edited = editor.edit(Canvas(pixels, change, control, coarse), check_whole(number, "number", least=0), looks)
+        return Sample(number, name_of(image, number), edited, pixels if coarse is None else coarse)
+
+    def _embedding(self, given: ImageLike | np.ndarray, name: str) -> torch.Tensor:
+        """Return an embedding (D,): as it is given, or of the middle 256 pixels of an image. Raises InputError."""
+        if isinstance(given, (np.ndarray, torch.Tensor)) and torch.as_tensor(given).numel() == self.token_width:
+            return torch.as_tensor(given).float().flatten()
+        square = PlainImage.from_image(read_square(given, WINDOW, name))
+        return embed_square(Region(square, 0, 0), self.session.embedder, WINDOW, name).condition.tokens[0, 0]
 
     def _samples(self, make: ImageMaker, count: int, batch_size: int) -> Iterator[Sample]:
         for first in range(0, count, batch_size):

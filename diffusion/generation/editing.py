@@ -19,7 +19,7 @@ from PIL import Image
 from diffusion.condition import Condition
 from diffusion.data.slides.reader import PlainImage
 from diffusion.filling import fill_from_borders, fill_with_tissue, paste_seamlessly
-from diffusion.formats import WINDOW
+from diffusion.formats import EDIT_STRENGTH, ENLARGE_STRENGTH, WINDOW
 from diffusion.generation.colours import ColourMatch
 from diffusion.generation.conditions import slerp
 from diffusion.generation.controls import check_controlled, encode_picture, to_control
@@ -135,6 +135,11 @@ class EditSettings:
             raise InputError(
                 f"strength {self.strength:g}: expected 0, the codec's reconstruction, to 1, which keeps nothing of what changes"
             )
+
+
+def default_strength(changes_part: bool, enlarged: int) -> float:
+    """Return the strength where none is given: what a mask covers is sampled anew, and what is enlarged changes little."""
+    return 1.0 if changes_part else ENLARGE_STRENGTH if enlarged != 1 else EDIT_STRENGTH
 
 
 def add_embeddings(terms: Sequence[tuple[torch.Tensor, float]]) -> torch.Tensor | None:

@@ -111,6 +111,13 @@ class Session:
         if advice and self.state.is_main_process:
             tqdm.write(advice)
 
+    def with_solver(self, solver: Solver, seed: int) -> Session:
+        """Return the same run, codec and embedder, sampled with another solver, for this run, and seed."""
+        other = dataclasses.replace(self, solver=solver.for_run(self.run), seed=seed)
+        if "embedder" in self.__dict__:  # is loaded once
+            other.__dict__["embedder"] = self.embedder
+        return other
+
     @cached_property
     def embedder(self) -> PatchEmbedder:
         """Load the embedder of images and slides. Raises MissingError, InputError."""

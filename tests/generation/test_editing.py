@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -15,10 +17,12 @@ from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import from_uint8, to_uint8
 from diffusion.encoders.networks import View
 from diffusion.generation.conditions import NamedCondition, slerp
+from diffusion.generation.controls import to_control
 from diffusion.generation.editing import Box, Canvas, Editor, EditSettings, Look
 from diffusion.generation.generators import ImageMaker
 from diffusion.generation.session import Session, open_session
 from diffusion.generation.solver import Solver
+from diffusion.model.controlnet import ControlNet
 from diffusion.utils.errors import InputError
 
 WIDTH = 4  # of the embedder's: the mean colour, and nothing
@@ -172,3 +176,30 @@ def test_what_changes_all_or_nothing_or_has_another_size_is_refused():
         Canvas(pixels[..., 0])
     with pytest.raises(InputError, match=r"strength 1\.5"):
         EditSettings(1.5)
+
+
+@pytest.mark.parametrize("maps", [("nuclei",), ()])
+def test_a_controlnet_reads_the_part_that_the_network_sees(session, monkeypatch, maps):
+    """A mask, or the picture's latents, cut and filled up as the picture is."""
+    torch.manual_seed(0)
+    controlnet = ControlNet.of(session.run.model, 1, maps=maps, mask_kind="binary")
+    for module in controlnet.projections:
+        torch.nn.init.normal_(module.weight, std=1.0)
+    steered = replace(session, run=replace(session.run, controlnet=controlnet.eval()))
+    steered.__dict__["embedder"] = EMBEDDER
+    pixels, change = picture(400, 600), square((400, 600), 100, 500, 60)
+    control = square((400, 600), 120, 480, 40) if maps else picture(400, 600, seed=7)
+    seen = []
+    editor = Editor(steered, EditSettings())
+    latents = editor.make.latents
+    monkeypatch.setattr(editor.make, "latents", lambda *a, **k: seen.append(a[1].control) or latents(*a, **k))
+    first = editor.edit(Canvas(pixels, change, control))
+    box = Canvas(pixels, change).choose_area(256)
+    expected = to_control(np.ascontiguousarray(control[box.slices]), steered.run, session.codec, (256, 256), "x")
+    assert torch.equal(seen[0], expected)
+    other = np.zeros_like(control) if maps else picture(400, 600, seed=8)
+    assert not np.array_equal(first, editor.edit(Canvas(pixels, change, other)))
+    with pytest.raises(InputError, match="a control has 10 x 10 pixels: expected 600 x 400"):
+        Canvas(pixels, change, np.zeros((10, 10)))
+    with pytest.raises(InputError, match="has no ControlNet"):
+        Editor(session, EditSettings()).edit(Canvas(pixels, change, control))

@@ -121,6 +121,31 @@ def test_samples_are_those_of_the_command_line(run, in_folder, tmp_path):
     assert [each.name for each in sampled] == ["tissue"] * 2 and sampled[0].tissue.shape == (256, 256, 3)
 
 
+def test_edits_are_those_of_the_command_line(run, in_folder, tmp_path):
+    from diffusion.cli.commands.edit import edit
+
+    mask = np.zeros((288, 320), dtype=np.uint8)
+    mask[40:150, 100:260] = 255
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    texture(300, seed=4).save(tmp_path / "look.png")
+    common = dict(steps=2, seed=5)
+    places = dict(workdir=in_folder / "output/256", root=in_folder, device="cpu")
+    image, look = in_folder / "tissue.png", str(tmp_path / "look.png")
+    edit([image], out=tmp_path / "a", mask=[tmp_path / "mask.png"], look=[f"{look}:0.7"], **places, **common)
+    edit([image], out=tmp_path / "b", enlarge=2, **places, **common)
+    by_name = run.edit("tissue.png", tmp_path / "mask.png", look=look, look_amount=0.7, **common)
+    by_arrays = run.edit(
+        np.array(Image.open(image)), mask > 0, look=run.embed(Image.open(look))[0], look_amount=0.7, **common
+    )
+    written = np.asarray(Image.open(tmp_path / "a/tissue.png"))
+    assert np.array_equal(written, by_name.pixels) and np.array_equal(written, by_arrays.pixels)
+    fine = run.edit("tissue.png", enlarge=2, **common)
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "b/tissue.png")), fine.pixels)
+    assert (by_name.name, fine.tissue.shape) == ("tissue", (288, 320, 3))
+    with pytest.raises(InputError, match="one of them says what changes"):
+        run.edit("tissue.png", mask, enlarge=2)
+
+
 def test_tokens_condition_as_their_image_does(run, in_folder):
     by_image = next(run.sample("tissue.png", steps=2, seed=3))
     tokens = run.embed("tissue.png")

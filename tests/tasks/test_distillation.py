@@ -35,6 +35,8 @@ from diffusion.config.settings import LoraConfig, ValidationConfig
 from diffusion.data.features.loose import feature_path
 from diffusion.data.index.patch_index import index_path, iterate_names
 from diffusion.formats import LAST_WEIGHTS
+from diffusion.generation.editing import Canvas, Editor, EditSettings
+from diffusion.generation.session import open_session
 from diffusion.generation.solver import Solver
 from diffusion.model.jumps import JumpingNetwork
 from diffusion.model.lora import (
@@ -183,6 +185,15 @@ def test_a_student_is_sampled_by_every_way_with_its_folder_alone(feature_root, t
     assert not np.array_equal(pixels(tmp_path / "usual")[0], pixels(tmp_path / "one")[0])
     large(workdir=run, out=tmp_path / "large", height=512, width=256, count=1)
     assert pixels(tmp_path / "large")[0].shape[:2] == (512, 256)
+    picture = np.full((256, 256, 3), 100, dtype=np.uint8)
+    mask = np.zeros((256, 256), dtype=bool)
+    mask[50:200, 80:190] = True
+    editor = Editor(open_session(run, device="cpu"), EditSettings(0.5))
+    seen: list[int] = []
+    editor.condition_tokens = lambda *_: torch.zeros(1, 1, 8)  # pyright: ignore[reportAttributeAccessIssue]
+    edited = editor.edit(Canvas(picture, mask), on_step=lambda step, timestep, _: seen.append(int(timestep)))
+    assert np.array_equal(edited[~mask], picture[~mask]) and not np.array_equal(edited, picture)
+    assert len(seen) == editor.steps == 2, "of four steps the last two"
     (tmp_path / "weights").mkdir()
     for kind, name in (("diffusers", "diffusers"), ("safetensors", "one.safetensors")):
         convert(run, tmp_path / "weights" / name, to=kind)

@@ -9,11 +9,10 @@ from typing import Annotated, Literal
 from diffusion.cli import options
 from diffusion.cli.parser import natural_int, positive_int
 from diffusion.cli.signature import Here, Option, checked
-from diffusion.formats import LAST_WEIGHTS
+from diffusion.formats import EDIT_STRENGTH, ENLARGE_STRENGTH, LAST_WEIGHTS
 
 EDITING = "what changes"
 EMBEDDINGS = "embeddings"
-STRENGTH, ENLARGED_STRENGTH = 0.5, 0.3  # of all of a picture; what a mask covers is sampled anew, at 1
 
 
 @checked
@@ -27,7 +26,7 @@ def edit(
     strength: Annotated[
         options.Strength,
         Here(
-            f"1 where a part changes, else {STRENGTH}, and {ENLARGED_STRENGTH} to enlarge",
+            f"1 where a part changes, else {EDIT_STRENGTH}, and {ENLARGE_STRENGTH} to enlarge",
             EDITING,
             note=", and 0 keeps all",
         ),
@@ -155,7 +154,7 @@ def edit(
     from diffusion.generation.edit_sources import EditSource, load_embedding, match_masks, parse_look
     from diffusion.generation.edited_pictures import EditJob, Looks, edit_pictures
     from diffusion.generation.edited_pictures import match_colours as match_alone
-    from diffusion.generation.editing import Editor, EditSettings, add_embeddings
+    from diffusion.generation.editing import Editor, EditSettings, add_embeddings, default_strength
     from diffusion.generation.session import open_session
     from diffusion.generation.solver import Solver
     from diffusion.utils.errors import InputError
@@ -211,7 +210,7 @@ def edit(
             [parse_look(text, f"--{name}") for text in given] for name, given in (("look", look), ("add", add))
         ]
         if strength is None:
-            strength = 1.0 if changes_part else ENLARGED_STRENGTH if enlarge != 1 else STRENGTH
+            strength = default_strength(changes_part, enlarge)
         session = open_session(
             workdir,
             checkpoint,
