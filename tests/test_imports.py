@@ -48,6 +48,7 @@ ALLOWED = {
         "workdir",
         "model",
     },
+    "studio": {"data", "generation", "inpainting", "model"},
     "training": {"config", "data", "optim", "workdir"},
     "tasks": {
         *("config", "data", "encoders", "model", "evaluation", "training", "components", "condition"),

@@ -95,10 +95,15 @@ def edit_picture(editor: Editor, job: EditJob, out: Path, looks: Looks) -> Path:
         pixels = editor.edit(opened.canvas, job.number, of_picture, on_step=lambda *_: advance(progress))
     height, width = pixels.shape[:2]
     target = out / f"{job.name}.{choose_extension(height, width, job.format)}"
-    note = {**editor.session.image_metadata(job.number), **editor.record, **looks.record}
-    note |= {"source": job.source.path.name, "of": identify(job.source)}
+    note = edit_note(editor, job, looks)
     write_large_image(target, [torch.from_numpy(pixels).permute(2, 0, 1)], height, width, opened.mpp, note)
     return target
+
+
+def edit_note(editor: Editor, job: EditJob, looks: Looks) -> dict[str, Any]:
+    """Return the note of an edited picture: how it was made, and of what, without paths of this machine."""
+    note = {**editor.session.image_metadata(job.number), **editor.record, **looks.record}
+    return {**note, "source": job.source.path.name, "of": identify(job.source)}
 
 
 def advance(progress: tqdm) -> None:

@@ -19,7 +19,7 @@ from diffusion.generation.generators import TOKEN_CELLS, LargeImageMaker
 from diffusion.generation.regions import Region, embed_region, read_pixels
 from diffusion.generation.session import Session
 from diffusion.model.flow import EmbeddingFlow, Method
-from diffusion.sampling import image_generator
+from diffusion.sampling import OnStep, image_generator
 from diffusion.utils.content import fingerprint_tensors
 from diffusion.utils.errors import InputError
 from diffusion.utils.seeds import mix_seed
@@ -64,9 +64,14 @@ class StainPlace(NamedTuple):
 
 
 class Stainer:
-    """Stains pictures with a session's network, and a flow between the embeddings of the stains; None: embeddings as they are."""
+    """Stains pictures with a session's network, and a flow between the embeddings of the stains; None: embeddings as they are.
 
-    def __init__(self, session: Session, flow: EmbeddingFlow | None, settings: StainSettings):
+    on_step: called after each step of each region, as `sampling.denoise` does.
+    """
+
+    def __init__(
+        self, session: Session, flow: EmbeddingFlow | None, settings: StainSettings, on_step: OnStep | None = None
+    ):
         run = session.run
         if flow is not None:
             if flow.config.from_noise:
@@ -85,7 +90,7 @@ class Stainer:
             raise InputError(
                 f"--structure {settings.structure}: a ControlNet is given, which reads the picture with control"
             )
-        self.session, self.flow, self.settings = session, flow, settings
+        self.session, self.flow, self.settings, self.on_step = session, flow, settings, on_step
         stride = settings.stride or run.config.input_size // 2
         self.make = LargeImageMaker(
             run, session.codec, session.seed, session.solver, stride, settings.batch_size, settings.decode_tile
@@ -134,7 +139,7 @@ class Stainer:
         noise = torch.cat([region_noise(place.seed, place.corner, (rows, columns), channels) for place in places])
         start = latents if structure == "sdedit" else None
         numbers = [mix_seed(place.seed, *place.corner) for place in places]
-        sampled = self.make.latents(numbers, condition, noise=noise, start=start)
+        sampled = self.make.latents(numbers, condition, self.on_step, noise=noise, start=start)
         return [torch.cat(list(self.make.bands(each[None])), dim=1) for each in sampled]
 
 

@@ -153,3 +153,13 @@ def suggest_batch_size(batch: int, device: torch.device, copies: int = 0) -> str
 def largest_batch(batch: int, resident: int, peak: int, total: int) -> int:
     """Return the largest batch for `total` bytes, from what a pass of `batch` took beyond the resident bytes."""
     return int(batch * (USABLE_MEMORY * total - resident) / max(1, peak - resident))
+
+
+def empty_cache() -> None:
+    """Return unused memory of the accelerator to it, after a job that did not fit."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()

@@ -183,8 +183,8 @@ def test_a_controlnet_reads_the_part_that_the_network_sees(session, monkeypatch,
     """A mask, or the picture's latents, cut and filled up as the picture is."""
     torch.manual_seed(0)
     controlnet = ControlNet.of(session.run.model, 1, maps=maps, mask_kind="binary")
-    for module in controlnet.projections:
-        torch.nn.init.normal_(module.weight, std=1.0)
+    for parameter in controlnet.parameters():  # which begin as nothing
+        torch.nn.init.normal_(parameter, std=0.5)
     steered = replace(session, run=replace(session.run, controlnet=controlnet.eval()))
     steered.__dict__["embedder"] = EMBEDDER
     pixels, change = picture(400, 600), square((400, 600), 100, 500, 60)

@@ -1,0 +1,349 @@
+"""The work of a studio's jobs: the same code as `pixcell edit` and `pixcell stain`, on a session that stays open."""
+
+from __future__ import annotations
+
+import base64
+import io
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from diffusion.formats import CONDITIONS_DIR, EDIT_STRENGTH, ENLARGE_STRENGTH, WINDOW
+from diffusion.generation.colours import ColourMatch
+from diffusion.generation.controls import read_picture
+from diffusion.generation.edit_sources import EditSource, LookFile, choose_looks, load_embedding, open_edit
+from diffusion.generation.edited_pictures import EditJob, Looks, edit_note
+from diffusion.generation.editing import Canvas, Editor, EditSettings
+from diffusion.generation.image_files import save_image
+from diffusion.generation.regions import open_any, read_part
+from diffusion.generation.session import Session, open_session
+from diffusion.generation.solver import Solver
+from diffusion.generation.stained_pictures import StainJob, stain_pictures
+from diffusion.generation.staining import Stainer, StainSettings
+from diffusion.inpainting import clean_between
+from diffusion.model.flow import load_flow
+from diffusion.studio.history import BEFORE, PICTURE, History
+from diffusion.studio.jobs import Job
+from diffusion.studio.pictures import PictureShelf
+from diffusion.studio.requests import JobRequest, LookRequest, format_command
+from diffusion.utils.errors import InputError, MissingError
+from diffusion.utils.files import atomic_write_bytes
+from diffusion.utils.hardware import windows_per_pass
+
+PREVIEWS = 4  # of a job with many steps
+PREVIEW_STEPS = 8  # from which on there are previews
+PREVIEW_SIDE = 512  # pixels
+STAIN_STRENGTH = 0.6  # of sdedit
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the studio samples with: arguments of `open_session` and options of the commands that say the same.
+
+    loras: adapters that the page may add. flow: of stains.
+    """
+
+    arguments: Mapping[str, Any]
+    options: Mapping[str, Any]
+    loras: Sequence[str] = ()
+    flow: Path | None = None
+    precision: str = "fp32"
+    batch_size: int | None = None
+
+
+@dataclass
+class Workshop:
+    """Does the jobs. One session is open at a time: other adapters open another one in its place."""
+
+    model: Model
+    shelf: PictureShelf
+    history: History
+    _opened: tuple[tuple[str, ...], Session] | None = field(default=None, repr=False)
+    _flow: Any = field(default=None, repr=False)
+
+    def session(self, loras: Sequence[float] = ()) -> Session:
+        """Return the session with adapters, each by how much it counts; 0 leaves it out. Raises InputError."""
+        if len(loras) > len(self.model.loras):
+            raise InputError(f"{len(loras)} adapters: the studio was started with {len(self.model.loras)}")
+        chosen = tuple(f"{path}:{scale!r}" for path, scale in zip(self.model.loras, loras, strict=False) if scale)
+        if self._opened is None or self._opened[0] != chosen:
+            self._opened = None  # before the next one takes memory
+            self._opened = chosen, open_session(**self.model.arguments, loras=chosen)
+        return self._opened[1]
+
+    def stored_looks(self) -> dict[str, Path]:
+        """Return the embeddings that published weights have beside them, by name."""
+        folder = self.session_folder()
+        return {path.stem: path for path in sorted((folder / CONDITIONS_DIR).glob("*.npy"))} if folder else {}
+
+    def session_folder(self) -> Path | None:
+        """Return the folder of the run; None before it is open."""
+        return None if self._opened is None else self._opened[1].run.folder
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the page has to know of the network."""
+        session = self.session()
+        run, student = session.run, session.run.student
+        control = None
+        if run.controlnet is not None:
+            control = {"maps": list(run.controlnet.config.maps), "kind": run.controlnet.config.mask_kind}
+        return {
+            "name": run.folder.resolve().name,
+            "size": run.config.image_size,
+            "steps": session.solver.taken_steps,
+            "known_steps": list(student.steps) if student else None,
+            "guidance": student.guidance if student else session.solver.strength(run),
+            "device": str(session.device),
+            "loras": [Path(text.partition(":")[0]).name for text in self.model.loras],
+            "flow": self.model.flow is not None,
+            "control": control,
+            "looks": list(self.stored_looks()),
+            "strengths": {"vary": EDIT_STRENGTH, "enlarge": ENLARGE_STRENGTH, "stain": STAIN_STRENGTH},
+        }
+
+    def run(self, request: JobRequest, job: Job) -> dict[str, Any]:
+        """Do a job, and return its entry in the history. Raises InputError, CancelledError."""
+        place = self.history.begin()
+        try:
+            make = self._stain if request.action == "stain" else self._edit
+            command, settings = make(request, job, place)
+            shown = self.shelf.show(request.picture)
+            entry = {
+                "action": request.action,
+                "picture": shown.name,
+                "source": request.picture,
+                "part": list(request.part),
+                "seed": request.seed,
+                "command": command,
+                "settings": settings,
+                "seconds": round(job.seconds, 2),
+            }
+            return self.history.finish(place, entry)
+        except BaseException:
+            shutil.rmtree(place, ignore_errors=True)
+            raise
+
+    def _edit(self, request: JobRequest, job: Job, place: Path) -> tuple[str, dict[str, Any]]:
+        picture = self.shelf.path(request.picture)
+        mask = _save_png(request.mask, place / "mask.png", "the mask") if request.action == "repair" else None
+        control = _save_png(request.control, place / "control.png", "the control")
+        source = EditSource(
+            picture,
+            request.part,
+            self.shelf.mpp,
+            self.shelf.image_mpp,
+            mask=mask,
+            extend=request.extend if request.action == "extend" else None,
+            enlarge=request.enlarge if request.action == "enlarge" else 1,
+            control=control,
+        )
+        part = dict(part=request.part, mpp=self.shelf.mpp, image_mpp=self.shelf.image_mpp)
+        if request.action == "colours":
+            return self._match_colours(request, source, part, place)
+        strength = self._strength(request)
+        session = self._chosen_session(request)
+        if request.control is None and session.run.controlnet is not None and not session.run.controlnet.config.maps:
+            source = self._with_own_control(source, place)
+        reference = self._look_file(request.colours, place, "colours") if request.colours else None
+        if reference is not None and reference.suffix == ".npy":
+            raise InputError("the colours of a stored look are not known: choose a picture")
+        colours = None
+        if reference is not None:
+            colours = ColourMatch(read_picture(reference), request.colour_method, "the reference")
+        looks = Looks()
+        if request.look is not None:
+            path = self._look_file(request.look, place, "look")
+            looks = Looks([LookFile(path, request.look.amount)], {path: load_embedding(path, session)})
+        batch_size = self.model.batch_size or windows_per_pass(session.device, session.run.config.input_size)
+        editor = Editor(session, EditSettings(strength, batch_size=batch_size), colours)
+        opened = open_edit(source)
+        _save_before(opened.canvas.pixels if opened.canvas.coarse is None else opened.canvas.coarse, place)
+        preview = Preview(editor, opened.canvas, job)
+        of_picture = choose_looks(looks.files, looks.embeddings, opened)
+        pixels = editor.edit(opened.canvas, 0, of_picture, on_step=preview)
+        note = edit_note(editor, EditJob(source, picture.stem, 0), looks)
+        save_image(place / PICTURE, torch.from_numpy(pixels).permute(2, 0, 1), note)
+        options = {
+            **self.model.options,
+            **part,
+            "strength": strength,
+            "mask": mask and mask.absolute(),
+            "extend": source.extend,
+            "enlarge": source.enlarge if source.enlarge != 1 else None,
+            "look": tuple(f"{each.path.absolute()}:{each.amount!r}" for each in looks.files),
+            "match_colours": reference and reference.absolute(),
+            "colour_method": request.colour_method if reference is not None else None,
+            "control": source.control and source.control.absolute(),
+            **self._shared_options(request),
+        }
+        return format_command("edit", [picture], options), note
+
+    def _match_colours(
+        self, request: JobRequest, source: EditSource, part: Mapping[str, Any], place: Path
+    ) -> tuple[str, dict[str, Any]]:
+        """Give the selection the colours of a reference, and change nothing else."""
+        assert request.colours is not None
+        reference = self._look_file(request.colours, place, "colours")
+        if reference.suffix == ".npy":
+            raise InputError("the colours of a stored look are not known: choose a picture")
+        colours = ColourMatch(read_picture(reference), request.colour_method, "the reference")
+        pixels = open_edit(source).canvas.pixels
+        _save_before(pixels, place)
+        matched = colours.apply(pixels, "the selection")
+        note = {"colours": [colours.method, colours.fingerprint], "source": source.path.name}
+        save_image(place / PICTURE, torch.from_numpy(matched).permute(2, 0, 1), note)
+        options = {**part, "match_colours": reference.absolute(), "colour_method": request.colour_method}
+        return format_command("edit", [source.path], options), note
+
+    def _stain(self, request: JobRequest, job: Job, place: Path) -> tuple[str, dict[str, Any]]:
+        if self.model.flow is None and not request.loras:
+            raise InputError("no other stain: start the studio with --flow, and with the adapter of the stain")
+        picture = self.shelf.path(request.picture)
+        strength = STAIN_STRENGTH if request.strength is None else request.strength
+        solver = self._solver(request, strength if request.structure == "sdedit" else 1.0)
+        session = self.session(request.loras).with_solver(solver, request.seed)
+        if self._flow is None and self.model.flow is not None:
+            self._flow = load_flow(self.model.flow).to(session.device)
+        batch_size = self.model.batch_size or windows_per_pass(session.device, session.run.config.input_size)
+        settings = StainSettings(request.structure, batch_size=batch_size)
+        stainer = Stainer(session, self._flow, settings, on_step=lambda step, *_: job.advance(step + 1, job.steps))
+        job.steps = solver.taken_steps
+        with open_any(picture, self.shelf.mpp, self.shelf.image_mpp) as slide:
+            _save_before(read_part(slide, picture, request.part)[0], place)
+        work = place / "work"
+        stain_job = StainJob(picture, picture.stem, self.shelf.mpp, self.shelf.image_mpp, request.part, "png")
+        if failed := stain_pictures(stainer, [stain_job], work):
+            raise InputError(next(iter(failed.values())))
+        (work / f"{picture.stem}.png").replace(place / PICTURE)
+        shutil.rmtree(work)
+        options = {
+            **self.model.options,
+            **dict(part=request.part, mpp=self.shelf.mpp, image_mpp=self.shelf.image_mpp),
+            "flow": self.model.flow and self.model.flow.absolute(),
+            "structure": request.structure,
+            "strength": strength if request.structure == "sdedit" else None,
+            **self._shared_options(request),
+            "format": "png",
+        }
+        return format_command("stain", [picture], options), stainer.record
+
+    def _strength(self, request: JobRequest) -> float:
+        """Return the strength of an edit: what is sampled keeps nothing, what is varied as much as is asked for."""
+        if request.action in ("sample", "extend"):
+            return 1.0
+        usual = {"repair": 1.0, "enlarge": ENLARGE_STRENGTH}.get(request.action, EDIT_STRENGTH)
+        return usual if request.strength is None else request.strength
+
+    def _solver(self, request: JobRequest, start_strength: float = 1.0) -> Solver:
+        return Solver(
+            request.steps,
+            request.guidance,
+            precision=self.model.precision,
+            control_scale=request.control_scale,
+            start_strength=start_strength,
+        )
+
+    def _chosen_session(self, request: JobRequest) -> Session:
+        return self.session(request.loras).with_solver(self._solver(request), request.seed)
+
+    def _shared_options(self, request: JobRequest) -> dict[str, Any]:
+        """Return the options of a request that both commands have."""
+        scales = zip(self.model.loras, request.loras, strict=False)
+        return {
+            "steps": request.steps,
+            "guidance": request.guidance,
+            "seed": request.seed,
+            "control_scale": request.control_scale if request.control_scale != 1 else None,
+            "lora": tuple(f"{path}:{scale!r}" for path, scale in scales if scale),
+        }
+
+    def _look_file(self, look: LookRequest, place: Path, name: str) -> Path:
+        """Return the file of a look: a stored embedding, a result, or 256 pixels of a picture, which are written. Raises InputError."""
+        if look.kind == "stored":
+            stored = self.stored_looks()
+            if look.name not in stored:
+                raise MissingError(f"no stored look {look.name[:40]!r}")
+            return stored[look.name]
+        if look.kind == "result":
+            copy = place / f"{name}.png"
+            shutil.copyfile(self.history.file(look.name, PICTURE), copy)
+            return copy
+        path = self.shelf.path(look.name)
+        with open_any(path, self.shelf.mpp, self.shelf.image_mpp) as slide:
+            left, top = (round(each / slide.factor) - WINDOW // 2 for each in (look.x, look.y))
+            left = min(max(left, 0), max(slide.width - WINDOW, 0))
+            top = min(max(top, 0), max(slide.height - WINDOW, 0))
+            square = slide.read(left, top, WINDOW)
+        square.save(place / f"{name}.png")
+        return place / f"{name}.png"
+
+    def _with_own_control(self, source: EditSource, place: Path) -> EditSource:
+        """Return a source that is controlled by its own picture, as a ControlNet of latents takes it."""
+        with open_any(source.path, self.shelf.mpp, self.shelf.image_mpp) as slide:
+            pixels, _ = read_part(slide, source.path, source.part)
+        Image.fromarray(pixels).save(place / "control.png")
+        return replace(source, control=place / "control.png")
+
+
+class Preview:
+    """Follows the steps of an edit, and shows some of what it is on the way to, by what two steps in a row agree on."""
+
+    def __init__(self, editor: Editor, canvas: Canvas, job: Job):
+        self.editor, self.canvas, self.job = editor, canvas, job
+        self.box = canvas.choose_area(editor.session.run.config.image_size)
+        self.before: tuple[torch.Tensor, torch.Tensor] | None = None  # latents, and the timestep that they are at
+        self.latents: torch.Tensor | None = None
+        job.steps = editor.steps
+
+    def __call__(self, step: int, timestep: torch.Tensor, latents: torch.Tensor) -> None:
+        """Count a step, after which there are these latents; `timestep` is the one that it began at."""
+        self.job.advance(step + 1, self.job.steps)
+        every = max(1, self.job.steps // (PREVIEWS + 1))
+        if self.latents is not None:
+            if self.job.steps >= PREVIEW_STEPS and self.before is not None and step % every == 0:
+                clean = clean_between(*self.before, self.latents, timestep)
+                self.show(self.editor.finish(self.canvas, self.box, self._cut(clean)))
+            self.before = self.latents, timestep
+        self.latents = latents
+
+    def _cut(self, latents: torch.Tensor) -> torch.Tensor:
+        height, width = (-(-side // 8) for side in (self.box.height, self.box.width))
+        return latents[:, :, :height, :width]
+
+    def show(self, pixels: np.ndarray) -> None:
+        """Show a picture, made smaller."""
+        image = Image.fromarray(pixels)
+        image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=85)
+        self.job.show(buffer.getvalue())
+
+
+def _save_png(content: str | None, path: Path, name: str) -> Path | None:
+    """Write a mask that the page has sent, as white and black; None: none was sent. Raises InputError."""
+    if content is None:
+        return None
+    try:
+        data = base64.b64decode(content, validate=True)
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            if image.width * image.height > 2 * 4096**2:
+                raise InputError(f"{name} has {image.width} x {image.height} pixels: too many")
+            painted = np.asarray(image.convert("L")) > 127
+    except InputError:
+        raise
+    except Exception as error:  # decoders raise nearly anything
+        raise InputError(f"{name} is no PNG ({type(error).__name__}); reload the page") from None
+    buffer = io.BytesIO()
+    Image.fromarray(255 * painted.astype(np.uint8)).save(buffer, "PNG")
+    atomic_write_bytes(path, buffer.getvalue())
+    return path
+
+
+def _save_before(pixels: np.ndarray, place: Path) -> None:
+    Image.fromarray(pixels).save(place / BEFORE)
