@@ -20,7 +20,7 @@ setup(
     package_dir={"pixcell.assets": "asset", "pixcell.configs": "configs"},
     package_data={
         "": ["py.typed"],
-        "pixcell.assets": ["*.j2", "tiny_vae/*", "nano/*", "nano/*/*"],
+        "pixcell.assets": ["*.j2", "tiny_vae/*", "nano/*", "nano/*/*", "studio/*"],
         "pixcell.configs": ["*.py", "*/*.py", "*/*.json"],
     },
     cmdclass={"build_py": CleanBuild},

@@ -74,3 +74,18 @@ def cut(tmp_path):
         return tool("extract_patches.py", *common, *(options if "--size" in options else ("--size", 128, *options)))
 
     return call
+
+
+def write_slide(path: Path) -> Path:
+    """A pyramid of 1024 x 768 pixels at 0.5 microns, whose right half is glass."""
+    import tifffile
+    from conftest import texture  # which imports the fixtures here
+
+    picture = texture(1024, 3).crop((0, 0, 1024, 768))
+    picture.paste((255, 255, 255), (500, 0, 1024, 768))
+    with tifffile.TiffWriter(path) as writer:
+        for level in range(2):
+            pixels = np.asarray(picture.resize((1024 >> level, 768 >> level), Image.Resampling.BOX))
+            writer.write(pixels, tile=(256, 256), photometric="rgb", subfiletype=int(level > 0),
+                         resolution=(2e4 / 2**level, 2e4 / 2**level), resolutionunit="CENTIMETER")  # fmt: skip
+    return path

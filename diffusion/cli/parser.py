@@ -25,6 +25,8 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 # packages that most users can do without -> the extra that installs them
 EXTRAS = {
     **dict.fromkeys(("openslide", "skimage"), "slides"),
+    "torchstain": "edits",
+    **dict.fromkeys(("starlette", "uvicorn", "xstatic"), "studio"),
     **dict.fromkeys(("jinja2", "matplotlib", "scipy", "sklearn", "torch_fidelity"), "scores"),
 }
 

@@ -122,8 +122,13 @@ class PictureShelf:
         columns, rows = zoom.level_tiles[place]
         if not (0 <= column < columns and 0 <= row < rows):
             raise MissingError(f"no tile {column}, {row} of level {level}")
+        tile = zoom.get_tile(place, (column, row)).convert("RGB")
+        if tile.size != (TILE, TILE):  # at the ends of the picture; a viewer would stretch it
+            whole = Image.new("RGB", (TILE, TILE), "white")
+            whole.paste(tile)
+            tile = whole
         buffer = io.BytesIO()
-        zoom.get_tile(place, (column, row)).convert("RGB").save(buffer, "JPEG", quality=TILE_QUALITY)
+        tile.save(buffer, "JPEG", quality=TILE_QUALITY)
         return buffer.getvalue()
 
     def levels(self, number: str) -> list[tuple[int, int]]:

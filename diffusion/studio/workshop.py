@@ -241,9 +241,11 @@ class Workshop:
         return usual if request.strength is None else request.strength
 
     def _solver(self, request: JobRequest, start_strength: float = 1.0) -> Solver:
+        own = self.model.arguments["solver"]
         return Solver(
             request.steps,
             request.guidance,
+            guidance_interval=own.guidance_interval,
             precision=self.model.precision,
             control_scale=request.control_scale,
             start_strength=start_strength,

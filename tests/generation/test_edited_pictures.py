@@ -13,7 +13,7 @@ from conftest import read_pixels, texture
 from PIL import Image
 from runs import forget_processes, save_run
 from scoring_data import PaddedColour
-from test_staining import write_slide
+from slide_files import write_slide
 
 from diffusion.cli.commands.edit import edit
 from diffusion.encoders.embedders import PatchEmbedder

@@ -13,6 +13,7 @@ from conftest import command, texture
 from PIL import Image
 from runs import forget_processes, save_run
 from scoring_data import PaddedColour
+from slide_files import write_slide
 
 from diffusion.cli.commands.stain import stain
 from diffusion.data.slides.reader import PlainImage
@@ -82,18 +83,6 @@ def test_a_folder_keeps_its_names_and_its_pictures(run, flow, tmp_path):
     forget_processes()
     with pytest.raises(InputError, match="holds pictures with --seed 0, not --seed 1"):
         stain([tmp_path / "tiles"], workdir=run, flow=flow, out=out, seed=1, **OPTIONS)
-
-
-def write_slide(path: Path) -> Path:
-    """A pyramid of 1024 x 768 pixels at 0.5 microns, whose right half is glass."""
-    picture = texture(1024, 3).crop((0, 0, 1024, 768))
-    picture.paste((255, 255, 255), (500, 0, 1024, 768))
-    with tifffile.TiffWriter(path) as writer:
-        for level in range(2):
-            pixels = np.asarray(picture.resize((1024 >> level, 768 >> level), Image.Resampling.BOX))
-            writer.write(pixels, tile=(256, 256), photometric="rgb", subfiletype=int(level > 0),
-                         resolution=(2e4 / 2**level, 2e4 / 2**level), resolutionunit="CENTIMETER")  # fmt: skip
-    return path
 
 
 def test_a_slide_is_stained_the_same_however_often_it_was_stopped(run, flow, tmp_path, monkeypatch):

@@ -50,6 +50,10 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
             "edit:edit",
             "Edit pictures: vary, repair, extend, enlarge them, and give them another look or other colours",
         ),
+        "studio": (
+            "studio:studio",
+            "Look at slides in the browser, click, and sample, vary, repair, extend, enlarge or stain what is there",
+        ),
         "stain": ("stain:stain", "Stain H&E virtually: images, folders, a part of a slide or a whole slide"),
         "block-cache": (
             "block_cache:block_cache",

@@ -1,0 +1,609 @@
+"use strict";
+// The studio's page. It asks the server by number for pictures, jobs and results; nothing is loaded from elsewhere.
+
+const byId = (id) => document.getElementById(id);
+const client = sessionStorage.getItem("client") || crypto.getRandomValues(new Uint32Array(4)).join("-");
+sessionStorage.setItem("client", client);
+
+const ACTIONS = {
+  sample: ["Sample", "New tissue with the look of the square; nothing of the square itself is kept."],
+  vary: ["Vary", "The square, changed by the strength: little at 0.2, much at 0.8."],
+  repair: ["Repair", "What you paint is replaced by tissue that fits; the rest stays, pixel for pixel. For pen, folds, or another look in a place."],
+  extend: ["Extend", "Tissue is added at the sides of the square."],
+  enlarge: ["Enlarge", "The square with 2 or 4 times the pixels a side, which average to it."],
+  colours: ["Colours", "The square with the colours of another picture; nothing else changes."],
+  stain: ["Stain", "The square in the other stain, by the flow that the studio was started with."],
+};
+const POLL = 250, RETRY = 2000; // milliseconds
+
+let model = null, picture = null, map = null, layer = null, square = null, selection = null;
+let places = [], job = null, shown = null, picking = false, answered = true;
+const before = new Image();
+const paint = { mask: document.createElement("canvas"), control: document.createElement("canvas") };
+let corners = [], pointer = null, drawing = false;
+
+// ---- the server
+
+async function ask(path, options = {}) {
+  const headers = { "X-Pixcell-Client": client, ...(options.headers || {}) };
+  let answer;
+  try {
+    answer = await fetch(path, { ...options, headers });
+  } catch (error) {
+    lost();
+    throw new Error("The studio's server does not answer.");
+  }
+  found();
+  const content = answer.status === 204 ? {} : await answer.json();
+  if (!answer.ok) throw new Error(content.error || `The server answered ${answer.status}.`);
+  return content;
+}
+
+function lost() {
+  if (!answered) return;
+  answered = false;
+  byId("banner").textContent = "The studio's server does not answer: start it again in its terminal. Results are kept, and this page goes on by itself.";
+  byId("banner").hidden = false;
+  setTimeout(retry, RETRY);
+}
+
+function retry() {
+  ask("/api/state").then((state) => { begin(state); if (job) follow(); }, () => { answered = true; lost(); });
+}
+
+function found() {
+  answered = true;
+  byId("banner").hidden = true;
+}
+
+function say(text, failed = false) {
+  byId("status").textContent = text;
+  byId("status").classList.toggle("failed", failed);
+}
+
+// ---- beginning
+
+async function load() {
+  for (const [name, [title]] of Object.entries(ACTIONS)) {
+    const label = document.createElement("label"), input = document.createElement("input"), text = document.createElement("span");
+    Object.assign(input, { type: "radio", name: "action", value: name, checked: name === "sample" });
+    text.textContent = title;
+    label.append(input, text);
+    byId("actions").append(label);
+    input.addEventListener("change", showAction);
+  }
+  map = L.map("map", { crs: L.CRS.Simple, minZoom: 0, zoomSnap: 0.25, attributionControl: false, boxZoom: false, doubleClickZoom: false });
+  map.setView([0, 0], 0);
+  map.on("click", (event) => clicked(event.latlng));
+  listen();
+  try {
+    begin(await ask("/api/state"));
+    restore();
+  } catch (error) {
+    say(error.message, true);
+  }
+}
+
+function begin(state) {
+  const list = byId("pictures"), chosen = list.value || sessionStorage.getItem("picture");
+  list.replaceChildren(...state.pictures.map((each) => new Option(each.name, each.number)));
+  if (!state.pictures.length) list.append(new Option("none yet: upload an image", ""));
+  if (state.pictures.some((each) => each.number === chosen)) list.value = chosen;
+  if (list.value && (!picture || picture.number !== list.value)) openPicture(list.value);
+  showHistory(state.history);
+  if (state.refused.length) say(state.refused.join(" "), true);
+  if (state.error) {
+    byId("network").textContent = "The network could not be opened.";
+    say(state.error, true);
+  } else if (!state.model) {
+    byId("network").textContent = "Opening the network …";
+    setTimeout(() => ask("/api/state").then(begin, () => {}), POLL);
+  } else if (!model) {
+    model = state.model;
+    describe();
+  }
+}
+
+function describe() {
+  byId("network").textContent = `${model.name}, ${model.size} pixels, on ${model.device}`;
+  const sides = [model.size / 2, model.size, 2 * model.size, 4 * model.size].filter((side) => side >= 128 && side <= 2048);
+  byId("side").replaceChildren(...sides.map((side) => new Option(`${side} × ${side} pixels`, side)));
+  byId("side").value = sessionStorage.getItem("side") || model.size;
+  byId("steps").value = model.steps;
+  byId("guidance").value = model.guidance;
+  if (model.known_steps) {
+    byId("known-steps").replaceChildren(...model.known_steps.map((steps) => new Option(steps)));
+    byId("guidance-label").remove();
+  }
+  byId("loras").hidden = !model.loras.length;
+  byId("loras").append(...model.loras.map((name) => {
+    const label = document.createElement("label"), input = document.createElement("input");
+    Object.assign(input, { type: "range", min: 0, max: 1.5, step: 0.1, value: 1, className: "lora" });
+    label.append(name, input);
+    return label;
+  }));
+  document.querySelector("input[value=stain]").parentElement.hidden = !model.flow && !model.loras.length;
+  byId("control-scale-label").hidden = !model.control;
+  byId("layer-label").hidden = !(model.control && model.control.maps.length);
+  showLooks();
+  showAction();
+}
+
+function restore() {
+  const stored = JSON.parse(sessionStorage.getItem("job") || "null");
+  if (stored) {
+    job = stored;
+    follow();
+  }
+}
+
+// ---- the picture
+
+async function openPicture(number) {
+  sessionStorage.setItem("picture", number);
+  let found;
+  try {
+    found = await ask(`/api/pictures/${number}`);
+  } catch (error) {
+    say(error.message, true);
+    return;
+  }
+  picture = found;
+  const [width, height] = picture.levels[0], top = Math.max(0, Math.ceil(Math.log2(Math.max(width, height) / 256)));
+  picture.top = top;
+  if (layer) layer.remove();
+  if (square) square.remove();
+  selection = square = null;
+  const corner = (x, y) => map.unproject([x, y], top);
+  const bounds = L.latLngBounds(corner(0, height), corner(width, 0));
+  const Tiles = L.TileLayer.extend({ getTileUrl: (at) => `/api/pictures/${number}/tiles/${top - at.z}/${at.x}/${at.y}.jpg` });
+  layer = new Tiles("", { tileSize: 256, minZoom: 0, maxNativeZoom: top, maxZoom: top + 3, bounds, noWrap: true });
+  layer.addTo(map);
+  map.setMaxZoom(top + 3);
+  map.setMaxBounds(bounds.pad(0.5));
+  map.fitBounds(bounds);
+  byId("picture-note").textContent = `${width} × ${height} pixels, ${picture.note}.`;
+  const stored = JSON.parse(sessionStorage.getItem("selection") || "null");
+  if (stored && stored.picture === number) select(stored.part);
+}
+
+function clicked(place) {
+  if (!picture) return;
+  const point = map.project(place, picture.top), x = Math.round(point.x), y = Math.round(point.y);
+  const [width, height] = picture.levels[0];
+  if (x < 0 || y < 0 || x >= width || y >= height) return;
+  if (picking) {
+    places.push({ kind: "place", name: picture.number, x, y, title: `${picture.name} at ${x}, ${y}` });
+    pick(false);
+    showLooks(places.length - 1);
+    say("This place is the look now; click again to select a square.");
+    return;
+  }
+  const side = Number(byId("side").value || 256), factor = picture.factor;
+  const cut = (at, length) => [Math.max(0, Math.min(Math.round(at / factor - side / 2), length - side)), Math.min(side, length)];
+  const [left, wide] = cut(x, picture.width), [upper, high] = cut(y, picture.height);
+  select([Math.round(left * factor), Math.round(upper * factor), wide, high]);
+  if (byId("at-once").checked) run();
+}
+
+function select(part) {
+  selection = part;
+  sessionStorage.setItem("selection", JSON.stringify({ picture: picture.number, part }));
+  const [x, y, width, height] = part, corner = (a, b) => map.unproject([a, b], picture.top);
+  const bounds = L.latLngBounds(corner(x, y + height * picture.factor), corner(x + width * picture.factor, y));
+  if (square) square.remove();
+  square = L.rectangle(bounds, { color: "#12c35b", weight: 3, fill: false, interactive: false }).addTo(map);
+  for (const canvas of Object.values(paint)) Object.assign(canvas, { width, height });
+  corners = [];
+  pointer = [width / 2, height / 2];
+  before.onload = () => { showSquare(); };
+  before.onerror = () => say("The square cannot be read.", true);
+  before.src = `/api/pictures/${picture.number}/part?x=${x}&y=${y}&width=${width}&height=${height}`;
+  byId("run").disabled = !model || Boolean(job);
+}
+
+// ---- the square
+
+function showSquare() {
+  byId("empty").hidden = true;
+  byId("compare").hidden = byId("views").hidden = byId("done").hidden = byId("preview").hidden = true;
+  byId("canvas").hidden = false;
+  shown = null;
+  draw();
+}
+
+function draw() {
+  if (!selection || byId("canvas").hidden) return;
+  const canvas = byId("canvas"), pen = canvas.getContext("2d");
+  Object.assign(canvas, { width: selection[2], height: selection[3] });
+  pen.drawImage(before, 0, 0, selection[2], selection[3]);
+  pen.globalAlpha = 0.55;
+  if (action() === "repair") pen.drawImage(paint.mask, 0, 0);
+  if (model && model.control && model.control.maps.length) pen.drawImage(paint.control, 0, 0);
+  pen.globalAlpha = 1;
+  if (!painting()) return;
+  pen.lineWidth = Math.max(1, selection[2] / 256);
+  pen.strokeStyle = "#ffffff";
+  if (corners.length) {
+    pen.beginPath();
+    corners.forEach(([x, y], i) => (i ? pen.lineTo(x, y) : pen.moveTo(x, y)));
+    pen.lineTo(...pointer);
+    pen.stroke();
+  }
+  if (document.activeElement === canvas) {
+    pen.beginPath();
+    pen.arc(pointer[0], pointer[1], byId("tool").value === "polygon" ? 3 : byId("brush").value / 2, 0, 2 * Math.PI);
+    pen.stroke();
+  }
+}
+
+function painting() {
+  return !byId("paint").hidden;
+}
+
+function stroke(from, to) {
+  const canvas = paint[byId("layer").value], pen = canvas.getContext("2d"), erases = byId("tool").value === "eraser";
+  pen.globalCompositeOperation = erases ? "destination-out" : "source-over";
+  pen.strokeStyle = pen.fillStyle = byId("layer").value === "mask" ? "#12c35b" : "#ffb000";
+  pen.lineWidth = Number(byId("brush").value);
+  pen.lineCap = pen.lineJoin = "round";
+  pen.beginPath();
+  pen.moveTo(...from);
+  pen.lineTo(...to);
+  pen.stroke();
+  pen.globalCompositeOperation = "source-over";
+}
+
+function corner(point) {
+  if (corners.length > 2 && Math.hypot(point[0] - corners[0][0], point[1] - corners[0][1]) < selection[2] / 32) {
+    closePolygon();
+  } else {
+    corners.push(point);
+  }
+  draw();
+}
+
+function closePolygon() {
+  if (corners.length > 2) {
+    const pen = paint[byId("layer").value].getContext("2d");
+    pen.fillStyle = byId("layer").value === "mask" ? "#12c35b" : "#ffb000";
+    pen.beginPath();
+    corners.forEach(([x, y], i) => (i ? pen.lineTo(x, y) : pen.moveTo(x, y)));
+    pen.fill();
+  }
+  corners = [];
+}
+
+function placeOf(event) {
+  const canvas = byId("canvas"), box = canvas.getBoundingClientRect();
+  return [((event.clientX - box.left) / box.width) * canvas.width, ((event.clientY - box.top) / box.height) * canvas.height];
+}
+
+function painted(name) {
+  const canvas = paint[name], pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+  const copy = document.createElement("canvas");
+  Object.assign(copy, { width: canvas.width, height: canvas.height });
+  const pen = copy.getContext("2d"), flat = pen.createImageData(canvas.width, canvas.height);
+  let any = false;
+  for (let i = 0; i < pixels.length; i += 4) {
+    const value = pixels[i + 3] > 127 ? 255 : 0;
+    any = any || value > 0;
+    flat.data[i] = flat.data[i + 1] = flat.data[i + 2] = value;
+    flat.data[i + 3] = 255;
+  }
+  pen.putImageData(flat, 0, 0);
+  return any ? copy.toDataURL("image/png").split(",")[1] : null;
+}
+
+// ---- settings
+
+function action() {
+  return document.querySelector("input[name=action]:checked").value;
+}
+
+function showAction() {
+  const name = action();
+  byId("action-help").textContent = ACTIONS[name][1];
+  for (const each of document.querySelectorAll("[data-for]")) {
+    each.hidden = !each.dataset.for.split(" ").includes(name) || (each.id === "control-scale-label" && !(model && model.control));
+  }
+  const controls = model && model.control && model.control.maps.length && name !== "colours" && name !== "stain";
+  byId("paint").hidden = !(name === "repair" || controls);
+  if (name !== "repair" && controls) byId("layer").value = "control";
+  if (name === "repair") byId("layer").value = "mask";
+  const usual = { vary: model && model.strengths.vary, repair: 1, enlarge: model && model.strengths.enlarge, stain: model && model.strengths.stain };
+  if (usual[name] !== undefined) byId("strength").value = usual[name];
+  byId("strength-value").textContent = byId("strength").value;
+  if (!shown) draw();
+}
+
+function showLooks(chosen = null) {
+  const fill = (list, stored) => {
+    const kept = list.value;
+    list.replaceChildren(new Option(stored ? "its own" : "as they are", ""));
+    if (stored && model) list.append(...model.looks.map((name) => new Option(name.replaceAll("_", " "), JSON.stringify({ kind: "stored", name }))));
+    list.append(...places.map((each) => new Option(each.title, JSON.stringify({ kind: each.kind, name: each.name, x: each.x || 0, y: each.y || 0 }))));
+    list.value = kept;
+    if (list.selectedIndex < 0) list.value = "";
+    if (chosen !== null && (stored || action() === "colours")) list.selectedIndex = list.options.length - places.length + chosen;
+  };
+  fill(byId("look"), true);
+  fill(byId("colours"), false);
+}
+
+function pick(on) {
+  picking = on;
+  byId("pick").setAttribute("aria-pressed", String(on));
+  byId("pick").textContent = on ? "Click on the picture …" : "Pick a look on the picture";
+}
+
+function numberOf(id) {
+  const field = byId(id);
+  return field && field.value !== "" ? Number(field.value) : null;
+}
+
+function request() {
+  const name = action(), look = byId("look").value, colours = byId("colours").value;
+  const wanted = { action: name, picture: picture.number, part: selection, seed: numberOf("seed") || 0 };
+  const applies = (id) => { const each = byId(id).closest("[data-for]"); return each && !each.hidden; };
+  if (name !== "colours") {
+    wanted.steps = numberOf("steps");
+    wanted.guidance = numberOf("guidance");
+    wanted.loras = [...document.querySelectorAll("input.lora")].map((each) => Number(each.value));
+  }
+  if (applies("strength")) wanted.strength = Number(byId("strength").value);
+  if (applies("look") && look) wanted.look = { ...JSON.parse(look), amount: Number(byId("look-amount").value) };
+  if (applies("colours") && colours) Object.assign(wanted, { colours: JSON.parse(colours), colour_method: byId("colour-method").value });
+  if (name === "repair") wanted.mask = painted("mask");
+  if (name === "extend") wanted.extend = ["left", "top", "right", "bottom"].map((id) => numberOf(id) || 0);
+  if (name === "enlarge") wanted.enlarge = Number(byId("enlarge").value);
+  if (name === "stain") wanted.structure = byId("structure").value;
+  if (model.control && name !== "colours") {
+    wanted.control_scale = Number(byId("control-scale").value);
+    if (model.control.maps.length && name !== "stain") wanted.control = painted("control");
+    if (model.control.maps.length && !wanted.control) wanted.control_scale = 0;
+  }
+  return wanted;
+}
+
+// ---- jobs
+
+async function run() {
+  if (!selection || !model || job) return;
+  closePolygon();
+  byId("run").disabled = true;
+  say("Sent.");
+  try {
+    const { number } = await ask("/api/jobs", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(request()) });
+    job = { number, previews: 0 };
+    sessionStorage.setItem("job", JSON.stringify(job));
+    byId("cancel").disabled = false;
+    follow();
+  } catch (error) {
+    byId("run").disabled = false;
+    say(error.message, true);
+  }
+}
+
+async function follow() {
+  if (!job) return;
+  byId("run").disabled = true;
+  byId("cancel").disabled = false;
+  let state;
+  try {
+    state = await ask(`/api/jobs/${job.number}`);
+  } catch (error) {
+    if (!answered) return; // it goes on when the server is back
+    end();
+    say(`${error.message} Run it again.`, true);
+    return;
+  }
+  const progress = byId("progress");
+  progress.value = state.steps ? state.step / state.steps : 0;
+  if (state.state === "queued") {
+    say(state.place ? `Waiting: ${state.place} before this one.` : "Waiting.");
+  } else if (state.state === "running") {
+    say(state.steps ? `Step ${state.step} of ${state.steps}, ${state.seconds} s.` : "Preparing.");
+    if (state.previews > job.previews) {
+      job.previews = state.previews;
+      const preview = byId("preview");
+      preview.onload = () => { if (job) preview.hidden = false; };
+      preview.src = `/api/jobs/${job.number}/preview?client=${encodeURIComponent(client)}&n=${state.previews}`;
+    }
+  } else {
+    end();
+    if (state.state === "done") {
+      say(`Done in ${state.seconds} s.`);
+      addHistory(state.result);
+      show(state.result);
+    } else {
+      say(state.state === "cancelled" ? "Cancelled." : state.error, state.state === "failed");
+    }
+    return;
+  }
+  setTimeout(follow, POLL);
+}
+
+function end() {
+  job = null;
+  sessionStorage.removeItem("job");
+  byId("run").disabled = !selection;
+  byId("cancel").disabled = true;
+  byId("preview").hidden = true;
+  byId("progress").value = 0;
+}
+
+// ---- results
+
+function show(entry) {
+  shown = entry;
+  const folder = `/history/${entry.number}`;
+  byId("before").src = `${folder}/before.png`;
+  byId("after").src = `${folder}/picture.png`;
+  byId("before").alt = `Before: ${entry.picture}`;
+  byId("after").alt = `Result of ${ACTIONS[entry.action][0]}, seed ${entry.seed}`;
+  byId("empty").hidden = byId("canvas").hidden = byId("preview").hidden = true;
+  byId("compare").hidden = byId("views").hidden = byId("done").hidden = false;
+  byId("download").href = `${folder}/picture.png?download`;
+  byId("command").value = entry.command;
+  showView();
+}
+
+function showView() {
+  byId("compare").dataset.view = byId("view").value;
+  byId("cut").hidden = byId("view").value !== "slider";
+  byId("compare").style.setProperty("--cut", `${byId("cut").value}%`);
+}
+
+function showHistory(entries) {
+  byId("history").replaceChildren();
+  for (const entry of [...entries].reverse()) addHistory(entry);
+  byId("no-history").hidden = entries.length > 0;
+}
+
+function addHistory(entry) {
+  if (document.getElementById(`entry-${entry.number}`)) return;
+  const item = document.createElement("li"), open = document.createElement("button"), image = document.createElement("img");
+  const text = document.createElement("span"), remove = document.createElement("button");
+  item.id = `entry-${entry.number}`;
+  Object.assign(open, { type: "button", className: "entry" });
+  Object.assign(image, { src: `/history/${entry.number}/thumbnail.jpg`, alt: "", loading: "lazy" });
+  text.textContent = `${ACTIONS[entry.action] ? ACTIONS[entry.action][0] : entry.action}, seed ${entry.seed}`;
+  open.append(image, text);
+  open.setAttribute("aria-label", `Show ${text.textContent}, of ${entry.picture}`);
+  open.addEventListener("click", () => show(entry));
+  Object.assign(remove, { type: "button", className: "remove", textContent: "Remove" });
+  remove.setAttribute("aria-label", `Remove ${text.textContent}`);
+  remove.addEventListener("click", async () => {
+    try {
+      await ask(`/api/history/${entry.number}`, { method: "DELETE" });
+      item.remove();
+      if (shown === entry && selection) showSquare();
+    } catch (error) {
+      say(error.message, true);
+    }
+  });
+  item.append(open, remove);
+  byId("history").prepend(item);
+  byId("no-history").hidden = true;
+}
+
+async function uploadBlob(blob, name) {
+  const { number } = await ask("/api/uploads", { method: "POST", headers: { "X-Name": encodeURIComponent(name) }, body: blob });
+  const list = byId("pictures");
+  if (![...list.options].some((each) => each.value === number)) {
+    if (list.options.length === 1 && !list.options[0].value) list.replaceChildren();
+    list.append(new Option(name, number));
+  }
+  list.value = number;
+  await openPicture(number);
+}
+
+// ---- events
+
+function listen() {
+  byId("pictures").addEventListener("change", (event) => event.target.value && openPicture(event.target.value));
+  byId("upload").addEventListener("change", async (event) => {
+    const file = event.target.files[0];
+    event.target.value = "";
+    if (!file) return;
+    say(`Uploading ${file.name} …`);
+    try {
+      await uploadBlob(file, file.name);
+      say(`${file.name} is open.`);
+    } catch (error) {
+      say(error.message, true);
+    }
+  });
+  byId("side").addEventListener("change", (event) => sessionStorage.setItem("side", event.target.value));
+  byId("settings").addEventListener("submit", (event) => { event.preventDefault(); run(); });
+  byId("cancel").addEventListener("click", () => job && ask(`/api/jobs/${job.number}`, { method: "DELETE" }).catch((error) => say(error.message, true)));
+  byId("dice").addEventListener("click", () => { byId("seed").value = Math.floor(Math.random() * 1e9); });
+  byId("strength").addEventListener("input", () => { byId("strength-value").textContent = byId("strength").value; });
+  byId("pick").addEventListener("click", () => pick(!picking));
+  byId("view").addEventListener("change", showView);
+  byId("cut").addEventListener("input", showView);
+  byId("again").addEventListener("click", () => selection && showSquare());
+  byId("clear").addEventListener("click", () => {
+    const canvas = paint[byId("layer").value];
+    canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);
+    corners = [];
+    draw();
+  });
+  byId("tool").addEventListener("change", () => { closePolygon(); draw(); });
+  byId("copy").addEventListener("click", async () => {
+    try {
+      await navigator.clipboard.writeText(byId("command").value);
+      say("The command is copied.");
+    } catch (error) {
+      byId("command").focus();
+      byId("command").select();
+      say("The command is marked: copy it by hand.");
+    }
+  });
+  byId("as-look").addEventListener("click", () => {
+    places.push({ kind: "result", name: shown.number, title: `result, seed ${shown.seed}` });
+    showLooks(places.length - 1);
+    say("This result is the look now.");
+  });
+  byId("as-picture").addEventListener("click", async () => {
+    try {
+      const answer = await fetch(`/history/${shown.number}/picture.png`);
+      await uploadBlob(await answer.blob(), `${shown.picture} ${shown.action} ${shown.seed}.png`);
+    } catch (error) {
+      say(error.message, true);
+    }
+  });
+  byId("theme").addEventListener("click", () => {
+    const root = document.documentElement, dark = matchMedia("(prefers-color-scheme: dark)").matches;
+    const now = root.dataset.theme || (dark ? "dark" : "light");
+    root.dataset.theme = now === "dark" ? "light" : "dark";
+    localStorage.setItem("theme", root.dataset.theme);
+  });
+  if (localStorage.getItem("theme")) document.documentElement.dataset.theme = localStorage.getItem("theme");
+  byId("map").addEventListener("keydown", (event) => {
+    if (event.key === "Enter") { event.preventDefault(); clicked(map.getCenter()); }
+  });
+  const canvas = byId("canvas");
+  canvas.addEventListener("pointerdown", (event) => {
+    if (!painting()) return;
+    event.preventDefault();
+    canvas.focus();
+    pointer = placeOf(event);
+    if (byId("tool").value === "polygon") { corner(pointer); return; }
+    canvas.setPointerCapture(event.pointerId);
+    drawing = true;
+    stroke(pointer, pointer);
+    draw();
+  });
+  canvas.addEventListener("pointermove", (event) => {
+    if (!painting() || !selection) return;
+    const place = placeOf(event);
+    if (drawing) stroke(pointer, place);
+    pointer = place;
+    draw();
+  });
+  for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, () => { drawing = false; });
+  canvas.addEventListener("dblclick", () => { closePolygon(); draw(); });
+  canvas.addEventListener("focus", draw);
+  canvas.addEventListener("blur", draw);
+  canvas.addEventListener("keydown", (event) => {
+    if (!painting()) return;
+    const far = event.shiftKey ? 32 : 8, moves = { ArrowLeft: [-far, 0], ArrowRight: [far, 0], ArrowUp: [0, -far], ArrowDown: [0, far] };
+    if (moves[event.key]) {
+      pointer = pointer.map((value, axis) => Math.max(0, Math.min(value + moves[event.key][axis], selection[2 + axis])));
+    } else if (event.key === " " && byId("tool").value !== "polygon") {
+      stroke(pointer, pointer);
+    } else if (event.key === "Enter" && byId("tool").value === "polygon") {
+      corner([...pointer]);
+    } else if (event.key === "Escape") {
+      corners = [];
+    } else {
+      return;
+    }
+    event.preventDefault();
+    draw();
+  });
+}
+
+load();

@@ -1,0 +1,123 @@
+"""pixcell studio."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from diffusion.cli import options
+from diffusion.cli.parser import natural_int
+from diffusion.cli.signature import Here, Option, checked
+from diffusion.formats import LAST_WEIGHTS
+
+SERVER = "server"
+
+
+@checked
+def studio(
+    pictures: Annotated[
+        Sequence[Path],
+        Option("slides and images to open, and folders of them; others are uploaded", positional=True, metavar="PATH"),
+    ] = (),
+    workdir: Annotated[options.Workdir, Here(note=options.NANO_NOTE)] = None,
+    out: options.OutFolder = Path("studio"),
+    host: Annotated[
+        str, Option("address to listen at; others than this machine's own need a token", group=SERVER)
+    ] = "127.0.0.1",
+    port: Annotated[int, Option("port to listen at; 0: any that is free", natural_int, group=SERVER)] = 8417,
+    token: Annotated[
+        str | None,
+        Option(
+            "what a browser must know to be let in, 16 letters or more [none on 127.0.0.1, else a new one]",
+            group=SERVER,
+        ),
+    ] = None,
+    open_browser: Annotated[bool, Option("open the page in the browser", group=SERVER)] = False,
+    mpp: Annotated[options.Mpp, Here(note="; that slides are read at")] = 0.5,
+    image_mpp: options.ImageMpp = None,
+    lora: Annotated[options.Lora, Here(note="; the page chooses among them, and how much each counts")] = (),
+    controlnet: options.ControlNet = None,
+    flow: Annotated[
+        Path | None,
+        Option("a flow from H&E's embeddings to another stain's, for the page's stains [none]", group=options.SAMPLING),
+    ] = None,
+    guidance_interval: options.GuidanceInterval = None,
+    checkpoint: options.Checkpoint = Path(LAST_WEIGHTS),
+    weights: options.Weights = "ema",
+    encoder: options.Encoder = None,
+    vae: options.Vae = None,
+    root: options.RootOfRun = None,
+    batch_size: Annotated[options.BatchSize, Here(options.BUSY)] = None,
+    precision: options.Precision = "fp32",
+    compile: options.Compile = False,
+    device: options.Device = "auto",
+    gpu: options.Gpu = None,
+) -> None:
+    """Look at slides in the browser, click, and sample, vary, repair, extend, enlarge or stain what is there.
+
+    The page shows slides and images of any size; a click selects a square of it, and a job changes that: all of it, or what is painted.
+    Results are compared with what was there, kept in OUT, and come with the command that makes them again. One job runs at a time. Only
+    this machine reaches the server, unless another --host is named, which needs a token. No file but the pictures named and the results is
+    served, and no request leaves the machine.
+
+    Examples:
+      pixcell studio --workdir nano
+      pixcell studio slides/ tile.png --workdir output/256 --out studio
+      pixcell studio slide.svs --workdir output/1024 --flow output/flow --lora output/lora
+    """
+    import webbrowser
+
+    from diffusion.studio.history import History
+    from diffusion.studio.pictures import PictureShelf
+    from diffusion.studio.server import Studio, bind, choose_token, serve
+    from diffusion.studio.workshop import Model, Workshop
+    from diffusion.workdir import default_work_dir
+
+    workdir = workdir or default_work_dir()
+    token = choose_token(host, token)
+    shelf = PictureShelf(pictures, out / "uploads", mpp, image_mpp)
+    for reason in shelf.refused.values():
+        print(f"left out: {reason}")
+    history = History(out / "history")
+    history.sweep()
+    listener = bind(host, port)
+    from diffusion.generation.solver import Solver
+
+    arguments = dict(
+        workdir=workdir,
+        checkpoint=checkpoint,
+        solver=Solver(guidance_interval=guidance_interval, precision=precision),
+        averaged=weights == "ema",
+        compiled=compile,
+        root=root,
+        vae=vae,
+        encoder=encoder,
+        device=device,
+        gpu_id=gpu,
+        controlnet=controlnet,
+    )
+    shown = dict(
+        workdir=workdir,
+        checkpoint=checkpoint if checkpoint != Path(LAST_WEIGHTS) else None,
+        weights=weights if weights != "ema" else None,
+        controlnet=controlnet,
+        guidance_interval=guidance_interval,
+        encoder=encoder,
+        vae=vae,
+        root=root,
+        batch_size=batch_size,
+        precision=precision if precision != "fp32" else None,
+        compile=compile,
+        device=device if device != "auto" else None,
+        gpu=gpu,
+    )
+    model = Model(arguments, shown, lora, flow, precision, batch_size)
+    workshop = Workshop(model, shelf, history)
+
+    def say(text: str) -> None:
+        print(text, flush=True)
+        if open_browser:
+            webbrowser.open(text.split()[4])
+
+    serve(Studio(workshop), listener, token, say)

@@ -1,0 +1,370 @@
+"""The studio's server: a page, tiles of pictures, jobs, results. It serves what it knows by number, and no path that a client names."""
+
+from __future__ import annotations
+
+import errno
+import hmac
+import ipaddress
+import json
+import logging
+import secrets
+import socket
+from collections.abc import Callable
+from importlib import resources
+from typing import Any
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from diffusion.generation.regions import open_any, read_part
+from diffusion.studio.history import SERVED
+from diffusion.studio.jobs import Job, JobQueue
+from diffusion.studio.pictures import UPLOAD_BYTES
+from diffusion.studio.requests import SIDES, JobRequest
+from diffusion.studio.workshop import Workshop
+from diffusion.utils.assets import ASSETS
+from diffusion.utils.errors import InputError, MissingError
+
+log = logging.getLogger(__name__)
+
+PAGE = ASSETS / "studio"
+STATIC = {  # by name, of the page's files and of Leaflet's, which has a package of its own
+    "studio.css": ("text/css", PAGE / "studio.css"),
+    "studio.js": ("text/javascript", PAGE / "studio.js"),
+    "leaflet.css": ("text/css", None),
+    "leaflet.js": ("text/javascript", None),
+}
+JSON_BYTES = 32 * 2**20  # of a request, with the masks in it
+COOKIE = "pixcell_studio"
+CLIENT = "x-pixcell-client"  # header of every request that changes something, which no other site's page can send
+HEADERS = {
+    "content-security-policy": "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+}
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether an address is this machine's own, which no other machine reaches."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Guard:
+    """Lets requests through that are meant for this server, and adds the headers that keep a page from loading anything else.
+
+    token: that a request has to bring, in its address once and then in a cookie; None: of a server that only this machine reaches, whose
+    requests must name this machine as their host (DNS rebinding), and none another site as their origin.
+    """
+
+    def __init__(self, app: ASGIApp, token: str | None):
+        self.app, self.token = app, token
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request = Request(scope)
+        refused = self.refuse(request)
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                known = {name.lower() for name, _ in message["headers"]}
+                more = [
+                    (name.encode(), value.encode()) for name, value in HEADERS.items() if name.encode() not in known
+                ]
+                message = {**message, "headers": [*message["headers"], *more]}
+            await send(message)
+
+        if refused is not None:
+            await refused(scope, receive, send_with_headers)
+            return
+        await self.app(scope, receive, send_with_headers)
+
+    def refuse(self, request: Request) -> Response | None:
+        """Return the answer to a request that is not let through; None: it is."""
+        host = request.headers.get("host", "")
+        if self.token is None and not is_loopback(_host_name(host)):
+            return _failure(403, "this server is for the machine that it runs on; open it as 127.0.0.1")
+        if self.token is not None:
+            given = request.query_params.get("token")
+            if given is not None and request.url.path == "/" and hmac.compare_digest(given, self.token):
+                answer = Response(status_code=303, headers={"location": "/"})
+                answer.set_cookie(COOKIE, self.token, httponly=True, samesite="strict")
+                return answer
+            if not hmac.compare_digest(request.cookies.get(COOKIE, ""), self.token):
+                return _failure(401, "no token, or a wrong one: open the address that the studio printed")
+        if request.method not in ("GET", "HEAD"):
+            origin = request.headers.get("origin")
+            if origin is not None and origin.partition("://")[2] != host:
+                return _failure(403, "the request comes from another site")
+            if CLIENT not in request.headers:
+                return _failure(403, f"a request that changes something has the header {CLIENT}")
+        return None
+
+
+def _host_name(host: str) -> str:
+    """Return the name of `name:port`, or of `[address]:port`."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.rpartition(":")[0] if ":" in host else host
+
+
+def _failure(status: int, message: str) -> JSONResponse:
+    return JSONResponse({"error": message}, status)
+
+
+class Studio:
+    """The routes of the page, on a workshop and its queue."""
+
+    def __init__(self, workshop: Workshop):
+        self.workshop, self.queue = workshop, JobQueue()
+        # the network is opened by the thread that works with it, while the page is there already
+        self.opening = self.queue.add(Job("", lambda _: workshop.describe(), "opening the network"))
+
+    def app(self, token: str | None) -> Starlette:
+        """Return the application."""
+        routes = [
+            Route("/", self.page),
+            Route("/static/{name}", self.static),
+            Route("/api/state", self.state),
+            Route("/api/pictures/{number}", self.picture),
+            Route("/api/pictures/{number}/tiles/{level:int}/{column:int}/{row:int}.jpg", self.tile),
+            Route("/api/pictures/{number}/part", self.part),
+            Route("/api/uploads", self.upload, methods=["POST"]),
+            Route("/api/jobs", self.add_job, methods=["POST"]),
+            Route("/api/jobs/{number}", self.job),
+            Route("/api/jobs/{number}/preview", self.preview),
+            Route("/api/jobs/{number}", self.cancel, methods=["DELETE"]),
+            Route("/api/history/{number}", self.remove, methods=["DELETE"]),
+            Route("/history/{number}/{name}", self.result),
+        ]
+        handlers: Any = {
+            MissingError: lambda _, error: _failure(404, str(error)),
+            InputError: lambda _, error: _failure(400, str(error)),
+            404: lambda *_: _failure(404, "there is nothing at this address"),
+            Exception: _failed,
+        }
+        app = Starlette(routes=routes, exception_handlers=handlers)
+        app.add_middleware(Guard, token=token)
+        return app
+
+    async def page(self, _: Request) -> Response:
+        """Return the page."""
+        return FileResponse(PAGE / "index.html", media_type="text/html", headers={"cache-control": "no-cache"})
+
+    async def static(self, request: Request) -> Response:
+        """Return a script or style sheet of the page, by its name in a list."""
+        name = request.path_params["name"]
+        if name not in STATIC:
+            raise MissingError("there is nothing at this address")
+        kind, path = STATIC[name]
+        if path is not None:
+            return FileResponse(path, media_type=kind, headers={"cache-control": "no-cache"})
+        content = resources.files("xstatic.pkg.leaflet").joinpath("data", name).read_bytes()
+        return Response(content, media_type=kind, headers={"cache-control": "max-age=86400"})
+
+    async def state(self, _: Request) -> Response:
+        """Return what the page begins with: the network, pictures, history."""
+        opening = self.opening
+        found = {
+            "model": opening.result,
+            "error": opening.error,
+            "pictures": self.workshop.shelf.names(),
+            "refused": list(self.workshop.shelf.refused.values()),
+            "history": await run_in_threadpool(self.workshop.history.entries),
+        }
+        return JSONResponse(found)
+
+    async def picture(self, request: Request) -> Response:
+        """Return the sizes of a picture."""
+        number = request.path_params["number"]
+        shown = await run_in_threadpool(self.workshop.shelf.show, number)
+        levels = await run_in_threadpool(self.workshop.shelf.levels, number)
+        return JSONResponse(
+            {
+                "number": number,
+                "name": shown.name,
+                "note": shown.note,
+                "factor": shown.factor,
+                "levels": levels,
+                "width": shown.width,
+                "height": shown.height,
+            }
+        )
+
+    async def tile(self, request: Request) -> Response:
+        """Return a tile of a picture."""
+        place = request.path_params
+        content = await run_in_threadpool(
+            self.workshop.shelf.tile, place["number"], place["level"], place["column"], place["row"]
+        )
+        return Response(content, media_type="image/jpeg", headers={"cache-control": "max-age=3600"})
+
+    async def part(self, request: Request) -> Response:
+        """Return the pixels of a selection, as the network is given them, as PNG."""
+        shelf, path = self.workshop.shelf, self.workshop.shelf.path(request.path_params["number"])
+        try:
+            x, y, width, height = (int(request.query_params[name]) for name in ("x", "y", "width", "height"))
+        except (KeyError, ValueError):
+            raise InputError("expected the whole numbers x, y, width and height") from None
+        if not (SIDES[0] <= width <= SIDES[1] and SIDES[0] <= height <= SIDES[1]):
+            raise InputError(f"a selection of {width} x {height} pixels: expected {SIDES[0]} to {SIDES[1]} a side")
+
+        def read() -> bytes:
+            import io
+
+            from PIL import Image
+
+            with open_any(path, shelf.mpp, shelf.image_mpp) as slide:
+                pixels, _ = read_part(slide, path, (x, y, width, height))
+            buffer = io.BytesIO()
+            Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
+            return buffer.getvalue()
+
+        return Response(
+            await run_in_threadpool(read), media_type="image/png", headers={"cache-control": "max-age=3600"}
+        )
+
+    async def upload(self, request: Request) -> Response:
+        """Take a picture."""
+        content = await _read_body(request, UPLOAD_BYTES)
+        from urllib.parse import unquote
+
+        name = unquote(request.headers.get("x-name", "upload"))
+        number = await run_in_threadpool(self.workshop.shelf.upload, content, name)
+        return JSONResponse({"number": number})
+
+    async def add_job(self, request: Request) -> Response:
+        """Take a job, and return its number."""
+        body = await _read_body(request, JSON_BYTES)
+        try:
+            content = json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"the request is no JSON ({type(error).__name__})") from None
+        wanted = JobRequest.read(content)
+        self.workshop.shelf.path(wanted.picture)
+        if self.opening.state == "failed":
+            raise InputError(self.opening.error)
+        client = request.headers[CLIENT][:64]
+        job = self.queue.add(Job(client, lambda job: self.workshop.run(wanted, job), wanted.action))
+        return JSONResponse({"number": job.number})
+
+    async def job(self, request: Request) -> Response:
+        """Return how far a job is."""
+        job = self._job(request)
+        return JSONResponse(
+            {
+                "state": job.state,
+                "place": self.queue.place(job),
+                "step": job.step,
+                "steps": job.steps,
+                "previews": job.previews,
+                "seconds": round(job.seconds, 1),
+                "result": job.result,
+                "error": job.error,
+            }
+        )
+
+    async def preview(self, request: Request) -> Response:
+        """Return what a job is on the way to."""
+        content = self._job(request).preview
+        if content is None:
+            return Response(status_code=204)
+        return Response(content, media_type="image/jpeg", headers={"cache-control": "no-store"})
+
+    async def cancel(self, request: Request) -> Response:
+        """Cancel a job."""
+        self.queue.cancel(self._job(request))
+        return JSONResponse({})
+
+    def _job(self, request: Request) -> Job:
+        client = request.headers.get(CLIENT) or request.query_params.get("client", "")
+        job = self.queue.find(request.path_params["number"], client)
+        if job is None:
+            raise MissingError("no such job: the studio was started anew, or it is another page's")
+        return job
+
+    async def remove(self, request: Request) -> Response:
+        """Delete a result."""
+        await run_in_threadpool(self.workshop.history.remove, request.path_params["number"])
+        return JSONResponse({})
+
+    async def result(self, request: Request) -> Response:
+        """Return a file of a result; with ?download as a file to save."""
+        number, name = request.path_params["number"], request.path_params["name"]
+        path = self.workshop.history.file(number, name)
+        saved = f"pixcell_{number}.png" if "download" in request.query_params else None
+        return FileResponse(path, media_type=SERVED[name], filename=saved)
+
+
+async def _failed(_: Request, error: Exception) -> Response:
+    log.error("a request failed", exc_info=error)
+    return _failure(500, f"it failed ({type(error).__name__}); the server's output says where")
+
+
+async def _read_body(request: Request, limit: int) -> bytes:
+    """Return the body of a request, of at most so many bytes. Raises InputError."""
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > limit:
+            raise InputError(f"more than {limit >> 20} MB")
+        parts.append(part)
+    return b"".join(parts)
+
+
+def choose_token(host: str, token: str | None) -> str | None:
+    """Return the token of a server at an address: the one given, else a new one where other machines reach it. Raises InputError."""
+    if token is None:
+        return None if is_loopback(host) else secrets.token_urlsafe(24)
+    if len(token) < 16:
+        raise InputError(f"--token of {len(token)} letters: expected 16 or more, or leave it out to have one made")
+    return token
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a listening socket; port 0: any that is free. Raises InputError for an address that is taken, or none of this machine."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        advice = "another --port, or 0 for one that is free" if taken else "another --host or --port"
+        raise InputError(f"{host}:{port} cannot be listened at ({error}); take {advice}") from None
+    return listener
+
+
+def serve(studio: Studio, listener: socket.socket, token: str | None, say: Callable[[str], None] = print) -> None:
+    """Serve until Ctrl-C; `say` gets the address once it answers."""
+    config = uvicorn.Config(
+        studio.app(token), log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=2
+    )
+    server = uvicorn.Server(config)
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    query = "" if token is None else f"/?token={token}"
+    started = server.startup
+
+    async def startup(sockets: list[socket.socket] | None = None) -> None:
+        await started(sockets)
+        say(f"the studio is at http://{shown}:{port}{query} ; Ctrl-C ends it")
+
+    server.startup = startup  # pyright: ignore[reportAttributeAccessIssue]
+    server.run(sockets=[listener])
