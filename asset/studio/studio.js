@@ -242,7 +242,7 @@ function painting() {
 }
 
 function stroke(from, to) {
-  const canvas = paint[byId("layer").value], pen = canvas.getContext("2d"), erases = byId("tool").value === "eraser";
+  const canvas = paint[byId("layer").value], pen = canvas.getContext("2d", { willReadFrequently: true }), erases = byId("tool").value === "eraser";
   pen.globalCompositeOperation = erases ? "destination-out" : "source-over";
   pen.strokeStyle = pen.fillStyle = byId("layer").value === "mask" ? "#12c35b" : "#ffb000";
   pen.lineWidth = Number(byId("brush").value);
@@ -265,7 +265,7 @@ function corner(point) {
 
 function closePolygon() {
   if (corners.length > 2) {
-    const pen = paint[byId("layer").value].getContext("2d");
+    const pen = paint[byId("layer").value].getContext("2d", { willReadFrequently: true });
     pen.fillStyle = byId("layer").value === "mask" ? "#12c35b" : "#ffb000";
     pen.beginPath();
     corners.forEach(([x, y], i) => (i ? pen.lineTo(x, y) : pen.moveTo(x, y)));
@@ -280,7 +280,7 @@ function placeOf(event) {
 }
 
 function painted(name) {
-  const canvas = paint[name], pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+  const canvas = paint[name], pixels = canvas.getContext("2d", { willReadFrequently: true }).getImageData(0, 0, canvas.width, canvas.height).data;
   const copy = document.createElement("canvas");
   Object.assign(copy, { width: canvas.width, height: canvas.height });
   const pen = copy.getContext("2d"), flat = pen.createImageData(canvas.width, canvas.height);
@@ -371,6 +371,15 @@ function request() {
 async function run() {
   if (!selection || !model || job) return;
   closePolygon();
+  draw();
+  if (action() === "repair" && !painted("mask")) {
+    say("Nothing is painted: paint what is to be replaced, with the brush or the polygon.", true);
+    return;
+  }
+  if (action() === "colours" && !byId("colours").value) {
+    say("Choose whose colours: pick a look on a picture, or use a result as look, and choose it under Colours of.", true);
+    return;
+  }
   byId("run").disabled = true;
   say("Sent.");
   try {
@@ -526,7 +535,7 @@ function listen() {
   byId("again").addEventListener("click", () => selection && showSquare());
   byId("clear").addEventListener("click", () => {
     const canvas = paint[byId("layer").value];
-    canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);
+    canvas.getContext("2d", { willReadFrequently: true }).clearRect(0, 0, canvas.width, canvas.height);
     corners = [];
     draw();
   });
