@@ -127,7 +127,8 @@ def diffusers_config(config: PixArtConfig, prediction_type: str = "epsilon") -> 
         "use_additional_conditions": False,
         **({"qk_norm": "layer_norm_across_heads"} if config.qk_norm else {}),
         **({PREDICTION_TYPE: prediction_type} if prediction_type != "epsilon" else {}),
-        **({COND_POSITIONS: False} if config.model_max_length > 1 and not config.use_cond_pos_embed else {}),
+        # released networks have positions of conditions where there are several
+        **({COND_POSITIONS: own} if (own := config.use_cond_pos_embed) != (config.model_max_length > 1) else {}),
     }
 
 

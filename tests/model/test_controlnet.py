@@ -100,6 +100,14 @@ def test_it_equals_the_layers_of_diffusers(tmp_path, changes):
     assert len(expected) == 2  # of the three blocks, the last has none
 
 
+def test_positions_of_a_single_condition_are_kept(tmp_path):
+    """Which released networks of one condition do not have."""
+    controlnet = randomise(ControlNet.of(build_base(model_max_length=1, use_cond_pos_embed=True), blocks=1))
+    save_controlnet(controlnet, tmp_path / "controlnet")
+    again = load_controlnet(tmp_path / "controlnet")
+    assert again.config.use_cond_pos_embed and same(again.state_dict(), controlnet.state_dict())
+
+
 def test_files_there_and_back_to_the_bit(tmp_path):
     controlnet = randomise(ControlNet.of(build_base(), blocks=1, maps=("nuclei", "vessels"), mask_kind="types"))
     save_controlnet(controlnet, tmp_path / "first")

@@ -35,9 +35,12 @@ from diffusion.cli.commands.studio import studio
 from diffusion.cli.main import call
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.networks import View
+from diffusion.formats import LAST_WEIGHTS
 from diffusion.generation.image_files import read_note
 from diffusion.generation.solver import Solver
+from diffusion.model.controlnet import ControlNet, save_controlnet
 from diffusion.model.flow import EmbeddingFlow, FlowConfig, save_flow
+from diffusion.model.lora import TARGETS, LoraSettings, add_lora, lora_tensors, save_lora
 from diffusion.studio.history import History
 from diffusion.studio.jobs import Job, JobQueue
 from diffusion.studio.pictures import PictureShelf
@@ -45,6 +48,7 @@ from diffusion.studio.requests import JobRequest, format_command
 from diffusion.studio.server import Studio, bind, choose_token
 from diffusion.studio.workshop import Model, Workshop
 from diffusion.utils.errors import InputError
+from diffusion.workdir import open_run
 
 WIDTH = 4
 PATIENCE = 60  # seconds
@@ -107,7 +111,7 @@ class Client:
 class Server:
     """A studio that runs in a thread."""
 
-    def __init__(self, folder: Path, token: str | None = None):
+    def __init__(self, folder: Path, token: str | None = None, steered: bool = False):
         self.folder = folder
         run = save_run(folder / "run", folder, WIDTH, 256, prediction_type="epsilon")
         (folder / "slides").mkdir()
@@ -118,8 +122,12 @@ class Server:
             FlowConfig(width=WIDTH, hidden_size=8, bottleneck=8, time_size=8, sinusoids=4, depth=1)
         )).out[-1].bias)  # fmt: skip
         save_flow(flow, folder / "flow.safetensors")
-        arguments = dict(workdir=run, solver=Solver(), device="cpu")
-        model = Model(arguments, {"workdir": run, "device": "cpu"}, flow=folder / "flow.safetensors")
+        arguments: dict[str, Any] = dict(workdir=run, device="cpu")
+        loras = []
+        if steered:
+            arguments["controlnet"] = save_random_controlnet(run, folder / "controlnet")
+            loras = [str(save_random_lora(run, folder / "lora"))]
+        model = Model({**arguments, "solver": Solver()}, arguments, loras, flow=folder / "flow.safetensors")
         self.out = folder / "studio"
         shelf = PictureShelf([folder / "slides"], self.out / "uploads", 0.5)
         self.studio = Studio(Workshop(model, shelf, History(self.out / "history")))
@@ -137,6 +145,25 @@ class Server:
     def stop(self) -> None:
         self.server.should_exit = True
         self.thread.join(PATIENCE)
+
+
+def save_random_controlnet(run: Path, folder: Path) -> Path:
+    torch.manual_seed(0)
+    controlnet = ControlNet.of(open_run(run, LAST_WEIGHTS, torch.device("cpu")).model, 1, maps=("nuclei",))
+    for parameter in controlnet.parameters():  # which begin as nothing
+        torch.nn.init.normal_(parameter, std=0.5)
+    save_controlnet(controlnet, folder)
+    return folder
+
+
+def save_random_lora(run: Path, folder: Path) -> Path:
+    torch.manual_seed(0)
+    network = open_run(run, LAST_WEIGHTS, torch.device("cpu")).model
+    add_lora(network, LoraSettings.of(2, 2.0, TARGETS), "a")
+    for tensor in lora_tensors(network, "a").values():
+        torch.nn.init.normal_(tensor, std=0.3)
+    save_lora(network, folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -233,6 +260,36 @@ def test_a_result_is_that_of_its_command_to_the_bit(server, client, tmp_path, mo
     for file, kind in (("before.png", "image/png"), ("thumbnail.jpg", "image/jpeg")):
         assert client.ask("GET", f"/history/{entry['number']}/{file}")[2]["content-type"] == kind
     assert client.get("/api/state")["history"][0]["number"] == entry["number"]
+
+
+def test_masks_of_nuclei_and_adapters_count_as_in_the_command(tmp_path, monkeypatch):
+    """To the bit, with half of an adapter and a ControlNet that reads what is painted; without either, another picture."""
+    forget_processes()
+    steered = Server(tmp_path, steered=True)
+    try:
+        client = Client(steered.port)
+        while (told := client.get("/api/state"))["model"] is None:
+            assert not told["error"], told
+            time.sleep(0.05)
+        assert told["model"]["loras"] == ["lora"] and told["model"]["control"] == {"maps": ["nuclei"], "kind": "binary"}
+        request = dict(action="vary", picture=steered.pictures()["tile"], part=(0, 0, 256, 256), steps=2, guidance=1.0)
+        nuclei = painted(256, 256, 30, 30, 120, 90)
+        entries = [
+            client.do(**request, loras=[scale], control=control, control_scale=1.0 if control else 0.0)
+            for scale, control in ((0.5, nuclei), (0.5, None), (0.0, nuclei))
+        ]
+        pictures = []
+        monkeypatch.chdir(tmp_path)
+        for number, entry in enumerate(entries):
+            pictures.append(read_pixels(steered.out / "history" / entry["number"] / "picture.png"))
+            forget_processes()
+            assert not call([*shlex.split(entry["command"])[1:], "--out", str(tmp_path / f"out_{number}")])
+            assert np.array_equal(read_pixels(tmp_path / f"out_{number}/tile.png"), pictures[-1])
+        assert not np.array_equal(pictures[0], pictures[1]) and not np.array_equal(pictures[0], pictures[2])
+        state = client.finish(client.start(**request))
+        assert state["state"] == "failed" and "the ControlNet has nothing to read" in state["error"]
+    finally:
+        steered.stop()
 
 
 class TestJobs:
