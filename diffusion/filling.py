@@ -58,7 +58,8 @@ def _push_pull(sums: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 def fill_with_tissue(pixels: np.ndarray, hidden: np.ndarray) -> np.ndarray:
     """Return a picture, uint8 (H, W, 3), whose hidden pixels (H, W) are mirrored or moved ones of the same picture that are seen.
 
-    What no mirror image reaches has the mean colour of what is seen. Raises ValueError where all is hidden.
+    Beyond the rectangle of what is seen it is mirrored again and again; what no mirror image reaches within has the mean colour of what
+    is seen. Raises ValueError where all is hidden.
     """
     if hidden.all():
         raise ValueError("all of the picture is hidden")
@@ -70,7 +71,13 @@ def fill_with_tissue(pixels: np.ndarray, hidden: np.ndarray) -> np.ndarray:
         usable = left & ~change(hidden)
         filled[usable] = change(pixels)[usable]
         left &= ~usable
-    filled[left] = pixels[~hidden].mean(0).round().astype(np.uint8)
+    rows, columns = (np.flatnonzero((~hidden).any(axis)) for axis in (1, 0))
+    inside = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    filled[inside][left[inside]] = pixels[~hidden].mean(0).round().astype(np.uint8)
+    around = [(each[0], length - 1 - each[-1]) for each, length in ((rows, height), (columns, width))]
+    mirrored = np.pad(filled[inside], [*around, (0, 0)], mode="symmetric")
+    left[inside] = False
+    filled[left] = mirrored[left]
     return filled
 
 
@@ -91,7 +98,8 @@ def mirror_at_border(values: np.ndarray, hidden: np.ndarray, width: int) -> Frin
     height, wide = hidden.shape
     reach = range(-width, width + 1)
     steps = sorted((y * y + x * x, y, x) for y in reach for x in reach if 0 < y * y + x * x <= width * width)
-    rows, columns = np.nonzero(hidden)
+    seen_near = F.max_pool2d(torch.from_numpy(~hidden)[None].float(), 2 * width + 1, stride=1, padding=width)[0].numpy()
+    rows, columns = np.nonzero(hidden & (seen_near > 0))
     found = np.full((3, len(rows)), np.inf)
     left = np.arange(len(rows))
     for squared, down, right in steps:

@@ -48,7 +48,7 @@ ALLOWED = {
         "workdir",
         "model",
     },
-    "studio": {"data", "generation", "inpainting", "model"},
+    "studio": {"data", "generation", "inpainting", "model", "sampling"},
     "training": {"config", "data", "optim", "workdir"},
     "tasks": {
         *("config", "data", "encoders", "model", "evaluation", "training", "components", "condition"),

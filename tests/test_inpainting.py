@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffusion.inpainting import KnownLatents, change_of_cells
+from diffusion.inpainting import KnownLatents, change_of_cells, clean_between
 from diffusion.sampling import ALGORITHMS, Start, sample_latents
-from diffusion.schedule import linear_schedule
+from diffusion.schedule import add_noise, linear_schedule
 
 
 def test_a_cell_changes_when_any_of_its_pixels_does():
@@ -65,6 +65,15 @@ def test_a_picture_is_begun_at_while_a_part_of_it_is_kept():
     assert torch.equal(weak[..., 2:, :], latents[..., 2:, :])
     distances = [(each - latents).abs().mean() for each in (weak, strong)]
     assert 0 < distances[0] < distances[1]
+
+
+def test_two_steps_in_a_row_agree_on_what_is_clean():
+    """Exactly for steps of DDIM with one prediction."""
+    torch.manual_seed(0)
+    clean, noise = torch.randn(2, 4, 4, 4), torch.randn(2, 4, 4, 4)
+    first, second = torch.tensor(900), torch.tensor(700)
+    noisy = [add_noise(linear_schedule(), clean, noise, step.expand(2)) for step in (first, second)]
+    assert torch.allclose(clean_between(noisy[0], first, noisy[1], second), clean, atol=1e-4)
 
 
 def test_a_change_of_other_cells_is_refused():

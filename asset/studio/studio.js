@@ -2,8 +2,7 @@
 // The studio's page. It asks the server by number for pictures, jobs and results; nothing is loaded from elsewhere.
 
 const byId = (id) => document.getElementById(id);
-const client = sessionStorage.getItem("client") || crypto.getRandomValues(new Uint32Array(4)).join("-");
-sessionStorage.setItem("client", client);
+let client = sessionStorage.getItem("client") || newClient();
 
 const ACTIONS = {
   sample: ["Sample", "New tissue with the look of the square; nothing of the square itself is kept."],
@@ -17,10 +16,35 @@ const ACTIONS = {
 const POLL = 250, RETRY = 2000; // milliseconds
 
 let model = null, picture = null, map = null, layer = null, square = null, selection = null;
-let places = [], job = null, shown = null, picking = false, answered = true;
+let places = [], wanted = null, job = null, shown = null, picking = false, answered = true;
 const before = new Image();
 const paint = { mask: document.createElement("canvas"), control: document.createElement("canvas") };
+let entries = []; // of the history, the latest first
 let corners = [], pointer = null, drawing = false;
+
+// ---- who this page is
+
+function newClient() {
+  const name = [...crypto.getRandomValues(new Uint32Array(4))].join("-");
+  sessionStorage.setItem("client", name);
+  return name;
+}
+
+// A tab that was duplicated has the other one's name: the first to be there keeps it, and with it the job that runs.
+async function nameClient() {
+  const channel = new BroadcastChannel("pixcell-studio");
+  let taken = false;
+  channel.onmessage = ({ data }) => {
+    if (data.asks === client) channel.postMessage({ has: client });
+    if (data.has === client) taken = true;
+  };
+  channel.postMessage({ asks: client });
+  await new Promise((done) => setTimeout(done, 60));
+  if (taken) {
+    client = newClient();
+    sessionStorage.removeItem("job");
+  }
+}
 
 // ---- the server
 
@@ -47,8 +71,14 @@ function lost() {
   setTimeout(retry, RETRY);
 }
 
-function retry() {
-  ask("/api/state").then((state) => { begin(state); if (job) follow(); }, () => { answered = true; lost(); });
+async function retry() {
+  try {
+    begin(await ask("/api/state"));
+    if (job) follow();
+  } catch (error) {
+    if (answered) say(error.message, true); // it answers, but does not let this page in
+    else { answered = true; lost(); }
+  }
 }
 
 function found() {
@@ -76,6 +106,7 @@ async function load() {
   map.setView([0, 0], 0);
   map.on("click", (event) => clicked(event.latlng));
   listen();
+  await nameClient();
   try {
     begin(await ask("/api/state"));
     restore();
@@ -89,16 +120,22 @@ function begin(state) {
   list.replaceChildren(...state.pictures.map((each) => new Option(each.name, each.number)));
   if (!state.pictures.length) list.append(new Option("none yet: upload an image", ""));
   if (state.pictures.some((each) => each.number === chosen)) list.value = chosen;
-  if (list.value && (!picture || picture.number !== list.value)) openPicture(list.value);
+  if (list.value) openPicture(list.value);
   showHistory(state.history);
   if (state.refused.length) say(state.refused.join(" "), true);
+  opened(state);
+}
+
+function opened(state) {
   if (state.error) {
     byId("network").textContent = "The network could not be opened.";
     say(state.error, true);
   } else if (!state.model) {
+    model = null;
+    byId("run").disabled = true;
     byId("network").textContent = "Opening the network …";
-    setTimeout(() => ask("/api/state").then(begin, () => {}), POLL);
-  } else if (!model) {
+    setTimeout(() => ask("/api/model").then(opened, () => {}), POLL);
+  } else if (JSON.stringify(state.model) !== JSON.stringify(model)) {
     model = state.model;
     describe();
   }
@@ -111,22 +148,30 @@ function describe() {
   byId("side").value = sessionStorage.getItem("side") || model.size;
   byId("steps").value = model.steps;
   byId("guidance").value = model.guidance;
-  if (model.known_steps) {
-    byId("known-steps").replaceChildren(...model.known_steps.map((steps) => new Option(steps)));
-    byId("guidance-label").remove();
-  }
+  byId("known-steps").replaceChildren(...(model.known_steps || []).map((steps) => new Option(steps)));
+  byId("guidance").disabled = Boolean(model.known_steps);
+  byId("guidance").title = model.known_steps ? "A student has its guidance in every prediction." : "";
   byId("loras").hidden = !model.loras.length;
-  byId("loras").append(...model.loras.map((name) => {
+  byId("loras").replaceChildren(byId("loras").firstElementChild, ...model.loras.map(({ name, scale }) => {
     const label = document.createElement("label"), input = document.createElement("input");
-    Object.assign(input, { type: "range", min: 0, max: 1.5, step: 0.1, value: 1, className: "lora" });
+    Object.assign(input, { type: "range", min: 0, max: Math.max(1.5, scale), step: 0.1, value: scale, className: "lora" });
     label.append(name, input);
     return label;
   }));
+  const control = [...byId("structure").options].find((each) => each.value === "control");
+  control.disabled = !(model.control && model.control.own);
+  byId("structure").value = control.disabled ? "sdedit" : "control";
+  for (const each of byId("structure").options) each.disabled = each.value === "control" ? control.disabled : !control.disabled;
   document.querySelector("input[value=stain]").parentElement.hidden = !model.flow && !model.loras.length;
   byId("control-scale-label").hidden = !model.control;
-  byId("layer-label").hidden = !(model.control && model.control.maps.length);
+  byId("layer-label").hidden = !paintsControl();
   showLooks();
   showAction();
+  byId("run").disabled = !selection || Boolean(job);
+}
+
+function paintsControl() {
+  return Boolean(model && model.control && model.control.painted);
 }
 
 function restore() {
@@ -140,14 +185,17 @@ function restore() {
 // ---- the picture
 
 async function openPicture(number) {
+  if (wanted === number) return;
+  wanted = number;
   sessionStorage.setItem("picture", number);
   let found;
   try {
     found = await ask(`/api/pictures/${number}`);
   } catch (error) {
-    say(error.message, true);
+    if (wanted === number) { wanted = null; say(error.message, true); }
     return;
   }
+  if (wanted !== number) return; // another one was chosen meanwhile
   picture = found;
   const [width, height] = picture.levels[0], top = Math.max(0, Math.ceil(Math.log2(Math.max(width, height) / 256)));
   picture.top = top;
@@ -176,14 +224,16 @@ function clicked(place) {
     places.push({ kind: "place", name: picture.number, x, y, title: `${picture.name} at ${x}, ${y}` });
     pick(false);
     showLooks(places.length - 1);
-    say("This place is the look now; click again to select a square.");
+    say("This place is chosen; click again to select a square.");
     return;
   }
   const side = Number(byId("side").value || 256), factor = picture.factor;
   const cut = (at, length) => [Math.max(0, Math.min(Math.round(at / factor - side / 2), length - side)), Math.min(side, length)];
   const [left, wide] = cut(x, picture.width), [upper, high] = cut(y, picture.height);
   select([Math.round(left * factor), Math.round(upper * factor), wide, high]);
-  if (byId("at-once").checked) run();
+  if (!byId("at-once").checked) return;
+  if (job) say("A job runs already: wait for it, or cancel it.");
+  else run();
 }
 
 function select(part) {
@@ -219,7 +269,7 @@ function draw() {
   pen.drawImage(before, 0, 0, selection[2], selection[3]);
   pen.globalAlpha = 0.55;
   if (action() === "repair") pen.drawImage(paint.mask, 0, 0);
-  if (model && model.control && model.control.maps.length) pen.drawImage(paint.control, 0, 0);
+  if (paintsControl()) pen.drawImage(paint.control, 0, 0);
   pen.globalAlpha = 1;
   if (!painting()) return;
   pen.lineWidth = Math.max(1, selection[2] / 256);
@@ -307,7 +357,7 @@ function showAction() {
   for (const each of document.querySelectorAll("[data-for]")) {
     each.hidden = !each.dataset.for.split(" ").includes(name) || (each.id === "control-scale-label" && !(model && model.control));
   }
-  const controls = model && model.control && model.control.maps.length && name !== "colours" && name !== "stain";
+  const controls = paintsControl() && name !== "colours" && name !== "stain";
   byId("paint").hidden = !(name === "repair" || controls);
   if (name !== "repair" && controls) byId("layer").value = "control";
   if (name === "repair") byId("layer").value = "mask";
@@ -325,7 +375,7 @@ function showLooks(chosen = null) {
     list.append(...places.map((each) => new Option(each.title, JSON.stringify({ kind: each.kind, name: each.name, x: each.x || 0, y: each.y || 0 }))));
     list.value = kept;
     if (list.selectedIndex < 0) list.value = "";
-    if (chosen !== null && (stored || action() === "colours")) list.selectedIndex = list.options.length - places.length + chosen;
+    if (chosen !== null && stored === (action() !== "colours")) list.selectedIndex = list.options.length - places.length + chosen;
   };
   fill(byId("look"), true);
   fill(byId("colours"), false);
@@ -348,7 +398,7 @@ function request() {
   const applies = (id) => { const each = byId(id).closest("[data-for]"); return each && !each.hidden; };
   if (name !== "colours") {
     wanted.steps = numberOf("steps");
-    wanted.guidance = numberOf("guidance");
+    wanted.guidance = byId("guidance").disabled ? null : numberOf("guidance");
     wanted.loras = [...document.querySelectorAll("input.lora")].map((each) => Number(each.value));
   }
   if (applies("strength")) wanted.strength = Number(byId("strength").value);
@@ -360,8 +410,8 @@ function request() {
   if (name === "stain") wanted.structure = byId("structure").value;
   if (model.control && name !== "colours") {
     wanted.control_scale = Number(byId("control-scale").value);
-    if (model.control.maps.length && name !== "stain") wanted.control = painted("control");
-    if (model.control.maps.length && !wanted.control) wanted.control_scale = 0;
+    if (paintsControl() && name !== "stain") wanted.control = painted("control");
+    if (!model.control.own && !wanted.control) wanted.control_scale = 0;
   }
   return wanted;
 }
@@ -381,6 +431,7 @@ async function run() {
     return;
   }
   byId("run").disabled = true;
+  job = {}; // until the server has given it a number
   say("Sent.");
   try {
     const { number } = await ask("/api/jobs", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(request()) });
@@ -389,13 +440,13 @@ async function run() {
     byId("cancel").disabled = false;
     follow();
   } catch (error) {
-    byId("run").disabled = false;
+    end();
     say(error.message, true);
   }
 }
 
 async function follow() {
-  if (!job) return;
+  if (!job || !job.number) return;
   byId("run").disabled = true;
   byId("cancel").disabled = false;
   let state;
@@ -436,7 +487,7 @@ async function follow() {
 function end() {
   job = null;
   sessionStorage.removeItem("job");
-  byId("run").disabled = !selection;
+  byId("run").disabled = !selection || !model;
   byId("cancel").disabled = true;
   byId("preview").hidden = true;
   byId("progress").value = 0;
@@ -446,8 +497,10 @@ function end() {
 
 function show(entry) {
   shown = entry;
-  const folder = `/history/${entry.number}`;
+  const folder = `/history/${entry.number}`, others = entries.filter((each) => each !== entry);
+  byId("against").replaceChildren(new Option("what was there", ""), ...others.map((each) => new Option(titleOf(each), each.number)));
   byId("before").src = `${folder}/before.png`;
+  byId("figure-before").lastElementChild.textContent = "Before";
   byId("after").src = `${folder}/picture.png`;
   byId("before").alt = `Before: ${entry.picture}`;
   byId("after").alt = `Result of ${ACTIONS[entry.action][0]}, seed ${entry.seed}`;
@@ -464,20 +517,26 @@ function showView() {
   byId("compare").style.setProperty("--cut", `${byId("cut").value}%`);
 }
 
-function showHistory(entries) {
+function titleOf(entry) {
+  return `${ACTIONS[entry.action] ? ACTIONS[entry.action][0] : entry.action}, seed ${entry.seed}`;
+}
+
+function showHistory(found) {
   byId("history").replaceChildren();
-  for (const entry of [...entries].reverse()) addHistory(entry);
-  byId("no-history").hidden = entries.length > 0;
+  entries = [];
+  for (const entry of [...found].reverse()) addHistory(entry);
+  byId("no-history").hidden = found.length > 0;
 }
 
 function addHistory(entry) {
   if (document.getElementById(`entry-${entry.number}`)) return;
+  entries.unshift(entry);
   const item = document.createElement("li"), open = document.createElement("button"), image = document.createElement("img");
   const text = document.createElement("span"), remove = document.createElement("button");
   item.id = `entry-${entry.number}`;
   Object.assign(open, { type: "button", className: "entry" });
   Object.assign(image, { src: `/history/${entry.number}/thumbnail.jpg`, alt: "", loading: "lazy" });
-  text.textContent = `${ACTIONS[entry.action] ? ACTIONS[entry.action][0] : entry.action}, seed ${entry.seed}`;
+  text.textContent = titleOf(entry);
   open.append(image, text);
   open.setAttribute("aria-label", `Show ${text.textContent}, of ${entry.picture}`);
   open.addEventListener("click", () => show(entry));
@@ -487,6 +546,7 @@ function addHistory(entry) {
     try {
       await ask(`/api/history/${entry.number}`, { method: "DELETE" });
       item.remove();
+      entries = entries.filter((each) => each !== entry);
       if (shown === entry && selection) showSquare();
     } catch (error) {
       say(error.message, true);
@@ -526,11 +586,15 @@ function listen() {
   });
   byId("side").addEventListener("change", (event) => sessionStorage.setItem("side", event.target.value));
   byId("settings").addEventListener("submit", (event) => { event.preventDefault(); run(); });
-  byId("cancel").addEventListener("click", () => job && ask(`/api/jobs/${job.number}`, { method: "DELETE" }).catch((error) => say(error.message, true)));
+  byId("cancel").addEventListener("click", () => job && job.number && ask(`/api/jobs/${job.number}`, { method: "DELETE" }).catch((error) => say(error.message, true)));
   byId("dice").addEventListener("click", () => { byId("seed").value = Math.floor(Math.random() * 1e9); });
   byId("strength").addEventListener("input", () => { byId("strength-value").textContent = byId("strength").value; });
   byId("pick").addEventListener("click", () => pick(!picking));
   byId("view").addEventListener("change", showView);
+  byId("against").addEventListener("change", ({ target }) => {
+    byId("before").src = target.value ? `/history/${target.value}/picture.png` : `/history/${shown.number}/before.png`;
+    byId("figure-before").lastElementChild.textContent = target.value ? target.selectedOptions[0].textContent : "Before";
+  });
   byId("cut").addEventListener("input", showView);
   byId("again").addEventListener("click", () => selection && showSquare());
   byId("clear").addEventListener("click", () => {
@@ -553,7 +617,7 @@ function listen() {
   byId("as-look").addEventListener("click", () => {
     places.push({ kind: "result", name: shown.number, title: `result, seed ${shown.seed}` });
     showLooks(places.length - 1);
-    say("This result is the look now.");
+    say("This result can be chosen as look and for colours now.");
   });
   byId("as-picture").addEventListener("click", async () => {
     try {

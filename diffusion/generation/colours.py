@@ -50,7 +50,12 @@ class ColourMatch:
 def check_colours(pixels: np.ndarray, method: ColourMethod, name: str) -> None:
     """Raise InputError for a picture whose colours cannot be matched: of one colour, or with too little stain for macenko."""
     if method == "reinhard":
-        if pixels.astype(np.float32).mean(2).std() <= ALIKE:
+        values = pixels.astype(np.float32)
+        if (values - values.mean(2, keepdims=True)).std((0, 1)).max() <= ALIKE and values.mean(2).std() > ALIKE:
+            raise InputError(
+                f"{name} is grey, and has no colours to be matched to or from; take a picture of stained tissue"
+            )
+        if values.mean(2).std() <= ALIKE:
             raise InputError(
                 f"{name} has one colour, which nothing can be matched to or from; take a picture of tissue"
             )

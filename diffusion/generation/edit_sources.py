@@ -5,7 +5,6 @@ Letters: H W pixels of a picture, D width of an embedding.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -22,10 +21,10 @@ from diffusion.generation.conditions import embed_square, middle_square, read_nu
 from diffusion.generation.controls import read_picture
 from diffusion.generation.editing import Box, Canvas, Look
 from diffusion.generation.enlarging import enlarge
-from diffusion.generation.regions import open_any, read_part
-from diffusion.generation.session import Session
+from diffusion.generation.regions import check_area, open_any, read_part
+from diffusion.generation.session import Session, split_scale
 from diffusion.utils.errors import InputError, MissingError
-from diffusion.utils.text import abbreviate, expand_path
+from diffusion.utils.text import abbreviate
 
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 WHITE = 255  # of a picture's new parts, which are sampled
@@ -93,6 +92,10 @@ def open_edit(source: EditSource) -> OpenedEdit:
     with open_any(source.path, source.mpp, source.image_mpp) as slide:
         pixels, place = read_part(slide, source.path, source.part)
         factor = slide.factor
+    left, top, right, bottom = source.extend or (0, 0, 0, 0)
+    height, width = pixels.shape[:2]
+    result = source.enlarge * (width + left + right), source.enlarge * (height + top + bottom)
+    check_area(f"the result of {source.path}", *result)
     control = None if source.control is None else read_control_file(source.control)
     if source.enlarge != 1:
         canvas = Canvas(enlarge(pixels, source.enlarge), control=control, coarse=pixels)
@@ -207,21 +210,14 @@ class LookFile:
 
 def parse_look(text: str, option: str) -> LookFile:
     """Read `[CLASS=]FILE[:AMOUNT]`. Raises InputError for an amount that is no number."""
-    kind, equals, rest = text.partition("=")
-    if not equals or Path(text).exists():
-        kind, rest = "", text
-    path, colon, amount = rest.rpartition(":")
-    if not colon or len(path) == 1 or Path(rest).exists():
-        path, amount = rest, "1"
-    try:
-        value = float(amount)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise InputError(f"{option} {text}: got the amount {amount!r}, expected a number")
+    path, value = split_scale(text, option, "amount")
+    kind = ""
+    if not path.is_file() and "=" in text:  # the name of a file may have the sign, too
+        kind, _, rest = text.partition("=")
+        path, value = split_scale(rest, option, "amount")
     if option == "--look" and not 0 <= value <= 1:
         raise InputError(f"--look {text}: expected 0, the picture's own embedding, to 1, that of the file")
-    return LookFile(Path(expand_path(path)), value, kind or None)
+    return LookFile(path, value, kind or None)
 
 
 def load_embedding(path: Path, session: Session) -> torch.Tensor:
@@ -246,4 +242,6 @@ def choose_looks(files: Sequence[LookFile], embeddings: Mapping[Path, torch.Tens
             raise InputError(f"--look {each.kind}={each.path}: no such class of what changes; there is {known}")
         where = None if each.kind is None else opened.kinds[each.kind]
         looks.append(Look(embeddings[each.path], each.amount, where))
+    if sum(look.where is None for look in looks) > 1:
+        raise InputError("--look: several of all that changes; give one, and others as CLASS=FILE of outlines")
     return looks

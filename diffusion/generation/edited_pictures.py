@@ -137,8 +137,15 @@ def identify(source: EditSource) -> dict[str, Any]:
 
 
 def match_colours(jobs: Sequence[EditJob], out: Path, colours: ColourMatch) -> dict[Path, str]:
-    """Give pictures the colours of a reference, and change nothing else of them; return those that could not, with the reasons."""
-    failed = {}
+    """Give pictures the colours of a reference, and change nothing else of them; return those that could not, with the reasons.
+
+    Of several processes the first does it: it takes milliseconds.
+    """
+    from accelerate import PartialState
+
+    failed: dict[Path, str] = {}
+    if not PartialState(cpu=True).is_main_process:
+        return failed
     with file_lock(out / LOCK):
         record = {"colours": [colours.method, colours.fingerprint]}
         check_or_write_record(out / RECORD, record, "edited pictures")

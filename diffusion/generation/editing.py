@@ -79,6 +79,8 @@ class Canvas:
             self._check_size(self.control.shape[:2] if colours else self.control.shape[-2:], "a control")
 
     def _check_size(self, found: tuple[int, ...], name: str) -> None:
+        if len(found) != 2:
+            raise InputError(f"{name} has the shape {tuple(found)}: expected (height, width)")
         if tuple(found) != self.pixels.shape[:2]:
             sides, wanted = (" x ".join(map(str, reversed(shape[:2]))) for shape in (found, self.pixels.shape))
             raise InputError(f"{name} has {sides} pixels: expected {wanted}, as the picture")
@@ -233,8 +235,9 @@ class Editor:
         for row, column in zip(*np.nonzero(shares[0]), strict=True):
             token = tokens[row, column]
             of_looks = [share[row, column] for share in shares[1:]]
-            if of_looks and max(of_looks) > 0:
-                look = looks[int(np.argmax(of_looks))]
+            of_places = [share * (look.where is not None) for share, look in zip(of_looks, looks, strict=True)]
+            if of_looks and max(of_looks) > 0:  # a look of a place comes before one of all that changes
+                look = looks[int(np.argmax(of_places if max(of_places) > 0 else of_looks))]
                 token = slerp(token[None], look.embedding[None].to(token), look.amount)[0]
             if self.added is not None:
                 moved = token + self.added.to(token)
@@ -242,13 +245,16 @@ class Editor:
             tokens[row, column] = token
         return tokens
 
-    def finish(self, canvas: Canvas, box: Box, latents: torch.Tensor) -> np.ndarray:
-        """Return the edited picture of an area's latents, sampled or on the way to it: decoded, and put in its place."""
+    def finish(self, canvas: Canvas, box: Box, latents: torch.Tensor, is_preview: bool = False) -> np.ndarray:
+        """Return the edited picture of an area's latents: decoded, and put in its place.
+
+        is_preview: whether the latents are on the way to it, so that colours and means are not yet those that they are to be.
+        """
         sampled = torch.cat(list(self.make.bands(latents)), dim=1).permute(1, 2, 0).numpy()
         sampled = np.ascontiguousarray(sampled[: box.height, : box.width])
-        if self.colours is not None:
+        if self.colours is not None and not is_preview:
             sampled = self.colours.apply(sampled, "what was sampled")
-        if canvas.coarse is not None:
+        if canvas.coarse is not None and not is_preview:
             return agree_with(canvas.coarse, sampled, len(sampled) // len(canvas.coarse))
         if canvas.change is None:
             return sampled

@@ -88,12 +88,17 @@ def read_part(slide: Slide, path: Path, part: tuple[int, int, int, int] | None) 
     Raises InputError for a part beyond the slide, and for one of more than 268 million pixels.
     """
     place = locate_part(slide, path, part)
-    if place.width * place.height > LARGEST_AREA:
-        raise InputError(
-            f"{path}: {place.width} x {place.height} pixels are more than are edited at once, {LARGEST_AREA:,}; name a part of it"
-        )
+    check_area(str(path), place.width, place.height)
     rows, columns = (-(-side // WINDOW) for side in (place.height, place.width))
     return read_pixels(Region(slide, place.left, place.top), rows, columns)[: place.height, : place.width], place
+
+
+def check_area(name: str, width: int, height: int) -> None:
+    """Raise InputError for a picture of more pixels than are held at once; name: for the message."""
+    if width * height > LARGEST_AREA:
+        raise InputError(
+            f"{name} has {width} x {height} pixels, more than are edited at once, {LARGEST_AREA:,}; take a part of it"
+        )
 
 
 def open_any(path: Path, mpp: float, image_mpp: float | None = None) -> closing[Slide]:

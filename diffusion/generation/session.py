@@ -114,8 +114,7 @@ class Session:
     def with_solver(self, solver: Solver, seed: int) -> Session:
         """Return the same run, codec and embedder, sampled with another solver, for this run, and seed."""
         other = dataclasses.replace(self, solver=solver.for_run(self.run), seed=seed)
-        if "embedder" in self.__dict__:  # is loaded once
-            other.__dict__["embedder"] = self.embedder
+        other.__dict__["embedder"] = self.embedder  # the value of the cached property, which is loaded once
         return other
 
     @cached_property
@@ -189,8 +188,11 @@ def open_session(
     return Session(state, run, codec, solver, seed, root, encoder, compiled, averaged, adapters)
 
 
-def split_scale(text: str) -> tuple[Path, float]:
-    """Return the path and the scale of `FILE:SCALE`; 1 where there is none. Raises InputError for a scale that is no number."""
+def split_scale(text: str, option: str = "--lora", what: str = "scale") -> tuple[Path, float]:
+    """Return the path and the scale of `FILE:SCALE`; 1 where there is none. Raises InputError for a scale that is no number.
+
+    option, what: the option, and what its number is called, for messages.
+    """
     path, colon, scale = text.rpartition(":")
     if not colon or len(path) == 1 or Path(text).exists():  # C:\\adapter has none, either
         return Path(expand_path(text)), 1.0
@@ -199,5 +201,5 @@ def split_scale(text: str) -> tuple[Path, float]:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise InputError(f"--lora {text}: got the scale {scale!r}, expected a finite number")
+        raise InputError(f"{option} {text}: got the {what} {scale!r}, expected a finite number")
     return Path(expand_path(path)), value

@@ -26,6 +26,10 @@ class CancelledError(Exception):
     """The job was cancelled while it ran."""
 
 
+def _nothing(_: Job) -> dict[str, Any]:
+    return {}
+
+
 @dataclass(eq=False)
 class Job:
     """A job of one page (client). step of steps are done; preview: a JPEG of what it is on the way to, and its number."""
@@ -114,6 +118,7 @@ class JobQueue:
                 job.state, job.began = "running", time.monotonic()
             state, error = self._finish(job)
             job.ended, job.error, job.preview = time.monotonic(), error, None
+            job.work = _nothing  # what it was made of, with its masks, is not kept
             job.state = state
 
     @staticmethod
@@ -131,7 +136,7 @@ class JobQueue:
             empty_cache()
             return "failed", "out of memory: take a smaller selection, or wait until others are done"
         except Exception as error:
-            if "out of memory" in str(error).lower():  # of other devices
+            if any(text in str(error).lower() for text in ("out of memory", "can't allocate memory")):  # MPS, CPU
                 empty_cache()
                 return "failed", "out of memory: take a smaller selection, or wait until others are done"
             log.exception("a job of the studio failed")

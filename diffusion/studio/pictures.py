@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Protocol
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from diffusion.data.images import open_image
 from diffusion.data.slides.discovery import name_slides
-from diffusion.data.slides.reader import SLIDE_SUFFIXES
+from diffusion.data.slides.reader import MAX_LEVEL_PIXELS, SLIDE_SUFFIXES
 from diffusion.generation.regions import open_any
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.files import atomic_write
+from diffusion.utils.text import expand_path, read_lines
 
 TILE = 256  # pixels a side of a tile
 TILE_QUALITY = 90  # of JPEG
 UPLOAD_BYTES, UPLOAD_PIXELS = 64 * 2**20, 64_000_000  # of one picture, at most
 UPLOAD_FORMATS = ("PNG", "JPEG", "TIFF", "WEBP")
+UPLOAD_MODES = ("RGB", "RGBA", "L", "LA", "P", "CMYK", "1")
+UPLOADS = 500  # that are kept, at most
 OPENED = 8  # pictures that are kept open
 
 
@@ -56,10 +60,10 @@ class PictureShelf:
         self._lock = threading.Lock()
         self._files: dict[str, tuple[str, Path]] = {}
         self._shown: dict[str, Shown] = {}
-        self._zooms: dict[str, Any] = {}
+        self._zooms: dict[str, Zoom] = {}
         if self.paths:
             found, self.refused = name_slides(self.paths)
-            roots = [path.resolve() for path in self.paths]
+            roots = [root.resolve() for path in self.paths for root in named_paths(path)]
             for name, path in found.items():
                 place = path.resolve()
                 if any(place == root or root in place.parents for root in roots):
@@ -69,14 +73,14 @@ class PictureShelf:
         if self.uploads.is_dir():
             for path in sorted(self.uploads.glob("*.png")):
                 if not path.is_symlink():
-                    self._files[number_of(str(path.resolve()))] = (path.name, path.absolute())
+                    self._files[number_of(str(path.resolve()))] = (path.stem, path.absolute())
 
     def __len__(self) -> int:
         return len(self._files)
 
     def names(self) -> list[dict[str, str]]:
         """Return number and name of every picture."""
-        return [{"number": number, "name": name} for number, (name, _) in self._files.items()]
+        return [{"number": number, "name": name} for number, (name, _) in list(self._files.items())]
 
     def path(self, number: str) -> Path:
         """Return the file of a picture. Raises MissingError for a number that is not known."""
@@ -93,36 +97,31 @@ class PictureShelf:
                 self._shown[number] = Shown(number, name, path, slide.width, slide.height, slide.factor, slide.note)
         return self._shown[number]
 
-    def zoom(self, number: str) -> Any:
-        """Return the deep zoom of a picture, kept open. Raises MissingError, InputError."""
+    def open(self, number: str) -> Zoom:
+        """Return a picture's tiles, kept open. Raises MissingError, InputError."""
+        path = self.path(number)
         with self._lock:
-            if number in self._zooms:
-                return self._zooms[number]
-            path = self.path(number)
-            import openslide
-            from openslide.deepzoom import DeepZoomGenerator
-
-            is_slide = path.suffix.lower() in SLIDE_SUFFIXES and openslide.OpenSlide.detect_format(path) is not None
-            if is_slide:
-                opened: Any = openslide.OpenSlide(path)
-            else:
-                image = open_image(path, fault="is neither a slide nor an image that can be read").convert("RGB")
-                opened = openslide.ImageSlide(image)
-            if len(self._zooms) >= OPENED:
-                self._zooms.pop(next(iter(self._zooms)))
-            self._zooms[number] = DeepZoomGenerator(opened, tile_size=TILE, overlap=0)
+            if number not in self._zooms:
+                while len(self._zooms) >= OPENED:
+                    self._zooms.pop(next(iter(self._zooms)))
+                self._zooms[number] = open_zoom(path)
+            self._zooms[number] = self._zooms.pop(number)  # the last to be given up
             return self._zooms[number]
 
     def tile(self, number: str, level: int, column: int, row: int) -> bytes:
         """Return a tile as JPEG. level: 0 is the finest, each further one half of it. Raises MissingError, InputError."""
-        zoom = self.zoom(number)
-        place = zoom.level_count - 1 - level
-        if not 0 <= place < zoom.level_count:
+        zoom = self.open(number)
+        if level >= len(zoom.levels):
             raise MissingError(f"no level {level}")
-        columns, rows = zoom.level_tiles[place]
-        if not (0 <= column < columns and 0 <= row < rows):
+        width, height = zoom.levels[level]
+        if not (0 <= TILE * column < width and 0 <= TILE * row < height):
             raise MissingError(f"no tile {column}, {row} of level {level}")
-        tile = zoom.get_tile(place, (column, row)).convert("RGB")
+        try:
+            tile = zoom.read(level, column, row)
+        except InputError:
+            with self._lock:  # a slide stays in its error: it is opened anew the next time
+                self._zooms.pop(number, None)
+            raise
         if tile.size != (TILE, TILE):  # at the ends of the picture; a viewer would stretch it
             whole = Image.new("RGB", (TILE, TILE), "white")
             whole.paste(tile)
@@ -133,7 +132,7 @@ class PictureShelf:
 
     def levels(self, number: str) -> list[tuple[int, int]]:
         """Return width and height of the levels in pixels, the finest first. Raises MissingError, InputError."""
-        return list(reversed(self.zoom(number).level_dimensions))
+        return self.open(number).levels
 
     def upload(self, content: bytes, name: str) -> str:
         """Keep an image that was uploaded, as a PNG of its content's name; return its number. Raises InputError.
@@ -143,19 +142,104 @@ class PictureShelf:
         if len(content) > UPLOAD_BYTES:
             raise InputError(f"an upload of more than {UPLOAD_BYTES >> 20} MB; name it when the studio is started")
         image = decode_upload(content)
-        digest = hashlib.sha256(content).hexdigest()[:16]
-        path = self.uploads / f"{digest}.png"
+        plain = re.sub(r"[^A-Za-z0-9._-]+", "_", PurePosixPath(name.replace("\\", "/")).stem).strip("._")[:60]
+        path = self.uploads / f"{plain or 'image'}_{hashlib.sha256(content).hexdigest()[:12]}.png"
         self.uploads.mkdir(parents=True, exist_ok=True)
+        if not path.is_file() and sum(1 for _ in self.uploads.glob("*.png")) >= UPLOADS:
+            raise InputError(f"{UPLOADS} uploads are kept already; delete some in {self.uploads.name}")
         with atomic_write(path) as temporary:
             image.save(temporary, format="PNG", compress_level=3)
         number = number_of(str(path.resolve()))
-        plain = "".join(letter for letter in Path(name.replace("\\", "/")).name if letter.isprintable())[:80]
-        self._files[number] = (plain or path.name, path.absolute())
+        self._files[number] = (path.stem, path.absolute())
         return number
 
 
+def named_paths(path: Path) -> list[Path]:
+    """Return what a path that was named stands for: itself, or what a list names."""
+    if path.suffix.lower() != ".txt" or not path.is_file():
+        return [path]
+    return [Path(expand_path(line)) for line in read_lines(path) if not line.startswith("#")]
+
+
+class Zoom(Protocol):
+    """A picture in levels, each half of the one before. levels: width and height, the finest first."""
+
+    levels: list[tuple[int, int]]
+
+    def read(self, level: int, column: int, row: int) -> Image.Image:
+        """Read a tile in RGB, smaller at the ends of the picture. Raises InputError."""
+        ...
+
+
+def open_zoom(path: Path) -> Zoom:
+    """Open a slide or an image as tiles. Raises InputError."""
+    import openslide
+
+    if path.suffix.lower() in SLIDE_SUFFIXES and openslide.OpenSlide.detect_format(path) is not None:
+        return SlideZoom(path)
+    image = open_image(path, fault="is neither a slide nor an image that can be read", too_large="make a slide of it")
+    return ImageZoom(image.convert("RGB"))
+
+
+class ImageZoom:
+    """An image in memory, with its levels, a third as large as itself."""
+
+    def __init__(self, image: Image.Image):
+        self._images = [image]
+        while max(self._images[-1].size) > TILE:
+            self._images.append(self._images[-1].reduce(2))
+        self.levels = [image.size for image in self._images]
+
+    def read(self, level: int, column: int, row: int) -> Image.Image:
+        """Read a tile as `Zoom` has it."""
+        width, height = self.levels[level]
+        left, top = TILE * column, TILE * row
+        return self._images[level].crop((left, top, min(left + TILE, width), min(top + TILE, height)))
+
+
+class SlideZoom:
+    """A slide that OpenSlide reads, by its deep zoom; where it has no small level, coarse tiles come from a thumbnail."""
+
+    def __init__(self, path: Path):
+        import openslide
+        from openslide.deepzoom import DeepZoomGenerator
+
+        self._path, self._lock = path, threading.Lock()
+        try:
+            self._slide = openslide.OpenSlide(path)
+            self._zoom = DeepZoomGenerator(self._slide, tile_size=TILE, overlap=0)
+        except openslide.OpenSlideError as error:
+            raise InputError(f"{path} cannot be opened ({error})") from None
+        sizes = list(reversed(self._zoom.level_dimensions))
+        self.levels = sizes[: 1 + next((i for i, size in enumerate(sizes) if max(size) <= TILE), len(sizes) - 1)]
+        self._coarse: tuple[int, ImageZoom] | None = (
+            None  # the first level that is too large to be read, and those from there on
+        )
+
+    def read(self, level: int, column: int, row: int) -> Image.Image:
+        """Read a tile as `Zoom` has it."""
+        import openslide
+
+        down = self._slide.level_downsamples[self._slide.get_best_level_for_downsample(2**level)]
+        try:
+            if (TILE * 2**level / down) ** 2 > MAX_LEVEL_PIXELS:
+                return self._read_coarse(level, column, row)
+            return self._zoom.get_tile(self._zoom.level_count - 1 - level, (column, row)).convert("RGB")
+        except openslide.OpenSlideError as error:
+            raise InputError(f"{self._path} is broken at tile {column}, {row} of level {level} ({error})") from None
+
+    def _read_coarse(self, level: int, column: int, row: int) -> Image.Image:
+        with self._lock:
+            if self._coarse is None or self._coarse[0] > level:
+                with open_any(self._path, 1.0, 1.0) as slide:  # whatever its resolution: pixel for pixel
+                    small = slide.thumbnail(max(self.levels[level]))
+                self._coarse = level, ImageZoom(small.resize(self.levels[level]))
+        first, zoom = self._coarse
+        return zoom.read(min(level - first, len(zoom.levels) - 1), column, row)
+
+
 def decode_upload(content: bytes) -> Image.Image:
-    """Return the RGB image of an upload. Raises InputError for what is no image of a known format, or too large."""
+    """Return the RGB image of an upload, turned as its EXIF says. Raises InputError for what is none of a known format."""
     try:
         with Image.open(io.BytesIO(content), formats=UPLOAD_FORMATS) as image:
             width, height = image.size
@@ -163,8 +247,10 @@ def decode_upload(content: bytes) -> Image.Image:
                 raise InputError(
                     f"an upload of {width} x {height} pixels: expected at most {UPLOAD_PIXELS:,}; name it when the studio is started"
                 )
+            if image.mode not in UPLOAD_MODES:
+                raise InputError(f"an upload of the mode {image.mode}: expected RGB; convert it first")
             image.load()
-            return image.convert("RGB")
+            return ImageOps.exif_transpose(image).convert("RGB")
     except InputError:
         raise
     except Exception as error:  # decoders raise nearly anything when a file is broken

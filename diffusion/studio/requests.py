@@ -17,6 +17,7 @@ from diffusion.utils.values import convert, type_hints
 
 Action = Literal["sample", "vary", "repair", "extend", "enlarge", "colours", "stain"]
 SIDES = (64, 4096)  # pixels of what may be selected at once
+RESULT_SIDE = 8192  # pixels of a result, at most
 MAX_LORAS = 8
 
 
@@ -74,6 +75,11 @@ class JobRequest:
             raise InputError(f"seed {request.seed}: expected a whole number from 0 on")
         if request.steps is not None and not 1 <= request.steps <= 1000:
             raise InputError(f"{request.steps} steps: expected 1 to 1000")
+        larger = request.enlarge if request.action == "enlarge" else 1
+        if request.enlarge not in (2, 4):
+            raise InputError(f"enlarged {request.enlarge} times: expected 2 or 4")
+        if larger * max(width, height) > RESULT_SIDE:
+            raise InputError(f"a result of more than {RESULT_SIDE} pixels a side: take a smaller selection")
         if request.action == "repair" and request.mask is None:
             raise InputError("nothing is painted: paint what is to be replaced, with the brush or the polygon")
         if request.action == "extend":

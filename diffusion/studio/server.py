@@ -7,6 +7,7 @@ import hmac
 import ipaddress
 import json
 import logging
+import re
 import secrets
 import socket
 from collections.abc import Callable
@@ -101,11 +102,13 @@ class Guard:
             return _failure(403, "this server is for the machine that it runs on; open it as 127.0.0.1")
         if self.token is not None:
             given = request.query_params.get("token")
-            if given is not None and request.url.path == "/" and hmac.compare_digest(given, self.token):
+            cookie = f"{COOKIE}_{(request.scope.get('server') or ('', 0))[1]}"  # of this port alone
+            if given is not None and request.url.path == "/" and _is_same(given, self.token):
                 answer = Response(status_code=303, headers={"location": "/"})
-                answer.set_cookie(COOKIE, self.token, httponly=True, samesite="strict")
+                # lax: a link in a chat or terminal may open the page; what changes something needs its header
+                answer.set_cookie(cookie, self.token, httponly=True, samesite="lax")
                 return answer
-            if not hmac.compare_digest(request.cookies.get(COOKIE, ""), self.token):
+            if not _is_same(request.cookies.get(cookie, ""), self.token):
                 return _failure(401, "no token, or a wrong one: open the address that the studio printed")
         if request.method not in ("GET", "HEAD"):
             origin = request.headers.get("origin")
@@ -114,6 +117,10 @@ class Guard:
             if CLIENT not in request.headers:
                 return _failure(403, f"a request that changes something has the header {CLIENT}")
         return None
+
+
+def _is_same(given: str, token: str) -> bool:
+    return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), token.encode())
 
 
 def _host_name(host: str) -> str:
@@ -141,6 +148,7 @@ class Studio:
             Route("/", self.page),
             Route("/static/{name}", self.static),
             Route("/api/state", self.state),
+            Route("/api/model", self.network),
             Route("/api/pictures/{number}", self.picture),
             Route("/api/pictures/{number}/tiles/{level:int}/{column:int}/{row:int}.jpg", self.tile),
             Route("/api/pictures/{number}/part", self.part),
@@ -176,6 +184,10 @@ class Studio:
             return FileResponse(path, media_type=kind, headers={"cache-control": "no-cache"})
         content = resources.files("xstatic.pkg.leaflet").joinpath("data", name).read_bytes()
         return Response(content, media_type=kind, headers={"cache-control": "max-age=86400"})
+
+    async def network(self, _: Request) -> Response:
+        """Return what the page has to know of the network; null while it is being opened."""
+        return JSONResponse({"model": self.opening.result, "error": self.opening.error})
 
     async def state(self, _: Request) -> Response:
         """Return what the page begins with: the network, pictures, history."""
@@ -235,9 +247,7 @@ class Studio:
             Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
             return buffer.getvalue()
 
-        return Response(
-            await run_in_threadpool(read), media_type="image/png", headers={"cache-control": "max-age=3600"}
-        )
+        return Response(await run_in_threadpool(read), media_type="image/png", headers={"cache-control": "no-store"})
 
     async def upload(self, request: Request) -> Response:
         """Take a picture."""
@@ -331,8 +341,10 @@ def choose_token(host: str, token: str | None) -> str | None:
     """Return the token of a server at an address: the one given, else a new one where other machines reach it. Raises InputError."""
     if token is None:
         return None if is_loopback(host) else secrets.token_urlsafe(24)
-    if len(token) < 16:
-        raise InputError(f"--token of {len(token)} letters: expected 16 or more, or leave it out to have one made")
+    if not re.fullmatch(r"[A-Za-z0-9_-]{16,}", token):
+        raise InputError(
+            "--token: expected 16 or more of the letters A-Z, a-z, 0-9, _ and -; leave it out to have one made"
+        )
     return token
 
 
@@ -358,6 +370,8 @@ def serve(studio: Studio, listener: socket.socket, token: str | None, say: Calla
     )
     server = uvicorn.Server(config)
     host, port = listener.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):  # all addresses of this machine
+        host = socket.gethostname()
     shown = f"[{host}]" if ":" in host else host
     query = "" if token is None else f"/?token={token}"
     started = server.startup

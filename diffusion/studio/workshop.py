@@ -6,6 +6,7 @@ import base64
 import io
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from diffusion.generation.stained_pictures import StainJob, stain_pictures
 from diffusion.generation.staining import Stainer, StainSettings
 from diffusion.inpainting import clean_between
 from diffusion.model.flow import load_flow
+from diffusion.sampling import count_started_steps
 from diffusion.studio.history import BEFORE, PICTURE, History
 from diffusion.studio.jobs import Job
 from diffusion.studio.pictures import PictureShelf
@@ -46,12 +48,13 @@ STAIN_STRENGTH = 0.6  # of sdedit
 class Model:
     """What the studio samples with: arguments of `open_session` and options of the commands that say the same.
 
-    loras: adapters that the page may add. flow: of stains.
+    loras: adapters that the page may add, and scales, how much each counts at first. flow: of stains.
     """
 
     arguments: Mapping[str, Any]
     options: Mapping[str, Any]
     loras: Sequence[str] = ()
+    scales: Sequence[float] = ()
     flow: Path | None = None
     precision: str = "fp32"
     batch_size: int | None = None
@@ -67,14 +70,16 @@ class Workshop:
     _opened: tuple[tuple[str, ...], Session] | None = field(default=None, repr=False)
     _flow: Any = field(default=None, repr=False)
 
-    def session(self, loras: Sequence[float] = ()) -> Session:
+    def session(self, loras: Sequence[float]) -> Session:
         """Return the session with adapters, each by how much it counts; 0 leaves it out. Raises InputError."""
         if len(loras) > len(self.model.loras):
             raise InputError(f"{len(loras)} adapters: the studio was started with {len(self.model.loras)}")
         chosen = tuple(f"{path}:{scale!r}" for path, scale in zip(self.model.loras, loras, strict=False) if scale)
         if self._opened is None or self._opened[0] != chosen:
             self._opened = None  # before the next one takes memory
-            self._opened = chosen, open_session(**self.model.arguments, loras=chosen)
+            session = open_session(**self.model.arguments, loras=chosen)
+            _ = session.embedder  # loaded now, with what it may have to download, and not at a click
+            self._opened = chosen, session
         return self._opened[1]
 
     def stored_looks(self) -> dict[str, Path]:
@@ -88,11 +93,15 @@ class Workshop:
 
     def describe(self) -> dict[str, Any]:
         """Return what the page has to know of the network."""
-        session = self.session()
+        session = self.session(self.model.scales)
         run, student = session.run, session.run.student
         control = None
         if run.controlnet is not None:
-            control = {"maps": list(run.controlnet.config.maps), "kind": run.controlnet.config.mask_kind}
+            config = run.controlnet.config
+            control = {
+                "painted": not config.maps or (len(config.maps) == 1 and config.mask_kind in ("binary", "labels"))
+            }
+            control["own"] = not config.maps  # reads the picture where nothing is painted
         return {
             "name": run.folder.resolve().name,
             "size": run.config.image_size,
@@ -100,7 +109,10 @@ class Workshop:
             "known_steps": list(student.steps) if student else None,
             "guidance": student.guidance if student else session.solver.strength(run),
             "device": str(session.device),
-            "loras": [Path(text.partition(":")[0]).name for text in self.model.loras],
+            "loras": [
+                {"name": Path(path).name, "scale": scale}
+                for path, scale in zip(self.model.loras, self.model.scales, strict=True)
+            ],
             "flow": self.model.flow is not None,
             "control": control,
             "looks": list(self.stored_looks()),
@@ -132,7 +144,7 @@ class Workshop:
     def _edit(self, request: JobRequest, job: Job, place: Path) -> tuple[str, dict[str, Any]]:
         picture = self.shelf.path(request.picture)
         mask = _save_png(request.mask, place / "mask.png", "the mask") if request.action == "repair" else None
-        control = _save_png(request.control, place / "control.png", "the control")
+        control = self._control_file(request, place)
         source = EditSource(
             picture,
             request.part,
@@ -148,8 +160,7 @@ class Workshop:
             return self._match_colours(request, source, part, place)
         strength = self._strength(request)
         session = self._chosen_session(request)
-        if request.control is None and session.run.controlnet is not None and not session.run.controlnet.config.maps:
-            source = self._with_own_control(source, place)
+        job.advance(0, 0)
         reference = self._look_file(request.colours, place, "colours") if request.colours else None
         if reference is not None and reference.suffix == ".npy":
             raise InputError("the colours of a stored look are not known: choose a picture")
@@ -163,10 +174,19 @@ class Workshop:
         batch_size = self.model.batch_size or windows_per_pass(session.device, session.run.config.input_size)
         editor = Editor(session, EditSettings(strength, batch_size=batch_size), colours)
         opened = open_edit(source)
+        controlnet = session.run.controlnet
+        if control is None and request.control_scale and controlnet is not None and not controlnet.config.maps:
+            Image.fromarray(opened.canvas.pixels).save(
+                place / "control.png"
+            )  # a ControlNet of latents reads the picture
+            source = replace(source, control=place / "control.png")
+            opened = replace(opened, canvas=replace(opened.canvas, control=opened.canvas.pixels))
+        job.advance(0, 0)
         _save_before(opened.canvas.pixels if opened.canvas.coarse is None else opened.canvas.coarse, place)
         preview = Preview(editor, opened.canvas, job)
         of_picture = choose_looks(looks.files, looks.embeddings, opened)
         pixels = editor.edit(opened.canvas, 0, of_picture, on_step=preview)
+        job.advance(editor.steps, editor.steps)
         note = edit_note(editor, EditJob(source, picture.stem, 0), looks)
         save_image(place / PICTURE, torch.from_numpy(pixels).permute(2, 0, 1), note)
         options = {
@@ -180,7 +200,7 @@ class Workshop:
             "match_colours": reference and reference.absolute(),
             "colour_method": request.colour_method if reference is not None else None,
             "control": source.control and source.control.absolute(),
-            **self._shared_options(request),
+            **self._shared_options(request, place),
         }
         return format_command("edit", [picture], options), note
 
@@ -199,6 +219,7 @@ class Workshop:
         note = {"colours": [colours.method, colours.fingerprint], "source": source.path.name}
         save_image(place / PICTURE, torch.from_numpy(matched).permute(2, 0, 1), note)
         options = {**part, "match_colours": reference.absolute(), "colour_method": request.colour_method}
+        options["out"] = f"pixcell_{place.name}"
         return format_command("edit", [source.path], options), note
 
     def _stain(self, request: JobRequest, job: Job, place: Path) -> tuple[str, dict[str, Any]]:
@@ -212,8 +233,10 @@ class Workshop:
             self._flow = load_flow(self.model.flow).to(session.device)
         batch_size = self.model.batch_size or windows_per_pass(session.device, session.run.config.input_size)
         settings = StainSettings(request.structure, batch_size=batch_size)
-        stainer = Stainer(session, self._flow, settings, on_step=lambda step, *_: job.advance(step + 1, job.steps))
-        job.steps = solver.taken_steps
+        steps = session.solver.taken_steps
+        if request.structure == "sdedit":
+            steps = count_started_steps(strength, steps)
+        stainer = Stainer(session, self._flow, settings, on_step=lambda step, *_: job.advance(step + 1, steps))
         with open_any(picture, self.shelf.mpp, self.shelf.image_mpp) as slide:
             _save_before(read_part(slide, picture, request.part)[0], place)
         work = place / "work"
@@ -228,7 +251,7 @@ class Workshop:
             "flow": self.model.flow and self.model.flow.absolute(),
             "structure": request.structure,
             "strength": strength if request.structure == "sdedit" else None,
-            **self._shared_options(request),
+            **self._shared_options(request, place),
             "format": "png",
         }
         return format_command("stain", [picture], options), stainer.record
@@ -254,8 +277,8 @@ class Workshop:
     def _chosen_session(self, request: JobRequest) -> Session:
         return self.session(request.loras).with_solver(self._solver(request), request.seed)
 
-    def _shared_options(self, request: JobRequest) -> dict[str, Any]:
-        """Return the options of a request that both commands have."""
+    def _shared_options(self, request: JobRequest, place: Path) -> dict[str, Any]:
+        """Return the options of a request that both commands have; each command has a folder of its own for its result."""
         scales = zip(self.model.loras, request.loras, strict=False)
         return {
             "steps": request.steps,
@@ -263,6 +286,7 @@ class Workshop:
             "seed": request.seed,
             "control_scale": request.control_scale if request.control_scale != 1 else None,
             "lora": tuple(f"{path}:{scale!r}" for path, scale in scales if scale),
+            "out": f"pixcell_{place.name}",
         }
 
     def _look_file(self, look: LookRequest, place: Path, name: str) -> Path:
@@ -285,12 +309,20 @@ class Workshop:
         square.save(place / f"{name}.png")
         return place / f"{name}.png"
 
-    def _with_own_control(self, source: EditSource, place: Path) -> EditSource:
-        """Return a source that is controlled by its own picture, as a ControlNet of latents takes it."""
-        with open_any(source.path, self.shelf.mpp, self.shelf.image_mpp) as slide:
-            pixels, _ = read_part(slide, source.path, source.part)
-        Image.fromarray(pixels).save(place / "control.png")
-        return replace(source, control=place / "control.png")
+    def _control_file(self, request: JobRequest, place: Path) -> Path | None:
+        """Write what is painted for the ControlNet, in the size of the result; None: nothing is."""
+        path = _save_png(request.control, place / "control.png", "the control")
+        if path is None or request.action not in ("extend", "enlarge"):
+            return path
+        with Image.open(path) as image:
+            mask = np.asarray(image)
+        if request.action == "enlarge":
+            mask = mask.repeat(request.enlarge, 0).repeat(request.enlarge, 1)
+        else:
+            left, top, right, bottom = request.extend or (0, 0, 0, 0)
+            mask = np.pad(mask, ((top, bottom), (left, right)))
+        Image.fromarray(mask).save(path)
+        return path
 
 
 class Preview:
@@ -309,8 +341,9 @@ class Preview:
         every = max(1, self.job.steps // (PREVIEWS + 1))
         if self.latents is not None:
             if self.job.steps >= PREVIEW_STEPS and self.before is not None and step % every == 0:
-                clean = clean_between(*self.before, self.latents, timestep)
-                self.show(self.editor.finish(self.canvas, self.box, self._cut(clean)))
+                clean = self._cut(clean_between(*self.before, self.latents, timestep))
+                with suppress(InputError, MemoryError, torch.OutOfMemoryError):  # the result may be good all the same
+                    self.show(self.editor.finish(self.canvas, self.box, clean, is_preview=True))
             self.before = self.latents, timestep
         self.latents = latents
 

@@ -197,7 +197,10 @@ def _coerce(value: Any, kind: Any, where: str) -> Any:
     base = typing.get_origin(kind) or kind
     if base is tuple:
         parts = [part.strip() for part in value.split(",")] if isinstance(value, str) else value
-        return tuple(convert(part, typing.get_args(kind)[0], where) for part in parts)
+        kinds = typing.get_args(kind)
+        if Ellipsis not in kinds and len(parts) != len(kinds):
+            raise InputError(f"{where} has {len(parts)} values: expected {len(kinds)}")
+        return tuple(convert(part, kinds[0], where) for part in parts)
     if base is dict:
         return dict(value)
     if base is float:

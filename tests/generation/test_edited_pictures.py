@@ -95,6 +95,17 @@ class TestFolders:
         assert "failed:" in capsys.readouterr().out
         assert [path.name for path in sorted((tmp_path / "out").glob("*.png"))] == ["good.png"]
 
+    def test_a_result_never_takes_the_place_of_its_picture(self, run, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        tile = save(tmp_path / "edited/tile.png")
+        before = tile.read_bytes()
+        for given, out in (([tile], "edited"), ([Path("edited/tile.png")], Path("edited"))):
+            with pytest.raises(InputError, match="the result would be where"):
+                edit(given, workdir=run, out=out, strength=0.0, **OPTIONS)
+        with pytest.raises(InputError, match="all that is named is below it"):
+            edit([tmp_path / "edited"], workdir=run, out=tmp_path / "edited", strength=0.0, **OPTIONS)
+        assert tile.read_bytes() == before
+
     def test_several_of_one_picture_differ_by_their_noise(self, run, tmp_path):
         tile, out = save(tmp_path / "tile.png"), tmp_path / "out"
         assert edit([tile], workdir=run, out=out, count=2, **OPTIONS) == 0
@@ -155,6 +166,8 @@ class TestEmbeddings:
     def test_looks_are_files_with_amounts_and_classes(self, tmp_path):
         tile = save(tmp_path / "a.png")
         assert parse_look(str(tile), "--look") == parse_look(f"{tile}:1", "--look")
+        odd = save(tmp_path / "x=1/a.png")
+        assert parse_look(f"{odd}:0.5", "--look").path == odd and parse_look(f"t={odd}:0.5", "--look").kind == "t"
         look = parse_look(f"tumour={tile}:0.5", "--look")
         assert (look.kind, look.path, look.amount) == ("tumour", tile, 0.5)
         assert parse_look(f"{tile}:-2", "--add").amount == -2
@@ -205,6 +218,16 @@ class TestColours:
             )
             assert np.abs(found - wanted).mean() < share * np.abs(before - wanted).mean(), method
 
+    def test_nothing_is_taken_that_has_no_effect(self, tmp_path):
+        pytest.importorskip("torchstain")
+        tile = save(tmp_path / "tile.png")
+        for more, message in (
+            (dict(steps=3), "--steps: of no effect beside --match-colours alone"),
+            (dict(count=2), "--count"),
+        ):
+            with pytest.raises(InputError, match=message):
+                edit([tile], out=tmp_path / "out", match_colours=tile, **more)
+
     def test_a_picture_of_one_colour_is_refused(self, tmp_path):
         pytest.importorskip("torchstain")
         tile, white = save(tmp_path / "tile.png"), tmp_path / "white.png"
@@ -213,6 +236,8 @@ class TestColours:
             edit([tile], out=tmp_path / "out", match_colours=white)
         with pytest.raises(InputError, match="0 pixels that are stained"):
             edit([tile], out=tmp_path / "out", match_colours=white, colour_method="macenko")
+        assert edit([white], out=tmp_path / "out", match_colours=tile) == 1
+        Image.open(tile).convert("L").convert("RGB").save(white)
         assert edit([white], out=tmp_path / "out", match_colours=tile) == 1
         assert not list((tmp_path / "out").glob("*.png"))
 
@@ -232,6 +257,9 @@ class TestColours:
         (dict(enlarge=2, match_colours="other.png"), "colours of a super-resolution"),
         (dict(control=["other.png"]), "has no ControlNet"),
         (dict(part=(0, 0, 300, 10)), "are not a part of it"),
+        (dict(look=["other.png", "tile.png"]), "several of all that changes"),
+        (dict(colour_method="macenko"), "--colour-method: of no effect without --match-colours"),
+        (dict(extend=(0, 0, 2000000, 0)), "more than are edited at once"),
     ],
 )
 def test_what_cannot_be_is_refused_in_a_line(run, tmp_path, monkeypatch, capsys, arguments, message):

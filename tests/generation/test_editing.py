@@ -16,6 +16,7 @@ from diffusion.condition import Condition
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.latents import from_uint8, to_uint8
 from diffusion.encoders.networks import View
+from diffusion.filling import fill_with_tissue
 from diffusion.generation.conditions import NamedCondition, slerp
 from diffusion.generation.controls import to_control
 from diffusion.generation.editing import Box, Canvas, Editor, EditSettings, Look
@@ -140,6 +141,14 @@ class TestEmbeddings:
         assert torch.allclose(corner[1, 1], self.TUMOUR) and torch.equal(corner[0], own[0])
         assert torch.equal(corner[1, 0], own[1, 0])
 
+    def test_a_look_of_a_place_comes_before_that_of_all_that_changes(self, session):
+        mask = square((512, 512), 0, 0, 512)[:, ::-1].copy()
+        mask[500:] = False
+        left = mask.copy()
+        left[:, 256:] = False
+        found = self.tokens(session, [Look(self.STROMA), Look(self.TUMOUR, where=left)], mask, 0.5)
+        assert torch.allclose(found[:, 0], self.TUMOUR) and torch.allclose(found[:, 1], self.STROMA)
+
     def test_a_look_may_count_in_part(self, session):
         own = self.tokens(session, [], None)
         found = self.tokens(session, [Look(self.TUMOUR, 0.25)], None)
@@ -203,3 +212,15 @@ def test_a_controlnet_reads_the_part_that_the_network_sees(session, monkeypatch,
         Canvas(pixels, change, np.zeros((10, 10)))
     with pytest.raises(InputError, match="has no ControlNet"):
         Editor(session, EditSettings()).edit(Canvas(pixels, change, control))
+
+
+def test_tissue_is_mirrored_however_far_a_picture_is_extended():
+    """Flat colour would be embedded as such."""
+    pixels = picture(64, 80)
+    canvas = np.pad(pixels, ((100, 300), (500, 90), (0, 0)), constant_values=255)
+    hidden = np.pad(np.zeros((64, 80), dtype=bool), ((100, 300), (500, 90)), constant_values=True)
+    filled = fill_with_tissue(canvas, hidden)
+    assert np.array_equal(filled[100:164, 500:580], pixels)
+    colours = {tuple(colour) for colour in pixels.reshape(-1, 3)}
+    assert {tuple(colour) for colour in filled.reshape(-1, 3)} <= colours
+    assert all(filled[y : y + 64, x : x + 80].std() > 5 for y, x in ((0, 0), (400, 590), (200, 200)))

@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openslide
 import pytest
+import tifffile
 import torch
 from conftest import REPOSITORY, read_pixels, texture
 from PIL import Image
@@ -31,7 +33,7 @@ pytest.importorskip("starlette")
 
 import uvicorn
 
-from diffusion.cli.commands.studio import studio
+from diffusion.cli.commands.studio import LOCK, studio
 from diffusion.cli.main import call
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.networks import View
@@ -43,11 +45,12 @@ from diffusion.model.flow import EmbeddingFlow, FlowConfig, save_flow
 from diffusion.model.lora import TARGETS, LoraSettings, add_lora, lora_tensors, save_lora
 from diffusion.studio.history import History
 from diffusion.studio.jobs import Job, JobQueue
-from diffusion.studio.pictures import PictureShelf
+from diffusion.studio.pictures import PictureShelf, open_zoom
 from diffusion.studio.requests import JobRequest, format_command
 from diffusion.studio.server import Studio, bind, choose_token
 from diffusion.studio.workshop import Model, Workshop
 from diffusion.utils.errors import InputError
+from diffusion.utils.locks import file_lock
 from diffusion.workdir import open_run
 
 WIDTH = 4
@@ -127,7 +130,9 @@ class Server:
         if steered:
             arguments["controlnet"] = save_random_controlnet(run, folder / "controlnet")
             loras = [str(save_random_lora(run, folder / "lora"))]
-        model = Model({**arguments, "solver": Solver()}, arguments, loras, flow=folder / "flow.safetensors")
+        model = Model(
+            {**arguments, "solver": Solver()}, arguments, loras, [1.0] * len(loras), flow=folder / "flow.safetensors"
+        )
         self.out = folder / "studio"
         shelf = PictureShelf([folder / "slides"], self.out / "uploads", 0.5)
         self.studio = Studio(Workshop(model, shelf, History(self.out / "history")))
@@ -271,7 +276,8 @@ def test_masks_of_nuclei_and_adapters_count_as_in_the_command(tmp_path, monkeypa
         while (told := client.get("/api/state"))["model"] is None:
             assert not told["error"], told
             time.sleep(0.05)
-        assert told["model"]["loras"] == ["lora"] and told["model"]["control"] == {"maps": ["nuclei"], "kind": "binary"}
+        assert told["model"]["loras"] == [{"name": "lora", "scale": 1.0}]
+        assert told["model"]["control"] == {"painted": True, "own": False}
         request = dict(action="vary", picture=steered.pictures()["tile"], part=(0, 0, 256, 256), steps=2, guidance=1.0)
         nuclei = painted(256, 256, 30, 30, 120, 90)
         entries = [
@@ -286,10 +292,85 @@ def test_masks_of_nuclei_and_adapters_count_as_in_the_command(tmp_path, monkeypa
             assert not call([*shlex.split(entry["command"])[1:], "--out", str(tmp_path / f"out_{number}")])
             assert np.array_equal(read_pixels(tmp_path / f"out_{number}/tile.png"), pictures[-1])
         assert not np.array_equal(pictures[0], pictures[1]) and not np.array_equal(pictures[0], pictures[2])
+        for more, height in (
+            (dict(action="extend", extend=(0, 40, 0, 0)), 296),
+            (dict(action="enlarge", enlarge=2), 512),
+        ):
+            entry = client.do(**{**request, **more}, loras=[0.0], control=nuclei)
+            assert entry["height"] == height, "what is painted is made as large as the result"
         state = client.finish(client.start(**request))
         assert state["state"] == "failed" and "the ControlNet has nothing to read" in state["error"]
     finally:
         steered.stop()
+
+
+def test_a_list_names_pictures_anywhere(tmp_path):
+    texture(256, 1).save(tmp_path / "one.png")
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists/slides.txt").write_text(f"{tmp_path / 'one.png'}\n")
+    shelf = PictureShelf([tmp_path / "lists/slides.txt"], tmp_path / "uploads", 0.5)
+    assert [each["name"] for each in shelf.names()] == ["one"] and not shelf.refused
+
+
+def test_a_slide_without_small_levels_is_never_read_at_once(tmp_path, monkeypatch):
+    """Its coarse tiles come from a thumbnail that is made strip by strip."""
+    path = tmp_path / "flat.tif"
+    pixels = np.asarray(texture(1024, 3).resize((2048, 1536)))
+    tifffile.imwrite(
+        path, pixels, tile=(256, 256), photometric="rgb", resolution=(2e4, 2e4), resolutionunit="CENTIMETER"
+    )
+    whole = open_zoom(path)
+    assert whole.levels == [(2048, 1536), (1024, 768), (512, 384), (256, 192)]
+    expected = [np.asarray(whole.read(level, 0, 0)).astype(int) for level in range(4)]
+    monkeypatch.setattr("diffusion.studio.pictures.MAX_LEVEL_PIXELS", 600 * 600)
+    zoom = open_zoom(path)
+    seen: list[tuple[int, int]] = []
+    read_region = openslide.OpenSlide.read_region
+    monkeypatch.setattr(openslide.OpenSlide, "read_region", lambda *a: seen.append(a[3]) or read_region(*a))
+    monkeypatch.setattr("diffusion.data.slides.reader.MAX_LEVEL_PIXELS", 600 * 600)
+    for level in range(4):
+        assert np.abs(np.asarray(zoom.read(level, 0, 0)).astype(int) - expected[level]).mean() < 4
+    assert max(width * height for width, height in seen) <= 600 * 600
+
+
+def test_a_broken_slide_is_opened_anew(server, client, monkeypatch):
+    number = server.pictures()["slide"]
+    shelf = server.studio.workshop.shelf
+    assert client.ask("GET", f"/api/pictures/{number}/tiles/0/0/0.jpg")[0] == 200
+    with monkeypatch.context() as patch:
+
+        def broken(*_: Any) -> None:
+            raise openslide.OpenSlideError("a cable was out")
+
+        patch.setattr("openslide.deepzoom.DeepZoomGenerator.get_tile", broken)
+        status, content, _ = client.ask("GET", f"/api/pictures/{number}/tiles/0/1/0.jpg")
+        assert status == 400 and b"is broken at tile 1, 0" in content
+    assert number not in shelf._zooms
+    assert client.ask("GET", f"/api/pictures/{number}/tiles/0/1/0.jpg")[0] == 200
+
+
+def test_an_upload_is_turned_as_its_camera_says(server, client):
+    image = texture(300, 5).crop((0, 0, 300, 200))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", exif=exif)
+    number = json.loads(client.ask("POST", "/api/uploads", buffer.getvalue(), **{"X-Name": "photo.jpg"})[1])["number"]
+    assert client.get(f"/api/pictures/{number}")["levels"][0] == [200, 300]
+
+
+def test_a_preview_that_cannot_be_made_is_left_out(server, client, monkeypatch):
+    def fail(*_: Any, **__: Any) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("diffusion.studio.workshop.Preview.show", fail)
+    request = dict(action="vary", picture=server.pictures()["tile"], part=(0, 0, 256, 256), guidance=1.0, strength=1.0)
+    assert client.do(**request, steps=12)["width"] == 256
+
+
+def test_the_embedder_is_loaded_when_the_studio_opens_and_never_again(server, client, monkeypatch):
+    monkeypatch.setattr(PatchEmbedder, "load", lambda *_, **__: pytest.fail("it is loaded again"))
+    client.do(action="sample", picture=server.pictures()["tile"], part=(0, 0, 256, 256), steps=1, guidance=1.0)
 
 
 class TestJobs:
@@ -324,7 +405,13 @@ class TestJobs:
         assert not places
 
     @pytest.mark.parametrize(
-        "error", [torch.OutOfMemoryError("CUDA"), MemoryError(), RuntimeError("MPS backend out of memory")]
+        "error",
+        [
+            torch.OutOfMemoryError("CUDA"),
+            MemoryError(),
+            RuntimeError("MPS backend out of memory"),
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        ],
     )
     def test_out_of_memory_ends_a_job_and_not_the_server(self, error):
         queue = JobQueue()
@@ -453,10 +540,10 @@ class TestSecurity:
         )
         assert status == 200
         number = json.loads(answer)["number"]
-        [file] = (server.out / "uploads").glob("*.png")
+        [file] = (server.out / "uploads").glob("*evil*.png")
         assert b"script" not in file.read_bytes() and np.array_equal(read_pixels(file), np.asarray(image))
         names = {each["number"]: each["name"] for each in client.get("/api/state")["pictures"]}
-        assert "/" not in names[number] or names[number] == "b>.png"
+        assert names[number] == file.stem and not set("<>/.") & set(names[number])
         entry = client.do(action="sample", picture=number, part=(0, 0, 256, 256), steps=1, guidance=1.0)
         assert entry["width"] == 256
 
@@ -488,17 +575,18 @@ class TestSecurity:
         assert choose_token("127.0.0.1", None) is None and choose_token("localhost", None) is None
         made = choose_token("0.0.0.0", None)
         assert made is not None and len(made) >= 24 and made != choose_token("0.0.0.0", None)
-        with pytest.raises(InputError, match="expected 16 or more"):
-            choose_token("0.0.0.0", "short")
+        for token in ("short", "with a space and more", "ümlaute-und-mehr-davon"):
+            with pytest.raises(InputError, match="expected 16 or more"):
+                choose_token("0.0.0.0", token)
         forget_processes()
         guarded = Server(tmp_path, token=made)
         try:
             client = Client(guarded.port, host="some.machine")
-            for path in ("/", "/api/state", "/static/studio.js", "/?token=wrong"):
+            for path in ("/", "/api/state", "/static/studio.js", "/?token=wrong", "/?token=%C3%A9"):
                 assert client.ask("GET", path)[0] == 401, path
             status, _, headers = client.ask("GET", f"/?token={made}")
             cookie = headers["set-cookie"]
-            assert status == 303 and "HttpOnly" in cookie and "SameSite=strict" in cookie
+            assert status == 303 and "HttpOnly" in cookie and "SameSite=lax" in cookie
             assert client.ask("GET", "/api/state", Cookie=cookie.partition(";")[0])[0] == 200
         finally:
             guarded.stop()
@@ -514,6 +602,9 @@ class TestSecurity:
         (dict(part=(-1, 0, 256, 256)), "a selection of 256 x 256"),
         (dict(part="everything"), "part is 'everything'"),
         (dict(steps=0), "0 steps"),
+        (dict(part=(0, 0, 256)), "part has 3 values: expected 4"),
+        (dict(action="enlarge", enlarge=1), "enlarged 1 times"),
+        (dict(action="enlarge", enlarge=4, part=(0, 0, 4000, 256)), "a result of more than 8192 pixels"),
         (dict(guidance=float("nan")), "guidance"),
         (dict(strength="1"), "strength is '1'"),
         (dict(action="repair"), "nothing is painted"),
@@ -569,6 +660,19 @@ def test_a_command_is_quoted_as_a_shell_needs_it():
         "edit", [Path("a slide's.svs")], {"part": (1, 2, 3, 4), "mask": None, "lora": ("x y:0.5",), "compile": False}
     )
     assert shlex.split(text) == ["pixcell", "edit", "a slide's.svs", "--part", "1", "2", "3", "4", "--lora", "x y:0.5"]
+
+
+def test_a_second_studio_leaves_the_first_one_s_jobs_alone(server, tmp_path):
+    """Its address is taken, or its folder: what a job has begun is not swept away."""
+    out = tmp_path / "studio"
+    begun = History(out / "history").begin()
+    with pytest.raises(InputError, match="cannot be listened at"):
+        studio([server.image], workdir=server.folder / "run", out=out, port=server.port)
+    with file_lock(out / LOCK), pytest.raises(InputError):
+        studio([server.image], workdir=server.folder / "run", out=out, port=0)
+    assert begun.is_dir()
+    with pytest.raises(InputError, match="nothing at"):
+        studio([server.image], workdir=server.folder / "run", out=out, port=0, lora=["nowhere.safetensors:0.5"])
 
 
 def test_an_address_that_is_taken_is_an_error_of_one_line(server, tmp_path, monkeypatch):

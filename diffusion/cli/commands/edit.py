@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from diffusion.cli import options
 from diffusion.cli.parser import natural_int, positive_int
 from diffusion.cli.signature import Here, Option, checked
+from diffusion.cli.unused import refuse_unused
 from diffusion.formats import EDIT_STRENGTH, ENLARGE_STRENGTH, LAST_WEIGHTS
 
 EDITING = "what changes"
@@ -162,7 +163,11 @@ def edit(
 
     found, refused = name_slides(images)
     inside = out.resolve()  # what an earlier call has made, where it is below a folder that is named
-    found = {name: path for name, path in found.items() if inside not in path.resolve().parents}
+    found = {name: path for name, path in found.items() if path in images or inside not in path.resolve().parents}
+    if replaced := [path for path in found.values() if path.resolve().parent == inside]:
+        raise InputError(f"--out {out}: the result would be where {replaced[0].name} is; name another folder")
+    if not found and not refused:
+        raise InputError(f"--out {out}: all that is named is below it; name another folder")
     of_one = {"--part": part, "--outlines": outlines, "--control": control or None}
     if len(found) > 1 and (named := [name for name, value in of_one.items() if value is not None]):
         raise InputError(f"{named[0]} is of one picture, and {len(found)} are named: name one")
@@ -202,8 +207,16 @@ def edit(
     reference = (
         None if match_colours is None else ColourMatch(read_picture(match_colours), colour_method, str(match_colours))
     )
-    edits = (strength, mask, outlines, box, extend, enlarge != 1, look, add, control)
-    if reference is not None and not any(each or each == 0 for each in edits if each is not False):
+    changes = (mask, outlines, box, extend, enlarge != 1, look, add, control, strength is not None)
+    if reference is None:
+        refuse_unused(edit, {"colour_method": colour_method}, "without --match-colours")
+    if reference is not None and not any(changes):
+        sampling = dict(workdir=workdir, count=count, steps=steps, guidance=guidance, solver=solver, spacing=spacing)
+        more = dict(
+            guidance_interval=guidance_interval, seed=seed, lora=lora, controlnet=controlnet, block_cache=block_cache
+        )
+        reason = "beside --match-colours alone, which samples nothing; give --strength to vary the picture, too"
+        refuse_unused(edit, {**sampling, **more}, reason)
         refused |= match_alone(jobs, out, reference)
     else:
         looks, added = [

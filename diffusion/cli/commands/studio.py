@@ -12,6 +12,7 @@ from diffusion.cli.signature import Here, Option, checked
 from diffusion.formats import LAST_WEIGHTS
 
 SERVER = "server"
+LOCK = ".studio.lock"  # while a studio runs there
 
 
 @checked
@@ -68,22 +69,27 @@ def studio(
     """
     import webbrowser
 
+    from diffusion.generation.session import split_scale
+    from diffusion.generation.solver import Solver
     from diffusion.studio.history import History
     from diffusion.studio.pictures import PictureShelf
     from diffusion.studio.server import Studio, bind, choose_token, serve
     from diffusion.studio.workshop import Model, Workshop
+    from diffusion.utils.errors import MissingError
+    from diffusion.utils.locks import file_lock
     from diffusion.workdir import default_work_dir
 
-    workdir = workdir or default_work_dir()
+    def whole(path: Path) -> Path:
+        """Return a path that holds in any folder; a name, such as nano, as it is."""
+        return path.absolute() if path.exists() else path
+
+    workdir = whole(workdir or default_work_dir())
+    root, controlnet = (None if path is None else whole(path) for path in (root, controlnet))
     token = choose_token(host, token)
     shelf = PictureShelf(pictures, out / "uploads", mpp, image_mpp)
     for reason in shelf.refused.values():
         print(f"left out: {reason}")
-    history = History(out / "history")
-    history.sweep()
     listener = bind(host, port)
-    from diffusion.generation.solver import Solver
-
     arguments = dict(
         workdir=workdir,
         checkpoint=checkpoint,
@@ -112,12 +118,20 @@ def studio(
         device=device if device != "auto" else None,
         gpu=gpu,
     )
-    model = Model(arguments, shown, lora, flow, precision, batch_size)
-    workshop = Workshop(model, shelf, history)
+    adapters = [split_scale(text) for text in lora]
+    for path in [*(path for path, _ in adapters), *([flow] if flow is not None else [])]:
+        if not path.exists():
+            raise MissingError(f"nothing at {path}")
+    names, scales = [str(whole(path)) for path, _ in adapters], [scale for _, scale in adapters]
+    model = Model(arguments, shown, names, scales, flow, precision, batch_size)
 
     def say(text: str) -> None:
         print(text, flush=True)
         if open_browser:
             webbrowser.open(text.split()[4])
 
-    serve(Studio(workshop), listener, token, say)
+    out.mkdir(parents=True, exist_ok=True)
+    with file_lock(out / LOCK):  # of one studio alone: what another one's jobs have begun is not to be swept away
+        history = History(out / "history")
+        history.sweep()
+        serve(Studio(Workshop(model, shelf, history)), listener, token, say)
