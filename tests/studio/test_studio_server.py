@@ -540,7 +540,7 @@ class TestSecurity:
         )
         assert status == 200
         number = json.loads(answer)["number"]
-        [file] = (server.out / "uploads").glob("*evil*.png")
+        [file] = (server.out / "uploads").glob("b_*.png")
         assert b"script" not in file.read_bytes() and np.array_equal(read_pixels(file), np.asarray(image))
         names = {each["number"]: each["name"] for each in client.get("/api/state")["pictures"]}
         assert names[number] == file.stem and not set("<>/.") & set(names[number])
