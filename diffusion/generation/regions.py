@@ -6,7 +6,6 @@ Letters: D width of an embedding.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from diffusion.data.slides.reader import SLIDE_SUFFIXES, PlainImage, Slide, open_slide
+from diffusion.data.slides.reader import Slide
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.formats import WINDOW
 from diffusion.utils.errors import InputError
@@ -99,12 +98,3 @@ def check_area(name: str, width: int, height: int) -> None:
         raise InputError(
             f"{name} has {width} x {height} pixels, more than are edited at once, {LARGEST_AREA:,}; take a part of it"
         )
-
-
-def open_any(path: Path, mpp: float, image_mpp: float | None = None) -> closing[Slide]:
-    """Open a slide or an image, to be closed at the end of a `with`; images of other suffixes than slides' need no OpenSlide.
-
-    Raises as `open_slide` does.
-    """
-    is_slide = path.suffix.lower() in SLIDE_SUFFIXES
-    return closing(open_slide(path, mpp, image_mpp) if is_slide else PlainImage(path, mpp, image_mpp))

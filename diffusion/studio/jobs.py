@@ -10,8 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
-
 from diffusion.utils.errors import InputError
 from diffusion.utils.hardware import empty_cache
 
@@ -63,6 +61,13 @@ class Job:
     def seconds(self) -> float:
         """Return how long it has run, or ran."""
         return (self.ended or time.monotonic()) - self.began if self.began else 0.0
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell whether an error is one of too little memory, as Python, and torch on its several devices, say it."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return any(text in str(error).lower() for text in ("out of memory", "can't allocate memory"))
 
 
 class JobQueue:
@@ -132,11 +137,8 @@ class JobQueue:
             return "cancelled", ""
         except InputError as error:
             return "failed", str(error)
-        except (torch.OutOfMemoryError, MemoryError):
-            empty_cache()
-            return "failed", "out of memory: take a smaller selection, or wait until others are done"
         except Exception as error:
-            if any(text in str(error).lower() for text in ("out of memory", "can't allocate memory")):  # MPS, CPU
+            if is_out_of_memory(error):
                 empty_cache()
                 return "failed", "out of memory: take a smaller selection, or wait until others are done"
             log.exception("a job of the studio failed")

@@ -15,8 +15,7 @@ from PIL import Image, ImageOps
 
 from diffusion.data.images import open_image
 from diffusion.data.slides.discovery import name_slides
-from diffusion.data.slides.reader import MAX_LEVEL_PIXELS, SLIDE_SUFFIXES
-from diffusion.generation.regions import open_any
+from diffusion.data.slides.reader import MAX_LEVEL_PIXELS, SLIDE_SUFFIXES, open_any
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.files import atomic_write
 from diffusion.utils.text import expand_path, read_lines

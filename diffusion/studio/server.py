@@ -12,7 +12,7 @@ import secrets
 import socket
 from collections.abc import Callable
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -22,14 +22,16 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from diffusion.generation.regions import open_any, read_part
-from diffusion.studio.history import SERVED
+from diffusion.data.slides.reader import open_any
+from diffusion.studio.history import SERVED, History
 from diffusion.studio.jobs import Job, JobQueue
-from diffusion.studio.pictures import UPLOAD_BYTES
+from diffusion.studio.pictures import UPLOAD_BYTES, PictureShelf
 from diffusion.studio.requests import SIDES, JobRequest
-from diffusion.studio.workshop import Workshop
 from diffusion.utils.assets import ASSETS
 from diffusion.utils.errors import InputError, MissingError
+
+if TYPE_CHECKING:
+    from diffusion.studio.workshop import Workshop
 
 log = logging.getLogger(__name__)
 
@@ -135,12 +137,26 @@ def _failure(status: int, message: str) -> JSONResponse:
 
 
 class Studio:
-    """The routes of the page, on a workshop and its queue."""
+    """The routes of the page, on pictures, results, and a workshop that is opened by the thread that works with it.
 
-    def __init__(self, workshop: Workshop):
-        self.workshop, self.queue = workshop, JobQueue()
-        # the network is opened by the thread that works with it, while the page is there already
-        self.opening = self.queue.add(Job("", lambda _: workshop.describe(), "opening the network"))
+    The page is there meanwhile: what a workshop needs takes seconds to import.
+    """
+
+    def __init__(self, shelf: PictureShelf, history: History, open_workshop: Callable[[], Workshop]):
+        self.shelf, self.history, self.queue = shelf, history, JobQueue()
+        self.workshop: Workshop | None = None
+
+        def start(_: Job) -> dict[str, Any]:
+            self.workshop = open_workshop()
+            return self.workshop.describe()
+
+        self.opening = self.queue.add(Job("", start, "opening the network"))
+
+    def work(self, request: JobRequest, job: Job) -> dict[str, Any]:
+        """Do a job, once the workshop is open. Raises InputError."""
+        if self.workshop is None or self.opening.result is None:
+            raise InputError(self.opening.error)
+        return self.workshop.run(request, job)
 
     def app(self, token: str | None) -> Starlette:
         """Return the application."""
@@ -195,17 +211,17 @@ class Studio:
         found = {
             "model": opening.result,
             "error": opening.error,
-            "pictures": self.workshop.shelf.names(),
-            "refused": list(self.workshop.shelf.refused.values()),
-            "history": await run_in_threadpool(self.workshop.history.entries),
+            "pictures": self.shelf.names(),
+            "refused": list(self.shelf.refused.values()),
+            "history": await run_in_threadpool(self.history.entries),
         }
         return JSONResponse(found)
 
     async def picture(self, request: Request) -> Response:
         """Return the sizes of a picture."""
         number = request.path_params["number"]
-        shown = await run_in_threadpool(self.workshop.shelf.show, number)
-        levels = await run_in_threadpool(self.workshop.shelf.levels, number)
+        shown = await run_in_threadpool(self.shelf.show, number)
+        levels = await run_in_threadpool(self.shelf.levels, number)
         return JSONResponse(
             {
                 "number": number,
@@ -222,13 +238,13 @@ class Studio:
         """Return a tile of a picture."""
         place = request.path_params
         content = await run_in_threadpool(
-            self.workshop.shelf.tile, place["number"], place["level"], place["column"], place["row"]
+            self.shelf.tile, place["number"], place["level"], place["column"], place["row"]
         )
         return Response(content, media_type="image/jpeg", headers={"cache-control": "max-age=3600"})
 
     async def part(self, request: Request) -> Response:
         """Return the pixels of a selection, as the network is given them, as PNG."""
-        shelf, path = self.workshop.shelf, self.workshop.shelf.path(request.path_params["number"])
+        shelf, path = self.shelf, self.shelf.path(request.path_params["number"])
         try:
             x, y, width, height = (int(request.query_params[name]) for name in ("x", "y", "width", "height"))
         except (KeyError, ValueError):
@@ -240,6 +256,8 @@ class Studio:
             import io
 
             from PIL import Image
+
+            from diffusion.generation.regions import read_part  # with it torch, which the page does without at first
 
             with open_any(path, shelf.mpp, shelf.image_mpp) as slide:
                 pixels, _ = read_part(slide, path, (x, y, width, height))
@@ -255,7 +273,7 @@ class Studio:
         from urllib.parse import unquote
 
         name = unquote(request.headers.get("x-name", "upload"))
-        number = await run_in_threadpool(self.workshop.shelf.upload, content, name)
+        number = await run_in_threadpool(self.shelf.upload, content, name)
         return JSONResponse({"number": number})
 
     async def add_job(self, request: Request) -> Response:
@@ -266,11 +284,11 @@ class Studio:
         except (ValueError, RecursionError) as error:
             raise InputError(f"the request is no JSON ({type(error).__name__})") from None
         wanted = JobRequest.read(content)
-        self.workshop.shelf.path(wanted.picture)
+        self.shelf.path(wanted.picture)
         if self.opening.state == "failed":
             raise InputError(self.opening.error)
         client = request.headers[CLIENT][:64]
-        job = self.queue.add(Job(client, lambda job: self.workshop.run(wanted, job), wanted.action))
+        job = self.queue.add(Job(client, lambda job: self.work(wanted, job), wanted.action))
         return JSONResponse({"number": job.number})
 
     async def job(self, request: Request) -> Response:
@@ -310,13 +328,13 @@ class Studio:
 
     async def remove(self, request: Request) -> Response:
         """Delete a result."""
-        await run_in_threadpool(self.workshop.history.remove, request.path_params["number"])
+        await run_in_threadpool(self.history.remove, request.path_params["number"])
         return JSONResponse({})
 
     async def result(self, request: Request) -> Response:
         """Return a file of a result; with ?download as a file to save."""
         number, name = request.path_params["number"], request.path_params["name"]
-        path = self.workshop.history.file(number, name)
+        path = self.history.file(number, name)
         saved = f"pixcell_{number}.png" if "download" in request.query_params else None
         return FileResponse(path, media_type=SERVED[name], filename=saved)
 
@@ -363,7 +381,7 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(studio: Studio, listener: socket.socket, token: str | None, say: Callable[[str], None] = print) -> None:
+def serve(studio: Studio, listener: socket.socket, token: str | None, say: Callable[[str], None]) -> None:
     """Serve until Ctrl-C; `say` gets the address once it answers."""
     config = uvicorn.Config(
         studio.app(token), log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=2
@@ -378,7 +396,7 @@ def serve(studio: Studio, listener: socket.socket, token: str | None, say: Calla
 
     async def startup(sockets: list[socket.socket] | None = None) -> None:
         await started(sockets)
-        say(f"the studio is at http://{shown}:{port}{query} ; Ctrl-C ends it")
+        say(f"http://{shown}:{port}{query}")
 
     server.startup = startup  # pyright: ignore[reportAttributeAccessIssue]
     server.run(sockets=[listener])

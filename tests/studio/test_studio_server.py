@@ -7,6 +7,7 @@ import http.client
 import io
 import json
 import os
+import re
 import shlex
 import struct
 import subprocess
@@ -135,7 +136,8 @@ class Server:
         )
         self.out = folder / "studio"
         shelf = PictureShelf([folder / "slides"], self.out / "uploads", 0.5)
-        self.studio = Studio(Workshop(model, shelf, History(self.out / "history")))
+        history = History(self.out / "history")
+        self.studio = Studio(shelf, history, lambda: Workshop(model, shelf, history))
         listener = bind("127.0.0.1", 0)
         self.port = listener.getsockname()[1]
         self.server = uvicorn.Server(uvicorn.Config(self.studio.app(token), log_level="warning"))
@@ -335,7 +337,7 @@ def test_a_slide_without_small_levels_is_never_read_at_once(tmp_path, monkeypatc
 
 def test_a_broken_slide_is_opened_anew(server, client, monkeypatch):
     number = server.pictures()["slide"]
-    shelf = server.studio.workshop.shelf
+    shelf = server.studio.shelf
     assert client.ask("GET", f"/api/pictures/{number}/tiles/0/0/0.jpg")[0] == 200
     with monkeypatch.context() as patch:
 
@@ -671,14 +673,37 @@ def test_a_second_studio_leaves_the_first_one_s_jobs_alone(server, tmp_path):
     with file_lock(out / LOCK), pytest.raises(InputError):
         studio([server.image], workdir=server.folder / "run", out=out, port=0)
     assert begun.is_dir()
-    with pytest.raises(InputError, match="nothing at"):
-        studio([server.image], workdir=server.folder / "run", out=out, port=0, lora=["nowhere.safetensors:0.5"])
 
 
 def test_an_address_that_is_taken_is_an_error_of_one_line(server, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match=rf"127\.0\.0\.1:{server.port} cannot be listened at"):
         studio([server.image], workdir=server.folder / "run", out=tmp_path / "studio", port=server.port)
+
+
+@pytest.mark.parametrize("wrong", [["--lora", "nowhere.safetensors:0.5"], ["--workdir", "nowhere"]])
+def test_a_network_that_cannot_be_opened_is_said_on_the_page_and_in_the_terminal(tmp_path, wrong):
+    call_ = [sys.executable, "-m", "pixcell", "studio", "--workdir", "nano", "--port", "0", *wrong]
+    variables = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen(
+        call_, cwd=tmp_path, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None and process.stderr is not None
+        client = Client(int(re.findall(r":(\d+)", process.stdout.readline())[0]))
+        line = process.stderr.readline()
+        assert line.startswith("error: ") and "nowhere" in line
+        while not (told := client.get("/api/model"))["error"]:
+            time.sleep(0.05)
+        assert told["error"] in line and told["model"] is None
+        texture(256, 1).save(tmp_path / "tile.png")
+        number = json.loads(client.ask("POST", "/api/uploads", (tmp_path / "tile.png").read_bytes())[1])["number"]
+        status, answer, _ = client.ask(
+            "POST", "/api/jobs", json.dumps(dict(action="sample", picture=number, part=(0, 0, 256, 256))).encode()
+        )
+        assert status == 400 and told["error"] in json.loads(answer)["error"]
+    finally:
+        process.kill()
 
 
 def test_without_its_packages_the_studio_says_what_to_install(tmp_path):

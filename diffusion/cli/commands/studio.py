@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from diffusion.cli import options
 from diffusion.cli.parser import natural_int
@@ -67,71 +67,82 @@ def studio(
       pixcell studio slides/ tile.png --workdir output/256 --out studio
       pixcell studio slide.svs --workdir output/1024 --flow output/flow --lora output/lora
     """
+    import sys
     import webbrowser
 
-    from diffusion.generation.session import split_scale
-    from diffusion.generation.solver import Solver
     from diffusion.studio.history import History
     from diffusion.studio.pictures import PictureShelf
     from diffusion.studio.server import Studio, bind, choose_token, serve
-    from diffusion.studio.workshop import Model, Workshop
-    from diffusion.utils.errors import MissingError
+    from diffusion.utils.errors import InputError, MissingError
     from diffusion.utils.locks import file_lock
-    from diffusion.workdir import default_work_dir
+
+    if TYPE_CHECKING:
+        from diffusion.studio.workshop import Workshop
 
     def whole(path: Path) -> Path:
         """Return a path that holds in any folder; a name, such as nano, as it is."""
         return path.absolute() if path.exists() else path
 
-    workdir = whole(workdir or default_work_dir())
-    root, controlnet = (None if path is None else whole(path) for path in (root, controlnet))
+    def open_workshop() -> Workshop:
+        """Open the network, while the page is there already: what is imported here takes seconds."""
+        from diffusion.generation.session import split_scale
+        from diffusion.generation.solver import Solver
+        from diffusion.studio.workshop import Model, Workshop
+        from diffusion.workdir import default_work_dir
+
+        places = dict(workdir=whole(workdir or default_work_dir()))
+        places |= {"root": root and whole(root), "controlnet": controlnet and whole(controlnet)}
+        same = dict(checkpoint=checkpoint, vae=vae, encoder=encoder, device=device)
+        arguments = dict(
+            **places,
+            **same,
+            solver=Solver(guidance_interval=guidance_interval, precision=precision),
+            averaged=weights == "ema",
+            compiled=compile,
+            gpu_id=gpu,
+        )
+        usual = dict(checkpoint=Path(LAST_WEIGHTS), device="auto", weights="ema", precision="fp32")
+        options = dict(
+            **places,
+            **same,
+            weights=weights,
+            guidance_interval=guidance_interval,
+            batch_size=batch_size,
+            precision=precision,
+            compile=compile,
+            gpu=gpu,
+        )
+        shown = {name: value for name, value in options.items() if value != usual.get(name)}
+        adapters = [split_scale(text) for text in lora]
+        for path in [*(path for path, _ in adapters), *([flow] if flow is not None else [])]:
+            if not path.exists():
+                raise MissingError(f"nothing at {path}")
+        names, scales = [str(whole(path)) for path, _ in adapters], [scale for _, scale in adapters]
+        workshop = Workshop(Model(arguments, shown, names, scales, flow, precision, batch_size), shelf, history)
+        workshop.session(scales)
+        return workshop
+
+    def open_or_say() -> Workshop:
+        """Open the workshop; what is wrong is said here, and on the page. Raises InputError."""
+        try:
+            return open_workshop()
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            raise
+
     token = choose_token(host, token)
     shelf = PictureShelf(pictures, out / "uploads", mpp, image_mpp)
     for reason in shelf.refused.values():
         print(f"left out: {reason}")
     listener = bind(host, port)
-    arguments = dict(
-        workdir=workdir,
-        checkpoint=checkpoint,
-        solver=Solver(guidance_interval=guidance_interval, precision=precision),
-        averaged=weights == "ema",
-        compiled=compile,
-        root=root,
-        vae=vae,
-        encoder=encoder,
-        device=device,
-        gpu_id=gpu,
-        controlnet=controlnet,
-    )
-    shown = dict(
-        workdir=workdir,
-        checkpoint=checkpoint if checkpoint != Path(LAST_WEIGHTS) else None,
-        weights=weights if weights != "ema" else None,
-        controlnet=controlnet,
-        guidance_interval=guidance_interval,
-        encoder=encoder,
-        vae=vae,
-        root=root,
-        batch_size=batch_size,
-        precision=precision if precision != "fp32" else None,
-        compile=compile,
-        device=device if device != "auto" else None,
-        gpu=gpu,
-    )
-    adapters = [split_scale(text) for text in lora]
-    for path in [*(path for path, _ in adapters), *([flow] if flow is not None else [])]:
-        if not path.exists():
-            raise MissingError(f"nothing at {path}")
-    names, scales = [str(whole(path)) for path, _ in adapters], [scale for _, scale in adapters]
-    model = Model(arguments, shown, names, scales, flow, precision, batch_size)
 
-    def say(text: str) -> None:
-        print(text, flush=True)
+    def say(address: str) -> None:
+        print(f"the studio is at {address} ; Ctrl-C ends it", flush=True)
         if open_browser:
-            webbrowser.open(text.split()[4])
+            webbrowser.open(address)
 
     out.mkdir(parents=True, exist_ok=True)
     with file_lock(out / LOCK):  # of one studio alone: what another one's jobs have begun is not to be swept away
         history = History(out / "history")
         history.sweep()
-        serve(Studio(Workshop(model, shelf, history)), listener, token, say)
+        serve(Studio(shelf, history, open_or_say), listener, token, say)

@@ -6,6 +6,7 @@ interface of Slide, which open_slide chooses, and its suffix in SLIDE_SUFFIXES.
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 
@@ -70,6 +71,15 @@ def open_slide(path: Path, mpp: float, image_mpp: float | None = None) -> Slide:
             raise InputError(f"{path} {reason}")
         return PlainImage(path, mpp, image_mpp)
     return PyramidSlide(path, mpp, image_mpp)
+
+
+def open_any(path: Path, mpp: float, image_mpp: float | None = None) -> closing[Slide]:
+    """Open a slide or an image, to be closed at the end of a `with`; images of other suffixes than slides' need no OpenSlide.
+
+    Raises as `open_slide` does.
+    """
+    is_slide = path.suffix.lower() in SLIDE_SUFFIXES
+    return closing(open_slide(path, mpp, image_mpp) if is_slide else PlainImage(path, mpp, image_mpp))
 
 
 def _is_image(path: Path) -> bool:
