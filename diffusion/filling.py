@@ -11,17 +11,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-FEATHER = 8  # pixels within what changes over which what is sampled passes into the mirrored picture around it
+FEATHER = 4  # pixels within what changes over which what is sampled passes into the mirrored picture around it
 RELAXATIONS = 50  # after which the fine detail of a border has died away inwards; coarse detail is there from the start
-
-
-def fill_from_borders(pixels: np.ndarray, hidden: np.ndarray) -> np.ndarray:
-    """Return a picture, uint8 (H, W, 3), whose hidden pixels (H, W) continue the colours around them smoothly.
-
-    Raises ValueError where all is hidden.
-    """
-    filled = extend_smoothly(pixels.astype(np.float32), hidden).round().clip(0, 255).astype(np.uint8)
-    return np.where(hidden[..., None], filled, pixels)
 
 
 def extend_smoothly(values: np.ndarray, hidden: np.ndarray) -> np.ndarray:
@@ -125,7 +116,7 @@ def mirror_at_border(values: np.ndarray, hidden: np.ndarray, width: int) -> Frin
 def paste_seamlessly(picture: np.ndarray, sampled: np.ndarray, change: np.ndarray) -> np.ndarray:
     """Return a picture with what was sampled where it changes (H, W), all uint8 (H, W, 3); elsewhere it stays, to the bit.
 
-    What the codec has made of the rest differs from it; this difference goes on smoothly into what changes. Within 8 pixels of the
+    What the codec has made of the rest differs from it; this difference goes on smoothly into what changes. Within 4 pixels of the
     border, what was sampled passes into the picture, mirrored at the border, so that there is no seam.
     """
     known = picture.astype(np.float32)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffusion.filling import fill_from_borders, paste_seamlessly
+from diffusion.filling import fill_with_tissue, paste_seamlessly
 from diffusion.formats import EDIT_STRENGTH
 from diffusion.inpainting import KnownLatents, change_of_cells
 from diffusion.sampling import Start
@@ -105,7 +105,7 @@ class StartingImages:
         """Return the images as they are encoded: at strength 1 without what changes."""
         if self.change is None or self.strength < 1:
             return self.pixels
-        return np.stack([fill_from_borders(*each) for each in zip(self.pixels, self.change, strict=True)])
+        return np.stack([fill_with_tissue(*each) for each in zip(self.pixels, self.change, strict=True)])
 
     def begin_at(self, latents: torch.Tensor) -> tuple[Start | None, KnownLatents | None]:
         """Return what sampling begins at, and what it keeps, of the images' latents (B, C, H/8, W/8)."""

@@ -256,7 +256,7 @@ function select(part) {
 
 function showSquare() {
   byId("empty").hidden = true;
-  byId("compare").hidden = byId("views").hidden = byId("done").hidden = byId("preview").hidden = true;
+  for (const id of ["compare", "views", "done", "preview", "again"]) byId(id).hidden = true;
   byId("canvas").hidden = false;
   shown = null;
   draw();
@@ -505,7 +505,8 @@ function show(entry) {
   byId("before").alt = `Before: ${entry.picture}`;
   byId("after").alt = `Result of ${ACTIONS[entry.action][0]}, seed ${entry.seed}`;
   byId("empty").hidden = byId("canvas").hidden = byId("preview").hidden = true;
-  byId("compare").hidden = byId("views").hidden = byId("done").hidden = false;
+  for (const id of ["compare", "views", "done"]) byId(id).hidden = false;
+  byId("again").hidden = !selection;
   byId("download").href = `${folder}/picture.png?download`;
   byId("command").value = entry.command;
   showView();

@@ -18,7 +18,7 @@ from PIL import Image
 
 from diffusion.condition import Condition
 from diffusion.data.slides.reader import PlainImage
-from diffusion.filling import fill_from_borders, fill_with_tissue, paste_seamlessly
+from diffusion.filling import fill_with_tissue, paste_seamlessly
 from diffusion.formats import EDIT_STRENGTH, ENLARGE_STRENGTH, WINDOW
 from diffusion.generation.colours import ColourMatch
 from diffusion.generation.conditions import slerp
@@ -217,15 +217,14 @@ class Editor:
         pixels = fill_up(canvas.pixels[box.slices], own_size)
         change = None if canvas.change is None else fill_up(canvas.change[box.slices], own_size)
         hidden = change if self.settings.strength == 1 else None
-        shown = pixels if hidden is None else fill_from_borders(pixels, hidden)
-        return Area(pixels, change, hidden, encode_picture(shown, session.codec, session.device, own_size))
+        shown = pixels if hidden is None else fill_with_tissue(pixels, hidden)
+        return Area(shown, change, encode_picture(shown, session.codec, session.device, own_size))
 
     def condition_tokens(self, area: Area, box: Box, looks: Sequence[Look]) -> torch.Tensor:
         """Return the embeddings (R, K, D) that condition an area's windows."""
         own_size = self.session.run.config.image_size
         rows, columns = (side // WINDOW for side in area.pixels.shape[:2])
-        visible = area.pixels if area.hidden is None else fill_with_tissue(area.pixels, area.hidden)
-        whole = PlainImage.from_image(Image.fromarray(visible))
+        whole = PlainImage.from_image(Image.fromarray(area.pixels))
         tokens = embed_region(Region(whole, 0, 0), rows, columns, self.session.embedder)
         change = np.ones(area.pixels.shape[:2], dtype=bool) if area.change is None else area.change
         shares = [_window_shares(change)]
@@ -276,14 +275,13 @@ class Editor:
 
 
 class Area(NamedTuple):
-    """The part of a canvas that the network sees, uint8 (H, W, 3), in whole windows; where it changes, and which pixels are not read.
+    """The part of a canvas that the network sees, uint8 (H, W, 3), in whole windows, and where it changes, bool (H, W); None: everywhere.
 
-    latents (1, C, H/8, W/8): network latents of what is read.
+    What is not to be read is filled with tissue already. latents (1, C, H/8, W/8): network latents of the pixels.
     """
 
     pixels: np.ndarray
     change: np.ndarray | None
-    hidden: np.ndarray | None
     latents: torch.Tensor
 
 
