@@ -79,6 +79,20 @@ def test_the_examples_of_the_page_run(block, in_folder):
     assert sorted(path.name for path in in_folder.glob("[0-3].png")) == [f"{i}.png" for i in range(4)]
 
 
+def test_the_examples_of_the_page_of_edits_run(in_folder):
+    """One after the other, as they follow on each other; the imports are those that anyone makes."""
+    text = (REPOSITORY / "docs/editing.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    names = {"np": np, "torch": torch, "Image": Image, "pixcell": pixcell}
+    exec(compile("\n".join(blocks), "editing.md", "exec"), names)
+    assert (
+        len(blocks) == 2
+        and names["wider"].pixels.shape == (288, 384, 3)
+        and names["fine"].pixels.shape[:2] == (576, 640)
+    )
+    assert names["repaired"].size == (256, 256)
+
+
 def test_every_public_name_is_there_and_documented():
     for name in pixcell.__all__:
         assert getattr(pixcell, name).__doc__
