@@ -16,7 +16,6 @@ from PIL import Image
 
 from diffusion.components import check_tokens
 from diffusion.condition import Condition
-from diffusion.data.features.masks import read_mask_image
 from diffusion.data.slides.reader import PlainImage
 from diffusion.encoders.latents import check_pixels, from_uint8, to_uint8
 from diffusion.formats import LAST_WEIGHTS, WINDOW
@@ -37,7 +36,7 @@ from diffusion.generation.controls import (
     load_controls,
     to_control,
 )
-from diffusion.generation.edit_sources import extend_picture
+from diffusion.generation.edit_sources import extend_picture, read_change
 from diffusion.generation.editing import Canvas, Editor, EditSettings, Look, default_strength
 from diffusion.generation.enlarging import enlarge as enlarge_picture
 from diffusion.generation.generators import ImageMaker
@@ -256,7 +255,7 @@ class OpenRun:
         pixels = np.array(to_pil(image, label_of(image, number)))
         change = coarse = None
         if mask is not None:
-            change = (read_mask_image(Path(mask)) if isinstance(mask, (str, Path)) else np.asarray(mask)) != 0
+            change = read_change(Path(mask)) if isinstance(mask, (str, Path)) else np.asarray(mask) != 0
         elif extend is not None:
             if strength is not None and strength < 1:
                 raise InputError(f"strength {strength:g}: what is added has nothing that could be kept; take 1")

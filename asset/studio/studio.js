@@ -9,13 +9,15 @@ const ACTIONS = {
   vary: ["Vary", "The square, changed by the strength: little at 0.2, much at 0.8."],
   repair: ["Repair", "What you paint is replaced by tissue that fits; the rest stays, pixel for pixel. For pen, folds, or another look in a place."],
   extend: ["Extend", "Tissue is added at the sides of the square."],
-  enlarge: ["Enlarge", "The square with 2 or 4 times the pixels a side, which average to it."],
+  enlarge: ["Enlarge", "The square with 2 or 4 times the pixels a side; averaged, they are the square again."],
   colours: ["Colours", "The square with the colours of another picture; nothing else changes."],
   stain: ["Stain", "The square in the other stain, by the flow that the studio was started with."],
 };
 const POLL = 250, RETRY = 2000; // milliseconds
 
 let model = null, picture = null, map = null, layer = null, square = null, selection = null;
+let owner = null; // the picture that the selection is of, which may be another than the one in the viewer
+let cancelling = false, marker = null;
 let places = [], wanted = null, job = null, shown = null, picking = false, answered = true;
 const before = new Image();
 const paint = { mask: document.createElement("canvas"), control: document.createElement("canvas") };
@@ -102,7 +104,7 @@ async function load() {
     byId("actions").append(label);
     input.addEventListener("change", showAction);
   }
-  map = L.map("map", { crs: L.CRS.Simple, minZoom: 0, zoomSnap: 0.25, attributionControl: false, boxZoom: false, doubleClickZoom: false });
+  map = L.map("map", { crs: L.CRS.Simple, minZoom: 0, attributionControl: false, boxZoom: false, doubleClickZoom: false });
   map.setView([0, 0], 0);
   map.on("click", (event) => clicked(event.latlng));
   listen();
@@ -201,7 +203,8 @@ async function openPicture(number) {
   picture.top = top;
   if (layer) layer.remove();
   if (square) square.remove();
-  selection = square = null;
+  if (marker) marker.remove();
+  square = null;
   const corner = (x, y) => map.unproject([x, y], top);
   const bounds = L.latLngBounds(corner(0, height), corner(width, 0));
   const Tiles = L.TileLayer.extend({ getTileUrl: (at) => `/api/pictures/${number}/tiles/${top - at.z}/${at.x}/${at.y}.jpg` });
@@ -210,9 +213,21 @@ async function openPicture(number) {
   map.setMaxZoom(top + 3);
   map.setMaxBounds(bounds.pad(0.5));
   map.fitBounds(bounds);
-  byId("picture-note").textContent = `${width} × ${height} pixels, ${picture.note}.`;
+  const note = picture.note === "native" ? "taken pixel for pixel" : picture.note;
+  byId("picture-note").textContent = `${width} × ${height} pixels, ${note}.`;
+  if (owner && owner.number === number) {
+    owner = picture;
+    frame();
+  }
   const stored = JSON.parse(sessionStorage.getItem("selection") || "null");
-  if (stored && stored.picture === number) select(stored.part);
+  if (!selection && stored && stored.picture === number) select(stored.part);
+}
+
+function frame() {
+  const [x, y, width, height] = selection, corner = (a, b) => map.unproject([a, b], owner.top);
+  const bounds = L.latLngBounds(corner(x, y + height * owner.factor), corner(x + width * owner.factor, y));
+  if (square) square.remove();
+  square = L.rectangle(bounds, { color: "#12c35b", weight: 3, fill: false, interactive: false }).addTo(map);
 }
 
 function clicked(place) {
@@ -224,25 +239,32 @@ function clicked(place) {
     places.push({ kind: "place", name: picture.number, x, y, title: `${picture.name} at ${x}, ${y}` });
     pick(false);
     showLooks(places.length - 1);
-    say("This place is chosen; click again to select a square.");
+    if (marker) marker.remove();
+    marker = L.circleMarker(map.unproject([x, y], picture.top), { radius: 9, color: "#ffb000", weight: 3, interactive: false }).addTo(map);
+    say("This place is chosen. The square on the workbench stays as it is.");
     return;
   }
-  const side = Number(byId("side").value || 256), factor = picture.factor;
-  const cut = (at, length) => [Math.max(0, Math.min(Math.round(at / factor - side / 2), length - side)), Math.min(side, length)];
-  const [left, wide] = cut(x, picture.width), [upper, high] = cut(y, picture.height);
-  select([Math.round(left * factor), Math.round(upper * factor), wide, high]);
+  selectAround(x, y);
   if (!byId("at-once").checked) return;
   if (job) say("A job runs already: wait for it, or cancel it.");
   else run();
 }
 
+function selectAround(x, y) {
+  const side = Number(byId("side").value || 256), factor = picture.factor;
+  const cut = (at, length) => [Math.max(0, Math.min(Math.round(at / factor - side / 2), length - side)), Math.min(side, length)];
+  const [left, wide] = cut(x, picture.width), [upper, high] = cut(y, picture.height);
+  select([Math.round(left * factor), Math.round(upper * factor), wide, high]);
+}
+
 function select(part) {
   selection = part;
+  owner = picture;
+  if (!job) say("");
   sessionStorage.setItem("selection", JSON.stringify({ picture: picture.number, part }));
-  const [x, y, width, height] = part, corner = (a, b) => map.unproject([a, b], picture.top);
-  const bounds = L.latLngBounds(corner(x, y + height * picture.factor), corner(x + width * picture.factor, y));
-  if (square) square.remove();
-  square = L.rectangle(bounds, { color: "#12c35b", weight: 3, fill: false, interactive: false }).addTo(map);
+  const [x, y, width, height] = part;
+  frame();
+  byId("of").textContent = `A square of ${picture.name}, ${width} × ${height} pixels.`;
   for (const canvas of Object.values(paint)) Object.assign(canvas, { width, height });
   corners = [];
   pointer = [width / 2, height / 2];
@@ -301,6 +323,9 @@ function stroke(from, to) {
   pen.moveTo(...from);
   pen.lineTo(...to);
   pen.stroke();
+  pen.beginPath(); // a stroke without length is a point, which browsers do not draw
+  pen.arc(to[0], to[1], pen.lineWidth / 2, 0, 2 * Math.PI);
+  pen.fill();
   pen.globalCompositeOperation = "source-over";
 }
 
@@ -364,7 +389,10 @@ function showAction() {
   const usual = { vary: model && model.strengths.vary, repair: 1, enlarge: model && model.strengths.enlarge, stain: model && model.strengths.stain };
   if (usual[name] !== undefined) byId("strength").value = usual[name];
   byId("strength-value").textContent = byId("strength").value;
-  if (!shown) draw();
+  if (!job) say("");
+  byId("pick").hidden = !["sample", "vary", "repair", "extend", "colours"].includes(name);
+  if (shown && selection && painting()) showSquare(); // what is to be painted on
+  else if (!shown) draw();
 }
 
 function showLooks(chosen = null) {
@@ -394,7 +422,7 @@ function numberOf(id) {
 
 function request() {
   const name = action(), look = byId("look").value, colours = byId("colours").value;
-  const wanted = { action: name, picture: picture.number, part: selection, seed: numberOf("seed") || 0 };
+  const wanted = { action: name, picture: owner.number, part: selection, seed: numberOf("seed") || 0 };
   const applies = (id) => { const each = byId(id).closest("[data-for]"); return each && !each.hidden; };
   if (name !== "colours") {
     wanted.steps = numberOf("steps");
@@ -427,11 +455,13 @@ async function run() {
     return;
   }
   if (action() === "colours" && !byId("colours").value) {
-    say("Choose whose colours: pick a look on a picture, or use a result as look, and choose it under Colours of.", true);
+    say("Whose colours? Press 'Pick a look on the picture' and click, or open a result and press 'Use as look'.", true);
     return;
   }
   byId("run").disabled = true;
   job = {}; // until the server has given it a number
+  cancelling = false;
+  byId("done").hidden = true;
   say("Sent.");
   try {
     const { number } = await ask("/api/jobs", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(request()) });
@@ -455,13 +485,15 @@ async function follow() {
   } catch (error) {
     if (!answered) return; // it goes on when the server is back
     end();
-    say(`${error.message} Run it again.`, true);
+    say(`${error.message.replace(/[.]?$/, ".")} Run it again.`, true);
     return;
   }
   const progress = byId("progress");
   progress.value = state.steps ? state.step / state.steps : 0;
   if (state.state === "queued") {
     say(state.place ? `Waiting: ${state.place} before this one.` : "Waiting.");
+  } else if (cancelling && state.state === "running") {
+    say("Cancelling …");
   } else if (state.state === "running") {
     say(state.steps ? `Step ${state.step} of ${state.steps}, ${state.seconds} s.` : "Preparing.");
     if (state.previews > job.previews) {
@@ -491,6 +523,7 @@ function end() {
   byId("cancel").disabled = true;
   byId("preview").hidden = true;
   byId("progress").value = 0;
+  if (document.activeElement === document.body) byId("run").focus({ preventScroll: true }); // where a keyboard was
 }
 
 // ---- results
@@ -518,8 +551,32 @@ function showView() {
   byId("compare").style.setProperty("--cut", `${byId("cut").value}%`);
 }
 
+function clearBench() {
+  if (selection) {
+    showSquare();
+    return;
+  }
+  for (const id of ["compare", "views", "done", "again"]) byId(id).hidden = true;
+  byId("empty").hidden = false;
+  shown = null;
+}
+
+function useSettings(entry) {
+  const asked = entry.request || {};
+  document.querySelector(`input[name=action][value=${entry.action}]`).checked = true;
+  showAction();
+  for (const [field, id] of [["seed", "seed"], ["steps", "steps"], ["guidance", "guidance"], ["strength", "strength"], ["enlarge", "enlarge"],
+    ["structure", "structure"], ["colour_method", "colour-method"], ["control_scale", "control-scale"]]) {
+    if (asked[field] !== undefined && asked[field] !== null) byId(id).value = asked[field];
+  }
+  (asked.extend || []).forEach((pixels, side) => { byId(["left", "top", "right", "bottom"][side]).value = pixels; });
+  byId("strength-value").textContent = byId("strength").value;
+  say("Its settings are taken; look, colours and what was painted are to be chosen again.");
+}
+
 function titleOf(entry) {
-  return `${ACTIONS[entry.action] ? ACTIONS[entry.action][0] : entry.action}, seed ${entry.seed}`;
+  const time = entry.number.slice(8, 14).replace(/(..)(..)(..)/, "$1:$2:$3");
+  return `${ACTIONS[entry.action] ? ACTIONS[entry.action][0] : entry.action}, seed ${entry.seed}, ${time}`;
 }
 
 function showHistory(found) {
@@ -544,11 +601,12 @@ function addHistory(entry) {
   Object.assign(remove, { type: "button", className: "remove", textContent: "Remove" });
   remove.setAttribute("aria-label", `Remove ${text.textContent}`);
   remove.addEventListener("click", async () => {
+    if (!window.confirm(`Remove ${titleOf(entry)} for ever?`)) return;
     try {
       await ask(`/api/history/${entry.number}`, { method: "DELETE" });
       item.remove();
       entries = entries.filter((each) => each !== entry);
-      if (shown === entry && selection) showSquare();
+      if (shown === entry) clearBench();
     } catch (error) {
       say(error.message, true);
     }
@@ -585,9 +643,29 @@ function listen() {
       say(error.message, true);
     }
   });
-  byId("side").addEventListener("change", (event) => sessionStorage.setItem("side", event.target.value));
+  byId("side").addEventListener("change", (event) => {
+    sessionStorage.setItem("side", event.target.value);
+    if (!selection || !owner || owner.number !== picture.number) return;
+    const [x, y, width, height] = selection;
+    selectAround(Math.round(x + (width * picture.factor) / 2), Math.round(y + (height * picture.factor) / 2));
+  });
   byId("settings").addEventListener("submit", (event) => { event.preventDefault(); run(); });
-  byId("cancel").addEventListener("click", () => job && job.number && ask(`/api/jobs/${job.number}`, { method: "DELETE" }).catch((error) => say(error.message, true)));
+  byId("cancel").addEventListener("click", () => {
+    if (!job || !job.number) return;
+    cancelling = true;
+    say("Cancelling …");
+    ask(`/api/jobs/${job.number}`, { method: "DELETE" }).catch((error) => say(error.message, true));
+  });
+  byId("whole").addEventListener("click", () => layer && map.fitBounds(layer.options.bounds));
+  byId("look-amount").addEventListener("input", () => { byId("look-amount-value").textContent = byId("look-amount").value; });
+  const compare = byId("compare"), slide = (event) => {
+    if (byId("view").value !== "slider" || (event.type === "pointermove" && !event.buttons)) return;
+    const box = compare.getBoundingClientRect();
+    byId("cut").value = Math.round((100 * (event.clientX - box.left)) / box.width);
+    showView();
+  };
+  for (const name of ["pointerdown", "pointermove"]) compare.addEventListener(name, slide);
+  byId("settings-again").addEventListener("click", () => useSettings(shown));
   byId("dice").addEventListener("click", () => { byId("seed").value = Math.floor(Math.random() * 1e9); });
   byId("strength").addEventListener("input", () => { byId("strength-value").textContent = byId("strength").value; });
   byId("pick").addEventListener("click", () => pick(!picking));
@@ -618,7 +696,7 @@ function listen() {
   byId("as-look").addEventListener("click", () => {
     places.push({ kind: "result", name: shown.number, title: `result, seed ${shown.seed}` });
     showLooks(places.length - 1);
-    say("This result can be chosen as look and for colours now.");
+    say(action() === "colours" ? "Its colours are taken." : "This result is the look now.");
   });
   byId("as-picture").addEventListener("click", async () => {
     try {

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from diffusion.data.features.masks import read_mask_image
+from diffusion.data.images import open_image
 from diffusion.data.nuclei.annotations import draw_outlines, read_outlines
 from diffusion.data.slides.reader import PlainImage, open_any
 from diffusion.formats import WINDOW
@@ -103,7 +104,7 @@ def open_edit(source: EditSource) -> OpenedEdit:
     kinds: dict[str, np.ndarray] = {}
     change = None
     if source.mask is not None:
-        change = read_mask_image(source.mask) > 0
+        change = read_change(source.mask)
     elif source.outlines is not None:
         kinds = draw_kinds(source, (place.left * factor, place.top * factor), 1 / factor, pixels.shape[:2])
         change = np.logical_or.reduce(list(kinds.values()))
@@ -115,11 +116,18 @@ def open_edit(source: EditSource) -> OpenedEdit:
         change[box.slices] = True
     elif source.extend is not None:
         pixels, change = extend_picture(pixels, source.extend)
-    try:
-        canvas = Canvas(pixels, change, control)
-    except InputError as error:
-        raise InputError(f"{source.path}: {error}") from None
-    return OpenedEdit(canvas, source.mpp, kinds)
+    return OpenedEdit(Canvas(pixels, change, control), source.mpp, kinds)
+
+
+def read_change(path: Path) -> np.ndarray:
+    """Read where a picture changes, bool (H, W): where a mask is not 0; of one with a transparent part, where it is painted.
+
+    Of a JPEG, which is never quite black, where it is rather white. Raises MissingError, InputError.
+    """
+    image = open_image(path)
+    if image.mode in ("RGBA", "LA") and (alpha := np.asarray(image.getchannel("A"))).min() < WHITE:
+        return alpha > WHITE // 2
+    return read_mask_image(path) > (WHITE // 2 if path.suffix.lower() in (".jpg", ".jpeg") else 0)
 
 
 def check_box(box: Sequence[int], pixels: np.ndarray) -> Box:

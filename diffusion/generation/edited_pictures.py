@@ -23,6 +23,7 @@ from diffusion.utils.locks import file_lock
 from diffusion.utils.recorded import describe_difference
 
 RECORD = "edit.json"  # of the settings that all pictures of a folder share
+FILES = ("picture", "mask", "outlines", "control")  # that a picture is made of
 LOCK = ".edit.lock"  # while a command writes there
 
 
@@ -119,15 +120,15 @@ def is_done(job: EditJob, out: Path) -> bool:
     before = read_note(target).get("of")
     if before is not None and (differs := describe_difference(before, identify(job.source))):
         was, now = differs
-        raise InputError(
-            f"{target} was made of a file with {was}, not {now}; name another folder with --out, or delete it"
-        )
+        files = [name for name in FILES if before.get(name) != identify(job.source).get(name)]
+        how = f"of another {files[0]}" if files else f"with {was}, not {now}"
+        raise InputError(f"{target} was made {how}; name another folder with --out, or delete it")
     return True
 
 
 def identify(source: EditSource) -> dict[str, Any]:
     """Return what tells what is edited, and what of it changes, from other files and parts of the same name."""
-    files = {"picture": source.path, "mask": source.mask, "outlines": source.outlines, "control": source.control}
+    files = dict(zip(FILES, (source.path, source.mask, source.outlines, source.control), strict=True))
     record: dict[str, Any] = {
         name: fingerprint_file(path) for name, path in files.items() if path is not None and path.is_file()
     }

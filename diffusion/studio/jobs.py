@@ -76,7 +76,7 @@ class JobQueue:
     def __init__(self) -> None:
         self._jobs: dict[str, Job] = {}
         self._waiting: list[Job] = []
-        self._changed = threading.Condition()
+        self._changed, self._closed = threading.Condition(), False
         self._thread = threading.Thread(target=self._run, name="studio-jobs", daemon=True)
         self._thread.start()
 
@@ -114,11 +114,23 @@ class JobQueue:
                 self._waiting.remove(job)
                 job.state = "cancelled"
 
+    def close(self, seconds: float = 10.0) -> None:
+        """Have the running job stop at its next step, and wait for it: threads of torch must not outlive the process's end."""
+        with self._changed:
+            self._closed = True
+            self._waiting.clear()
+            for job in self._jobs.values():
+                job.stop.set()
+            self._changed.notify()
+        self._thread.join(seconds)
+
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._waiting:
+                while not self._waiting and not self._closed:
                     self._changed.wait()
+                if self._closed:
+                    return
                 job = self._waiting.pop(0)
                 job.state, job.began = "running", time.monotonic()
             state, error = self._finish(job)

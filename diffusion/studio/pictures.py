@@ -108,7 +108,10 @@ class PictureShelf:
             return self._zooms[number]
 
     def tile(self, number: str, level: int, column: int, row: int) -> bytes:
-        """Return a tile as JPEG. level: 0 is the finest, each further one half of it. Raises MissingError, InputError."""
+        """Return a tile as JPEG, at the ends of the picture as PNG. level: 0 is the finest, each further one half of it.
+
+        Raises MissingError, InputError.
+        """
         zoom = self.open(number)
         if level >= len(zoom.levels):
             raise MissingError(f"no level {level}")
@@ -121,12 +124,13 @@ class PictureShelf:
             with self._lock:  # a slide stays in its error: it is opened anew the next time
                 self._zooms.pop(number, None)
             raise
-        if tile.size != (TILE, TILE):  # at the ends of the picture; a viewer would stretch it
-            whole = Image.new("RGB", (TILE, TILE), "white")
-            whole.paste(tile)
-            tile = whole
         buffer = io.BytesIO()
-        tile.save(buffer, "JPEG", quality=TILE_QUALITY)
+        if tile.size == (TILE, TILE):
+            tile.save(buffer, "JPEG", quality=TILE_QUALITY)
+        else:  # at the ends of the picture, which a viewer would stretch: nothing is beyond
+            whole = Image.new("RGBA", (TILE, TILE))
+            whole.paste(tile)
+            whole.save(buffer, "PNG", compress_level=1)
         return buffer.getvalue()
 
     def levels(self, number: str) -> list[tuple[int, int]]:

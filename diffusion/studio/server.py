@@ -240,7 +240,8 @@ class Studio:
         content = await run_in_threadpool(
             self.shelf.tile, place["number"], place["level"], place["column"], place["row"]
         )
-        return Response(content, media_type="image/jpeg", headers={"cache-control": "max-age=3600"})
+        kind = "image/jpeg" if content.startswith(b"\xff\xd8") else "image/png"
+        return Response(content, media_type=kind, headers={"cache-control": "max-age=3600"})
 
     async def part(self, request: Request) -> Response:
         """Return the pixels of a selection, as the network is given them, as PNG."""
@@ -400,3 +401,4 @@ def serve(studio: Studio, listener: socket.socket, token: str | None, say: Calla
 
     server.startup = startup  # pyright: ignore[reportAttributeAccessIssue]
     server.run(sockets=[listener])
+    studio.queue.close()

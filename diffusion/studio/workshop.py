@@ -135,6 +135,11 @@ class Workshop:
                 "seed": request.seed,
                 "command": command,
                 "settings": settings,
+                "request": {
+                    name: value
+                    for name, value in vars(request).items()
+                    if name not in ("mask", "control", "look", "colours") and value is not None
+                },
                 "seconds": round(job.seconds, 2),
             }
             return self.history.finish(place, entry)

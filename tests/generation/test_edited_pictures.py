@@ -18,7 +18,7 @@ from slide_files import write_slide
 from diffusion.cli.commands.edit import edit
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.networks import View
-from diffusion.generation.edit_sources import EditSource, open_edit, parse_look
+from diffusion.generation.edit_sources import EditSource, open_edit, parse_look, read_change
 from diffusion.generation.image_files import read_note
 from diffusion.utils.errors import InputError, MissingError
 
@@ -84,7 +84,7 @@ class TestFolders:
             edit([tiles], workdir=run, mask=[masks], out=out, seed=1, **OPTIONS)
         save_mask(masks / "a/one.png", 10, 20, 110, 95)
         forget_processes()
-        with pytest.raises(InputError, match=r"one\.png was made of a file with mask"):
+        with pytest.raises(InputError, match=r"one\.png was made of another mask; name another folder"):
             edit([tiles], workdir=run, mask=[masks], out=out, **OPTIONS)
 
     def test_a_picture_that_cannot_be_edited_is_named_and_the_others_go_on(self, run, tmp_path, capsys):
@@ -114,6 +114,20 @@ class TestFolders:
 
 
 class TestWhatChanges:
+    def test_masks_as_editors_save_them(self, tmp_path):
+        """White strokes on nothing, and a JPEG, whose black is not quite black."""
+        inside = np.zeros((64, 64), dtype=bool)
+        inside[10:30, 20:50] = True
+        strokes = np.zeros((64, 64, 4), dtype=np.uint8)
+        strokes[inside] = 255
+        Image.fromarray(strokes).save(tmp_path / "strokes.png")
+        noisy = np.where(inside, 250, np.random.default_rng(0).integers(0, 12, (64, 64))).astype(np.uint8)
+        Image.fromarray(noisy).save(tmp_path / "mask.jpg", quality=95)
+        Image.fromarray(3 * inside.astype(np.uint8)).save(tmp_path / "labels.png")
+        for name in ("strokes.png", "labels.png"):
+            assert np.array_equal(read_change(tmp_path / name), inside), name
+        assert (read_change(tmp_path / "mask.jpg") != inside).mean() < 0.01
+
     def test_a_box_and_new_margins(self, run, tmp_path):
         tile = save(tmp_path / "tile.png")
         assert edit([tile], workdir=run, out=tmp_path / "box", box=(30, 40, 60, 50), **OPTIONS) == 0

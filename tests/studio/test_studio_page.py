@@ -229,6 +229,54 @@ def test_what_is_painted_is_replaced_and_the_rest_stays(tab):
     tab.check()
 
 
+def test_a_point_is_painted_by_one_click_and_by_the_keyboard(tab):
+    page = tab.page
+    tab.click()
+    tab.choose("repair")
+    box = page.locator("#canvas").bounding_box()
+    scale = box["width"] / 256
+    page.locator("#brush").fill("24")
+    page.mouse.click(box["x"] + 60 * scale, box["y"] + 200 * scale)
+    page.focus("#canvas")
+    for _ in range(10):
+        page.keyboard.press("ArrowUp")
+    page.keyboard.press(" ")
+    tab.run()
+    changed = (tab.picture("before") != tab.picture("after")).any(-1)
+    assert changed[195:205, 55:65].mean() > 0.8 and changed[115:125, 55:65].mean() > 0.8
+    assert not changed[140:180].any() and not changed[:, 80:].any()
+    tab.check()
+
+
+def test_the_square_stays_while_other_pictures_are_looked_at(tab, tmp_path):
+    """A look of another picture; another size of the square; a result that is removed."""
+    page = tab.page
+    texture(512, 9).save(tmp_path / "other.png")
+    tab.click()
+    page.set_input_files("#upload", tmp_path / "other.png")
+    wait(lambda: "other" in page.locator("#pictures option:checked").inner_text())
+    wait(lambda: "512 × 512" in page.inner_text("#picture-note"))
+    page.click("#pick")
+    page.click("#map", position={"x": 250, "y": 200})
+    wait(lambda: "chosen" in tab.status())
+    tab.run()
+    assert "tissue.png" in page.input_value("#command") and "look.png" in page.input_value("#command")
+    assert "A square of tissue" in page.inner_text("#of")
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.locator("#history .remove").first.click()
+    wait(lambda: page.is_hidden("#done") and page.is_visible("#canvas"))
+    page.select_option("#pictures", index=0)
+    wait(lambda: "900 × 700" in page.inner_text("#picture-note"))
+    page.select_option("#side", "128")
+    wait(lambda: "128 × 128" in page.inner_text("#of"))
+    tab.run()
+    assert re.search(r"--part \d+ \d+ 128 128", page.input_value("#command"))
+    page.fill("#seed", "99")
+    page.click("#settings-again")
+    assert page.input_value("#seed") == "0"
+    tab.check()
+
+
 def test_the_keyboard_alone_selects_and_samples(tab):
     page = tab.page
     page.focus("#map")

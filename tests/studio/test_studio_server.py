@@ -426,6 +426,20 @@ class TestJobs:
             time.sleep(0.01)
         assert failed.state == "failed" and failed.error.startswith("out of memory: take a smaller selection")
 
+    def test_a_queue_that_is_closed_stops_the_job_that_runs(self):
+        queue, began = JobQueue(), threading.Event()
+
+        def work(job: Job) -> dict[str, Any]:
+            began.set()
+            while True:
+                job.advance(1, 2)
+                time.sleep(0.01)
+
+        running, waiting = queue.add(Job("a", work, "")), queue.add(Job("a", work, ""))
+        assert began.wait(PATIENCE)
+        queue.close()
+        assert running.state == "cancelled" and waiting.state == "queued" and not queue._thread.is_alive()
+
     def test_a_fault_of_the_code_ends_a_job_and_not_the_server(self, caplog):
         queue = JobQueue()
         failed, good = queue.add(Job("a", lambda _: {}[1], "")), queue.add(Job("a", lambda _: {}, ""))
