@@ -152,6 +152,13 @@ Lora = Annotated[
         group=SAMPLING,
     ),
 ]
+Flow = Annotated[
+    Path | None,
+    Option(
+        "a flow from H&E's embeddings to the other stain's: a run of the task embedding_flow, or a released .pth [none]",
+        group=SAMPLING,
+    ),
+]
 Strength = Annotated[
     float | None,
     Option(

@@ -21,14 +21,7 @@ def stain(
         Sequence[Path], Option("H&E to stain: images, slides, and folders of them", positional=True, metavar="PATH")
     ],
     workdir: Annotated[options.Workdir, Here(note=options.NANO_NOTE)] = None,
-    flow: Annotated[
-        Path | None,
-        Option(
-            "a flow from H&E's embeddings to the other stain's: a run of the task embedding_flow, or a released .pth [none: embeddings "
-            "as they are]",
-            group=STAINING,
-        ),
-    ] = None,
+    flow: Annotated[options.Flow, Here("none: embeddings as they are", STAINING)] = None,
     lora: options.Lora = (),
     structure: Annotated[
         Literal["none", "sdedit", "control"],

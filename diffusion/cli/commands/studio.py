@@ -39,10 +39,7 @@ def studio(
     image_mpp: options.ImageMpp = None,
     lora: Annotated[options.Lora, Here(note="; the page chooses among them, and how much each counts")] = (),
     controlnet: options.ControlNet = None,
-    flow: Annotated[
-        Path | None,
-        Option("a flow from H&E's embeddings to another stain's, for the page's stains [none]", group=options.SAMPLING),
-    ] = None,
+    flow: Annotated[options.Flow, Here("none: the page has no stains")] = None,
     guidance_interval: options.GuidanceInterval = None,
     checkpoint: options.Checkpoint = Path(LAST_WEIGHTS),
     weights: options.Weights = "ema",
