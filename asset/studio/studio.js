@@ -212,7 +212,7 @@ async function openPicture(number) {
   layer.addTo(map);
   map.setMaxZoom(top + 3);
   map.setMaxBounds(bounds.pad(0.5));
-  map.fitBounds(bounds);
+  map.fitBounds(bounds, { animate: false }); // a click meanwhile would be of another place
   const note = picture.note === "native" ? "taken pixel for pixel" : picture.note;
   byId("picture-note").textContent = `${width} × ${height} pixels, ${note}.`;
   if (owner && owner.number === number) {

@@ -16,13 +16,13 @@ import torch
 from diffusion.data.features.masks import read_mask_image
 from diffusion.data.images import open_image
 from diffusion.data.nuclei.annotations import draw_outlines, read_outlines
+from diffusion.data.slides.parts import check_area, read_part
 from diffusion.data.slides.reader import PlainImage, open_any
 from diffusion.formats import WINDOW
 from diffusion.generation.conditions import embed_square, middle_square, read_numbers
 from diffusion.generation.controls import read_picture
 from diffusion.generation.editing import Box, Canvas, Look
 from diffusion.generation.enlarging import enlarge
-from diffusion.generation.regions import check_area, read_part
 from diffusion.generation.session import Session, split_scale
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.text import abbreviate

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,9 +15,6 @@ import torch
 from diffusion.data.slides.reader import Slide
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.formats import WINDOW
-from diffusion.utils.errors import InputError
-
-LARGEST_AREA = 2**28  # pixels that are held at once: 0.8 GB
 
 
 class Region(NamedTuple):
@@ -55,46 +51,3 @@ def region_bands(region: Region, rows: int, columns: int) -> Iterator[torch.Tens
 def read_pixels(region: Region, rows: int, columns: int) -> np.ndarray:
     """Read the pixels of a region, uint8 (256 R, 256 K, 3)."""
     return torch.cat(list(region_bands(region, rows, columns)), dim=1).permute(1, 2, 0).numpy()
-
-
-class Part(NamedTuple):
-    """A part of a slide or image as it is read: its corner, in pixels of that resolution, and its size."""
-
-    left: int
-    top: int
-    width: int
-    height: int
-
-
-def locate_part(slide: Slide, path: Path, part: tuple[int, int, int, int] | None) -> Part:
-    """Return where a part of a slide is: left and top in pixels of the finest level, width and height as it is read; None: all of it.
-
-    Raises InputError for one that reaches beyond the slide.
-    """
-    x, y, width, height = part or (0, 0, slide.width, slide.height)
-    left, top = (round(each / slide.factor) for each in (x, y))
-    if min(left, top) < 0 or min(width, height) < 1 or left + width > slide.width or top + height > slide.height:
-        raise InputError(
-            f"{path} has {slide.width} x {slide.height} pixels ({slide.note}): {width} x {height} from {left}, {top} on are "
-            "not a part of it"
-        )
-    return Part(left, top, width, height)
-
-
-def read_part(slide: Slide, path: Path, part: tuple[int, int, int, int] | None) -> tuple[np.ndarray, Part]:
-    """Read a part of an opened slide or image, as `locate_part` takes it: uint8 (H, W, 3), and where it is.
-
-    Raises InputError for a part beyond the slide, and for one of more than 268 million pixels.
-    """
-    place = locate_part(slide, path, part)
-    check_area(str(path), place.width, place.height)
-    rows, columns = (-(-side // WINDOW) for side in (place.height, place.width))
-    return read_pixels(Region(slide, place.left, place.top), rows, columns)[: place.height, : place.width], place
-
-
-def check_area(name: str, width: int, height: int) -> None:
-    """Raise InputError for a picture of more pixels than are held at once; name: for the message."""
-    if width * height > LARGEST_AREA:
-        raise InputError(
-            f"{name} has {width} x {height} pixels, more than are edited at once, {LARGEST_AREA:,}; take a part of it"
-        )

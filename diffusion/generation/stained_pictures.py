@@ -16,13 +16,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from diffusion.data.images import read_header
+from diffusion.data.slides.parts import locate_part
 from diffusion.data.slides.reader import SLIDE_SUFFIXES, Slide, open_slide
 from diffusion.data.slides.resolution import shrink_factor
 from diffusion.data.slides.tissue import THUMBNAIL_SIDE, SlideMap
 from diffusion.formats import WINDOW
 from diffusion.generation.image_files import choose_extension, read_note, write_large_image
 from diffusion.generation.output_folder import check_or_write_record
-from diffusion.generation.regions import Region, locate_part, read_pixels
+from diffusion.generation.regions import Region, read_pixels
 from diffusion.generation.staining import Stainer, StainPlace, StainSettings
 from diffusion.panorama import Windows, blend_bands
 from diffusion.utils.errors import InputError

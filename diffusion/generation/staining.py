@@ -139,7 +139,7 @@ class Stainer:
         noise = torch.cat([region_noise(place.seed, place.corner, (rows, columns), channels) for place in places])
         start = latents if structure == "sdedit" else None
         numbers = [mix_seed(place.seed, *place.corner) for place in places]
-        sampled = self.make.latents(numbers, condition, self.on_step, noise=noise, start=start)
+        sampled = self.make.latents(numbers, condition, on_step=self.on_step, noise=noise, start=start)
         return [torch.cat(list(self.make.bands(each[None])), dim=1) for each in sampled]
 
 

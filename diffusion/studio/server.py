@@ -22,6 +22,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from diffusion.data.slides.parts import read_part
 from diffusion.data.slides.reader import open_any
 from diffusion.studio.history import SERVED, History
 from diffusion.studio.jobs import Job, JobQueue
@@ -257,8 +258,6 @@ class Studio:
             import io
 
             from PIL import Image
-
-            from diffusion.generation.regions import read_part  # with it torch, which the page does without at first
 
             with open_any(path, shelf.mpp, shelf.image_mpp) as slide:
                 pixels, _ = read_part(slide, path, (x, y, width, height))

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from diffusion.data.slides.parts import read_part
 from diffusion.data.slides.reader import open_any
 from diffusion.formats import CONDITIONS_DIR, EDIT_STRENGTH, ENLARGE_STRENGTH, WINDOW
 from diffusion.generation.colours import ColourMatch
@@ -23,7 +24,6 @@ from diffusion.generation.edit_sources import EditSource, LookFile, choose_looks
 from diffusion.generation.edited_pictures import EditJob, Looks, edit_note
 from diffusion.generation.editing import Canvas, Editor, EditSettings
 from diffusion.generation.image_files import save_image
-from diffusion.generation.regions import read_part
 from diffusion.generation.session import Session, open_session
 from diffusion.generation.solver import Solver
 from diffusion.generation.stained_pictures import StainJob, stain_pictures
