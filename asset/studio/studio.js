@@ -211,8 +211,10 @@ async function openPicture(number) {
   layer = new Tiles("", { tileSize: 256, minZoom: 0, maxNativeZoom: top, maxZoom: top + 3, bounds, noWrap: true });
   layer.addTo(map);
   map.setMaxZoom(top + 3);
-  map.setMaxBounds(bounds.pad(0.5));
+  map.setMaxBounds(null);
+  map.invalidateSize({ animate: false });
   map.fitBounds(bounds, { animate: false }); // a click meanwhile would be of another place
+  map.setMaxBounds(bounds.pad(1));
   const note = picture.note === "native" ? "taken pixel for pixel" : picture.note;
   byId("picture-note").textContent = `${width} × ${height} pixels, ${note}.`;
   if (owner && owner.number === number) {
