@@ -17,7 +17,7 @@ from diffusion.utils.hardware import to_device
 
 @dataclass(frozen=True)
 class KnownLatents:
-    """Latents (B, C, h, w) that are kept where `change` (B, 1, h, w) is 0, and sampled where it is 1; between, they are mixed.
+    """Latents (B, C, h, w) that are kept where `change` (B, 1, h, w) is 0, and sampled where it is 1.
 
     The known part has the noise of the level that sampling has reached (Song et al. 2021, "Score-Based Generative Modeling through
     SDEs", section 5; Lugmayr et al. 2022, RePaint, equation 8), always the same noise, so that an image follows from its seed.
@@ -41,27 +41,12 @@ class KnownLatents:
         return torch.lerp(known, x, self.change.to(x))
 
 
-def change_of_cells(mask: torch.Tensor, margin: int = 0, fade: int = 1) -> torch.Tensor:
-    """Return how much each cell changes, float32 (B, 1, h, w), of a mask of pixels (B, H, W) that is true where the picture changes.
+def change_of_cells(mask: torch.Tensor) -> torch.Tensor:
+    """Return which cells change, float32 (B, 1, h, w) of 0 and 1, of a mask of pixels (B, H, W) that is true where the picture changes.
 
-    A cell with any such pixel changes, and so do cells up to `margin` beyond it, whose latents have seen what is beneath the mask. The
-    next `fade - 1` cells change by less and less. H and W are multiples of 8.
+    A cell with any such pixel changes. H and W are multiples of 8.
     """
-    cells = F.max_pool2d(mask[:, None].float(), LATENT_FACTOR)
-    return soften(grow(cells, margin), fade)
-
-
-def grow(mask: torch.Tensor, steps: int) -> torch.Tensor:
-    """Return a mask (B, 1, H, W) of 0 and 1 that is larger by so many places, along both axes."""
-    return F.max_pool2d(mask, 2 * steps + 1, stride=1, padding=steps) if steps else mask
-
-
-def soften(mask: torch.Tensor, steps: int) -> torch.Tensor:
-    """Return a mask (B, 1, H, W) of 0 and 1 that falls off beyond its borders, to 0 in `steps` places; 1: at once."""
-    total = mask.clone()
-    for step in range(1, steps):
-        total += grow(mask, step)
-    return total / steps
+    return F.max_pool2d(mask[:, None].float(), LATENT_FACTOR)
 
 
 def clean_between(

@@ -14,7 +14,7 @@ import torch
 from diffusion.filling import fill_with_tissue, paste_seamlessly
 from diffusion.formats import EDIT_STRENGTH
 from diffusion.inpainting import KnownLatents, change_of_cells
-from diffusion.sampling import Start
+from diffusion.sampling import Start, check_edit_strength
 from diffusion.utils.errors import InputError
 
 
@@ -73,10 +73,7 @@ class StartingImages:
         strength: None for 0.5, and 1 with masks. size: height and width that are expected, None: those of the images. Raises InputError.
         """
         strength = (EDIT_STRENGTH if masks is None else 1.0) if strength is None else strength
-        if not 0 <= strength <= 1:
-            raise InputError(
-                f"strength {strength:g}: expected 0, the reconstruction, to 1, which keeps nothing of what changes"
-            )
+        check_edit_strength(strength)
         pixels = (255 * stack_pixels(images, 0, "image")).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
         height, width = (own if side is None else side for side, own in zip(size, pixels.shape[1:3], strict=True))
         if (height, width) != pixels.shape[1:3]:

@@ -245,6 +245,14 @@ def check_strength(strength: float) -> None:
         )
 
 
+def check_edit_strength(strength: float) -> None:
+    """Raise InputError for a strength of an edit that is not from 0, which takes no step, to 1."""
+    if not 0 <= strength <= 1:
+        raise InputError(
+            f"strength {strength:g}: expected 0, the codec's reconstruction, to 1, which keeps nothing of what changes"
+        )
+
+
 def _uses_learned_variance(scheduler: Scheduler) -> bool:
     """Tell whether a scheduler adds noise of the variance that the network learned, which only DDPM's can."""
     from diffusers.schedulers.scheduling_ddpm import DDPMScheduler

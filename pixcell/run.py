@@ -37,7 +37,7 @@ from diffusion.generation.controls import (
     to_control,
 )
 from diffusion.generation.edit_sources import extend_picture, read_change
-from diffusion.generation.editing import Canvas, Editor, EditSettings, Look, default_strength
+from diffusion.generation.editing import Canvas, Editor, EditSettings, Look, choose_strength
 from diffusion.generation.enlarging import enlarge as enlarge_picture
 from diffusion.generation.generators import ImageMaker
 from diffusion.generation.priors import PriorConditions
@@ -257,13 +257,10 @@ class OpenRun:
         if mask is not None:
             change = read_change(Path(mask)) if isinstance(mask, (str, Path)) else np.asarray(mask) != 0
         elif extend is not None:
-            if strength is not None and strength < 1:
-                raise InputError(f"strength {strength:g}: what is added has nothing that could be kept; take 1")
             pixels, change = extend_picture(pixels, extend)
         elif enlarge != 1:
             pixels, coarse = enlarge_picture(pixels, enlarge), pixels
-        if strength is None:
-            strength = default_strength(change is not None, enlarge)
+        strength = choose_strength(strength, change is not None, enlarge, extend is not None)
         own = self.session
         chosen = Solver(steps, guidance, solver, guidance_interval, own.solver.precision, control_scale)
         session = own.with_solver(chosen, check_whole(seed, "seed", least=0))

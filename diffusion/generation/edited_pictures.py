@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from diffusion.data.slides.reader import SLIDE_SUFFIXES
 from diffusion.generation.colours import ColourMatch
 from diffusion.generation.edit_sources import EditSource, LookFile, choose_looks, open_edit
 from diffusion.generation.editing import Editor
-from diffusion.generation.image_files import choose_extension, read_note, write_large_image
+from diffusion.generation.image_files import choose_extension, find_picture, read_note, write_large_image
 from diffusion.generation.output_folder import check_or_write_record
 from diffusion.utils.content import fingerprint_file
 from diffusion.utils.errors import InputError
@@ -38,11 +39,6 @@ class EditJob:
     name: str
     number: int
     format: str = "auto"
-
-    def find_result(self, out: Path) -> Path | None:
-        """Return the picture in a folder of results, if it is there."""
-        endings = ("png", "tiff") if self.format == "auto" else (self.format,)
-        return next((path for path in (out / f"{self.name}.{ending}" for ending in endings) if path.is_file()), None)
 
 
 @dataclass(frozen=True)
@@ -114,13 +110,13 @@ def advance(progress: tqdm) -> None:
 
 def is_done(job: EditJob, out: Path) -> bool:
     """Tell whether a picture is in a folder of results. Raises InputError for one that was made of other files, or in another way."""
-    target = job.find_result(out)
+    target = find_picture(out, job.name, job.format)
     if target is None:
         return False
-    before = read_note(target).get("of")
-    if before is not None and (differs := describe_difference(before, identify(job.source))):
+    before, source = read_note(target).get("of"), identify(job.source)
+    if before is not None and (differs := describe_difference(before, source)):
         was, now = differs
-        files = [name for name in FILES if before.get(name) != identify(job.source).get(name)]
+        files = [name for name in FILES if before.get(name) != source.get(name)]
         how = f"of another {files[0]}" if files else f"with {was}, not {now}"
         raise InputError(f"{target} was made {how}; name another folder with --out, or delete it")
     return True
@@ -130,14 +126,19 @@ def identify(source: EditSource) -> dict[str, Any]:
     """Return what tells what is edited, and what of it changes, from other files and parts of the same name."""
     files = dict(zip(FILES, (source.path, source.mask, source.outlines, source.control), strict=True))
     record: dict[str, Any] = {
-        name: fingerprint_file(path) for name, path in files.items() if path is not None and path.is_file()
+        name: identify_file(path) for name, path in files.items() if path is not None and path.is_file()
     }
     record |= {"mpp": source.mpp, "image_mpp": source.image_mpp, "part": source.part, "box": source.box}
     record |= {"classes": list(source.classes), "extend": source.extend, "enlarge": source.enlarge}
     return json.loads(json.dumps(record))
 
 
-def match_colours(jobs: Sequence[EditJob], out: Path, colours: ColourMatch) -> dict[Path, str]:
+def identify_file(path: Path) -> str | int:
+    """Return what tells a file from another of its name: its content's hash; of a slide, which may have gigabytes, its size."""
+    return path.stat().st_size if path.suffix.lower() in SLIDE_SUFFIXES else fingerprint_file(path)
+
+
+def recolour_pictures(jobs: Sequence[EditJob], out: Path, colours: ColourMatch) -> dict[Path, str]:
     """Give pictures the colours of a reference, and change nothing else of them; return those that could not, with the reasons.
 
     Of several processes the first does it: it takes milliseconds.

@@ -28,7 +28,7 @@ from diffusion.generation.generators import LargeImageMaker
 from diffusion.generation.regions import Region, embed_region
 from diffusion.generation.session import Session
 from diffusion.inpainting import KnownLatents, change_of_cells
-from diffusion.sampling import OnStep, count_started_steps
+from diffusion.sampling import OnStep, check_edit_strength, count_started_steps
 from diffusion.utils.content import fingerprint_tensors
 from diffusion.utils.errors import InputError
 
@@ -133,15 +133,19 @@ class EditSettings:
     decode_tile: int = 64
 
     def __post_init__(self):
-        if not 0 <= self.strength <= 1:
-            raise InputError(
-                f"strength {self.strength:g}: expected 0, the codec's reconstruction, to 1, which keeps nothing of what changes"
-            )
+        check_edit_strength(self.strength)
 
 
-def default_strength(changes_part: bool, enlarged: int) -> float:
-    """Return the strength where none is given: what a mask covers is sampled anew, and what is enlarged changes little."""
-    return 1.0 if changes_part else ENLARGE_STRENGTH if enlarged != 1 else EDIT_STRENGTH
+def choose_strength(given: float | None, changes_part: bool, enlarged: int, extends: bool) -> float:
+    """Return the strength of an edit; None: what a mask covers is sampled anew, and what is enlarged changes little.
+
+    Raises InputError for one below 1 where the picture is extended.
+    """
+    if given is None:
+        return 1.0 if changes_part else ENLARGE_STRENGTH if enlarged != 1 else EDIT_STRENGTH
+    if extends and given < 1:
+        raise InputError(f"strength {given:g}: what is added has nothing that could be kept; leave it out, or take 1")
+    return given
 
 
 def add_embeddings(terms: Sequence[tuple[torch.Tensor, float]]) -> torch.Tensor | None:

@@ -70,6 +70,12 @@ def choose_extension(height: int, width: int, format: str) -> str:
     return ("tiff" if large else "png") if format == "auto" else format
 
 
+def find_picture(folder: Path, name: str, format: str) -> Path | None:
+    """Return the picture of a name in a folder, if it is there; format: as `choose_extension` takes it."""
+    endings = ("png", "tiff") if format == "auto" else (format,)
+    return next((path for ending in endings if (path := folder / f"{name}.{ending}").is_file()), None)
+
+
 def image_kind(path: Path) -> str:
     """Return PNG or JPEG, as Pillow names formats. Raises InputError for another suffix."""
     kinds = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}

@@ -21,7 +21,7 @@ from diffusion.data.slides.reader import SLIDE_SUFFIXES, Slide, open_slide
 from diffusion.data.slides.resolution import shrink_factor
 from diffusion.data.slides.tissue import THUMBNAIL_SIDE, SlideMap
 from diffusion.formats import WINDOW
-from diffusion.generation.image_files import choose_extension, read_note, write_large_image
+from diffusion.generation.image_files import choose_extension, find_picture, read_note, write_large_image
 from diffusion.generation.output_folder import check_or_write_record
 from diffusion.generation.regions import Region, read_pixels
 from diffusion.generation.staining import Stainer, StainPlace, StainSettings
@@ -55,12 +55,6 @@ class StainJob:
     image_mpp: float | None = None
     part: tuple[int, int, int, int] | None = None
     format: str = "auto"
-
-    def find_result(self, out: Path) -> Path | None:
-        """Return the picture in a folder of results, if it is there."""
-        endings = ("png", "tiff") if self.format == "auto" else (self.format,)
-        paths = (out / f"{self.name}.{ending}" for ending in endings)
-        return next((path for path in paths if path.is_file()), None)
 
 
 class UnreadableError(InputError):
@@ -169,7 +163,7 @@ def is_done(job: StainJob, out: Path, state: PartialState) -> bool:
 
     Raises InputError for one that was made of another file, or at another resolution.
     """
-    target = job.find_result(out)
+    target = find_picture(out, job.name, job.format)
     if target is None:
         return False
     before = read_note(target).get("of")

@@ -34,7 +34,6 @@ class Job:
 
     client: str
     work: Callable[[Job], dict[str, Any]]
-    title: str
     number: str = field(default_factory=lambda: uuid.uuid4().hex[:16])
     state: State = "queued"
     step: int = 0

@@ -35,7 +35,6 @@ class Shown:
 
     number: str
     name: str
-    path: Path
     width: int
     height: int
     factor: float
@@ -93,7 +92,7 @@ class PictureShelf:
         if number not in self._shown:
             with open_any(path, self.mpp, self.image_mpp) as slide:
                 name = self._files[number][0]
-                self._shown[number] = Shown(number, name, path, slide.width, slide.height, slide.factor, slide.note)
+                self._shown[number] = Shown(number, name, slide.width, slide.height, slide.factor, slide.note)
         return self._shown[number]
 
     def open(self, number: str) -> Zoom:

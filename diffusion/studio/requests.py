@@ -65,10 +65,8 @@ class JobRequest:
     def read(cls, content: Any) -> JobRequest:
         """Return the request of a page. Raises InputError that names what is wrong."""
         request = _read(cls, content, "the request")
-        left, top, width, height = request.part
-        low, high = SIDES
-        if min(left, top) < 0 or not (low <= width <= high and low <= height <= high):
-            raise InputError(f"a selection of {width} x {height} pixels: expected {low} to {high} a side")
+        check_selection(*request.part)
+        _, _, width, height = request.part
         if len(request.loras) > MAX_LORAS:
             raise InputError(f"{len(request.loras)} adapters: expected at most {MAX_LORAS}")
         if request.seed < 0 or request.seed >= 2**53:
@@ -85,11 +83,18 @@ class JobRequest:
         if request.action == "extend":
             if request.extend is None or not any(request.extend):
                 raise InputError("nothing is added: give pixels for a side at least")
-            if min(request.extend) < 0 or max(request.extend) > high:
-                raise InputError(f"extended by {request.extend}: expected 0 to {high} pixels a side")
+            if min(request.extend) < 0 or max(request.extend) > SIDES[1]:
+                raise InputError(f"extended by {request.extend}: expected 0 to {SIDES[1]} pixels a side")
         if request.action == "colours" and request.colours is None:
             raise InputError("no reference: choose the picture whose colours are to be taken")
         return request
+
+
+def check_selection(left: int, top: int, width: int, height: int) -> None:
+    """Raise InputError for a part of a picture that is too small, too large, or begins before it."""
+    low, high = SIDES
+    if min(left, top) < 0 or not (low <= width <= high and low <= height <= high):
+        raise InputError(f"a selection of {width} x {height} pixels: expected {low} to {high} a side")
 
 
 def _read(kind: type, content: Any, where: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hmac
+import io
 import ipaddress
 import json
 import logging
@@ -13,8 +14,10 @@ import socket
 from collections.abc import Callable
 from importlib import resources
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import uvicorn
+from PIL import Image
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -27,7 +30,7 @@ from diffusion.data.slides.reader import open_any
 from diffusion.studio.history import SERVED, History
 from diffusion.studio.jobs import Job, JobQueue
 from diffusion.studio.pictures import UPLOAD_BYTES, PictureShelf
-from diffusion.studio.requests import SIDES, JobRequest
+from diffusion.studio.requests import JobRequest, check_selection
 from diffusion.utils.assets import ASSETS
 from diffusion.utils.errors import InputError, MissingError
 
@@ -151,7 +154,7 @@ class Studio:
             self.workshop = open_workshop()
             return self.workshop.describe()
 
-        self.opening = self.queue.add(Job("", start, "opening the network"))
+        self.opening = self.queue.add(Job("", start))
 
     def work(self, request: JobRequest, job: Job) -> dict[str, Any]:
         """Do a job, once the workshop is open. Raises InputError."""
@@ -251,14 +254,9 @@ class Studio:
             x, y, width, height = (int(request.query_params[name]) for name in ("x", "y", "width", "height"))
         except (KeyError, ValueError):
             raise InputError("expected the whole numbers x, y, width and height") from None
-        if not (SIDES[0] <= width <= SIDES[1] and SIDES[0] <= height <= SIDES[1]):
-            raise InputError(f"a selection of {width} x {height} pixels: expected {SIDES[0]} to {SIDES[1]} a side")
+        check_selection(x, y, width, height)
 
         def read() -> bytes:
-            import io
-
-            from PIL import Image
-
             with open_any(path, shelf.mpp, shelf.image_mpp) as slide:
                 pixels, _ = read_part(slide, path, (x, y, width, height))
             buffer = io.BytesIO()
@@ -270,8 +268,6 @@ class Studio:
     async def upload(self, request: Request) -> Response:
         """Take a picture."""
         content = await _read_body(request, UPLOAD_BYTES)
-        from urllib.parse import unquote
-
         name = unquote(request.headers.get("x-name", "upload"))
         number = await run_in_threadpool(self.shelf.upload, content, name)
         return JSONResponse({"number": number})
@@ -288,7 +284,7 @@ class Studio:
         if self.opening.state == "failed":
             raise InputError(self.opening.error)
         client = request.headers[CLIENT][:64]
-        job = self.queue.add(Job(client, lambda job: self.work(wanted, job), wanted.action))
+        job = self.queue.add(Job(client, lambda job: self.work(wanted, job)))
         return JSONResponse({"number": job.number})
 
     async def job(self, request: Request) -> Response:

@@ -85,12 +85,10 @@ class Workshop:
 
     def stored_looks(self) -> dict[str, Path]:
         """Return the embeddings that published weights have beside them, by name."""
-        folder = self.session_folder()
-        return {path.stem: path for path in sorted((folder / CONDITIONS_DIR).glob("*.npy"))} if folder else {}
-
-    def session_folder(self) -> Path | None:
-        """Return the folder of the run; None before it is open."""
-        return None if self._opened is None else self._opened[1].run.folder
+        if self._opened is None:
+            return {}
+        folder = self._opened[1].run.folder / CONDITIONS_DIR
+        return {path.stem: path for path in sorted(folder.glob("*.npy"))}
 
     def describe(self) -> dict[str, Any]:
         """Return what the page has to know of the network."""
@@ -167,12 +165,7 @@ class Workshop:
         strength = self._strength(request)
         session = self._chosen_session(request)
         job.advance(0, 0)
-        reference = self._look_file(request.colours, place, "colours") if request.colours else None
-        if reference is not None and reference.suffix == ".npy":
-            raise InputError("the colours of a stored look are not known: choose a picture")
-        colours = None
-        if reference is not None:
-            colours = ColourMatch(read_picture(reference), request.colour_method, "the reference")
+        colours, of_colours = self._colours(request, place)
         looks = Looks()
         if request.look is not None:
             path = self._look_file(request.look, place, "look")
@@ -182,13 +175,11 @@ class Workshop:
         opened = open_edit(source)
         controlnet = session.run.controlnet
         if control is None and request.control_scale and controlnet is not None and not controlnet.config.maps:
-            Image.fromarray(opened.canvas.pixels).save(
-                place / "control.png"
-            )  # a ControlNet of latents reads the picture
+            _save(opened.canvas.pixels, place / "control.png")  # a ControlNet of latents reads the picture
             source = replace(source, control=place / "control.png")
             opened = replace(opened, canvas=replace(opened.canvas, control=opened.canvas.pixels))
         job.advance(0, 0)
-        _save_before(opened.canvas.pixels if opened.canvas.coarse is None else opened.canvas.coarse, place)
+        _save(opened.canvas.pixels if opened.canvas.coarse is None else opened.canvas.coarse, place / BEFORE)
         preview = Preview(editor, opened.canvas, job)
         of_picture = choose_looks(looks.files, looks.embeddings, opened)
         pixels = editor.edit(opened.canvas, 0, of_picture, on_step=preview)
@@ -203,8 +194,7 @@ class Workshop:
             "extend": source.extend,
             "enlarge": source.enlarge if source.enlarge != 1 else None,
             "look": tuple(f"{each.path.absolute()}:{each.amount!r}" for each in looks.files),
-            "match_colours": reference and reference.absolute(),
-            "colour_method": request.colour_method if reference is not None else None,
+            **of_colours,
             "control": source.control and source.control.absolute(),
             **self._shared_options(request, place),
         }
@@ -214,19 +204,24 @@ class Workshop:
         self, request: JobRequest, source: EditSource, part: Mapping[str, Any], place: Path
     ) -> tuple[str, dict[str, Any]]:
         """Give the selection the colours of a reference, and change nothing else."""
-        assert request.colours is not None
+        colours, of_colours = self._colours(request, place)
+        assert colours is not None  # a request without is refused when it is read
+        pixels = open_edit(source).canvas.pixels
+        _save(pixels, place / BEFORE)
+        matched = colours.apply(pixels, "the selection")
+        note = {"colours": [colours.method, colours.fingerprint], "source": source.path.name}
+        save_image(place / PICTURE, torch.from_numpy(matched).permute(2, 0, 1), note)
+        return format_command("edit", [source.path], {**part, **of_colours, "out": f"pixcell_{place.name}"}), note
+
+    def _colours(self, request: JobRequest, place: Path) -> tuple[ColourMatch | None, dict[str, Any]]:
+        """Return the colours that are asked for, and the options that say so; none: none are. Raises InputError."""
+        if request.colours is None:
+            return None, {}
         reference = self._look_file(request.colours, place, "colours")
         if reference.suffix == ".npy":
             raise InputError("the colours of a stored look are not known: choose a picture")
         colours = ColourMatch(read_picture(reference), request.colour_method, "the reference")
-        pixels = open_edit(source).canvas.pixels
-        _save_before(pixels, place)
-        matched = colours.apply(pixels, "the selection")
-        note = {"colours": [colours.method, colours.fingerprint], "source": source.path.name}
-        save_image(place / PICTURE, torch.from_numpy(matched).permute(2, 0, 1), note)
-        options = {**part, "match_colours": reference.absolute(), "colour_method": request.colour_method}
-        options["out"] = f"pixcell_{place.name}"
-        return format_command("edit", [source.path], options), note
+        return colours, {"match_colours": reference.absolute(), "colour_method": request.colour_method}
 
     def _stain(self, request: JobRequest, job: Job, place: Path) -> tuple[str, dict[str, Any]]:
         if self.model.flow is None and not request.loras:
@@ -244,7 +239,7 @@ class Workshop:
             steps = count_started_steps(strength, steps)
         stainer = Stainer(session, self._flow, settings, on_step=lambda step, *_: job.advance(step + 1, steps))
         with open_any(picture, self.shelf.mpp, self.shelf.image_mpp) as slide:
-            _save_before(read_part(slide, picture, request.part)[0], place)
+            _save(read_part(slide, picture, request.part)[0], place / BEFORE)
         work = place / "work"
         stain_job = StainJob(picture, picture.stem, self.shelf.mpp, self.shelf.image_mpp, request.part, "png")
         if failed := stain_pictures(stainer, [stain_job], work):
@@ -347,15 +342,11 @@ class Preview:
         every = max(1, self.job.steps // (PREVIEWS + 1))
         if self.latents is not None:
             if self.job.steps >= PREVIEW_STEPS and self.before is not None and step % every == 0:
-                clean = self._cut(clean_between(*self.before, self.latents, timestep))
+                clean = clean_between(*self.before, self.latents, timestep)
                 with suppress(InputError, MemoryError, torch.OutOfMemoryError):  # the result may be good all the same
                     self.show(self.editor.finish(self.canvas, self.box, clean, is_preview=True))
             self.before = self.latents, timestep
         self.latents = latents
-
-    def _cut(self, latents: torch.Tensor) -> torch.Tensor:
-        height, width = (-(-side // 8) for side in (self.box.height, self.box.width))
-        return latents[:, :, :height, :width]
 
     def show(self, pixels: np.ndarray) -> None:
         """Show a picture, made smaller."""
@@ -386,5 +377,5 @@ def _save_png(content: str | None, path: Path, name: str) -> Path | None:
     return path
 
 
-def _save_before(pixels: np.ndarray, place: Path) -> None:
-    Image.fromarray(pixels).save(place / BEFORE)
+def _save(pixels: np.ndarray, path: Path) -> None:
+    Image.fromarray(pixels).save(path)

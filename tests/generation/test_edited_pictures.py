@@ -19,6 +19,7 @@ from diffusion.cli.commands.edit import edit
 from diffusion.encoders.embedders import PatchEmbedder
 from diffusion.encoders.networks import View
 from diffusion.generation.edit_sources import EditSource, open_edit, parse_look, read_change
+from diffusion.generation.edited_pictures import identify
 from diffusion.generation.image_files import read_note
 from diffusion.utils.errors import InputError, MissingError
 
@@ -174,6 +175,17 @@ class TestWhatChanges:
         assert fine.shape == (384, 256, 3)
         error = fine.reshape(96, 4, 64, 4, 3).mean((1, 3)) - read_pixels(tile)
         assert np.sqrt((error**2).mean()) <= 1
+
+
+def test_a_slide_of_gigabytes_is_not_read_to_be_told_from_others(tmp_path, monkeypatch):
+    """By its size, as stains tell them apart; an image and a mask by what is in them."""
+    slide, tile = write_slide(tmp_path / "slide.tif"), save(tmp_path / "tile.png")
+    hashed: list[Path] = []
+    monkeypatch.setattr(
+        "diffusion.generation.edited_pictures.fingerprint_file", lambda path: hashed.append(path) or path.name
+    )
+    assert identify(EditSource(slide, mask=tile))["picture"] == slide.stat().st_size and hashed == [tile]
+    assert identify(EditSource(tile))["picture"] == "tile.png"
 
 
 class TestEmbeddings:

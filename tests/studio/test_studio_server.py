@@ -421,7 +421,7 @@ class TestJobs:
         def work(_: Job) -> dict[str, Any]:
             raise error
 
-        failed, good = queue.add(Job("a", work, "")), queue.add(Job("a", lambda _: {"fine": True}, ""))
+        failed, good = queue.add(Job("a", work)), queue.add(Job("a", lambda _: {"fine": True}))
         while good.state != "done":
             time.sleep(0.01)
         assert failed.state == "failed" and failed.error.startswith("out of memory: take a smaller selection")
@@ -435,14 +435,14 @@ class TestJobs:
                 job.advance(1, 2)
                 time.sleep(0.01)
 
-        running, waiting = queue.add(Job("a", work, "")), queue.add(Job("a", work, ""))
+        running, waiting = queue.add(Job("a", work)), queue.add(Job("a", work))
         assert began.wait(PATIENCE)
         queue.close()
         assert running.state == "cancelled" and waiting.state == "queued" and not queue._thread.is_alive()
 
     def test_a_fault_of_the_code_ends_a_job_and_not_the_server(self, caplog):
         queue = JobQueue()
-        failed, good = queue.add(Job("a", lambda _: {}[1], "")), queue.add(Job("a", lambda _: {}, ""))
+        failed, good = queue.add(Job("a", lambda _: {}[1])), queue.add(Job("a", lambda _: {}))
         while good.state != "done":
             time.sleep(0.01)
         assert failed.state == "failed" and "KeyError" in failed.error and "a job of the studio failed" in caplog.text
@@ -507,7 +507,8 @@ class TestSecurity:
         (given / "folder").symlink_to(outside)
         (given / "within.png").symlink_to(given / "mine.png")
         shelf = PictureShelf([given], tmp_path / "uploads", 0.5)
-        assert {each["name"] for each in shelf.names()} <= {"mine", "within"}
+        [shown] = shelf.names()  # the link within is the same file
+        assert shown["name"] in ("mine", "within")
         assert any("link out of the folders" in reason for reason in shelf.refused.values())
 
     def test_a_result_that_became_a_link_is_not_served(self, tmp_path, secret):

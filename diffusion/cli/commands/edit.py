@@ -149,25 +149,23 @@ def edit(
       pixcell edit coarse.png --enlarge 4 --out fine
       pixcell edit tissue.png --match-colours reference.png --out matched
     """
-    from diffusion.data.slides.discovery import name_slides
     from diffusion.generation.colours import ColourMatch
     from diffusion.generation.controls import list_controls, read_picture
-    from diffusion.generation.edit_sources import EditSource, load_embedding, match_masks, parse_look
-    from diffusion.generation.edited_pictures import EditJob, Looks, edit_pictures
-    from diffusion.generation.edited_pictures import match_colours as match_alone
-    from diffusion.generation.editing import Editor, EditSettings, add_embeddings, default_strength
+    from diffusion.generation.edit_sources import (
+        EditSource,
+        find_pictures,
+        load_embedding,
+        match_masks,
+        parse_look,
+    )
+    from diffusion.generation.edited_pictures import EditJob, Looks, edit_pictures, recolour_pictures
+    from diffusion.generation.editing import Editor, EditSettings, add_embeddings, choose_strength
     from diffusion.generation.session import open_session
     from diffusion.generation.solver import Solver
     from diffusion.utils.errors import InputError
     from diffusion.utils.hardware import windows_per_pass
 
-    found, refused = name_slides(images)
-    inside = out.resolve()  # what an earlier call has made, where it is below a folder that is named
-    found = {name: path for name, path in found.items() if path in images or inside not in path.resolve().parents}
-    if replaced := [path for path in found.values() if path.resolve().parent == inside]:
-        raise InputError(f"--out {out}: the result would be where {replaced[0].name} is; name another folder")
-    if not found and not refused:
-        raise InputError(f"--out {out}: all that is named is below it; name another folder")
+    found, refused = find_pictures(images, out)
     of_one = {"--part": part, "--outlines": outlines, "--control": control or None}
     if len(found) > 1 and (named := [name for name, value in of_one.items() if value is not None]):
         raise InputError(f"{named[0]} is of one picture, and {len(found)} are named: name one")
@@ -191,11 +189,10 @@ def edit(
         )
         for name, path in found.items()
     }
-    changes_part = any(source.changes_part for source in sources.values())
-    if extend is not None and strength is not None and strength < 1:
-        raise InputError(
-            f"--strength {strength:g}: what --extend adds has nothing that could be kept; leave it out, or take 1"
-        )
+    is_given = strength is not None
+    strength = choose_strength(
+        strength, any(source.changes_part for source in sources.values()), enlarge, extend is not None
+    )
     if enlarge != 1 and match_colours is not None:
         raise InputError("--match-colours: the colours of a super-resolution are those of the picture; leave it out")
     count = count or 1
@@ -207,7 +204,7 @@ def edit(
     reference = (
         None if match_colours is None else ColourMatch(read_picture(match_colours), colour_method, str(match_colours))
     )
-    changes = (mask, outlines, box, extend, enlarge != 1, look, add, control, strength is not None)
+    changes = (mask, outlines, box, extend, enlarge != 1, look, add, control, is_given)
     if reference is None:
         refuse_unused(edit, {"colour_method": colour_method}, "without --match-colours")
     if reference is not None and not any(changes):
@@ -217,13 +214,11 @@ def edit(
         )
         reason = "beside --match-colours alone, which samples nothing; give --strength to vary the picture, too"
         refuse_unused(edit, {**sampling, **more}, reason)
-        refused |= match_alone(jobs, out, reference)
+        refused |= recolour_pictures(jobs, out, reference)
     else:
         looks, added = [
             [parse_look(text, f"--{name}") for text in given] for name, given in (("look", look), ("add", add))
         ]
-        if strength is None:
-            strength = default_strength(changes_part, enlarge)
         session = open_session(
             workdir,
             checkpoint,

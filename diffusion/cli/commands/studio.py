@@ -76,7 +76,7 @@ def studio(
     if TYPE_CHECKING:
         from diffusion.studio.workshop import Workshop
 
-    def whole(path: Path) -> Path:
+    def make_absolute(path: Path) -> Path:
         """Return a path that holds in any folder; a name, such as nano, as it is."""
         return path.absolute() if path.exists() else path
 
@@ -87,8 +87,8 @@ def studio(
         from diffusion.studio.workshop import Model, Workshop
         from diffusion.workdir import default_work_dir
 
-        places = dict(workdir=whole(workdir or default_work_dir()))
-        places |= {"root": root and whole(root), "controlnet": controlnet and whole(controlnet)}
+        places = dict(workdir=make_absolute(workdir or default_work_dir()))
+        places |= {"root": root and make_absolute(root), "controlnet": controlnet and make_absolute(controlnet)}
         same = dict(checkpoint=checkpoint, vae=vae, encoder=encoder, device=device)
         arguments = dict(
             **places,
@@ -114,7 +114,7 @@ def studio(
         for path in [*(path for path, _ in adapters), *([flow] if flow is not None else [])]:
             if not path.exists():
                 raise MissingError(f"nothing at {path}")
-        names, scales = [str(whole(path)) for path, _ in adapters], [scale for _, scale in adapters]
+        names, scales = [str(make_absolute(path)) for path, _ in adapters], [scale for _, scale in adapters]
         workshop = Workshop(Model(arguments, shown, names, scales, flow, precision, batch_size), shelf, history)
         workshop.session(scales)
         return workshop
