@@ -34,6 +34,8 @@ PIPELINE_INDEX = "model_index.json"
 # Files of published weights, beside those of diffusers and CONFIG_FILE
 CONDITIONS_DIR = "conditions"  # embeddings to sample for where no image is at hand, one .npy file each
 
+PICTURE_NOTE = "pixcell"  # key of the text in a PNG that says how it was made, JSON
+
 # A folder of samples
 SAMPLES_FILE = "samples.json"  # the settings that the samples were made with
 SYNTHETIC_DIR, REAL_DIR, CONTROL_DIR = "syn", "real", "control"
@@ -44,10 +46,8 @@ SOLVERS = ("dpm-solver", "dpm-solver-3", "unipc", "ddim", "iddpm", "sa-solver") 
 DEFAULT_SOLVER = "dpm-solver"  # DPM-Solver++ 2M, as the published samples
 CONSISTENCY_SOLVER = "lcm"  # of students of latent consistency alone
 DEFAULT_STEPS = 20  # of a network that is no student
-EDIT_STRENGTH, ENLARGE_STRENGTH = (
-    0.5,
-    0.3,
-)  # share of the steps taken where all of a picture changes, and where it is enlarged
+EDIT_STRENGTH = 0.5  # share of the steps that are taken where all of a picture changes
+ENLARGE_STRENGTH = 0.3  # and where it is enlarged
 METRICS = (  # computed by diffusion/evaluation/metrics; those that are taken where none are named
     *("fd", "fd_infinity", "kid", "prdc", "similarity", "neighbours", "cells"),
 )

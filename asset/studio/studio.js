@@ -14,6 +14,7 @@ const ACTIONS = {
   stain: ["Stain", "The square in the other stain, by the flow that the studio was started with."],
 };
 const POLL = 250, RETRY = 2000; // milliseconds
+const UNDONE = 20; // strokes that can be undone
 
 let model = null, picture = null, map = null, layer = null, square = null, selection = null;
 let owner = null; // the picture that the selection is of, which may be another than the one in the viewer
@@ -23,6 +24,7 @@ const before = new Image();
 const paint = { mask: document.createElement("canvas"), control: document.createElement("canvas") };
 let entries = []; // of the history, the latest first
 let corners = [], pointer = null, drawing = false;
+let undone = []; // what was painted before each of the last strokes
 
 // ---- who this page is
 
@@ -119,7 +121,8 @@ async function load() {
 
 function begin(state) {
   const list = byId("pictures"), chosen = list.value || sessionStorage.getItem("picture");
-  list.replaceChildren(...state.pictures.map((each) => new Option(each.name, each.number)));
+  list.replaceChildren();
+  for (const each of state.pictures) listPicture(each);
   if (!state.pictures.length) list.append(new Option("none yet: upload an image", ""));
   if (state.pictures.some((each) => each.number === chosen)) list.value = chosen;
   if (list.value) openPicture(list.value);
@@ -216,6 +219,9 @@ async function openPicture(number) {
   map.fitBounds(bounds, { animate: false }); // a click meanwhile would be of another place
   map.setMaxBounds(bounds.pad(1));
   const note = picture.note === "native" ? "taken pixel for pixel" : picture.note;
+  const option = [...byId("pictures").options].find((each) => each.value === number);
+  byId("download-picture").hidden = !(option && option.dataset.download);
+  byId("download-picture").href = `/api/pictures/${number}/download`;
   byId("picture-note").textContent = `${width} × ${height} pixels, ${note}.`;
   if (owner && owner.number === number) {
     owner = picture;
@@ -269,6 +275,8 @@ function select(part) {
   byId("of").textContent = `A square of ${picture.name}, ${width} × ${height} pixels.`;
   for (const canvas of Object.values(paint)) Object.assign(canvas, { width, height });
   corners = [];
+  undone = [];
+  byId("undo").disabled = true;
   pointer = [width / 2, height / 2];
   before.onload = () => { showSquare(); };
   before.onerror = () => say("The square cannot be read.", true);
@@ -331,17 +339,41 @@ function stroke(from, to) {
   pen.globalCompositeOperation = "source-over";
 }
 
+// To be called before what is painted changes.
+function remember() {
+  const canvas = paint[byId("layer").value], copy = document.createElement("canvas");
+  Object.assign(copy, { width: canvas.width, height: canvas.height });
+  copy.getContext("2d").drawImage(canvas, 0, 0);
+  undone.push({ canvas, copy });
+  if (undone.length > UNDONE) undone.shift();
+  byId("undo").disabled = false;
+}
+
+function undo() {
+  if (corners.length) {
+    corners.pop();
+  } else if (undone.length) {
+    const { canvas, copy } = undone.pop(), pen = canvas.getContext("2d", { willReadFrequently: true });
+    pen.clearRect(0, 0, canvas.width, canvas.height);
+    pen.drawImage(copy, 0, 0);
+  }
+  byId("undo").disabled = !undone.length && !corners.length;
+  draw();
+}
+
 function corner(point) {
   if (corners.length > 2 && Math.hypot(point[0] - corners[0][0], point[1] - corners[0][1]) < selection[2] / 32) {
     closePolygon();
   } else {
     corners.push(point);
+    byId("undo").disabled = false;
   }
   draw();
 }
 
 function closePolygon() {
   if (corners.length > 2) {
+    remember();
     const pen = paint[byId("layer").value].getContext("2d", { willReadFrequently: true });
     pen.fillStyle = byId("layer").value === "mask" ? "#12c35b" : "#ffb000";
     pen.beginPath();
@@ -543,6 +575,8 @@ function show(entry) {
   for (const id of ["compare", "views", "done"]) byId(id).hidden = false;
   byId("again").hidden = !selection;
   byId("download").href = `${folder}/picture.png?download`;
+  const [, , width, height] = entry.part, known = [...byId("pictures").options].some((each) => each.value === entry.source);
+  byId("put-back").hidden = !known || width !== entry.width || height !== entry.height;
   byId("command").value = entry.command;
   showView();
 }
@@ -619,14 +653,24 @@ function addHistory(entry) {
 }
 
 async function uploadBlob(blob, name) {
-  const { number } = await ask("/api/uploads", { method: "POST", headers: { "X-Name": encodeURIComponent(name) }, body: blob });
+  const kept = await ask("/api/uploads", { method: "POST", headers: { "X-Name": encodeURIComponent(name) }, body: blob });
+  await addPicture({ ...kept, name });
+}
+
+function listPicture({ number, name, download }) {
+  const option = new Option(name, number);
+  option.dataset.download = download ? "yes" : "";
+  byId("pictures").append(option);
+}
+
+async function addPicture(kept) {
   const list = byId("pictures");
-  if (![...list.options].some((each) => each.value === number)) {
+  if (![...list.options].some((each) => each.value === kept.number)) {
     if (list.options.length === 1 && !list.options[0].value) list.replaceChildren();
-    list.append(new Option(name, number));
+    listPicture(kept);
   }
-  list.value = number;
-  await openPicture(number);
+  list.value = kept.number;
+  await openPicture(kept.number);
 }
 
 // ---- events
@@ -680,10 +724,12 @@ function listen() {
   byId("again").addEventListener("click", () => selection && showSquare());
   byId("clear").addEventListener("click", () => {
     const canvas = paint[byId("layer").value];
+    remember();
     canvas.getContext("2d", { willReadFrequently: true }).clearRect(0, 0, canvas.width, canvas.height);
     corners = [];
     draw();
   });
+  byId("undo").addEventListener("click", undo);
   byId("tool").addEventListener("change", () => { closePolygon(); draw(); });
   byId("copy").addEventListener("click", async () => {
     try {
@@ -708,6 +754,16 @@ function listen() {
       say(error.message, true);
     }
   });
+  byId("put-back").addEventListener("click", async () => {
+    const entry = shown;
+    say("Putting it back …");
+    try {
+      await addPicture(await ask(`/api/history/${entry.number}/put-back`, { method: "POST" }));
+      say(`The result stands in a copy of ${entry.picture}, which is the picture now. The square is that of before.`);
+    } catch (error) {
+      say(error.message, true);
+    }
+  });
   byId("theme").addEventListener("click", () => {
     const root = document.documentElement, dark = matchMedia("(prefers-color-scheme: dark)").matches;
     const now = root.dataset.theme || (dark ? "dark" : "light");
@@ -727,6 +783,7 @@ function listen() {
     if (byId("tool").value === "polygon") { corner(pointer); return; }
     canvas.setPointerCapture(event.pointerId);
     drawing = true;
+    remember();
     stroke(pointer, pointer);
     draw();
   });
@@ -747,11 +804,15 @@ function listen() {
     if (moves[event.key]) {
       pointer = pointer.map((value, axis) => Math.max(0, Math.min(value + moves[event.key][axis], selection[2 + axis])));
     } else if (event.key === " " && byId("tool").value !== "polygon") {
+      remember();
       stroke(pointer, pointer);
+    } else if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "z") {
+      undo();
     } else if (event.key === "Enter" && byId("tool").value === "polygon") {
       corner([...pointer]);
     } else if (event.key === "Escape") {
       corners = [];
+      byId("undo").disabled = !undone.length;
     } else {
       return;
     }

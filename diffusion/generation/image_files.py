@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
+from diffusion.formats import PICTURE_NOTE
 from diffusion.utils.errors import InputError
 from diffusion.utils.files import atomic_write
 
@@ -27,7 +28,6 @@ TILE = 512  # pixels a side of a TIFF's tiles
 SMALLEST_LEVEL = 1024  # pixels of the longer side at which the pyramid ends
 BIG_TIFF = 2**32 - 2**25  # bytes from which a TIFF needs 64-bit offsets
 GAP, LABEL = 8, 22  # pixels between the images of a grid, and for a label above each
-NOTE = "pixcell"  # key of the note in a PNG
 
 
 def save_image(path: Path, pixels: torch.Tensor, note: dict[str, Any], **options: Any) -> None:
@@ -39,7 +39,7 @@ def save_image(path: Path, pixels: torch.Tensor, note: dict[str, Any], **options
     kind = image_kind(path)
     if kind == "PNG":
         info = PngImagePlugin.PngInfo()
-        info.add_text(NOTE, json.dumps(note))
+        info.add_text(PICTURE_NOTE, json.dumps(note))
         options = {**options, "pnginfo": info}
     else:
         options = {"quality": 95, "subsampling": 0, **options, "comment": json.dumps(note)}
@@ -52,7 +52,7 @@ def read_note(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".png":
             with Image.open(path) as image:
-                text = image.info.get(NOTE, "{}")
+                text = image.info.get(PICTURE_NOTE, "{}")
         else:
             from tifffile import TiffFile
 
@@ -128,7 +128,7 @@ def _write_png(path: Path, bands: Iterable[np.ndarray], height: int, width: int,
 
     with open(path, "wb") as file:
         file.write(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)))
-        file.write(chunk(b"tEXt", NOTE.encode() + b"\0" + json.dumps(note).encode("ascii")))
+        file.write(chunk(b"tEXt", PICTURE_NOTE.encode() + b"\0" + json.dumps(note).encode("ascii")))
         packer = zlib.compressobj(3)
         for band in bands:
             lines = np.empty((len(band), 1 + 3 * width), dtype=np.uint8)

@@ -62,6 +62,10 @@ class History:
                     found.append({**entry, "number": place.name})
         return found
 
+    def entry(self, number: str) -> dict[str, Any]:
+        """Return a finished entry. Raises MissingError, InputError for one that is damaged."""
+        return read_json(self.file(number, PICTURE).with_name(ENTRY))
+
     def file(self, number: str, name: str) -> Path:
         """Return a file of an entry. Raises MissingError for one that is not there, or no file that is shown."""
         if not NUMBER.fullmatch(number) or name not in SERVED:

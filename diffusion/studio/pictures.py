@@ -7,15 +7,18 @@ import io
 import re
 import threading
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import Any, Protocol, TypedDict
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from diffusion.data.images import open_image
 from diffusion.data.slides.discovery import name_slides
-from diffusion.data.slides.reader import MAX_LEVEL_PIXELS, SLIDE_SUFFIXES, open_any
+from diffusion.data.slides.parts import locate_part, read_part
+from diffusion.data.slides.reader import MAX_LEVEL_PIXELS, SLIDE_SUFFIXES, Slide, open_any
+from diffusion.formats import PICTURE_NOTE
 from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.files import atomic_write
 from diffusion.utils.text import expand_path, read_lines
@@ -41,11 +44,18 @@ class Shown:
     note: str
 
 
+class Resolution(TypedDict):
+    """How a picture is read, as the options of the commands that have these names."""
+
+    mpp: float
+    image_mpp: float | None
+
+
 @dataclass
 class PictureShelf:
     """Pictures by number. folders: what was named, below which alone files are opened; uploads: the folder of what is uploaded.
 
-    mpp, image_mpp: as `open_slide` takes them.
+    mpp, image_mpp: as `open_slide` takes them; uploads are taken pixel for pixel.
     """
 
     paths: Sequence[Path]
@@ -57,6 +67,7 @@ class PictureShelf:
     def __post_init__(self):
         self._lock = threading.Lock()
         self._files: dict[str, tuple[str, Path]] = {}
+        self._uploaded: set[str] = set()
         self._shown: dict[str, Shown] = {}
         self._zooms: dict[str, Zoom] = {}
         if self.paths:
@@ -71,14 +82,24 @@ class PictureShelf:
         if self.uploads.is_dir():
             for path in sorted(self.uploads.glob("*.png")):
                 if not path.is_symlink():
-                    self._files[number_of(str(path.resolve()))] = (path.stem, path.absolute())
+                    self._add_upload(path)
 
     def __len__(self) -> int:
         return len(self._files)
 
-    def names(self) -> list[dict[str, str]]:
-        """Return number and name of every picture."""
-        return [{"number": number, "name": name} for number, (name, _) in list(self._files.items())]
+    def _add_upload(self, path: Path) -> str:
+        number = number_of(str(path.resolve()))
+        self._files[number] = (path.stem, path.absolute())
+        self._uploaded.add(number)
+        return number
+
+    def names(self) -> list[dict[str, Any]]:
+        """Return what `told` does of every picture."""
+        return [self.told(number) for number in list(self._files)]
+
+    def told(self, number: str) -> dict[str, Any]:
+        """Return number and name of a picture, and whether it can be downloaded: what is kept here can."""
+        return {"number": number, "name": self._files[number][0], "download": number in self._uploaded}
 
     def path(self, number: str) -> Path:
         """Return the file of a picture. Raises MissingError for a number that is not known."""
@@ -86,11 +107,26 @@ class PictureShelf:
             raise MissingError(f"no picture {number[:40]!r}; reload the page")
         return self._files[number][1]
 
+    def upload_path(self, number: str) -> Path:
+        """Return the file of an upload. Raises MissingError for another picture, whose file is the user's own."""
+        path = self.path(number)
+        if number not in self._uploaded or path.is_symlink() or not path.is_file():
+            raise MissingError("only uploads, and pictures with results in them, can be downloaded")
+        return path
+
+    def resolution(self, number: str) -> Resolution:
+        """Return how a picture is read; uploads are taken pixel for pixel."""
+        return {"mpp": self.mpp, "image_mpp": None if number in self._uploaded else self.image_mpp}
+
+    def read_from(self, number: str) -> closing[Slide]:
+        """Open a picture at the resolution that it is read at, to be closed at the end of a `with`. Raises MissingError, InputError."""
+        return open_any(self.path(number), **self.resolution(number))
+
     def show(self, number: str) -> Shown:
         """Return what a page is told of a picture. Raises MissingError, InputError for one that cannot be opened."""
-        path = self.path(number)
+        self.path(number)
         if number not in self._shown:
-            with open_any(path, self.mpp, self.image_mpp) as slide:
+            with self.read_from(number) as slide:
                 name = self._files[number][0]
                 self._shown[number] = Shown(number, name, slide.width, slide.height, slide.factor, slide.note)
         return self._shown[number]
@@ -144,16 +180,45 @@ class PictureShelf:
         if len(content) > UPLOAD_BYTES:
             raise InputError(f"an upload of more than {UPLOAD_BYTES >> 20} MB; name it when the studio is started")
         image = decode_upload(content)
-        plain = re.sub(r"[^A-Za-z0-9._-]+", "_", PurePosixPath(name.replace("\\", "/")).stem).strip("._")[:60]
-        path = self.uploads / f"{plain or 'image'}_{hashlib.sha256(content).hexdigest()[:12]}.png"
+        return self._keep(image, PurePosixPath(name.replace("\\", "/")).stem, hashlib.sha256(content).hexdigest())
+
+    def put_into(self, number: str, part: tuple[int, int, int, int], result: Path) -> str:
+        """Keep a copy of a picture in which a result stands in the place of the part that it was made of; return the copy's number.
+
+        The copy has the result's note. Raises MissingError, InputError for a result of another size than the part, and for a picture of
+        more pixels than an upload may have.
+        """
+        with Image.open(result) as image:
+            pasted, note = image.convert("RGB"), image.info.get(PICTURE_NOTE)
+        with self.read_from(number) as slide:
+            place = locate_part(slide, self.path(number), part)
+            if pasted.size != (place.width, place.height):
+                raise InputError(
+                    f"a result of {pasted.width} x {pasted.height} pixels does not fit into {place.width} x {place.height}"
+                )
+            if slide.width * slide.height > UPLOAD_PIXELS:
+                raise InputError(
+                    f"the picture has {slide.width} x {slide.height} pixels: copies are kept of at most {UPLOAD_PIXELS:,}; "
+                    "download the result itself"
+                )
+            copy = Image.fromarray(read_part(slide, self.path(number), None)[0])
+        copy.paste(pasted, (place.left, place.top))
+        name = re.sub(r"(_with)?(_[0-9a-f]{12})?$", "", self._files[number][0])  # of a copy of a copy, too
+        return self._keep(copy, f"{name}_with", hashlib.sha256(copy.tobytes()).hexdigest(), note)
+
+    def _keep(self, image: Image.Image, name: str, digest: str, note: str | None = None) -> str:
+        """Write an image among the uploads, once for a digest of its content; return its number. Raises InputError where they are full."""
+        plain = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._")[:60]
+        path = self.uploads / f"{plain or 'image'}_{digest[:12]}.png"
         self.uploads.mkdir(parents=True, exist_ok=True)
         if not path.is_file() and sum(1 for _ in self.uploads.glob("*.png")) >= UPLOADS:
             raise InputError(f"{UPLOADS} uploads are kept already; delete some in {self.uploads.name}")
+        info = PngImagePlugin.PngInfo()
+        if note is not None:
+            info.add_text(PICTURE_NOTE, note)
         with atomic_write(path) as temporary:
-            image.save(temporary, format="PNG", compress_level=3)
-        number = number_of(str(path.resolve()))
-        self._files[number] = (path.stem, path.absolute())
-        return number
+            image.save(temporary, format="PNG", compress_level=3, pnginfo=info)
+        return self._add_upload(path)
 
 
 def named_paths(path: Path) -> list[Path]:

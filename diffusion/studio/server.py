@@ -26,8 +26,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from diffusion.data.slides.parts import read_part
-from diffusion.data.slides.reader import open_any
-from diffusion.studio.history import SERVED, History
+from diffusion.studio.history import PICTURE, SERVED, History
 from diffusion.studio.jobs import Job, JobQueue
 from diffusion.studio.pictures import UPLOAD_BYTES, PictureShelf
 from diffusion.studio.requests import JobRequest, check_selection
@@ -172,12 +171,14 @@ class Studio:
             Route("/api/pictures/{number}", self.picture),
             Route("/api/pictures/{number}/tiles/{level:int}/{column:int}/{row:int}.jpg", self.tile),
             Route("/api/pictures/{number}/part", self.part),
+            Route("/api/pictures/{number}/download", self.download),
             Route("/api/uploads", self.upload, methods=["POST"]),
             Route("/api/jobs", self.add_job, methods=["POST"]),
             Route("/api/jobs/{number}", self.job),
             Route("/api/jobs/{number}/preview", self.preview),
             Route("/api/jobs/{number}", self.cancel, methods=["DELETE"]),
             Route("/api/history/{number}", self.remove, methods=["DELETE"]),
+            Route("/api/history/{number}/put-back", self.put_back, methods=["POST"]),
             Route("/history/{number}/{name}", self.result),
         ]
         handlers: Any = {
@@ -249,7 +250,8 @@ class Studio:
 
     async def part(self, request: Request) -> Response:
         """Return the pixels of a selection, as the network is given them, as PNG."""
-        shelf, path = self.shelf, self.shelf.path(request.path_params["number"])
+        shelf, number = self.shelf, request.path_params["number"]
+        path = shelf.path(number)
         try:
             x, y, width, height = (int(request.query_params[name]) for name in ("x", "y", "width", "height"))
         except (KeyError, ValueError):
@@ -257,7 +259,7 @@ class Studio:
         check_selection(x, y, width, height)
 
         def read() -> bytes:
-            with open_any(path, shelf.mpp, shelf.image_mpp) as slide:
+            with shelf.read_from(number) as slide:
                 pixels, _ = read_part(slide, path, (x, y, width, height))
             buffer = io.BytesIO()
             Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
@@ -265,12 +267,17 @@ class Studio:
 
         return Response(await run_in_threadpool(read), media_type="image/png", headers={"cache-control": "no-store"})
 
+    async def download(self, request: Request) -> Response:
+        """Return an upload, or a picture with a result in it, as a file to save."""
+        path = self.shelf.upload_path(request.path_params["number"])
+        return FileResponse(path, media_type="image/png", filename=path.name)
+
     async def upload(self, request: Request) -> Response:
         """Take a picture."""
         content = await _read_body(request, UPLOAD_BYTES)
         name = unquote(request.headers.get("x-name", "upload"))
         number = await run_in_threadpool(self.shelf.upload, content, name)
-        return JSONResponse({"number": number})
+        return JSONResponse(self.shelf.told(number))
 
     async def add_job(self, request: Request) -> Response:
         """Take a job, and return its number."""
@@ -326,6 +333,18 @@ class Studio:
         """Delete a result."""
         await run_in_threadpool(self.history.remove, request.path_params["number"])
         return JSONResponse({})
+
+    async def put_back(self, request: Request) -> Response:
+        """Keep a copy of a result's picture with the result in its place, and return the copy's number and name."""
+
+        def put() -> dict[str, Any]:
+            number = request.path_params["number"]
+            entry = self.history.entry(number)
+            return self.shelf.told(
+                self.shelf.put_into(entry["source"], tuple(entry["part"]), self.history.file(number, PICTURE))
+            )
+
+        return JSONResponse(await run_in_threadpool(put))
 
     async def result(self, request: Request) -> Response:
         """Return a file of a result; with ?download as a file to save."""

@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 
 from diffusion.data.slides.parts import read_part
-from diffusion.data.slides.reader import open_any
 from diffusion.formats import CONDITIONS_DIR, EDIT_STRENGTH, ENLARGE_STRENGTH, WINDOW
 from diffusion.generation.colours import ColourMatch
 from diffusion.generation.controls import read_picture
@@ -152,14 +151,13 @@ class Workshop:
         source = EditSource(
             picture,
             request.part,
-            self.shelf.mpp,
-            self.shelf.image_mpp,
+            **self.shelf.resolution(request.picture),
             mask=mask,
             extend=request.extend if request.action == "extend" else None,
             enlarge=request.enlarge if request.action == "enlarge" else 1,
             control=control,
         )
-        part = dict(part=request.part, mpp=self.shelf.mpp, image_mpp=self.shelf.image_mpp)
+        part = {"part": request.part, **self.shelf.resolution(request.picture)}
         if request.action == "colours":
             return self._match_colours(request, source, part, place)
         strength = self._strength(request)
@@ -238,17 +236,19 @@ class Workshop:
         if request.structure == "sdedit":
             steps = count_started_steps(strength, steps)
         stainer = Stainer(session, self._flow, settings, on_step=lambda step, *_: job.advance(step + 1, steps))
-        with open_any(picture, self.shelf.mpp, self.shelf.image_mpp) as slide:
+        resolution = self.shelf.resolution(request.picture)
+        with self.shelf.read_from(request.picture) as slide:
             _save(read_part(slide, picture, request.part)[0], place / BEFORE)
         work = place / "work"
-        stain_job = StainJob(picture, picture.stem, self.shelf.mpp, self.shelf.image_mpp, request.part, "png")
+        stain_job = StainJob(picture, picture.stem, **resolution, part=request.part, format="png")
         if failed := stain_pictures(stainer, [stain_job], work):
             raise InputError(next(iter(failed.values())))
         (work / f"{picture.stem}.png").replace(place / PICTURE)
         shutil.rmtree(work)
         options = {
             **self.model.options,
-            **dict(part=request.part, mpp=self.shelf.mpp, image_mpp=self.shelf.image_mpp),
+            "part": request.part,
+            **resolution,
             "flow": self.model.flow and self.model.flow.absolute(),
             "structure": request.structure,
             "strength": strength if request.structure == "sdedit" else None,
@@ -301,8 +301,7 @@ class Workshop:
             copy = place / f"{name}.png"
             shutil.copyfile(self.history.file(look.name, PICTURE), copy)
             return copy
-        path = self.shelf.path(look.name)
-        with open_any(path, self.shelf.mpp, self.shelf.image_mpp) as slide:
+        with self.shelf.read_from(look.name) as slide:
             left, top = (round(each / slide.factor) - WINDOW // 2 for each in (look.x, look.y))
             left = min(max(left, 0), max(slide.width - WINDOW, 0))
             top = min(max(top, 0), max(slide.height - WINDOW, 0))

@@ -229,7 +229,8 @@ def test_what_is_painted_is_replaced_and_the_rest_stays(tab):
     tab.check()
 
 
-def test_a_point_is_painted_by_one_click_and_by_the_keyboard(tab):
+def test_a_point_is_painted_undone_and_put_back_into_the_picture(tab, tmp_path):
+    """A point by one click, and by the keyboard; what is undone does not count; the repaired picture as a whole is there to download."""
     page = tab.page
     tab.click()
     tab.choose("repair")
@@ -241,10 +242,27 @@ def test_a_point_is_painted_by_one_click_and_by_the_keyboard(tab):
     for _ in range(10):
         page.keyboard.press("ArrowUp")
     page.keyboard.press(" ")
+    for undo in (lambda: page.click("#undo"), lambda: page.keyboard.press("Control+z")):
+        page.mouse.click(box["x"] + 200 * scale, box["y"] + 100 * scale)
+        undo()
+    page.click("#clear")
+    page.click("#undo")
     tab.run()
     changed = (tab.picture("before") != tab.picture("after")).any(-1)
     assert changed[195:205, 55:65].mean() > 0.8 and changed[115:125, 55:65].mean() > 0.8
     assert not changed[140:180].any() and not changed[:, 80:].any()
+    x, y = map(int, re.findall(r"--part (\d+) (\d+) 256 256", page.input_value("#command"))[0])
+    assert page.is_hidden("#download-picture")
+    page.click("#put-back")
+    wait(lambda: "copy of tissue" in tab.status())
+    assert "tissue_with_" in page.locator("#pictures option:checked").inner_text()
+    with page.expect_download() as caught:
+        page.click("#download-picture")
+    caught.value.save_as(tmp_path / "whole.png")
+    expected = read_pixels(tab.server.image).copy()
+    expected[y : y + 256, x : x + 256] = tab.picture("after")
+    assert np.array_equal(read_pixels(tmp_path / "whole.png"), expected)
+    page.select_option("#pictures", index=0)
     tab.check()
 
 

@@ -269,6 +269,54 @@ def test_a_result_is_that_of_its_command_to_the_bit(server, client, tmp_path, mo
     assert client.get("/api/state")["history"][0]["number"] == entry["number"]
 
 
+def test_a_result_is_put_back_into_a_copy_of_its_picture(server, client):
+    """The copy is the picture but for the part, keeps how the part was made, and can be edited and downloaded; the picture stays."""
+    number, original = server.pictures()["tile"], read_pixels(server.image)
+    request = dict(action="vary", part=(100, 30, 128, 96), steps=2, strength=0.9)
+    copies, entries = [], []
+    for picture in (number, None):
+        entries.append(client.do(**request, picture=picture or copies[-1]["number"], seed=len(copies)))
+        status, content, _ = client.ask("POST", f"/api/history/{entries[-1]['number']}/put-back")
+        assert status == 200, content
+        copies.append(json.loads(content))
+        request["part"] = (0, 300, 256, 200)
+    assert copies[0]["name"].startswith("tile_with_") and copies[1]["name"].startswith("tile_with_")
+    assert copies[0]["number"] != copies[1]["number"] and client.get("/api/state")["pictures"][-1] == copies[1]
+    status, content, headers = client.ask("GET", f"/api/pictures/{copies[1]['number']}/download")
+    assert status == 200 and "attachment" in headers["content-disposition"]
+    expected = original.copy()
+    parts = [read_pixels(server.out / "history" / entry["number"] / "picture.png") for entry in entries]
+    expected[30:126, 100:228], expected[300:500, :256] = parts
+    copy = Image.open(io.BytesIO(content))
+    assert np.array_equal(np.asarray(copy), expected) and json.loads(copy.info["pixcell"])["seed"] == 1
+    assert np.array_equal(read_pixels(server.image), original)
+    assert client.ask("GET", f"/api/pictures/{number}/download")[0] == 404, "files of the user are not handed out"
+    larger = client.do(action="extend", picture=number, part=(0, 0, 256, 256), steps=1, extend=(0, 0, 8, 0))
+    status, content, _ = client.ask("POST", f"/api/history/{larger['number']}/put-back")
+    assert status == 400 and b"264 x 256 pixels does not fit into 256 x 256" in content
+    assert client.ask("POST", f"/api/history/{'0' * 14}-{'a' * 8}/put-back")[0] == 404
+
+
+def test_uploads_and_copies_are_taken_pixel_for_pixel_whatever_the_resolution_of_images(tmp_path, monkeypatch):
+    texture(512, 1).save(tmp_path / "fine.png")
+    shelf = PictureShelf([tmp_path / "fine.png"], tmp_path / "uploads", 0.5, 0.25)
+    [fine] = shelf.names()
+    assert (shelf.show(fine["number"]).width, shelf.show(fine["number"]).factor) == (256, 2)
+    upload = shelf.upload((tmp_path / "fine.png").read_bytes(), "own.png")
+    assert shelf.show(upload).width == 512 and shelf.resolution(upload) == {"mpp": 0.5, "image_mpp": None}
+    texture(128, 2).save(tmp_path / "result.png")
+    copy = shelf.put_into(fine["number"], (100, 60, 128, 128), tmp_path / "result.png")
+    with shelf.read_from(fine["number"]) as whole, shelf.read_from(copy) as changed:
+        expected = np.asarray(whole.read(0, 0, 256)).copy()
+        expected[30:158, 50:178] = read_pixels(tmp_path / "result.png")
+        assert np.array_equal(np.asarray(changed.read(0, 0, 256)), expected)
+    later = PictureShelf([tmp_path / "fine.png"], tmp_path / "uploads", 0.5, 0.25)
+    assert later.show(copy).width == 256, "also after a restart"
+    monkeypatch.setattr("diffusion.studio.pictures.UPLOAD_PIXELS", 200 * 200)
+    with pytest.raises(InputError, match="256 x 256 pixels: copies are kept of at most"):
+        shelf.put_into(fine["number"], (100, 60, 128, 128), tmp_path / "result.png")
+
+
 def test_masks_of_nuclei_and_adapters_count_as_in_the_command(tmp_path, monkeypatch):
     """To the bit, with half of an adapter and a ControlNet that reads what is painted; without either, another picture."""
     forget_processes()
