@@ -758,8 +758,12 @@ function listen() {
     const entry = shown;
     say("Putting it back …");
     try {
-      await addPicture(await ask(`/api/history/${entry.number}/put-back`, { method: "POST" }));
-      say(`The result stands in a copy of ${entry.picture}, which is the picture now. The square is that of before.`);
+      const copy = await ask(`/api/history/${entry.number}/put-back`, { method: "POST" });
+      await addPicture(copy);
+      if (!picture || picture.number !== copy.number) return; // another one was chosen meanwhile
+      select(copy.part);
+      map.fitBounds(square.getBounds().pad(1), { animate: false });
+      say(`The result stands in a copy of ${entry.picture}, which is the picture now, and the square is there.`);
     } catch (error) {
       say(error.message, true);
     }

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 
 from diffusion.data.images import open_image
 from diffusion.data.slides.discovery import name_slides
-from diffusion.data.slides.parts import locate_part, read_part
+from diffusion.data.slides.parts import Part, locate_part, read_part
 from diffusion.data.slides.reader import MAX_LEVEL_PIXELS, SLIDE_SUFFIXES, Slide, open_any
 from diffusion.formats import PICTURE_NOTE
 from diffusion.utils.errors import InputError, MissingError
@@ -182,9 +182,10 @@ class PictureShelf:
         image = decode_upload(content)
         return self._keep(image, PurePosixPath(name.replace("\\", "/")).stem, hashlib.sha256(content).hexdigest())
 
-    def put_into(self, number: str, part: tuple[int, int, int, int], result: Path) -> str:
-        """Keep a copy of a picture in which a result stands in the place of the part that it was made of; return the copy's number.
+    def put_into(self, number: str, part: tuple[int, int, int, int], result: Path) -> tuple[str, Part]:
+        """Keep a copy of a picture in which a result stands in the place of the part that it was made of.
 
+        Returns the copy's number, and the place in it.
         The copy has the result's note. Raises MissingError, InputError for a result of another size than the part, and for a picture of
         more pixels than an upload may have.
         """
@@ -204,7 +205,7 @@ class PictureShelf:
             copy = Image.fromarray(read_part(slide, self.path(number), None)[0])
         copy.paste(pasted, (place.left, place.top))
         name = re.sub(r"(_with)?(_[0-9a-f]{12})?$", "", self._files[number][0])  # of a copy of a copy, too
-        return self._keep(copy, f"{name}_with", hashlib.sha256(copy.tobytes()).hexdigest(), note)
+        return self._keep(copy, f"{name}_with", hashlib.sha256(copy.tobytes()).hexdigest(), note), place
 
     def _keep(self, image: Image.Image, name: str, digest: str, note: str | None = None) -> str:
         """Write an image among the uploads, once for a digest of its content; return its number. Raises InputError where they are full."""

@@ -335,14 +335,13 @@ class Studio:
         return JSONResponse({})
 
     async def put_back(self, request: Request) -> Response:
-        """Keep a copy of a result's picture with the result in its place, and return the copy's number and name."""
+        """Keep a copy of a result's picture with the result in its place, and return what the page is told of the copy, and the place."""
 
         def put() -> dict[str, Any]:
             number = request.path_params["number"]
-            entry = self.history.entry(number)
-            return self.shelf.told(
-                self.shelf.put_into(entry["source"], tuple(entry["part"]), self.history.file(number, PICTURE))
-            )
+            entry, result = self.history.entry(number), self.history.file(number, PICTURE)
+            copy, place = self.shelf.put_into(entry["source"], tuple(entry["part"]), result)
+            return {**self.shelf.told(copy), "part": list(place)}
 
         return JSONResponse(await run_in_threadpool(put))
 

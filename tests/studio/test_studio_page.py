@@ -253,14 +253,16 @@ def test_a_point_is_painted_undone_and_put_back_into_the_picture(tab, tmp_path):
     assert not changed[140:180].any() and not changed[:, 80:].any()
     x, y = map(int, re.findall(r"--part (\d+) (\d+) 256 256", page.input_value("#command"))[0])
     assert page.is_hidden("#download-picture")
+    result = tab.picture("after")
     page.click("#put-back")
     wait(lambda: "copy of tissue" in tab.status())
+    wait(lambda: "A square of tissue_with_" in page.inner_text("#of") and page.is_visible("#canvas"))
     assert "tissue_with_" in page.locator("#pictures option:checked").inner_text()
     with page.expect_download() as caught:
         page.click("#download-picture")
     caught.value.save_as(tmp_path / "whole.png")
     expected = read_pixels(tab.server.image).copy()
-    expected[y : y + 256, x : x + 256] = tab.picture("after")
+    expected[y : y + 256, x : x + 256] = result
     assert np.array_equal(read_pixels(tmp_path / "whole.png"), expected)
     page.select_option("#pictures", index=0)
     tab.check()

@@ -281,7 +281,8 @@ def test_a_result_is_put_back_into_a_copy_of_its_picture(server, client):
         copies.append(json.loads(content))
         request["part"] = (0, 300, 256, 200)
     assert copies[0]["name"].startswith("tile_with_") and copies[1]["name"].startswith("tile_with_")
-    assert copies[0]["number"] != copies[1]["number"] and client.get("/api/state")["pictures"][-1] == copies[1]
+    assert copies[0]["number"] != copies[1]["number"] and copies[1].pop("part") == [0, 300, 256, 200]
+    assert client.get("/api/state")["pictures"][-1] == copies[1]
     status, content, headers = client.ask("GET", f"/api/pictures/{copies[1]['number']}/download")
     assert status == 200 and "attachment" in headers["content-disposition"]
     expected = original.copy()
@@ -305,7 +306,8 @@ def test_uploads_and_copies_are_taken_pixel_for_pixel_whatever_the_resolution_of
     upload = shelf.upload((tmp_path / "fine.png").read_bytes(), "own.png")
     assert shelf.show(upload).width == 512 and shelf.resolution(upload) == {"mpp": 0.5, "image_mpp": None}
     texture(128, 2).save(tmp_path / "result.png")
-    copy = shelf.put_into(fine["number"], (100, 60, 128, 128), tmp_path / "result.png")
+    copy, place = shelf.put_into(fine["number"], (100, 60, 128, 128), tmp_path / "result.png")
+    assert place == (50, 30, 128, 128)
     with shelf.read_from(fine["number"]) as whole, shelf.read_from(copy) as changed:
         expected = np.asarray(whole.read(0, 0, 256)).copy()
         expected[30:158, 50:178] = read_pixels(tmp_path / "result.png")
