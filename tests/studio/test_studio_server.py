@@ -527,23 +527,25 @@ class TestSecurity:
         ]
         targets = [str(secret), str(secret)[1:], "etc/passwd", "secret.txt", "entry.json", "mask.png"]
         tried = 0
-        for prefix in (
-            "/",
-            "/static/",
-            "/history/",
-            f"/history/{entries[0]}/",
-            "/api/pictures/",
-            f"/api/pictures/{number}/tiles/0/0/",
-            "/api/history/",
+        for method, prefix, ending in (
+            ("GET", "/", ""),
+            ("GET", "/static/", ""),
+            ("GET", "/history/", ""),
+            ("GET", f"/history/{entries[0]}/", ""),
+            ("GET", "/api/pictures/", ""),
+            ("GET", "/api/pictures/", "/download"),
+            ("GET", f"/api/pictures/{number}/tiles/0/0/", ""),
+            ("GET", "/api/history/", ""),
+            ("POST", "/api/history/", "/put-back"),
         ):
             for dots in up:
                 for target in targets:
-                    path = f"{prefix}{dots}{target}".replace(" ", "%20")
-                    status, content, _ = client.ask("GET", path)
+                    path = f"{prefix}{dots}{target}{ending}".replace(" ", "%20")
+                    status, content, _ = client.ask(method, path)
                     assert SECRET.encode() not in content and b"root:" not in content, path
                     assert status in (400, 404, 405), (path, status)
                     tried += 1
-        assert tried > 400
+        assert tried > 500
         assert client.ask("GET", f"/history/{entries[0]}/entry.json")[0] == 404, "it names paths of the machine"
 
     def test_links_out_of_the_folders_are_not_followed(self, server, tmp_path):
