@@ -47,7 +47,8 @@ DEFAULT_SOLVER = "dpm-solver"  # DPM-Solver++ 2M, as the published samples
 CONSISTENCY_SOLVER = "lcm"  # of students of latent consistency alone
 DEFAULT_STEPS = 20  # of a network that is no student
 EDIT_STRENGTH = 0.5  # share of the steps that are taken where all of a picture changes
-ENLARGE_STRENGTH = 0.3  # and where it is enlarged
+ENLARGE_STRENGTH = 0.3  # where it is enlarged
+STAIN_STRENGTH = 0.6  # where it is stained, and its structure kept by SDEdit
 METRICS = (  # computed by diffusion/evaluation/metrics; those that are taken where none are named
     *("fd", "fd_infinity", "kid", "prdc", "similarity", "neighbours", "cells"),
 )

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from diffusion.formats import LATENT_FACTOR
-from diffusion.schedule import add_noise, linear_schedule
-from diffusion.utils.hardware import to_device
+from diffusion.schedule import linear_schedule
 
 
 @dataclass(frozen=True)
@@ -32,13 +31,9 @@ class KnownLatents:
         if tuple(self.change.shape) != expected:
             raise ValueError(f"change of shape {tuple(self.change.shape)}: expected {expected}, as the latents")
 
-    def put_back(self, x: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor | None) -> torch.Tensor:
-        """Return sampled latents at a timestep, None: without noise, with the known ones where they are kept."""
-        known = self.latents.to(x)
-        if timestep is not None:
-            times = to_device(timestep.long(), x.device).expand(len(x))
-            known = add_noise(linear_schedule(), known, noise.to(x), times)
-        return torch.lerp(known, x, self.change.to(x))
+    def put_back(self, x: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+        """Return sampled latents with the known ones, which have the same noise level, where they are kept."""
+        return torch.lerp(known.to(x), x, self.change.to(x))
 
 
 def change_of_cells(mask: torch.Tensor) -> torch.Tensor:

@@ -43,6 +43,8 @@ def to_pixels(image: Any, maps: int, name: str) -> torch.Tensor:
         if array.dtype.kind in "iub" and (array.max(initial=0) > 1 or not maps):
             array = array / 255
         if array.ndim == 3 and (not maps or array.shape[0] != maps):
+            if maps == 1 and not (array[..., :3] == array[..., :1]).all():
+                raise InputError(f"{name} is a picture of colours: expected a mask, of one value a pixel")
             array = array.transpose(2, 0, 1)[: maps or 3]
         image = torch.from_numpy(np.ascontiguousarray(array))
     values = image.float()

@@ -186,7 +186,7 @@ def denoise(
     if start is not None and start.strength < 1:
         x, timesteps = start.add_noise(noise, scheduler)
     if known is not None:
-        x = known.put_back(x, noise, timesteps[0])
+        x = known.put_back(x, noisy_latents(scheduler, known.latents, noise, timesteps[0]))
     for i, t in enumerate(timesteps):
         strength = guidance if low <= levels[int(t)] <= high else 1.0
         inputs = scheduler.scale_model_input(x, t)
@@ -200,7 +200,9 @@ def denoise(
         del variance  # a view of the whole output, which with guidance is four times the latents of a large picture
         x = scheduler.step(prediction.float(), t, x, return_dict=False, **draws)[0]
         if known is not None:
-            x = known.put_back(x, noise, timesteps[i + 1] if i + 1 < len(timesteps) else None)
+            is_last = i + 1 == len(timesteps)
+            kept = known.latents if is_last else noisy_latents(scheduler, known.latents, noise, timesteps[i + 1])
+            x = known.put_back(x, kept)
         if on_step is not None:
             changed = on_step(i, t, x)
             x = x if changed is None else changed
@@ -228,8 +230,22 @@ class Start:
         if hasattr(scheduler, "set_begin_index"):  # those that keep a list of noise levels
             scheduler.set_begin_index(first)
         timesteps = scheduler.timesteps[first:]
-        timestep = to_device(timesteps[0].long(), noise.device).expand(len(noise))
-        return add_noise(linear_schedule(), self.latents.to(noise), noise, timestep), timesteps
+        return noisy_latents(scheduler, self.latents, noise, timesteps[0]), timesteps
+
+
+def noisy_latents(
+    scheduler: Scheduler, latents: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor
+) -> torch.Tensor:
+    """Return latents with noise, (B, C, H, W), of the timestep that a scheduler is at, as it counts noise.
+
+    Those that begin at noise of a larger standard deviation than 1, such as Euler's, have x0 + sigma * noise, others sqrt(alpha_bar) * x0
+    + sqrt(1 - alpha_bar) * noise.
+    """
+    latents = latents.to(noise)
+    if scheduler.init_noise_sigma != 1:
+        return scheduler.add_noise(latents, noise, timestep.to(noise.device).expand(len(noise)))
+    times = to_device(timestep.long(), noise.device).expand(len(noise))
+    return add_noise(linear_schedule(), latents, noise, times)
 
 
 def count_started_steps(strength: float, steps: int) -> int:

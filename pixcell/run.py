@@ -239,7 +239,7 @@ class OpenRun:
         left, top, right, bottom, and sampled. enlarge: 2 or 4, of super-resolution. look: an image, of which the middle 256 pixels are
         embedded, or an embedding (D,), that conditions what changes; look_amount: how far on the way to it. added: an embedding (D,)
         that is added to those of what changes, such as the difference of two of `embed`. control: what a ControlNet reads, of the
-        result's size. match_colours: an image whose colours what is sampled is given. number: of the image, from which its noise follows.
+        result's size. match_colours: an image whose colours the varied image is given. number: of the image, from which its noise follows.
         Others: as in `sample`. Raises MissingError, InputError.
 
         Examples:

@@ -301,6 +301,10 @@ class TestImages:
             (dict(image=PIXELS[:100, :100]), "expected multiples of 16"),
             (dict(image=PIXELS, mask_image=np.zeros((256, 256))), "covers a part of the image"),
             (dict(image=PIXELS, mask_image=np.ones((128, 256))), "mask_image of shape"),
+            (
+                dict(image=PIXELS, mask_image=Image.new("RGB", (256, 256), (0, 255, 0))),
+                "mask_image is a picture of colours",
+            ),
             (dict(image=[PIXELS, PIXELS[:16]]), "images of several sizes"),
         ],
     )

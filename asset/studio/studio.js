@@ -158,16 +158,18 @@ function describe() {
   byId("guidance").title = model.known_steps ? "A student has its guidance in every prediction." : "";
   byId("loras").hidden = !model.loras.length;
   byId("loras").replaceChildren(byId("loras").firstElementChild, ...model.loras.map(({ name, scale }) => {
-    const label = document.createElement("label"), input = document.createElement("input");
-    Object.assign(input, { type: "range", min: 0, max: Math.max(1.5, scale), step: 0.1, value: scale, className: "lora" });
-    label.append(name, input);
+    const label = document.createElement("label"), input = document.createElement("input"), value = document.createElement("output");
+    Object.assign(input, { type: "range", min: Math.min(0, scale), max: Math.max(1.5, scale), step: "any", className: "lora" });
+    input.value = value.textContent = scale; // as it was given, to the last digit
+    input.addEventListener("input", () => { input.value = value.textContent = Math.round(20 * input.value) / 20; });
+    label.append(`${name} `, value, input);
     return label;
   }));
   const control = [...byId("structure").options].find((each) => each.value === "control");
   control.disabled = !(model.control && model.control.own);
   byId("structure").value = control.disabled ? "sdedit" : "control";
   for (const each of byId("structure").options) each.disabled = each.value === "control" ? control.disabled : !control.disabled;
-  document.querySelector("input[value=stain]").parentElement.hidden = !model.flow && !model.loras.length;
+  document.querySelector("input[value=stain]").parentElement.hidden = (!model.flow && !model.loras.length) || Boolean(model.control && !model.control.own);
   byId("control-scale-label").hidden = !model.control;
   byId("layer-label").hidden = !paintsControl();
   showLooks();
@@ -421,6 +423,7 @@ function showAction() {
   if (name !== "repair" && controls) byId("layer").value = "control";
   if (name === "repair") byId("layer").value = "mask";
   const usual = { vary: model && model.strengths.vary, repair: 1, enlarge: model && model.strengths.enlarge, stain: model && model.strengths.stain };
+  byId("strength").min = name === "stain" ? 0.05 : 0;
   if (usual[name] !== undefined) byId("strength").value = usual[name];
   byId("strength-value").textContent = byId("strength").value;
   if (!job) say("");
@@ -576,6 +579,7 @@ function show(entry) {
   byId("again").hidden = !selection;
   byId("download").href = `${folder}/picture.png?download`;
   const [, , width, height] = entry.part, known = [...byId("pictures").options].some((each) => each.value === entry.source);
+  byId("as-look").hidden = Math.min(entry.width, entry.height) < 256; // of which a look is taken
   byId("put-back").hidden = !known || width !== entry.width || height !== entry.height;
   byId("command").value = entry.command;
   showView();
@@ -606,6 +610,10 @@ function useSettings(entry) {
     if (asked[field] !== undefined && asked[field] !== null) byId(id).value = asked[field];
   }
   (asked.extend || []).forEach((pixels, side) => { byId(["left", "top", "right", "bottom"][side]).value = pixels; });
+  (asked.loras || []).forEach((scale, number) => {
+    const input = document.querySelectorAll("input.lora")[number];
+    if (input) input.value = input.previousElementSibling.textContent = scale;
+  });
   byId("strength-value").textContent = byId("strength").value;
   say("Its settings are taken; look, colours and what was painted are to be chosen again.");
 }
@@ -776,7 +784,7 @@ function listen() {
   });
   if (localStorage.getItem("theme")) document.documentElement.dataset.theme = localStorage.getItem("theme");
   byId("map").addEventListener("keydown", (event) => {
-    if (event.key === "Enter") { event.preventDefault(); clicked(map.getCenter()); }
+    if (event.key === "Enter" && event.target === byId("map")) { event.preventDefault(); clicked(map.getCenter()); }
   });
   const canvas = byId("canvas");
   canvas.addEventListener("pointerdown", (event) => {

@@ -14,10 +14,8 @@ from diffusion.utils.content import fingerprint_tensors
 from diffusion.utils.errors import InputError
 
 ColourMethod = Literal["reinhard", "macenko"]
-LIGHT, FAINTEST = (
-    240,
-    0.15,
-)  # light through glass, and the optical density in all channels from which a pixel counts (Macenko et al. 2009)
+LIGHT = 240  # value of light through glass (Macenko et al. 2009)
+FAINTEST = 0.15  # optical density in all channels from which a pixel counts
 FEWEST_PIXELS = 256  # stained, from which on colours of stains are estimated
 ALIKE = 0.5  # standard deviation of grey values up to which a picture has one colour
 
@@ -48,17 +46,15 @@ class ColourMatch:
 
 
 def check_colours(pixels: np.ndarray, method: ColourMethod, name: str) -> None:
-    """Raise InputError for a picture whose colours cannot be matched: of one colour, or with too little stain for macenko."""
+    """Raise InputError for a picture whose colours cannot be matched: grey, of one colour, or with too little stain for macenko."""
+    values = pixels.astype(np.float32)
+    if values.mean(2).std() <= ALIKE:
+        raise InputError(f"{name} has one colour, which nothing can be matched to or from; take a picture of tissue")
+    if (values - values.mean(2, keepdims=True)).std((0, 1)).max() <= ALIKE:
+        raise InputError(
+            f"{name} is grey, and has no colours to be matched to or from; take a picture of stained tissue"
+        )
     if method == "reinhard":
-        values = pixels.astype(np.float32)
-        if (values - values.mean(2, keepdims=True)).std((0, 1)).max() <= ALIKE and values.mean(2).std() > ALIKE:
-            raise InputError(
-                f"{name} is grey, and has no colours to be matched to or from; take a picture of stained tissue"
-            )
-        if values.mean(2).std() <= ALIKE:
-            raise InputError(
-                f"{name} has one colour, which nothing can be matched to or from; take a picture of tissue"
-            )
         return
     density = -np.log((pixels.astype(np.float64) + 1) / LIGHT)
     count = int((density >= FAINTEST).all(2).sum())

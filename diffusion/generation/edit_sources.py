@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from diffusion.data.features.masks import read_mask_image
+from diffusion.data.features.masks import check_grey, read_mask_image
 from diffusion.data.images import open_image
 from diffusion.data.nuclei.annotations import draw_outlines, read_outlines
 from diffusion.data.slides.discovery import name_slides
@@ -123,11 +123,17 @@ def open_edit(source: EditSource) -> OpenedEdit:
 def read_change(path: Path) -> np.ndarray:
     """Read where a picture changes, bool (H, W): where a mask is not 0; of one with a transparent part, where it is painted.
 
-    Of a JPEG, which is never quite black, where it is rather white. Raises MissingError, InputError.
+    Of a JPEG, which is never quite black, where it is rather white; of a palette, its colours count, not their numbers.
+    Raises MissingError, and InputError for a mask of several colours without a transparent part.
     """
     image = open_image(path)
-    if image.mode in ("RGBA", "LA") and (alpha := np.asarray(image.getchannel("A"))).min() < WHITE:
-        return alpha > WHITE // 2
+    if image.mode in ("P", "PA", "LA", "RGBA"):
+        values = np.asarray(image.convert("RGBA"))
+        alpha = values[..., 3]
+        if alpha.min() < WHITE:
+            return alpha > WHITE // 2
+        check_grey(values, path)
+        return values[..., 0] > 0
     return read_mask_image(path) > (WHITE // 2 if path.suffix.lower() in (".jpg", ".jpeg") else 0)
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from diffusion.data.slides.reader import SLIDE_SUFFIXES
 from diffusion.generation.colours import ColourMatch
 from diffusion.generation.edit_sources import EditSource, LookFile, choose_looks, open_edit
 from diffusion.generation.editing import Editor
@@ -26,6 +25,7 @@ from diffusion.utils.recorded import describe_difference
 RECORD = "edit.json"  # of the settings that all pictures of a folder share
 FILES = ("picture", "mask", "outlines", "control")  # that a picture is made of
 LOCK = ".edit.lock"  # while a command writes there
+HASHED_BYTES = 2**28  # of a picture up to which its content is hashed, in less than a second
 
 
 @dataclass(frozen=True)
@@ -109,12 +109,17 @@ def advance(progress: tqdm) -> None:
 
 
 def is_done(job: EditJob, out: Path) -> bool:
-    """Tell whether a picture is in a folder of results. Raises InputError for one that was made of other files, or in another way."""
+    """Tell whether a picture is in a folder of results.
+
+    Raises InputError for one that was made of other files or in another way, and for a file that no edit has made.
+    """
     target = find_picture(out, job.name, job.format)
     if target is None:
         return False
     before, source = read_note(target).get("of"), identify(job.source)
-    if before is not None and (differs := describe_difference(before, source)):
+    if not isinstance(before, dict):
+        raise InputError(f"{target} is in the way: no edit has made it; name another folder with --out, or move it")
+    if differs := describe_difference(before, source):
         was, now = differs
         files = [name for name in FILES if before.get(name) != source.get(name)]
         how = f"of another {files[0]}" if files else f"with {was}, not {now}"
@@ -126,16 +131,19 @@ def identify(source: EditSource) -> dict[str, Any]:
     """Return what tells what is edited, and what of it changes, from other files and parts of the same name."""
     files = dict(zip(FILES, (source.path, source.mask, source.outlines, source.control), strict=True))
     record: dict[str, Any] = {
-        name: identify_file(path) for name, path in files.items() if path is not None and path.is_file()
+        name: identify_picture(path) if name == "picture" else fingerprint_file(path)
+        for name, path in files.items()
+        if path is not None and path.is_file()
     }
     record |= {"mpp": source.mpp, "image_mpp": source.image_mpp, "part": source.part, "box": source.box}
     record |= {"classes": list(source.classes), "extend": source.extend, "enlarge": source.enlarge}
     return json.loads(json.dumps(record))
 
 
-def identify_file(path: Path) -> str | int:
-    """Return what tells a file from another of its name: its content's hash; of a slide, which may have gigabytes, its size."""
-    return path.stat().st_size if path.suffix.lower() in SLIDE_SUFFIXES else fingerprint_file(path)
+def identify_picture(path: Path) -> str | int:
+    """Return what tells a picture from another of its name: its content's hash; of a slide of gigabytes, its size."""
+    size = path.stat().st_size
+    return fingerprint_file(path) if size <= HASHED_BYTES else size
 
 
 def recolour_pictures(jobs: Sequence[EditJob], out: Path, colours: ColourMatch) -> dict[Path, str]:

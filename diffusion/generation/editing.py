@@ -110,12 +110,16 @@ class Look:
     """An embedding (D,) that conditions windows instead of their own, or on the way to it.
 
     amount: how far on the arc from their own to this one, 1: all of it. where: bool (H, W), the changing pixels whose windows it
-    conditions; None: all that change.
+    conditions; None: all that change. Raises InputError for an amount outside of 0 to 1.
     """
 
     embedding: torch.Tensor
     amount: float = 1.0
     where: np.ndarray | None = None
+
+    def __post_init__(self):
+        if not 0 <= self.amount <= 1:
+            raise InputError(f"a look of {self.amount:g}: expected 0, the picture's own embedding, to 1, the look's")
 
 
 @dataclass(frozen=True)
@@ -146,6 +150,16 @@ def choose_strength(given: float | None, changes_part: bool, enlarged: int, exte
     if extends and given < 1:
         raise InputError(f"strength {given:g}: what is added has nothing that could be kept; leave it out, or take 1")
     return given
+
+
+def check_matched(changes_part: bool, enlarges: bool) -> None:
+    """Raise InputError where colours cannot be matched: what fits into the rest of a picture has its colours, as what is enlarged has."""
+    if changes_part:
+        raise InputError(
+            "--match-colours: what changes in a part has the colours around it; match those of the whole picture in a call of its own"
+        )
+    if enlarges:
+        raise InputError("--match-colours: the colours of a super-resolution are those of the picture; leave it out")
 
 
 def add_embeddings(terms: Sequence[tuple[torch.Tensor, float]]) -> torch.Tensor | None:
@@ -203,6 +217,8 @@ class Editor:
         number: of the picture, from which its noise follows. At strength 1 nothing beneath a mask is read, not even for embeddings.
         Raises InputError.
         """
+        if self.colours is not None:
+            check_matched(canvas.change is not None, canvas.coarse is not None)
         box = canvas.choose_area(self.session.run.config.image_size)
         area = self.prepare(canvas, box)
         latents = area.latents

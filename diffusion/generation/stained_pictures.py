@@ -161,13 +161,15 @@ def stain_pictures(stainer: Stainer, jobs: Sequence[StainJob], out: Path) -> dic
 def is_done(job: StainJob, out: Path, state: PartialState) -> bool:
     """Tell whether a picture is in a folder of results; what a command that was killed then has left of its regions is removed.
 
-    Raises InputError for one that was made of another file, or at another resolution.
+    Raises InputError for one that was made of another file or at another resolution, and for a file that was not stained.
     """
     target = find_picture(out, job.name, job.format)
     if target is None:
         return False
     before = read_note(target).get("of")
-    if before is not None and (differs := describe_difference(before, identify(job))):
+    if not isinstance(before, dict):
+        raise InputError(f"{target} is in the way: it was not stained here; name another folder with --out, or move it")
+    if differs := describe_difference(before, identify(job)):
         was, now = differs
         raise InputError(
             f"{target} was stained of a file with {was}, not {now}; name another folder with --out, or delete it"

@@ -140,7 +140,11 @@ class Stainer:
         start = latents if structure == "sdedit" else None
         numbers = [mix_seed(place.seed, *place.corner) for place in places]
         sampled = self.make.latents(numbers, condition, on_step=self.on_step, noise=noise, start=start)
-        return [torch.cat(list(self.make.bands(each[None])), dim=1) for each in sampled]
+        return [self.decode(each) for each in sampled]
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return the pixels, uint8 (3, 256 R, 256 K), of a region's latents (C, 32 R, 32 K)."""
+        return torch.cat(list(self.make.bands(latents[None])), dim=1)
 
 
 def region_noise(seed: int, corner: tuple[int, int], size: tuple[int, int], channels: int) -> torch.Tensor:

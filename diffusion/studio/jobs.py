@@ -62,7 +62,7 @@ class Job:
         return (self.ended or time.monotonic()) - self.began if self.began else 0.0
 
 
-def is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error is one of too little memory, as Python, and torch on its several devices, say it."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
@@ -111,6 +111,7 @@ class JobQueue:
             job.stop.set()
             if job in self._waiting:
                 self._waiting.remove(job)
+                job.work = _nothing  # what it was to be made of, with its masks, is not kept
                 job.state = "cancelled"
 
     def close(self, seconds: float = 10.0) -> None:
@@ -134,7 +135,7 @@ class JobQueue:
                 job.state, job.began = "running", time.monotonic()
             state, error = self._finish(job)
             job.ended, job.error, job.preview = time.monotonic(), error, None
-            job.work = _nothing  # what it was made of, with its masks, is not kept
+            job.work = _nothing
             job.state = state
 
     @staticmethod
@@ -148,7 +149,7 @@ class JobQueue:
             return "cancelled", ""
         except InputError as error:
             return "failed", str(error)
-        except Exception as error:
+        except BaseException as error:  # of a library that calls exit(), too
             if is_out_of_memory(error):
                 empty_cache()
                 return "failed", "out of memory: take a smaller selection, or wait until others are done"

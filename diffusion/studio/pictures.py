@@ -6,6 +6,7 @@ import hashlib
 import io
 import re
 import threading
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import Any, Protocol, TypedDict
 from PIL import Image, ImageOps, PngImagePlugin
 
 from diffusion.data.images import open_image
-from diffusion.data.slides.discovery import name_slides
+from diffusion.data.slides.discovery import list_slides
 from diffusion.data.slides.parts import Part, locate_part, read_part
 from diffusion.data.slides.reader import MAX_LEVEL_PIXELS, SLIDE_SUFFIXES, Slide, open_any
 from diffusion.formats import PICTURE_NOTE
@@ -53,8 +54,9 @@ class Resolution(TypedDict):
 
 @dataclass
 class PictureShelf:
-    """Pictures by number. folders: what was named, below which alone files are opened; uploads: the folder of what is uploaded.
+    """Pictures by number. paths: what was named, below which alone files are opened.
 
+    uploads: the folder of what is uploaded. left_out: folders whose pictures are not shown, those of results.
     mpp, image_mpp: as `open_slide` takes them; uploads are taken pixel for pixel.
     """
 
@@ -62,30 +64,32 @@ class PictureShelf:
     uploads: Path
     mpp: float
     image_mpp: float | None = None
+    left_out: Sequence[Path] = ()
     refused: dict[Path, str] = field(default_factory=dict)
 
     def __post_init__(self):
-        self._lock = threading.Lock()
+        self._lock, self._writing = threading.Lock(), threading.Lock()
         self._files: dict[str, tuple[str, Path]] = {}
         self._uploaded: set[str] = set()
         self._shown: dict[str, Shown] = {}
         self._zooms: dict[str, Zoom] = {}
         if self.paths:
-            found, self.refused = name_slides(self.paths)
+            found, self.refused = list_slides(self.paths)
             roots = [root.resolve() for path in self.paths for root in named_paths(path)]
-            for name, path in found.items():
+            own = {folder.resolve() for folder in (self.uploads, *self.left_out)}
+            found = [(name, path) for name, path in found if path in self.paths or not own & {*path.resolve().parents}]
+            several = {name for name, count in Counter(name for name, _ in found).items() if count > 1}
+            for name, path in found:
                 place = path.resolve()
                 if any(place == root or root in place.parents for root in roots):
-                    self._files[number_of(str(place))] = (name, path.absolute())
+                    shown = f"{name} ({path.parent.name}/{path.name})" if name in several else name
+                    self._files[number_of(str(place))] = (shown, path.absolute())
                 else:
                     self.refused[path] = f"{path} is a link out of the folders that were named: name its target"
         if self.uploads.is_dir():
             for path in sorted(self.uploads.glob("*.png")):
                 if not path.is_symlink():
                     self._add_upload(path)
-
-    def __len__(self) -> int:
-        return len(self._files)
 
     def _add_upload(self, path: Path) -> str:
         number = number_of(str(path.resolve()))
@@ -212,14 +216,17 @@ class PictureShelf:
         plain = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._")[:60]
         path = self.uploads / f"{plain or 'image'}_{digest[:12]}.png"
         self.uploads.mkdir(parents=True, exist_ok=True)
-        if not path.is_file() and sum(1 for _ in self.uploads.glob("*.png")) >= UPLOADS:
-            raise InputError(f"{UPLOADS} uploads are kept already; delete some in {self.uploads.name}")
-        info = PngImagePlugin.PngInfo()
-        if note is not None:
-            info.add_text(PICTURE_NOTE, note)
-        with atomic_write(path) as temporary:
-            image.save(temporary, format="PNG", compress_level=3, pnginfo=info)
-        return self._add_upload(path)
+        with self._writing:  # two pages may bring one image at a time
+            if path.is_file():
+                return self._add_upload(path)
+            if sum(1 for _ in self.uploads.glob("*.png")) >= UPLOADS:
+                raise InputError(f"{UPLOADS} uploads are kept already; delete some in {self.uploads.name}")
+            info = PngImagePlugin.PngInfo()
+            if note is not None:
+                info.add_text(PICTURE_NOTE, note)
+            with atomic_write(path) as temporary:
+                image.save(temporary, format="PNG", compress_level=3, pnginfo=info)
+            return self._add_upload(path)
 
 
 def named_paths(path: Path) -> list[Path]:
@@ -246,7 +253,7 @@ def open_zoom(path: Path) -> Zoom:
     if path.suffix.lower() in SLIDE_SUFFIXES and openslide.OpenSlide.detect_format(path) is not None:
         return SlideZoom(path)
     image = open_image(path, fault="is neither a slide nor an image that can be read", too_large="make a slide of it")
-    return ImageZoom(image.convert("RGB"))
+    return ImageZoom(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 class ImageZoom:
@@ -280,9 +287,8 @@ class SlideZoom:
             raise InputError(f"{path} cannot be opened ({error})") from None
         sizes = list(reversed(self._zoom.level_dimensions))
         self.levels = sizes[: 1 + next((i for i, size in enumerate(sizes) if max(size) <= TILE), len(sizes) - 1)]
-        self._coarse: tuple[int, ImageZoom] | None = (
-            None  # the first level that is too large to be read, and those from there on
-        )
+        # the first level that is too large to be read, and those from there on
+        self._coarse: tuple[int, ImageZoom] | None = None
 
     def read(self, level: int, column: int, row: int) -> Image.Image:
         """Read a tile as `Zoom` has it."""

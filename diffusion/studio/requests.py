@@ -73,11 +73,8 @@ class JobRequest:
             raise InputError(f"seed {request.seed}: expected a whole number from 0 on")
         if request.steps is not None and not 1 <= request.steps <= 1000:
             raise InputError(f"{request.steps} steps: expected 1 to 1000")
-        larger = request.enlarge if request.action == "enlarge" else 1
         if request.enlarge not in (2, 4):
             raise InputError(f"enlarged {request.enlarge} times: expected 2 or 4")
-        if larger * max(width, height) > RESULT_SIDE:
-            raise InputError(f"a result of more than {RESULT_SIDE} pixels a side: take a smaller selection")
         if request.action == "repair" and request.mask is None:
             raise InputError("nothing is painted: paint what is to be replaced, with the brush or the polygon")
         if request.action == "extend":
@@ -85,6 +82,10 @@ class JobRequest:
                 raise InputError("nothing is added: give pixels for a side at least")
             if min(request.extend) < 0 or max(request.extend) > SIDES[1]:
                 raise InputError(f"extended by {request.extend}: expected 0 to {SIDES[1]} pixels a side")
+        larger = request.enlarge if request.action == "enlarge" else 1
+        left, top, right, bottom = (request.extend or (0, 0, 0, 0)) if request.action == "extend" else (0, 0, 0, 0)
+        if max(larger * width + left + right, larger * height + top + bottom) > RESULT_SIDE:
+            raise InputError(f"a result of more than {RESULT_SIDE} pixels a side: take a smaller selection")
         if request.action == "colours" and request.colours is None:
             raise InputError("no reference: choose the picture whose colours are to be taken")
         return request
@@ -93,7 +94,7 @@ class JobRequest:
 def check_selection(left: int, top: int, width: int, height: int) -> None:
     """Raise InputError for a part of a picture that is too small, too large, or begins before it."""
     low, high = SIDES
-    if min(left, top) < 0 or not (low <= width <= high and low <= height <= high):
+    if not (0 <= left < 10**9 and 0 <= top < 10**9 and low <= width <= high and low <= height <= high):
         raise InputError(f"a selection of {width} x {height} pixels: expected {low} to {high} a side")
 
 

@@ -39,11 +39,12 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PAGE = ASSETS / "studio"
-STATIC = {  # by name, of the page's files and of Leaflet's, which has a package of its own
+LEAFLET = resources.files("xstatic.pkg.leaflet") / "data"
+STATIC = {  # by name
     "studio.css": ("text/css", PAGE / "studio.css"),
     "studio.js": ("text/javascript", PAGE / "studio.js"),
-    "leaflet.css": ("text/css", None),
-    "leaflet.js": ("text/javascript", None),
+    "leaflet.css": ("text/css", LEAFLET / "leaflet.css"),
+    "leaflet.js": ("text/javascript", LEAFLET / "leaflet.js"),
 }
 JSON_BYTES = 32 * 2**20  # of a request, with the masks in it
 COOKIE = "pixcell_studio"
@@ -169,7 +170,7 @@ class Studio:
             Route("/api/state", self.state),
             Route("/api/model", self.network),
             Route("/api/pictures/{number}", self.picture),
-            Route("/api/pictures/{number}/tiles/{level:int}/{column:int}/{row:int}.jpg", self.tile),
+            Route("/api/pictures/{number}/tiles/{level}/{column}/{row}.jpg", self.tile),
             Route("/api/pictures/{number}/part", self.part),
             Route("/api/pictures/{number}/download", self.download),
             Route("/api/uploads", self.upload, methods=["POST"]),
@@ -201,10 +202,7 @@ class Studio:
         if name not in STATIC:
             raise MissingError("there is nothing at this address")
         kind, path = STATIC[name]
-        if path is not None:
-            return FileResponse(path, media_type=kind, headers={"cache-control": "no-cache"})
-        content = resources.files("xstatic.pkg.leaflet").joinpath("data", name).read_bytes()
-        return Response(content, media_type=kind, headers={"cache-control": "max-age=86400"})
+        return Response(path.read_bytes(), media_type=kind, headers={"cache-control": "no-cache"})
 
     async def network(self, _: Request) -> Response:
         """Return what the page has to know of the network; null while it is being opened."""
@@ -242,9 +240,8 @@ class Studio:
     async def tile(self, request: Request) -> Response:
         """Return a tile of a picture."""
         place = request.path_params
-        content = await run_in_threadpool(
-            self.shelf.tile, place["number"], place["level"], place["column"], place["row"]
-        )
+        level, column, row = (_whole(place[name]) for name in ("level", "column", "row"))
+        content = await run_in_threadpool(self.shelf.tile, place["number"], level, column, row)
         kind = "image/jpeg" if content.startswith(b"\xff\xd8") else "image/png"
         return Response(content, media_type=kind, headers={"cache-control": "max-age=3600"})
 
@@ -252,10 +249,7 @@ class Studio:
         """Return the pixels of a selection, as the network is given them, as PNG."""
         shelf, number = self.shelf, request.path_params["number"]
         path = shelf.path(number)
-        try:
-            x, y, width, height = (int(request.query_params[name]) for name in ("x", "y", "width", "height"))
-        except (KeyError, ValueError):
-            raise InputError("expected the whole numbers x, y, width and height") from None
+        x, y, width, height = (_whole(request.query_params.get(name, "")) for name in ("x", "y", "width", "height"))
         check_selection(x, y, width, height)
 
         def read() -> bytes:
@@ -340,6 +334,8 @@ class Studio:
         def put() -> dict[str, Any]:
             number = request.path_params["number"]
             entry, result = self.history.entry(number), self.history.file(number, PICTURE)
+            if (made := entry.get("resolution")) != (now := self.shelf.resolution(entry["source"])):
+                raise InputError(f"it was made of its picture read with {made}, and the studio reads it with {now}")
             copy, place = self.shelf.put_into(entry["source"], tuple(entry["part"]), result)
             return {**self.shelf.told(copy), "part": list(place)}
 
@@ -351,6 +347,13 @@ class Studio:
         path = self.history.file(number, name)
         saved = f"pixcell_{number}.png" if "download" in request.query_params else None
         return FileResponse(path, media_type=SERVED[name], filename=saved)
+
+
+def _whole(text: str) -> int:
+    """Return a whole number of at most 9 digits. Raises InputError."""
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise InputError(f"{text[:20]!r}: expected a whole number")
+    return int(text)
 
 
 async def _failed(_: Request, error: Exception) -> Response:
@@ -413,5 +416,7 @@ def serve(studio: Studio, listener: socket.socket, token: str | None, say: Calla
         say(f"http://{shown}:{port}{query}")
 
     server.startup = startup  # pyright: ignore[reportAttributeAccessIssue]
-    server.run(sockets=[listener])
-    studio.queue.close()
+    try:
+        server.run(sockets=[listener])  # raises KeyboardInterrupt once it has ended by Ctrl-C
+    finally:
+        studio.queue.close()

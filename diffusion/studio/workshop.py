@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,16 +16,16 @@ import torch
 from PIL import Image
 
 from diffusion.data.slides.parts import read_part
-from diffusion.formats import CONDITIONS_DIR, EDIT_STRENGTH, ENLARGE_STRENGTH, WINDOW
+from diffusion.formats import CONDITIONS_DIR, EDIT_STRENGTH, ENLARGE_STRENGTH, STAIN_STRENGTH, WINDOW
 from diffusion.generation.colours import ColourMatch
 from diffusion.generation.controls import read_picture
 from diffusion.generation.edit_sources import EditSource, LookFile, choose_looks, load_embedding, open_edit
 from diffusion.generation.edited_pictures import EditJob, Looks, edit_note
-from diffusion.generation.editing import Canvas, Editor, EditSettings
+from diffusion.generation.editing import Editor, EditSettings
 from diffusion.generation.image_files import save_image
 from diffusion.generation.session import Session, open_session
 from diffusion.generation.solver import Solver
-from diffusion.generation.stained_pictures import StainJob, stain_pictures
+from diffusion.generation.stained_pictures import StainJob, choose_regions, stain_pictures
 from diffusion.generation.staining import Stainer, StainSettings
 from diffusion.inpainting import clean_between
 from diffusion.model.flow import load_flow
@@ -41,7 +41,6 @@ from diffusion.utils.hardware import windows_per_pass
 PREVIEWS = 4  # of a job with many steps
 PREVIEW_STEPS = 8  # from which on there are previews
 PREVIEW_SIDE = 512  # pixels
-STAIN_STRENGTH = 0.6  # of sdedit
 
 
 @dataclass(frozen=True)
@@ -129,6 +128,7 @@ class Workshop:
                 "picture": shown.name,
                 "source": request.picture,
                 "part": list(request.part),
+                "resolution": self.shelf.resolution(request.picture),
                 "seed": request.seed,
                 "command": command,
                 "settings": settings,
@@ -178,7 +178,8 @@ class Workshop:
             opened = replace(opened, canvas=replace(opened.canvas, control=opened.canvas.pixels))
         job.advance(0, 0)
         _save(opened.canvas.pixels if opened.canvas.coarse is None else opened.canvas.coarse, place / BEFORE)
-        preview = Preview(editor, opened.canvas, job)
+        box = opened.canvas.choose_area(session.run.config.image_size)
+        preview = Preview(job, editor.steps, lambda latents: editor.finish(opened.canvas, box, latents, True))
         of_picture = choose_looks(looks.files, looks.embeddings, opened)
         pixels = editor.edit(opened.canvas, 0, of_picture, on_step=preview)
         job.advance(editor.steps, editor.steps)
@@ -235,8 +236,11 @@ class Workshop:
         steps = session.solver.taken_steps
         if request.structure == "sdedit":
             steps = count_started_steps(strength, steps)
-        stainer = Stainer(session, self._flow, settings, on_step=lambda step, *_: job.advance(step + 1, steps))
         resolution = self.shelf.resolution(request.picture)
+        rows, columns = (-(-side // WINDOW) for side in reversed(request.part[2:]))
+        regions = len(choose_regions(rows, columns, settings).corners)
+        preview = Preview(job, steps, lambda latents: stainer.decode(latents[0]).permute(1, 2, 0).numpy(), regions)
+        stainer = Stainer(session, self._flow, settings, on_step=preview)
         with self.shelf.read_from(request.picture) as slide:
             _save(read_part(slide, picture, request.part)[0], place / BEFORE)
         work = place / "work"
@@ -300,11 +304,14 @@ class Workshop:
         if look.kind == "result":
             copy = place / f"{name}.png"
             shutil.copyfile(self.history.file(look.name, PICTURE), copy)
+            with Image.open(copy) as image:
+                _check_square(image.width, image.height, "the result")
             return copy
         with self.shelf.read_from(look.name) as slide:
+            _check_square(slide.width, slide.height, "the picture")
             left, top = (round(each / slide.factor) - WINDOW // 2 for each in (look.x, look.y))
-            left = min(max(left, 0), max(slide.width - WINDOW, 0))
-            top = min(max(top, 0), max(slide.height - WINDOW, 0))
+            left = min(max(left, 0), slide.width - WINDOW)
+            top = min(max(top, 0), slide.height - WINDOW)
             square = slide.read(left, top, WINDOW)
         square.save(place / f"{name}.png")
         return place / f"{name}.png"
@@ -326,24 +333,30 @@ class Workshop:
 
 
 class Preview:
-    """Follows the steps of an edit, and shows some of what it is on the way to, by what two steps in a row agree on."""
+    """Follows the steps of a job's pictures, and shows some of what each is on the way to, by what two steps in a row agree on.
 
-    def __init__(self, editor: Editor, canvas: Canvas, job: Job):
-        self.editor, self.canvas, self.job = editor, canvas, job
-        self.box = canvas.choose_area(editor.session.run.config.image_size)
+    steps: of one picture; pictures: how many are made, one after the other. draw: the picture, uint8 (H, W, 3), of latents without noise.
+    """
+
+    def __init__(self, job: Job, steps: int, draw: Callable[[torch.Tensor], np.ndarray], pictures: int = 1):
+        self.job, self.steps, self.draw = job, steps, draw
+        self.done = 0
         self.before: tuple[torch.Tensor, torch.Tensor] | None = None  # latents, and the timestep that they are at
         self.latents: torch.Tensor | None = None
-        job.steps = editor.steps
+        job.steps = steps * pictures
 
     def __call__(self, step: int, timestep: torch.Tensor, latents: torch.Tensor) -> None:
         """Count a step, after which there are these latents; `timestep` is the one that it began at."""
-        self.job.advance(step + 1, self.job.steps)
-        every = max(1, self.job.steps // (PREVIEWS + 1))
+        self.done += 1
+        self.job.advance(self.done, self.job.steps)
+        if step == 0:  # of another picture
+            self.before = self.latents = None
+        every = max(1, self.steps // (PREVIEWS + 1))
         if self.latents is not None:
-            if self.job.steps >= PREVIEW_STEPS and self.before is not None and step % every == 0:
+            if self.steps >= PREVIEW_STEPS and self.before is not None and step % every == 0:
                 clean = clean_between(*self.before, self.latents, timestep)
                 with suppress(InputError, MemoryError, torch.OutOfMemoryError):  # the result may be good all the same
-                    self.show(self.editor.finish(self.canvas, self.box, clean, is_preview=True))
+                    self.show(self.draw(clean))
             self.before = self.latents, timestep
         self.latents = latents
 
@@ -354,6 +367,12 @@ class Preview:
         buffer = io.BytesIO()
         image.save(buffer, "JPEG", quality=85)
         self.job.show(buffer.getvalue())
+
+
+def _check_square(width: int, height: int, name: str) -> None:
+    """Raise InputError for a picture that no look can be taken of. name: for the message."""
+    if min(width, height) < WINDOW:
+        raise InputError(f"{name} has {width} x {height} pixels: expected {WINDOW} a side, of which a look is taken")
 
 
 def _save_png(content: str | None, path: Path, name: str) -> Path | None:

@@ -107,6 +107,23 @@ class TestFolders:
             edit([tmp_path / "edited"], workdir=run, out=tmp_path / "edited", strength=0.0, **OPTIONS)
         assert tile.read_bytes() == before
 
+    def test_a_file_that_no_edit_has_made_is_not_taken_for_a_result(self, run, tmp_path):
+        tile, foreign = save(tmp_path / "tile.png"), save(tmp_path / "out/tile.png", seed=5)
+        before = foreign.read_bytes()
+        with pytest.raises(InputError, match=r"tile\.png is in the way: no edit has made it"):
+            edit([tile], workdir=run, out=tmp_path / "out", strength=0.0, **OPTIONS)
+        assert foreign.read_bytes() == before
+
+    def test_files_of_one_size_are_told_apart(self, tmp_path):
+        """Also TIFFs without compression, whose size says nothing of what is in them."""
+        tile, mask = tmp_path / "tile.tif", tmp_path / "mask.tif"
+        records = []
+        for pixels, inside in ((1, 0), (1, 9), (2, 0)):
+            Image.new("RGB", (64, 64), (pixels, 0, 0)).save(tile), Image.new("L", (64, 64), inside).save(mask)
+            records.append(identify(EditSource(tile, mask=mask)))
+        assert records[0]["picture"] == records[1]["picture"] != records[2]["picture"]
+        assert records[0]["mask"] == records[2]["mask"] != records[1]["mask"]
+
     def test_several_of_one_picture_differ_by_their_noise(self, run, tmp_path):
         tile, out = save(tmp_path / "tile.png"), tmp_path / "out"
         assert edit([tile], workdir=run, out=out, count=2, **OPTIONS) == 0
@@ -116,7 +133,7 @@ class TestFolders:
 
 class TestWhatChanges:
     def test_masks_as_editors_save_them(self, tmp_path):
-        """White strokes on nothing, and a JPEG, whose black is not quite black."""
+        """White strokes on nothing, palettes, grey with an opaque alpha, and a JPEG, whose black is not quite black."""
         inside = np.zeros((64, 64), dtype=bool)
         inside[10:30, 20:50] = True
         strokes = np.zeros((64, 64, 4), dtype=np.uint8)
@@ -125,7 +142,19 @@ class TestWhatChanges:
         noisy = np.where(inside, 250, np.random.default_rng(0).integers(0, 12, (64, 64))).astype(np.uint8)
         Image.fromarray(noisy).save(tmp_path / "mask.jpg", quality=95)
         Image.fromarray(3 * inside.astype(np.uint8)).save(tmp_path / "labels.png")
-        for name in ("strokes.png", "labels.png"):
+        grey = Image.fromarray(255 * inside.astype(np.uint8))
+        palette = grey.convert("RGB").quantize(2)
+        swapped = palette.remap_palette([1, 0])
+        (
+            palette.save(tmp_path / "palette.png"),
+            swapped.save(tmp_path / "swapped.png"),
+            grey.convert("LA").save(tmp_path / "la.png"),
+        )
+        Image.fromarray(inside.astype(np.uint8)).save(tmp_path / "labels.png")
+        clear = Image.fromarray(np.where(inside, 1, 0).astype(np.uint8), "P")
+        clear.putpalette([0, 0, 0, 9, 0, 0])
+        clear.save(tmp_path / "clear.png", transparency=0)
+        for name in ("strokes.png", "labels.png", "palette.png", "swapped.png", "la.png", "clear.png"):
             assert np.array_equal(read_change(tmp_path / name), inside), name
         assert (read_change(tmp_path / "mask.jpg") != inside).mean() < 0.01
 
@@ -178,14 +207,17 @@ class TestWhatChanges:
 
 
 def test_a_slide_of_gigabytes_is_not_read_to_be_told_from_others(tmp_path, monkeypatch):
-    """By its size, as stains tell them apart; an image and a mask by what is in them."""
+    """By its size, as stains tell them apart; smaller pictures, and masks of any size, by what is in them."""
     slide, tile = write_slide(tmp_path / "slide.tif"), save(tmp_path / "tile.png")
+    monkeypatch.setattr("diffusion.generation.edited_pictures.HASHED_BYTES", slide.stat().st_size - 1)
     hashed: list[Path] = []
     monkeypatch.setattr(
         "diffusion.generation.edited_pictures.fingerprint_file", lambda path: hashed.append(path) or path.name
     )
     assert identify(EditSource(slide, mask=tile))["picture"] == slide.stat().st_size and hashed == [tile]
-    assert identify(EditSource(tile))["picture"] == "tile.png"
+    assert identify(EditSource(tile, mask=slide)) | {"mask": "slide.tif", "picture": "tile.png"} == identify(
+        EditSource(tile, mask=slide)
+    )
 
 
 class TestEmbeddings:
@@ -250,6 +282,8 @@ class TestColours:
         for more, message in (
             (dict(steps=3), "--steps: of no effect beside --match-colours alone"),
             (dict(count=2), "--count"),
+            (dict(window_stride=16), "--window-stride"),
+            (dict(encoder="uni"), "--encoder"),
         ):
             with pytest.raises(InputError, match=message):
                 edit([tile], out=tmp_path / "out", match_colours=tile, **more)
@@ -260,8 +294,13 @@ class TestColours:
         Image.new("RGB", (256, 256), "white").save(white)
         with pytest.raises(InputError, match=r"white\.png has one colour"):
             edit([tile], out=tmp_path / "out", match_colours=white)
+        Image.new("RGB", (256, 256), (120, 60, 110)).save(white)  # stained, and of one colour
+        with pytest.raises(InputError, match=r"white\.png has one colour"):
+            edit([tile], out=tmp_path / "out", match_colours=white, colour_method="macenko")
+        Image.fromarray((225 + read_pixels(tile) // 10).astype(np.uint8)).save(white)
         with pytest.raises(InputError, match="0 pixels that are stained"):
             edit([tile], out=tmp_path / "out", match_colours=white, colour_method="macenko")
+        Image.new("RGB", (256, 256), "white").save(white)
         assert edit([white], out=tmp_path / "out", match_colours=tile) == 1
         Image.open(tile).convert("L").convert("RGB").save(white)
         assert edit([white], out=tmp_path / "out", match_colours=tile) == 1
@@ -281,6 +320,8 @@ class TestColours:
         (dict(outline_classes=["tumour"]), "--outline-classes are those of --outlines"),
         (dict(enlarge=3), "--enlarge: got 3, expected one of 1, 2, 4"),
         (dict(enlarge=2, match_colours="other.png"), "colours of a super-resolution"),
+        (dict(box=(0, 0, 99, 99), match_colours="other.png"), "what changes in a part has the colours around it"),
+        (dict(extend=(9, 0, 0, 0), match_colours="other.png"), "what changes in a part has the colours around it"),
         (dict(control=["other.png"]), "has no ControlNet"),
         (dict(part=(0, 0, 300, 10)), "are not a part of it"),
         (dict(look=["other.png", "tile.png"]), "several of all that changes"),

@@ -292,6 +292,10 @@ def test_a_picture_of_another_file_or_resolution_is_no_result(run, flow, tmp_pat
     forget_processes()
     with pytest.raises(InputError, match="tile.png was stained of a file with --image-mpp unset, not --image-mpp 0.5"):
         stain([tmp_path / "a"], image_mpp=0.5, **options)
+    forget_processes()
+    (tmp_path / "out/tile.png").write_bytes((tmp_path / "a/tile.png").read_bytes())
+    with pytest.raises(InputError, match="tile.png is in the way: it was not stained here"):
+        stain([tmp_path / "a"], **options)
 
 
 def test_a_slide_that_cannot_be_read_does_not_stop_the_others(run, flow, tmp_path, monkeypatch, capsys):

@@ -294,11 +294,22 @@ def test_the_square_stays_while_other_pictures_are_looked_at(tab, tmp_path):
     page.fill("#seed", "99")
     page.click("#settings-again")
     assert page.input_value("#seed") == "0"
+    tab.choose("extend")
+    page.fill("#left", "100")
+    tab.choose("sample")
+    page.fill("#guidance", "2.25")  # whatever fields that are hidden have, the others count
+    page.click("#run")
+    tab.done()
+    assert "--guidance 2.25" in page.input_value("#command")
     tab.check()
 
 
 def test_the_keyboard_alone_selects_and_samples(tab):
     page = tab.page
+    page.focus(".leaflet-control-zoom-in")
+    page.keyboard.press("Enter")
+    wait(lambda: page.evaluate("map.getZoom()") > 0)
+    assert page.is_hidden("#canvas"), "Enter on a button of the viewer is the button's"
     page.focus("#map")
     page.keyboard.press("Enter")
     page.wait_for_selector("#canvas:not([hidden])")

@@ -98,7 +98,7 @@ def edit(
     ] = (),
     match_colours: Annotated[
         Path | None,
-        Option("an image whose colours what is sampled is given; alone, the picture itself is given them [none]"),
+        Option("an image whose colours the varied picture is given; alone, the picture itself is given them [none]"),
     ] = None,
     colour_method: Annotated[
         Literal["reinhard", "macenko"],
@@ -159,7 +159,7 @@ def edit(
         parse_look,
     )
     from diffusion.generation.edited_pictures import EditJob, Looks, edit_pictures, recolour_pictures
-    from diffusion.generation.editing import Editor, EditSettings, add_embeddings, choose_strength
+    from diffusion.generation.editing import Editor, EditSettings, add_embeddings, check_matched, choose_strength
     from diffusion.generation.session import open_session
     from diffusion.generation.solver import Solver
     from diffusion.utils.errors import InputError
@@ -190,11 +190,10 @@ def edit(
         for name, path in found.items()
     }
     is_given = strength is not None
-    strength = choose_strength(
-        strength, any(source.changes_part for source in sources.values()), enlarge, extend is not None
-    )
-    if enlarge != 1 and match_colours is not None:
-        raise InputError("--match-colours: the colours of a super-resolution are those of the picture; leave it out")
+    changes_part = any(source.changes_part for source in sources.values())
+    strength = choose_strength(strength, changes_part, enlarge, extend is not None)
+    if match_colours is not None:
+        check_matched(changes_part, enlarge != 1)
     count = count or 1
     jobs = [
         EditJob(source, name if count == 1 else f"{name}_{copy}", copy * len(sources) + number, format)
@@ -208,12 +207,13 @@ def edit(
     if reference is None:
         refuse_unused(edit, {"colour_method": colour_method}, "without --match-colours")
     if reference is not None and not any(changes):
-        sampling = dict(workdir=workdir, count=count, steps=steps, guidance=guidance, solver=solver, spacing=spacing)
-        more = dict(
-            guidance_interval=guidance_interval, seed=seed, lora=lora, controlnet=controlnet, block_cache=block_cache
-        )
+        sampling = dict(count=count, steps=steps, guidance=guidance, guidance_interval=guidance_interval, seed=seed)
+        sampling |= dict(solver=solver, spacing=spacing, window_stride=window_stride, block_cache=block_cache)
+        network = dict(workdir=workdir, checkpoint=checkpoint, weights=weights, root=root, vae=vae, encoder=encoder)
+        network |= dict(lora=lora, controlnet=controlnet, autoguidance=autoguidance, control_scale=control_scale)
+        network |= dict(control_interval=control_interval, control_in_null=control_in_null)
         reason = "beside --match-colours alone, which samples nothing; give --strength to vary the picture, too"
-        refuse_unused(edit, {**sampling, **more}, reason)
+        refuse_unused(edit, {**sampling, **network}, reason)
         refused |= recolour_pictures(jobs, out, reference)
     else:
         looks, added = [

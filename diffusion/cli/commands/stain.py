@@ -9,10 +9,9 @@ from typing import Annotated, Literal
 from diffusion.cli import options
 from diffusion.cli.parser import positive_int
 from diffusion.cli.signature import Here, Option, checked
-from diffusion.formats import LAST_WEIGHTS
+from diffusion.formats import LAST_WEIGHTS, STAIN_STRENGTH
 
 STAINING = "staining"
-SDEDIT_STRENGTH = 0.6
 
 
 @checked
@@ -31,7 +30,7 @@ def stain(
             group=STAINING,
         ),
     ] = "none",
-    strength: Annotated[options.Strength, Here(str(SDEDIT_STRENGTH), STAINING, note="; of --structure sdedit")] = None,
+    strength: Annotated[options.Strength, Here(str(STAIN_STRENGTH), STAINING, note="; of --structure sdedit")] = None,
     controlnet: options.ControlNet = None,
     out: options.OutFolder = Path("stained"),
     part: options.Part = None,
@@ -104,7 +103,7 @@ def stain(
     if strength is not None and structure != "sdedit":
         raise InputError(f"--strength is of --structure sdedit, not {structure}; leave it out")
     if strength is None:
-        strength = SDEDIT_STRENGTH if structure == "sdedit" else 1.0  # all steps are taken
+        strength = STAIN_STRENGTH if structure == "sdedit" else 1.0  # all steps are taken
     found, refused = name_slides(images)
     inside = out.resolve()  # what an earlier call has stained, where it is below a folder that is named
     found = {name: path for name, path in found.items() if inside not in path.resolve().parents}

@@ -89,7 +89,8 @@ def studio(
 
         places = dict(workdir=make_absolute(workdir or default_work_dir()))
         places |= {"root": root and make_absolute(root), "controlnet": controlnet and make_absolute(controlnet)}
-        same = dict(checkpoint=checkpoint, vae=vae, encoder=encoder, device=device)
+        vae_place, encoder_place = (name and str(make_absolute(Path(name))) for name in (vae, encoder))
+        same = dict(checkpoint=checkpoint, vae=vae_place, encoder=encoder_place, device=device)
         arguments = dict(
             **places,
             **same,
@@ -128,7 +129,7 @@ def studio(
             raise
 
     token = choose_token(host, token)
-    shelf = PictureShelf(pictures, out / "uploads", mpp, image_mpp)
+    shelf = PictureShelf(pictures, out / "uploads", mpp, image_mpp, [out / "history"])
     for reason in shelf.refused.values():
         print(f"left out: {reason}")
     listener = bind(host, port)

@@ -66,11 +66,15 @@ def read_mask_image(path: Path) -> np.ndarray:
     image = open_image(path)
     values = np.asarray(image if image.mode != "1" else image.convert("L"))
     if values.ndim == 3:
-        colours = values[..., :3]
-        if not (colours == colours[..., :1]).all():
-            raise InputError(f"{path} is a picture of colours: expected a mask, of one value a pixel")
-        values = colours[..., 0]
+        check_grey(values, path)
+        values = values[..., 0]
     return values
+
+
+def check_grey(values: np.ndarray, path: Path) -> None:
+    """Raise InputError for an image (H, W, 3 or 4) whose first three channels are not equal."""
+    if not (values[..., :3] == values[..., :1]).all():
+        raise InputError(f"{path} is a picture of colours: expected a mask, of one value a pixel")
 
 
 def write_mask(path: Path, mask: np.ndarray) -> None:

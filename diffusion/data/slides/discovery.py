@@ -49,12 +49,22 @@ def find_slides(paths: Iterable[Path]) -> FoundSlides:
 
 
 def name_slides(paths: Iterable[Path]) -> tuple[dict[str, Path], dict[Path, str]]:
-    """Return slides and images, found as find_slides does, by their paths below the folder named, without suffix; and those refused.
+    """Return slides and images by their names as `list_slides` has them; and those refused, also of two with one name the second."""
+    listed, refused = list_slides(paths)
+    named: dict[str, Path] = {}
+    for name, path in listed:
+        if named.setdefault(name, path) != path:
+            refused[path] = f"{path} would be the same file of the result as {named[name]}; take another --out for it"
+    return named, refused
+
+
+def list_slides(paths: Iterable[Path]) -> tuple[list[tuple[str, Path]], dict[Path, str]]:
+    """Return slides and images, found as find_slides does, with their paths below the folder named, without suffix; and those refused.
 
     A file that is named itself has its name. Masks beside patches are left out. Raises as find_slides does.
     """
     skipped = SkippedEntries()
-    named: dict[str, Path] = {}
+    listed: list[tuple[str, Path]] = []
     refused: dict[Path, str] = {}
     for place in paths:
         found = list(_iterate_slides(place, skipped))
@@ -65,14 +75,12 @@ def name_slides(paths: Iterable[Path]) -> tuple[dict[str, Path], dict[Path, str]
             if is_mask(path.stem, stems[path.parent]):
                 continue
             name = (path.relative_to(place) if place.is_dir() else Path(path.name)).with_suffix("").as_posix()
-            if not is_utf8(str(path)):
+            if is_utf8(str(path)):
+                listed.append((name, path))
+            else:
                 refused[path] = f"{printable_name(path)}: this name is not UTF-8; rename it"
-            elif named.setdefault(name, path) != path:
-                refused[path] = (
-                    f"{path} would be the same file of the result as {named[name]}; take another --out for it"
-                )
     skipped.report()
-    return named, refused
+    return listed, refused
 
 
 def _iterate_slides(path: Path, skipped: SkippedEntries) -> Iterator[Path]:
