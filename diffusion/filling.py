@@ -49,8 +49,8 @@ def _push_pull(sums: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 def fill_with_tissue(pixels: np.ndarray, hidden: np.ndarray) -> np.ndarray:
     """Return a picture, uint8 (H, W, 3), whose hidden pixels (H, W) are mirrored or moved ones of the same picture that are seen.
 
-    Beyond the rectangle of what is seen it is mirrored again and again; what no mirror image reaches within has the mean colour of what
-    is seen. Raises ValueError where all is hidden.
+    First of the whole picture mirrored, and moved by half of it; what these do not reach is mirrored at the nearest border, again and
+    again. Raises ValueError where all is hidden.
     """
     if hidden.all():
         raise ValueError("all of the picture is hidden")
@@ -62,14 +62,39 @@ def fill_with_tissue(pixels: np.ndarray, hidden: np.ndarray) -> np.ndarray:
         usable = left & ~change(hidden)
         filled[usable] = change(pixels)[usable]
         left &= ~usable
-    rows, columns = (np.flatnonzero((~hidden).any(axis)) for axis in (1, 0))
-    inside = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    filled[inside][left[inside]] = pixels[~hidden].mean(0).round().astype(np.uint8)
-    around = [(each[0], length - 1 - each[-1]) for each, length in ((rows, height), (columns, width))]
-    mirrored = np.pad(filled[inside], [*around, (0, 0)], mode="symmetric")
-    left[inside] = False
-    filled[left] = mirrored[left]
-    return filled
+    filled, left = _mirror_in_rows(filled, left)
+    turned, _ = _mirror_in_rows(filled.swapaxes(0, 1), left.T)  # where a whole row is hidden
+    return np.ascontiguousarray(turned.swapaxes(0, 1))
+
+
+def _mirror_in_rows(pixels: np.ndarray, hidden: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return a picture (H, W, 3) whose hidden pixels are those of the nearest run of seen ones in their row, mirrored back and forth.
+
+    And which pixels stay hidden: those of rows without seen ones.
+    """
+    width = hidden.shape[1]
+    place = np.arange(width, dtype=np.int32)[None]
+    seen = ~hidden
+    before, after = _last_before(seen, place), width - 1 - _last_before(seen[:, ::-1], place)[:, ::-1]
+    first = _last_before(hidden, place) + 1  # of the run of seen pixels that ends here
+    last = width - 2 - _last_before(hidden[:, ::-1], place)[:, ::-1]  # of the one that begins here
+    is_before = (before >= 0) & ((place - before <= after - place) | (after == width))
+    border = np.where(is_before, before, after).clip(0, width - 1)
+    run = 1 + np.where(
+        is_before, border - np.take_along_axis(first, border, 1), np.take_along_axis(last, border, 1) - border
+    )
+    run = run.clip(1)
+    beyond = (np.abs(place - border) - 1) % (2 * run)
+    inward = np.minimum(beyond, 2 * run - 1 - beyond)
+    source = np.where(is_before, border - inward, border + inward)
+    usable = hidden & seen.any(1, keepdims=True)
+    mirrored = np.take_along_axis(pixels, source[..., None].clip(0, width - 1), 1)
+    return np.where(usable[..., None], mirrored, pixels), hidden & ~usable
+
+
+def _last_before(marked: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """Return for every pixel of a row the last marked one up to it, int32 (H, W); -1: there is none."""
+    return np.maximum.accumulate(np.where(marked, place, np.int32(-1)), axis=1)
 
 
 class Fringe(NamedTuple):

@@ -19,10 +19,13 @@ const UNDONE = 20; // strokes that can be undone
 let model = null, picture = null, map = null, layer = null, square = null, selection = null;
 let owner = null; // the picture that the selection is of, which may be another than the one in the viewer
 let cancelling = false, marker = null;
+let notice = ""; // beside the progress of a job
 let places = [], wanted = null, job = null, shown = null, picking = false, answered = true;
 const before = new Image();
 const paint = { mask: document.createElement("canvas"), control: document.createElement("canvas") };
 let entries = []; // of the history, the latest first
+const settings = JSON.parse(sessionStorage.getItem("settings") || "{}"); // by the number fields' and sliders' ids
+const KEPT = ["seed", "steps", "guidance", "strength", "enlarge", "left", "top", "right", "bottom"];
 let corners = [], pointer = null, drawing = false;
 let undone = []; // what was painted before each of the last strokes
 
@@ -100,11 +103,15 @@ function say(text, failed = false) {
 async function load() {
   for (const [name, [title]] of Object.entries(ACTIONS)) {
     const label = document.createElement("label"), input = document.createElement("input"), text = document.createElement("span");
-    Object.assign(input, { type: "radio", name: "action", value: name, checked: name === "sample" });
+    Object.assign(input, { type: "radio", name: "action", value: name, checked: name === (sessionStorage.getItem("action") || "sample") });
     text.textContent = title;
     label.append(input, text);
     byId("actions").append(label);
-    input.addEventListener("change", showAction);
+    input.addEventListener("change", () => {
+      delete settings.strength; // each has its own usual one
+      sessionStorage.setItem("settings", JSON.stringify(settings));
+      showAction();
+    });
   }
   map = L.map("map", { crs: L.CRS.Simple, minZoom: 0, attributionControl: false, boxZoom: false, doubleClickZoom: false });
   map.setView([0, 0], 0);
@@ -151,8 +158,7 @@ function describe() {
   const sides = [model.size / 2, model.size, 2 * model.size, 4 * model.size].filter((side) => side >= 128 && side <= 2048);
   byId("side").replaceChildren(...sides.map((side) => new Option(`${side} × ${side} pixels`, side)));
   byId("side").value = sessionStorage.getItem("side") || model.size;
-  byId("steps").value = model.steps;
-  byId("guidance").value = model.guidance;
+  for (const id of ["steps", "guidance"]) if (!(id in settings)) byId(id).value = model[id];
   byId("known-steps").replaceChildren(...(model.known_steps || []).map((steps) => new Option(steps)));
   byId("guidance").disabled = Boolean(model.known_steps);
   byId("guidance").title = model.known_steps ? "A student has its guidance in every prediction." : "";
@@ -174,7 +180,15 @@ function describe() {
   byId("layer-label").hidden = !paintsControl();
   showLooks();
   showAction();
+  for (const [id, value] of Object.entries(settings)) byId(id).value = value;
+  byId("strength-value").textContent = byId("strength").value;
   byId("run").disabled = !selection || Boolean(job);
+}
+
+// What the user has set stays, when the network is opened and when the page is loaded anew.
+function keep(id) {
+  settings[id] = byId(id).value;
+  sessionStorage.setItem("settings", JSON.stringify(settings));
 }
 
 function paintsControl() {
@@ -254,10 +268,12 @@ function clicked(place) {
     say("This place is chosen. The square on the workbench stays as it is.");
     return;
   }
+  if (job) {
+    notice = "Its square stays until then: wait for it, or cancel it.";
+    return;
+  }
   selectAround(x, y);
-  if (!byId("at-once").checked) return;
-  if (job) say("A job runs already: wait for it, or cancel it.");
-  else run();
+  if (byId("at-once").checked) run();
 }
 
 function selectAround(x, y) {
@@ -274,7 +290,7 @@ function select(part) {
   sessionStorage.setItem("selection", JSON.stringify({ picture: picture.number, part }));
   const [x, y, width, height] = part;
   frame();
-  byId("of").textContent = `A square of ${picture.name}, ${width} × ${height} pixels.`;
+  byId("of").textContent = `A square of ${picture.name} at ${x}, ${y}, ${width} × ${height} pixels.`;
   for (const canvas of Object.values(paint)) Object.assign(canvas, { width, height });
   corners = [];
   undone = [];
@@ -343,6 +359,7 @@ function stroke(from, to) {
 
 // To be called before what is painted changes.
 function remember() {
+  if (!job) say("");
   const canvas = paint[byId("layer").value], copy = document.createElement("canvas");
   Object.assign(copy, { width: canvas.width, height: canvas.height });
   copy.getContext("2d").drawImage(canvas, 0, 0);
@@ -414,6 +431,7 @@ function action() {
 
 function showAction() {
   const name = action();
+  sessionStorage.setItem("action", name);
   byId("action-help").textContent = ACTIONS[name][1];
   for (const each of document.querySelectorAll("[data-for]")) {
     each.hidden = !each.dataset.for.split(" ").includes(name) || (each.id === "control-scale-label" && !(model && model.control));
@@ -428,6 +446,7 @@ function showAction() {
   byId("strength-value").textContent = byId("strength").value;
   if (!job) say("");
   byId("pick").hidden = !["sample", "vary", "repair", "extend", "colours"].includes(name);
+  pick(false);
   if (shown && selection && painting()) showSquare(); // what is to be painted on
   else if (!shown) draw();
 }
@@ -446,10 +465,33 @@ function showLooks(chosen = null) {
   fill(byId("colours"), false);
 }
 
+// Choose what an older request had as its look or colours; null: the picture's own.
+function chooseLook(list, wanted) {
+  const { amount, ...place } = wanted || {};
+  if (wanted && place.kind !== "stored") {
+    const known = places.findIndex((each) => each.kind === place.kind && each.name === place.name && (each.x || 0) === place.x && (each.y || 0) === place.y);
+    if (known < 0) {
+      const shown = [...byId("pictures").options].find((each) => each.value === place.name);
+      places.push({ ...place, title: place.kind === "result" ? `result ${place.name}` : `${shown ? shown.text : "a picture"} at ${place.x}, ${place.y}` });
+      showLooks();
+    }
+  }
+  const value = !wanted ? "" : JSON.stringify(place.kind === "stored" ? { kind: place.kind, name: place.name } : { kind: place.kind, name: place.name, x: place.x, y: place.y });
+  list.value = value;
+  if (list.selectedIndex < 0) list.value = "";
+}
+
 function pick(on) {
   picking = on;
   byId("pick").setAttribute("aria-pressed", String(on));
-  byId("pick").textContent = on ? "Click on the picture …" : "Pick a look on the picture";
+  byId("pick").textContent = on ? "Click on the picture …" : action() === "colours" ? "Pick colours on a picture" : "Pick a look on a picture";
+  if (on) say("Click a place of this picture, or of another one; Escape ends it.");
+}
+
+// Whether a field has a number within its limits; empty: the usual one.
+function fits({ value, min, max, step, validity }) {
+  if (value === "") return !validity.badInput;
+  return Number(value) >= Number(min) && (max === "" || Number(value) <= Number(max)) && (step !== "1" || Number.isInteger(Number(value)));
 }
 
 function numberOf(id) {
@@ -492,7 +534,13 @@ async function run() {
     return;
   }
   if (action() === "colours" && !byId("colours").value) {
-    say("Whose colours? Press 'Pick a look on the picture' and click, or open a result and press 'Use as look'.", true);
+    say("Whose colours? Press 'Pick colours on a picture' and click, or open a result and press 'Use as look'.", true);
+    return;
+  }
+  const wrong = [...document.querySelectorAll("#settings input[type=number]")].find((each) => each.offsetParent && !each.disabled && !fits(each));
+  if (wrong) {
+    const name = wrong.closest("label").firstChild.textContent.trim(), to = wrong.max ? `${wrong.min} to ${wrong.max}` : `${wrong.min} or more`;
+    say(`${name} is ${wrong.value || "no number"}: expected ${to}${wrong.step === "1" ? ", whole" : ""}.`, true);
     return;
   }
   byId("run").disabled = true;
@@ -528,11 +576,11 @@ async function follow() {
   const progress = byId("progress");
   progress.value = state.steps ? state.step / state.steps : 0;
   if (state.state === "queued") {
-    say(state.place ? `Waiting: ${state.place} before this one.` : "Waiting.");
+    say(`${state.place ? `Waiting: ${state.place} before this one.` : "Waiting."} ${notice}`);
   } else if (cancelling && state.state === "running") {
     say("Cancelling …");
   } else if (state.state === "running") {
-    say(state.steps ? `Step ${state.step} of ${state.steps}, ${state.seconds} s.` : "Preparing.");
+    say(`${state.steps ? `Step ${state.step} of ${state.steps}, ${state.seconds} s.` : "Preparing."} ${notice}`);
     if (state.previews > job.previews) {
       job.previews = state.previews;
       const preview = byId("preview");
@@ -555,6 +603,7 @@ async function follow() {
 
 function end() {
   job = null;
+  notice = "";
   sessionStorage.removeItem("job");
   byId("run").disabled = !selection || !model;
   byId("cancel").disabled = true;
@@ -615,12 +664,16 @@ function useSettings(entry) {
     if (input) input.value = input.previousElementSibling.textContent = scale;
   });
   byId("strength-value").textContent = byId("strength").value;
-  say("Its settings are taken; look, colours and what was painted are to be chosen again.");
+  for (const [field, id] of [["look", "look"], ["colours", "colours"]]) chooseLook(byId(id), asked[field]);
+  if (asked.look) byId("look-amount").value = byId("look-amount-value").textContent = asked.look.amount;
+  for (const id of KEPT) keep(id);
+  say(`Its settings are taken${entry.action === "repair" || paintsControl() ? "; what was painted is to be painted again" : ""}.`);
 }
 
 function titleOf(entry) {
   const time = entry.number.slice(8, 14).replace(/(..)(..)(..)/, "$1:$2:$3");
-  return `${ACTIONS[entry.action] ? ACTIONS[entry.action][0] : entry.action}, seed ${entry.seed}, ${time}`;
+  const asked = entry.request || {}, strength = asked.strength === undefined || asked.strength === null ? "" : ` ${asked.strength}`;
+  return `${ACTIONS[entry.action] ? ACTIONS[entry.action][0] : entry.action}${strength}, ${entry.picture}, seed ${entry.seed}, ${time}`;
 }
 
 function showHistory(found) {
@@ -640,7 +693,7 @@ function addHistory(entry) {
   Object.assign(image, { src: `/history/${entry.number}/thumbnail.jpg`, alt: "", loading: "lazy" });
   text.textContent = titleOf(entry);
   open.append(image, text);
-  open.setAttribute("aria-label", `Show ${text.textContent}, of ${entry.picture}`);
+  open.setAttribute("aria-label", `Show ${text.textContent}`);
   open.addEventListener("click", () => show(entry));
   Object.assign(remove, { type: "button", className: "remove", textContent: "Remove" });
   remove.setAttribute("aria-label", `Remove ${text.textContent}`);
@@ -651,6 +704,7 @@ function addHistory(entry) {
       item.remove();
       entries = entries.filter((each) => each !== entry);
       if (shown === entry) clearBench();
+      say("It is removed.");
     } catch (error) {
       say(error.message, true);
     }
@@ -662,7 +716,7 @@ function addHistory(entry) {
 
 async function uploadBlob(blob, name) {
   const kept = await ask("/api/uploads", { method: "POST", headers: { "X-Name": encodeURIComponent(name) }, body: blob });
-  await addPicture({ ...kept, name });
+  await addPicture(kept);
 }
 
 function listPicture({ number, name, download }) {
@@ -699,10 +753,11 @@ function listen() {
   });
   byId("side").addEventListener("change", (event) => {
     sessionStorage.setItem("side", event.target.value);
-    if (!selection || !owner || owner.number !== picture.number) return;
+    if (!selection || !owner || owner.number !== picture.number || job) return;
     const [x, y, width, height] = selection;
     selectAround(Math.round(x + (width * picture.factor) / 2), Math.round(y + (height * picture.factor) / 2));
   });
+  for (const id of KEPT) byId(id).addEventListener("input", () => keep(id));
   byId("settings").addEventListener("submit", (event) => { event.preventDefault(); run(); });
   byId("cancel").addEventListener("click", () => {
     if (!job || !job.number) return;
@@ -720,7 +775,7 @@ function listen() {
   };
   for (const name of ["pointerdown", "pointermove"]) compare.addEventListener(name, slide);
   byId("settings-again").addEventListener("click", () => useSettings(shown));
-  byId("dice").addEventListener("click", () => { byId("seed").value = Math.floor(Math.random() * 1e9); });
+  byId("dice").addEventListener("click", () => { byId("seed").value = Math.floor(Math.random() * 1e9); keep("seed"); });
   byId("strength").addEventListener("input", () => { byId("strength-value").textContent = byId("strength").value; });
   byId("pick").addEventListener("click", () => pick(!picking));
   byId("view").addEventListener("change", showView);
@@ -738,7 +793,11 @@ function listen() {
     draw();
   });
   byId("undo").addEventListener("click", undo);
-  byId("tool").addEventListener("change", () => { closePolygon(); draw(); });
+  byId("tool").addEventListener("change", () => {
+    closePolygon();
+    byId("polygon-help").hidden = byId("tool").value !== "polygon";
+    draw();
+  });
   byId("copy").addEventListener("click", async () => {
     try {
       await navigator.clipboard.writeText(byId("command").value);
@@ -758,23 +817,31 @@ function listen() {
     try {
       const answer = await fetch(`/history/${shown.number}/picture.png`);
       await uploadBlob(await answer.blob(), `${shown.picture} ${shown.action} ${shown.seed}.png`);
+      say("The result is the picture now.");
     } catch (error) {
       say(error.message, true);
     }
   });
   byId("put-back").addEventListener("click", async () => {
-    const entry = shown;
+    const entry = shown, view = { zoom: map.getZoom() - picture.top, center: map.project(map.getCenter(), picture.top) };
+    const isSame = picture.number === entry.source && picture.factor === 1;
     say("Putting it back …");
     try {
       const copy = await ask(`/api/history/${entry.number}/put-back`, { method: "POST" });
       await addPicture(copy);
       if (!picture || picture.number !== copy.number) return; // another one was chosen meanwhile
       select(copy.part);
-      map.fitBounds(square.getBounds().pad(1), { animate: false });
+      if (isSame) map.setView(map.unproject(view.center, picture.top), view.zoom + picture.top, { animate: false });
+      else map.fitBounds(square.getBounds().pad(1), { animate: false });
       say(`The result stands in a copy of ${entry.picture}, which is the picture now, and the square is there.`);
     } catch (error) {
       say(error.message, true);
     }
+  });
+  document.addEventListener("visibilitychange", async () => {
+    if (document.hidden || !answered) return;
+    const state = await ask("/api/state").catch(() => null); // results of other pages
+    for (const entry of state ? [...state.history].reverse() : []) addHistory(entry);
   });
   byId("theme").addEventListener("click", () => {
     const root = document.documentElement, dark = matchMedia("(prefers-color-scheme: dark)").matches;
@@ -785,6 +852,13 @@ function listen() {
   if (localStorage.getItem("theme")) document.documentElement.dataset.theme = localStorage.getItem("theme");
   byId("map").addEventListener("keydown", (event) => {
     if (event.key === "Enter" && event.target === byId("map")) { event.preventDefault(); clicked(map.getCenter()); }
+  });
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && picking) { pick(false); say(""); }
+    const types = event.target.matches("textarea, input[type=number]"); // where the browser's own undo is meant
+    if (!(event.ctrlKey || event.metaKey) || event.key.toLowerCase() !== "z" || types || !painting() || byId("canvas").hidden) return;
+    event.preventDefault();
+    undo();
   });
   const canvas = byId("canvas");
   canvas.addEventListener("pointerdown", (event) => {
@@ -818,8 +892,6 @@ function listen() {
     } else if (event.key === " " && byId("tool").value !== "polygon") {
       remember();
       stroke(pointer, pointer);
-    } else if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === "z") {
-      undo();
     } else if (event.key === "Enter" && byId("tool").value === "polygon") {
       corner([...pointer]);
     } else if (event.key === "Escape") {

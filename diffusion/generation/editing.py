@@ -234,10 +234,11 @@ class Editor:
     def prepare(self, canvas: Canvas, box: Box) -> Area:
         """Return the part of a canvas that the network sees, filled up to whole windows, with its latents."""
         own_size, session = self.session.run.config.image_size, self.session
-        pixels = fill_up(canvas.pixels[box.slices], own_size)
-        change = None if canvas.change is None else fill_up(canvas.change[box.slices], own_size)
-        hidden = change if self.settings.strength == 1 else None
-        shown = pixels if hidden is None else fill_with_tissue(pixels, hidden)
+        pixels, change = canvas.pixels[box.slices], None if canvas.change is None else canvas.change[box.slices]
+        if change is not None and self.settings.strength == 1:
+            pixels = fill_with_tissue(pixels, change)
+        shown = fill_up(pixels, own_size)
+        change = None if change is None else fill_up(change, own_size)
         return Area(shown, change, encode_picture(shown, session.codec, session.device, own_size))
 
     def condition_tokens(self, area: Area, box: Box, looks: Sequence[Look]) -> torch.Tensor:

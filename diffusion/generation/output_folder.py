@@ -122,10 +122,10 @@ class OutputFolder:
 def check_or_write_record(file: Path, record: dict[str, Any], what: str) -> None:
     """Write how the pictures of a folder are made into a file there, or compare it with what is there.
 
-    what: what messages call the pictures. Raises InputError naming what differs.
+    A folder without pictures takes another record. what: what messages call the pictures. Raises InputError naming what differs.
     """
     record = json.loads(json.dumps(record))
-    if not file.is_file():
+    if not file.is_file() or not any(path.suffix in (".png", ".tiff") for path in file.parent.rglob("*")):
         file.parent.mkdir(parents=True, exist_ok=True)
         atomic_write_bytes(file, (json.dumps(record, indent=2) + "\n").encode())
         return

@@ -92,8 +92,9 @@ class PictureShelf:
                     self._add_upload(path)
 
     def _add_upload(self, path: Path) -> str:
-        number = number_of(str(path.resolve()))
-        self._files[number] = (path.stem, path.absolute())
+        number, shown = number_of(str(path.resolve())), re.sub(r"_[0-9a-f]{12}$", "", path.stem)
+        others = {name for other, (name, _) in list(self._files.items()) if other != number}
+        self._files[number] = (path.stem if shown in others else shown, path.absolute())
         self._uploaded.add(number)
         return number
 
@@ -208,8 +209,12 @@ class PictureShelf:
                 )
             copy = Image.fromarray(read_part(slide, self.path(number), None)[0])
         copy.paste(pasted, (place.left, place.top))
-        name = re.sub(r"(_with)?(_[0-9a-f]{12})?$", "", self._files[number][0])  # of a copy of a copy, too
-        return self._keep(copy, f"{name}_with", hashlib.sha256(copy.tobytes()).hexdigest(), note), place
+        digest = hashlib.sha256(copy.tobytes()).hexdigest()
+        name = re.sub(r"_edited_[0-9]+$", "", self._files[number][0])  # of a copy of a copy, too
+        count = sum(
+            1 for shown, _ in list(self._files.values()) if re.fullmatch(rf"{re.escape(name)}_edited_[0-9]+", shown)
+        )
+        return self._keep(copy, f"{name}_edited_{count + 1}", digest, note), place
 
     def _keep(self, image: Image.Image, name: str, digest: str, note: str | None = None) -> str:
         """Write an image among the uploads, once for a digest of its content; return its number. Raises InputError where they are full."""
@@ -217,8 +222,8 @@ class PictureShelf:
         path = self.uploads / f"{plain or 'image'}_{digest[:12]}.png"
         self.uploads.mkdir(parents=True, exist_ok=True)
         with self._writing:  # two pages may bring one image at a time
-            if path.is_file():
-                return self._add_upload(path)
+            if same := next(self.uploads.glob(f"*_{digest[:12]}.png"), None):
+                return self._add_upload(same)
             if sum(1 for _ in self.uploads.glob("*.png")) >= UPLOADS:
                 raise InputError(f"{UPLOADS} uploads are kept already; delete some in {self.uploads.name}")
             info = PngImagePlugin.PngInfo()

@@ -133,9 +133,9 @@ class Workshop:
                 "command": command,
                 "settings": settings,
                 "request": {
-                    name: value
+                    name: vars(value) if isinstance(value, LookRequest) else value
                     for name, value in vars(request).items()
-                    if name not in ("mask", "control", "look", "colours") and value is not None
+                    if name not in ("mask", "control") and value is not None
                 },
                 "seconds": round(job.seconds, 2),
             }

@@ -96,6 +96,12 @@ class TestFolders:
         assert "failed:" in capsys.readouterr().out
         assert [path.name for path in sorted((tmp_path / "out").glob("*.png"))] == ["good.png"]
 
+    def test_a_call_that_made_nothing_does_not_hold_its_folder(self, run, tmp_path):
+        tile, mask = save(tmp_path / "tile.png"), save_mask(tmp_path / "mask.png", 0, 0, 9, 9, (300, 280))
+        assert edit([tile], workdir=run, mask=[mask], out=tmp_path / "out", **OPTIONS) == 1
+        forget_processes()
+        assert edit([tile], workdir=run, out=tmp_path / "out", strength=0.0, **OPTIONS) == 0
+
     def test_a_result_never_takes_the_place_of_its_picture(self, run, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         tile = save(tmp_path / "edited/tile.png")

@@ -19,6 +19,7 @@ from diffusion.encoders.networks import View
 from diffusion.filling import fill_with_tissue
 from diffusion.generation.conditions import NamedCondition, slerp
 from diffusion.generation.controls import to_control
+from diffusion.generation.edit_sources import extend_picture
 from diffusion.generation.editing import Box, Canvas, Editor, EditSettings, Look
 from diffusion.generation.generators import ImageMaker
 from diffusion.generation.session import Session, open_session
@@ -214,8 +215,21 @@ def test_a_controlnet_reads_the_part_that_the_network_sees(session, monkeypatch,
         Editor(session, EditSettings()).edit(Canvas(pixels, change, control))
 
 
-def test_tissue_is_mirrored_however_far_a_picture_is_extended():
+def test_large_holes_and_what_is_filled_up_to_windows_are_tissue(session):
     """Flat colour would be embedded as such."""
+    pixels, hidden = picture(300, 260), np.zeros((300, 260), dtype=bool)
+    hidden[20:290, 12:250] = True  # what is mirrored or moved is mostly hidden, too
+    hidden[:, 100:140] = hidden[60:80] = True
+    filled = fill_with_tissue(pixels, hidden)
+    colours = {tuple(colour) for colour in pixels[~hidden]}
+    assert {tuple(colour) for colour in filled.reshape(-1, 3)} <= colours and filled[100:200, 50:210].std() > 5
+    canvas = Canvas(*extend_picture(picture(256, 256), (1000, 0, 100, 0)))
+    area = Editor(session, EditSettings()).prepare(canvas, canvas.choose_area(256))
+    assert area.pixels.shape == (256, 1536, 3)
+    assert all(area.pixels[:, left : left + 64].std() > 5 for left in range(0, 1536, 64))
+
+
+def test_tissue_is_mirrored_however_far_a_picture_is_extended():
     pixels = picture(64, 80)
     canvas = np.pad(pixels, ((100, 300), (500, 90), (0, 0)), constant_values=255)
     hidden = np.pad(np.zeros((64, 80), dtype=bool), ((100, 300), (500, 90)), constant_values=True)

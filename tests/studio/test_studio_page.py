@@ -242,11 +242,18 @@ def test_a_point_is_painted_undone_and_put_back_into_the_picture(tab, tmp_path):
     for _ in range(10):
         page.keyboard.press("ArrowUp")
     page.keyboard.press(" ")
-    for undo in (lambda: page.click("#undo"), lambda: page.keyboard.press("Control+z")):
+    page.fill("#steps", "7")
+    undoing = (
+        lambda: page.keyboard.press("Control+z"),
+        lambda: page.click("#undo"),
+        lambda: (page.focus("#clear"), page.keyboard.press("Control+z")),
+    )
+    for undo in undoing:
         page.mouse.click(box["x"] + 200 * scale, box["y"] + 100 * scale)
         undo()
     page.click("#clear")
     page.click("#undo")
+    assert page.input_value("#steps") == "7", "what is typed is not what is undone"
     tab.run()
     changed = (tab.picture("before") != tab.picture("after")).any(-1)
     assert changed[195:205, 55:65].mean() > 0.8 and changed[115:125, 55:65].mean() > 0.8
@@ -256,8 +263,8 @@ def test_a_point_is_painted_undone_and_put_back_into_the_picture(tab, tmp_path):
     result = tab.picture("after")
     page.click("#put-back")
     wait(lambda: "copy of tissue" in tab.status())
-    wait(lambda: "A square of tissue_with_" in page.inner_text("#of") and page.is_visible("#canvas"))
-    assert "tissue_with_" in page.locator("#pictures option:checked").inner_text()
+    wait(lambda: "A square of tissue_edited_1" in page.inner_text("#of") and page.is_visible("#canvas"))
+    assert "tissue_edited_1" in page.locator("#pictures option:checked").inner_text()
     with page.expect_download() as caught:
         page.click("#download-picture")
     caught.value.save_as(tmp_path / "whole.png")
@@ -292,10 +299,15 @@ def test_the_square_stays_while_other_pictures_are_looked_at(tab, tmp_path):
     tab.run()
     assert re.search(r"--part \d+ \d+ 128 128", page.input_value("#command"))
     page.fill("#seed", "99")
+    page.select_option("#look", "")
     page.click("#settings-again")
     assert page.input_value("#seed") == "0"
+    assert "other at" in page.locator("#look option:checked").inner_text(), "the look that it had"
+    page.select_option("#look", "")
     tab.choose("extend")
-    page.fill("#left", "100")
+    page.fill("#left", "9999")
+    page.click("#run")
+    wait(lambda: tab.status() == "Left is 9999: expected 0 to 4096, whole.")
     tab.choose("sample")
     page.fill("#guidance", "2.25")  # whatever fields that are hidden have, the others count
     page.click("#run")
@@ -330,11 +342,19 @@ def test_a_job_is_cancelled_and_another_goes_on_after_a_reload(tab):
     page.click("#cancel")
     wait(lambda: tab.status() == "Cancelled.")
     assert page.is_hidden("#preview") and page.is_enabled("#run")
-    tab.run(steps=60, wait=False)
+    tab.choose("vary")
+    page.fill("#seed", "41")
+    tab.run(steps=120, wait=False)
     wait(lambda: "Step" in tab.status())
+    square = page.inner_text("#of")
+    page.click("#map", position={"x": 330, "y": 280})
+    wait(lambda: "Its square stays" in tab.status())
+    assert page.inner_text("#of") == square
     page.reload()
     tab.done()
-    assert "--steps 60" in page.input_value("#command")
+    assert "--steps 120" in page.input_value("#command")
+    assert (page.input_value("#seed"), page.input_value("#steps")) == ("41", "120")
+    assert page.is_checked("input[value=vary]"), "what was set is there after a reload"
     tab.check()
 
 

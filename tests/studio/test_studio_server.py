@@ -288,7 +288,7 @@ def test_a_result_is_put_back_into_a_copy_of_its_picture(server, client, monkeyp
         assert status == 200, content
         copies.append(json.loads(content))
         request["part"] = (0, 300, 256, 200)
-    assert copies[0]["name"].startswith("tile_with_") and copies[1]["name"].startswith("tile_with_")
+    assert [copy["name"] for copy in copies] == ["tile_edited_1", "tile_edited_2"]
     assert copies[0]["number"] != copies[1]["number"] and copies[1].pop("part") == [0, 300, 256, 200]
     assert client.get("/api/state")["pictures"][-1] == copies[1]
     status, content, headers = client.ask("GET", f"/api/pictures/{copies[1]['number']}/download")
@@ -673,7 +673,7 @@ class TestSecurity:
         [file] = (server.out / "uploads").glob("b_*.png")
         assert b"script" not in file.read_bytes() and np.array_equal(read_pixels(file), np.asarray(image))
         names = {each["number"]: each["name"] for each in client.get("/api/state")["pictures"]}
-        assert names[number] == file.stem and not set("<>/.") & set(names[number])
+        assert names[number] == "b" and file.stem.startswith("b_")
         entry = client.do(action="sample", picture=number, part=(0, 0, 256, 256), steps=1, guidance=1.0)
         assert entry["width"] == 256
 

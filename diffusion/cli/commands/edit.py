@@ -20,7 +20,7 @@ EMBEDDINGS = "embeddings"
 def edit(
     images: Annotated[
         Sequence[Path],
-        Option("pictures to edit: images, slides, and folders of them", positional=True, metavar="PATH"),
+        Option("pictures to edit: images, slides, folders of them, and .txt lists", positional=True, metavar="PATH"),
     ],
     workdir: Annotated[options.Workdir, Here(note=options.NANO_NOTE)] = None,
     out: options.OutFolder = Path("edited"),
