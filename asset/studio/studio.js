@@ -158,6 +158,8 @@ function describe() {
   const sides = [model.size / 2, model.size, 2 * model.size, 4 * model.size].filter((side) => side >= 128 && side <= 2048);
   byId("side").replaceChildren(...sides.map((side) => new Option(`${side} × ${side} pixels`, side)));
   byId("side").value = sessionStorage.getItem("side") || model.size;
+  if (byId("side").selectedIndex < 0) byId("side").value = model.size; // set for another network
+  if (model.known_steps && !model.known_steps.includes(Number(settings.steps))) delete settings.steps;
   for (const id of ["steps", "guidance"]) if (!(id in settings)) byId(id).value = model[id];
   byId("known-steps").replaceChildren(...(model.known_steps || []).map((steps) => new Option(steps)));
   byId("guidance").disabled = Boolean(model.known_steps);
@@ -176,6 +178,7 @@ function describe() {
   byId("structure").value = control.disabled ? "sdedit" : "control";
   for (const each of byId("structure").options) each.disabled = each.value === "control" ? control.disabled : !control.disabled;
   document.querySelector("input[value=stain]").parentElement.hidden = (!model.flow && !model.loras.length) || Boolean(model.control && !model.control.own);
+  if (document.querySelector("input[name=action]:checked").parentElement.hidden) document.querySelector("input[value=sample]").checked = true;
   byId("control-scale-label").hidden = !model.control;
   byId("layer-label").hidden = !paintsControl();
   showLooks();
