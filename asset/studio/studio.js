@@ -454,12 +454,17 @@ function showAction() {
   else if (!shown) draw();
 }
 
+// The value of a look's option, of which a request is made.
+function keyOf({ kind, name, x, y }) {
+  return JSON.stringify(kind === "stored" ? { kind, name } : { kind, name, x: x || 0, y: y || 0 });
+}
+
 function showLooks(chosen = null) {
   const fill = (list, stored) => {
     const kept = list.value;
     list.replaceChildren(new Option(stored ? "its own" : "as they are", ""));
-    if (stored && model) list.append(...model.looks.map((name) => new Option(name.replaceAll("_", " "), JSON.stringify({ kind: "stored", name }))));
-    list.append(...places.map((each) => new Option(each.title, JSON.stringify({ kind: each.kind, name: each.name, x: each.x || 0, y: each.y || 0 }))));
+    if (stored && model) list.append(...model.looks.map((name) => new Option(name.replaceAll("_", " "), keyOf({ kind: "stored", name }))));
+    list.append(...places.map((each) => new Option(each.title, keyOf(each))));
     list.value = kept;
     if (list.selectedIndex < 0) list.value = "";
     if (chosen !== null && stored === (action() !== "colours")) list.selectedIndex = list.options.length - places.length + chosen;
@@ -470,17 +475,13 @@ function showLooks(chosen = null) {
 
 // Choose what an older request had as its look or colours; null: the picture's own.
 function chooseLook(list, wanted) {
-  const { amount, ...place } = wanted || {};
-  if (wanted && place.kind !== "stored") {
-    const known = places.findIndex((each) => each.kind === place.kind && each.name === place.name && (each.x || 0) === place.x && (each.y || 0) === place.y);
-    if (known < 0) {
-      const shown = [...byId("pictures").options].find((each) => each.value === place.name);
-      places.push({ ...place, title: place.kind === "result" ? `result ${place.name}` : `${shown ? shown.text : "a picture"} at ${place.x}, ${place.y}` });
-      showLooks();
-    }
+  const key = wanted ? keyOf(wanted) : "";
+  if (wanted && wanted.kind !== "stored" && !places.some((each) => keyOf(each) === key)) {
+    const shown = [...byId("pictures").options].find((each) => each.value === wanted.name), where = `${wanted.x}, ${wanted.y}`;
+    places.push({ ...wanted, title: wanted.kind === "result" ? `result ${wanted.name}` : `${shown ? shown.text : "a picture"} at ${where}` });
+    showLooks();
   }
-  const value = !wanted ? "" : JSON.stringify(place.kind === "stored" ? { kind: place.kind, name: place.name } : { kind: place.kind, name: place.name, x: place.x, y: place.y });
-  list.value = value;
+  list.value = key;
   if (list.selectedIndex < 0) list.value = "";
 }
 
@@ -489,12 +490,6 @@ function pick(on) {
   byId("pick").setAttribute("aria-pressed", String(on));
   byId("pick").textContent = on ? "Click on the picture …" : action() === "colours" ? "Pick colours on a picture" : "Pick a look on a picture";
   if (on) say("Click a place of this picture, or of another one; Escape ends it.");
-}
-
-// Whether a field has a number within its limits; empty: the usual one.
-function fits({ value, min, max, step, validity }) {
-  if (value === "") return !validity.badInput;
-  return Number(value) >= Number(min) && (max === "" || Number(value) <= Number(max)) && (step !== "1" || Number.isInteger(Number(value)));
 }
 
 function numberOf(id) {
@@ -540,10 +535,10 @@ async function run() {
     say("Whose colours? Press 'Pick colours on a picture' and click, or open a result and press 'Use as look'.", true);
     return;
   }
-  const wrong = [...document.querySelectorAll("#settings input[type=number]")].find((each) => each.offsetParent && !each.disabled && !fits(each));
+  const wrong = [...document.querySelectorAll("#settings input[type=number]")].find((each) => each.offsetParent && !each.disabled && !each.validity.valid);
   if (wrong) {
     const name = wrong.closest("label").firstChild.textContent.trim(), to = wrong.max ? `${wrong.min} to ${wrong.max}` : `${wrong.min} or more`;
-    say(`${name} is ${wrong.value || "no number"}: expected ${to}${wrong.step === "1" ? ", whole" : ""}.`, true);
+    say(`${name} is ${wrong.value || "no number"}: expected ${to}${wrong.step === "any" ? "" : ", whole"}.`, true);
     return;
   }
   byId("run").disabled = true;
@@ -832,7 +827,7 @@ function listen() {
     try {
       const copy = await ask(`/api/history/${entry.number}/put-back`, { method: "POST" });
       await addPicture(copy);
-      if (!picture || picture.number !== copy.number) return; // another one was chosen meanwhile
+      if (!picture || picture.number !== copy.number || job) return; // another one was chosen meanwhile, or a job's square stays
       select(copy.part);
       if (isSame) map.setView(map.unproject(view.center, picture.top), view.zoom + picture.top, { animate: false });
       else map.fitBounds(square.getBounds().pad(1), { animate: false });

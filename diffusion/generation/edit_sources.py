@@ -16,7 +16,6 @@ import torch
 from diffusion.data.features.masks import check_grey, read_mask_image
 from diffusion.data.images import open_image
 from diffusion.data.nuclei.annotations import draw_outlines, read_outlines
-from diffusion.data.slides.discovery import name_slides
 from diffusion.data.slides.parts import check_area, read_part
 from diffusion.data.slides.reader import PlainImage, open_any
 from diffusion.formats import WINDOW
@@ -184,22 +183,6 @@ def read_control_file(path: Path) -> np.ndarray:
         raise
     except InputError:  # of colours
         return read_picture(path)
-
-
-def find_pictures(paths: Sequence[Path], out: Path) -> tuple[dict[str, Path], dict[Path, str]]:
-    """Return the pictures that are named, by the names of their results, and files that are refused, with the reasons.
-
-    What is below `out` and in a folder that is named is left out: an earlier call has made it. Raises InputError for a picture that would
-    be replaced by its result, and where nothing is left.
-    """
-    found, refused = name_slides(paths)
-    inside = out.resolve()
-    found = {name: path for name, path in found.items() if path in paths or inside not in path.resolve().parents}
-    if replaced := [path for path in found.values() if path.resolve().parent == inside]:
-        raise InputError(f"--out {out}: the result would be where {replaced[0].name} is; name another folder")
-    if not found and not refused:
-        raise InputError(f"--out {out}: all that is named is below it; name another folder")
-    return found, refused
 
 
 def match_masks(pictures: Mapping[str, Path], masks: Sequence[Path]) -> dict[str, Path]:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import errno
-import hmac
 import io
-import ipaddress
 import json
 import logging
 import re
-import secrets
 import socket
 from collections.abc import Callable
 from importlib import resources
@@ -23,15 +20,16 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from diffusion.data.slides.parts import read_part
+from diffusion.studio.access import CLIENT, Guard, failure
 from diffusion.studio.history import PICTURE, SERVED, History
 from diffusion.studio.jobs import Job, JobQueue
 from diffusion.studio.pictures import UPLOAD_BYTES, PictureShelf
 from diffusion.studio.requests import JobRequest, check_selection
 from diffusion.utils.assets import ASSETS
 from diffusion.utils.errors import InputError, MissingError
+from diffusion.utils.recorded import describe_difference
 
 if TYPE_CHECKING:
     from diffusion.studio.workshop import Workshop
@@ -47,97 +45,6 @@ STATIC = {  # by name
     "leaflet.js": ("text/javascript", LEAFLET / "leaflet.js"),
 }
 JSON_BYTES = 32 * 2**20  # of a request, with the masks in it
-COOKIE = "pixcell_studio"
-CLIENT = "x-pixcell-client"  # header of every request that changes something, which no other site's page can send
-HEADERS = {
-    "content-security-policy": "default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; "
-    "form-action 'none'; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-    "cross-origin-opener-policy": "same-origin",
-    "cross-origin-resource-policy": "same-origin",
-}
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether an address is this machine's own, which no other machine reaches."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-class Guard:
-    """Lets requests through that are meant for this server, and adds the headers that keep a page from loading anything else.
-
-    token: that a request has to bring, in its address once and then in a cookie; None: of a server that only this machine reaches, whose
-    requests must name this machine as their host (DNS rebinding), and none another site as their origin.
-    """
-
-    def __init__(self, app: ASGIApp, token: str | None):
-        self.app, self.token = app, token
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        request = Request(scope)
-        refused = self.refuse(request)
-
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                known = {name.lower() for name, _ in message["headers"]}
-                more = [
-                    (name.encode(), value.encode()) for name, value in HEADERS.items() if name.encode() not in known
-                ]
-                message = {**message, "headers": [*message["headers"], *more]}
-            await send(message)
-
-        if refused is not None:
-            await refused(scope, receive, send_with_headers)
-            return
-        await self.app(scope, receive, send_with_headers)
-
-    def refuse(self, request: Request) -> Response | None:
-        """Return the answer to a request that is not let through; None: it is."""
-        host = request.headers.get("host", "")
-        if self.token is None and not is_loopback(_host_name(host)):
-            return _failure(403, "this server is for the machine that it runs on; open it as 127.0.0.1")
-        if self.token is not None:
-            given = request.query_params.get("token")
-            cookie = f"{COOKIE}_{(request.scope.get('server') or ('', 0))[1]}"  # of this port alone
-            if given is not None and request.url.path == "/" and _is_same(given, self.token):
-                answer = Response(status_code=303, headers={"location": "/"})
-                # lax: a link in a chat or terminal may open the page; what changes something needs its header
-                answer.set_cookie(cookie, self.token, httponly=True, samesite="lax")
-                return answer
-            if not _is_same(request.cookies.get(cookie, ""), self.token):
-                return _failure(401, "no token, or a wrong one: open the address that the studio printed")
-        if request.method not in ("GET", "HEAD"):
-            origin = request.headers.get("origin")
-            if origin is not None and origin.partition("://")[2] != host:
-                return _failure(403, "the request comes from another site")
-            if CLIENT not in request.headers:
-                return _failure(403, f"a request that changes something has the header {CLIENT}")
-        return None
-
-
-def _is_same(given: str, token: str) -> bool:
-    return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), token.encode())
-
-
-def _host_name(host: str) -> str:
-    """Return the name of `name:port`, or of `[address]:port`."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.rpartition(":")[0] if ":" in host else host
-
-
-def _failure(status: int, message: str) -> JSONResponse:
-    return JSONResponse({"error": message}, status)
 
 
 class Studio:
@@ -183,9 +90,9 @@ class Studio:
             Route("/history/{number}/{name}", self.result),
         ]
         handlers: Any = {
-            MissingError: lambda _, error: _failure(404, str(error)),
-            InputError: lambda _, error: _failure(400, str(error)),
-            404: lambda *_: _failure(404, "there is nothing at this address"),
+            MissingError: lambda _, error: failure(404, str(error)),
+            InputError: lambda _, error: failure(400, str(error)),
+            404: lambda *_: failure(404, "there is nothing at this address"),
             Exception: _failed,
         }
         app = Starlette(routes=routes, exception_handlers=handlers)
@@ -271,7 +178,7 @@ class Studio:
         content = await _read_body(request, UPLOAD_BYTES)
         name = unquote(request.headers.get("x-name", "upload"))
         number = await run_in_threadpool(self.shelf.upload, content, name)
-        return JSONResponse(self.shelf.told(number))
+        return JSONResponse(self.shelf.describe(number))
 
     async def add_job(self, request: Request) -> Response:
         """Take a job, and return its number."""
@@ -329,15 +236,17 @@ class Studio:
         return JSONResponse({})
 
     async def put_back(self, request: Request) -> Response:
-        """Keep a copy of a result's picture with the result in its place, and return what the page is told of the copy, and the place."""
+        """Keep a copy of a result's picture with the result in its place, and return the copy's description and the place."""
 
         def put() -> dict[str, Any]:
             number = request.path_params["number"]
             entry, result = self.history.entry(number), self.history.file(number, PICTURE)
-            if (made := entry.get("resolution")) != (now := self.shelf.resolution(entry["source"])):
-                raise InputError(f"it was made of its picture read with {made}, and the studio reads it with {now}")
+            resolution = self.shelf.resolution(entry["source"])
+            if differs := describe_difference(entry.get("resolution", {}), resolution):
+                was, now = differs
+                raise InputError(f"it was made of its picture read with {was}, not {now}; start the studio so again")
             copy, place = self.shelf.put_into(entry["source"], tuple(entry["part"]), result)
-            return {**self.shelf.told(copy), "part": list(place)}
+            return {**self.shelf.describe(copy), "part": list(place)}
 
         return JSONResponse(await run_in_threadpool(put))
 
@@ -358,7 +267,7 @@ def _whole(text: str) -> int:
 
 async def _failed(_: Request, error: Exception) -> Response:
     log.error("a request failed", exc_info=error)
-    return _failure(500, f"it failed ({type(error).__name__}); the server's output says where")
+    return failure(500, f"it failed ({type(error).__name__}); the server's output says where")
 
 
 async def _read_body(request: Request, limit: int) -> bytes:
@@ -370,17 +279,6 @@ async def _read_body(request: Request, limit: int) -> bytes:
             raise InputError(f"more than {limit >> 20} MB")
         parts.append(part)
     return b"".join(parts)
-
-
-def choose_token(host: str, token: str | None) -> str | None:
-    """Return the token of a server at an address: the one given, else a new one where other machines reach it. Raises InputError."""
-    if token is None:
-        return None if is_loopback(host) else secrets.token_urlsafe(24)
-    if not re.fullmatch(r"[A-Za-z0-9_-]{16,}", token):
-        raise InputError(
-            "--token: expected 16 or more of the letters A-Z, a-z, 0-9, _ and -; leave it out to have one made"
-        )
-    return token
 
 
 def bind(host: str, port: int) -> socket.socket:

@@ -278,6 +278,8 @@ def test_images_are_read_at_their_resolution_and_filled_up(run, flow, tmp_path):
     forget_processes()
     assert stain([tmp_path / "tiles"], out=tmp_path / "tiles/out", **options) == 0, "what it made is not stained again"
     assert len(list((tmp_path / "tiles/out").rglob("*.png"))) == 2
+    with pytest.raises(InputError, match="the result would be where"):
+        stain([tmp_path / "tiles/out/fine.png"], out=tmp_path / "tiles/out", **options)
 
 
 def test_a_picture_of_another_file_or_resolution_is_no_result(run, flow, tmp_path):

@@ -44,11 +44,13 @@ from diffusion.generation.solver import Solver
 from diffusion.model.controlnet import ControlNet, save_controlnet
 from diffusion.model.flow import EmbeddingFlow, FlowConfig, save_flow
 from diffusion.model.lora import TARGETS, LoraSettings, add_lora, lora_tensors, save_lora
+from diffusion.studio.access import choose_token
 from diffusion.studio.history import History
 from diffusion.studio.jobs import Job, JobQueue
-from diffusion.studio.pictures import PictureShelf, open_zoom
+from diffusion.studio.pictures import PictureShelf
 from diffusion.studio.requests import JobRequest, format_command
-from diffusion.studio.server import Studio, bind, choose_token, serve
+from diffusion.studio.server import Studio, bind, serve
+from diffusion.studio.tiles import open_zoom
 from diffusion.studio.workshop import Model, Workshop
 from diffusion.utils.errors import InputError
 from diffusion.utils.locks import file_lock
@@ -306,7 +308,7 @@ def test_a_result_is_put_back_into_a_copy_of_its_picture(server, client, monkeyp
     assert client.ask("POST", f"/api/history/{'0' * 14}-{'a' * 8}/put-back")[0] == 404
     monkeypatch.setattr(server.studio.shelf, "mpp", 0.25)  # as after a restart with another --mpp
     status, content, _ = client.ask("POST", f"/api/history/{entries[0]['number']}/put-back")
-    assert status == 400 and b"made of its picture read with" in content
+    assert status == 400 and b"read with --mpp 0.5, not --mpp 0.25" in content
 
 
 def test_uploads_and_copies_are_taken_pixel_for_pixel_whatever_the_resolution_of_images(tmp_path, monkeypatch):
@@ -416,7 +418,7 @@ def test_a_slide_without_small_levels_is_never_read_at_once(tmp_path, monkeypatc
     whole = open_zoom(path)
     assert whole.levels == [(2048, 1536), (1024, 768), (512, 384), (256, 192)]
     expected = [np.asarray(whole.read(level, 0, 0)).astype(int) for level in range(4)]
-    monkeypatch.setattr("diffusion.studio.pictures.MAX_LEVEL_PIXELS", 600 * 600)
+    monkeypatch.setattr("diffusion.studio.tiles.MAX_LEVEL_PIXELS", 600 * 600)
     zoom = open_zoom(path)
     seen: list[tuple[int, int]] = []
     read_region = openslide.OpenSlide.read_region

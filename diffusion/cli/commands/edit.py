@@ -149,15 +149,10 @@ def edit(
       pixcell edit coarse.png --enlarge 4 --out fine
       pixcell edit tissue.png --match-colours reference.png --out matched
     """
+    from diffusion.data.slides.discovery import find_pictures
     from diffusion.generation.colours import ColourMatch
     from diffusion.generation.controls import list_controls, read_picture
-    from diffusion.generation.edit_sources import (
-        EditSource,
-        find_pictures,
-        load_embedding,
-        match_masks,
-        parse_look,
-    )
+    from diffusion.generation.edit_sources import EditSource, load_embedding, match_masks, parse_look
     from diffusion.generation.edited_pictures import EditJob, Looks, edit_pictures, recolour_pictures
     from diffusion.generation.editing import Editor, EditSettings, add_embeddings, check_matched, choose_strength
     from diffusion.generation.session import open_session

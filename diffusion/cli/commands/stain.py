@@ -91,7 +91,7 @@ def stain(
       pixcell stain slide.svs --workdir output/1024 --flow output/flow --lora output/lora --part 20000 12000 4096 4096
       accelerate launch -m pixcell stain slide.svs --workdir output/control --flow output/flow --structure control
     """
-    from diffusion.data.slides.discovery import name_slides
+    from diffusion.data.slides.discovery import find_pictures
     from diffusion.generation.session import open_session
     from diffusion.generation.solver import Solver
     from diffusion.generation.stained_pictures import StainJob, stain_pictures
@@ -104,9 +104,7 @@ def stain(
         raise InputError(f"--strength is of --structure sdedit, not {structure}; leave it out")
     if strength is None:
         strength = STAIN_STRENGTH if structure == "sdedit" else 1.0  # all steps are taken
-    found, refused = name_slides(images)
-    inside = out.resolve()  # what an earlier call has stained, where it is below a folder that is named
-    found = {name: path for name, path in found.items() if inside not in path.resolve().parents}
+    found, refused = find_pictures(images, out)
     if len(found) > 1 and part is not None:
         raise InputError(f"--part is of one slide, and {len(found)} are named: name one")
     jobs = [StainJob(path, name, mpp, image_mpp, part, format) for name, path in found.items()]

@@ -67,9 +67,10 @@ def studio(
     import sys
     import webbrowser
 
+    from diffusion.studio.access import choose_token
     from diffusion.studio.history import History
     from diffusion.studio.pictures import PictureShelf
-    from diffusion.studio.server import Studio, bind, choose_token, serve
+    from diffusion.studio.server import Studio, bind, serve
     from diffusion.utils.errors import InputError, MissingError
     from diffusion.utils.locks import file_lock
 

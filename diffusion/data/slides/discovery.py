@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from diffusion.data.slides.patches import is_mask
 from diffusion.data.slides.reader import SLIDE_SUFFIXES
-from diffusion.utils.errors import MissingError
+from diffusion.utils.errors import InputError, MissingError
 from diffusion.utils.folders import SkippedEntries, walk_folders
 from diffusion.utils.text import expand_path, is_utf8, printable_name, read_lines
 
@@ -49,13 +49,29 @@ def find_slides(paths: Iterable[Path]) -> FoundSlides:
 
 
 def name_slides(paths: Iterable[Path]) -> tuple[dict[str, Path], dict[Path, str]]:
-    """Return slides and images by their names as `list_slides` has them; and those refused, also of two with one name the second."""
+    """Return slides and images by their names as `list_slides` has them, and those refused; of two with one name the second is refused."""
     listed, refused = list_slides(paths)
     named: dict[str, Path] = {}
     for name, path in listed:
         if named.setdefault(name, path) != path:
             refused[path] = f"{path} would be the same file of the result as {named[name]}; take another --out for it"
     return named, refused
+
+
+def find_pictures(paths: Sequence[Path], out: Path) -> tuple[dict[str, Path], dict[Path, str]]:
+    """Return the pictures that are named, by the names of their results, and files that are refused, with the reasons.
+
+    What is below `out` and in a folder that is named is left out: an earlier call has made it. Raises InputError for a picture that would
+    be replaced by its result, and where nothing is left.
+    """
+    found, refused = name_slides(paths)
+    inside = out.resolve()
+    found = {name: path for name, path in found.items() if path in paths or inside not in path.resolve().parents}
+    if replaced := [path for path in found.values() if path.resolve().parent == inside]:
+        raise InputError(f"--out {out}: the result would be where {replaced[0].name} is; name another folder")
+    if not found and not refused:
+        raise InputError(f"--out {out}: all that is named is below it; name another folder")
+    return found, refused
 
 
 def list_slides(paths: Iterable[Path]) -> tuple[list[tuple[str, Path]], dict[Path, str]]:
